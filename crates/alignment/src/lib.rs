@@ -1,0 +1,1 @@
+//! Projection heads, spatial normalisation and alignment losses of REPA and iREPA.

@@ -1,0 +1,1 @@
+//! Datasets, deterministic shuffling and a loader that decodes ahead. No libtorch.

@@ -1,0 +1,1 @@
+//! Diffusion transformers, interpolants, objectives and samplers.

@@ -1,0 +1,1 @@
+//! Spatial metrics, generative quality and statistics on ndarray and rayon. No libtorch.

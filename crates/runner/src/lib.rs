@@ -1,0 +1,1 @@
+//! The command line, the sweep engine and the report.

@@ -1,0 +1,1 @@
+//! The training step, optimiser, EMA, checkpoints and their configuration.
