@@ -1,0 +1,87 @@
+#include "shim.h"
+
+#include <ATen/Context.h>
+#include <c10/core/CachingDeviceAllocator.h>
+
+#include <dlfcn.h>
+
+#include <cstring>
+
+using torch_ext::guarded;
+
+namespace {
+std::string library_dir() {
+  Dl_info info;
+  // Any symbol of libtorch_cpu tells where it was loaded from.
+  if (dladdr(reinterpret_cast<void *>(&at::globalContext), &info) == 0 || !info.dli_fname)
+    return {};
+  std::string path(info.dli_fname);
+  const auto slash = path.rfind('/');
+  return slash == std::string::npos ? std::string() : path.substr(0, slash);
+}
+} // namespace
+
+extern "C" {
+
+// Folder that libtorch was loaded from, copied into `out` (NUL-terminated, cut at `capacity`).
+int te_library_dir(char *out, size_t capacity) {
+  return guarded([&] {
+    if (capacity == 0)
+      return;
+    const auto dir = library_dir();
+    const auto length = std::min(dir.size(), capacity - 1);
+    std::memcpy(out, dir.data(), length);
+    out[length] = '\0';
+  });
+}
+
+// Loads libtorch_cuda.so beside libtorch_cpu.so. Its initialisers register the CUDA
+// kernels and hooks; it stays loaded for the life of the process.
+int te_load_cuda() {
+  return guarded([&] {
+    const auto path = library_dir() + "/libtorch_cuda.so";
+    if (dlopen(path.c_str(), RTLD_NOW | RTLD_GLOBAL) == nullptr) {
+      const char *reason = dlerror();
+      TORCH_CHECK(false, reason ? reason : "dlopen failed without a reason");
+    }
+  });
+}
+
+int te_peak_memory(int device, uint64_t *bytes) {
+  return guarded([&] {
+    const auto target = torch_ext::device_of(device);
+    auto *allocator = at::getDeviceAllocator(target.type());
+    const auto stats = allocator->getDeviceStats(target.index());
+    constexpr auto total =
+        static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+    *bytes = static_cast<uint64_t>(stats.allocated_bytes[total].peak);
+  });
+}
+
+int te_reset_peak_memory(int device) {
+  return guarded([&] {
+    const auto target = torch_ext::device_of(device);
+    at::getDeviceAllocator(target.type())->resetPeakStats(target.index());
+  });
+}
+
+int te_empty_cache(int device) {
+  return guarded([&] {
+    at::getDeviceAllocator(torch_ext::device_of(device).type())->emptyCache();
+  });
+}
+
+int te_set_tf32(int enabled) {
+  return guarded([&] {
+    at::globalContext().setAllowTF32CuBLAS(enabled != 0);
+    at::globalContext().setAllowTF32CuDNN(enabled != 0);
+  });
+}
+
+int te_set_deterministic(int enabled) {
+  return guarded([&] {
+    at::globalContext().setDeterministicAlgorithms(enabled != 0, /*warn_only=*/false);
+    at::globalContext().setDeterministicCuDNN(enabled != 0);
+  });
+}
+}

@@ -1,0 +1,50 @@
+// The C face of the shim. Every function returns 0, or 1 with a message for
+// `te_last_error` on the same thread; no exception leaves it.
+//
+// A tensor crosses as the `at::Tensor*` that torch-sys also uses (`C_tensor*`):
+// borrowed when it is an argument, owned by the caller when it is an output.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+
+#include <cstdint>
+#include <exception>
+#include <string>
+#include <vector>
+
+namespace torch_ext {
+
+void set_error(const char *message);
+
+// Runs `body`, turning any exception into an error code.
+template <typename F> int guarded(F &&body) {
+  try {
+    body();
+    return 0;
+  } catch (const c10::Error &error) {
+    set_error(error.what_without_backtrace());
+  } catch (const std::exception &error) {
+    set_error(error.what());
+  } catch (...) {
+    set_error("unknown C++ exception");
+  }
+  return 1;
+}
+
+// Shares the tensors behind `count` borrowed pointers.
+inline std::vector<at::Tensor> share(at::Tensor *const *tensors, size_t count) {
+  std::vector<at::Tensor> shared;
+  shared.reserve(count);
+  for (size_t i = 0; i < count; ++i)
+    shared.push_back(*tensors[i]);
+  return shared;
+}
+
+// tch's device numbering: -1 is the CPU, n >= 0 is CUDA device n.
+inline at::Device device_of(int device) {
+  return device < 0 ? at::Device(at::kCPU)
+                    : at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(device));
+}
+
+} // namespace torch_ext

@@ -1,0 +1,160 @@
+//! Devices: CUDA loaded at run time, memory figures, process-wide switches.
+//!
+//! The binary links the CPU library only. [`load_cuda`] opens `libtorch_cuda.so` from the
+//! folder libtorch was loaded from, when there is one.
+
+use std::ffi::{CStr, c_char};
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use tch::{Cuda, Device};
+
+use crate::TorchError;
+use crate::ffi;
+
+/// Loads libtorch's CUDA library, once a process.
+///
+/// # Errors
+/// The library or one of its dependencies is absent (the lean set-up has none), or there is no
+/// usable CUDA device.
+pub fn load_cuda() -> Result<(), TorchError> {
+    static LOADED: OnceLock<Result<(), String>> = OnceLock::new();
+    LOADED
+        .get_or_init(|| {
+            // SAFETY: loading runs libtorch_cuda's initialisers, which register kernels under
+            // libtorch's own locks; `OnceLock` runs this once.
+            ffi::check(unsafe { ffi::te_load_cuda() }).map_err(|error| error.to_string())?;
+            if Cuda::is_available() {
+                Ok(())
+            } else {
+                Err("libtorch_cuda.so is loaded, but it finds no CUDA device or driver".into())
+            }
+        })
+        .clone()
+        .map_err(TorchError::Cuda)
+}
+
+/// The device that `auto`, `cpu`, `cuda` or `cuda:N` names. `auto` is CUDA where it works.
+///
+/// # Errors
+/// An unknown name, CUDA that cannot be used, or a device number that is not there.
+pub fn resolve(name: &str) -> Result<Device, TorchError> {
+    let index = match name {
+        "cpu" => return Ok(Device::Cpu),
+        "auto" => {
+            return Ok(if load_cuda().is_ok() {
+                Device::Cuda(0)
+            } else {
+                Device::Cpu
+            });
+        }
+        "cuda" => 0,
+        other => other
+            .strip_prefix("cuda:")
+            .and_then(|index| index.parse::<usize>().ok())
+            .ok_or_else(|| {
+                TorchError::Cuda(format!(
+                    "`{other}` is not a device; use auto, cpu, cuda or cuda:N"
+                ))
+            })?,
+    };
+    load_cuda()?;
+    let count = usize::try_from(Cuda::device_count()).unwrap_or(0);
+    if index < count {
+        Ok(Device::Cuda(index))
+    } else {
+        Err(TorchError::Cuda(format!(
+            "device {index} was asked for, there are {count} (counted from 0)"
+        )))
+    }
+}
+
+/// The folder that libtorch was loaded from.
+///
+/// # Errors
+/// The dynamic linker does not know.
+pub fn library_dir() -> Result<PathBuf, TorchError> {
+    let mut buffer: [c_char; 4096] = [0; 4096];
+    // SAFETY: the shim writes at most `len` bytes and ends them with NUL.
+    ffi::check(unsafe { ffi::te_library_dir(buffer.as_mut_ptr(), buffer.len()) })?;
+    // SAFETY: NUL-terminated by the shim, or all zeroes.
+    let path = unsafe { CStr::from_ptr(buffer.as_ptr()) };
+    Ok(PathBuf::from(path.to_string_lossy().into_owned()))
+}
+
+/// The version of libtorch that this crate was compiled against, such as `2.11.0`.
+pub fn torch_version() -> String {
+    // SAFETY: a string literal of the shim.
+    unsafe { CStr::from_ptr(ffi::te_torch_version()) }
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// Most memory in use at once, in bytes, since the start or [`reset_peak_memory`]: the
+/// allocator's figure on CUDA, the resident set of the whole process on the CPU (Linux).
+///
+/// `None` where the system does not tell.
+///
+/// # Errors
+/// The device has no allocator figures.
+pub fn peak_memory(device: Device) -> Result<Option<u64>, TorchError> {
+    if device == Device::Cpu {
+        return Ok(peak_resident());
+    }
+    let mut bytes = 0;
+    // SAFETY: `bytes` is valid for writes.
+    ffi::check(unsafe { ffi::te_peak_memory(ffi::device(device)?, &mut bytes) })?;
+    Ok(Some(bytes))
+}
+
+/// Starts a new count for [`peak_memory`]. On the CPU it does nothing where the system does not
+/// allow it.
+///
+/// # Errors
+/// The device has no allocator figures.
+pub fn reset_peak_memory(device: Device) -> Result<(), TorchError> {
+    if device == Device::Cpu {
+        // Linux: 5 resets the peak resident set. Not every kernel or container lets us.
+        let _unsupported = std::fs::write("/proc/self/clear_refs", "5");
+        return Ok(());
+    }
+    // SAFETY: plain number.
+    ffi::check(unsafe { ffi::te_reset_peak_memory(ffi::device(device)?) })
+}
+
+/// Gives the allocator's unused memory back to the device; nothing to do on the CPU.
+///
+/// # Errors
+/// The device has no such allocator.
+pub fn empty_cache(device: Device) -> Result<(), TorchError> {
+    if device == Device::Cpu {
+        return Ok(());
+    }
+    // SAFETY: plain number.
+    ffi::check(unsafe { ffi::te_empty_cache(ffi::device(device)?) })
+}
+
+/// Lets CUDA matrix products and convolutions round their inputs to TF32.
+///
+/// # Errors
+/// libtorch refused.
+pub fn set_tf32(enabled: bool) -> Result<(), TorchError> {
+    // SAFETY: plain number.
+    ffi::check(unsafe { ffi::te_set_tf32(i32::from(enabled)) })
+}
+
+/// Makes libtorch refuse operators that are not deterministic.
+///
+/// # Errors
+/// libtorch refused.
+pub fn set_deterministic(enabled: bool) -> Result<(), TorchError> {
+    // SAFETY: plain number.
+    ffi::check(unsafe { ffi::te_set_deterministic(i32::from(enabled)) })
+}
+
+fn peak_resident() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}

@@ -1,0 +1,172 @@
+//! Declarations of the C++ shim (`cpp/*.cpp`) and the few helpers every binding uses.
+//!
+//! Safety, for all bindings of this crate:
+//!
+//! - A `*const C_tensor` comes from a live `&Tensor`, so it points to a valid `at::Tensor` for
+//!   the length of the call; the shim copies the handle (a reference count) and keeps no pointer.
+//! - A list goes over as pointer and length of a `Vec` that outlives the call.
+//! - An output pointer is written only on success, then owns a fresh `at::Tensor`, which
+//!   [`take`] hands to `Tensor::from_ptr`, its one owner.
+//! - No C++ exception crosses: the shim turns each into status 1 and a thread-local message.
+
+use std::ffi::{CStr, c_char, c_int};
+
+use tch::{Device, Kind, Tensor};
+use torch_sys::C_tensor;
+
+use crate::TorchError;
+
+/// An `at::Generator`, only handled behind a pointer.
+#[repr(C)]
+pub(crate) struct RawGenerator {
+    _opaque: [u8; 0],
+}
+
+unsafe extern "C" {
+    pub(crate) fn te_last_error() -> *const c_char;
+    pub(crate) fn te_torch_version() -> *const c_char;
+
+    pub(crate) fn te_generator_new(
+        device: c_int,
+        seed: u64,
+        out: *mut *mut RawGenerator,
+    ) -> c_int;
+    pub(crate) fn te_generator_free(generator: *mut RawGenerator);
+    pub(crate) fn te_generator_seed(generator: *mut RawGenerator, seed: u64) -> c_int;
+    pub(crate) fn te_generator_state(
+        generator: *mut RawGenerator,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
+    pub(crate) fn te_generator_set_state(
+        generator: *mut RawGenerator,
+        state: *const C_tensor,
+    ) -> c_int;
+    pub(crate) fn te_rand(
+        generator: *mut RawGenerator,
+        size: *const i64,
+        rank: usize,
+        dtype: c_int,
+        device: c_int,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
+    pub(crate) fn te_randn(
+        generator: *mut RawGenerator,
+        size: *const i64,
+        rank: usize,
+        dtype: c_int,
+        device: c_int,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
+    pub(crate) fn te_uniform_(
+        generator: *mut RawGenerator,
+        tensor: *const C_tensor,
+        low: f64,
+        high: f64,
+    ) -> c_int;
+    pub(crate) fn te_normal_(
+        generator: *mut RawGenerator,
+        tensor: *const C_tensor,
+        mean: f64,
+        std: f64,
+    ) -> c_int;
+
+    pub(crate) fn te_autocast_enter(
+        device: c_int,
+        dtype: c_int,
+        previous_enabled: *mut c_int,
+        previous_dtype: *mut c_int,
+    ) -> c_int;
+    pub(crate) fn te_autocast_leave(
+        device: c_int,
+        previous_enabled: c_int,
+        previous_dtype: c_int,
+    ) -> c_int;
+
+    pub(crate) fn te_fused_adamw_(
+        params: *const *const C_tensor,
+        grads: *const *const C_tensor,
+        exp_avgs: *const *const C_tensor,
+        exp_avg_sqs: *const *const C_tensor,
+        steps: *const *const C_tensor,
+        count: usize,
+        lr: f64,
+        beta1: f64,
+        beta2: f64,
+        weight_decay: f64,
+        eps: f64,
+    ) -> c_int;
+    pub(crate) fn te_ema_(
+        averages: *const *const C_tensor,
+        values: *const *const C_tensor,
+        count: usize,
+        decay: f64,
+    ) -> c_int;
+    pub(crate) fn te_grad_norm(
+        grads: *const *const C_tensor,
+        count: usize,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
+    pub(crate) fn te_clip_grads_(
+        grads: *const *const C_tensor,
+        count: usize,
+        norm: *const C_tensor,
+        max_norm: f64,
+    ) -> c_int;
+    pub(crate) fn te_clear_grads(params: *const *const C_tensor, count: usize) -> c_int;
+    pub(crate) fn te_copy_(
+        targets: *const *const C_tensor,
+        sources: *const *const C_tensor,
+        count: usize,
+    ) -> c_int;
+
+    pub(crate) fn te_library_dir(out: *mut c_char, capacity: usize) -> c_int;
+    pub(crate) fn te_load_cuda() -> c_int;
+    pub(crate) fn te_peak_memory(device: c_int, bytes: *mut u64) -> c_int;
+    pub(crate) fn te_reset_peak_memory(device: c_int) -> c_int;
+    pub(crate) fn te_empty_cache(device: c_int) -> c_int;
+    pub(crate) fn te_set_tf32(enabled: c_int) -> c_int;
+    pub(crate) fn te_set_deterministic(enabled: c_int) -> c_int;
+}
+
+/// Turns a status of the shim into a result.
+pub(crate) fn check(status: c_int) -> Result<(), TorchError> {
+    if status == 0 {
+        return Ok(());
+    }
+    // SAFETY: `te_last_error` returns a NUL-terminated string that lives until the next failing
+    // call on this thread; it is copied before any other call.
+    let message = unsafe { CStr::from_ptr(te_last_error()) };
+    Err(TorchError::Libtorch(message.to_string_lossy().into_owned()))
+}
+
+/// Takes the tensor that a shim function wrote, if it succeeded.
+pub(crate) fn take(status: c_int, out: *mut C_tensor) -> Result<Tensor, TorchError> {
+    check(status)?;
+    // SAFETY: on success the shim wrote a fresh `new at::Tensor`, owned by nobody else.
+    Ok(unsafe { Tensor::from_ptr(out) })
+}
+
+/// Borrowed handles of a list of tensors.
+pub(crate) fn handles(tensors: &[Tensor]) -> Vec<*const C_tensor> {
+    tensors.iter().map(Tensor::as_ptr).collect()
+}
+
+/// PyTorch's number of a floating-point dtype (`c10::ScalarType`).
+pub(crate) fn dtype(kind: Kind) -> Result<c_int, TorchError> {
+    match kind {
+        Kind::Half => Ok(5),
+        Kind::Float => Ok(6),
+        Kind::Double => Ok(7),
+        Kind::BFloat16 => Ok(15),
+        other => Err(TorchError::Dtype(other)),
+    }
+}
+
+/// The shim's number of a device: -1 is the CPU, `n >= 0` is CUDA device `n`.
+pub(crate) fn device(device: Device) -> Result<c_int, TorchError> {
+    match device {
+        Device::Cpu => Ok(-1),
+        Device::Cuda(index) => c_int::try_from(index).map_err(|_| TorchError::Device(device)),
+        other => Err(TorchError::Device(other)),
+    }
+}

@@ -1,0 +1,150 @@
+//! Updates over whole lists of tensors: one call, few kernels, no loop in Rust.
+//!
+//! None of these records gradients.
+
+use std::ptr;
+
+use tch::Tensor;
+
+use crate::TorchError;
+use crate::ffi::{self, handles};
+
+/// Settings of [`fused_adamw_`], the names of `torch.optim.AdamW`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamW {
+    /// Learning rate.
+    pub lr: f64,
+    /// Decay rates of the first and second moment.
+    pub betas: (f64, f64),
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+}
+
+fn same_length(what: &'static str, left: &[Tensor], right: &[Tensor]) -> Result<(), TorchError> {
+    if left.len() == right.len() {
+        Ok(())
+    } else {
+        Err(TorchError::Length {
+            what,
+            left: left.len(),
+            right: right.len(),
+        })
+    }
+}
+
+/// One step of AdamW on every parameter (`torch.optim.AdamW(fused=True)`).
+///
+/// `steps` holds one float32 scalar a parameter, on its device: the number of this step,
+/// counted from 1, which the caller increments.
+///
+/// # Errors
+/// Lists of different lengths, or tensors that do not match in shape, dtype or device.
+pub fn fused_adamw_(
+    params: &[Tensor],
+    grads: &[Tensor],
+    exp_avgs: &[Tensor],
+    exp_avg_sqs: &[Tensor],
+    steps: &[Tensor],
+    settings: &AdamW,
+) -> Result<(), TorchError> {
+    for list in [grads, exp_avgs, exp_avg_sqs, steps] {
+        same_length("fused AdamW", params, list)?;
+    }
+    if params.is_empty() {
+        return Ok(());
+    }
+    // SAFETY: the five lists have the length given and live for the call.
+    ffi::check(unsafe {
+        ffi::te_fused_adamw_(
+            handles(params).as_ptr(),
+            handles(grads).as_ptr(),
+            handles(exp_avgs).as_ptr(),
+            handles(exp_avg_sqs).as_ptr(),
+            handles(steps).as_ptr(),
+            params.len(),
+            settings.lr,
+            settings.betas.0,
+            settings.betas.1,
+            settings.weight_decay,
+            settings.eps,
+        )
+    })
+}
+
+/// `average <- decay * average + (1 - decay) * value` for every pair.
+///
+/// # Errors
+/// Lists of different lengths, or pairs that do not match.
+pub fn ema_(averages: &[Tensor], values: &[Tensor], decay: f64) -> Result<(), TorchError> {
+    same_length("EMA", averages, values)?;
+    if averages.is_empty() {
+        return Ok(());
+    }
+    // SAFETY: both lists have the length given and live for the call.
+    ffi::check(unsafe {
+        ffi::te_ema_(
+            handles(averages).as_ptr(),
+            handles(values).as_ptr(),
+            averages.len(),
+            decay,
+        )
+    })
+}
+
+/// The 2-norm of all gradients together, a float scalar on their device.
+///
+/// # Errors
+/// An empty list, or tensors on several devices.
+pub fn grad_norm(grads: &[Tensor]) -> Result<Tensor, TorchError> {
+    let mut out = ptr::null_mut();
+    // SAFETY: the list has the length given and lives for the call; `out` is valid for writes.
+    let status = unsafe { ffi::te_grad_norm(handles(grads).as_ptr(), grads.len(), &mut out) };
+    ffi::take(status, out)
+}
+
+/// Scales every gradient by `min(1, max_norm / (norm + 1e-6))`, as `clip_grad_norm_` does,
+/// without reading `norm` back from its device.
+///
+/// # Errors
+/// Tensors on several devices.
+pub fn clip_grads_(grads: &[Tensor], norm: &Tensor, max_norm: f64) -> Result<(), TorchError> {
+    if grads.is_empty() {
+        return Ok(());
+    }
+    // SAFETY: list and norm live for the call.
+    ffi::check(unsafe {
+        ffi::te_clip_grads_(
+            handles(grads).as_ptr(),
+            grads.len(),
+            norm.as_ptr(),
+            max_norm,
+        )
+    })
+}
+
+/// Drops the gradients (`zero_grad(set_to_none=True)`).
+///
+/// # Errors
+/// libtorch refused.
+pub fn clear_grads(params: &[Tensor]) -> Result<(), TorchError> {
+    // SAFETY: the list has the length given and lives for the call.
+    ffi::check(unsafe { ffi::te_clear_grads(handles(params).as_ptr(), params.len()) })
+}
+
+/// Copies every source into its target, across dtypes and devices.
+///
+/// # Errors
+/// Lists of different lengths, or shapes that do not match.
+pub fn copy_(targets: &[Tensor], sources: &[Tensor]) -> Result<(), TorchError> {
+    same_length("copy", targets, sources)?;
+    // SAFETY: both lists have the length given and live for the call.
+    ffi::check(unsafe {
+        ffi::te_copy_(
+            handles(targets).as_ptr(),
+            handles(sources).as_ptr(),
+            targets.len(),
+        )
+    })
+}

@@ -1,0 +1,270 @@
+use std::cell::{Ref, RefCell};
+use std::collections::HashMap;
+use std::fmt::Display;
+
+use tch::{Device, Kind, Tensor};
+
+use crate::{Generator, TorchError, optim};
+
+/// How a weight is drawn.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Init {
+    /// All zero.
+    Zeros,
+    /// All one.
+    Ones,
+    /// All the same value.
+    Constant(f64),
+    /// Normal around zero.
+    Normal {
+        /// Standard deviation.
+        std: f64,
+    },
+    /// Uniform in `[-bound, bound)`.
+    Uniform {
+        /// Half the width.
+        bound: f64,
+    },
+    /// Uniform in `[-b, b)` with `b = sqrt(6 / (fan_in + fan_out))` (Glorot), the weight seen as
+    /// a matrix `[out, everything else]`.
+    XavierUniform,
+}
+
+/// A named weight or buffer.
+#[derive(Debug)]
+pub struct Param {
+    /// Full name, as in a PyTorch state dict.
+    pub name: String,
+    /// The value; shares storage with the model's own handle.
+    pub tensor: Tensor,
+    /// Whether the optimiser updates it. Buffers are not trainable but are in the state dict.
+    pub trainable: bool,
+}
+
+/// An ordered set of named weights: a model's state dict, in order of declaration.
+///
+/// Weights are drawn on the CPU and then moved, so that a seed gives the same start on every
+/// device.
+#[derive(Debug)]
+pub struct Params {
+    device: Device,
+    generator: RefCell<Generator>,
+    entries: RefCell<Vec<Param>>,
+}
+
+impl Params {
+    /// An empty set whose weights will be drawn from `seed` and live on `device`.
+    ///
+    /// # Errors
+    /// libtorch refused to make a generator.
+    pub fn new(device: Device, seed: u64) -> Result<Self, TorchError> {
+        Ok(Self {
+            device,
+            generator: RefCell::new(Generator::new(Device::Cpu, seed)?),
+            entries: RefCell::new(Vec::new()),
+        })
+    }
+
+    /// Where the weights live.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// The place at which names have no prefix.
+    pub fn root(&self) -> Scope<'_> {
+        Scope {
+            params: self,
+            prefix: String::new(),
+        }
+    }
+
+    /// All weights and buffers, in order of declaration.
+    pub fn entries(&self) -> Ref<'_, [Param]> {
+        Ref::map(self.entries.borrow(), Vec::as_slice)
+    }
+
+    /// The weight of that full name.
+    pub fn get(&self, name: &str) -> Option<Tensor> {
+        self.entries
+            .borrow()
+            .iter()
+            .find(|param| param.name == name)
+            .map(|param| param.tensor.shallow_clone())
+    }
+
+    /// Handles of the trainable weights, in order of declaration.
+    pub fn trainable(&self) -> Vec<Tensor> {
+        self.entries
+            .borrow()
+            .iter()
+            .filter(|param| param.trainable)
+            .map(|param| param.tensor.shallow_clone())
+            .collect()
+    }
+
+    /// Names and handles of everything, in order of declaration.
+    pub fn state_dict(&self) -> Vec<(String, Tensor)> {
+        self.entries
+            .borrow()
+            .iter()
+            .map(|param| (param.name.clone(), param.tensor.shallow_clone()))
+            .collect()
+    }
+
+    /// Number of trainable scalars.
+    pub fn count(&self) -> usize {
+        self.entries
+            .borrow()
+            .iter()
+            .filter(|param| param.trainable)
+            .map(|param| param.tensor.numel())
+            .sum()
+    }
+
+    /// Copies a state dict into the weights in place; names must match exactly.
+    ///
+    /// # Errors
+    /// Missing or unexpected names (all listed, each with its nearest match) or another shape.
+    /// Nothing is changed then.
+    pub fn load(&self, tensors: &[(String, Tensor)]) -> Result<(), TorchError> {
+        let entries = self.entries.borrow();
+        let declared: HashMap<&str, &Param> =
+            entries.iter().map(|p| (p.name.as_str(), p)).collect();
+        let given: HashMap<&str, &Tensor> = tensors.iter().map(|(n, t)| (n.as_str(), t)).collect();
+        let missing: Vec<String> = entries
+            .iter()
+            .filter(|param| !given.contains_key(param.name.as_str()))
+            .map(|param| param.name.clone())
+            .collect();
+        let unexpected: Vec<(String, Option<String>)> = tensors
+            .iter()
+            .filter(|(name, _)| !declared.contains_key(name.as_str()))
+            .map(|(name, _)| (name.clone(), nearest(name, &entries)))
+            .collect();
+        if !missing.is_empty() || !unexpected.is_empty() {
+            return Err(TorchError::Names {
+                missing,
+                unexpected,
+            });
+        }
+        let (mut targets, mut sources) = (Vec::new(), Vec::new());
+        for (name, tensor) in tensors {
+            let Some(param) = declared.get(name.as_str()) else {
+                continue;
+            };
+            if param.tensor.size() != tensor.size() {
+                return Err(TorchError::LoadShape {
+                    name: name.clone(),
+                    found: tensor.size(),
+                    declared: param.tensor.size(),
+                });
+            }
+            targets.push(param.tensor.shallow_clone());
+            sources.push(tensor.shallow_clone());
+        }
+        optim::copy_(&targets, &sources)
+    }
+
+    fn declare(
+        &self,
+        name: String,
+        trainable: bool,
+        make: impl FnOnce() -> Result<Tensor, TorchError>,
+    ) -> Result<Tensor, TorchError> {
+        if self.get(&name).is_some() {
+            return Err(TorchError::DuplicateName(name));
+        }
+        let tensor = make()?
+            .f_to_device(self.device)?
+            .f_set_requires_grad(trainable)?;
+        let handle = tensor.shallow_clone();
+        self.entries.borrow_mut().push(Param {
+            name,
+            tensor,
+            trainable,
+        });
+        Ok(handle)
+    }
+
+    fn draw(&self, name: &str, shape: &[i64], init: Init) -> Result<Tensor, TorchError> {
+        let mut tensor = Tensor::f_zeros(shape, (Kind::Float, Device::Cpu))?;
+        let mut generator = self.generator.borrow_mut();
+        match init {
+            Init::Zeros => {}
+            Init::Ones => tensor = tensor.f_fill_(1.0)?,
+            Init::Constant(value) => tensor = tensor.f_fill_(value)?,
+            Init::Normal { std } => generator.normal_(&mut tensor, 0.0, std)?,
+            Init::Uniform { bound } => generator.uniform_(&mut tensor, -bound, bound)?,
+            Init::XavierUniform => {
+                let [fan_out, rest @ ..] = shape else {
+                    return Err(init_error(name, shape, init));
+                };
+                if rest.is_empty() {
+                    return Err(init_error(name, shape, init));
+                }
+                let fan_in: i64 = rest.iter().product();
+                let bound = (6.0 / (fan_in + fan_out) as f64).sqrt();
+                generator.uniform_(&mut tensor, -bound, bound)?;
+            }
+        }
+        Ok(tensor)
+    }
+}
+
+fn init_error(name: &str, shape: &[i64], init: Init) -> TorchError {
+    TorchError::Init {
+        name: name.to_owned(),
+        shape: shape.to_vec(),
+        init: format!("{init:?}"),
+    }
+}
+
+fn nearest(name: &str, entries: &[Param]) -> Option<String> {
+    entries
+        .iter()
+        .map(|param| (strsim::jaro_winkler(name, &param.name), &param.name))
+        .filter(|(score, _)| *score > 0.8)
+        .max_by(|left, right| left.0.total_cmp(&right.0))
+        .map(|(_, name)| name.clone())
+}
+
+/// A place in a [`Params`] set: declares weights under a dotted prefix.
+#[derive(Debug, Clone)]
+pub struct Scope<'a> {
+    params: &'a Params,
+    prefix: String,
+}
+
+impl<'a> Scope<'a> {
+    /// The place `name` below this one.
+    pub fn sub(&self, name: impl Display) -> Scope<'a> {
+        Scope {
+            params: self.params,
+            prefix: format!("{}{name}.", self.prefix),
+        }
+    }
+
+    /// Where weights declared here live.
+    pub fn device(&self) -> Device {
+        self.params.device
+    }
+
+    /// Declares a trainable float32 weight and draws it.
+    ///
+    /// # Errors
+    /// The name is taken, or the shape does not suit `init`.
+    pub fn var(&self, name: &str, shape: &[i64], init: Init) -> Result<Tensor, TorchError> {
+        let full = format!("{}{name}", self.prefix);
+        self.params
+            .declare(full.clone(), true, || self.params.draw(&full, shape, init))
+    }
+
+    /// Declares a tensor that is in the state dict but not trained.
+    ///
+    /// # Errors
+    /// The name is taken.
+    pub fn buffer(&self, name: &str, value: Tensor) -> Result<Tensor, TorchError> {
+        self.params
+            .declare(format!("{}{name}", self.prefix), false, || Ok(value))
+    }
+}
