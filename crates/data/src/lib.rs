@@ -1,1 +1,56 @@
 //! Datasets, deterministic shuffling and a loader that decodes ahead. No libtorch.
+//!
+//! [`open`] takes a folder and gives a [`Dataset`]: labelled images with random access, from a
+//! Hugging Face `save_to_disk` folder ([`arrow`]) or from class folders of image files ([`folder`]).
+//! A [`Loader`] shuffles it epoch by epoch, crops each image as ADM does ([`center_crop`]), and
+//! gives [`Batch`]es of bytes for ever. Each batch carries a [`Cursor`]; a loader that starts from it
+//! goes on exactly where that one stood. [`read_batch`] reads fixed samples in order, for evaluation.
+//!
+//! Everything random comes from one seed through [`seed`], and no bit depends on the number of
+//! threads. Resizing follows Pillow 11.3 to the bit ([`pillow`]).
+//!
+//! ```
+//! use data::{Background, Cursor, Loader, LoaderConfig, OpenOptions};
+//!
+//! # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../experiments/data/emoji64");
+//! let options = OpenOptions { split: Some("train".into()), ..OpenOptions::default() };
+//! let dataset = data::open(folder, &options)?;
+//! assert_eq!(dataset.class_names()[0], "Activities");
+//!
+//! let config = LoaderConfig {
+//!     batch_size: 16,
+//!     resolution: 32,
+//!     background: Background::White,
+//!     ..LoaderConfig::default()
+//! };
+//! let mut loader = Loader::new(dataset.clone(), config.clone(), Cursor::default())?;
+//! let first = loader.next().unwrap()?;
+//! assert_eq!(first.images.len(), 16 * 3 * 32 * 32);
+//! let second = loader.next().unwrap()?;
+//!
+//! // A checkpoint would keep `first.cursor`.
+//! let mut resumed = Loader::new(dataset, config, first.cursor)?;
+//! assert_eq!(resumed.next().unwrap()?, second);
+//! # Ok::<(), data::DataError>(())
+//! ```
+
+pub mod arrow;
+pub mod center_crop;
+pub mod folder;
+pub mod mask;
+pub mod pillow;
+pub mod seed;
+
+mod batch;
+mod dataset;
+mod error;
+mod loader;
+mod render;
+mod sample;
+
+pub use batch::{Batch, read_batch};
+pub use dataset::{Dataset, OpenOptions, open};
+pub use error::{DataError, ImageError};
+pub use loader::{Cursor, Loader, LoaderConfig};
+pub use render::Background;
+pub use sample::{Image, Sample};

@@ -1,0 +1,207 @@
+//! Where the columns of a record batch lie in its body.
+//!
+//! The header of a record batch lists its arrays and its buffers in the order of the schema's
+//! columns, depth first. How many of each a column has depends on its type alone.
+
+use std::path::Path;
+
+use arrow_ipc::RecordBatch;
+use arrow_schema::{DataType, Field, Schema};
+
+use super::cells::{Binary, Integers, RowGroup, Span};
+use super::stream::{Columns, malformed};
+use crate::error::DataError;
+
+/// Goes through a record batch's list of arrays and buffers, column by column.
+pub(super) struct Walk<'a> {
+    path: &'a Path,
+    body: Span,
+    rows: u64,
+    /// Length and number of nulls of each array, depth first.
+    nodes: Box<dyn Iterator<Item = (i64, i64)> + 'a>,
+    /// Offset in the body and length of each buffer, depth first.
+    buffers: Box<dyn Iterator<Item = (i64, i64)> + 'a>,
+    /// Numbers of data buffers of the view columns.
+    views: Box<dyn Iterator<Item = i64> + 'a>,
+}
+
+impl<'a> Walk<'a> {
+    pub(super) fn new(
+        path: &'a Path,
+        batch: &RecordBatch<'a>,
+        body: Span,
+    ) -> Result<Self, DataError> {
+        let malformed = |problem: &str| malformed(path, problem.to_owned());
+        if batch.compression().is_some() {
+            return Err(DataError::Malformed {
+                path: path.to_path_buf(),
+                problem: "its record batches are compressed, which is not read".to_owned(),
+                fix: "write it without compression, as `save_to_disk` does",
+            });
+        }
+        let rows = u64::try_from(batch.length());
+        let nodes = batch
+            .nodes()
+            .ok_or_else(|| malformed("a record batch has no arrays"))?;
+        let buffers = batch
+            .buffers()
+            .ok_or_else(|| malformed("a record batch has no buffers"))?;
+        let views = batch.variadicBufferCounts();
+        Ok(Self {
+            path,
+            body,
+            rows: rows.map_err(|_| malformed("a record batch has a negative length"))?,
+            nodes: Box::new(nodes.iter().map(|node| (node.length(), node.null_count()))),
+            buffers: Box::new(
+                buffers
+                    .iter()
+                    .map(|buffer| (buffer.offset(), buffer.length())),
+            ),
+            views: Box::new(views.into_iter().flatten()),
+        })
+    }
+
+    /// The places of the wanted columns.
+    pub(super) fn find(
+        mut self,
+        schema: &Schema,
+        columns: &Columns,
+    ) -> Result<RowGroup, DataError> {
+        let (mut images, mut labels) = (None, None);
+        for field in schema.fields() {
+            if *field.name() == columns.image {
+                images = Some(self.images(field)?);
+            } else if columns.label.as_ref() == Some(field.name()) {
+                labels = Some(self.integers(field.data_type())?);
+            } else {
+                self.skip(field)?;
+            }
+        }
+        let images = images.ok_or_else(|| self.malformed("a record batch has no images"))?;
+        Ok(RowGroup {
+            len: self.rows,
+            images,
+            labels,
+        })
+    }
+
+    fn images(&mut self, field: &Field) -> Result<Binary, DataError> {
+        let DataType::Struct(children) = field.data_type() else {
+            return self.binary(None, field.data_type());
+        };
+        let outer = self.validity()?;
+        let mut bytes = None;
+        for child in children {
+            if child.name() == "bytes" {
+                bytes = Some(self.binary(outer, child.data_type())?);
+            } else {
+                self.skip(child)?;
+            }
+        }
+        bytes.ok_or_else(|| self.malformed("a record batch has no images"))
+    }
+
+    fn binary(&mut self, outer: Option<Span>, kind: &DataType) -> Result<Binary, DataError> {
+        let wide = *kind == DataType::LargeBinary;
+        let valid = [outer, self.validity()?];
+        let offsets_len = (self.rows + 1).saturating_mul(if wide { 8 } else { 4 });
+        let needed = if self.rows == 0 { 0 } else { offsets_len };
+        Ok(Binary {
+            valid,
+            offsets: self.buffer(needed)?,
+            wide,
+            values: self.buffer(0)?,
+        })
+    }
+
+    fn integers(&mut self, kind: &DataType) -> Result<Integers, DataError> {
+        let bytes = kind.primitive_width().unwrap_or(8) as u64;
+        let valid = self.validity()?;
+        let values = self.buffer(self.rows.saturating_mul(bytes))?;
+        Ok(Integers {
+            valid,
+            values,
+            bytes,
+            signed: kind.is_signed_integer(),
+        })
+    }
+
+    /// Passes over a column that is not wanted.
+    fn skip(&mut self, field: &Field) -> Result<(), DataError> {
+        let buffers = match field.data_type() {
+            DataType::Null | DataType::RunEndEncoded(..) => 0,
+            DataType::Struct(_) | DataType::FixedSizeList(..) => 1,
+            DataType::Binary | DataType::LargeBinary | DataType::Utf8 | DataType::LargeUtf8 => 3,
+            DataType::ListView(_) | DataType::LargeListView(_) => 3,
+            DataType::BinaryView | DataType::Utf8View => 2 + self.views.next().unwrap_or(0),
+            kind @ DataType::Union(..) => {
+                return Err(DataError::Malformed {
+                    path: self.path.to_path_buf(),
+                    problem: format!(
+                        "column `{}` has type {kind}, which is not read",
+                        field.name()
+                    ),
+                    fix: "remove the column before `save_to_disk`",
+                });
+            }
+            // Of fixed width, lists (whose values are a child), and dictionaries (whose values are
+            // in other messages): what is valid, and one more.
+            _ => 2,
+        };
+        self.nodes.next();
+        for _ in 0..buffers {
+            self.buffers.next();
+        }
+        match field.data_type() {
+            DataType::Struct(children) => children.iter().try_for_each(|child| self.skip(child)),
+            DataType::RunEndEncoded(ends, values) => {
+                self.skip(ends)?;
+                self.skip(values)
+            }
+            DataType::List(child)
+            | DataType::LargeList(child)
+            | DataType::ListView(child)
+            | DataType::LargeListView(child)
+            | DataType::FixedSizeList(child, _)
+            | DataType::Map(child, _) => self.skip(child),
+            _ => Ok(()),
+        }
+    }
+
+    /// Starts a wanted array: its bitmap, if some of it is null.
+    fn validity(&mut self) -> Result<Option<Span>, DataError> {
+        let (length, nulls) = self
+            .nodes
+            .next()
+            .ok_or_else(|| self.malformed("a record batch lacks an array"))?;
+        if u64::try_from(length) != Ok(self.rows) {
+            return Err(self.malformed("a column is not as long as its record batch"));
+        }
+        let needed = if nulls > 0 { self.rows.div_ceil(8) } else { 0 };
+        let bitmap = self.buffer(needed)?;
+        Ok((nulls > 0).then_some(bitmap))
+    }
+
+    /// The next buffer, of `needed` bytes or more.
+    fn buffer(&mut self, needed: u64) -> Result<Span, DataError> {
+        let (offset, length) = self
+            .buffers
+            .next()
+            .ok_or_else(|| self.malformed("a record batch lacks a buffer"))?;
+        match (u64::try_from(offset), u64::try_from(length)) {
+            (Ok(offset), Ok(len))
+                if offset.saturating_add(len) <= self.body.len && len >= needed =>
+            {
+                Ok(Span {
+                    start: self.body.start + offset,
+                    len,
+                })
+            }
+            _ => Err(self.malformed("a record batch has a buffer outside of its body")),
+        }
+    }
+
+    fn malformed(&self, problem: &str) -> DataError {
+        malformed(self.path, problem.to_owned())
+    }
+}

@@ -1,0 +1,598 @@
+use std::fs::{self, File};
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow_array::builder::{Int32Builder, ListBuilder, StringDictionaryBuilder};
+use arrow_array::types::Int32Type;
+use arrow_array::{
+    ArrayRef, BinaryArray, BooleanArray, Float64Array, Int8Array, Int64Array, LargeBinaryArray,
+    NullArray, RecordBatch, StringArray, StructArray, UInt16Array,
+};
+use arrow_ipc::reader::StreamReader;
+use arrow_ipc::writer::{FileWriter, StreamWriter};
+use arrow_schema::{DataType, Field};
+use data::{Background, DataError, Dataset, OpenOptions, open, read_batch};
+use serde_json::json;
+
+use crate::support::{copy_of_emoji_val, emoji, png};
+
+fn options() -> OpenOptions {
+    OpenOptions::default()
+}
+
+fn refusal(root: &Path, options: &OpenOptions) -> DataError {
+    open(root, options).err().unwrap()
+}
+
+/// A PNG of one pixel that tells the images apart.
+fn dot(value: u8) -> Vec<u8> {
+    png(1, 1, [value; 3])
+}
+
+/// The values of the images, which [`dot`] made.
+fn values(dataset: &dyn Dataset) -> Vec<u8> {
+    (0..dataset.len())
+        .map(|index| dataset.read(index).unwrap().image.rgb()[0])
+        .collect()
+}
+
+/// An image column as `datasets` writes it.
+fn image_struct(images: Vec<Option<Vec<u8>>>) -> ArrayRef {
+    let bytes = BinaryArray::from_iter(images.iter().map(|image| image.as_deref()));
+    let path = StringArray::from_iter(images.iter().map(|_| Some("x.png")));
+    Arc::new(StructArray::from(vec![
+        (
+            Arc::new(Field::new("bytes", DataType::Binary, true)),
+            Arc::new(bytes) as ArrayRef,
+        ),
+        (
+            Arc::new(Field::new("path", DataType::Utf8, true)),
+            Arc::new(path) as ArrayRef,
+        ),
+    ]))
+}
+
+fn batch(columns: Vec<(&str, ArrayRef)>) -> RecordBatch {
+    RecordBatch::try_from_iter_with_nullable(
+        columns
+            .into_iter()
+            .map(|(name, column)| (name, column, true)),
+    )
+    .unwrap()
+}
+
+fn write_stream(path: &Path, batches: &[RecordBatch]) {
+    let mut writer =
+        StreamWriter::try_new(File::create(path).unwrap(), &batches[0].schema()).unwrap();
+    for batch in batches {
+        writer.write(batch).unwrap();
+    }
+    writer.finish().unwrap();
+}
+
+/// Writes a folder as `save_to_disk` does; `files` are the record batches of each file.
+fn save(root: &Path, features: serde_json::Value, files: &[Vec<RecordBatch>]) {
+    fs::create_dir_all(root).unwrap();
+    let mut names = Vec::new();
+    for (i, batches) in files.iter().enumerate() {
+        let name = format!("data-{i:05}-of-{:05}.arrow", files.len());
+        write_stream(&root.join(&name), batches);
+        names.push(json!({ "filename": name }));
+    }
+    let state = json!({ "_data_files": names, "_fingerprint": "abc" });
+    fs::write(root.join("state.json"), state.to_string()).unwrap();
+    fs::write(
+        root.join("dataset_info.json"),
+        json!({ "features": features }).to_string(),
+    )
+    .unwrap();
+}
+
+fn class_label() -> serde_json::Value {
+    json!({
+        "image": { "_type": "Image" },
+        "label": { "_type": "ClassLabel", "names": ["a", "b", "c"] },
+    })
+}
+
+#[test]
+fn embedded_set_equals_a_plain_reading_of_its_files() {
+    let mut total = 0;
+    for split in ["train", "val"] {
+        let dataset = open(
+            emoji(),
+            &OpenOptions {
+                split: Some(split.to_owned()),
+                ..options()
+            },
+        )
+        .unwrap();
+        assert_eq!(dataset.name(), format!("emoji64/{split}"));
+        assert_eq!(dataset.class_names().len(), 9);
+        assert_eq!(dataset.class_names()[1], "Animals & Nature");
+
+        let file = File::open(emoji().join(split).join("data-00000-of-00001.arrow")).unwrap();
+        let mut index = 0;
+        for batch in StreamReader::try_new(file, None).unwrap() {
+            let batch = batch.unwrap();
+            let image = batch.column_by_name("image").unwrap();
+            let image = image.as_any().downcast_ref::<StructArray>().unwrap();
+            let bytes = image.column_by_name("bytes").unwrap();
+            let bytes = bytes.as_any().downcast_ref::<BinaryArray>().unwrap();
+            let label = batch.column_by_name("label").unwrap();
+            let label = label.as_any().downcast_ref::<Int64Array>().unwrap();
+            for row in 0..batch.num_rows() {
+                let sample = dataset.read(index).unwrap();
+                assert_eq!(sample.index, index);
+                assert_eq!(sample.label, label.value(row));
+                let expected = image::load_from_memory(bytes.value(row))
+                    .unwrap()
+                    .into_rgba8();
+                assert_eq!(sample.image.width(), 64);
+                let alpha: Vec<_> = expected.pixels().map(|pixel| pixel.0[3]).collect();
+                assert_eq!(sample.image.alpha(), Some(alpha.as_slice()));
+                let rgb: Vec<_> = expected
+                    .pixels()
+                    .flat_map(|p| [p.0[0], p.0[1], p.0[2]])
+                    .collect();
+                assert_eq!(sample.image.rgb(), rgb);
+                index += 1;
+            }
+        }
+        assert_eq!(dataset.len(), index);
+        total += index;
+    }
+    assert_eq!(total, 1906);
+}
+
+#[test]
+fn another_column_of_labels_can_be_named() {
+    let options = OpenOptions {
+        split: Some("val".to_owned()),
+        label_column: Some("subcategory".to_owned()),
+        ..options()
+    };
+    let dataset = open(emoji(), &options).unwrap();
+    assert_eq!(dataset.class_names().len(), 98);
+    let by_label = OpenOptions {
+        label_column: None,
+        ..options
+    };
+    assert_ne!(
+        dataset.fingerprint(),
+        open(emoji(), &by_label).unwrap().fingerprint()
+    );
+}
+
+#[test]
+fn fingerprint_of_the_embedded_set_does_not_depend_on_the_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let copy = copy_of_emoji_val(folder.path());
+    let options_val = OpenOptions {
+        split: Some("val".to_owned()),
+        ..options()
+    };
+    let original = open(emoji(), &options_val).unwrap();
+    let copied = open(copy, &options()).unwrap();
+    assert_eq!(original.fingerprint(), copied.fingerprint());
+}
+
+#[test]
+fn several_files_and_record_batches_are_one_data_set() {
+    let folder = tempfile::tempdir().unwrap();
+    let images = |range: std::ops::Range<u8>| {
+        let labels = Int64Array::from_iter_values(range.clone().map(|i| i64::from(i % 3)));
+        batch(vec![
+            ("image", image_struct(range.map(|i| Some(dot(i))).collect())),
+            ("label", Arc::new(labels)),
+        ])
+    };
+    // A sliced batch has offsets that do not start at zero.
+    let sliced = images(0..10).slice(4, 3);
+    save(
+        folder.path(),
+        class_label(),
+        &[
+            vec![images(0..3), images(3..3), images(3..4)],
+            vec![sliced, images(7..9)],
+        ],
+    );
+    let dataset = open(folder.path(), &options()).unwrap();
+    assert_eq!(values(&*dataset), (0..9).collect::<Vec<u8>>());
+    assert_eq!(dataset.read(5).unwrap().label, 2);
+    assert!(matches!(
+        dataset.read(9),
+        Err(DataError::Index { len: 9, .. })
+    ));
+}
+
+#[test]
+fn columns_of_any_type_may_stand_before_the_images() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut lists = ListBuilder::new(Int32Builder::new());
+    lists.append_value([Some(1), None]);
+    lists.append_null();
+    let mut words = StringDictionaryBuilder::<Int32Type>::new();
+    words.append_value("one");
+    words.append_value("two");
+    let views =
+        arrow_array::StringViewArray::from(vec!["a value too long to stand in a view", "b"]);
+    let nested = StructArray::from(vec![
+        (
+            Arc::new(Field::new("x", DataType::Float64, true)),
+            Arc::new(Float64Array::from(vec![1.0, 2.0])) as ArrayRef,
+        ),
+        (
+            Arc::new(Field::new("y", DataType::Utf8, true)),
+            Arc::new(StringArray::from(vec!["p", "q"])) as ArrayRef,
+        ),
+    ]);
+    let columns: Vec<(&str, ArrayRef)> = vec![
+        ("flag", Arc::new(BooleanArray::from(vec![Some(true), None]))),
+        ("nothing", Arc::new(NullArray::new(2))),
+        ("list", Arc::new(lists.finish())),
+        ("word", Arc::new(words.finish())),
+        ("view", Arc::new(views)),
+        ("nested", Arc::new(nested)),
+        ("label", Arc::new(Int8Array::from(vec![2, 1]))),
+        ("image", image_struct(vec![Some(dot(7)), Some(dot(8))])),
+    ];
+    save(folder.path(), class_label(), &[vec![batch(columns)]]);
+    let dataset = open(folder.path(), &options()).unwrap();
+    assert_eq!(values(&*dataset), [7, 8]);
+    assert_eq!(dataset.read(0).unwrap().label, 2);
+}
+
+#[test]
+fn images_may_be_plain_binary_and_labels_plain_integers() {
+    let folder = tempfile::tempdir().unwrap();
+    let features = json!({ "picture": { "dtype": "binary" }, "kind": { "dtype": "uint16" } });
+    let pixels = [dot(5), dot(6)];
+    let kinds: ArrayRef = Arc::new(UInt16Array::from(vec![300, 4]));
+    let named = OpenOptions {
+        image_column: Some("picture".to_owned()),
+        label_column: Some("kind".to_owned()),
+        ..options()
+    };
+    let narrow: ArrayRef = Arc::new(BinaryArray::from_iter_values(&pixels));
+    let wide: ArrayRef = Arc::new(LargeBinaryArray::from_iter_values(&pixels));
+    for picture in [narrow, wide] {
+        let columns = vec![("picture", picture), ("kind", Arc::clone(&kinds))];
+        save(folder.path(), features.clone(), &[vec![batch(columns)]]);
+        let dataset = open(folder.path(), &named).unwrap();
+        assert_eq!(values(&*dataset), [5, 6]);
+        assert_eq!(dataset.class_names().len(), 301);
+        assert_eq!(dataset.read(0).unwrap().label, 300);
+    }
+}
+
+#[test]
+fn nulls_bad_images_and_labels_out_of_range_are_corrupt_samples() {
+    let folder = tempfile::tempdir().unwrap();
+    let images = vec![
+        Some(dot(1)),
+        None,
+        Some(b"GIF89a".to_vec()),
+        Some(dot(2)),
+        Some(dot(3)),
+    ];
+    let labels: ArrayRef = Arc::new(Int64Array::from(vec![
+        Some(0),
+        Some(0),
+        Some(0),
+        None,
+        Some(-1),
+    ]));
+    let columns = vec![("image", image_struct(images)), ("label", labels)];
+    save(folder.path(), class_label(), &[vec![batch(columns)]]);
+    let dataset = open(folder.path(), &options()).unwrap();
+    assert!(dataset.read(0).is_ok());
+    for (index, reason) in [
+        (1, "null"),
+        (2, "Gif; PNG, JPEG and WebP are read"),
+        (3, "null"),
+        (4, "label -1"),
+    ] {
+        let error = dataset.read(index).unwrap_err();
+        assert!(error.is_corrupt_sample(), "{error}");
+        assert!(
+            error.to_string().contains(&format!("sample {index}")),
+            "{error}"
+        );
+        assert!(error.to_string().contains(reason), "{error}");
+    }
+
+    let unlabelled = OpenOptions {
+        unlabelled: true,
+        ..options()
+    };
+    let dataset = open(folder.path(), &unlabelled).unwrap();
+    assert_eq!(dataset.read(4).unwrap().label, 0);
+    assert_eq!(dataset.class_names(), ["all"]);
+}
+
+#[test]
+fn a_file_truncated_anywhere_is_refused_when_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = copy_of_emoji_val(folder.path());
+    let path = root.join("data-00000-of-00001.arrow");
+    let whole = fs::read(&path).unwrap();
+    // The last: only the end marker is gone, as when a writer was killed between two batches.
+    for length in [
+        0,
+        3,
+        8,
+        100,
+        whole.len() / 2,
+        whole.len() - 100,
+        whole.len() - 8,
+    ] {
+        fs::write(&path, &whole[..length]).unwrap();
+        let error = refusal(&root, &options());
+        assert!(
+            matches!(error, DataError::Truncated { .. }),
+            "{length}: {error}"
+        );
+        assert!(
+            error.to_string().contains("data-00000-of-00001.arrow"),
+            "{error}"
+        );
+        assert!(error.to_string().contains("copy or download"), "{error}");
+    }
+}
+
+#[test]
+fn damaged_headers_never_panic() {
+    let folder = tempfile::tempdir().unwrap();
+    let labels: ArrayRef = Arc::new(Int64Array::from(vec![0, 1, 2]));
+    let images = image_struct((0..3).map(|i| Some(dot(i))).collect());
+    let columns = vec![("image", images), ("label", labels)];
+    save(folder.path(), class_label(), &[vec![batch(columns)]]);
+    let path = folder.path().join("data-00000-of-00001.arrow");
+    let whole = fs::read(&path).unwrap();
+    let mut refused = 0;
+    for place in 0..whole.len() {
+        let mut damaged = whole.clone();
+        damaged[place] ^= [0xff, 0x80, 0x01][place % 3];
+        fs::write(&path, damaged).unwrap();
+        match open(folder.path(), &options()) {
+            Ok(dataset) => {
+                for index in 0..dataset.len() {
+                    let _ = dataset.read(index);
+                }
+            }
+            Err(_) => refused += 1,
+        }
+    }
+    assert!(refused > 100, "only {refused} damaged files were refused");
+}
+
+#[test]
+fn a_file_that_is_no_stream_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let labels: ArrayRef = Arc::new(Int64Array::from(vec![0]));
+    let rows = batch(vec![
+        ("image", image_struct(vec![Some(dot(0))])),
+        ("label", labels),
+    ]);
+    save(folder.path(), class_label(), &[vec![rows.clone()]]);
+    let path = folder.path().join("data-00000-of-00001.arrow");
+
+    let mut writer = FileWriter::try_new(File::create(&path).unwrap(), &rows.schema()).unwrap();
+    writer.write(&rows).unwrap();
+    writer.finish().unwrap();
+    let text = refusal(folder.path(), &options()).to_string();
+    assert!(text.contains("Arrow IPC file, not a stream"), "{text}");
+
+    fs::write(&path, "version https://git-lfs.github.com/spec/v1").unwrap();
+    let text = refusal(folder.path(), &options()).to_string();
+    assert!(text.contains("not an Arrow IPC stream"), "{text}");
+
+    fs::remove_file(&path).unwrap();
+    let error = refusal(folder.path(), &options());
+    assert!(matches!(error, DataError::Io { .. }), "{error}");
+    assert!(
+        error.to_string().contains("data-00000-of-00001.arrow"),
+        "{error}"
+    );
+}
+
+#[test]
+fn missing_columns_and_wrong_types_are_named_with_what_there_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let names: ArrayRef = Arc::new(StringArray::from(vec!["x"]));
+    let image = image_struct(vec![Some(dot(0))]);
+    let features = json!({
+        "image": { "_type": "Image" }, "name": { "dtype": "string" },
+        "ghost": { "_type": "ClassLabel", "names": ["a"] },
+    });
+    let rows = batch(vec![("image", image), ("name", names)]);
+    save(folder.path(), features, &[vec![rows]]);
+    let label = |name: &str| OpenOptions {
+        label_column: Some(name.to_owned()),
+        ..options()
+    };
+
+    let text = refusal(folder.path(), &label("lable")).to_string();
+    assert!(
+        text.contains("there is no column `lable`; set `label_column` to one of"),
+        "{text}"
+    );
+    assert!(text.contains("`ghost`, `image`, `name`"), "{text}");
+
+    let error = refusal(folder.path(), &label("name"));
+    assert!(
+        matches!(
+            error,
+            DataError::ColumnType {
+                key: "label_column",
+                ..
+            }
+        ),
+        "{error}"
+    );
+    assert!(
+        error.to_string().contains("Utf8; allowed: integers"),
+        "{error}"
+    );
+
+    // In dataset_info.json and not in the Arrow file.
+    let text = refusal(folder.path(), &options()).to_string();
+    assert!(
+        text.contains(".arrow: there is no column `ghost`"),
+        "{text}"
+    );
+
+    let image = OpenOptions {
+        image_column: Some("name".to_owned()),
+        unlabelled: true,
+        ..options()
+    };
+    let error = refusal(folder.path(), &image);
+    assert!(
+        matches!(
+            error,
+            DataError::ColumnType {
+                key: "image_column",
+                ..
+            }
+        ),
+        "{error}"
+    );
+    assert!(error.to_string().contains("datasets.Image()"), "{error}");
+}
+
+#[test]
+fn a_missing_label_column_says_how_to_go_without() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = batch(vec![("image", image_struct(vec![Some(dot(0))]))]);
+    save(
+        folder.path(),
+        json!({ "image": { "_type": "Image" } }),
+        &[vec![rows]],
+    );
+    let text = refusal(folder.path(), &options()).to_string();
+    assert!(
+        text.contains("label_column") && text.contains("`unlabelled`"),
+        "{text}"
+    );
+}
+
+#[test]
+fn damaged_json_pages_are_named_with_their_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = copy_of_emoji_val(folder.path());
+    let refused = |file: &str, text: &str, expected: &[&str]| {
+        let original = fs::read(root.join(file)).unwrap();
+        fs::write(root.join(file), text).unwrap();
+        let message = refusal(&root, &options()).to_string();
+        for part in expected {
+            assert!(message.contains(part), "{part:?} is not in {message:?}");
+        }
+        fs::write(root.join(file), original).unwrap();
+    };
+    refused("state.json", "{", &["state.json", "not valid JSON"]);
+    refused("state.json", "[]", &["state.json", "not a JSON object"]);
+    refused(
+        "state.json",
+        "{}",
+        &["state.json", "`_data_files`", "is missing"],
+    );
+    refused("state.json", r#"{"_data_files": []}"#, &["lists no file"]);
+    refused("state.json", r#"{"_data_files": [{}]}"#, &["`filename`"]);
+    let indices = r#"{"_data_files": [{"filename": "x"}], "_indices_files": [{"filename": "y"}]}"#;
+    refused(
+        "state.json",
+        indices,
+        &["_indices_files", "flatten_indices()"],
+    );
+    refused(
+        "dataset_info.json",
+        "{}",
+        &["dataset_info.json", "`features`"],
+    );
+    let nameless =
+        r#"{"features": {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel"}}}"#;
+    refused("dataset_info.json", nameless, &["features.label.names"]);
+}
+
+#[test]
+fn a_folder_that_lost_its_state_json_is_not_taken_for_images() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = copy_of_emoji_val(folder.path());
+    fs::remove_file(root.join("state.json")).unwrap();
+    let text = refusal(&root, &options()).to_string();
+    assert!(
+        text.contains("no state.json") && text.contains("save_to_disk"),
+        "{text}"
+    );
+
+    let root = folder.path().join("other");
+    fs::create_dir(&root).unwrap();
+    fs::rename(folder.path().join("val"), root.join("val")).unwrap();
+    fs::remove_file(root.join("val/dataset_info.json")).unwrap();
+    fs::write(
+        root.join("val/state.json"),
+        r#"{"_data_files": [{"filename": "x"}]}"#,
+    )
+    .unwrap();
+    let text = refusal(&root, &options()).to_string();
+    assert!(text.contains("dataset_info.json"), "{text}");
+}
+
+#[test]
+fn splits_are_named_or_found_if_there_is_only_one() {
+    let text = refusal(&emoji(), &options()).to_string();
+    assert!(text.contains("`split` can be `train`, `val`"), "{text}");
+
+    let folder = tempfile::tempdir().unwrap();
+    let val = copy_of_emoji_val(folder.path());
+    let only = open(folder.path(), &options()).unwrap();
+    assert!(only.name().ends_with("/val"), "{}", only.name());
+
+    let train = OpenOptions {
+        split: Some("train".to_owned()),
+        ..options()
+    };
+    let text = refusal(&val, &train).to_string();
+    assert!(
+        text.contains("is one split itself") && text.contains("leave `split` out"),
+        "{text}"
+    );
+}
+
+#[test]
+fn fixed_batches_keep_the_order_asked_for() {
+    let dataset = open(
+        emoji(),
+        &OpenOptions {
+            split: Some("val".to_owned()),
+            ..options()
+        },
+    )
+    .unwrap();
+    let batch = read_batch(&*dataset, &[3, 0, 3], 32, Background::Black).unwrap();
+    assert_eq!((batch.len(), batch.ids.as_slice()), (3, &[3, 0, 3][..]));
+    let image = 3 * 32 * 32;
+    assert_eq!(batch.images.len(), 3 * image);
+    assert_eq!(batch.images[..image], batch.images[2 * image..]);
+    assert_eq!(batch.masks.unwrap().len(), 3 * 32 * 32);
+    assert_eq!(batch.flipped, [false; 3]);
+
+    let error = read_batch(&*dataset, &[0], 0, Background::Black).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            DataError::Config {
+                key: "resolution",
+                ..
+            }
+        ),
+        "{error}"
+    );
+    let error = read_batch(&*dataset, &[0, 10_000], 8, Background::Black).unwrap_err();
+    assert!(
+        matches!(error, DataError::Index { index: 10_000, .. }),
+        "{error}"
+    );
+}

@@ -1,0 +1,239 @@
+use std::fs;
+use std::path::Path;
+
+use data::{Background, DataError, Image, OpenOptions, open, read_batch};
+use image::{ImageFormat, Rgb, RgbImage, Rgba, RgbaImage};
+
+use crate::support::{encode, png};
+
+fn write(root: &Path, file: &str, bytes: impl AsRef<[u8]>) {
+    let path = root.join(file);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, bytes).unwrap();
+}
+
+fn options() -> OpenOptions {
+    OpenOptions::default()
+}
+
+/// The error of opening a folder, as text.
+fn refusal(root: &Path, options: &OpenOptions) -> String {
+    open(root, options).err().unwrap().to_string()
+}
+
+#[test]
+fn classes_and_files_are_sorted_by_name_and_formats_are_mixed() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path();
+    let flat = |colour| RgbImage::from_pixel(4, 3, Rgb(colour));
+    write(
+        root,
+        "dog/b.JPG",
+        encode(flat([200, 100, 50]), ImageFormat::Jpeg),
+    );
+    write(
+        root,
+        "dog/a.webp",
+        encode(flat([1, 2, 3]), ImageFormat::WebP),
+    );
+    write(root, "cat/deep/z.png", png(4, 3, [9, 8, 7]));
+    write(
+        root,
+        "cat/c.jpeg",
+        encode(flat([0, 0, 255]), ImageFormat::Jpeg),
+    );
+    write(root, "cat/notes.txt", "not an image");
+    write(root, ".cache/x.png", "hidden");
+    write(root, "dog/._b.png", "hidden");
+
+    let dataset = open(root, &options()).unwrap();
+    assert_eq!(dataset.class_names(), ["cat", "dog"]);
+    assert_eq!(dataset.len(), 4);
+    let samples: Vec<_> = (0..4).map(|index| dataset.read(index).unwrap()).collect();
+    let labels: Vec<_> = samples.iter().map(|sample| sample.label).collect();
+    assert_eq!(labels, [0, 0, 1, 1]);
+    assert_eq!(samples[1].image.rgb()[..3], [9, 8, 7]);
+    assert_eq!(samples[2].image.rgb()[..3], [1, 2, 3]);
+    for (sample, colour) in [(&samples[0], [0_u8, 0, 255]), (&samples[3], [200, 100, 50])] {
+        let off = sample.image.rgb().iter().zip(colour.iter().cycle());
+        assert!(
+            off.map(|(a, b)| a.abs_diff(*b)).max().unwrap() <= 3,
+            "JPEG of {colour:?}"
+        );
+    }
+    assert!(matches!(
+        dataset.read(4),
+        Err(DataError::Index {
+            index: 4,
+            len: 4,
+            ..
+        })
+    ));
+}
+
+#[test]
+fn alpha_comes_from_png_and_webp_and_becomes_the_mask() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path();
+    let image = RgbaImage::from_fn(4, 4, |x, y| Rgba([10, 20, 30, (x * 16 + y) as u8]));
+    write(root, "a/0.png", encode(image.clone(), ImageFormat::Png));
+    write(root, "a/1.webp", encode(image, ImageFormat::WebP));
+    write(root, "a/2.png", png(4, 4, [1, 2, 3]));
+
+    let dataset = open(root, &options()).unwrap();
+    let batch = read_batch(&*dataset, &[2, 0, 1], 4, Background::White).unwrap();
+    assert_eq!(batch.ids, [2, 0, 1]);
+    let masks = batch.masks.unwrap();
+    let expected: Vec<u8> = (0..16).map(|i| (i % 4) * 16 + i / 4).collect();
+    assert_eq!(masks[..16], [255; 16]);
+    assert_eq!(masks[16..32], expected);
+    assert_eq!(masks[32..], expected);
+    // Opacity 0 on white.
+    assert_eq!(batch.images[48], 255);
+    assert_eq!(batch.images[..16], [1; 16]);
+
+    let opaque = read_batch(&*dataset, &[2], 4, Background::White).unwrap();
+    assert_eq!(opaque.masks, None);
+}
+
+#[test]
+fn orientation_of_a_photograph_is_applied() {
+    let flat = RgbImage::from_pixel(4, 2, Rgb([9, 9, 9]));
+    let jpeg = encode(flat, ImageFormat::Jpeg);
+    // An EXIF segment with the one entry Orientation (0x0112, SHORT) = 6: turn by a quarter.
+    let tiff = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
+    let length = (2 + 6 + tiff.len()) as u16;
+    let mut turned = jpeg[..2].to_vec();
+    turned.extend([0xff, 0xe1]);
+    turned.extend(length.to_be_bytes());
+    turned.extend(b"Exif\0\0");
+    turned.extend(tiff);
+    turned.extend(&jpeg[2..]);
+    let image = Image::decode(&turned).unwrap();
+    assert_eq!((image.width(), image.height()), (2, 4));
+}
+
+#[test]
+fn a_flat_folder_has_one_class() {
+    let root = tempfile::tempdir().unwrap();
+    write(root.path(), "1.png", png(1, 1, [0; 3]));
+    write(root.path(), "0.png", png(1, 1, [5; 3]));
+    let dataset = open(root.path(), &options()).unwrap();
+    assert_eq!(dataset.class_names(), ["all"]);
+    assert_eq!(dataset.read(0).unwrap().image.rgb(), [5; 3]);
+}
+
+#[test]
+fn labels_can_be_ignored() {
+    let root = tempfile::tempdir().unwrap();
+    write(root.path(), "a/0.png", png(1, 1, [0; 3]));
+    write(root.path(), "b/0.png", png(1, 1, [0; 3]));
+    let unlabelled = OpenOptions {
+        unlabelled: true,
+        ..options()
+    };
+    let dataset = open(root.path(), &unlabelled).unwrap();
+    assert_eq!(dataset.class_names(), ["all"]);
+    assert_eq!(dataset.read(1).unwrap().label, 0);
+}
+
+#[test]
+fn a_damaged_image_is_a_corrupt_sample_that_names_its_file() {
+    let root = tempfile::tempdir().unwrap();
+    let whole = png(32, 32, [1, 2, 3]);
+    write(root.path(), "a/cut.png", &whole[..whole.len() / 2]);
+    write(root.path(), "a/empty.jpg", b"");
+    write(root.path(), "a/text.png", b"not an image");
+    let dataset = open(root.path(), &options()).unwrap();
+    for (index, file) in ["cut.png", "empty.jpg", "text.png"].iter().enumerate() {
+        let error = dataset.read(index as u64).unwrap_err();
+        assert!(error.is_corrupt_sample(), "{error}");
+        assert!(error.to_string().contains(file), "{error}");
+    }
+    let error = read_batch(&*dataset, &[1, 0], 4, Background::Drop).unwrap_err();
+    assert!(error.to_string().contains("empty.jpg"), "{error}");
+}
+
+#[test]
+fn fingerprint_depends_on_files_and_not_on_the_place() {
+    let parent = tempfile::tempdir().unwrap();
+    let make = |name: &str, size| {
+        let root = parent.path().join(name);
+        write(&root, "a/0.png", png(size, 1, [0; 3]));
+        write(&root, "a/1.png", png(1, 1, [0; 3]));
+        open(&root, &options()).unwrap().fingerprint().to_owned()
+    };
+    let first = make("first", 1);
+    assert_eq!(first.len(), 32);
+    assert_eq!(first, make("second", 1));
+    assert_ne!(first, make("third", 700));
+    let renamed = parent.path().join("first");
+    fs::rename(renamed.join("a/1.png"), renamed.join("a/2.png")).unwrap();
+    assert_ne!(first, open(&renamed, &options()).unwrap().fingerprint());
+}
+
+#[test]
+fn folders_without_a_single_meaning_are_refused() {
+    let parent = tempfile::tempdir().unwrap();
+    let missing = parent.path().join("nowhere");
+    let text = refusal(&missing, &options());
+    assert!(
+        text.contains("nowhere: no such folder; looked for"),
+        "{text}"
+    );
+    assert!(
+        text.contains("save_to_disk") && text.contains("class folders"),
+        "{text}"
+    );
+
+    write(parent.path(), "file", "x");
+    let text = refusal(&parent.path().join("file"), &options());
+    assert!(text.contains("is a file"), "{text}");
+
+    let empty = parent.path().join("empty");
+    fs::create_dir(&empty).unwrap();
+    let text = refusal(&empty, &options());
+    assert!(
+        text.contains("holds no image") && text.contains("state.json"),
+        "{text}"
+    );
+
+    let half = parent.path().join("half");
+    write(&half, "a/0.png", png(1, 1, [0; 3]));
+    write(&half, "b/notes.txt", "");
+    let text = refusal(&half, &options());
+    assert!(
+        text.contains("half/b: this class folder holds no image"),
+        "{text}"
+    );
+
+    let mixed = parent.path().join("mixed");
+    write(&mixed, "a/0.png", png(1, 1, [0; 3]));
+    write(&mixed, "loose.png", png(1, 1, [0; 3]));
+    let text = refusal(&mixed, &options());
+    assert!(text.contains("`loose.png` beside class folders"), "{text}");
+}
+
+#[test]
+fn splits_of_an_image_folder_must_be_named() {
+    let root = tempfile::tempdir().unwrap();
+    write(root.path(), "train/a/0.png", png(1, 1, [0; 3]));
+    write(root.path(), "val/a/0.png", png(1, 1, [0; 3]));
+    let text = refusal(root.path(), &options());
+    assert!(text.contains("`split` can be `train`, `val`"), "{text}");
+
+    let split = |name: &str| OpenOptions {
+        split: Some(name.to_owned()),
+        ..options()
+    };
+    let text = refusal(root.path(), &split("test"));
+    assert!(
+        text.contains("there is no split `test`; `split` can be `train`, `val`"),
+        "{text}"
+    );
+    let text = refusal(root.path(), &split("../x"));
+    assert!(text.contains("there is no split"), "{text}");
+
+    let dataset = open(root.path(), &split("val")).unwrap();
+    assert!(dataset.name().ends_with("/val"), "{}", dataset.name());
+}

@@ -1,0 +1,8 @@
+//! The crate from outside: goldens, damaged files, and the stream of batches.
+
+mod arrow;
+mod center_crop;
+mod folder;
+mod loader;
+mod masks;
+mod support;
