@@ -1,1 +1,80 @@
 //! Diffusion transformers, interpolants, objectives and samplers.
+//!
+//! What is trained and what is drawn from it, on libtorch through [`tch`]:
+//!
+//! - a [`Denoiser`] takes noisy images, times and labels to a prediction and to the hidden tokens
+//!   that representation alignment projects; [`Sit`] is the one of REPA and iREPA, in the sizes
+//!   that [`SitConfig::named`] knows;
+//! - a [`Path`] leads from images to noise; [`objective`] says what is predicted on it;
+//! - a [`samplers::Sampler`] walks it back, with classifier-free guidance;
+//! - an [`autoencoder::Autoencoder`] stands between bytes and the space in which all this
+//!   happens; [`latents`] samples from stored moments.
+//!
+//! Time runs from 0 (image) to 1 (noise). Every random number comes from a
+//! [`torch_ext::Generator`] that the caller passes.
+//!
+//! # Example
+//!
+//! ```
+//! use diffusion::autoencoder::{Autoencoder, Identity};
+//! use diffusion::objective::velocity::Velocity;
+//! use diffusion::samplers::{Method, Sampler, SamplerConfig};
+//! use diffusion::{Denoiser, Mode, Sit, SitConfig};
+//! use tch::{Device, Kind, Tensor};
+//! use torch_ext::{Generator, Params};
+//!
+//! # fn main() -> Result<(), diffusion::DiffusionError> {
+//! let mut generator = Generator::new(Device::Cpu, 0)?;
+//! let images = Tensor::randint(256, [2, 3, 16, 16], (Kind::Uint8, Device::Cpu));
+//! let labels = Tensor::from_slice(&[0i64, 1]);
+//!
+//! // A small SiT on pixels.
+//! let config = SitConfig {
+//!     input_size: 16,
+//!     in_channels: 3,
+//!     num_classes: 2,
+//!     ..SitConfig::named("SiT-XS/4")?
+//! };
+//! let params = Params::new(Device::Cpu, 0)?;
+//! let sit = Sit::new(&params.root(), &config)?;
+//!
+//! // One training step's loss and gradients.
+//! let objective = Velocity::default();
+//! let x0 = Identity.encode(&images, &mut generator)?;
+//! let noisy = objective.draw(&x0, &mut generator)?;
+//! let output = sit.forward(&noisy.x, &noisy.t, &labels, Mode::Train(&mut generator))?;
+//! objective.loss(&output.prediction, &noisy)?.mean(None).backward();
+//! assert_eq!(output.hidden.size(), [2, 16, 128]);
+//!
+//! // Two images, guided.
+//! let latents = generator.randn(&[2, 3, 16, 16], Kind::Float)?;
+//! let config = SamplerConfig {
+//!     method: Method::Euler,
+//!     num_steps: 4,
+//!     cfg_scale: 2.0,
+//!     ..SamplerConfig::default()
+//! };
+//! let sampler = Sampler::new(config, objective.path)?;
+//! let samples = sampler.sample(&sit, &latents, &labels, &mut generator, |_| {})?;
+//! assert_eq!(Identity.decode(&samples)?.kind(), Kind::Uint8);
+//! # Ok(())
+//! # }
+//! ```
+
+pub mod autoencoder;
+mod check;
+mod denoiser;
+mod embedding;
+mod error;
+pub mod interpolant;
+pub mod latents;
+mod layers;
+pub mod objective;
+pub mod samplers;
+mod sit;
+
+pub use denoiser::{Denoiser, Mode, Output, drop_labels};
+pub use embedding::{sincos_2d, timestep_sinusoids};
+pub use error::DiffusionError;
+pub use interpolant::Path;
+pub use sit::{Sit, SitConfig};

@@ -1,1 +1,68 @@
 //! The training step, optimiser, EMA, checkpoints and their configuration.
+//!
+//! A [`Trainer`] steps one model, given a batch and the encoders' tokens for it; who reads the
+//! data and runs the encoders is not its affair, so that several trainers can share both. A
+//! [`Run`] is a trainer with a folder: it logs to `metrics.jsonl`, saves [`Checkpoint`]s and
+//! continues from the newest valid one, on the CPU to the same bits as a run that was never
+//! interrupted. [`Config`] says everything about a run, as data.
+//!
+//! # Example
+//!
+//! ```
+//! use data::{Cursor, Loader, LoaderConfig, OpenOptions};
+//! use tch::{Device, Kind, Tensor};
+//! use training::{Config, DeviceBatch, EncoderShape, Inputs, Run};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let mut config = Config::default();
+//! config.model.name = "SiT-XS/4".into();
+//! config.data.resolution = 16;
+//! config.train.batch_size = 4;
+//! config.train.steps = 2;
+//!
+//! # let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../experiments/data/emoji64");
+//! let options = OpenOptions { split: Some("train".into()), ..Default::default() };
+//! let dataset = data::open(root, &options)?;
+//! let inputs = Inputs {
+//!     device: Device::Cpu,
+//!     num_classes: dataset.class_names().len() as i64,
+//!     encoders: vec![EncoderShape { name: "random".into(), width: 32, tokens: 16 }],
+//!     identity: dataset.fingerprint().into(),
+//! };
+//! # let folder = tempfile::tempdir()?;
+//! # let folder = folder.path();
+//! let mut run = Run::open(folder, &config, inputs)?;
+//! let mut loader = Loader::new(dataset, config.loader(), run.trainer().cursor())?;
+//! while !run.is_finished() {
+//!     let Some(batch) = loader.next() else { break };
+//!     let batch = DeviceBatch::new(batch?, Device::Cpu)?;
+//!     // In earnest these come from an encoder.
+//!     let tokens = Tensor::randn([4, 16, 32], (Kind::Float, Device::Cpu));
+//!     run.step(&batch, &[tokens])?;
+//! }
+//! assert!(folder.join("checkpoints/step-0000002/manifest.json").is_file());
+//! # Ok(())
+//! # }
+//! ```
+
+mod adamw;
+mod batch;
+pub mod checkpoint;
+mod config;
+mod error;
+mod metrics_log;
+mod run;
+mod tensor_file;
+mod trainer;
+
+pub use batch::{DeviceBatch, images_to_device};
+pub use checkpoint::{Checkpoint, CheckpointError};
+pub use config::{
+    AlignmentConfig, Autoencoder, Config, DataConfig, EvaluateConfig, InvalidConfig, ModelConfig,
+    NO_ENCODER, OptimizerConfig, Precision, SampleConfig, TrainConfig,
+};
+pub use error::TrainError;
+pub use metrics_log::{MetricsLog, StepMetrics};
+pub use run::Run;
+pub use tensor_file::{read_tensors, write_tensors};
+pub use trainer::{EncoderShape, Inputs, Sampling, Trainer};

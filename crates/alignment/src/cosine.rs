@@ -1,0 +1,58 @@
+use tch::Tensor;
+
+use crate::tokens;
+use crate::{AlignmentError, TokenLoss};
+
+/// Lower bound of a token's length before it is divided by it (`F.normalize`).
+const NORM_EPS: f64 = 1e-12;
+
+/// The negative cosine of each pair of tokens, averaged over samples and tokens
+/// (`CosineProjectionLoss` upstream).
+///
+/// Tokens are divided by `max(|v|, 1e-12)`. A token shorter than that has no gradient through
+/// its length, and a large one through its direction; a zero token has cosine 0. Each tensor is
+/// normalised in its own dtype; the product has the wider one.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CosineLoss;
+
+impl CosineLoss {
+    /// The cosine of each pair of tokens, `[B, T]`, for `target` and `projected` `[B, T, D]`.
+    ///
+    /// # Errors
+    /// Shapes that differ, or are not three-dimensional.
+    pub fn similarity(
+        &self,
+        target: &Tensor,
+        projected: &Tensor,
+    ) -> Result<Tensor, AlignmentError> {
+        tokens::sizes("encoder tokens", target)?;
+        tokens::sizes("projected tokens", projected)?;
+        if target.size() != projected.size() {
+            return Err(AlignmentError::ShapeMismatch {
+                target: target.size(),
+                projected: projected.size(),
+            });
+        }
+        let product = unit(target)?.f_mul(&unit(projected)?)?;
+        Ok(product.f_sum_dim_intlist(-1, false, None)?)
+    }
+}
+
+impl TokenLoss for CosineLoss {
+    fn name(&self) -> &'static str {
+        "cosine"
+    }
+
+    fn forward(&self, target: &Tensor, projected: &Tensor) -> Result<Tensor, AlignmentError> {
+        let cosine = self.similarity(target, projected)?;
+        Ok(cosine.f_mean(None)?.f_neg()?)
+    }
+}
+
+/// Tokens of length 1 along the last dimension.
+fn unit(tokens: &Tensor) -> Result<Tensor, AlignmentError> {
+    let length = tokens
+        .f_norm_scalaropt_dim(2.0, -1, true)?
+        .f_clamp_min(NORM_EPS)?;
+    Ok(tokens.f_div(&length)?)
+}

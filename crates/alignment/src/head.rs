@@ -1,0 +1,330 @@
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+use torch_ext::{Init, Scope};
+
+use crate::AlignmentError;
+use crate::tokens;
+
+/// Which projection maps hidden tokens to the encoder's space.
+///
+/// In TOML: `{ kind = "mlp" }`, `{ kind = "linear" }` or `{ kind = "conv", kernel = 3 }`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase", from = "Entry")]
+pub enum HeadConfig {
+    /// Three linear layers with SiLU between them (REPA).
+    Mlp {
+        /// Width of the two hidden layers; 2048 when left out.
+        width: i64,
+    },
+    /// One linear layer.
+    Linear,
+    /// One convolution over the token grid, zero padding, same size (iREPA).
+    Conv {
+        /// Side of the kernel; 3 when left out.
+        kernel: Kernel,
+    },
+}
+
+/// How a file spells it: serde refuses unknown keys of `{}` variants, not of unit variants.
+#[derive(Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+enum Entry {
+    Mlp {
+        #[serde(default = "default_mlp_width")]
+        width: i64,
+    },
+    Linear {},
+    Conv {
+        #[serde(default)]
+        kernel: Kernel,
+    },
+}
+
+impl From<Entry> for HeadConfig {
+    fn from(entry: Entry) -> Self {
+        match entry {
+            Entry::Mlp { width } => Self::Mlp { width },
+            Entry::Linear {} => Self::Linear,
+            Entry::Conv { kernel } => Self::Conv { kernel },
+        }
+    }
+}
+
+fn default_mlp_width() -> i64 {
+    2048
+}
+
+impl Default for HeadConfig {
+    /// The paper's head: a 3x3 convolution.
+    fn default() -> Self {
+        Self::Conv {
+            kernel: Kernel::Three,
+        }
+    }
+}
+
+/// Side of a convolution's kernel; a number in configuration files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "i64", into = "i64")]
+pub enum Kernel {
+    /// 1x1: the same as a linear layer, drawn as a convolution.
+    One,
+    /// 3x3, the paper's choice.
+    #[default]
+    Three,
+    /// 5x5.
+    Five,
+    /// 7x7.
+    Seven,
+}
+
+impl TryFrom<i64> for Kernel {
+    type Error = AlignmentError;
+
+    fn try_from(side: i64) -> Result<Self, AlignmentError> {
+        match side {
+            1 => Ok(Self::One),
+            3 => Ok(Self::Three),
+            5 => Ok(Self::Five),
+            7 => Ok(Self::Seven),
+            _ => Err(AlignmentError::Kernel(side)),
+        }
+    }
+}
+
+impl From<Kernel> for i64 {
+    fn from(kernel: Kernel) -> i64 {
+        match kernel {
+            Kernel::One => 1,
+            Kernel::Three => 3,
+            Kernel::Five => 5,
+            Kernel::Seven => 7,
+        }
+    }
+}
+
+/// A projection head: hidden tokens `[B, T, in]` to the encoder's space `[B, T, out]`
+/// (`ProjectionLayer` upstream).
+///
+/// ```
+/// use alignment::{Head, HeadConfig};
+/// use tch::{Device, Kind, Tensor};
+/// use torch_ext::Params;
+///
+/// # fn main() -> Result<(), alignment::AlignmentError> {
+/// let params = Params::new(Device::Cpu, 0)?;
+/// let heads = Head::projectors(&params.root(), &HeadConfig::default(), 64, &[112, 768])?;
+/// assert_eq!(params.entries()[0].name, "projectors.0.projection_layer.weight");
+///
+/// let hidden = Tensor::randn([2, 16, 64], (Kind::Float, Device::Cpu));
+/// assert_eq!(heads[1].forward(&hidden)?.size(), [2, 16, 768]);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Head {
+    projection: Projection,
+    in_width: i64,
+    out_width: i64,
+}
+
+#[derive(Debug)]
+enum Projection {
+    Mlp([Linear; 3]),
+    Linear(Linear),
+    Conv { layer: Linear, padding: i64 },
+}
+
+#[derive(Debug)]
+struct Linear {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Linear {
+    fn new(scope: &Scope, in_width: i64, out_width: i64) -> Result<Self, AlignmentError> {
+        Ok(Self {
+            weight: scope.var("weight", &[out_width, in_width], Init::XavierUniform)?,
+            bias: scope.var("bias", &[out_width], Init::Zeros)?,
+        })
+    }
+
+    /// Drawn like `torch.nn.Conv2d`, which upstream's initialisation leaves alone: Kaiming
+    /// uniform with `a = sqrt(5)` is uniform within `1 / sqrt(fan_in)`, as is the bias.
+    fn conv(
+        scope: &Scope,
+        in_width: i64,
+        out_width: i64,
+        side: i64,
+    ) -> Result<Self, AlignmentError> {
+        let fan_in = in_width * side * side;
+        let init = Init::Uniform {
+            bound: 1.0 / (fan_in as f64).sqrt(),
+        };
+        Ok(Self {
+            weight: scope.var("weight", &[out_width, in_width, side, side], init)?,
+            bias: scope.var("bias", &[out_width], init)?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor, AlignmentError> {
+        Ok(x.f_linear(&self.weight, Some(&self.bias))?)
+    }
+}
+
+impl Head {
+    /// Declares a head's weights below `scope`, as `projection_layer.{weight,bias}` or, for an
+    /// MLP, `projection_layer.{0,2,4}.{weight,bias}`.
+    ///
+    /// Linear layers are drawn Xavier-uniform with zero bias, convolutions as PyTorch's default.
+    ///
+    /// # Errors
+    /// A width below 1, or a name that is taken.
+    pub fn new(
+        scope: &Scope,
+        config: &HeadConfig,
+        in_width: i64,
+        out_width: i64,
+    ) -> Result<Self, AlignmentError> {
+        positive("the head's input width", in_width)?;
+        positive("the head's output width", out_width)?;
+        let scope = scope.sub("projection_layer");
+        let projection = match *config {
+            HeadConfig::Mlp { width } => {
+                positive("the head's hidden width", width)?;
+                Projection::Mlp([
+                    Linear::new(&scope.sub(0), in_width, width)?,
+                    Linear::new(&scope.sub(2), width, width)?,
+                    Linear::new(&scope.sub(4), width, out_width)?,
+                ])
+            }
+            HeadConfig::Linear => {
+                Projection::Linear(Linear::new(&scope, in_width, out_width)?)
+            }
+            HeadConfig::Conv { kernel } => {
+                let side = i64::from(kernel);
+                Projection::Conv {
+                    layer: Linear::conv(&scope, in_width, out_width, side)?,
+                    padding: side / 2,
+                }
+            }
+        };
+        Ok(Self {
+            projection,
+            in_width,
+            out_width,
+        })
+    }
+
+    /// One head for each encoder, named `projectors.0`, `projectors.1`, ... below `root` as in
+    /// upstream's checkpoints. `encoder_widths` are the widths of the encoders' tokens.
+    ///
+    /// # Errors
+    /// As [`Head::new`].
+    pub fn projectors(
+        root: &Scope,
+        config: &HeadConfig,
+        in_width: i64,
+        encoder_widths: &[i64],
+    ) -> Result<Vec<Self>, AlignmentError> {
+        let scope = root.sub("projectors");
+        encoder_widths
+            .iter()
+            .enumerate()
+            .map(|(index, &width)| Self::new(&scope.sub(index), config, in_width, width))
+            .collect()
+    }
+
+    /// Width of the hidden tokens this head takes.
+    pub fn in_width(&self) -> i64 {
+        self.in_width
+    }
+
+    /// Width of the tokens this head returns.
+    pub fn out_width(&self) -> i64 {
+        self.out_width
+    }
+
+    /// Projects `hidden` `[B, T, in]`, row-major tokens of a square grid, to `[B, T, out]`.
+    ///
+    /// # Errors
+    /// Another shape, or, for a convolution, a number of tokens that is not a square.
+    pub fn forward(&self, hidden: &Tensor) -> Result<Tensor, AlignmentError> {
+        let (_, count, _) = self.sizes(hidden)?;
+        match &self.projection {
+            Projection::Mlp([first, second, third]) => {
+                let x = first.forward(hidden)?.f_silu()?;
+                let x = second.forward(&x)?.f_silu()?;
+                third.forward(&x)
+            }
+            Projection::Linear(layer) => layer.forward(hidden),
+            Projection::Conv { .. } => {
+                let side = (count as f64).sqrt().round() as i64;
+                if side * side != count {
+                    return Err(AlignmentError::NotSquare { tokens: count });
+                }
+                self.forward_on_grid(hidden, (side, side))
+            }
+        }
+    }
+
+    /// As [`Head::forward`], for row-major tokens of a grid of `(rows, columns)`.
+    ///
+    /// # Errors
+    /// Another shape, or a grid that does not hold the tokens.
+    pub fn forward_on_grid(
+        &self,
+        hidden: &Tensor,
+        (rows, columns): (i64, i64),
+    ) -> Result<Tensor, AlignmentError> {
+        let (batch, count, width) = self.sizes(hidden)?;
+        if rows < 1 || columns < 1 || rows.checked_mul(columns) != Some(count) {
+            return Err(AlignmentError::Grid {
+                rows,
+                columns,
+                tokens: count,
+            });
+        }
+        let Projection::Conv { layer, padding } = &self.projection else {
+            return self.forward(hidden);
+        };
+        // Tokens are channels-last already: as a permuted view they reach the convolution, and
+        // come back from it, without a copy.
+        let image = hidden
+            .f_reshape([batch, rows, columns, width])?
+            .f_permute([0, 3, 1, 2])?;
+        let projected = image.f_conv2d(
+            &layer.weight,
+            Some(&layer.bias),
+            1,
+            [*padding, *padding],
+            1,
+            1,
+        )?;
+        Ok(projected
+            .f_permute([0, 2, 3, 1])?
+            .f_reshape([batch, count, self.out_width])?)
+    }
+
+    fn sizes(&self, hidden: &Tensor) -> Result<(i64, i64, i64), AlignmentError> {
+        let sizes = tokens::sizes("hidden tokens", hidden)?;
+        if sizes.2 != self.in_width {
+            return Err(AlignmentError::Width {
+                found: hidden.size(),
+                expected: self.in_width,
+            });
+        }
+        Ok(sizes)
+    }
+}
+
+fn positive(name: &'static str, found: i64) -> Result<(), AlignmentError> {
+    if found < 1 {
+        return Err(AlignmentError::Setting {
+            name,
+            found: found as f64,
+            allowed: "at least 1",
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,182 @@
+use std::fmt::Debug;
+
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use crate::{AlignmentError, CosineLoss};
+
+/// A distance between an encoder's tokens and projected tokens.
+///
+/// Implement it to add a loss, or to put a fused kernel in the place of a composite one.
+pub trait TokenLoss: Debug + Send {
+    /// Name in logs.
+    fn name(&self) -> &'static str;
+
+    /// The loss as a scalar tensor, for `target` and `projected` of one shape `[B, T, D]`.
+    ///
+    /// # Errors
+    /// Shapes that differ, or are not three-dimensional.
+    fn forward(&self, target: &Tensor, projected: &Tensor) -> Result<Tensor, AlignmentError>;
+}
+
+/// A loss and its weight in the sum. In TOML: `{ kind = "cosine", coefficient = 0.5 }`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LossConfig {
+    /// Which loss.
+    pub kind: LossKind,
+    /// Its weight. The paper uses 0.5 for REPA and JiT, 1.0 for iREPA on SiT.
+    pub coefficient: f64,
+}
+
+/// The losses that exist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LossKind {
+    /// [`CosineLoss`].
+    Cosine,
+}
+
+/// A weighted sum of losses, each averaged over the encoders (`SILoss` upstream).
+///
+/// It is meant to run outside autocast, on projected tokens cast to float32; the encoder's
+/// tokens keep their own dtype.
+///
+/// ```
+/// use alignment::{AlignmentLoss, LossConfig, LossKind};
+/// use tch::{Device, Kind, Tensor};
+///
+/// # fn main() -> Result<(), alignment::AlignmentError> {
+/// let loss = AlignmentLoss::new(&[LossConfig { kind: LossKind::Cosine, coefficient: 0.5 }])?;
+/// let tokens = Tensor::randn([2, 16, 8], (Kind::Float, Device::Cpu));
+/// // Equal tokens have cosine 1, so the loss is -1, half of which counts.
+/// let output = loss.forward(&[&tokens], &[&tokens])?;
+/// assert!((output.total.double_value(&[]) + 0.5).abs() < 1e-6);
+/// assert!((output.terms[0].value.double_value(&[]) + 1.0).abs() < 1e-6);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct AlignmentLoss {
+    terms: Vec<(f64, Box<dyn TokenLoss>)>,
+}
+
+/// What [`AlignmentLoss::forward`] returns. Nothing here was read back from the device.
+#[derive(Debug)]
+pub struct AlignmentOutput {
+    /// The weighted sum, a scalar to be added to the denoising loss.
+    pub total: Tensor,
+    /// The summands before weighting, in the order of the configuration.
+    pub terms: Vec<LossTerm>,
+}
+
+/// One summand of an alignment loss.
+#[derive(Debug)]
+pub struct LossTerm {
+    /// Name of the loss.
+    pub name: &'static str,
+    /// Its weight in the sum.
+    pub coefficient: f64,
+    /// The loss averaged over the encoders, a scalar.
+    pub value: Tensor,
+}
+
+impl AlignmentLoss {
+    /// The losses of a configuration.
+    ///
+    /// # Errors
+    /// No loss, or a coefficient that is not finite.
+    pub fn new(configs: &[LossConfig]) -> Result<Self, AlignmentError> {
+        Self::with_losses(
+            configs
+                .iter()
+                .map(|config| {
+                    let loss: Box<dyn TokenLoss> = match config.kind {
+                        LossKind::Cosine => Box::new(CosineLoss),
+                    };
+                    (config.coefficient, loss)
+                })
+                .collect(),
+        )
+    }
+
+    /// Losses of one's own, each with its coefficient.
+    ///
+    /// # Errors
+    /// As [`AlignmentLoss::new`].
+    pub fn with_losses(terms: Vec<(f64, Box<dyn TokenLoss>)>) -> Result<Self, AlignmentError> {
+        if terms.is_empty() {
+            return Err(AlignmentError::NoLoss);
+        }
+        for (coefficient, _) in &terms {
+            if !coefficient.is_finite() {
+                return Err(AlignmentError::Setting {
+                    name: "coefficient",
+                    found: *coefficient,
+                    allowed: "a finite number",
+                });
+            }
+        }
+        Ok(Self { terms })
+    }
+
+    /// Compares the tokens of each encoder with the projection made for it; both lists are in
+    /// the order of the encoders, each entry `[B, T, D]` with its encoder's own width.
+    ///
+    /// # Errors
+    /// Lists of different lengths or empty; shapes that differ within a pair.
+    pub fn forward(
+        &self,
+        targets: &[&Tensor],
+        projected: &[&Tensor],
+    ) -> Result<AlignmentOutput, AlignmentError> {
+        if targets.is_empty() || targets.len() != projected.len() {
+            return Err(AlignmentError::EncoderCount {
+                targets: targets.len(),
+                projected: projected.len(),
+            });
+        }
+        let mut total: Option<Tensor> = None;
+        let mut terms = Vec::with_capacity(self.terms.len());
+        for (coefficient, loss) in &self.terms {
+            let value = mean_over_encoders(loss.as_ref(), targets, projected)?;
+            let weighted = value.f_mul_scalar(*coefficient)?;
+            total = Some(match total {
+                Some(sum) => sum.f_add(&weighted)?,
+                None => weighted,
+            });
+            terms.push(LossTerm {
+                name: loss.name(),
+                coefficient: *coefficient,
+                value,
+            });
+        }
+        let total = total.ok_or(AlignmentError::NoLoss)?;
+        Ok(AlignmentOutput { total, terms })
+    }
+}
+
+fn mean_over_encoders(
+    loss: &dyn TokenLoss,
+    targets: &[&Tensor],
+    projected: &[&Tensor],
+) -> Result<Tensor, AlignmentError> {
+    let mut values = targets
+        .iter()
+        .zip(projected)
+        .map(|(target, projected)| loss.forward(target, projected))
+        .collect::<Result<Vec<_>, _>>()?;
+    match (values.len(), values.pop()) {
+        (1, Some(only)) => Ok(only),
+        (count, Some(last)) => {
+            let sum = values
+                .iter()
+                .try_fold(last, |sum, value| sum.f_add(value))?;
+            Ok(sum.f_div_scalar(count as f64)?)
+        }
+        (count, None) => Err(AlignmentError::EncoderCount {
+            targets: count,
+            projected: projected.len(),
+        }),
+    }
+}

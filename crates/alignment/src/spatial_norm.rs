@@ -1,0 +1,145 @@
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use crate::AlignmentError;
+use crate::tokens;
+
+/// Normalisation of an encoder's tokens over space, per sample and channel (iREPA, section 4;
+/// `spatial_zscore` upstream).
+///
+/// In TOML: `{ method = "none" }` or `{ method = "zscore", alpha = 0.6 }`.
+///
+/// ```
+/// use alignment::SpatialNorm;
+/// use tch::{Device, Kind, Tensor};
+///
+/// # fn main() -> Result<(), alignment::AlignmentError> {
+/// let tokens = Tensor::randn([2, 16, 8], (Kind::Float, Device::Cpu)) + 5.0;
+/// let norm = SpatialNorm::ZScore { alpha: 1.0, eps: 1e-6 };
+/// let normalised = norm.forward(&tokens)?;
+/// assert_eq!(normalised.size(), [2, 16, 8]);
+/// // With alpha 1 nothing is left of the mean over the tokens.
+/// let mean = normalised.mean_dim(1, false, None);
+/// assert!(mean.abs().max().double_value(&[]) < 1e-5);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "method", rename_all = "lowercase", from = "Entry")]
+pub enum SpatialNorm {
+    /// Tokens as they are (REPA).
+    None,
+    /// `(x - alpha * mean) / (std + eps)`, mean and unbiased standard deviation over the tokens.
+    ZScore {
+        /// Share of the mean that is taken away; 0.6 when left out, as the paper has it for SiT
+        /// (0.8 for JiT).
+        alpha: f64,
+        /// Added to the standard deviation, so that constant channels stay finite; 1e-6 when
+        /// left out.
+        eps: f64,
+    },
+}
+
+/// How a file spells it: serde refuses unknown keys of `{}` variants, not of unit variants.
+#[derive(Deserialize)]
+#[serde(tag = "method", rename_all = "lowercase", deny_unknown_fields)]
+enum Entry {
+    None {},
+    ZScore {
+        #[serde(default = "default_alpha")]
+        alpha: f64,
+        #[serde(default = "default_eps")]
+        eps: f64,
+    },
+}
+
+impl From<Entry> for SpatialNorm {
+    fn from(entry: Entry) -> Self {
+        match entry {
+            Entry::None {} => Self::None,
+            Entry::ZScore { alpha, eps } => Self::ZScore { alpha, eps },
+        }
+    }
+}
+
+fn default_alpha() -> f64 {
+    0.6
+}
+
+fn default_eps() -> f64 {
+    1e-6
+}
+
+impl Default for SpatialNorm {
+    /// The paper's setting for SiT: z-score with alpha 0.6 and eps 1e-6.
+    fn default() -> Self {
+        Self::ZScore {
+            alpha: default_alpha(),
+            eps: default_eps(),
+        }
+    }
+}
+
+impl SpatialNorm {
+    /// Checks the settings, so that a wrong configuration is refused before training starts.
+    ///
+    /// # Errors
+    /// `alpha` is not finite, or `eps` is not positive.
+    pub fn validate(&self) -> Result<(), AlignmentError> {
+        let Self::ZScore { alpha, eps } = *self else {
+            return Ok(());
+        };
+        if !alpha.is_finite() {
+            return Err(AlignmentError::Setting {
+                name: "alpha",
+                found: alpha,
+                allowed: "a finite number, usually between 0 and 1",
+            });
+        }
+        if !(eps.is_finite() && eps > 0.0) {
+            return Err(AlignmentError::Setting {
+                name: "eps",
+                found: eps,
+                allowed: "a positive number",
+            });
+        }
+        Ok(())
+    }
+
+    /// Normalises `tokens` `[B, T, D]`; shape, dtype and device stay. Computed in the tokens'
+    /// own dtype, as upstream does.
+    ///
+    /// # Errors
+    /// Not three dimensions; settings that [`SpatialNorm::validate`] refuses; a z-score of fewer
+    /// than two tokens, where upstream returns NaN.
+    pub fn forward(&self, tokens: &Tensor) -> Result<Tensor, AlignmentError> {
+        self.validate()?;
+        match *self {
+            Self::None => {
+                tokens::sizes("encoder tokens", tokens)?;
+                Ok(tokens.shallow_clone())
+            }
+            Self::ZScore { alpha, eps } => {
+                let (mean, std) = token_statistics(tokens)?;
+                let centred = tokens.f_sub(&mean.f_mul_scalar(alpha)?)?;
+                Ok(centred.f_div(&std.f_add_scalar(eps)?)?)
+            }
+        }
+    }
+}
+
+/// Mean and unbiased standard deviation of `tokens` `[B, T, D]` over the tokens, each
+/// `[B, 1, D]`.
+///
+/// # Errors
+/// Not three dimensions, or fewer than two tokens.
+pub fn token_statistics(tokens: &Tensor) -> Result<(Tensor, Tensor), AlignmentError> {
+    let (_, count, _) = tokens::sizes("encoder tokens", tokens)?;
+    if count < 2 {
+        return Err(AlignmentError::TooFewTokens(count));
+    }
+    // One pass for both. Its running mean is exact on constant tokens, where a sum divided by T
+    // is off by a rounding that 1 / eps would blow up.
+    let (std, mean) = tokens.f_std_mean_dim(1, true, true)?;
+    Ok((mean, std))
+}

@@ -1,0 +1,6 @@
+//! Tests of the public interface, against upstream's numbers and on bad input.
+
+mod behaviour;
+mod cases;
+#[path = "../../diffusion/tests/golden/mod.rs"]
+mod golden;

@@ -1,0 +1,35 @@
+//! Between images as bytes and the space in which a denoiser works.
+
+mod identity;
+
+use std::fmt::Debug;
+
+use tch::Tensor;
+use torch_ext::Generator;
+
+use crate::DiffusionError;
+
+pub use identity::Identity;
+
+/// Maps images to latents and back.
+pub trait Autoencoder: Debug + Send {
+    /// `[C, h, w]` of the latents of images of `height` x `width` pixels.
+    ///
+    /// # Errors
+    /// A size it cannot take.
+    fn latent_shape(&self, height: i64, width: i64) -> Result<[i64; 3], DiffusionError>;
+
+    /// Latents `[B, C, h, w]`, float32, of images `[B, 3, H, W]`, bytes. An encoder with a
+    /// posterior samples it from `generator`.
+    ///
+    /// # Errors
+    /// Another shape or dtype.
+    fn encode(&self, images: &Tensor, generator: &mut Generator) -> Result<Tensor, DiffusionError>;
+
+    /// Images `[B, 3, H, W]`, bytes, of latents `[B, C, h, w]` of any floating-point dtype.
+    /// Levels between two bytes become the lower one, as upstream writes images.
+    ///
+    /// # Errors
+    /// Another shape.
+    fn decode(&self, latents: &Tensor) -> Result<Tensor, DiffusionError>;
+}

@@ -1,0 +1,63 @@
+//! Checks of what callers hand in, so that a wrong shape is named before libtorch meets it.
+
+use std::fmt::Display;
+
+use tch::{Kind, Tensor};
+
+use crate::DiffusionError;
+
+/// `tensor` has the shape `expected`, in which -1 stands for any size.
+pub(crate) fn shape(
+    what: &'static str,
+    tensor: &Tensor,
+    expected: &[i64],
+) -> Result<(), DiffusionError> {
+    let found = tensor.size();
+    let fits = found.len() == expected.len()
+        && found
+            .iter()
+            .zip(expected)
+            .all(|(found, expected)| *expected == -1 || found == expected);
+    if fits {
+        return Ok(());
+    }
+    Err(DiffusionError::Shape {
+        what,
+        found,
+        expected: expected.to_vec(),
+    })
+}
+
+/// `tensor` has the dtype `expected`.
+pub(crate) fn dtype(
+    what: &'static str,
+    tensor: &Tensor,
+    expected: Kind,
+) -> Result<(), DiffusionError> {
+    let found = tensor.kind();
+    if found == expected {
+        return Ok(());
+    }
+    Err(DiffusionError::Dtype {
+        what,
+        found,
+        expected,
+    })
+}
+
+/// `holds`, or the setting is refused.
+pub(crate) fn setting(
+    holds: bool,
+    name: &'static str,
+    found: impl Display,
+    allowed: impl Into<String>,
+) -> Result<(), DiffusionError> {
+    if holds {
+        return Ok(());
+    }
+    Err(DiffusionError::Setting {
+        name,
+        found: found.to_string(),
+        allowed: allowed.into(),
+    })
+}

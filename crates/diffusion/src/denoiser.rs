@@ -1,0 +1,75 @@
+//! What a denoising network is to objectives and samplers.
+
+use std::fmt::Debug;
+
+use tch::Tensor;
+use torch_ext::Generator;
+
+use crate::DiffusionError;
+
+/// A class-conditional network that predicts something about a noisy image.
+pub trait Denoiser: Debug + Send {
+    /// Predicts for noisy images `x` `[B, C, H, W]` at times `t` `[B]`, both of one
+    /// floating-point dtype, and classes `labels` `[B]`, int64.
+    ///
+    /// # Errors
+    /// Shapes or dtypes other than these; a label without an embedding, looked for where
+    /// labels are on the CPU, since elsewhere the check would wait for the device.
+    fn forward(
+        &self,
+        x: &Tensor,
+        t: &Tensor,
+        labels: &Tensor,
+        mode: Mode<'_>,
+    ) -> Result<Output, DiffusionError>;
+
+    /// `[C, H, W]` of the images it takes and returns.
+    fn image_shape(&self) -> [i64; 3];
+
+    /// Number of classes, without the null class.
+    fn num_classes(&self) -> i64;
+
+    /// The label that stands for no class, or `None` for a network trained without one.
+    fn null_class(&self) -> Option<i64>;
+
+    /// Rows and columns of the hidden tokens, `T = rows * columns`.
+    fn token_grid(&self) -> (i64, i64);
+
+    /// Width of the hidden tokens.
+    fn hidden_width(&self) -> i64;
+}
+
+/// What a [`Denoiser`] returns.
+#[derive(Debug)]
+pub struct Output {
+    /// The prediction, `[B, C, H, W]`; what it predicts is the objective's affair.
+    pub prediction: Tensor,
+    /// Tokens after the block at alignment depth, `[B, T, D]`, row-major over the grid.
+    pub hidden: Tensor,
+}
+
+/// Whether a network trains, and then where its random numbers come from.
+#[derive(Debug)]
+pub enum Mode<'a> {
+    /// Labels as given, nothing random.
+    Eval,
+    /// Labels are dropped at the network's rate; numbers are drawn in order of use.
+    Train(&'a mut Generator),
+}
+
+/// Replaces labels by the null class where `draws < probability` (`token_drop` upstream).
+///
+/// `labels` and `draws`, uniform in [0, 1), have one shape `[B]`.
+///
+/// # Errors
+/// The shapes differ.
+pub fn drop_labels(
+    labels: &Tensor,
+    draws: &Tensor,
+    probability: f64,
+    null_class: i64,
+) -> Result<Tensor, DiffusionError> {
+    crate::check::shape("the draws for label dropout", draws, &labels.size())?;
+    let dropped = draws.f_lt(probability)?.f_to_device(labels.device())?;
+    Ok(Tensor::f_where_scalarself(&dropped, null_class, labels)?)
+}

@@ -1,0 +1,210 @@
+//! How images, positions, times and classes become vectors.
+
+use tch::{Device, Kind, Tensor};
+use torch_ext::{Init, Scope};
+
+use crate::denoiser::{Mode, drop_labels};
+use crate::layers::Linear;
+use crate::{DiffusionError, check};
+
+/// Longest period of the sinusoids, of positions as of times.
+const MAX_PERIOD: f64 = 10_000.0;
+
+/// Images `[B, C, S, S]` to one token a patch `[B, T, D]`, row-major (`PatchEmbed` of timm).
+#[derive(Debug)]
+pub(crate) struct PatchEmbedder {
+    weight: Tensor,
+    bias: Tensor,
+    channels: i64,
+    size: i64,
+    patch: i64,
+}
+
+impl PatchEmbedder {
+    pub fn new(
+        scope: &Scope,
+        channels: i64,
+        size: i64,
+        patch: i64,
+        width: i64,
+    ) -> Result<Self, DiffusionError> {
+        let scope = scope.sub("proj");
+        let shape = [width, channels, patch, patch];
+        Ok(Self {
+            weight: scope.var("weight", &shape, Init::XavierUniform)?,
+            bias: scope.var("bias", &[width], Init::Zeros)?,
+            channels,
+            size,
+            patch,
+        })
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor, DiffusionError> {
+        let (channels, size, patch) = (self.channels, self.size, self.patch);
+        check::shape("the noisy image", x, &[-1, channels, size, size])?;
+        let side = size / patch;
+        // A convolution whose stride is its kernel is a linear layer on patches. As one, its
+        // tokens are contiguous, which a convolution's would not be in any block that follows.
+        let patches = x
+            .f_reshape([-1, channels, side, patch, side, patch])?
+            .f_permute([0, 2, 4, 1, 3, 5])?
+            .f_reshape([-1, side * side, channels * patch * patch])?;
+        Ok(patches.f_linear(&self.weight.f_flatten(1, -1)?, Some(&self.bias))?)
+    }
+}
+
+/// The fixed position embedding of a square grid, `[side * side, width]` in float64
+/// (`get_2d_sincos_pos_embed` upstream).
+///
+/// The first half of a token's vector is of its column, the second of its row; each half is
+/// `[sin(p w_i), cos(p w_i)]` with `w_i = 10000^(-i / (width / 4))`.
+///
+/// # Errors
+/// `width` is not a multiple of 4, or one of the two is not positive.
+pub fn sincos_2d(width: i64, side: i64) -> Result<Tensor, DiffusionError> {
+    check::setting(
+        width > 0 && width % 4 == 0,
+        "hidden_size",
+        width,
+        "a multiple of 4, for the position embedding",
+    )?;
+    check::setting(side > 0, "the grid of tokens", side, "at least 1 x 1")?;
+    let quarter = width / 4;
+    let mut values = Vec::new();
+    for token in 0..side * side {
+        for position in [token % side, token / side] {
+            let angles = (0..quarter).map(|index| {
+                position as f64 / MAX_PERIOD.powf(index as f64 / quarter as f64)
+            });
+            values.extend(angles.clone().map(f64::sin));
+            values.extend(angles.map(f64::cos));
+        }
+    }
+    Ok(Tensor::f_from_slice(&values)?.f_view([side * side, width])?)
+}
+
+/// Sinusoids of times `t` `[B]`, `[B, width]` in float32: `[cos(t f_i), sin(t f_i)]` with
+/// `f_i = 10000^(-i / half)`, `half = width / 2` (`TimestepEmbedder.positional_embedding`
+/// upstream). An odd width ends in a column of zeros. Times are in [0, 1] and are not scaled.
+///
+/// # Errors
+/// `t` has more than one dimension, or `width` is below 2.
+pub fn timestep_sinusoids(t: &Tensor, width: i64) -> Result<Tensor, DiffusionError> {
+    sinusoids(t, &frequencies(width, t.device())?, width)
+}
+
+fn frequencies(width: i64, device: Device) -> Result<Tensor, DiffusionError> {
+    check::setting(width >= 2, "the width of the time embedding", width, "at least 2")?;
+    let half = width / 2;
+    Ok(Tensor::f_arange(half, (Kind::Float, Device::Cpu))?
+        .f_mul_scalar(-MAX_PERIOD.ln())?
+        .f_div_scalar(half)?
+        .f_exp()?
+        .f_to_device(device)?)
+}
+
+fn sinusoids(t: &Tensor, frequencies: &Tensor, width: i64) -> Result<Tensor, DiffusionError> {
+    check::shape("t", t, &[-1])?;
+    let angles = t.f_to_kind(Kind::Float)?.f_unsqueeze(1)?.f_mul(frequencies)?;
+    let mut parts = vec![angles.f_cos()?, angles.f_sin()?];
+    if width % 2 == 1 {
+        parts.push(angles.f_narrow(1, 0, 1)?.f_zeros_like()?);
+    }
+    Ok(Tensor::f_cat(&parts, 1)?)
+}
+
+/// Times `[B]` to vectors `[B, D]` (`TimestepEmbedder` upstream).
+#[derive(Debug)]
+pub(crate) struct TimestepEmbedder {
+    frequencies: Tensor,
+    first: Linear,
+    second: Linear,
+}
+
+impl TimestepEmbedder {
+    /// Number of sinusoids.
+    const WIDTH: i64 = 256;
+
+    pub fn new(scope: &Scope, width: i64) -> Result<Self, DiffusionError> {
+        let scope = scope.sub("mlp");
+        let init = Init::Normal { std: 0.02 };
+        Ok(Self {
+            frequencies: frequencies(Self::WIDTH, scope.device())?,
+            first: Linear::new(&scope.sub(0), Self::WIDTH, width, init)?,
+            second: Linear::new(&scope.sub(2), width, width, init)?,
+        })
+    }
+
+    pub fn forward(&self, t: &Tensor) -> Result<Tensor, DiffusionError> {
+        let x = sinusoids(t, &self.frequencies, Self::WIDTH)?.f_to_kind(t.kind())?;
+        self.second.forward(&self.first.forward(&x)?.f_silu()?)
+    }
+}
+
+/// Labels `[B]` to vectors `[B, D]`, with a row for the null class when labels are dropped in
+/// training (`LabelEmbedder` upstream).
+#[derive(Debug)]
+pub(crate) struct LabelEmbedder {
+    table: Tensor,
+    num_classes: i64,
+    dropout: f64,
+}
+
+impl LabelEmbedder {
+    pub fn new(
+        scope: &Scope,
+        num_classes: i64,
+        width: i64,
+        dropout: f64,
+    ) -> Result<Self, DiffusionError> {
+        let rows = num_classes + i64::from(dropout > 0.0);
+        let init = Init::Normal { std: 0.02 };
+        Ok(Self {
+            table: scope
+                .sub("embedding_table")
+                .var("weight", &[rows, width], init)?,
+            num_classes,
+            dropout,
+        })
+    }
+
+    pub fn null_class(&self) -> Option<i64> {
+        (self.dropout > 0.0).then_some(self.num_classes)
+    }
+
+    pub fn forward(&self, labels: &Tensor, mode: Mode<'_>) -> Result<Tensor, DiffusionError> {
+        self.check(labels)?;
+        match (mode, self.null_class()) {
+            (Mode::Train(generator), Some(null_class)) => {
+                let draws = generator.rand(&labels.size(), Kind::Float)?;
+                self.look_up(&drop_labels(labels, &draws, self.dropout, null_class)?)
+            }
+            _ => self.look_up(labels),
+        }
+    }
+
+    fn look_up(&self, labels: &Tensor) -> Result<Tensor, DiffusionError> {
+        Ok(Tensor::f_embedding(&self.table, labels, -1, false, false)?)
+    }
+
+    fn check(&self, labels: &Tensor) -> Result<(), DiffusionError> {
+        check::shape("labels", labels, &[-1])?;
+        check::dtype("labels", labels, Kind::Int64)?;
+        if labels.device() != Device::Cpu || labels.numel() == 0 {
+            return Ok(());
+        }
+        let null_class = self.null_class();
+        let largest = null_class.unwrap_or(self.num_classes - 1);
+        let (low, high) = labels.f_aminmax(None, false)?;
+        for found in [low.f_int64_value(&[])?, high.f_int64_value(&[])?] {
+            if !(0..=largest).contains(&found) {
+                return Err(DiffusionError::Label {
+                    found,
+                    largest,
+                    has_null: null_class.is_some(),
+                });
+            }
+        }
+        Ok(())
+    }
+}

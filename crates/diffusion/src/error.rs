@@ -1,0 +1,93 @@
+use tch::{Kind, TchError};
+use thiserror::Error;
+use torch_ext::TorchError;
+
+/// Why a model could not be built, run or sampled from.
+#[derive(Debug, Error)]
+pub enum DiffusionError {
+    /// No model of that name.
+    #[error("unknown model {name:?}{}; known are {known}", did_you_mean(.nearest))]
+    UnknownModel {
+        /// The name asked for.
+        name: String,
+        /// The nearest name there is, when one is near.
+        nearest: Option<String>,
+        /// All names.
+        known: String,
+    },
+
+    /// A setting with a value it may not have.
+    #[error("{name} = {found}: {allowed}")]
+    Setting {
+        /// Name of the setting.
+        name: &'static str,
+        /// Its value.
+        found: String,
+        /// The values it may have.
+        allowed: String,
+    },
+
+    /// A tensor of another shape than the operation takes; -1 stands for any size.
+    #[error("{what} has shape {found:?}, expected {expected:?}")]
+    Shape {
+        /// Which tensor.
+        what: &'static str,
+        /// Its shape.
+        found: Vec<i64>,
+        /// The shape it should have.
+        expected: Vec<i64>,
+    },
+
+    /// A tensor of another dtype than the operation takes.
+    #[error("{what} has dtype {found:?}, expected {expected:?}")]
+    Dtype {
+        /// Which tensor.
+        what: &'static str,
+        /// Its dtype.
+        found: Kind,
+        /// The dtype it should have.
+        expected: Kind,
+    },
+
+    /// A class label outside the embedding table.
+    #[error("label {found} is not in 0..={largest}{}", null_note(.has_null, .largest))]
+    Label {
+        /// The label.
+        found: i64,
+        /// The largest label there is.
+        largest: i64,
+        /// Whether the largest is the null class.
+        has_null: bool,
+    },
+
+    /// Guidance with a model that has no class to compare with.
+    #[error(
+        "cfg_scale {0} needs a null class, which a model trained with class_dropout = 0 lacks; \
+         use cfg_scale = 1"
+    )]
+    NoNullClass(f64),
+
+    /// libtorch failed.
+    #[error(transparent)]
+    Torch(#[from] TorchError),
+}
+
+impl From<TchError> for DiffusionError {
+    fn from(error: TchError) -> Self {
+        Self::Torch(error.into())
+    }
+}
+
+fn did_you_mean(nearest: &Option<String>) -> String {
+    match nearest {
+        Some(name) => format!("; did you mean {name:?}?"),
+        None => String::new(),
+    }
+}
+
+fn null_note(has_null: &bool, largest: &i64) -> String {
+    match has_null {
+        true => format!(" ({largest} is the null class)"),
+        false => String::new(),
+    }
+}

@@ -1,0 +1,138 @@
+//! Layers that denoisers share.
+
+use tch::Tensor;
+use torch_ext::{Init, Scope};
+
+use crate::DiffusionError;
+
+/// `x W^T + b`.
+#[derive(Debug)]
+pub(crate) struct Linear {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Linear {
+    /// Declares `weight` `[out, in]`, drawn as `init`, and a zero `bias`.
+    pub fn new(
+        scope: &Scope,
+        in_width: i64,
+        out_width: i64,
+        init: Init,
+    ) -> Result<Self, DiffusionError> {
+        Ok(Self {
+            weight: scope.var("weight", &[out_width, in_width], init)?,
+            bias: scope.var("bias", &[out_width], Init::Zeros)?,
+        })
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor, DiffusionError> {
+        Ok(x.f_linear(&self.weight, Some(&self.bias))?)
+    }
+}
+
+/// Layer norm over the last dimension without weights.
+pub(crate) fn layer_norm(x: &Tensor, width: i64) -> Result<Tensor, DiffusionError> {
+    Ok(x.f_layer_norm::<&Tensor>([width], None, None, 1e-6, true)?)
+}
+
+/// Layer norm of queries or keys over the head's width, with weights.
+#[derive(Debug)]
+struct HeadNorm {
+    weight: Tensor,
+    bias: Tensor,
+    width: i64,
+}
+
+impl HeadNorm {
+    fn new(scope: &Scope, width: i64) -> Result<Self, DiffusionError> {
+        Ok(Self {
+            weight: scope.var("weight", &[width], Init::Ones)?,
+            bias: scope.var("bias", &[width], Init::Zeros)?,
+            width,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor, DiffusionError> {
+        let (weight, bias) = (Some(&self.weight), Some(&self.bias));
+        Ok(x.f_layer_norm([self.width], weight, bias, 1e-5, true)?)
+    }
+}
+
+/// Multi-head self-attention (`Attention` of timm).
+#[derive(Debug)]
+pub(crate) struct Attention {
+    qkv: Linear,
+    norms: Option<(HeadNorm, HeadNorm)>,
+    proj: Linear,
+    heads: i64,
+}
+
+impl Attention {
+    pub fn new(
+        scope: &Scope,
+        width: i64,
+        heads: i64,
+        qk_norm: bool,
+    ) -> Result<Self, DiffusionError> {
+        let head_width = width / heads;
+        let qkv = Linear::new(&scope.sub("qkv"), width, 3 * width, Init::XavierUniform)?;
+        let norms = if qk_norm {
+            Some((
+                HeadNorm::new(&scope.sub("q_norm"), head_width)?,
+                HeadNorm::new(&scope.sub("k_norm"), head_width)?,
+            ))
+        } else {
+            None
+        };
+        let proj = Linear::new(&scope.sub("proj"), width, width, Init::XavierUniform)?;
+        Ok(Self {
+            qkv,
+            norms,
+            proj,
+            heads,
+        })
+    }
+
+    /// `x` is `[B, T, D]`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor, DiffusionError> {
+        let (batch, count, width) = x.size3()?;
+        let qkv = self
+            .qkv
+            .forward(x)?
+            .f_view([batch, count, 3, self.heads, width / self.heads])?
+            .f_permute([2, 0, 3, 1, 4])?; // [3, B, heads, T, D / heads]
+        let mut q = qkv.f_select(0, 0)?;
+        let mut k = qkv.f_select(0, 1)?;
+        let v = qkv.f_select(0, 2)?;
+        if let Some((q_norm, k_norm)) = &self.norms {
+            q = q_norm.forward(&q)?;
+            k = k_norm.forward(&k)?;
+        }
+        let mixed = Tensor::f_scaled_dot_product_attention::<&Tensor>(
+            &q, &k, &v, None, 0.0, false, None, false,
+        )?;
+        let mixed = mixed.f_transpose(1, 2)?.f_reshape([batch, count, width])?;
+        self.proj.forward(&mixed)
+    }
+}
+
+/// Two linear layers with the tanh form of GELU between them (`Mlp` of timm).
+#[derive(Debug)]
+pub(crate) struct Mlp {
+    fc1: Linear,
+    fc2: Linear,
+}
+
+impl Mlp {
+    pub fn new(scope: &Scope, width: i64, inner: i64) -> Result<Self, DiffusionError> {
+        Ok(Self {
+            fc1: Linear::new(&scope.sub("fc1"), width, inner, Init::XavierUniform)?,
+            fc2: Linear::new(&scope.sub("fc2"), inner, width, Init::XavierUniform)?,
+        })
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor, DiffusionError> {
+        self.fc2.forward(&self.fc1.forward(x)?.f_gelu("tanh")?)
+    }
+}

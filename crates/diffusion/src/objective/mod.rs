@@ -1,0 +1,3 @@
+//! What a denoiser is trained to predict, one objective a module.
+
+pub mod velocity;

@@ -1,0 +1,38 @@
+//! Steps on the probability-flow ODE `dx / dt = v(x, t)`.
+
+use tch::Tensor;
+
+use super::guidance::Guided;
+use crate::DiffusionError;
+
+/// `x + dt v(x, t)`.
+pub(super) fn euler(
+    guided: &Guided<'_>,
+    x: &Tensor,
+    from: f64,
+    to: f64,
+) -> Result<Tensor, DiffusionError> {
+    let slope = slope(guided, x, from, guided.acts_at(from))?;
+    Ok(slope.f_mul_scalar(to - from)?.f_add_(x)?)
+}
+
+/// Euler's step, corrected by the slope at its end. Both slopes are guided when the start of the
+/// step is in the interval.
+pub(super) fn heun(
+    guided: &Guided<'_>,
+    x: &Tensor,
+    from: f64,
+    to: f64,
+) -> Result<Tensor, DiffusionError> {
+    let guide = guided.acts_at(from);
+    let first = slope(guided, x, from, guide)?;
+    let predicted = first.f_mul_scalar(to - from)?.f_add_(x)?;
+    let second = slope(guided, &predicted, to, guide)?;
+    let mean = first.f_mul_scalar(0.5)?.f_add_(&second.f_mul_scalar(0.5)?)?;
+    Ok(mean.f_mul_scalar(to - from)?.f_add_(x)?)
+}
+
+fn slope(guided: &Guided<'_>, x: &Tensor, t: f64, guide: bool) -> Result<Tensor, DiffusionError> {
+    let velocity = guided.velocity(&guided.batch(x, guide)?, t)?;
+    guided.combine(velocity, guide)
+}

@@ -1,0 +1,433 @@
+//! SiT, the scalable interpolant transformer (arXiv 2401.08740), as REPA and iREPA train it.
+//!
+//! A DiT (arXiv 2212.09748) that predicts a velocity. Weights have the names and shapes of
+//! upstream's state dict (`ldm/models/sit.py` of iREPA); projection heads are not part of it.
+
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+use torch_ext::{Init, Scope};
+
+use crate::denoiser::{Denoiser, Mode, Output};
+use crate::embedding::{LabelEmbedder, PatchEmbedder, TimestepEmbedder, sincos_2d};
+use crate::layers::{Attention, Linear, Mlp, layer_norm};
+use crate::{DiffusionError, check};
+
+/// The sizes that have a name.
+struct Size {
+    name: &'static str,
+    depth: i64,
+    hidden_size: i64,
+    num_heads: i64,
+    alignment_depth: i64,
+}
+
+#[rustfmt::skip]
+const SIZES: [Size; 5] = [
+    Size { name: "SiT-XS", depth: 4,  hidden_size: 128,  num_heads: 4,  alignment_depth: 2 },
+    Size { name: "SiT-S",  depth: 12, hidden_size: 384,  num_heads: 6,  alignment_depth: 4 },
+    Size { name: "SiT-B",  depth: 12, hidden_size: 768,  num_heads: 12, alignment_depth: 4 },
+    Size { name: "SiT-L",  depth: 24, hidden_size: 1024, num_heads: 16, alignment_depth: 8 },
+    Size { name: "SiT-XL", depth: 28, hidden_size: 1152, num_heads: 16, alignment_depth: 8 },
+];
+
+const PATCHES: [i64; 3] = [2, 4, 8];
+
+/// The shape of a [`Sit`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SitConfig {
+    /// Height and width of the image or latent, in pixels; a multiple of `patch_size`.
+    pub input_size: i64,
+    /// Height and width of a patch, in pixels.
+    pub patch_size: i64,
+    /// Channels of the image or latent: 4 for Stable Diffusion's latents, 3 for pixels.
+    pub in_channels: i64,
+    /// Width of the tokens, a multiple of 4 and of `num_heads`.
+    pub hidden_size: i64,
+    /// Number of blocks.
+    pub depth: i64,
+    /// Number of attention heads.
+    pub num_heads: i64,
+    /// Width of a block's MLP in units of `hidden_size`.
+    pub mlp_ratio: f64,
+    /// Number of classes, without the null class.
+    pub num_classes: i64,
+    /// Share of the labels that training replaces by the null class, in [0, 1]. With 0 there is
+    /// no null class, and no guidance.
+    pub class_dropout: f64,
+    /// Number of the block, counted from 1, whose output is aligned.
+    pub alignment_depth: i64,
+    /// Layer norm of queries and keys in each head.
+    pub qk_norm: bool,
+}
+
+impl Default for SitConfig {
+    /// SiT-XL/2 on Stable Diffusion's latents of ImageNet at 256 x 256.
+    fn default() -> Self {
+        Self {
+            input_size: 32,
+            patch_size: 2,
+            in_channels: 4,
+            hidden_size: 1152,
+            depth: 28,
+            num_heads: 16,
+            mlp_ratio: 4.0,
+            num_classes: 1000,
+            class_dropout: 0.1,
+            alignment_depth: 8,
+            qk_norm: false,
+        }
+    }
+}
+
+impl SitConfig {
+    /// The model of that name, `SiT-B/2` for example, and otherwise the default's settings:
+    /// latents of ImageNet at 256 x 256. The alignment depth is the paper's.
+    ///
+    /// # Errors
+    /// No model has that name.
+    pub fn named(name: &str) -> Result<Self, DiffusionError> {
+        let found = SIZES
+            .iter()
+            .flat_map(|size| PATCHES.map(|patch| (size, patch)))
+            .find(|(size, patch)| name == format!("{}/{patch}", size.name));
+        let Some((size, patch_size)) = found else {
+            let names = Self::names();
+            return Err(DiffusionError::UnknownModel {
+                name: name.to_owned(),
+                nearest: nearest(name, &names),
+                known: names.join(", "),
+            });
+        };
+        Ok(Self {
+            patch_size,
+            hidden_size: size.hidden_size,
+            depth: size.depth,
+            num_heads: size.num_heads,
+            alignment_depth: size.alignment_depth,
+            ..Self::default()
+        })
+    }
+
+    /// The names that [`SitConfig::named`] knows, smallest model first.
+    pub fn names() -> Vec<String> {
+        SIZES
+            .iter()
+            .flat_map(|size| PATCHES.map(|patch| format!("{}/{patch}", size.name)))
+            .collect()
+    }
+
+    /// Checks the settings against each other.
+    ///
+    /// # Errors
+    /// Names the first setting that does not fit.
+    pub fn validate(&self) -> Result<(), DiffusionError> {
+        let Self {
+            input_size,
+            patch_size,
+            in_channels,
+            hidden_size,
+            depth,
+            num_heads,
+            mlp_ratio,
+            num_classes,
+            class_dropout,
+            alignment_depth,
+            qk_norm: _,
+        } = *self;
+        for (name, value) in [
+            ("patch_size", patch_size),
+            ("input_size", input_size),
+            ("in_channels", in_channels),
+            ("hidden_size", hidden_size),
+            ("depth", depth),
+            ("num_heads", num_heads),
+            ("num_classes", num_classes),
+        ] {
+            check::setting(value > 0, name, value, "at least 1")?;
+        }
+        let allowed = format!("a multiple of patch_size = {patch_size}");
+        check::setting(input_size % patch_size == 0, "input_size", input_size, allowed)?;
+        let allowed = format!("a multiple of 4 and of num_heads = {num_heads}");
+        let fits = hidden_size % 4 == 0 && hidden_size % num_heads == 0;
+        check::setting(fits, "hidden_size", hidden_size, allowed)?;
+        let fits = mlp_ratio.is_finite() && mlp_ratio * hidden_size as f64 >= 1.0;
+        check::setting(fits, "mlp_ratio", mlp_ratio, "a positive number, usually 4")?;
+        let fits = (0.0..=1.0).contains(&class_dropout);
+        check::setting(fits, "class_dropout", class_dropout, "between 0 and 1")?;
+        let allowed = format!("a block's number, 1 to depth = {depth}");
+        let fits = (1..=depth).contains(&alignment_depth);
+        check::setting(fits, "alignment_depth", alignment_depth, allowed)
+    }
+}
+
+fn nearest(name: &str, names: &[String]) -> Option<String> {
+    let lower = name.to_lowercase();
+    names
+        .iter()
+        .map(|known| (strsim::jaro_winkler(&lower, &known.to_lowercase()), known))
+        .filter(|(score, _)| *score > 0.7)
+        .max_by(|left, right| left.0.total_cmp(&right.0))
+        .map(|(_, known)| known.clone())
+}
+
+/// The model.
+///
+/// ```
+/// use diffusion::{Denoiser, Mode, Sit, SitConfig};
+/// use tch::{Device, Kind, Tensor};
+/// use torch_ext::Params;
+///
+/// # fn main() -> Result<(), diffusion::DiffusionError> {
+/// let config = SitConfig { input_size: 16, in_channels: 3, ..SitConfig::named("SiT-XS/4")? };
+/// let params = Params::new(Device::Cpu, 0)?;
+/// let sit = Sit::new(&params.root(), &config)?;
+///
+/// let x = Tensor::randn([2, 3, 16, 16], (Kind::Float, Device::Cpu));
+/// let t = Tensor::from_slice(&[0.1f32, 0.9]);
+/// let labels = Tensor::from_slice(&[7i64, 1000]); // 1000 is the null class
+/// let output = sit.forward(&x, &t, &labels, Mode::Eval)?;
+/// assert_eq!(output.prediction.size(), [2, 3, 16, 16]);
+/// assert_eq!(output.hidden.size(), [2, 16, 128]);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Sit {
+    x_embedder: PatchEmbedder,
+    t_embedder: TimestepEmbedder,
+    y_embedder: LabelEmbedder,
+    pos_embed: Tensor,
+    blocks: Vec<Block>,
+    final_layer: FinalLayer,
+    config: SitConfig,
+}
+
+impl Sit {
+    /// Declares the weights below `scope` and draws them as upstream does: Xavier-uniform linear
+    /// layers, embeddings with deviation 0.02, and zero for everything that feeds a gate or the
+    /// output, so that an untrained model is zero.
+    ///
+    /// # Errors
+    /// Settings that [`SitConfig::validate`] refuses, or a name that is taken.
+    pub fn new(scope: &Scope, config: &SitConfig) -> Result<Self, DiffusionError> {
+        config.validate()?;
+        let width = config.hidden_size;
+        let side = config.input_size / config.patch_size;
+        let positions = sincos_2d(width, side)?.f_to_kind(Kind::Float)?;
+        let pos_embed = scope.buffer("pos_embed", positions.f_unsqueeze(0)?)?;
+        let x_embedder = PatchEmbedder::new(
+            &scope.sub("x_embedder"),
+            config.in_channels,
+            config.input_size,
+            config.patch_size,
+            width,
+        )?;
+        let t_embedder = TimestepEmbedder::new(&scope.sub("t_embedder"), width)?;
+        let y_embedder = LabelEmbedder::new(
+            &scope.sub("y_embedder"),
+            config.num_classes,
+            width,
+            config.class_dropout,
+        )?;
+        let blocks = (0..config.depth)
+            .map(|index| Block::new(&scope.sub("blocks").sub(index), config))
+            .collect::<Result<_, _>>()?;
+        let final_layer = FinalLayer::new(&scope.sub("final_layer"), config)?;
+        Ok(Self {
+            x_embedder,
+            t_embedder,
+            y_embedder,
+            pos_embed,
+            blocks,
+            final_layer,
+            config: config.clone(),
+        })
+    }
+
+    /// The settings it was built with.
+    pub fn config(&self) -> &SitConfig {
+        &self.config
+    }
+
+    /// The input of the first block, `[B, T, D]`: embedded patches of `x` `[B, C, H, W]` plus
+    /// positions.
+    ///
+    /// # Errors
+    /// `x` has another shape than the configuration says.
+    pub fn tokens(&self, x: &Tensor) -> Result<Tensor, DiffusionError> {
+        Ok(self.x_embedder.forward(x)?.f_add(&self.pos_embed)?)
+    }
+
+    /// The conditioning vector `[B, D]` of times `t` `[B]` and `labels` `[B]`.
+    ///
+    /// # Errors
+    /// As [`Denoiser::forward`].
+    pub fn conditioning(
+        &self,
+        t: &Tensor,
+        labels: &Tensor,
+        mode: Mode<'_>,
+    ) -> Result<Tensor, DiffusionError> {
+        let t = self.t_embedder.forward(t)?;
+        let y = self.y_embedder.forward(labels, mode)?;
+        Ok(t.f_add(&y)?)
+    }
+
+    /// Tokens `[B, T, patch * patch * C]`, channels last, to images `[B, C, H, W]`.
+    fn unpatchify(&self, x: &Tensor) -> Result<Tensor, DiffusionError> {
+        let (size, patch, channels) = (
+            self.config.input_size,
+            self.config.patch_size,
+            self.config.in_channels,
+        );
+        let side = size / patch;
+        Ok(x.f_reshape([-1, side, side, patch, patch, channels])?
+            .f_permute([0, 5, 1, 3, 2, 4])?
+            .f_reshape([-1, channels, size, size])?)
+    }
+}
+
+impl Denoiser for Sit {
+    fn forward(
+        &self,
+        x: &Tensor,
+        t: &Tensor,
+        labels: &Tensor,
+        mode: Mode<'_>,
+    ) -> Result<Output, DiffusionError> {
+        let mut x = self.tokens(x)?; // [B, T, D]
+        check::shape("t", t, &[x.size3()?.0])?;
+        check::shape("labels", labels, &[x.size3()?.0])?;
+        // Every block passes the condition through SiLU first: once is enough.
+        let c = self.conditioning(t, labels, mode)?.f_silu()?; // [B, D]
+
+        let (shallow, deep) = self.blocks.split_at(self.config.alignment_depth as usize);
+        for block in shallow {
+            x = block.forward(&x, &c)?;
+        }
+        let hidden = x.shallow_clone();
+        for block in deep {
+            x = block.forward(&x, &c)?;
+        }
+        let x = self.final_layer.forward(&x, &c)?; // [B, T, patch * patch * C]
+        let prediction = self.unpatchify(&x)?;
+        Ok(Output { prediction, hidden })
+    }
+
+    fn image_shape(&self) -> [i64; 3] {
+        let size = self.config.input_size;
+        [self.config.in_channels, size, size]
+    }
+
+    fn num_classes(&self) -> i64 {
+        self.config.num_classes
+    }
+
+    fn null_class(&self) -> Option<i64> {
+        self.y_embedder.null_class()
+    }
+
+    fn token_grid(&self) -> (i64, i64) {
+        let side = self.config.input_size / self.config.patch_size;
+        (side, side)
+    }
+
+    fn hidden_width(&self) -> i64 {
+        self.config.hidden_size
+    }
+}
+
+/// A transformer block whose layer norms and residuals are modulated by the condition
+/// (adaLN-Zero).
+#[derive(Debug)]
+struct Block {
+    attn: Attention,
+    mlp: Mlp,
+    modulation: Modulation<6>,
+    width: i64,
+}
+
+impl Block {
+    fn new(scope: &Scope, config: &SitConfig) -> Result<Self, DiffusionError> {
+        let width = config.hidden_size;
+        let inner = (width as f64 * config.mlp_ratio) as i64;
+        Ok(Self {
+            attn: Attention::new(&scope.sub("attn"), width, config.num_heads, config.qk_norm)?,
+            mlp: Mlp::new(&scope.sub("mlp"), width, inner)?,
+            modulation: Modulation::new(scope, width)?,
+            width,
+        })
+    }
+
+    /// `x` is `[B, T, D]`, `c` the activated condition `[B, D]`.
+    fn forward(&self, x: &Tensor, c: &Tensor) -> Result<Tensor, DiffusionError> {
+        let [shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp] =
+            self.modulation.forward(c)?;
+        let y = modulate(&layer_norm(x, self.width)?, &shift_msa, &scale_msa)?;
+        let x = x.f_addcmul(&gate_msa, &self.attn.forward(&y)?)?;
+        let y = modulate(&layer_norm(&x, self.width)?, &shift_mlp, &scale_mlp)?;
+        Ok(x.f_addcmul(&gate_mlp, &self.mlp.forward(&y)?)?)
+    }
+}
+
+/// Tokens to patches.
+#[derive(Debug)]
+struct FinalLayer {
+    linear: Linear,
+    modulation: Modulation<2>,
+    width: i64,
+}
+
+impl FinalLayer {
+    fn new(scope: &Scope, config: &SitConfig) -> Result<Self, DiffusionError> {
+        let width = config.hidden_size;
+        let patch = config.patch_size * config.patch_size * config.in_channels;
+        Ok(Self {
+            linear: Linear::new(&scope.sub("linear"), width, patch, Init::Zeros)?,
+            modulation: Modulation::new(scope, width)?,
+            width,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, c: &Tensor) -> Result<Tensor, DiffusionError> {
+        let [shift, scale] = self.modulation.forward(c)?;
+        let x = modulate(&layer_norm(x, self.width)?, &shift, &scale)?;
+        self.linear.forward(&x)
+    }
+}
+
+/// The linear layer that makes `N` shifts, scales and gates `[B, 1, D]` of a condition.
+#[derive(Debug)]
+struct Modulation<const N: usize> {
+    linear: Linear,
+    width: i64,
+}
+
+impl<const N: usize> Modulation<N> {
+    fn new(scope: &Scope, width: i64) -> Result<Self, DiffusionError> {
+        let scope = scope.sub("adaLN_modulation").sub(1);
+        let linear = Linear::new(&scope, width, N as i64 * width, Init::Zeros)?;
+        Ok(Self { linear, width })
+    }
+
+    fn forward(&self, c: &Tensor) -> Result<[Tensor; N], DiffusionError> {
+        let parts = self
+            .linear
+            .forward(c)?
+            .f_view([-1, N as i64, 1, self.width])?
+            .f_unbind(1)?;
+        parts
+            .try_into()
+            .map_err(|parts: Vec<Tensor>| DiffusionError::Shape {
+                what: "a modulation",
+                found: vec![parts.len() as i64],
+                expected: vec![N as i64],
+            })
+    }
+}
+
+/// `x (1 + scale) + shift` in one pass.
+fn modulate(x: &Tensor, shift: &Tensor, scale: &Tensor) -> Result<Tensor, DiffusionError> {
+    Ok(shift.f_addcmul(x, &scale.f_add_scalar(1.0)?)?)
+}

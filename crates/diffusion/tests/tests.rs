@@ -1,0 +1,8 @@
+//! Tests of the public interface, against upstream's numbers and on bad input.
+
+mod autoencoder;
+mod golden;
+mod interpolant;
+mod objective;
+mod samplers;
+mod sit;

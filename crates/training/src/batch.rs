@@ -1,0 +1,43 @@
+use data::{Batch, Cursor};
+use tch::{Device, Kind, Tensor};
+
+use crate::TrainError;
+
+/// A batch of the data stream on the device that trains.
+#[derive(Debug)]
+pub struct DeviceBatch {
+    /// Images, u8 `[B, 3, R, R]`.
+    pub images: Tensor,
+    /// Classes, i64 `[B]`.
+    pub labels: Tensor,
+    /// Indices of the samples in the data set.
+    pub ids: Vec<u64>,
+    /// Where the stream stands after this batch.
+    pub cursor: Cursor,
+}
+
+impl DeviceBatch {
+    /// Copies a batch to `device`.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn new(batch: Batch, device: Device) -> Result<Self, TrainError> {
+        Ok(Self {
+            images: images_to_device(&batch, device)?,
+            labels: Tensor::f_from_slice(&batch.labels)?.f_to_device(device)?,
+            cursor: batch.cursor,
+            ids: batch.ids,
+        })
+    }
+}
+
+/// The images of a batch as a u8 tensor `[B, 3, R, R]` on `device`.
+///
+/// # Errors
+/// The device is out of memory.
+pub fn images_to_device(batch: &Batch, device: Device) -> Result<Tensor, TrainError> {
+    let side = i64::from(batch.resolution);
+    let shape = [batch.len() as i64, 3, side, side];
+    let images = Tensor::f_from_data_size(&batch.images, &shape, Kind::Uint8)?;
+    Ok(images.f_to_device(device)?)
+}

@@ -1,0 +1,371 @@
+//! Checkpoints: a folder of safetensors files and a manifest, valid as a whole or not at all.
+//!
+//! ```text
+//! checkpoints/step-0000300/
+//!   model.safetensors       weights under upstream's names, heads as `projectors.N...`
+//!   ema.safetensors         their moving average
+//!   optimizer.safetensors   `exp_avg.NAME` and `exp_avg_sq.NAME`
+//!   random.safetensors      states of the generators
+//!   manifest.json           step, data cursor, configuration's hash, size and SHA-256 of each file
+//! ```
+//!
+//! A checkpoint is written under a temporary name, synced and renamed, so a folder called
+//! `step-N` was complete when it was written; the checksums find out whether it still is.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{self, Read, Write as _};
+use std::path::{Path, PathBuf};
+
+use data::Cursor;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tch::{TchError, Tensor};
+use thiserror::Error;
+
+use crate::tensor_file;
+
+const MANIFEST: &str = "manifest.json";
+const FORMAT: u32 = 1;
+
+/// Why a checkpoint could not be written or read.
+#[derive(Debug, Error)]
+pub enum CheckpointError {
+    /// A file operation failed.
+    #[error("cannot {action} {}: {source}{}", path.display(), hint(source))]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+
+    /// A safetensors file is damaged, or could not be written.
+    #[error("{}: {source}", path.display())]
+    Tensors {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        source: safetensors::SafeTensorError,
+    },
+
+    /// A tensor's dtype cannot be stored.
+    #[error("tensor `{name}` has dtype {found}, which checkpoints do not hold")]
+    Dtype {
+        /// Name of the tensor.
+        name: String,
+        /// Its dtype.
+        found: String,
+    },
+
+    /// The manifest cannot be understood.
+    #[error("{}: {source}", path.display())]
+    Manifest {
+        /// The file.
+        path: PathBuf,
+        /// The reason, with line and column.
+        source: serde_json::Error,
+    },
+
+    /// The manifest is of another version of the format.
+    #[error("{} is of format {found}, this program reads format {FORMAT}", path.display())]
+    Format {
+        /// The manifest.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+    },
+
+    /// A file is not the one that the manifest describes.
+    #[error("{} is damaged: {reason}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// In which way.
+        reason: String,
+    },
+
+    /// libtorch refused.
+    #[error(transparent)]
+    Tch(#[from] TchError),
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull => {
+            "; free some space and start again, the run goes on from its last checkpoint"
+        }
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "; choose another folder with --out"
+        }
+        _ => "",
+    }
+}
+
+impl CheckpointError {
+    pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::Io {
+            action,
+            path: path.to_owned(),
+            source,
+        }
+    }
+}
+
+/// What a checkpoint holds.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Where the data stream stood after the last batch of that step.
+    pub cursor: Cursor,
+    /// Hash of the configuration it belongs to.
+    pub config_hash: String,
+    /// Weights and buffers.
+    pub model: Vec<(String, Tensor)>,
+    /// Their moving average.
+    pub ema: Vec<(String, Tensor)>,
+    /// Moments of the optimiser.
+    pub optimizer: Vec<(String, Tensor)>,
+    /// States of the random generators.
+    pub random: Vec<(String, Tensor)>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Manifest {
+    format: u32,
+    step: u64,
+    cursor: Cursor,
+    config_hash: String,
+    files: BTreeMap<String, FileEntry>,
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileEntry {
+    bytes: u64,
+    sha256: String,
+}
+
+impl Checkpoint {
+    /// Writes the checkpoint to `folder/step-NNNNNNN` and returns that path. A checkpoint of the
+    /// same step that is there already is replaced.
+    ///
+    /// # Errors
+    /// Disk full, no permission and the like; then nothing named `step-...` has changed.
+    pub fn save(&self, folder: &Path) -> Result<PathBuf, CheckpointError> {
+        let path = folder.join(format!("step-{:07}", self.step));
+        let temporary = folder.join(format!(".step-{:07}.partial", self.step));
+        let written = self.write_to(folder, &temporary, &path);
+        if written.is_err() {
+            // Best effort: the space may be what the user needs.
+            let _removed = fs::remove_dir_all(&temporary);
+        }
+        written.map(|()| path)
+    }
+
+    fn write_to(&self, folder: &Path, temporary: &Path, path: &Path) -> Result<(), CheckpointError> {
+        fs::create_dir_all(folder).map_err(|e| CheckpointError::io("create", folder, e))?;
+        remove_folder(temporary)?;
+        fs::create_dir(temporary).map_err(|e| CheckpointError::io("create", temporary, e))?;
+        let mut files = BTreeMap::new();
+        for (name, tensors) in self.parts() {
+            let file = temporary.join(name);
+            tensor_file::write(&file, tensors)?;
+            sync(&file)?;
+            files.insert(name.to_owned(), describe(&file)?);
+        }
+        let manifest = Manifest {
+            format: FORMAT,
+            step: self.step,
+            cursor: self.cursor.clone(),
+            config_hash: self.config_hash.clone(),
+            files,
+        };
+        let file = temporary.join(MANIFEST);
+        let text = serde_json::to_string_pretty(&manifest).map_err(|source| {
+            CheckpointError::Manifest {
+                path: file.clone(),
+                source,
+            }
+        })?;
+        let mut out = File::create(&file).map_err(|e| CheckpointError::io("create", &file, e))?;
+        out.write_all(text.as_bytes())
+            .and_then(|()| out.sync_all())
+            .map_err(|e| CheckpointError::io("write", &file, e))?;
+        sync(temporary)?;
+        remove_folder(path)?;
+        fs::rename(temporary, path).map_err(|e| CheckpointError::io("rename to", path, e))?;
+        sync(folder)
+    }
+
+    fn parts(&self) -> [(&'static str, &[(String, Tensor)]); 4] {
+        [
+            ("model.safetensors", &self.model),
+            ("ema.safetensors", &self.ema),
+            ("optimizer.safetensors", &self.optimizer),
+            ("random.safetensors", &self.random),
+        ]
+    }
+
+    /// Reads and checks one checkpoint folder.
+    ///
+    /// # Errors
+    /// A file is missing, cut short or changed.
+    pub fn load(path: &Path) -> Result<Self, CheckpointError> {
+        let file = path.join(MANIFEST);
+        let text = fs::read(&file).map_err(|e| CheckpointError::io("read", &file, e))?;
+        let manifest: Manifest = serde_json::from_slice(&text).map_err(|source| {
+            CheckpointError::Manifest {
+                path: file.clone(),
+                source,
+            }
+        })?;
+        if manifest.format != FORMAT {
+            return Err(CheckpointError::Format {
+                path: file,
+                found: manifest.format,
+            });
+        }
+        let part = |name: &str| {
+            let file = path.join(name);
+            let Some(entry) = manifest.files.get(name) else {
+                return Err(CheckpointError::Damaged {
+                    path: path.join(MANIFEST),
+                    reason: format!("it does not list {name}"),
+                });
+            };
+            let bytes = fs::read(&file).map_err(|e| CheckpointError::io("read", &file, e))?;
+            if bytes.len() as u64 != entry.bytes {
+                return Err(CheckpointError::Damaged {
+                    path: file,
+                    reason: format!(
+                        "{} bytes long, the manifest says {}",
+                        bytes.len(),
+                        entry.bytes
+                    ),
+                });
+            }
+            if hex(&Sha256::digest(&bytes)) != entry.sha256 {
+                return Err(CheckpointError::Damaged {
+                    path: file,
+                    reason: "its SHA-256 is not the manifest's".to_owned(),
+                });
+            }
+            tensor_file::parse(&file, &bytes)
+        };
+        Ok(Self {
+            model: part("model.safetensors")?,
+            ema: part("ema.safetensors")?,
+            optimizer: part("optimizer.safetensors")?,
+            random: part("random.safetensors")?,
+            step: manifest.step,
+            cursor: manifest.cursor,
+            config_hash: manifest.config_hash,
+        })
+    }
+
+    /// The newest checkpoint below `folder` that is whole and belongs to `config_hash`; damaged
+    /// or foreign ones are passed over with a warning. `None` where there is none.
+    pub fn newest(folder: &Path, config_hash: &str) -> Option<Self> {
+        list(folder).into_iter().rev().find_map(|path| match Self::load(&path) {
+            Ok(checkpoint) if checkpoint.config_hash == config_hash => Some(checkpoint),
+            Ok(_) => {
+                tracing::warn!(
+                    "{} is of another configuration; passed over",
+                    path.display()
+                );
+                None
+            }
+            Err(error) => {
+                tracing::warn!("checkpoint passed over: {error}");
+                None
+            }
+        })
+    }
+}
+
+/// Checkpoint folders below `folder`, oldest first. Unfinished ones are not among them.
+pub fn list(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return Vec::new();
+    };
+    let mut found: Vec<(u64, PathBuf)> = entries
+        .flatten()
+        .filter_map(|entry| {
+            let step = entry.file_name().to_str()?.strip_prefix("step-")?.parse().ok()?;
+            Some((step, entry.path()))
+        })
+        .collect();
+    found.sort();
+    found.into_iter().map(|(_, path)| path).collect()
+}
+
+/// Removes all but the newest `keep` checkpoints, and what an interrupted save left behind.
+///
+/// # Errors
+/// A folder cannot be removed.
+pub fn prune(folder: &Path, keep: usize) -> Result<(), CheckpointError> {
+    let mut old = list(folder);
+    old.truncate(old.len().saturating_sub(keep));
+    let partial = fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            name.starts_with(".step-") && name.ends_with(".partial")
+        })
+        .map(|entry| entry.path());
+    for path in old.into_iter().chain(partial) {
+        remove_folder(&path)?;
+    }
+    Ok(())
+}
+
+fn remove_folder(path: &Path) -> Result<(), CheckpointError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(CheckpointError::io("remove", path, error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn sync(path: &Path) -> Result<(), CheckpointError> {
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(|e| CheckpointError::io("sync", path, e))
+}
+
+fn describe(path: &Path) -> Result<FileEntry, CheckpointError> {
+    let read = |e| CheckpointError::io("read back", path, e);
+    let mut file = File::open(path).map_err(read)?;
+    let (mut hasher, mut bytes) = (Sha256::new(), 0);
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let n = file.read(&mut buffer).map_err(read)?;
+        if n == 0 {
+            break;
+        }
+        hasher.update(&buffer[..n]);
+        bytes += n as u64;
+    }
+    Ok(FileEntry {
+        bytes,
+        sha256: hex(&hasher.finalize()),
+    })
+}
+
+pub(crate) fn hex(digest: &[u8]) -> String {
+    digest.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _infallible = write!(text, "{byte:02x}");
+        text
+    })
+}

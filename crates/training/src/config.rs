@@ -1,0 +1,493 @@
+//! What a training run is, as data. Every section has defaults, the paper's where it names one;
+//! unknown keys are refused.
+
+use std::path::PathBuf;
+
+use alignment::{HeadConfig, LossConfig, LossKind, SpatialNorm};
+use data::{Background, LoaderConfig, OpenOptions};
+use diffusion::objective::velocity::Velocity;
+use diffusion::samplers::{Sampler, SamplerConfig};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tch::Kind;
+
+use crate::checkpoint::hex;
+
+/// The configuration of one training run (one cell of a sweep).
+///
+/// ```
+/// let config = training::Config::default();
+/// assert_eq!(config.train.batch_size, 256);
+/// assert_eq!(config.optimizer.lr, 1e-4);
+/// ```
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// In a file: another file whose settings lie below this one's. Resolved on reading, so
+    /// always `None` afterwards.
+    #[serde(skip_serializing)]
+    pub base: Option<PathBuf>,
+    /// Where the images are and how they are read.
+    pub data: DataConfig,
+    /// The denoiser.
+    pub model: ModelConfig,
+    /// What the denoiser learns.
+    pub objective: Velocity,
+    /// What its hidden tokens are aligned with.
+    pub alignment: AlignmentConfig,
+    /// AdamW, clipping, schedule.
+    pub optimizer: OptimizerConfig,
+    /// Length, batch, precision, checkpoints.
+    pub train: TrainConfig,
+    /// Samples drawn at the end.
+    pub sample: SampleConfig,
+    /// What is measured at the end.
+    pub evaluate: EvaluateConfig,
+}
+
+/// `[data]`: the images.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataConfig {
+    /// A Hugging Face `save_to_disk` folder, or a folder of class folders.
+    pub path: PathBuf,
+    /// Sub-folder for training; empty for none.
+    pub split: String,
+    /// Sub-folder that samples are compared with and spatial metrics are computed on; empty for
+    /// the training split.
+    pub reference_split: String,
+    /// Image column of a Hugging Face data set; found by its type when empty.
+    pub image_column: String,
+    /// Label column of a Hugging Face data set; found by its type when empty.
+    pub label_column: String,
+    /// Side of the square images in pixels; others are cropped and resized as ADM does.
+    pub resolution: u32,
+    /// What shows through transparent pixels.
+    pub background: Background,
+    /// Mirror each image with probability 1/2.
+    pub flip: bool,
+    /// Threads that decode ahead. The order of the images does not depend on it.
+    pub workers: usize,
+    /// Batches decoded ahead.
+    pub prefetch: usize,
+    /// Share of unreadable images above which the run stops.
+    pub max_corrupt_share: f64,
+}
+
+impl DataConfig {
+    /// How to open the training split.
+    pub fn training_split(&self) -> OpenOptions {
+        self.options(&self.split)
+    }
+
+    /// How to open the split that samples are compared with.
+    pub fn reference_split(&self) -> OpenOptions {
+        if self.reference_split.is_empty() {
+            self.training_split()
+        } else {
+            self.options(&self.reference_split)
+        }
+    }
+
+    fn options(&self, split: &str) -> OpenOptions {
+        let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        OpenOptions {
+            split: given(split),
+            image_column: given(&self.image_column),
+            label_column: given(&self.label_column),
+            ..OpenOptions::default()
+        }
+    }
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self {
+            path: PathBuf::from("experiments/data/emoji64"),
+            split: "train".to_owned(),
+            reference_split: String::new(),
+            image_column: String::new(),
+            label_column: String::new(),
+            resolution: 256,
+            background: Background::White,
+            flip: true,
+            workers: 2,
+            prefetch: 4,
+            max_corrupt_share: 0.01,
+        }
+    }
+}
+
+/// `[model]`: the denoiser.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelConfig {
+    /// A name such as `SiT-B/2`: size and patch side.
+    pub name: String,
+    /// How images become the denoiser's input: `identity` (pixels in [-1, 1]).
+    pub autoencoder: Autoencoder,
+    /// LayerNorm on queries and keys.
+    pub qk_norm: bool,
+    /// Probability of training on a sample without its label.
+    pub label_dropout: f64,
+    /// Block after which hidden tokens are taken, counted from 1; by size when left out
+    /// (XS 2, S and B 4, L and XL 8).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alignment_depth: Option<i64>,
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        Self {
+            name: "SiT-B/2".to_owned(),
+            autoencoder: Autoencoder::Identity,
+            qk_norm: false,
+            label_dropout: 0.1,
+            alignment_depth: None,
+        }
+    }
+}
+
+/// Between images and the space the denoiser works in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Autoencoder {
+    /// None: pixels, scaled to [-1, 1].
+    #[default]
+    Identity,
+}
+
+/// `[alignment]`: encoder, normalisation, head, losses.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AlignmentConfig {
+    /// Encoder by name, several joined by commas, or `none`.
+    pub encoder: String,
+    /// Normalisation of the encoder's tokens.
+    pub spatial_norm: SpatialNorm,
+    /// Projection of the hidden tokens.
+    pub head: HeadConfig,
+    /// Losses and their coefficients.
+    pub losses: Vec<LossConfig>,
+}
+
+/// The name of the encoder of a run without alignment.
+pub const NO_ENCODER: &str = "none";
+
+impl AlignmentConfig {
+    /// The encoders' names; empty without alignment.
+    pub fn encoders(&self) -> Vec<String> {
+        self.encoder
+            .split(',')
+            .map(str::trim)
+            .filter(|name| !name.is_empty() && *name != NO_ENCODER)
+            .map(str::to_owned)
+            .collect()
+    }
+}
+
+impl Default for AlignmentConfig {
+    fn default() -> Self {
+        Self {
+            encoder: NO_ENCODER.to_owned(),
+            spatial_norm: SpatialNorm::default(),
+            head: HeadConfig::default(),
+            losses: vec![LossConfig {
+                kind: LossKind::Cosine,
+                coefficient: 1.0,
+            }],
+        }
+    }
+}
+
+/// `[optimizer]`: AdamW.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OptimizerConfig {
+    /// Learning rate after the warm-up.
+    pub lr: f64,
+    /// Decay rates of the two moments.
+    pub betas: (f64, f64),
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Largest norm of the gradient.
+    pub max_grad_norm: f64,
+    /// Steps in which the learning rate rises linearly from 0.
+    pub warmup_steps: u64,
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        Self {
+            lr: 1e-4,
+            betas: (0.9, 0.999),
+            weight_decay: 0.0,
+            eps: 1e-8,
+            max_grad_norm: 1.0,
+            warmup_steps: 0,
+        }
+    }
+}
+
+/// `[train]`: length, batch, precision, checkpoints.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Optimiser steps.
+    pub steps: u64,
+    /// Images in an optimiser step.
+    pub batch_size: usize,
+    /// Parts that a batch is cut into to save memory; divides `batch_size`.
+    pub accumulation: usize,
+    /// Precision of matrix products; weights and losses stay in float32.
+    pub precision: Precision,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// Decay of the weights' moving average, per step.
+    pub ema_decay: f64,
+    /// Steps between lines of `metrics.jsonl`.
+    pub log_every: u64,
+    /// Write `steps_per_s` to `metrics.jsonl`. The only figure there that differs from run to run.
+    pub log_speed: bool,
+    /// Steps between checkpoints; the last step always has one.
+    pub checkpoint_every: u64,
+    /// Checkpoints kept.
+    pub keep_checkpoints: usize,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            steps: 400_000,
+            batch_size: 256,
+            accumulation: 1,
+            precision: Precision::Fp32,
+            seed: 0,
+            ema_decay: 0.9999,
+            log_every: 100,
+            log_speed: true,
+            checkpoint_every: 10_000,
+            keep_checkpoints: 2,
+        }
+    }
+}
+
+/// Precision of matrix products and attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// float32 throughout.
+    #[default]
+    Fp32,
+    /// bfloat16 under autocast.
+    Bf16,
+}
+
+impl Precision {
+    /// The autocast dtype, `None` for float32.
+    pub fn autocast(self) -> Option<Kind> {
+        match self {
+            Self::Fp32 => None,
+            Self::Bf16 => Some(Kind::BFloat16),
+        }
+    }
+}
+
+/// `[sample]`: samples drawn from the averaged weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SampleConfig {
+    /// Integrator, steps, guidance.
+    pub sampler: SamplerConfig,
+    /// Images in the sample grid; 0 for none.
+    pub grid: usize,
+    /// Samples that the metrics see; 0 for none.
+    pub count: usize,
+    /// Samples drawn at once.
+    pub batch_size: usize,
+    /// Seed of noise and labels.
+    pub seed: u64,
+}
+
+impl Default for SampleConfig {
+    fn default() -> Self {
+        Self {
+            sampler: SamplerConfig::default(),
+            grid: 64,
+            count: 0,
+            batch_size: 64,
+            seed: 0,
+        }
+    }
+}
+
+/// `[evaluate]`: what is measured at the end of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EvaluateConfig {
+    /// Encoder in whose feature space samples are compared with real images; empty for none.
+    pub fd_encoder: String,
+    /// Real images that samples are compared with; 0 for all.
+    pub reference_images: usize,
+    /// Images on which LDS, CDS, SRSS and RMSC of the aligned encoder are computed; 0 for none.
+    pub spatial_images: usize,
+}
+
+impl Default for EvaluateConfig {
+    fn default() -> Self {
+        Self {
+            fd_encoder: String::new(),
+            reference_images: 0,
+            spatial_images: 64,
+        }
+    }
+}
+
+impl Config {
+    /// Checks what the types cannot: ranges, and settings that only make sense together.
+    ///
+    /// # Errors
+    /// The key, what it is, and what is allowed.
+    pub fn validate(&self) -> Result<(), InvalidConfig> {
+        let positive = [
+            ("data.resolution", u64::from(self.data.resolution)),
+            ("data.prefetch", self.data.prefetch as u64),
+            ("train.steps", self.train.steps),
+            ("train.batch_size", self.train.batch_size as u64),
+            ("train.accumulation", self.train.accumulation as u64),
+            ("train.log_every", self.train.log_every),
+            ("train.checkpoint_every", self.train.checkpoint_every),
+            ("train.keep_checkpoints", self.train.keep_checkpoints as u64),
+            ("sample.batch_size", self.sample.batch_size as u64),
+        ];
+        for (key, value) in positive {
+            if value == 0 {
+                return Err(InvalidConfig::new(key, value, "at least 1"));
+            }
+        }
+        let ranges = [
+            ("data.max_corrupt_share", self.data.max_corrupt_share, 0.0, 1.0),
+            ("model.label_dropout", self.model.label_dropout, 0.0, 1.0),
+            ("optimizer.betas[0]", self.optimizer.betas.0, 0.0, 1.0),
+            ("optimizer.betas[1]", self.optimizer.betas.1, 0.0, 1.0),
+            ("train.ema_decay", self.train.ema_decay, 0.0, 1.0),
+            ("optimizer.lr", self.optimizer.lr, 0.0, f64::MAX),
+            ("optimizer.weight_decay", self.optimizer.weight_decay, 0.0, f64::MAX),
+            ("optimizer.eps", self.optimizer.eps, 0.0, f64::MAX),
+            (
+                "optimizer.max_grad_norm",
+                self.optimizer.max_grad_norm,
+                f64::MIN_POSITIVE,
+                f64::MAX,
+            ),
+        ];
+        for (key, value, low, high) in ranges {
+            if !(low..=high).contains(&value) {
+                let allowed = if high == f64::MAX {
+                    "a finite number, not negative".to_owned()
+                } else {
+                    format!("{low} to {high}")
+                };
+                return Err(InvalidConfig::new(key, value, allowed));
+            }
+        }
+        if !self.train.batch_size.is_multiple_of(self.train.accumulation) {
+            return Err(InvalidConfig::new(
+                "train.accumulation",
+                self.train.accumulation,
+                format!("a divisor of train.batch_size, {}", self.train.batch_size),
+            ));
+        }
+        if self.sample.count > 0 || self.sample.grid > 0 {
+            Sampler::new(self.sample.sampler, self.objective.path).map_err(|error| {
+                InvalidConfig {
+                    key: "sample.sampler",
+                    reason: format!("has {error}"),
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Hash of everything that shapes the trained weights: a checkpoint of another hash is not
+    /// resumed. Settings of sampling, evaluation, logging and the number of threads or steps do
+    /// not count, so a finished run can be made longer.
+    ///
+    /// `identity` stands for the inputs: the data set's fingerprint instead of its path, and the
+    /// encoders' checksums.
+    pub fn training_hash(&self, identity: &str) -> String {
+        let mut relevant = self.clone();
+        let defaults = Self::default();
+        relevant.sample = defaults.sample;
+        relevant.evaluate = defaults.evaluate;
+        relevant.data.workers = 0;
+        relevant.data.prefetch = 1;
+        relevant.data.reference_split = String::new();
+        relevant.train = TrainConfig {
+            batch_size: self.train.batch_size,
+            accumulation: self.train.accumulation,
+            precision: self.train.precision,
+            seed: self.train.seed,
+            ema_decay: self.train.ema_decay,
+            ..defaults.train
+        };
+        relevant.hash(identity)
+    }
+
+    /// Hash of the whole configuration: a finished run of the same hash need not be run again.
+    pub fn hash(&self, identity: &str) -> String {
+        let mut relevant = self.clone();
+        relevant.data.path = PathBuf::new();
+        // A struct of plain fields always serialises; the Debug form keeps this total.
+        let text = serde_json::to_string(&relevant).unwrap_or_else(|_| format!("{relevant:?}"));
+        let mut hash = hex(&Sha256::digest(format!("{identity}\n{text}").as_bytes()));
+        hash.truncate(16);
+        hash
+    }
+
+    /// Hash of what shapes the features of real images; `identity` as in
+    /// [`Config::training_hash`], of the reference images and the judging encoder.
+    pub fn reference_hash(&self, identity: &str) -> String {
+        let mut relevant = Self::default();
+        relevant.data.resolution = self.data.resolution;
+        relevant.data.background = self.data.background;
+        relevant.evaluate.reference_images = self.evaluate.reference_images;
+        relevant.hash(identity)
+    }
+
+    /// The part that the data loader reads. The order of the data depends on `train.seed` alone,
+    /// so runs of one seed see the same batches.
+    pub fn loader(&self) -> LoaderConfig {
+        LoaderConfig {
+            batch_size: self.train.batch_size,
+            resolution: self.data.resolution,
+            seed: self.train.seed,
+            workers: self.data.workers,
+            prefetch: self.data.prefetch,
+            flip: self.data.flip,
+            background: self.data.background,
+            max_corrupt_share: self.data.max_corrupt_share,
+        }
+    }
+}
+
+/// A setting out of its range.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("`{key}` {reason}")]
+pub struct InvalidConfig {
+    /// Dotted key.
+    pub key: &'static str,
+    /// What it is and what is allowed.
+    pub reason: String,
+}
+
+impl InvalidConfig {
+    fn new(key: &'static str, found: impl std::fmt::Display, allowed: impl std::fmt::Display) -> Self {
+        Self {
+            key,
+            reason: format!("is {found}, allowed is {allowed}"),
+        }
+    }
+}

@@ -1,0 +1,101 @@
+use std::io;
+
+use alignment::AlignmentError;
+use diffusion::DiffusionError;
+use tch::TchError;
+use thiserror::Error;
+use torch_ext::TorchError;
+
+use crate::{CheckpointError, InvalidConfig};
+
+/// Why a training run stopped.
+#[derive(Debug, Error)]
+pub enum TrainError {
+    /// A setting is out of its range.
+    #[error(transparent)]
+    Config(#[from] InvalidConfig),
+
+    /// The loss or the gradient is NaN or infinite.
+    #[error(
+        "{what} is {value} at step {step}; the batch holds the samples {}. The last checkpoint is \
+         from before: lower optimizer.lr or optimizer.max_grad_norm, or look at those images and \
+         at the encoder's tokens for them",
+        list(.samples)
+    )]
+    NotFinite {
+        /// Which figure.
+        what: &'static str,
+        /// Its value.
+        value: f64,
+        /// The optimiser step, counted from 1.
+        step: u64,
+        /// Ids of the batch's samples.
+        samples: Vec<u64>,
+    },
+
+    /// A checkpoint does not fit the model.
+    #[error("checkpoint of step {step}: {reason}")]
+    Resume {
+        /// The checkpoint's step.
+        step: u64,
+        /// What does not fit.
+        reason: String,
+    },
+
+    /// Encoder tokens that do not suit the heads.
+    #[error("{found} sets of encoder tokens were given, the run aligns with {expected} encoders")]
+    EncoderCount {
+        /// Number given.
+        found: usize,
+        /// Number wanted.
+        expected: usize,
+    },
+
+    /// The encoder's grid is not the denoiser's.
+    #[error(
+        "encoder {encoder} gives {found} patch tokens an image, the denoiser {model} has {expected} \
+         tokens; choose a model.name with another patch side, or another data.resolution"
+    )]
+    TokenCount {
+        /// The encoder.
+        encoder: String,
+        /// Its number of tokens.
+        found: i64,
+        /// The model.
+        model: String,
+        /// Its number of tokens.
+        expected: i64,
+    },
+
+    /// A checkpoint could not be written or read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+
+    /// A log could not be written.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+
+    /// The denoiser, objective or sampler failed.
+    #[error(transparent)]
+    Diffusion(#[from] DiffusionError),
+
+    /// The head or the alignment loss failed.
+    #[error(transparent)]
+    Alignment(#[from] AlignmentError),
+
+    /// libtorch failed.
+    #[error(transparent)]
+    Torch(#[from] TorchError),
+
+    /// libtorch failed.
+    #[error(transparent)]
+    Tch(#[from] TchError),
+}
+
+fn list(samples: &[u64]) -> String {
+    samples
+        .iter()
+        .map(u64::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
+}

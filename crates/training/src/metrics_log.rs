@@ -1,0 +1,109 @@
+//! `metrics.jsonl`: one JSON object a logged step.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// One line of `metrics.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepMetrics {
+    /// Optimiser steps done, counted from 1.
+    pub step: u64,
+    /// Denoising loss plus weighted alignment loss.
+    pub loss: f64,
+    /// Mean over the batch of the objective's loss.
+    pub denoising_loss: f64,
+    /// Unweighted alignment loss, the mean over encoders and losses; absent without alignment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alignment_loss: Option<f64>,
+    /// 2-norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of the step.
+    pub lr: f64,
+    /// Optimiser steps a second since the line before; absent when not logged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps_per_s: Option<f64>,
+}
+
+/// Appends to `metrics.jsonl`.
+#[derive(Debug)]
+pub struct MetricsLog {
+    file: File,
+    path: PathBuf,
+}
+
+impl MetricsLog {
+    /// Opens the log for a run that continues after `step`: later lines, and a line cut short
+    /// when the run was killed, are dropped, since their steps will be run again.
+    ///
+    /// # Errors
+    /// The file cannot be read or written; the error names it.
+    pub fn open(path: &Path, step: u64) -> io::Result<Self> {
+        let named = |error| named(path, error);
+        let kept: String = match fs::read_to_string(path) {
+            Ok(text) => text
+                .split_inclusive('\n')
+                .filter(|line| {
+                    line.ends_with('\n')
+                        && serde_json::from_str::<StepMetrics>(line)
+                            .is_ok_and(|metrics| metrics.step <= step)
+                })
+                .collect(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(named(error)),
+        };
+        // Through a second file: a crash in between must not lose the lines before `step`.
+        let temporary = path.with_extension("jsonl.partial");
+        let mut file = File::create(&temporary).map_err(named)?;
+        file.write_all(kept.as_bytes())
+            .and_then(|()| file.sync_all())
+            .and_then(|()| fs::rename(&temporary, path))
+            .map_err(named)?;
+        let file = OpenOptions::new().append(true).open(path).map_err(named)?;
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Appends one line, in a single write.
+    ///
+    /// # Errors
+    /// The file cannot be written; the error names it.
+    pub fn append(&mut self, metrics: &StepMetrics) -> io::Result<()> {
+        let mut line = serde_json::to_string(metrics)?;
+        line.push('\n');
+        self.file
+            .write_all(line.as_bytes())
+            .map_err(|error| named(&self.path, error))
+    }
+
+    /// Waits until all lines are on disk. Call it before saving a checkpoint, so that the
+    /// checkpoint never knows of steps that the log lacks.
+    ///
+    /// # Errors
+    /// The file cannot be synced; the error names it.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file
+            .sync_all()
+            .map_err(|error| named(&self.path, error))
+    }
+
+    /// Reads a log, leaving out lines that are not whole.
+    ///
+    /// # Errors
+    /// The file cannot be read; the error names it.
+    pub fn read(path: &Path) -> io::Result<Vec<StepMetrics>> {
+        let text = fs::read_to_string(path).map_err(|error| named(path, error))?;
+        Ok(text
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect())
+    }
+}
+
+fn named(path: &Path, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}

@@ -1,0 +1,126 @@
+//! Named tensors in one safetensors file.
+
+use std::borrow::Cow;
+use std::path::Path;
+
+use safetensors::tensor::{Dtype, SafeTensors, View};
+use tch::{Device, Kind, Tensor};
+
+use crate::CheckpointError;
+
+/// A tensor as safetensors reads it: contiguous, on the CPU.
+struct Host {
+    shape: Vec<usize>,
+    dtype: Dtype,
+    bytes: Vec<u8>,
+}
+
+impl Host {
+    fn new(name: &str, tensor: &Tensor) -> Result<Self, CheckpointError> {
+        let kind = tensor.kind();
+        let dtype = dtype(kind).ok_or_else(|| CheckpointError::Dtype {
+            name: name.to_owned(),
+            found: format!("{kind:?}"),
+        })?;
+        let tensor = tensor.detach().f_to_device(Device::Cpu)?.f_contiguous()?;
+        let numel = tensor.numel();
+        let mut bytes = vec![0; numel * kind.elt_size_in_bytes()];
+        tensor.f_copy_data_u8(&mut bytes, numel)?;
+        Ok(Self {
+            shape: tensor.size().iter().map(|&n| n.unsigned_abs() as usize).collect(),
+            dtype,
+            bytes,
+        })
+    }
+}
+
+impl View for Host {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.bytes)
+    }
+
+    fn data_len(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+/// Writes `tensors` to a safetensors file; its folder is created. The file is not synced to disk.
+///
+/// # Errors
+/// The file cannot be written, or a tensor's dtype cannot be stored.
+pub fn write_tensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), CheckpointError> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)
+            .map_err(|source| CheckpointError::io("create", folder, source))?;
+    }
+    write(path, tensors)
+}
+
+pub(crate) fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), CheckpointError> {
+    let views = tensors
+        .iter()
+        .map(|(name, tensor)| Ok((name.as_str(), Host::new(name, tensor)?)))
+        .collect::<Result<Vec<_>, CheckpointError>>()?;
+    safetensors::serialize_to_file(views, None, path).map_err(|source| CheckpointError::Tensors {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Reads all tensors of a safetensors file to the CPU, sorted by name.
+///
+/// # Errors
+/// The file cannot be read, is not safetensors, is cut short, or holds a dtype that libtorch
+/// has no name for.
+pub fn read_tensors(path: &Path) -> Result<Vec<(String, Tensor)>, CheckpointError> {
+    let bytes = std::fs::read(path).map_err(|source| CheckpointError::io("read", path, source))?;
+    parse(path, &bytes)
+}
+
+pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<(String, Tensor)>, CheckpointError> {
+    let file = SafeTensors::deserialize(bytes).map_err(|source| CheckpointError::Tensors {
+        path: path.to_owned(),
+        source,
+    })?;
+    let mut tensors = file
+        .iter()
+        .map(|(name, view)| {
+            let kind = kind(view.dtype()).ok_or_else(|| CheckpointError::Dtype {
+                name: name.to_owned(),
+                found: format!("{:?}", view.dtype()),
+            })?;
+            let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
+            let tensor = Tensor::f_from_data_size(view.data(), &shape, kind)?;
+            Ok((name.to_owned(), tensor))
+        })
+        .collect::<Result<Vec<_>, CheckpointError>>()?;
+    tensors.sort_by(|left, right| left.0.cmp(&right.0));
+    Ok(tensors)
+}
+
+const DTYPES: [(Dtype, Kind); 8] = [
+    (Dtype::U8, Kind::Uint8),
+    (Dtype::I32, Kind::Int),
+    (Dtype::I64, Kind::Int64),
+    (Dtype::F16, Kind::Half),
+    (Dtype::BF16, Kind::BFloat16),
+    (Dtype::F32, Kind::Float),
+    (Dtype::F64, Kind::Double),
+    (Dtype::BOOL, Kind::Bool),
+];
+
+fn dtype(kind: Kind) -> Option<Dtype> {
+    DTYPES.iter().find(|pair| pair.1 == kind).map(|pair| pair.0)
+}
+
+fn kind(dtype: Dtype) -> Option<Kind> {
+    DTYPES.iter().find(|pair| pair.0 == dtype).map(|pair| pair.1)
+}

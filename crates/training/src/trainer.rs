@@ -1,0 +1,490 @@
+use alignment::{AlignmentLoss, Head};
+use data::{Cursor, seed};
+use diffusion::autoencoder::{self, Autoencoder as _, Identity};
+use diffusion::samplers::Sampler;
+use diffusion::{Denoiser, Mode, Sit, SitConfig};
+use tch::{Device, Kind, Tensor};
+use torch_ext::{Generator, Params, autocast, optim};
+
+use crate::adamw::AdamW;
+use crate::{Autoencoder, Checkpoint, Config, DeviceBatch, StepMetrics, TrainError};
+
+/// What a trainer must know of the data and the encoders before it can build its model.
+#[derive(Debug, Clone)]
+pub struct Inputs {
+    /// Where to train.
+    pub device: Device,
+    /// Number of classes of the data set.
+    pub num_classes: i64,
+    /// The encoders that give the tokens, in order; empty without alignment.
+    pub encoders: Vec<EncoderShape>,
+    /// What of the inputs shapes the weights besides the configuration: the data set's
+    /// fingerprint, the encoders' checksums. Part of [`Config::training_hash`].
+    pub identity: String,
+}
+
+/// The tokens that an encoder gives.
+#[derive(Debug, Clone)]
+pub struct EncoderShape {
+    /// Its name, for messages.
+    pub name: String,
+    /// Width of a token.
+    pub width: i64,
+    /// Tokens an image.
+    pub tokens: i64,
+}
+
+/// Denoiser and heads with one set of weights.
+#[derive(Debug)]
+struct Model {
+    params: Params,
+    denoiser: Sit,
+    heads: Vec<Head>,
+}
+
+impl Model {
+    fn new(config: &Config, inputs: &Inputs) -> Result<Self, TrainError> {
+        let side = i64::from(config.data.resolution);
+        let [in_channels, input_size, _] = autoencoder(config).latent_shape(side, side)?;
+        let named = SitConfig::named(&config.model.name)?;
+        let sit = SitConfig {
+            input_size,
+            in_channels,
+            num_classes: inputs.num_classes,
+            class_dropout: config.model.label_dropout,
+            qk_norm: config.model.qk_norm,
+            alignment_depth: config.model.alignment_depth.unwrap_or(named.alignment_depth),
+            ..named
+        };
+        let params = Params::new(inputs.device, seed::derive(config.train.seed, "weights", &[]))?;
+        let denoiser = Sit::new(&params.root(), &sit)?;
+        let (rows, columns) = denoiser.token_grid();
+        for encoder in &inputs.encoders {
+            if encoder.tokens != rows * columns {
+                return Err(TrainError::TokenCount {
+                    encoder: encoder.name.clone(),
+                    found: encoder.tokens,
+                    model: config.model.name.clone(),
+                    expected: rows * columns,
+                });
+            }
+        }
+        let widths: Vec<i64> = inputs.encoders.iter().map(|encoder| encoder.width).collect();
+        let heads = Head::projectors(
+            &params.root(),
+            &config.alignment.head,
+            denoiser.hidden_width(),
+            &widths,
+        )?;
+        Ok(Self {
+            params,
+            denoiser,
+            heads,
+        })
+    }
+}
+
+fn autoencoder(config: &Config) -> impl autoencoder::Autoencoder + use<> {
+    match config.model.autoencoder {
+        Autoencoder::Identity => Identity,
+    }
+}
+
+/// Figures of a step that are still on the device.
+#[derive(Debug)]
+struct Pending {
+    step: u64,
+    lr: f64,
+    samples: Vec<u64>,
+    /// Total, denoising and alignment loss, norm of the gradient: `[4]`.
+    figures: Tensor,
+}
+
+/// Trains one model: a step at a time, given a batch and the encoders' tokens for it.
+///
+/// A step's figures are read back from the device at the next step, so that the device need not
+/// wait; [`Trainer::finish_step`] reads them at once.
+#[derive(Debug)]
+pub struct Trainer {
+    config: Config,
+    inputs: Inputs,
+    model: Model,
+    average: Model,
+    adamw: AdamW,
+    loss: AlignmentLoss,
+    generator: Generator,
+    step: u64,
+    cursor: Cursor,
+    pending: Option<Pending>,
+}
+
+impl Trainer {
+    /// Builds the model with weights drawn from the configuration's seed.
+    ///
+    /// # Errors
+    /// A setting out of range, an unknown model, an encoder whose tokens do not fit the model's.
+    pub fn new(config: &Config, inputs: Inputs) -> Result<Self, TrainError> {
+        config.validate()?;
+        let model = Model::new(config, &inputs)?;
+        let average = Model::new(config, &inputs)?;
+        for param in average.params.entries().iter() {
+            let _frozen = param.tensor.f_set_requires_grad(false)?;
+        }
+        average.params.load(&model.params.state_dict())?;
+        Ok(Self {
+            adamw: AdamW::new(&model.params, &config.optimizer)?,
+            loss: AlignmentLoss::new(&config.alignment.losses)?,
+            generator: Generator::new(
+                inputs.device,
+                seed::derive(config.train.seed, "training", &[]),
+            )?,
+            step: 0,
+            cursor: Cursor::default(),
+            pending: None,
+            config: config.clone(),
+            inputs,
+            model,
+            average,
+        })
+    }
+
+    /// Optimiser steps done.
+    pub fn steps_done(&self) -> u64 {
+        self.step
+    }
+
+    /// Where the data stream stood after the last batch.
+    pub fn cursor(&self) -> Cursor {
+        self.cursor
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// What it was built for.
+    pub fn inputs(&self) -> &Inputs {
+        &self.inputs
+    }
+
+    /// The weights that are trained.
+    pub fn params(&self) -> &Params {
+        &self.model.params
+    }
+
+    /// The moving average of the weights.
+    pub fn average(&self) -> &Params {
+        &self.average.params
+    }
+
+    /// Hash that tells whether a checkpoint belongs to this run.
+    pub fn hash(&self) -> String {
+        self.config.training_hash(&self.inputs.identity)
+    }
+
+    /// One optimiser step. `tokens` holds each encoder's patch tokens of the batch, `[B, T, D]`,
+    /// before spatial normalisation. Returns the figures of the step before.
+    ///
+    /// # Errors
+    /// The loss of the step before is not finite; shapes do not fit; out of memory.
+    pub fn step(
+        &mut self,
+        batch: &DeviceBatch,
+        tokens: &[Tensor],
+    ) -> Result<Option<StepMetrics>, TrainError> {
+        if tokens.len() != self.model.heads.len() {
+            return Err(TrainError::EncoderCount {
+                found: tokens.len(),
+                expected: self.model.heads.len(),
+            });
+        }
+        let figures = self.backward(batch, tokens)?;
+        let step = self.step + 1;
+        let norm = self.adamw.step(step)?;
+        optim::ema_(
+            &self.average.trainable(),
+            &self.model.params.trainable(),
+            self.config.train.ema_decay,
+        )?;
+        let before = self.finish_step()?;
+        self.step = step;
+        self.cursor = batch.cursor;
+        self.pending = Some(Pending {
+            step,
+            lr: self.adamw.lr(step),
+            samples: batch.ids.clone(),
+            figures: Tensor::f_cat(&[figures, norm.f_reshape([1])?], 0)?,
+        });
+        Ok(before)
+    }
+
+    /// Gradients of the whole batch; returns total, denoising and alignment loss, `[3]`.
+    fn backward(&mut self, batch: &DeviceBatch, tokens: &[Tensor]) -> Result<Tensor, TrainError> {
+        let parts = self.config.train.accumulation as i64;
+        let part_len = batch.labels.size1()? / parts;
+        let mut figures: Option<Tensor> = None;
+        for part in 0..parts {
+            let cut = |tensor: &Tensor| tensor.f_narrow(0, part * part_len, part_len);
+            let tokens = tokens.iter().map(cut).collect::<Result<Vec<_>, _>>()?;
+            let (total, part_figures) =
+                self.part_loss(&cut(&batch.images)?, &cut(&batch.labels)?, &tokens)?;
+            total.f_div_scalar(parts as f64)?.f_backward()?;
+            figures = Some(match figures {
+                Some(sum) => sum.f_add(&part_figures)?,
+                None => part_figures,
+            });
+        }
+        match figures {
+            Some(sum) if parts > 1 => Ok(sum.f_div_scalar(parts as f64)?),
+            Some(sum) => Ok(sum),
+            None => Ok(Tensor::f_zeros([3], (Kind::Float, self.inputs.device))?),
+        }
+    }
+
+    fn part_loss(
+        &mut self,
+        images: &Tensor,
+        labels: &Tensor,
+        tokens: &[Tensor],
+    ) -> Result<(Tensor, Tensor), TrainError> {
+        let x0 = tch::no_grad(|| autoencoder(&self.config).encode(images, &mut self.generator))?;
+        let noisy = self.config.objective.draw(&x0, &mut self.generator)?;
+        let precision = self.config.train.precision.autocast();
+        let (model, generator) = (&self.model, &mut self.generator);
+        let (output, projected) = autocast::run(self.inputs.device, precision, || {
+            let output =
+                model
+                    .denoiser
+                    .forward(&noisy.x, &noisy.t, labels, Mode::Train(generator))?;
+            let projected = model
+                .heads
+                .iter()
+                .map(|head| head.forward(&output.hidden))
+                .collect::<Result<Vec<_>, _>>()?;
+            Ok::<_, TrainError>((output, projected))
+        })??;
+        // Losses are computed outside autocast, on float32 outputs, as upstream does.
+        let denoising = self
+            .config
+            .objective
+            .loss(&output.prediction, &noisy)?
+            .f_mean(Kind::Float)?;
+        if projected.is_empty() {
+            let none = denoising.detach().f_zeros_like()?;
+            let figures = Tensor::f_stack(&[denoising.detach(), denoising.detach(), none], 0)?;
+            return Ok((denoising, figures));
+        }
+        let targets = tch::no_grad(|| {
+            tokens
+                .iter()
+                .map(|tokens| self.config.alignment.spatial_norm.forward(tokens))
+                .collect::<Result<Vec<_>, _>>()
+        })?;
+        let projected = projected
+            .iter()
+            .map(|tokens| tokens.f_to_kind(Kind::Float))
+            .collect::<Result<Vec<_>, _>>()?;
+        let aligned = self.loss.forward(
+            &targets.iter().collect::<Vec<_>>(),
+            &projected.iter().collect::<Vec<_>>(),
+        )?;
+        let total = denoising.f_add(&aligned.total)?;
+        let terms: Vec<Tensor> = aligned.terms.iter().map(|term| term.value.detach()).collect();
+        let alignment = Tensor::f_stack(&terms, 0)?.f_mean(Kind::Float)?;
+        let figures = Tensor::f_stack(&[total.detach(), denoising.detach(), alignment], 0)?;
+        Ok((total, figures))
+    }
+
+    /// Waits for the last step and returns its figures, once.
+    ///
+    /// # Errors
+    /// The loss or the gradient is not finite.
+    pub fn finish_step(&mut self) -> Result<Option<StepMetrics>, TrainError> {
+        let Some(pending) = self.pending.take() else {
+            return Ok(None);
+        };
+        let figures = Vec::<f32>::try_from(pending.figures.f_to_kind(Kind::Float)?)?;
+        let &[loss, denoising, alignment, norm] = figures.as_slice() else {
+            return Ok(None);
+        };
+        let aligned = !self.model.heads.is_empty();
+        for (what, value) in [
+            ("the denoising loss", denoising),
+            ("the alignment loss", alignment),
+            ("the loss", loss),
+            ("the norm of the gradient", norm),
+        ] {
+            if !value.is_finite() {
+                return Err(TrainError::NotFinite {
+                    what,
+                    value: f64::from(value),
+                    step: pending.step,
+                    samples: pending.samples,
+                });
+            }
+        }
+        Ok(Some(StepMetrics {
+            step: pending.step,
+            loss: f64::from(loss),
+            denoising_loss: f64::from(denoising),
+            alignment_loss: aligned.then_some(f64::from(alignment)),
+            grad_norm: f64::from(norm),
+            lr: pending.lr,
+            steps_per_s: None,
+        }))
+    }
+
+    /// Everything that is needed to continue. The last step's figures must have been read.
+    ///
+    /// # Errors
+    /// libtorch refused.
+    pub fn checkpoint(&self) -> Result<Checkpoint, TrainError> {
+        Ok(Checkpoint {
+            step: self.step,
+            cursor: self.cursor,
+            config_hash: self.hash(),
+            model: self.model.params.state_dict(),
+            ema: self.average.params.state_dict(),
+            optimizer: self.adamw.state(),
+            random: vec![("training".to_owned(), self.generator.state()?)],
+        })
+    }
+
+    /// Continues from a checkpoint.
+    ///
+    /// # Errors
+    /// The checkpoint is of another model.
+    pub fn resume(&mut self, checkpoint: &Checkpoint) -> Result<(), TrainError> {
+        let step = checkpoint.step;
+        self.model.params.load(&checkpoint.model)?;
+        self.average.params.load(&checkpoint.ema)?;
+        self.adamw
+            .load(&checkpoint.optimizer)
+            .map_err(|reason| TrainError::Resume { step, reason })?;
+        let state = checkpoint.random.iter().find(|(name, _)| name == "training");
+        let (_, state) = state.ok_or_else(|| TrainError::Resume {
+            step,
+            reason: "it has no state of the generator `training`".to_owned(),
+        })?;
+        self.generator.set_state(state)?;
+        self.step = step;
+        self.cursor = checkpoint.cursor;
+        self.pending = None;
+        Ok(())
+    }
+
+    /// Draws one image for each of `labels` from the averaged weights, u8 `[N, 3, H, W]` on the
+    /// CPU. `progress` is told the number of images done.
+    ///
+    /// # Errors
+    /// A label out of range, settings that the sampler refuses, out of memory.
+    pub fn sample(
+        &self,
+        labels: &[i64],
+        progress: impl FnMut(usize),
+    ) -> Result<Tensor, TrainError> {
+        let settings = &self.config.sample;
+        let sampler = Sampler::new(settings.sampler, self.config.objective.path)?;
+        draw_samples(
+            &self.average.denoiser,
+            &self.config,
+            &sampler,
+            labels,
+            self.inputs.device,
+            progress,
+        )
+    }
+}
+
+impl Model {
+    fn trainable(&self) -> Vec<Tensor> {
+        self.params.trainable()
+    }
+}
+
+/// The averaged denoiser of a checkpoint, without heads, for sampling.
+#[derive(Debug)]
+pub struct Sampling {
+    config: Config,
+    denoiser: Sit,
+    device: Device,
+}
+
+impl Sampling {
+    /// Builds the denoiser of `config` and loads `weights` into it; heads among them are left out.
+    ///
+    /// # Errors
+    /// Weights of another model.
+    pub fn new(
+        config: &Config,
+        num_classes: i64,
+        weights: &[(String, Tensor)],
+        device: Device,
+    ) -> Result<Self, TrainError> {
+        let inputs = Inputs {
+            device,
+            num_classes,
+            encoders: Vec::new(),
+            identity: String::new(),
+        };
+        let model = Model::new(config, &inputs)?;
+        let denoiser_weights: Vec<(String, Tensor)> = weights
+            .iter()
+            .filter(|(name, _)| !name.starts_with("projectors."))
+            .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()))
+            .collect();
+        model.params.load(&denoiser_weights)?;
+        Ok(Self {
+            config: config.clone(),
+            denoiser: model.denoiser,
+            device,
+        })
+    }
+
+    /// As [`Trainer::sample`].
+    ///
+    /// # Errors
+    /// As [`Trainer::sample`].
+    pub fn sample(
+        &self,
+        labels: &[i64],
+        progress: impl FnMut(usize),
+    ) -> Result<Tensor, TrainError> {
+        let sampler = Sampler::new(self.config.sample.sampler, self.config.objective.path)?;
+        draw_samples(&self.denoiser, &self.config, &sampler, labels, self.device, progress)
+    }
+}
+
+fn draw_samples(
+    denoiser: &Sit,
+    config: &Config,
+    sampler: &Sampler,
+    labels: &[i64],
+    device: Device,
+    mut progress: impl FnMut(usize),
+) -> Result<Tensor, TrainError> {
+    let decoder = autoencoder(config);
+    let [channels, height, width] = denoiser.image_shape();
+    let mut images = Vec::new();
+    let mut done = 0;
+    for (chunk, labels) in labels.chunks(config.sample.batch_size.max(1)).enumerate() {
+        // A generator for each chunk: the first images do not depend on how many there are.
+        let chunk_seed = seed::derive(config.sample.seed, "sample", &[chunk as u64]);
+        let mut generator = Generator::new(device, chunk_seed)?;
+        let count = labels.len() as i64;
+        let latents = generator.randn(&[count, channels, height, width], Kind::Float)?;
+        let labels = Tensor::f_from_slice(labels)?.f_to_device(device)?;
+        let precision = config.train.precision.autocast();
+        let latents = autocast::run(device, precision, || {
+            sampler.sample(denoiser, &latents, &labels, &mut generator, |_| {})
+        })??;
+        images.push(decoder.decode(&latents)?.f_to_device(Device::Cpu)?);
+        done += labels.size1()? as usize;
+        progress(done);
+    }
+    if images.is_empty() {
+        return Ok(Tensor::f_zeros([0, 3, 1, 1], (Kind::Uint8, Device::Cpu))?);
+    }
+    Ok(Tensor::f_cat(&images, 0)?)
+}

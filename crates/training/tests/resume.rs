@@ -1,0 +1,334 @@
+//! A run that was interrupted ends in the same bits as one that was not.
+
+use std::fs;
+use std::path::Path;
+
+use alignment::{HeadConfig, SpatialNorm};
+use data::{Cursor, Loader, LoaderConfig, OpenOptions};
+use tch::{Device, Kind, Tensor};
+use torch_ext::Generator;
+use training::checkpoint::{self, Checkpoint};
+use training::{
+    Config, DeviceBatch, EncoderShape, Inputs, MetricsLog, Run, TrainError, Trainer, read_tensors,
+};
+
+const TOKENS: i64 = 16;
+const WIDTH: i64 = 24;
+
+fn config(steps: u64) -> Config {
+    let mut config = Config::default();
+    config.model.name = "SiT-XS/4".into();
+    config.data.resolution = 16;
+    config.train.batch_size = 8;
+    config.train.accumulation = 2;
+    config.train.steps = steps;
+    config.train.log_every = 1;
+    config.train.log_speed = false;
+    config.train.checkpoint_every = 2;
+    config.train.ema_decay = 0.9;
+    config.optimizer.lr = 1e-3;
+    config.optimizer.warmup_steps = 3;
+    config
+}
+
+fn dataset() -> std::sync::Arc<dyn data::Dataset> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../experiments/data/emoji64");
+    let options = OpenOptions {
+        split: Some("val".into()),
+        ..OpenOptions::default()
+    };
+    data::open(folder, &options).unwrap()
+}
+
+fn inputs() -> Inputs {
+    Inputs {
+        device: Device::Cpu,
+        num_classes: dataset().class_names().len() as i64,
+        encoders: vec![EncoderShape {
+            name: "fixed".into(),
+            width: WIDTH,
+            tokens: TOKENS,
+        }],
+        identity: "test".into(),
+    }
+}
+
+/// Tokens that depend on the images, as an encoder's do.
+fn tokens(batch: &DeviceBatch) -> Tensor {
+    let pixels = batch.images.to_kind(Kind::Float).view([-1, TOKENS, 48]) / 255.0;
+    let weights = Generator::new(Device::Cpu, 1)
+        .unwrap()
+        .randn(&[48, WIDTH], Kind::Float)
+        .unwrap();
+    pixels.matmul(&weights)
+}
+
+/// Steps until `stop` optimiser steps are done, then drops everything, saved or not.
+fn advance(folder: &Path, config: &Config, stop: u64, workers: usize) -> Run {
+    let mut run = Run::open(folder, config, inputs()).unwrap();
+    let loader = LoaderConfig {
+        workers,
+        ..config.loader()
+    };
+    let loader = Loader::new(dataset(), loader, run.trainer().cursor()).unwrap();
+    for batch in loader {
+        if run.trainer().steps_done() >= stop {
+            break;
+        }
+        let batch = DeviceBatch::new(batch.unwrap(), Device::Cpu).unwrap();
+        let tokens = tokens(&batch);
+        run.step(&batch, &[tokens]).unwrap();
+    }
+    run
+}
+
+fn assert_same_outcome(left: &Path, right: &Path) {
+    assert_eq!(
+        fs::read(left.join("metrics.jsonl")).unwrap(),
+        fs::read(right.join("metrics.jsonl")).unwrap()
+    );
+    let newest = |folder: &Path| checkpoint::list(&folder.join("checkpoints")).pop().unwrap();
+    let (left, right) = (newest(left), newest(right));
+    assert_eq!(left.file_name(), right.file_name());
+    for file in fs::read_dir(&left).unwrap() {
+        let name = file.unwrap().file_name();
+        assert_eq!(
+            fs::read(left.join(&name)).unwrap(),
+            fs::read(right.join(&name)).unwrap(),
+            "{name:?} differs"
+        );
+    }
+}
+
+#[test]
+fn an_interrupted_run_ends_in_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(9);
+    advance(&folder.path().join("whole"), &config, 9, 0);
+    for (stops, workers) in [(vec![1], 1), (vec![2, 5], 2), (vec![4, 7, 8], 0)] {
+        let part = folder.path().join(format!("part{stops:?}"));
+        for stop in stops {
+            advance(&part, &config, stop, workers);
+        }
+        advance(&part, &config, 9, workers);
+        assert_same_outcome(&folder.path().join("whole"), &part);
+    }
+}
+
+#[test]
+fn a_longer_run_continues_a_finished_one() {
+    let folder = tempfile::tempdir().unwrap();
+    advance(&folder.path().join("long"), &config(8), 8, 0);
+    advance(&folder.path().join("grown"), &config(4), 4, 0);
+    let run = advance(&folder.path().join("grown"), &config(8), 8, 0);
+    assert_eq!(run.resumed_from(), 4);
+    assert_same_outcome(&folder.path().join("long"), &folder.path().join("grown"));
+}
+
+#[test]
+fn a_damaged_checkpoint_is_passed_over_for_the_one_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(6);
+    advance(folder.path(), &config, 6, 0);
+    let checkpoints = folder.path().join("checkpoints");
+    let newest = checkpoint::list(&checkpoints).pop().unwrap();
+    let file = newest.join("optimizer.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+
+    // One flipped bit, the length unchanged.
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&file, &bytes).unwrap();
+    let error = Checkpoint::load(&newest).unwrap_err().to_string();
+    assert!(error.contains("optimizer.safetensors") && error.contains("SHA-256"), "{error}");
+
+    // Cut short.
+    fs::write(&file, &bytes[..middle]).unwrap();
+    let error = Checkpoint::load(&newest).unwrap_err().to_string();
+    assert!(error.contains("bytes long"), "{error}");
+
+    let run = Run::open(folder.path(), &config, inputs()).unwrap();
+    assert_eq!(run.resumed_from(), 4);
+    drop(run);
+
+    // Also when the manifest is gone or is no JSON.
+    fs::write(newest.join("manifest.json"), "{").unwrap();
+    assert!(matches!(
+        Checkpoint::load(&newest),
+        Err(checkpoint::CheckpointError::Manifest { .. })
+    ));
+    fs::remove_file(newest.join("manifest.json")).unwrap();
+    let error = Checkpoint::load(&newest).unwrap_err().to_string();
+    assert!(error.contains("manifest.json"), "{error}");
+}
+
+#[test]
+fn a_checkpoint_of_another_configuration_is_not_resumed() {
+    let folder = tempfile::tempdir().unwrap();
+    advance(folder.path(), &config(2), 2, 0);
+    let mut other = config(4);
+    other.optimizer.lr = 5e-4;
+    let run = Run::open(folder.path(), &other, inputs()).unwrap();
+    assert_eq!(run.resumed_from(), 0);
+}
+
+#[test]
+fn an_unfinished_save_is_ignored_and_cleared_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(4);
+    advance(folder.path(), &config, 2, 0);
+    let partial = folder.path().join("checkpoints/.step-0000004.partial");
+    fs::create_dir_all(&partial).unwrap();
+    fs::write(partial.join("model.safetensors"), "half").unwrap();
+    let run = advance(folder.path(), &config, 4, 0);
+    assert_eq!(run.resumed_from(), 2);
+    assert!(!partial.exists());
+}
+
+#[test]
+fn a_line_cut_short_in_the_log_is_written_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(4);
+    advance(&folder.path().join("whole"), &config, 4, 0);
+    let cut = folder.path().join("cut");
+    advance(&cut, &config, 2, 0);
+    let log = cut.join("metrics.jsonl");
+    let mut text = fs::read_to_string(&log).unwrap();
+    text.push_str("{\"step\":3,\"loss\":0.");
+    fs::write(&log, text).unwrap();
+    advance(&cut, &config, 4, 0);
+    assert_same_outcome(&folder.path().join("whole"), &cut);
+    assert_eq!(MetricsLog::read(&log).unwrap().len(), 4);
+}
+
+#[test]
+fn a_nan_in_the_tokens_stops_the_run_with_step_and_samples() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(4);
+    let mut run = advance(folder.path(), &config, 2, 0);
+    let mut loader = Loader::new(dataset(), config.loader(), run.trainer().cursor()).unwrap();
+    let batch = DeviceBatch::new(loader.next().unwrap().unwrap(), Device::Cpu).unwrap();
+    let ids = batch.ids.clone();
+    let nan = tokens(&batch) * f64::NAN;
+    let error = run.step(&batch, &[nan]).and_then(|()| run.save()).unwrap_err();
+    match &error {
+        TrainError::NotFinite { step: 3, samples, .. } => assert_eq!(*samples, ids),
+        other => panic!("{other}"),
+    }
+    assert!(error.to_string().contains(&ids[0].to_string()), "{error}");
+    // Nothing of the poisoned step was saved.
+    let resumed = Run::open(folder.path(), &config, inputs()).unwrap();
+    assert_eq!(resumed.resumed_from(), 2);
+    for (name, tensor) in resumed.trainer().params().state_dict() {
+        assert!(bool::try_from(tensor.isfinite().all()).unwrap(), "{name}");
+    }
+}
+
+#[test]
+fn tokens_of_another_shape_or_number_are_refused() {
+    let mut trainer = Trainer::new(&config(2), inputs()).unwrap();
+    let mut loader = Loader::new(dataset(), config(2).loader(), Cursor::default()).unwrap();
+    let batch = DeviceBatch::new(loader.next().unwrap().unwrap(), Device::Cpu).unwrap();
+    assert!(matches!(
+        trainer.step(&batch, &[]),
+        Err(TrainError::EncoderCount { found: 0, expected: 1 })
+    ));
+    let narrow = Tensor::ones([8, TOKENS, WIDTH - 1], (Kind::Float, Device::Cpu));
+    assert!(matches!(trainer.step(&batch, &[narrow]), Err(TrainError::Alignment(_))));
+    let mut wrong = inputs();
+    wrong.encoders[0].tokens = 49;
+    let error = Trainer::new(&config(2), wrong).unwrap_err().to_string();
+    assert!(error.contains("fixed gives 49"), "{error}");
+}
+
+#[test]
+fn accumulation_averages_the_gradients_of_the_parts() {
+    // With a learning rate of 0 and no clipping, AdamW's first moment tells the gradients: it is
+    // 0.1 g after one step, and 0.9 m + 0.1 g after the next.
+    let mut still = config(2);
+    still.optimizer.lr = 0.0;
+    still.optimizer.max_grad_norm = 1e9;
+    let mut loader = Loader::new(dataset(), still.loader(), Cursor::default()).unwrap();
+    let batch = DeviceBatch::new(loader.next().unwrap().unwrap(), Device::Cpu).unwrap();
+    let moments = |trainer: &Trainer| -> Vec<Tensor> {
+        let moments = trainer.checkpoint().unwrap().optimizer;
+        let first = moments.into_iter().filter(|(name, _)| name.starts_with("exp_avg."));
+        first.map(|(_, moment)| moment.copy()).collect()
+    };
+
+    let mut accumulating = Trainer::new(&still, inputs()).unwrap();
+    accumulating.step(&batch, &[tokens(&batch)]).unwrap();
+
+    let mut halves = still.clone();
+    halves.train.batch_size = 4;
+    halves.train.accumulation = 1;
+    let mut stepping = Trainer::new(&halves, inputs()).unwrap();
+    let mut seen = Vec::new();
+    for start in [0, 4] {
+        let half = DeviceBatch {
+            images: batch.images.narrow(0, start, 4),
+            labels: batch.labels.narrow(0, start, 4),
+            ids: batch.ids.clone(),
+            cursor: batch.cursor,
+        };
+        stepping.step(&half, &[tokens(&half)]).unwrap();
+        seen.push(moments(&stepping));
+    }
+    for (index, whole) in moments(&accumulating).iter().enumerate() {
+        let (first, second) = (&seen[0][index], &seen[1][index]);
+        let parts: Tensor = (first + (second - first * 0.9)) / 2.0;
+        let scale = whole.abs().max().double_value(&[]).max(1e-6);
+        let difference = (whole - parts).abs().max().double_value(&[]);
+        assert!(difference < 1e-4 * scale, "weight {index}: {difference} of {scale}");
+    }
+}
+
+#[test]
+fn the_recipes_train_and_the_average_follows() {
+    for (norm, head) in [
+        (SpatialNorm::None, HeadConfig::Mlp { width: 64 }),
+        (SpatialNorm::default(), HeadConfig::default()),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = config(40);
+        config.alignment.spatial_norm = norm;
+        config.alignment.head = head;
+        config.train.checkpoint_every = 40;
+        let run = advance(folder.path(), &config, 40, 0);
+        let log = MetricsLog::read(&folder.path().join("metrics.jsonl")).unwrap();
+        let mean = |lines: &[training::StepMetrics]| {
+            lines.iter().map(|line| line.loss).sum::<f64>() / lines.len() as f64
+        };
+        assert!(mean(&log[30..]) < mean(&log[..10]) - 0.1);
+        assert!(log[39].alignment_loss.unwrap() < log[0].alignment_loss.unwrap() - 0.1);
+        let checkpoint = checkpoint::list(&folder.path().join("checkpoints")).pop().unwrap();
+        let model = read_tensors(&checkpoint.join("model.safetensors")).unwrap();
+        let average = read_tensors(&checkpoint.join("ema.safetensors")).unwrap();
+        let difference: f64 = model
+            .iter()
+            .zip(&average)
+            .map(|((_, model), (_, average))| (model - average).abs().max().double_value(&[]))
+            .fold(0.0, f64::max);
+        assert!(difference > 0.0 && difference < 0.1, "{difference}");
+        let samples = run.trainer().sample(&[0, 1, 2], |_| {});
+        assert!(samples.is_ok(), "{samples:?}");
+    }
+}
+
+#[test]
+fn bf16_trains_within_a_few_percent_of_fp32() {
+    let losses: Vec<f64> = [training::Precision::Fp32, training::Precision::Bf16]
+        .into_iter()
+        .map(|precision| {
+            let folder = tempfile::tempdir().unwrap();
+            let mut config = config(20);
+            config.train.precision = precision;
+            config.train.checkpoint_every = 20;
+            advance(folder.path(), &config, 20, 0);
+            let log = MetricsLog::read(&folder.path().join("metrics.jsonl")).unwrap();
+            log[10..].iter().map(|line| line.denoising_loss).sum::<f64>()
+        })
+        .collect();
+    assert_ne!(losses[0], losses[1], "autocast had no effect");
+    assert!((losses[0] / losses[1] - 1.0).abs() < 0.05, "{losses:?}");
+}
