@@ -1,0 +1,129 @@
+//! Dense linear algebra whose result does not depend on the number of threads.
+//!
+//! faer's own parallel routines split sums by the number of threads, so their last bits change with it.
+//! Here every product is cut into fixed blocks that rayon spreads over threads, and decompositions are
+//! sequential.
+
+use faer::diag::Diag;
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::{evd, matmul, qr, svd};
+use faer::{Accum, Mat, MatRef, Par};
+use rayon::prelude::*;
+
+use crate::MetricsError;
+
+/// Columns of a product that one task computes.
+const BLOCK: usize = 128;
+
+/// Adds `samples * samples^T` to the lower part of `sum` `[D, D]`, for `samples` `[D, N]`; entries above
+/// the diagonal hold no meaning.
+pub(super) fn add_outer_product(sum: &mut Mat<f64>, samples: MatRef<'_, f64>) {
+    let dimension = sum.nrows();
+    let blocks = sum.par_col_chunks_mut(BLOCK).enumerate();
+    blocks.for_each(|(block, columns)| {
+        let start = block * BLOCK;
+        let width = columns.ncols();
+        matmul::matmul(
+            columns.subrows_mut(start, dimension - start),
+            Accum::Add,
+            samples.subrows(start, dimension - start),
+            samples.subrows(start, width).transpose(),
+            1.0,
+            Par::Seq,
+        );
+    });
+}
+
+/// `left^T * right`.
+pub(super) fn cross_product(left: MatRef<'_, f64>, right: MatRef<'_, f64>) -> Mat<f64> {
+    let mut product = Mat::zeros(left.ncols(), right.ncols());
+    let blocks = product.par_col_chunks_mut(BLOCK).enumerate();
+    blocks.for_each(|(block, columns)| {
+        let right = right.subcols(block * BLOCK, columns.ncols());
+        matmul::matmul(
+            columns,
+            Accum::Replace,
+            left.transpose(),
+            right,
+            1.0,
+            Par::Seq,
+        );
+    });
+    product
+}
+
+/// Eigenvalues in ascending order and eigenvectors (columns) of the symmetric matrix with this lower part.
+pub(super) fn symmetric_eigen(
+    matrix: MatRef<'_, f64>,
+) -> Result<(Vec<f64>, Mat<f64>), MetricsError> {
+    let size = matrix.nrows();
+    let mut values = Diag::zeros(size);
+    let mut vectors = Mat::zeros(size, size);
+    let scratch = evd::self_adjoint_evd_scratch::<f64>(
+        size,
+        evd::ComputeEigenvectors::Yes,
+        Par::Seq,
+        Default::default(),
+    );
+    evd::self_adjoint_evd(
+        matrix,
+        values.as_mut(),
+        Some(vectors.as_mut()),
+        Par::Seq,
+        MemStack::new(&mut MemBuffer::new(scratch)),
+        Default::default(),
+    )
+    .map_err(|_| MetricsError::NoConvergence {
+        decomposition: "eigenvalue decomposition",
+        size,
+    })?;
+    Ok((values.column_vector().iter().copied().collect(), vectors))
+}
+
+/// Sum of the singular values.
+pub(super) fn nuclear_norm(matrix: MatRef<'_, f64>) -> Result<f64, MetricsError> {
+    let (rows, columns) = matrix.shape();
+    let mut values = Diag::zeros(rows.min(columns));
+    let scratch = svd::svd_scratch::<f64>(
+        rows,
+        columns,
+        svd::ComputeSvdVectors::No,
+        svd::ComputeSvdVectors::No,
+        Par::Seq,
+        Default::default(),
+    );
+    svd::svd(
+        matrix,
+        values.as_mut(),
+        None,
+        None,
+        Par::Seq,
+        MemStack::new(&mut MemBuffer::new(scratch)),
+        Default::default(),
+    )
+    .map_err(|_| MetricsError::NoConvergence {
+        decomposition: "singular value decomposition",
+        size: rows.max(columns),
+    })?;
+    Ok(values.column_vector().iter().sum())
+}
+
+/// The upper triangle `R` `[D, D]` of `rows = Q R`, for `rows` `[N, D]` with `N >= D`.
+pub(super) fn qr_upper(mut rows: Mat<f64>) -> Mat<f64> {
+    use qr::no_pivoting::factor::{qr_in_place, qr_in_place_scratch, recommended_block_size};
+
+    let (count, dimension) = rows.shape();
+    let block = recommended_block_size::<f64>(count, dimension);
+    let mut householder = Mat::zeros(block, dimension);
+    let scratch = qr_in_place_scratch::<f64>(count, dimension, block, Par::Seq, Default::default());
+    qr_in_place(
+        rows.as_mut(),
+        householder.as_mut(),
+        Par::Seq,
+        MemStack::new(&mut MemBuffer::new(scratch)),
+        Default::default(),
+    );
+    Mat::from_fn(dimension, dimension, |i, j| {
+        if i <= j { rows[(i, j)] } else { 0.0 }
+    })
+}

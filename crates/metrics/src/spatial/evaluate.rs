@@ -1,0 +1,180 @@
+//! All four metrics over a batch of images.
+
+use ndarray::{ArrayView1, ArrayView2, ArrayView3, Axis};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::Grid;
+use super::measures::{contrast, decay, foreground_contrast, local_minus_far};
+use super::similarity::{DistanceProfile, NORM_FLOOR, SRSS_NORM_FLOOR, gram, norms, unit_tokens};
+use crate::MetricsError;
+
+/// Distances of the spatial metrics, in patches. The default is upstream's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SpatialOptions {
+    /// LDS: pairs at this distance or more are far (6).
+    pub lds_far_distance: usize,
+    /// CDS: the line is fitted to distances from 1 to this (8).
+    pub cds_max_distance: usize,
+    /// SRSS: foreground tokens from distance 1 to this are near (1).
+    pub srss_near_distance: usize,
+    /// SRSS: background tokens at this distance or more are far (6).
+    pub srss_far_distance: usize,
+}
+
+impl Default for SpatialOptions {
+    fn default() -> Self {
+        Self {
+            lds_far_distance: 6,
+            cds_max_distance: 8,
+            srss_near_distance: 1,
+            srss_far_distance: 6,
+        }
+    }
+}
+
+/// The spatial metrics of one image, or their mean over images.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct SpatialMetrics {
+    /// Local-vs-distant similarity ([`lds`](super::lds)).
+    pub lds: f64,
+    /// Correlation-decay slope ([`cds`](super::cds)).
+    pub cds: f64,
+    /// Semantic-region self-similarity ([`srss`](super::srss)); `None` without a mask, or where the mask
+    /// leaves no foreground token to compare.
+    pub srss: Option<f64>,
+    /// Root mean square contrast ([`rmsc`](super::rmsc)).
+    pub rmsc: f64,
+}
+
+impl SpatialMetrics {
+    /// Mean over images, in order. Images without SRSS are left out of the mean of SRSS only; it is
+    /// `None` if no image has one.
+    ///
+    /// Combines the images of several batches: collect what [`evaluate_images`] returns for each.
+    ///
+    /// # Errors
+    ///
+    /// [`MetricsError::TooFew`] without images.
+    pub fn mean(images: &[Self]) -> Result<Self, MetricsError> {
+        if images.is_empty() {
+            return Err(MetricsError::TooFew {
+                what: "the batch",
+                unit: "images",
+                found: 0,
+                needed: 1,
+            });
+        }
+        let mean =
+            |metric: fn(&Self) -> f64| images.iter().map(metric).sum::<f64>() / images.len() as f64;
+        let srss: Vec<f64> = images.iter().filter_map(|image| image.srss).collect();
+        Ok(Self {
+            lds: mean(|image| image.lds),
+            cds: mean(|image| image.cds),
+            srss: (!srss.is_empty()).then(|| srss.iter().sum::<f64>() / srss.len() as f64),
+            rmsc: mean(|image| image.rmsc),
+        })
+    }
+}
+
+/// Means of the four metrics over the images of `tokens` `[B, T, D]`.
+///
+/// `masks` `[B, T]` is true where a patch holds foreground ([`patch_mask`](super::patch_mask)); SRSS needs it.
+/// Images are spread over rayon's threads; the result does not depend on how many there are. Upstream:
+/// `compute_spatial_metrics`.
+///
+/// # Errors
+///
+/// As [`evaluate_images`], and [`MetricsError::TooFew`] without images.
+pub fn evaluate(
+    tokens: ArrayView3<'_, f32>,
+    grid: Grid,
+    masks: Option<ArrayView2<'_, bool>>,
+    options: &SpatialOptions,
+) -> Result<SpatialMetrics, MetricsError> {
+    SpatialMetrics::mean(&evaluate_images(tokens, grid, masks, options)?)
+}
+
+/// The four metrics of each image of `tokens` `[B, T, D]`; arguments as for [`evaluate`].
+///
+/// # Errors
+///
+/// [`MetricsError::GridMismatch`] and [`MetricsError::GridTooSmall`] for a grid that does not fit,
+/// [`MetricsError::Shape`] for masks that are not `[B, T]`, [`MetricsError::NonFinite`] for the first
+/// token that is not finite, with its image.
+pub fn evaluate_images(
+    tokens: ArrayView3<'_, f32>,
+    grid: Grid,
+    masks: Option<ArrayView2<'_, bool>>,
+    options: &SpatialOptions,
+) -> Result<Vec<SpatialMetrics>, MetricsError> {
+    let (images, count, _) = tokens.dim();
+    grid.check(count)?;
+    if let Some(masks) = masks
+        && masks.dim() != (images, count)
+    {
+        return Err(MetricsError::Shape {
+            what: "the array of foreground masks",
+            found: masks.shape().to_vec(),
+            expected: vec![images, count],
+        });
+    }
+    let metrics: Vec<_> = (0..images)
+        .into_par_iter()
+        .map(|image| {
+            let mask = masks.as_ref().map(|masks| masks.row(image));
+            image_metrics(tokens.index_axis(Axis(0), image), grid, mask, options)
+        })
+        .collect();
+    // Sequential, so that the error is that of the first bad image for any number of threads.
+    let with_image = |(image, metrics): (usize, Result<_, _>)| {
+        metrics.map_err(|error| match error {
+            MetricsError::NonFinite {
+                what,
+                mut index,
+                value,
+            } => {
+                index.insert(0, image);
+                MetricsError::NonFinite { what, index, value }
+            }
+            other => other,
+        })
+    };
+    metrics.into_iter().enumerate().map(with_image).collect()
+}
+
+fn image_metrics(
+    tokens: ArrayView2<'_, f32>,
+    grid: Grid,
+    mask: Option<ArrayView1<'_, bool>>,
+    options: &SpatialOptions,
+) -> Result<SpatialMetrics, MetricsError> {
+    let norms = norms(tokens)?;
+    let unit = unit_tokens(tokens, &norms, NORM_FLOOR);
+    let similarity = gram(&unit);
+    let profile = DistanceProfile::new(similarity.view(), grid);
+    let srss = mask.and_then(|mask| {
+        let contrast = |similarity| {
+            foreground_contrast(
+                similarity,
+                grid,
+                mask,
+                options.srss_near_distance,
+                options.srss_far_distance,
+            )
+        };
+        // The two floors differ for very short tokens only; without any, the cosines can be shared.
+        if norms.iter().any(|&norm| norm > 0.0 && norm < NORM_FLOOR) {
+            contrast(&gram(&unit_tokens(tokens, &norms, SRSS_NORM_FLOOR)))
+        } else {
+            contrast(&similarity)
+        }
+    });
+    Ok(SpatialMetrics {
+        lds: local_minus_far(&profile, options.lds_far_distance),
+        cds: decay(&profile, options.cds_max_distance),
+        srss,
+        rmsc: contrast(&unit),
+    })
+}

@@ -1,0 +1,56 @@
+//! The grid that an image's patch tokens lie on.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::MetricsError;
+
+/// A grid of patch tokens; token `t` lies in row `t / width` and column `t % width`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Grid {
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+}
+
+impl Grid {
+    /// Number of tokens, `height * width`.
+    pub fn tokens(&self) -> usize {
+        self.height.saturating_mul(self.width)
+    }
+
+    /// The largest Manhattan distance between two tokens. Every distance from 0 to it occurs.
+    pub fn max_distance(&self) -> usize {
+        let (rows, columns) = (self.height, self.width);
+        rows.saturating_sub(1)
+            .saturating_add(columns.saturating_sub(1))
+    }
+
+    /// Row and column of token `t`.
+    pub(super) fn position(&self, t: usize) -> (usize, usize) {
+        (t / self.width, t % self.width)
+    }
+
+    /// Refuses a number of tokens that does not fill the grid, and a grid without a pair of tokens.
+    pub(super) fn check(&self, tokens: usize) -> Result<(), MetricsError> {
+        if tokens != self.tokens() {
+            return Err(MetricsError::GridMismatch {
+                found: tokens,
+                grid: *self,
+            });
+        }
+        if tokens < 2 {
+            return Err(MetricsError::GridTooSmall { grid: *self });
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Grid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{}", self.height, self.width)
+    }
+}

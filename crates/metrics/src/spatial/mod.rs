@@ -1,0 +1,28 @@
+//! Spatial structure of patch tokens: LDS, CDS, SRSS and RMSC.
+//!
+//! The four metrics of "What matters for Representation Alignment: Global Information or Spatial
+//! Structure?" (arXiv 2512.10794), after upstream's `metrics/spatial_metrics.py`. Tokens are row-major
+//! on a [`Grid`] (token `t = y * width + x`), distances between them are Manhattan distances in
+//! patches, and similarity is the cosine:
+//!
+//! | metric | is | high for |
+//! | --- | --- | --- |
+//! | [`lds`] | mean cosine of neighbours minus that of far pairs | tokens that resemble their neighbours more |
+//! | [`cds`] | minus the slope of mean cosine against distance | similarity that decays steadily |
+//! | [`srss`] | foreground to near foreground minus foreground to far background | tokens that separate an object from the rest |
+//! | [`rmsc`] | root mean square distance of unit tokens from their mean | tokens that differ within an image |
+//!
+//! [`evaluate`] computes all of them for a batch, sharing the one matrix of cosines an image needs.
+//! Cosines are float32 as upstream's; sums are float64.
+
+mod evaluate;
+mod grid;
+mod mask;
+mod measures;
+mod similarity;
+
+pub use evaluate::{SpatialMetrics, SpatialOptions, evaluate, evaluate_images};
+pub use grid::Grid;
+pub use mask::patch_mask;
+pub use measures::{cds, distance_profile, lds, rmsc, srss};
+pub use similarity::cosine_similarity;

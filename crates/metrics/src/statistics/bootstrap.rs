@@ -1,0 +1,100 @@
+//! Percentile bootstrap.
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::sample::check_pairs;
+use crate::MetricsError;
+
+/// An interval of a statistic.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Interval {
+    /// Lower end.
+    pub low: f64,
+    /// Upper end.
+    pub high: f64,
+}
+
+/// Percentile bootstrap interval of a statistic of pairs.
+///
+/// Draws `resamples` samples of as many pairs, with replacement, and returns the quantiles
+/// `(1 - level) / 2` and `(1 + level) / 2` of the statistic over them (Efron 1979), interpolated
+/// linearly as numpy does. `statistic` is any function of `x` and `y`, such as
+/// [`pearson`](super::pearson).
+///
+/// A resample on which the statistic is an error or not finite (all pairs drawn equal, say) is left out.
+/// Resample `i` draws from stream `i` of a ChaCha generator seeded with `seed`, so the interval has the
+/// same bits for any number of threads.
+///
+/// # Errors
+///
+/// [`MetricsError::OutOfRange`] unless `level` is inside (0, 1); [`MetricsError::TooFew`] without pairs or
+/// resamples; [`MetricsError::Shape`] and [`MetricsError::NonFinite`] as the statistics; the statistic's own
+/// error on the pairs as they are; [`MetricsError::UndefinedResamples`] if it is undefined on more than
+/// half of the resamples.
+pub fn bootstrap_interval<S>(
+    x: &[f64],
+    y: &[f64],
+    statistic: S,
+    resamples: usize,
+    level: f64,
+    seed: u64,
+) -> Result<Interval, MetricsError>
+where
+    S: Fn(&[f64], &[f64]) -> Result<f64, MetricsError> + Sync,
+{
+    if !(level > 0.0 && level < 1.0) {
+        return Err(MetricsError::OutOfRange {
+            what: "the level of the bootstrap interval",
+            found: level,
+            allowed: "between 0 and 1, such as 0.95",
+        });
+    }
+    if resamples == 0 {
+        return Err(MetricsError::TooFew {
+            what: "the bootstrap",
+            unit: "resamples",
+            found: 0,
+            needed: 1,
+        });
+    }
+    check_pairs(x, y, 1)?;
+    statistic(x, y)?;
+
+    let resample = |stream: usize| {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        rng.set_stream(stream as u64);
+        let draw = |_| {
+            let i = rng.random_range(0..x.len());
+            (x[i], y[i])
+        };
+        let (x, y): (Vec<f64>, Vec<f64>) = (0..x.len()).map(draw).unzip();
+        statistic(&x, &y).ok().filter(|value| value.is_finite())
+    };
+    let mut values: Vec<f64> = (0..resamples)
+        .into_par_iter()
+        .filter_map(resample)
+        .collect();
+    if values.is_empty() || values.len() < resamples - values.len() {
+        return Err(MetricsError::UndefinedResamples {
+            defined: values.len(),
+            resamples,
+        });
+    }
+    values.sort_unstable_by(f64::total_cmp);
+    Ok(Interval {
+        low: quantile(&values, (1.0 - level) / 2.0),
+        high: quantile(&values, (1.0 + level) / 2.0),
+    })
+}
+
+/// Quantile of sorted values, linear between the two nearest.
+fn quantile(sorted: &[f64], probability: f64) -> f64 {
+    let position = probability * (sorted.len() - 1) as f64;
+    let below = position as usize;
+    let (low, high) = (sorted[below], sorted[(below + 1).min(sorted.len() - 1)]);
+    // The bound keeps quantiles in order where the sum rounds up.
+    (low + (high - low) * (position - below as f64)).min(high)
+}

@@ -1,0 +1,105 @@
+//! A golden case: named tensors, and a page that says what they are and how close to come.
+
+use std::fs;
+use std::path::Path;
+
+use ndarray::{Array1, Array2, Array3};
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+pub struct Case {
+    name: String,
+    tensors: Vec<u8>,
+    page: Value,
+}
+
+/// How far a value may be from the expected one: `atol + rtol * |expected|`.
+#[derive(Clone, Copy)]
+pub struct Tolerance {
+    pub atol: f64,
+    pub rtol: f64,
+}
+
+impl Case {
+    /// Opens `tests/data/<name>.safetensors` and `.json`.
+    pub fn open(name: &str) -> Self {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+        let page = fs::read(data.join(format!("{name}.json"))).unwrap();
+        Self {
+            name: name.to_owned(),
+            tensors: fs::read(data.join(format!("{name}.safetensors"))).unwrap(),
+            page: serde_json::from_slice(&page).unwrap(),
+        }
+    }
+
+    pub fn config(&self) -> &Value {
+        &self.page["config"]
+    }
+
+    /// The tolerance that the page states under `key`.
+    pub fn tolerance(&self, key: &str) -> Tolerance {
+        let entry = &self.page["tolerance"][key];
+        let bound = |name: &str| entry[name].as_f64();
+        assert!(
+            bound("atol").or(bound("rtol")).is_some(),
+            "{} states no tolerance for {key}",
+            self.name
+        );
+        Tolerance {
+            atol: bound("atol").unwrap_or(0.0),
+            rtol: bound("rtol").unwrap_or(0.0),
+        }
+    }
+
+    /// Shape and values of a tensor of any of the types that the goldens use, as float64.
+    pub fn values(&self, key: &str) -> (Vec<usize>, Vec<f64>) {
+        let tensors = SafeTensors::deserialize(&self.tensors).unwrap();
+        let tensor = tensors.tensor(key).unwrap();
+        let bytes = tensor.data();
+        let values = match tensor.dtype() {
+            safetensors::Dtype::F32 => numbers(bytes, |b| f64::from(f32::from_le_bytes(b))),
+            safetensors::Dtype::F64 => numbers(bytes, f64::from_le_bytes),
+            safetensors::Dtype::I64 => numbers(bytes, |b| i64::from_le_bytes(b) as f64),
+            safetensors::Dtype::U8 => numbers(bytes, |b: [u8; 1]| f64::from(b[0])),
+            other => panic!("{key} is {other:?}"),
+        };
+        (tensor.shape().to_vec(), values)
+    }
+
+    pub fn vector(&self, key: &str) -> Array1<f64> {
+        Array1::from_vec(self.values(key).1)
+    }
+
+    pub fn matrix(&self, key: &str) -> Array2<f64> {
+        let (shape, values) = self.values(key);
+        Array2::from_shape_vec((shape[0], shape[1]), values).unwrap()
+    }
+
+    pub fn cube(&self, key: &str) -> Array3<f64> {
+        let (shape, values) = self.values(key);
+        Array3::from_shape_vec((shape[0], shape[1], shape[2]), values).unwrap()
+    }
+
+    /// Compares with the tensor `key`; NaN must meet NaN.
+    pub fn check(&self, key: &str, actual: &[f64], tolerance: Tolerance) {
+        let (_, expected) = self.values(key);
+        assert_eq!(actual.len(), expected.len(), "{} {key}", self.name);
+        for (i, (&actual, &expected)) in actual.iter().zip(&expected).enumerate() {
+            let bound = tolerance.atol + tolerance.rtol * expected.abs();
+            let close = (actual - expected).abs() <= bound || actual.is_nan() && expected.is_nan();
+            assert!(
+                close,
+                "{} {key}[{i}]: {actual} instead of {expected}, off by {:e} with {bound:e} allowed",
+                self.name,
+                (actual - expected).abs(),
+            );
+        }
+    }
+}
+
+fn numbers<const N: usize>(bytes: &[u8], read: impl Fn([u8; N]) -> f64) -> Vec<f64> {
+    bytes
+        .chunks_exact(N)
+        .map(|chunk| read(chunk.try_into().unwrap()))
+        .collect()
+}

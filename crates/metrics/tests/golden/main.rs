@@ -1,0 +1,6 @@
+//! Every golden case of the crate, at the tolerance of its JSON page.
+
+mod case;
+mod quality;
+mod spatial;
+mod statistics;
