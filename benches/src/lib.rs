@@ -1,1 +1,1 @@
-//! Criterion benchmarks; see `benches/`.
+//! Criterion benchmarks, in the folder `benches`: `cargo bench -p benches`.

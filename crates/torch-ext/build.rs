@@ -1,27 +1,28 @@
 //! Compiles the C++ shim against the libtorch that `torch-sys` found.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::exit;
 
 fn main() {
-    println!("cargo:rerun-if-changed=cpp");
-    let lib = match std::env::var("DEP_TCH_LIBTORCH_LIB") {
-        Ok(lib) => PathBuf::from(lib),
-        Err(_) => {
-            eprintln!("torch-sys did not say where libtorch is; run `cargo xtask setup`");
-            std::process::exit(1);
-        }
+    println!("cargo::rerun-if-changed=cpp");
+    println!("cargo::rerun-if-env-changed=LIBTORCH_INCLUDE");
+    let Some(lib) = std::env::var_os("DEP_TCH_LIBTORCH_LIB").map(PathBuf::from) else {
+        eprintln!("torch-sys did not say where libtorch is; run `cargo xtask setup`");
+        exit(1);
     };
-    println!("cargo:libtorch_lib={}", lib.display());
-    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
-    let include = lib
-        .parent()
-        .map(|root| root.join("include"))
-        .unwrap_or_default();
+    let include = std::env::var_os("LIBTORCH_INCLUDE")
+        .map(PathBuf::from)
+        .or_else(|| lib.parent().map(Path::to_path_buf))
+        .unwrap_or_default()
+        .join("include");
+    check_version(&include);
+    // For the build scripts of the crates that link libtorch: see `run_path.rs`.
+    println!("cargo::metadata=libtorch_lib={}", lib.display());
+    println!("cargo::rustc-link-arg=-Wl,-rpath,{}", lib.display());
     cc::Build::new()
         .cpp(true)
         .std("c++17")
         .warnings(false)
-        .flag_if_supported("-Wall")
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
@@ -33,4 +34,20 @@ fn main() {
             "cpp/shim.cpp",
         ])
         .compile("torch_ext_shim");
+}
+
+/// torch-sys checks the version of a libtorch archive, but not that of a Python wheel.
+fn check_version(include: &Path) {
+    let path = include.join("torch/headeronly/version.h");
+    let header = std::fs::read_to_string(path).unwrap_or_default();
+    let defines = |line: &str| header.lines().any(|found| found.trim() == line);
+    if !(defines("#define TORCH_VERSION_MAJOR 2") && defines("#define TORCH_VERSION_MINOR 11")) {
+        eprintln!(
+            "the libtorch headers in {} are not of version 2.11, which this project needs \
+             (tch 0.24 binds it): unset LIBTORCH and run `cargo xtask setup`, or point LIBTORCH \
+             at a libtorch 2.11.0",
+            include.display()
+        );
+        exit(1);
+    }
 }

@@ -81,7 +81,7 @@ pub enum AlignmentError {
     Kernel(i64),
 
     /// A number outside the range it may have.
-    #[error("{name} = {found}: {allowed}")]
+    #[error("{name} is {found}, must be {allowed}")]
     Setting {
         /// Name of the setting.
         name: &'static str,

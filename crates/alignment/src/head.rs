@@ -198,9 +198,7 @@ impl Head {
                     Linear::new(&scope.sub(4), width, out_width)?,
                 ])
             }
-            HeadConfig::Linear => {
-                Projection::Linear(Linear::new(&scope, in_width, out_width)?)
-            }
+            HeadConfig::Linear => Projection::Linear(Linear::new(&scope, in_width, out_width)?),
             HeadConfig::Conv { kernel } => {
                 let side = i64::from(kernel);
                 Projection::Conv {

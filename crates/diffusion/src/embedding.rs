@@ -73,9 +73,8 @@ pub fn sincos_2d(width: i64, side: i64) -> Result<Tensor, DiffusionError> {
     let mut values = Vec::new();
     for token in 0..side * side {
         for position in [token % side, token / side] {
-            let angles = (0..quarter).map(|index| {
-                position as f64 / MAX_PERIOD.powf(index as f64 / quarter as f64)
-            });
+            let angles = (0..quarter)
+                .map(|index| position as f64 / MAX_PERIOD.powf(index as f64 / quarter as f64));
             values.extend(angles.clone().map(f64::sin));
             values.extend(angles.map(f64::cos));
         }
@@ -94,7 +93,12 @@ pub fn timestep_sinusoids(t: &Tensor, width: i64) -> Result<Tensor, DiffusionErr
 }
 
 fn frequencies(width: i64, device: Device) -> Result<Tensor, DiffusionError> {
-    check::setting(width >= 2, "the width of the time embedding", width, "at least 2")?;
+    check::setting(
+        width >= 2,
+        "the width of the time embedding",
+        width,
+        "at least 2",
+    )?;
     let half = width / 2;
     Ok(Tensor::f_arange(half, (Kind::Float, Device::Cpu))?
         .f_mul_scalar(-MAX_PERIOD.ln())?
@@ -105,7 +109,10 @@ fn frequencies(width: i64, device: Device) -> Result<Tensor, DiffusionError> {
 
 fn sinusoids(t: &Tensor, frequencies: &Tensor, width: i64) -> Result<Tensor, DiffusionError> {
     check::shape("t", t, &[-1])?;
-    let angles = t.f_to_kind(Kind::Float)?.f_unsqueeze(1)?.f_mul(frequencies)?;
+    let angles = t
+        .f_to_kind(Kind::Float)?
+        .f_unsqueeze(1)?
+        .f_mul(frequencies)?;
     let mut parts = vec![angles.f_cos()?, angles.f_sin()?];
     if width % 2 == 1 {
         parts.push(angles.f_narrow(1, 0, 1)?.f_zeros_like()?);

@@ -6,7 +6,7 @@ use torch_ext::TorchError;
 #[derive(Debug, Error)]
 pub enum DiffusionError {
     /// No model of that name.
-    #[error("unknown model {name:?}{}; known are {known}", did_you_mean(.nearest))]
+    #[error("unknown model {name:?}{} known are {known}", did_you_mean(.nearest))]
     UnknownModel {
         /// The name asked for.
         name: String,
@@ -17,7 +17,7 @@ pub enum DiffusionError {
     },
 
     /// A setting with a value it may not have.
-    #[error("{name} = {found}: {allowed}")]
+    #[error("{name} is {found}, must be {allowed}")]
     Setting {
         /// Name of the setting.
         name: &'static str,
@@ -27,19 +27,19 @@ pub enum DiffusionError {
         allowed: String,
     },
 
-    /// A tensor of another shape than the operation takes; -1 stands for any size.
-    #[error("{what} has shape {found:?}, expected {expected:?}")]
+    /// A tensor of another shape than the operation takes.
+    #[error("shape of {what} is {found:?}, expected {}", pattern(.expected))]
     Shape {
         /// Which tensor.
         what: &'static str,
         /// Its shape.
         found: Vec<i64>,
-        /// The shape it should have.
+        /// The shape it should have; -1 stands for any size.
         expected: Vec<i64>,
     },
 
     /// A tensor of another dtype than the operation takes.
-    #[error("{what} has dtype {found:?}, expected {expected:?}")]
+    #[error("dtype of {what} is {found:?}, expected {expected:?}")]
     Dtype {
         /// Which tensor.
         what: &'static str,
@@ -78,10 +78,21 @@ impl From<TchError> for DiffusionError {
     }
 }
 
+fn pattern(expected: &[i64]) -> String {
+    let sizes: Vec<String> = expected
+        .iter()
+        .map(|&size| match size {
+            -1 => "_".to_owned(),
+            size => size.to_string(),
+        })
+        .collect();
+    format!("[{}]", sizes.join(", "))
+}
+
 fn did_you_mean(nearest: &Option<String>) -> String {
     match nearest {
         Some(name) => format!("; did you mean {name:?}?"),
-        None => String::new(),
+        None => ";".to_owned(),
     }
 }
 

@@ -22,12 +22,17 @@ impl LatentScaling {
         for (name, values) in [("latent scale", scale), ("latent bias", bias)] {
             let fits = !values.is_empty() && values.iter().all(|value| value.is_finite());
             let found = format!("{values:?}");
-            check::setting(fits, name, found, "one finite number, or one for each channel")?;
+            check::setting(
+                fits,
+                name,
+                found,
+                "one finite number, or one for each channel",
+            )?;
         }
         let fits = !scale.contains(&0.0);
-        check::setting(fits, "latent scale", format!("{scale:?}"), "not zero")?;
+        check::setting(fits, "latent scale", format!("{scale:?}"), "free of zeros")?;
         let fits = scale.len() == bias.len() || scale.len() == 1 || bias.len() == 1;
-        let allowed = format!("as many entries as the scale, {}", scale.len());
+        let allowed = format!("one number, or {} like the scale", scale.len());
         check::setting(fits, "latent bias", format!("{bias:?}"), allowed)?;
         let channels = |values: &[f64]| -> Result<Tensor, DiffusionError> {
             let values: Vec<f32> = values.iter().map(|&value| value as f32).collect();
@@ -53,7 +58,11 @@ impl LatentScaling {
     ) -> Result<Tensor, DiffusionError> {
         check::shape("the noise", noise, &[-1, -1, -1, -1])?;
         let (batch, channels, height, width) = noise.size4()?;
-        check::shape("the moments", moments, &[batch, 2 * channels, height, width])?;
+        check::shape(
+            "the moments",
+            moments,
+            &[batch, 2 * channels, height, width],
+        )?;
         self.check_channels(noise)?;
         let mean = moments.f_narrow(1, 0, channels)?;
         let std = moments.f_narrow(1, channels, channels)?;

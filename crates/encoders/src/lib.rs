@@ -1,1 +1,62 @@
 //! Frozen vision encoders behind one trait: TorchScript files and native classics.
+//!
+//! An [`Encoder`] turns images u8 `[B, 3, H, W]` into patch [`Tokens`] `[B, T, D]` and, where it
+//! has one, a class token. It declares its grid, width and [`Preprocessing`] in an
+//! [`EncoderSpec`]. There are two kinds: [`TorchScript`] files with a TOML sidecar, which is the
+//! spec, and the hand-made features of [`classic`]. A [`Registry`] finds them by name.
+//!
+//! # Example
+//!
+//! ```
+//! use encoders::{LoadOptions, Registry};
+//! use tch::{Device, Kind, Tensor};
+//!
+//! let registry = Registry::new(&[]);
+//! let encoder = registry.load("hog", &LoadOptions::default())?;
+//! assert_eq!((encoder.spec().grid.tokens(), encoder.spec().width), (256, 128));
+//!
+//! let images = Tensor::randint(256, [2, 3, 64, 64], (Kind::Uint8, Device::Cpu));
+//! assert_eq!(encoder.encode(&images)?.patch.size(), [2, 256, 128]);
+//! # Ok::<(), encoders::EncoderError>(())
+//! ```
+//!
+//! # An encoder of one's own
+//!
+//! Trace a module that takes normalised images `[B, 3, S, S]` and returns patch tokens
+//! `[B, T, D]`, save it as `mine.pt`, and write `mine.toml` beside it:
+//!
+//! ```toml
+//! name = "mine"
+//! sha256 = "..."            # of mine.pt
+//! grid = [16, 16]           # rows and columns; T = 256
+//! width = 384               # D
+//! input_size = 256          # S
+//!
+//! [preprocessing]
+//! scale = true              # divide by 255
+//! order = "resize-first"    # or "normalize-first"
+//! resize = "bilinear"       # none, bilinear or bicubic
+//! antialias = false
+//! mean = [0.485, 0.456, 0.406]
+//! std = [0.229, 0.224, 0.225]
+//! ```
+//!
+//! Put both in a folder that the registry looks in, or name the folder in `IREPA_ENCODERS`.
+
+pub mod classic;
+mod encoder;
+mod error;
+#[cfg(test)]
+mod golden;
+mod native;
+mod paper27;
+mod preprocess;
+mod registry;
+mod torchscript;
+
+pub use encoder::{Encoder, EncoderSpec, Grid, Tokens};
+pub use error::EncoderError;
+pub use paper27::{PAPER27, PaperEncoder};
+pub use preprocess::{Order, Preprocessing, Resize, resample_pos_embed};
+pub use registry::{LoadOptions, Registry, Status, named_set, split_names};
+pub use torchscript::TorchScript;

@@ -1,1 +1,49 @@
-fn main() {}
+//! `runner`: trains and compares diffusion transformers with representation alignment.
+
+mod cli;
+mod commands;
+mod failure;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use cli::{Cli, Command, EncodersCommand};
+use failure::Failure;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_env("IREPA_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .with_target(false)
+        .init();
+    if !torch_ext::device::keep_freed_memory() {
+        tracing::debug!("this C library has no setting to keep freed memory");
+    }
+    match run(cli.command) {
+        Ok(code) => code,
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            failure.exit_code()
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Sweep(arguments) => commands::sweep::run(&arguments),
+        Command::Train(arguments) => commands::train::run(&arguments),
+        Command::Sample(arguments) => commands::sample::run(&arguments),
+        Command::Metrics(arguments) => commands::metrics::run(&arguments),
+        Command::Encoders(EncodersCommand::List) => commands::encoders::list(),
+        Command::Encoders(EncodersCommand::Inspect(arguments)) => {
+            commands::encoders::inspect(&arguments)
+        }
+        Command::Report(arguments) => commands::report::run(&arguments),
+        Command::Doctor => commands::doctor::run(),
+    }
+}

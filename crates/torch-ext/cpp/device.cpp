@@ -4,6 +4,9 @@
 #include <c10/core/CachingDeviceAllocator.h>
 
 #include <dlfcn.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include <cstring>
 
@@ -69,6 +72,19 @@ int te_empty_cache(int device) {
   return guarded([&] {
     at::getDeviceAllocator(torch_ext::device_of(device).type())->emptyCache();
   });
+}
+
+// Makes the C library keep freed memory instead of returning it to the system: every large
+// tensor would otherwise be mapped, faulted in page by page and unmapped again. Returns 0 where
+// there is nothing to set.
+int te_keep_freed_memory() {
+#ifdef __GLIBC__
+  // 32 MiB is the most that glibc takes for the first.
+  return mallopt(M_MMAP_THRESHOLD, 32 << 20) == 1 &&
+         mallopt(M_TRIM_THRESHOLD, INT32_MAX) == 1 && mallopt(M_TOP_PAD, 64 << 20) == 1;
+#else
+  return 0;
+#endif
 }
 
 int te_set_tf32(int enabled) {

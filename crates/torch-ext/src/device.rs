@@ -134,6 +134,14 @@ pub fn empty_cache(device: Device) -> Result<(), TorchError> {
     ffi::check(unsafe { ffi::te_empty_cache(ffi::device(device)?) })
 }
 
+/// Makes the C library keep the memory of freed CPU tensors for the next ones, up to 2 GiB,
+/// instead of returning it to the system. Saves most page faults of a training step. Call it
+/// before the first tensor; returns whether the C library took it (glibc does).
+pub fn keep_freed_memory() -> bool {
+    // SAFETY: sets parameters of the allocator, which locks itself.
+    unsafe { ffi::te_keep_freed_memory() == 1 }
+}
+
 /// Lets CUDA matrix products and convolutions round their inputs to TF32.
 ///
 /// # Errors
@@ -154,7 +162,9 @@ pub fn set_deterministic(enabled: bool) -> Result<(), TorchError> {
 
 fn peak_resident() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
 }

@@ -95,7 +95,11 @@ fn names_message(missing: &[String], unexpected: &[(String, Option<String>)]) ->
             "{} unexpected: {}{}",
             unexpected.len(),
             names.join(", "),
-            if unexpected.len() > SHOWN { ", ..." } else { "" }
+            if unexpected.len() > SHOWN {
+                ", ..."
+            } else {
+                ""
+            }
         ));
     }
     format!("weights do not match the model: {}", parts.join("; "))

@@ -26,11 +26,7 @@ unsafe extern "C" {
     pub(crate) fn te_last_error() -> *const c_char;
     pub(crate) fn te_torch_version() -> *const c_char;
 
-    pub(crate) fn te_generator_new(
-        device: c_int,
-        seed: u64,
-        out: *mut *mut RawGenerator,
-    ) -> c_int;
+    pub(crate) fn te_generator_new(device: c_int, seed: u64, out: *mut *mut RawGenerator) -> c_int;
     pub(crate) fn te_generator_free(generator: *mut RawGenerator);
     pub(crate) fn te_generator_seed(generator: *mut RawGenerator, seed: u64) -> c_int;
     pub(crate) fn te_generator_state(
@@ -124,6 +120,7 @@ unsafe extern "C" {
     pub(crate) fn te_peak_memory(device: c_int, bytes: *mut u64) -> c_int;
     pub(crate) fn te_reset_peak_memory(device: c_int) -> c_int;
     pub(crate) fn te_empty_cache(device: c_int) -> c_int;
+    pub(crate) fn te_keep_freed_memory() -> c_int;
     pub(crate) fn te_set_tf32(enabled: c_int) -> c_int;
     pub(crate) fn te_set_deterministic(enabled: c_int) -> c_int;
 }

@@ -74,9 +74,8 @@ impl Generator {
         let (dtype, device) = (ffi::dtype(kind)?, ffi::device(self.device)?);
         let mut out = ptr::null_mut();
         // SAFETY: `size` is live for the call; `out` is a valid output pointer.
-        let status = unsafe {
-            ffi::te_rand(self.raw, size.as_ptr(), size.len(), dtype, device, &mut out)
-        };
+        let status =
+            unsafe { ffi::te_rand(self.raw, size.as_ptr(), size.len(), dtype, device, &mut out) };
         ffi::take(status, out)
     }
 
@@ -88,9 +87,8 @@ impl Generator {
         let (dtype, device) = (ffi::dtype(kind)?, ffi::device(self.device)?);
         let mut out = ptr::null_mut();
         // SAFETY: as in `rand`.
-        let status = unsafe {
-            ffi::te_randn(self.raw, size.as_ptr(), size.len(), dtype, device, &mut out)
-        };
+        let status =
+            unsafe { ffi::te_randn(self.raw, size.as_ptr(), size.len(), dtype, device, &mut out) };
         ffi::take(status, out)
     }
 

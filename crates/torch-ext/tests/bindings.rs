@@ -192,7 +192,11 @@ fn lists_of_different_lengths_are_refused() {
     let one = [random(1, &[2])];
     assert!(matches!(
         optim::ema_(&one, &[], 0.5),
-        Err(TorchError::Length { left: 1, right: 0, .. })
+        Err(TorchError::Length {
+            left: 1,
+            right: 0,
+            ..
+        })
     ));
 }
 
@@ -222,10 +226,22 @@ fn device_names_resolve_or_say_what_is_allowed() {
 
 #[test]
 fn libtorch_tells_where_it_is_and_which() {
-    assert!(device::library_dir().unwrap().join("libtorch_cpu.so").exists());
+    assert!(
+        device::library_dir()
+            .unwrap()
+            .join("libtorch_cpu.so")
+            .exists()
+    );
     assert!(device::torch_version().starts_with("2.11."));
     let peak = device::peak_memory(CPU).unwrap();
     assert!(peak.is_none_or(|bytes| bytes > 1 << 20));
+}
+
+#[test]
+fn freed_memory_is_kept_where_the_c_library_can() {
+    assert_eq!(device::keep_freed_memory(), cfg!(target_env = "gnu"));
+    // Still usable afterwards.
+    assert_eq!(random(1, &[1 << 20]).size(), [1 << 20]);
 }
 
 #[test]
@@ -235,8 +251,11 @@ fn params_of_one_seed_are_equal_and_named_in_order() {
         let root = params.root();
         let _declared = [
             root.var("a", &[3, 2], Init::XavierUniform).unwrap(),
-            root.sub("b").var("w", &[2], Init::Normal { std: 0.02 }).unwrap(),
-            root.buffer("c", Tensor::ones([1], (Kind::Float, CPU))).unwrap(),
+            root.sub("b")
+                .var("w", &[2], Init::Normal { std: 0.02 })
+                .unwrap(),
+            root.buffer("c", Tensor::ones([1], (Kind::Float, CPU)))
+                .unwrap(),
         ];
         params
     };
@@ -264,16 +283,32 @@ fn xavier_stays_within_its_bound_and_fills_it() {
 #[test]
 fn loading_is_strict_and_names_the_nearest() {
     let params = Params::new(CPU, 0).unwrap();
-    let _weight = params.root().sub("attn").var("weight", &[2], Init::Zeros).unwrap();
+    let _weight = params
+        .root()
+        .sub("attn")
+        .var("weight", &[2], Init::Zeros)
+        .unwrap();
     let error = params
-        .load(&[("attn.weigth".to_owned(), Tensor::ones([2], (Kind::Float, CPU)))])
+        .load(&[(
+            "attn.weigth".to_owned(),
+            Tensor::ones([2], (Kind::Float, CPU)),
+        )])
         .unwrap_err()
         .to_string();
     assert!(error.contains("1 missing: attn.weight"), "{error}");
     assert!(error.contains("nearest: attn.weight"), "{error}");
-    let wrong = [("attn.weight".to_owned(), Tensor::ones([3], (Kind::Float, CPU)))];
-    assert!(matches!(params.load(&wrong), Err(TorchError::LoadShape { .. })));
-    let right = [("attn.weight".to_owned(), Tensor::ones([2], (Kind::Double, CPU)))];
+    let wrong = [(
+        "attn.weight".to_owned(),
+        Tensor::ones([3], (Kind::Float, CPU)),
+    )];
+    assert!(matches!(
+        params.load(&wrong),
+        Err(TorchError::LoadShape { .. })
+    ));
+    let right = [(
+        "attn.weight".to_owned(),
+        Tensor::ones([2], (Kind::Double, CPU)),
+    )];
     params.load(&right).unwrap();
     assert_eq!(params.get("attn.weight").unwrap().double_value(&[1]), 1.0);
     assert!(matches!(

@@ -26,7 +26,9 @@ impl AdamW {
             adamw.names.push(param.name.clone());
             adamw.params.push(param.tensor.shallow_clone());
             adamw.exp_avgs.push(param.tensor.detach().f_zeros_like()?);
-            adamw.exp_avg_sqs.push(param.tensor.detach().f_zeros_like()?);
+            adamw
+                .exp_avg_sqs
+                .push(param.tensor.detach().f_zeros_like()?);
         }
         Ok(adamw)
     }
@@ -79,9 +81,9 @@ impl AdamW {
         let second = self.names.iter().zip(&self.exp_avg_sqs);
         first
             .map(|(name, tensor)| (format!("exp_avg.{name}"), tensor.shallow_clone()))
-            .chain(second.map(|(name, tensor)| {
-                (format!("exp_avg_sq.{name}"), tensor.shallow_clone())
-            }))
+            .chain(
+                second.map(|(name, tensor)| (format!("exp_avg_sq.{name}"), tensor.shallow_clone())),
+            )
             .collect()
     }
 
@@ -97,7 +99,10 @@ impl AdamW {
         }
         let (mut targets, mut sources) = (Vec::new(), Vec::new());
         for (name, target) in own {
-            let source = saved.iter().find(|(saved, _)| *saved == name).map(|(_, t)| t);
+            let source = saved
+                .iter()
+                .find(|(saved, _)| *saved == name)
+                .map(|(_, t)| t);
             match source {
                 Some(source) if source.size() == target.size() => {
                     targets.push(target);

@@ -12,6 +12,8 @@ pub struct DeviceBatch {
     pub labels: Tensor,
     /// Indices of the samples in the data set.
     pub ids: Vec<u64>,
+    /// Whether an image is mirrored.
+    pub flipped: Vec<bool>,
     /// Where the stream stands after this batch.
     pub cursor: Cursor,
 }
@@ -27,6 +29,7 @@ impl DeviceBatch {
             labels: Tensor::f_from_slice(&batch.labels)?.f_to_device(device)?,
             cursor: batch.cursor,
             ids: batch.ids,
+            flipped: batch.flipped,
         })
     }
 }

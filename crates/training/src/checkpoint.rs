@@ -168,7 +168,12 @@ impl Checkpoint {
         written.map(|()| path)
     }
 
-    fn write_to(&self, folder: &Path, temporary: &Path, path: &Path) -> Result<(), CheckpointError> {
+    fn write_to(
+        &self,
+        folder: &Path,
+        temporary: &Path,
+        path: &Path,
+    ) -> Result<(), CheckpointError> {
         fs::create_dir_all(folder).map_err(|e| CheckpointError::io("create", folder, e))?;
         remove_folder(temporary)?;
         fs::create_dir(temporary).map_err(|e| CheckpointError::io("create", temporary, e))?;
@@ -219,12 +224,11 @@ impl Checkpoint {
     pub fn load(path: &Path) -> Result<Self, CheckpointError> {
         let file = path.join(MANIFEST);
         let text = fs::read(&file).map_err(|e| CheckpointError::io("read", &file, e))?;
-        let manifest: Manifest = serde_json::from_slice(&text).map_err(|source| {
-            CheckpointError::Manifest {
+        let manifest: Manifest =
+            serde_json::from_slice(&text).map_err(|source| CheckpointError::Manifest {
                 path: file.clone(),
                 source,
-            }
-        })?;
+            })?;
         if manifest.format != FORMAT {
             return Err(CheckpointError::Format {
                 path: file,
@@ -272,20 +276,23 @@ impl Checkpoint {
     /// The newest checkpoint below `folder` that is whole and belongs to `config_hash`; damaged
     /// or foreign ones are passed over with a warning. `None` where there is none.
     pub fn newest(folder: &Path, config_hash: &str) -> Option<Self> {
-        list(folder).into_iter().rev().find_map(|path| match Self::load(&path) {
-            Ok(checkpoint) if checkpoint.config_hash == config_hash => Some(checkpoint),
-            Ok(_) => {
-                tracing::warn!(
-                    "{} is of another configuration; passed over",
-                    path.display()
-                );
-                None
-            }
-            Err(error) => {
-                tracing::warn!("checkpoint passed over: {error}");
-                None
-            }
-        })
+        list(folder)
+            .into_iter()
+            .rev()
+            .find_map(|path| match Self::load(&path) {
+                Ok(checkpoint) if checkpoint.config_hash == config_hash => Some(checkpoint),
+                Ok(_) => {
+                    tracing::warn!(
+                        "{} is of another configuration; passed over",
+                        path.display()
+                    );
+                    None
+                }
+                Err(error) => {
+                    tracing::warn!("checkpoint passed over: {error}");
+                    None
+                }
+            })
     }
 }
 
@@ -297,7 +304,12 @@ pub fn list(folder: &Path) -> Vec<PathBuf> {
     let mut found: Vec<(u64, PathBuf)> = entries
         .flatten()
         .filter_map(|entry| {
-            let step = entry.file_name().to_str()?.strip_prefix("step-")?.parse().ok()?;
+            let step = entry
+                .file_name()
+                .to_str()?
+                .strip_prefix("step-")?
+                .parse()
+                .ok()?;
             Some((step, entry.path()))
         })
         .collect();

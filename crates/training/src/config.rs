@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use alignment::{HeadConfig, LossConfig, LossKind, SpatialNorm};
 use data::{Background, LoaderConfig, OpenOptions};
+use diffusion::SitConfig;
 use diffusion::objective::velocity::Velocity;
 use diffusion::samplers::{Sampler, SamplerConfig};
 use serde::{Deserialize, Serialize};
@@ -70,6 +71,9 @@ pub struct DataConfig {
     pub workers: usize,
     /// Batches decoded ahead.
     pub prefetch: usize,
+    /// Memory in MiB for the encoder's tokens of a whole data set: where they fit, each image is
+    /// encoded once. On the CPU only.
+    pub token_memory_mib: u64,
     /// Share of unreadable images above which the run stops.
     pub max_corrupt_share: f64,
 }
@@ -113,6 +117,7 @@ impl Default for DataConfig {
             flip: true,
             workers: 2,
             prefetch: 4,
+            token_memory_mib: 1024,
             max_corrupt_share: 0.01,
         }
     }
@@ -169,6 +174,9 @@ pub struct AlignmentConfig {
     pub head: HeadConfig,
     /// Losses and their coefficients.
     pub losses: Vec<LossConfig>,
+    /// Where the encoder's token grid is a multiple of the denoiser's, average its tokens over
+    /// blocks before the normalisation. Otherwise grids that differ are refused, as upstream does.
+    pub pool_tokens: bool,
 }
 
 /// The name of the encoder of a run without alignment.
@@ -196,6 +204,7 @@ impl Default for AlignmentConfig {
                 kind: LossKind::Cosine,
                 coefficient: 1.0,
             }],
+            pool_tokens: false,
         }
     }
 }
@@ -368,13 +377,23 @@ impl Config {
             }
         }
         let ranges = [
-            ("data.max_corrupt_share", self.data.max_corrupt_share, 0.0, 1.0),
+            (
+                "data.max_corrupt_share",
+                self.data.max_corrupt_share,
+                0.0,
+                1.0,
+            ),
             ("model.label_dropout", self.model.label_dropout, 0.0, 1.0),
             ("optimizer.betas[0]", self.optimizer.betas.0, 0.0, 1.0),
             ("optimizer.betas[1]", self.optimizer.betas.1, 0.0, 1.0),
             ("train.ema_decay", self.train.ema_decay, 0.0, 1.0),
             ("optimizer.lr", self.optimizer.lr, 0.0, f64::MAX),
-            ("optimizer.weight_decay", self.optimizer.weight_decay, 0.0, f64::MAX),
+            (
+                "optimizer.weight_decay",
+                self.optimizer.weight_decay,
+                0.0,
+                f64::MAX,
+            ),
             ("optimizer.eps", self.optimizer.eps, 0.0, f64::MAX),
             (
                 "optimizer.max_grad_norm",
@@ -393,7 +412,15 @@ impl Config {
                 return Err(InvalidConfig::new(key, value, allowed));
             }
         }
-        if !self.train.batch_size.is_multiple_of(self.train.accumulation) {
+        SitConfig::named(&self.model.name).map_err(|error| InvalidConfig {
+            key: "model.name",
+            reason: error.to_string(),
+        })?;
+        if !self
+            .train
+            .batch_size
+            .is_multiple_of(self.train.accumulation)
+        {
             return Err(InvalidConfig::new(
                 "train.accumulation",
                 self.train.accumulation,
@@ -424,6 +451,7 @@ impl Config {
         relevant.evaluate = defaults.evaluate;
         relevant.data.workers = 0;
         relevant.data.prefetch = 1;
+        relevant.data.token_memory_mib = 0;
         relevant.data.reference_split = String::new();
         relevant.train = TrainConfig {
             batch_size: self.train.batch_size,
@@ -484,7 +512,11 @@ pub struct InvalidConfig {
 }
 
 impl InvalidConfig {
-    fn new(key: &'static str, found: impl std::fmt::Display, allowed: impl std::fmt::Display) -> Self {
+    fn new(
+        key: &'static str,
+        found: impl std::fmt::Display,
+        allowed: impl std::fmt::Display,
+    ) -> Self {
         Self {
             key,
             reason: format!("is {found}, allowed is {allowed}"),

@@ -53,18 +53,20 @@ pub enum TrainError {
 
     /// The encoder's grid is not the denoiser's.
     #[error(
-        "encoder {encoder} gives {found} patch tokens an image, the denoiser {model} has {expected} \
-         tokens; choose a model.name with another patch side, or another data.resolution"
+        "encoder {encoder} gives {} x {} patch tokens, the denoiser {model} has {} x {}; choose a \
+         model.name with another patch side or another data.resolution, or set \
+         alignment.pool_tokens where the encoder's grid is a multiple",
+        found.0, found.1, expected.0, expected.1
     )]
-    TokenCount {
+    TokenGrid {
         /// The encoder.
         encoder: String,
-        /// Its number of tokens.
-        found: i64,
+        /// Its rows and columns of tokens.
+        found: (i64, i64),
         /// The model.
         model: String,
-        /// Its number of tokens.
-        expected: i64,
+        /// Its rows and columns of tokens.
+        expected: (i64, i64),
     },
 
     /// A checkpoint could not be written or read.

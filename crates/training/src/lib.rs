@@ -26,7 +26,7 @@
 //! let inputs = Inputs {
 //!     device: Device::Cpu,
 //!     num_classes: dataset.class_names().len() as i64,
-//!     encoders: vec![EncoderShape { name: "random".into(), width: 32, tokens: 16 }],
+//!     encoders: vec![EncoderShape { name: "random".into(), width: 32, grid: (4, 4) }],
 //!     identity: dataset.fingerprint().into(),
 //! };
 //! # let folder = tempfile::tempdir()?;

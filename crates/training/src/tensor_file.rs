@@ -27,7 +27,11 @@ impl Host {
         let mut bytes = vec![0; numel * kind.elt_size_in_bytes()];
         tensor.f_copy_data_u8(&mut bytes, numel)?;
         Ok(Self {
-            shape: tensor.size().iter().map(|&n| n.unsigned_abs() as usize).collect(),
+            shape: tensor
+                .size()
+                .iter()
+                .map(|&n| n.unsigned_abs() as usize)
+                .collect(),
             dtype,
             bytes,
         })
@@ -122,5 +126,8 @@ fn dtype(kind: Kind) -> Option<Dtype> {
 }
 
 fn kind(dtype: Dtype) -> Option<Kind> {
-    DTYPES.iter().find(|pair| pair.0 == dtype).map(|pair| pair.1)
+    DTYPES
+        .iter()
+        .find(|pair| pair.0 == dtype)
+        .map(|pair| pair.1)
 }

@@ -30,8 +30,8 @@ pub struct EncoderShape {
     pub name: String,
     /// Width of a token.
     pub width: i64,
-    /// Tokens an image.
-    pub tokens: i64,
+    /// Rows and columns of its tokens.
+    pub grid: (i64, i64),
 }
 
 /// Denoiser and heads with one set of weights.
@@ -53,23 +53,36 @@ impl Model {
             num_classes: inputs.num_classes,
             class_dropout: config.model.label_dropout,
             qk_norm: config.model.qk_norm,
-            alignment_depth: config.model.alignment_depth.unwrap_or(named.alignment_depth),
+            alignment_depth: config
+                .model
+                .alignment_depth
+                .unwrap_or(named.alignment_depth),
             ..named
         };
-        let params = Params::new(inputs.device, seed::derive(config.train.seed, "weights", &[]))?;
+        let params = Params::new(
+            inputs.device,
+            seed::derive(config.train.seed, "weights", &[]),
+        )?;
         let denoiser = Sit::new(&params.root(), &sit)?;
         let (rows, columns) = denoiser.token_grid();
         for encoder in &inputs.encoders {
-            if encoder.tokens != rows * columns {
-                return Err(TrainError::TokenCount {
+            let pools = config.alignment.pool_tokens
+                && encoder.grid.0 % rows == 0
+                && encoder.grid.1 % columns == 0;
+            if encoder.grid != (rows, columns) && !pools {
+                return Err(TrainError::TokenGrid {
                     encoder: encoder.name.clone(),
-                    found: encoder.tokens,
+                    found: encoder.grid,
                     model: config.model.name.clone(),
-                    expected: rows * columns,
+                    expected: (rows, columns),
                 });
             }
         }
-        let widths: Vec<i64> = inputs.encoders.iter().map(|encoder| encoder.width).collect();
+        let widths: Vec<i64> = inputs
+            .encoders
+            .iter()
+            .map(|encoder| encoder.width)
+            .collect();
         let heads = Head::projectors(
             &params.root(),
             &config.alignment.head,
@@ -88,6 +101,20 @@ fn autoencoder(config: &Config) -> impl autoencoder::Autoencoder + use<> {
     match config.model.autoencoder {
         Autoencoder::Identity => Identity,
     }
+}
+
+/// Tokens `[B, T, D]` of one grid, averaged over blocks to a coarser one.
+fn pool(tokens: &Tensor, from: (i64, i64), to: (i64, i64)) -> Result<Tensor, TrainError> {
+    if from == to {
+        return Ok(tokens.shallow_clone());
+    }
+    let (batch, _, width) = tokens.size3()?;
+    Ok(tokens
+        .f_reshape([batch, from.0, from.1, width])?
+        .f_permute([0, 3, 1, 2])?
+        .f_adaptive_avg_pool2d([to.0, to.1])?
+        .f_permute([0, 2, 3, 1])?
+        .f_reshape([batch, to.0 * to.1, width])?)
 }
 
 /// Figures of a step that are still on the device.
@@ -278,8 +305,12 @@ impl Trainer {
         let targets = tch::no_grad(|| {
             tokens
                 .iter()
-                .map(|tokens| self.config.alignment.spatial_norm.forward(tokens))
-                .collect::<Result<Vec<_>, _>>()
+                .zip(&self.inputs.encoders)
+                .map(|(tokens, encoder)| {
+                    let tokens = pool(tokens, encoder.grid, model.denoiser.token_grid())?;
+                    Ok(self.config.alignment.spatial_norm.forward(&tokens)?)
+                })
+                .collect::<Result<Vec<_>, TrainError>>()
         })?;
         let projected = projected
             .iter()
@@ -290,7 +321,11 @@ impl Trainer {
             &projected.iter().collect::<Vec<_>>(),
         )?;
         let total = denoising.f_add(&aligned.total)?;
-        let terms: Vec<Tensor> = aligned.terms.iter().map(|term| term.value.detach()).collect();
+        let terms: Vec<Tensor> = aligned
+            .terms
+            .iter()
+            .map(|term| term.value.detach())
+            .collect();
         let alignment = Tensor::f_stack(&terms, 0)?.f_mean(Kind::Float)?;
         let figures = Tensor::f_stack(&[total.detach(), denoising.detach(), alignment], 0)?;
         Ok((total, figures))
@@ -362,7 +397,10 @@ impl Trainer {
         self.adamw
             .load(&checkpoint.optimizer)
             .map_err(|reason| TrainError::Resume { step, reason })?;
-        let state = checkpoint.random.iter().find(|(name, _)| name == "training");
+        let state = checkpoint
+            .random
+            .iter()
+            .find(|(name, _)| name == "training");
         let (_, state) = state.ok_or_else(|| TrainError::Resume {
             step,
             reason: "it has no state of the generator `training`".to_owned(),
@@ -452,7 +490,14 @@ impl Sampling {
         progress: impl FnMut(usize),
     ) -> Result<Tensor, TrainError> {
         let sampler = Sampler::new(self.config.sample.sampler, self.config.objective.path)?;
-        draw_samples(&self.denoiser, &self.config, &sampler, labels, self.device, progress)
+        draw_samples(
+            &self.denoiser,
+            &self.config,
+            &sampler,
+            labels,
+            self.device,
+            progress,
+        )
     }
 }
 

@@ -47,7 +47,7 @@ fn inputs() -> Inputs {
         encoders: vec![EncoderShape {
             name: "fixed".into(),
             width: WIDTH,
-            tokens: TOKENS,
+            grid: (4, 4),
         }],
         identity: "test".into(),
     }
@@ -140,7 +140,10 @@ fn a_damaged_checkpoint_is_passed_over_for_the_one_before() {
     bytes[middle] ^= 1;
     fs::write(&file, &bytes).unwrap();
     let error = Checkpoint::load(&newest).unwrap_err().to_string();
-    assert!(error.contains("optimizer.safetensors") && error.contains("SHA-256"), "{error}");
+    assert!(
+        error.contains("optimizer.safetensors") && error.contains("SHA-256"),
+        "{error}"
+    );
 
     // Cut short.
     fs::write(&file, &bytes[..middle]).unwrap();
@@ -210,9 +213,14 @@ fn a_nan_in_the_tokens_stops_the_run_with_step_and_samples() {
     let batch = DeviceBatch::new(loader.next().unwrap().unwrap(), Device::Cpu).unwrap();
     let ids = batch.ids.clone();
     let nan = tokens(&batch) * f64::NAN;
-    let error = run.step(&batch, &[nan]).and_then(|()| run.save()).unwrap_err();
+    let error = run
+        .step(&batch, &[nan])
+        .and_then(|()| run.save())
+        .unwrap_err();
     match &error {
-        TrainError::NotFinite { step: 3, samples, .. } => assert_eq!(*samples, ids),
+        TrainError::NotFinite {
+            step: 3, samples, ..
+        } => assert_eq!(*samples, ids),
         other => panic!("{other}"),
     }
     assert!(error.to_string().contains(&ids[0].to_string()), "{error}");
@@ -231,14 +239,55 @@ fn tokens_of_another_shape_or_number_are_refused() {
     let batch = DeviceBatch::new(loader.next().unwrap().unwrap(), Device::Cpu).unwrap();
     assert!(matches!(
         trainer.step(&batch, &[]),
-        Err(TrainError::EncoderCount { found: 0, expected: 1 })
+        Err(TrainError::EncoderCount {
+            found: 0,
+            expected: 1
+        })
     ));
     let narrow = Tensor::ones([8, TOKENS, WIDTH - 1], (Kind::Float, Device::Cpu));
-    assert!(matches!(trainer.step(&batch, &[narrow]), Err(TrainError::Alignment(_))));
+    assert!(matches!(
+        trainer.step(&batch, &[narrow]),
+        Err(TrainError::Alignment(_))
+    ));
     let mut wrong = inputs();
-    wrong.encoders[0].tokens = 49;
+    wrong.encoders[0].grid = (7, 7);
     let error = Trainer::new(&config(2), wrong).unwrap_err().to_string();
-    assert!(error.contains("fixed gives 49"), "{error}");
+    assert!(error.contains("fixed gives 7 x 7"), "{error}");
+}
+
+#[test]
+fn a_finer_grid_is_averaged_where_the_configuration_says_so() {
+    // Constant over blocks of 2 x 2, so that the average is known.
+    let mut pooling = config(1);
+    let mut fine = inputs();
+    fine.encoders[0].grid = (8, 8);
+    assert!(matches!(
+        Trainer::new(&pooling, fine.clone()),
+        Err(TrainError::TokenGrid { .. })
+    ));
+    pooling.alignment.pool_tokens = true;
+    let mut loader = Loader::new(dataset(), pooling.loader(), Cursor::default()).unwrap();
+    let batch = DeviceBatch::new(loader.next().unwrap().unwrap(), Device::Cpu).unwrap();
+    let coarse = tokens(&batch);
+    let blocks = coarse
+        .view([8, 4, 1, 4, 1, WIDTH])
+        .expand([8, 4, 2, 4, 2, WIDTH], false)
+        .reshape([8, 64, WIDTH]);
+    let alignment = |inputs, tokens: &Tensor| {
+        let mut trainer = Trainer::new(&pooling, inputs).unwrap();
+        trainer.step(&batch, &[tokens.shallow_clone()]).unwrap();
+        trainer
+            .finish_step()
+            .unwrap()
+            .unwrap()
+            .alignment_loss
+            .unwrap()
+    };
+    let difference = alignment(inputs(), &coarse) - alignment(fine.clone(), &blocks);
+    assert!(difference.abs() < 1e-5, "{difference}");
+    // A grid that is no multiple is refused all the same.
+    fine.encoders[0].grid = (7, 7);
+    assert!(Trainer::new(&pooling, fine).is_err());
 }
 
 #[test]
@@ -252,7 +301,9 @@ fn accumulation_averages_the_gradients_of_the_parts() {
     let batch = DeviceBatch::new(loader.next().unwrap().unwrap(), Device::Cpu).unwrap();
     let moments = |trainer: &Trainer| -> Vec<Tensor> {
         let moments = trainer.checkpoint().unwrap().optimizer;
-        let first = moments.into_iter().filter(|(name, _)| name.starts_with("exp_avg."));
+        let first = moments
+            .into_iter()
+            .filter(|(name, _)| name.starts_with("exp_avg."));
         first.map(|(_, moment)| moment.copy()).collect()
     };
 
@@ -269,6 +320,7 @@ fn accumulation_averages_the_gradients_of_the_parts() {
             images: batch.images.narrow(0, start, 4),
             labels: batch.labels.narrow(0, start, 4),
             ids: batch.ids.clone(),
+            flipped: batch.flipped.clone(),
             cursor: batch.cursor,
         };
         stepping.step(&half, &[tokens(&half)]).unwrap();
@@ -279,7 +331,10 @@ fn accumulation_averages_the_gradients_of_the_parts() {
         let parts: Tensor = (first + (second - first * 0.9)) / 2.0;
         let scale = whole.abs().max().double_value(&[]).max(1e-6);
         let difference = (whole - parts).abs().max().double_value(&[]);
-        assert!(difference < 1e-4 * scale, "weight {index}: {difference} of {scale}");
+        assert!(
+            difference < 1e-4 * scale,
+            "weight {index}: {difference} of {scale}"
+        );
     }
 }
 
@@ -301,7 +356,9 @@ fn the_recipes_train_and_the_average_follows() {
         };
         assert!(mean(&log[30..]) < mean(&log[..10]) - 0.1);
         assert!(log[39].alignment_loss.unwrap() < log[0].alignment_loss.unwrap() - 0.1);
-        let checkpoint = checkpoint::list(&folder.path().join("checkpoints")).pop().unwrap();
+        let checkpoint = checkpoint::list(&folder.path().join("checkpoints"))
+            .pop()
+            .unwrap();
         let model = read_tensors(&checkpoint.join("model.safetensors")).unwrap();
         let average = read_tensors(&checkpoint.join("ema.safetensors")).unwrap();
         let difference: f64 = model
@@ -326,7 +383,10 @@ fn bf16_trains_within_a_few_percent_of_fp32() {
             config.train.checkpoint_every = 20;
             advance(folder.path(), &config, 20, 0);
             let log = MetricsLog::read(&folder.path().join("metrics.jsonl")).unwrap();
-            log[10..].iter().map(|line| line.denoising_loss).sum::<f64>()
+            log[10..]
+                .iter()
+                .map(|line| line.denoising_loss)
+                .sum::<f64>()
         })
         .collect();
     assert_ne!(losses[0], losses[1], "autocast had no effect");

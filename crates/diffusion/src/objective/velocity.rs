@@ -76,12 +76,7 @@ impl Velocity {
     ///
     /// # Errors
     /// Shapes that do not fit together.
-    pub fn given(
-        &self,
-        x0: &Tensor,
-        t: &Tensor,
-        noise: &Tensor,
-    ) -> Result<Noisy, DiffusionError> {
+    pub fn given(&self, x0: &Tensor, t: &Tensor, noise: &Tensor) -> Result<Noisy, DiffusionError> {
         let t = t.f_to_kind(x0.kind())?;
         let (x, target) = self.path.at(x0, noise, &t)?;
         Ok(Noisy { x, t, target })

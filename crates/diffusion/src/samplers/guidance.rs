@@ -58,15 +58,14 @@ impl<'a> Guided<'a> {
         }
     }
 
-    /// The velocity in float64 of a batch made by [`Guided::batch`].
-    pub fn velocity(&self, batch: &Tensor, t: f64) -> Result<Tensor, DiffusionError> {
-        let (count, ..) = batch.size4()?;
+    /// The velocity in float64 of a batch made by [`Guided::batch`] with the same `guide`.
+    pub fn velocity(&self, batch: &Tensor, t: f64, guide: bool) -> Result<Tensor, DiffusionError> {
         let labels = match &self.doubled_labels {
-            Some(doubled) if doubled.size() == [count] => doubled,
+            Some(doubled) if guide => doubled,
             _ => &self.labels,
         };
         let x = batch.f_to_kind(self.kind)?;
-        let t = Tensor::f_full([count], t, (self.kind, batch.device()))?;
+        let t = Tensor::f_full([batch.size4()?.0], t, (self.kind, batch.device()))?;
         let output = self.denoiser.forward(&x, &t, labels, Mode::Eval)?;
         Ok(output.prediction.f_to_kind(Kind::Double)?)
     }

@@ -197,6 +197,7 @@ impl Sampler {
                 }
                 Method::EulerMaruyama => {
                     let noise = noise(&x.size())?;
+                    check::shape("the noise", &noise, &x.size())?;
                     sde::euler_maruyama(&guided, self.path, &x, from, to, Some(&noise))?
                 }
             };
@@ -244,7 +245,10 @@ mod tests {
                 let ours = linspace(1.0, end, count as usize);
                 assert_eq!(ours.len(), torch.len());
                 for (ours, torch) in ours.iter().zip(&torch) {
-                    assert!((ours - torch).abs() <= f64::EPSILON / 2.0, "{count}: {ours} {torch}");
+                    assert!(
+                        (ours - torch).abs() <= f64::EPSILON / 2.0,
+                        "{count}: {ours} {torch}"
+                    );
                 }
             }
         }

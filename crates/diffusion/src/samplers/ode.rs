@@ -28,11 +28,13 @@ pub(super) fn heun(
     let first = slope(guided, x, from, guide)?;
     let predicted = first.f_mul_scalar(to - from)?.f_add_(x)?;
     let second = slope(guided, &predicted, to, guide)?;
-    let mean = first.f_mul_scalar(0.5)?.f_add_(&second.f_mul_scalar(0.5)?)?;
+    let mean = first
+        .f_mul_scalar(0.5)?
+        .f_add_(&second.f_mul_scalar(0.5)?)?;
     Ok(mean.f_mul_scalar(to - from)?.f_add_(x)?)
 }
 
 fn slope(guided: &Guided<'_>, x: &Tensor, t: f64, guide: bool) -> Result<Tensor, DiffusionError> {
-    let velocity = guided.velocity(&guided.batch(x, guide)?, t)?;
+    let velocity = guided.velocity(&guided.batch(x, guide)?, t, guide)?;
     guided.combine(velocity, guide)
 }

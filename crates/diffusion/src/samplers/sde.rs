@@ -23,7 +23,7 @@ pub(super) fn euler_maruyama(
     let diffusion = 2.0 * from;
     let dt = to - from;
     let batch = guided.batch(x, guide)?;
-    let velocity = guided.velocity(&batch, from)?;
+    let velocity = guided.velocity(&batch, from, guide)?;
     let times = Tensor::f_full([batch.size4()?.0], from, (Kind::Double, batch.device()))?;
     let score = path.score(&velocity, &batch, &times)?;
     let drift = velocity.f_sub(&score.f_mul_scalar(0.5 * diffusion)?)?;

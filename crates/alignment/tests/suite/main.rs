@@ -2,5 +2,5 @@
 
 mod behaviour;
 mod cases;
-#[path = "../../diffusion/tests/golden/mod.rs"]
+#[path = "../../../diffusion/tests/golden/mod.rs"]
 mod golden;

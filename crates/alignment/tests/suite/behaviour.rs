@@ -70,7 +70,10 @@ fn a_rectangular_grid_needs_to_be_given() {
     let x = tokens(2, [2, 12, 6]);
     let error = head.forward(&x).unwrap_err();
     assert!(matches!(error, AlignmentError::NotSquare { tokens: 12 }));
-    assert_eq!(head.forward_on_grid(&x, (3, 4)).unwrap().size(), [2, 12, 10]);
+    assert_eq!(
+        head.forward_on_grid(&x, (3, 4)).unwrap().size(),
+        [2, 12, 10]
+    );
     let error = head.forward_on_grid(&x, (3, 5)).unwrap_err();
     assert!(matches!(error, AlignmentError::Grid { tokens: 12, .. }));
 }
@@ -152,7 +155,10 @@ fn heads_are_drawn_as_upstream_draws_them() {
     let bound = (6.0f64 / (32.0 + 64.0)).sqrt();
     let largest = value(&params.get("projection_layer.weight").unwrap().abs().max());
     assert!(largest <= bound && largest > 0.99 * bound);
-    assert_eq!(value(&params.get("projection_layer.bias").unwrap().abs().max()), 0.0);
+    assert_eq!(
+        value(&params.get("projection_layer.bias").unwrap().abs().max()),
+        0.0
+    );
 }
 
 #[test]
@@ -209,7 +215,12 @@ fn spatial_norm_keeps_dtype_and_shape() {
 #[test]
 fn spatial_norm_refuses_settings_without_meaning() {
     let x = tokens(0, [2, 9, 8]);
-    for (alpha, eps) in [(f64::NAN, 1e-6), (0.6, 0.0), (0.6, -1.0), (0.6, f64::INFINITY)] {
+    for (alpha, eps) in [
+        (f64::NAN, 1e-6),
+        (0.6, 0.0),
+        (0.6, -1.0),
+        (0.6, f64::INFINITY),
+    ] {
         let norm = SpatialNorm::ZScore { alpha, eps };
         assert!(matches!(
             norm.forward(&x),
@@ -222,7 +233,9 @@ fn spatial_norm_refuses_settings_without_meaning() {
 fn cosine_does_not_see_lengths() {
     let (target, projected) = (tokens(0, [2, 9, 8]), tokens(1, [2, 9, 8]));
     let loss = value(&CosineLoss.forward(&target, &projected).unwrap());
-    let scaled = CosineLoss.forward(&(&target * 7.0), &(&projected * 0.3)).unwrap();
+    let scaled = CosineLoss
+        .forward(&(&target * 7.0), &(&projected * 0.3))
+        .unwrap();
     assert!((loss - value(&scaled)).abs() < 1e-6);
     assert!((-1.0..=1.0).contains(&loss));
 }
@@ -233,9 +246,9 @@ fn cosine_names_both_shapes_when_they_differ() {
         .forward(&tokens(0, [2, 9, 8]), &tokens(0, [2, 4, 8]))
         .unwrap_err();
     assert!(
-        error.to_string().starts_with(
-            "encoder tokens [2, 9, 8] against projected tokens [2, 4, 8]: both must"
-        ),
+        error
+            .to_string()
+            .starts_with("encoder tokens [2, 9, 8] against projected tokens [2, 4, 8]: both must"),
         "{error}"
     );
 }
@@ -267,13 +280,20 @@ fn losses_are_averaged_over_encoders_and_weighted() {
 fn encoders_and_projections_must_go_in_pairs() {
     let x = tokens(0, [2, 9, 8]);
     let loss = AlignmentLoss::new(&[cosine(1.0)]).unwrap();
-    for (targets, projected) in [(vec![&x], vec![]), (vec![], vec![]), (vec![&x], vec![&x, &x])] {
+    for (targets, projected) in [
+        (vec![&x], vec![]),
+        (vec![], vec![]),
+        (vec![&x], vec![&x, &x]),
+    ] {
         assert!(matches!(
             loss.forward(&targets, &projected),
             Err(AlignmentError::EncoderCount { .. })
         ));
     }
-    assert!(matches!(AlignmentLoss::new(&[]), Err(AlignmentError::NoLoss)));
+    assert!(matches!(
+        AlignmentLoss::new(&[]),
+        Err(AlignmentError::NoLoss)
+    ));
     assert!(matches!(
         AlignmentLoss::new(&[cosine(f64::NAN)]),
         Err(AlignmentError::Setting { .. })

@@ -1,8 +1,6 @@
 //! Every golden case, outputs and gradients.
 
-use alignment::{
-    CosineLoss, Head, HeadConfig, Kernel, SpatialNorm, TokenLoss, token_statistics,
-};
+use alignment::{CosineLoss, Head, HeadConfig, Kernel, SpatialNorm, TokenLoss, token_statistics};
 use tch::{Device, Kind, Tensor};
 use torch_ext::Params;
 
@@ -58,25 +56,19 @@ fn mlp_head_follows_upstream() {
 #[test]
 fn spatial_norm_follows_upstream() {
     let golden = Golden::open("spatial_norm");
-    let (feat, constant) = (
-        golden.tensor("in.feat"),
-        golden.tensor("in.feat_constant"),
-    );
+    let (feat, constant) = (golden.tensor("in.feat"), golden.tensor("in.feat_constant"));
     let eps = golden.config("eps").as_f64().unwrap();
     for alpha in golden.config("alphas").as_array().unwrap() {
         let norm = SpatialNorm::ZScore {
             alpha: alpha.as_f64().unwrap(),
             eps,
         };
-        golden.check(
-            &format!("out.alpha_{alpha:?}"),
-            &norm.forward(&feat).unwrap(),
-        );
+        golden.check(&format!("out.alpha_{alpha}"), &norm.forward(&feat).unwrap());
         let normalised = norm.forward(&constant).unwrap();
         if alpha.as_f64() == Some(1.0) {
             golden.check_within("out.constant.alpha_1.0", &normalised, 0.0, 0.0);
         } else {
-            golden.check(&format!("out.constant.alpha_{alpha:?}"), &normalised);
+            golden.check(&format!("out.constant.alpha_{alpha}"), &normalised);
         }
     }
     let (mean, std) = token_statistics(&feat).unwrap();

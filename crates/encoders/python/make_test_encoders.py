@@ -1,0 +1,111 @@
+"""Makes the small encoders of the Rust tests: two that load and three that must be refused.
+
+    python crates/encoders/python/make_test_encoders.py
+
+The files go to `crates/encoders/tests/data/broken`. Each sidecar is valid and its checksum right:
+what is wrong with an encoder shows only when it is run.
+"""
+
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from encoder_file import Preprocessing, Sidecar, write_encoder
+from torch import Tensor, nn
+
+FOLDER = Path(__file__).resolve().parents[1] / "tests/data/broken"
+GRID = (4, 4)
+WIDTH = 8
+INPUT_SIZE = 16
+
+
+class PatchMeans(nn.Module):
+    """Patches of 4x4: channel d of a token is (d + 1) times the patch's mean of colour d mod 3."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("colour", torch.arange(WIDTH) % 3)
+        self.register_buffer("gain", torch.arange(1, WIDTH + 1).float())
+
+    def forward(self, images: Tensor) -> Tensor:
+        means = F.avg_pool2d(images, 4).index_select(1, self.colour)  # [B, 8, 4, 4]
+        return means.flatten(2).transpose(1, 2) * self.gain
+
+
+class Good(nn.Module):
+    """`(patch tokens [B, 16, 8], class token [B, 8])`; the class token is the patches' mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = PatchMeans()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = self.patches(images)
+        return tokens, tokens.mean(1)
+
+
+class WrongShape(nn.Module):
+    """`[B, 4, 8]`, whatever the sidecar says."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.new_zeros([images.size(0), 4, 8])
+
+
+class NanTokens(nn.Module):
+    """Tokens of the right shape, none of them a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = PatchMeans()
+        self.nan = math.nan
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.full_like(self.patches(images), self.nan)
+
+
+class NotAnEncoder(nn.Module):
+    """Takes no images at all."""
+
+    def forward(self, left: int, right: int) -> int:
+        return left + right
+
+
+def sidecar(name: str, description: str, **changes: object) -> Sidecar:
+    fields = {
+        "name": name,
+        "description": description,
+        "weights": "none",
+        "licence": "MIT OR Apache-2.0",
+        "grid": GRID,
+        "width": WIDTH,
+        "input_size": INPUT_SIZE,
+        "preprocessing": Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+    }
+    return Sidecar(**(fields | changes))
+
+
+def main() -> None:
+    encoders = [
+        (Good(), sidecar("good", "Patch means and their mean", class_token=True)),
+        (PatchMeans(), sidecar("good_patch_only", "Patch means")),
+        (
+            WrongShape(),
+            sidecar(
+                "wrong_shape",
+                "Returns [B, 4, 8]",
+                grid=(16, 16),
+                width=112,
+                input_size=256,
+            ),
+        ),
+        (NanTokens(), sidecar("nan_tokens", "Returns tokens that are NaN")),
+        (NotAnEncoder(), sidecar("not_an_encoder", "Takes two integers")),
+    ]
+    for module, description in encoders:
+        path = write_encoder(torch.jit.script(module.eval()), description, FOLDER)
+        print(f"{path}: {path.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()

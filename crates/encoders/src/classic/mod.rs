@@ -1,0 +1,153 @@
+//! Hand-made features of the study, without libtorch: dense HOG and two dense SIFTs.
+//!
+//! Pure functions from images `[B, 3, H, W]` with values 0..=255 (RGB, bytes or floats) to patch
+//! tokens `[B, T, D]` in float32, one token a 16-pixel cell in row-major order (HOG: a cell of its
+//! own grid). Images are worked on in parallel on rayon's pool; each image is the work of one
+//! thread, so the bits do not depend on the number of threads.
+//!
+//! - [`hog()`]: upstream's encoder type `hog` (scikit-image's HOG);
+//! - [`sift()`]: upstream's `sift` (kornia's SIFT with a dominant orientation);
+//! - [`sift_opencv()`]: upstream's `siftopencv` (OpenCV's SIFT at angle -1).
+//!
+//! ```
+//! use encoders::classic::{HogConfig, hog, sift};
+//! use ndarray::Array4;
+//!
+//! let images = Array4::<u8>::from_shape_fn((2, 3, 64, 64), |(b, c, y, x)| (b + c + x * y) as u8);
+//! let tokens = hog(images.view(), &HogConfig::default())?;
+//! assert_eq!(tokens.dim(), (2, 256, 128));
+//! assert_eq!(sift(images.view())?.dim(), (2, 16, 128));
+//! # Ok::<(), encoders::classic::ClassicError>(())
+//! ```
+
+mod angle;
+mod hog;
+mod sift;
+mod sift_opencv;
+
+use ndarray::{Array3, ArrayView3, ArrayView4, Axis};
+use rayon::prelude::*;
+use thiserror::Error;
+
+pub use hog::{HogConfig, hog};
+pub use sift::sift;
+pub use sift_opencv::sift_opencv;
+
+/// Side in pixels of the cell that a SIFT token stands for.
+pub const SIFT_STRIDE: usize = 16;
+
+/// Width of a SIFT token: 4 x 4 spatial cells of 8 orientations.
+pub const SIFT_DIM: usize = 128;
+
+/// What the classic encoders refuse.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ClassicError {
+    /// The images are not RGB.
+    #[error("images must have 3 channels, [B, 3, H, W]; these have {found}")]
+    Channels {
+        /// Number of channels found.
+        found: usize,
+    },
+    /// The image size does not suit the encoder.
+    #[error("{encoder} cannot take {height}x{width} images: {needed}")]
+    Size {
+        /// The encoder's name.
+        encoder: &'static str,
+        /// Height found.
+        height: usize,
+        /// Width found.
+        width: usize,
+        /// What the encoder needs.
+        needed: String,
+    },
+    /// A HOG configuration cannot be read or is contradictory.
+    #[error("HOG configuration `{text}`: {reason}")]
+    HogConfig {
+        /// The configuration as given.
+        text: String,
+        /// What is wrong, and what is allowed.
+        reason: String,
+    },
+}
+
+/// A pixel value 0..=255, as a byte or as the float that resizing leaves.
+pub trait Pixel: Copy + Send + Sync {
+    /// The value as float32.
+    fn value(self) -> f32;
+}
+
+impl Pixel for u8 {
+    fn value(self) -> f32 {
+        f32::from(self)
+    }
+}
+
+impl Pixel for f32 {
+    fn value(self) -> f32 {
+        self
+    }
+}
+
+/// Height and width of a batch of RGB images.
+fn image_size<P>(images: &ArrayView4<'_, P>) -> Result<(usize, usize), ClassicError> {
+    let (_, channels, height, width) = images.dim();
+    if channels != 3 {
+        return Err(ClassicError::Channels { found: channels });
+    }
+    Ok((height, width))
+}
+
+/// Height and width of images that a SIFT grid covers exactly.
+fn sift_size<P>(
+    images: &ArrayView4<'_, P>,
+    encoder: &'static str,
+) -> Result<(usize, usize), ClassicError> {
+    let (height, width) = image_size(images)?;
+    let covers = |side: usize| side > 0 && side.is_multiple_of(SIFT_STRIDE);
+    if !covers(height) || !covers(width) {
+        return Err(ClassicError::Size {
+            encoder,
+            height,
+            width,
+            needed: format!("both sides must be multiples of {SIFT_STRIDE}"),
+        });
+    }
+    Ok((height, width))
+}
+
+/// Runs `encode` on every image in parallel. It gets scratch memory, which it must not read before
+/// writing, the image `[3, H, W]` and its zeroed tokens `[T, D]`, row-major.
+fn encode_images<P: Pixel, S>(
+    images: ArrayView4<'_, P>,
+    (tokens, dim): (usize, usize),
+    scratch: impl Fn() -> S + Send + Sync,
+    encode: impl Fn(&mut S, ArrayView3<'_, P>, &mut [f32]) + Send + Sync,
+) -> Array3<f32> {
+    let mut out = Array3::zeros((images.len_of(Axis(0)), tokens, dim));
+    if let Some(values) = out.as_slice_mut() {
+        values
+            .par_chunks_exact_mut(tokens * dim)
+            .enumerate()
+            .for_each_init(scratch, |scratch, (b, tokens)| {
+                encode(scratch, images.index_axis(Axis(0), b), tokens);
+            });
+    }
+    out
+}
+
+/// Fills `out` with `convert(r, g, b)` of every pixel of an image `[3, H, W]`, row-major.
+fn map_rgb<P: Pixel, T>(
+    image: ArrayView3<'_, P>,
+    out: &mut Vec<T>,
+    convert: impl Fn(P, P, P) -> T,
+) {
+    out.clear();
+    let channel = |c| image.index_axis_move(Axis(0), c);
+    let (red, green, blue) = (channel(0), channel(1), channel(2));
+    out.extend(
+        red.iter()
+            .zip(green)
+            .zip(blue)
+            .map(|((&r, &g), &b)| convert(r, g, b)),
+    );
+}

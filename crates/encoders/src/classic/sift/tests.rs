@@ -1,0 +1,152 @@
+use ndarray::{Array3, Array4, Ix4, s};
+
+use super::*;
+use crate::golden::{Golden, max_difference};
+
+fn images(golden: &Golden) -> Array4<u8> {
+    golden.u8("in.images").into_dimensionality::<Ix4>().unwrap()
+}
+
+/// Share of items of which some value is off by more than `tolerance`.
+fn share_off(found: &[f32], expected: &[f32], item: usize, tolerance: f64) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let items = found.chunks_exact(item).zip(expected.chunks_exact(item));
+    let off = items
+        .filter(|(a, b)| !(max_difference(*a, *b) <= tolerance))
+        .count();
+    off as f64 / (found.len() / item) as f64
+}
+
+#[test]
+fn sift_equals_upstream() {
+    let golden = Golden::open("classic/sift_kornia");
+    let tokens = sift(images(&golden).view()).unwrap();
+    let expected = golden.f32("out.tokens");
+    assert_eq!(tokens.shape(), expected.shape());
+    let tolerance = golden.tolerance("out.tokens", "atol");
+    let share = share_off(
+        tokens.as_slice().unwrap(),
+        expected.as_slice().unwrap(),
+        SIFT_DIM,
+        tolerance,
+    );
+    assert!(
+        share <= golden.tolerance("out.tokens", "fraction_of_tokens_off"),
+        "{share}"
+    );
+}
+
+#[test]
+fn every_step_of_sift_equals_upstream() {
+    let golden = Golden::open("classic/sift_kornia");
+    let images = images(&golden);
+    let tables = Tables::new();
+    assert!(max_difference(&tables.smoothing, &golden.f32("out.kernel_smooth")) < 1e-7);
+
+    let mut angles = Vec::new();
+    for b in 0..2 {
+        let mut values = Vec::new();
+        let grey = Grey::new(images.slice(s![b, .., .., ..]), &mut values);
+        let keypoints: Vec<_> = grey.keypoints().collect();
+        let found: Vec<f32> = keypoints
+            .iter()
+            .map(|centre| tables.dominant_angle(&grey.patch(*centre, 0.0)))
+            .collect();
+        if b == 0 {
+            let off = max_difference(grey.values, &golden.f32("out.grey0"));
+            assert!(off <= golden.tolerance("out.grey0", "atol"), "grey: {off}");
+            for (k, &token) in golden.i64("in.sel").iter().enumerate() {
+                let centre = keypoints[token as usize];
+                let patch: Patch<ORIENTATION_PATCH> = grey.patch(centre, 0.0);
+                let expected = golden.f32("out.ori_patches");
+                let expected = expected.slice(s![k, .., ..]);
+                let off = max_difference(patch.as_flattened(), &expected);
+                assert!(
+                    off <= golden.tolerance("out.ori_patches", "atol"),
+                    "{token}: {off}"
+                );
+
+                let patch: Patch<PATCH> = grey.patch(centre, found[token as usize]);
+                let expected = golden.f32("out.patches");
+                let off = max_difference(patch.as_flattened(), &expected.slice(s![k, .., ..]));
+                assert!(
+                    off <= golden.tolerance("out.patches", "atol"),
+                    "{token}: {off}"
+                );
+            }
+        }
+        angles.extend(found);
+    }
+    let tolerance = golden.tolerance("out.angles", "atol");
+    let expected = golden.f32("out.angles");
+    let share = share_off(&angles, expected.as_slice().unwrap(), 1, tolerance);
+    assert!(
+        share <= golden.tolerance("out.angles", "fraction_off"),
+        "{share}"
+    );
+}
+
+#[test]
+fn pooling_is_the_triangular_kernel_at_stride_ten() {
+    let kernel = Golden::open("classic/sift_kornia").f32("out.kernel_pool_row");
+    for (x, pool) in pooling().iter().enumerate() {
+        for cell in 0..CELLS {
+            let k = x as isize + 4 - 10 * cell as isize;
+            let expected = usize::try_from(k)
+                .ok()
+                .and_then(|k| kernel.get(k))
+                .unwrap_or(&0.0);
+            let found = match cell.checked_sub(pool.cell) {
+                Some(0) => pool.here,
+                Some(1) => pool.next,
+                _ => 0.0,
+            };
+            assert_eq!(found, *expected, "sample {x}, cell {cell}");
+        }
+    }
+}
+
+#[test]
+fn bytes_and_floats_give_the_same_tokens() {
+    let golden = Golden::open("classic/sift_kornia");
+    let images = images(&golden).slice(s![..1, .., ..64, ..64]).to_owned();
+    let floats = images.mapv(f32::from);
+    assert_eq!(sift(images.view()).unwrap(), sift(floats.view()).unwrap());
+}
+
+#[test]
+fn tokens_have_unit_norm_even_where_the_image_is_flat() {
+    let mut images = Array4::<u8>::from_elem((1, 3, 64, 48), 200);
+    images.slice_mut(s![.., .., ..24, ..30]).fill(10);
+    let tokens: Array3<f32> = sift(images.view()).unwrap();
+    assert_eq!(tokens.dim(), (1, 12, 128));
+    for token in tokens.rows() {
+        assert!((token.dot(&token) - 1.0).abs() < 1e-5);
+    }
+}
+
+#[test]
+fn bad_images_are_refused() {
+    let error = sift(Array4::<u8>::zeros((1, 3, 64, 63)).view())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("64x63") && error.contains("multiples of 16"),
+        "{error}"
+    );
+    assert!(sift(Array4::<u8>::zeros((1, 3, 0, 64)).view()).is_err());
+    let error = sift(Array4::<u8>::zeros((1, 4, 64, 64)).view()).unwrap_err();
+    assert_eq!(error, ClassicError::Channels { found: 4 });
+    assert_eq!(
+        sift(Array4::<u8>::zeros((0, 3, 32, 32)).view())
+            .unwrap()
+            .dim(),
+        (0, 4, 128)
+    );
+    assert_eq!(
+        sift(Array4::<u8>::zeros((1, 3, 16, 16)).view())
+            .unwrap()
+            .dim(),
+        (1, 1, 128)
+    );
+}

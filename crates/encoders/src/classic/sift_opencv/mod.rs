@@ -1,0 +1,119 @@
+//! Dense SIFT (Lowe 2004) as OpenCV computes it at given keypoints of angle -1, which is what
+//! upstream's `SIFTOpenCVEncoder` runs.
+//!
+//! The window of every keypoint is the same, so its spatial weights are a table ([`Window`]); and
+//! the vote of a pixel into the orientations does not depend on the keypoint, so it is computed
+//! once an image ([`Votes`]). A descriptor is then a weighted sum of votes.
+
+mod votes;
+mod window;
+
+use ndarray::{Array3, ArrayView4};
+
+use super::{ClassicError, SIFT_DIM, SIFT_STRIDE, encode_images, map_rgb, sift_size};
+use votes::Votes;
+use window::Window;
+
+/// Orientations and cells a side of the descriptor.
+const BINS: usize = 8;
+const CELLS: usize = 4;
+
+/// OpenCV reads angle -1 as 360 - (-1) degrees, and does not snap it to 0: the windows and the
+/// orientations are turned by one degree.
+const ORIENTATION: f32 = 361.0;
+
+/// Ceiling of a descriptor value relative to the descriptor's norm.
+const CLIP: f32 = 0.2;
+
+/// SIFT tokens of images `[B, 3, H, W]` whose sides are multiples of 16: `[B, H/16 * W/16, 128]`,
+/// integers 0..=255 laid out as (row, column, orientation).
+///
+/// Keypoints sit at (8 + 16 j, 8 + 16 i) with size 16; their windows reach 61 pixels. The images
+/// are bytes: upstream rounds resized values half to even first.
+///
+/// # Errors
+///
+/// Not RGB, or a side that is not a multiple of 16.
+pub fn sift_opencv(images: ArrayView4<'_, u8>) -> Result<Array3<f32>, ClassicError> {
+    let (height, width) = sift_size(&images, "siftopencv")?;
+    let window = Window::new();
+    let tokens = (height / SIFT_STRIDE) * (width / SIFT_STRIDE);
+    Ok(encode_images(
+        images,
+        (tokens, SIFT_DIM),
+        Vec::new,
+        |bytes, image, tokens| {
+            map_rgb(image, bytes, grey);
+            let votes = Votes::new(&blur(bytes, width), width);
+            for (t, token) in tokens.chunks_exact_mut(SIFT_DIM).enumerate() {
+                let columns = width / SIFT_STRIDE;
+                let centre = |i: usize| SIFT_STRIDE / 2 + SIFT_STRIDE * i;
+                let cells = window.describe(&votes, (centre(t / columns), centre(t % columns)));
+                token.copy_from_slice(cells.as_flattened());
+                quantise(token);
+            }
+        },
+    ))
+}
+
+/// Grey in OpenCV's fixed point.
+fn grey(r: u8, g: u8, b: u8) -> u8 {
+    ((9798 * u32::from(r) + 19235 * u32::from(g) + 3735 * u32::from(b) + (1 << 14)) >> 15) as u8
+}
+
+/// Raises the blur of 0.5 that a camera is assumed to leave to 1.6: a separable Gaussian of 13
+/// taps, the border mirrored without repeating it.
+fn blur(grey: &[u8], width: usize) -> Vec<f32> {
+    const REACH: usize = 6;
+    let variance = 1.6 * 1.6 - 0.5 * 0.5;
+    let taps: [f64; 2 * REACH + 1] = std::array::from_fn(|k| {
+        let x = k as f64 - REACH as f64;
+        (-x * x / (2.0 * variance)).exp()
+    });
+    let sum: f64 = taps.iter().sum();
+    let taps = taps.map(|tap| (tap / sum) as f32);
+
+    let height = grey.len() / width;
+    let mut across = vec![0.0; grey.len()];
+    let mut padded = vec![0.0; width + 2 * REACH];
+    for (row, out) in grey.chunks_exact(width).zip(across.chunks_exact_mut(width)) {
+        for (k, value) in padded.iter_mut().enumerate() {
+            *value = f32::from(row[mirror(k as isize - REACH as isize, width)]);
+        }
+        for (k, tap) in taps.iter().enumerate() {
+            for (out, v) in out.iter_mut().zip(&padded[k..]) {
+                *out += tap * v;
+            }
+        }
+    }
+    let mut blurred = vec![0.0; grey.len()];
+    for (y, out) in blurred.chunks_exact_mut(width).enumerate() {
+        for (k, tap) in taps.iter().enumerate() {
+            let source = mirror((y + k) as isize - REACH as isize, height) * width;
+            for (out, v) in out.iter_mut().zip(&across[source..source + width]) {
+                *out += tap * v;
+            }
+        }
+    }
+    blurred
+}
+
+/// The index inside `0..side` that `at`, which may lie outside, mirrors to.
+fn mirror(at: isize, side: usize) -> usize {
+    let last = side as isize - 1;
+    (last - (last - at.abs()).abs()).unsigned_abs()
+}
+
+/// Clips at 0.2 of the norm and scales to bytes, half to even.
+fn quantise(token: &mut [f32]) {
+    let norm = |values: &[f32]| values.iter().map(|v| v * v).sum::<f32>().sqrt();
+    let ceiling = CLIP * norm(token);
+    token.iter_mut().for_each(|v| *v = v.min(ceiling));
+    let scale = 512.0 / norm(token).max(f32::EPSILON);
+    token
+        .iter_mut()
+        .for_each(|v| *v = (*v * scale).round_ties_even().clamp(0.0, 255.0));
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,140 @@
+use std::fmt::Debug;
+
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use crate::{EncoderError, Preprocessing};
+
+/// A frozen vision encoder.
+pub trait Encoder: Debug + Send {
+    /// What it declares about itself.
+    fn spec(&self) -> &EncoderSpec;
+
+    /// Tokens of images u8 `[B, 3, H, W]`, RGB, on the encoder's device or another. Records no
+    /// gradients.
+    ///
+    /// # Errors
+    /// Images of another shape or dtype, or a size that the encoder cannot take.
+    fn encode(&self, images: &Tensor) -> Result<Tokens, EncoderError>;
+}
+
+/// What an encoder says about an image.
+#[derive(Debug)]
+pub struct Tokens {
+    /// Patch tokens in row-major order, float32 `[B, T, D]`.
+    pub patch: Tensor,
+    /// Class token, float32 `[B, D]`, where the encoder has one.
+    pub class: Option<Tensor>,
+}
+
+/// Rows and columns of the patch tokens. In TOML: `[16, 16]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "[usize; 2]", into = "[usize; 2]")]
+pub struct Grid {
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+}
+
+impl From<[usize; 2]> for Grid {
+    fn from([height, width]: [usize; 2]) -> Self {
+        Self { height, width }
+    }
+}
+
+impl From<Grid> for [usize; 2] {
+    fn from(grid: Grid) -> Self {
+        [grid.height, grid.width]
+    }
+}
+
+impl Grid {
+    /// Number of tokens, `T`.
+    pub fn tokens(self) -> usize {
+        self.height * self.width
+    }
+}
+
+/// What an encoder declares about itself. A sidecar file is this in TOML.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EncoderSpec {
+    /// Name in configurations.
+    pub name: String,
+    /// One line for people.
+    #[serde(default)]
+    pub description: String,
+    /// Which weights, and where they come from.
+    #[serde(default)]
+    pub weights: String,
+    /// Licence of the weights.
+    #[serde(default)]
+    pub licence: String,
+    /// SHA-256 of the TorchScript file, hexadecimal; none for a native encoder.
+    #[serde(default)]
+    pub sha256: Option<String>,
+    /// Rows and columns of the patch tokens.
+    pub grid: Grid,
+    /// Width of a token, `D`.
+    pub width: usize,
+    /// Whether there is a class token.
+    #[serde(default)]
+    pub class_token: bool,
+    /// Side of the network's input in pixels.
+    pub input_size: i64,
+    /// From bytes to the network's input.
+    pub preprocessing: Preprocessing,
+}
+
+impl EncoderSpec {
+    /// Checks that `tokens` are what this declares, for a batch of `batch` images.
+    pub(crate) fn check(&self, tokens: &Tokens, batch: i64) -> Result<(), EncoderError> {
+        let width = self.width as i64;
+        self.check_shape(
+            "the patch tokens",
+            &tokens.patch,
+            &[batch, self.grid.tokens() as i64, width],
+        )?;
+        match &tokens.class {
+            Some(class) => self.check_shape("the class token", class, &[batch, width]),
+            None if self.class_token => Err(EncoderError::Output {
+                name: self.name.clone(),
+                found: "no class token, though the sidecar declares one".to_owned(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    fn check_shape(
+        &self,
+        what: &'static str,
+        tensor: &Tensor,
+        declared: &[i64],
+    ) -> Result<(), EncoderError> {
+        if tensor.size() == declared {
+            return Ok(());
+        }
+        Err(EncoderError::Shape {
+            name: self.name.clone(),
+            what,
+            found: tensor.size(),
+            declared: declared.to_vec(),
+        })
+    }
+}
+
+/// Refuses what is not a batch of RGB bytes; returns `(B, H, W)`.
+pub(crate) fn check_images(images: &Tensor) -> Result<(i64, i64, i64), EncoderError> {
+    match images.size()[..] {
+        [batch, 3, height, width]
+            if images.kind() == Kind::Uint8 && batch > 0 && height > 0 && width > 0 =>
+        {
+            Ok((batch, height, width))
+        }
+        _ => Err(EncoderError::Images {
+            found: images.size(),
+            kind: format!("{:?}", images.kind()),
+        }),
+    }
+}

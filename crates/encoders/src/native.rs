@@ -1,0 +1,123 @@
+use ndarray::{Array3, Array4};
+use tch::{Device, Kind, TchError, Tensor};
+
+use crate::classic::{ClassicError, HogConfig, SIFT_DIM, SIFT_STRIDE, hog, sift, sift_opencv};
+use crate::encoder::check_images;
+use crate::{Encoder, EncoderError, EncoderSpec, Grid, Preprocessing, Tokens};
+
+/// Side of the images that the study's encoders see at its base resolution.
+const BASE: i64 = 256;
+
+/// HOG or SIFT: computed on the CPU by this crate, whatever the device of the images.
+#[derive(Debug)]
+pub(crate) struct Native {
+    spec: EncoderSpec,
+    method: Method,
+}
+
+#[derive(Debug, Clone)]
+enum Method {
+    Hog(HogConfig),
+    Sift,
+    SiftOpenCv,
+}
+
+impl Native {
+    /// Names of the native encoders, for lists.
+    pub(crate) const NAMES: [&'static str; 3] = ["hog", "sift", "siftopencv"];
+
+    /// The native encoder of that name, if it is one: `hog`, `hog-g16_d128_ppc2_cb4`, `sift`,
+    /// `siftopencv`. Upstream writes three parts, `hog-vit-g16_d128`; the middle one says nothing.
+    pub(crate) fn named(name: &str, resolution: i64) -> Option<Result<Self, ClassicError>> {
+        let mut parts = name.split('-');
+        let method = match parts.next()? {
+            "hog" => match parts.next_back().map(str::parse).transpose() {
+                Ok(config) => Method::Hog(config.unwrap_or_default()),
+                Err(error) => return Some(Err(error)),
+            },
+            "sift" => Method::Sift,
+            "siftopencv" => Method::SiftOpenCv,
+            _ => return None,
+        };
+        Some(Ok(Self::new(name, method, resolution)))
+    }
+
+    fn new(name: &str, method: Method, resolution: i64) -> Self {
+        let input_size = BASE * (resolution / BASE).max(1);
+        let sift_side = input_size as usize / SIFT_STRIDE;
+        let (side, width, description) = match &method {
+            Method::Hog(config) => (
+                config.grid,
+                config.dim,
+                "dense histograms of oriented gradients",
+            ),
+            Method::Sift => (
+                sift_side,
+                SIFT_DIM,
+                "dense SIFT with dominant orientation (kornia's)",
+            ),
+            Method::SiftOpenCv => (sift_side, SIFT_DIM, "dense SIFT (OpenCV's)"),
+        };
+        Self {
+            spec: EncoderSpec {
+                name: name.to_owned(),
+                description: description.to_owned(),
+                weights: "none".to_owned(),
+                licence: "MIT OR Apache-2.0".to_owned(),
+                sha256: None,
+                grid: Grid {
+                    height: side,
+                    width: side,
+                },
+                width,
+                class_token: false,
+                input_size,
+                preprocessing: Preprocessing::RAW,
+            },
+            method,
+        }
+    }
+
+    fn tokens(&self, images: &Array4<f32>) -> Result<Array3<f32>, ClassicError> {
+        match &self.method {
+            Method::Hog(config) => hog(images.view(), config),
+            Method::Sift => sift(images.view()),
+            // OpenCV's takes bytes; upstream rounds half to even.
+            Method::SiftOpenCv => {
+                let bytes = images.mapv(|value| value.clamp(0.0, 255.0).round_ties_even() as u8);
+                sift_opencv(bytes.view())
+            }
+        }
+    }
+}
+
+impl Encoder for Native {
+    fn spec(&self) -> &EncoderSpec {
+        &self.spec
+    }
+
+    fn encode(&self, images: &Tensor) -> Result<Tokens, EncoderError> {
+        check_images(images)?;
+        let device = images.device();
+        let _no_grad = tch::no_grad_guard();
+        let size = self.spec.input_size;
+        let input = self
+            .spec
+            .preprocessing
+            .apply(&images.f_to_device(Device::Cpu)?, size)?;
+        let (batch, channels, height, width) = input.size4()?;
+        let shape = [batch, channels, height, width].map(|side| side as usize);
+        let pixels = Vec::<f32>::try_from(input.f_contiguous()?.f_flatten(0, -1)?)?;
+        let wrong = |error: ndarray::ShapeError| TchError::Shape(error.to_string());
+        let pixels = Array4::from_shape_vec(shape, pixels).map_err(wrong)?;
+        let tokens = self.tokens(&pixels)?;
+        let (batch, count, width) = tokens.dim();
+        let shape = [batch, count, width].map(|side| side as i64);
+        let values: Vec<f32> = tokens.into_iter().collect();
+        let patch = Tensor::f_from_slice(&values)?
+            .f_view(shape)?
+            .f_to_kind(Kind::Float)?
+            .f_to_device(device)?;
+        Ok(Tokens { patch, class: None })
+    }
+}

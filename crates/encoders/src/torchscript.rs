@@ -1,0 +1,262 @@
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Once;
+
+use sha2::{Digest, Sha256};
+use tch::{CModule, Device, IValue, Kind, Tensor};
+
+use crate::encoder::check_images;
+use crate::{Encoder, EncoderError, EncoderSpec, Resize, Tokens};
+
+/// An encoder in a TorchScript file `NAME.pt` with a sidecar `NAME.toml`, which is an
+/// [`EncoderSpec`].
+///
+/// The module takes the preprocessed images, float32 `[B, 3, S, S]`, and returns patch tokens
+/// `[B, T, D]` or a pair of patch tokens and class token `[B, D]`.
+#[derive(Debug)]
+pub struct TorchScript {
+    spec: EncoderSpec,
+    module: CModule,
+    device: Device,
+}
+
+impl TorchScript {
+    /// Loads `path` to `device` and runs it once on a plain test image, so that a file that is
+    /// not what its sidecar says is found before training starts.
+    ///
+    /// # Errors
+    /// Sidecar or file missing, damaged, of each other's wrong kind; tokens of another shape than
+    /// declared, or not finite.
+    pub fn load(path: &Path, device: Device) -> Result<Self, EncoderError> {
+        let spec = read_sidecar(path)?;
+        let bytes = fs::read(path).map_err(|source| EncoderError::Io {
+            path: path.to_owned(),
+            source,
+        })?;
+        if let Some(expected) = &spec.sha256 {
+            let found = hex(&Sha256::digest(&bytes));
+            if !found.eq_ignore_ascii_case(expected) {
+                return Err(EncoderError::Checksum {
+                    path: path.to_owned(),
+                    found,
+                    expected: expected.clone(),
+                });
+            }
+        }
+        keep_the_same_bits();
+        let refused = |error: tch::TchError| EncoderError::NotTorchScript {
+            path: path.to_owned(),
+            message: first_line(&error.to_string()),
+        };
+        let mut module =
+            CModule::load_data_on_device(&mut io::Cursor::new(bytes), device).map_err(refused)?;
+        module.f_set_eval().map_err(refused)?;
+        let encoder = Self {
+            spec,
+            module,
+            device,
+        };
+        encoder.check()?;
+        Ok(encoder)
+    }
+
+    /// One pass over two test images: a gradient, so that nothing is constant, and its mirror.
+    fn check(&self) -> Result<(), EncoderError> {
+        let side = self.spec.input_size;
+        let ramp = Tensor::f_arange(side, (Kind::Float, self.device))?
+            .f_mul_scalar(255.0 / side as f64)?
+            .f_expand([3, side, side], false)?;
+        let mirrored = ramp.f_flip([-1])?.f_transpose(-1, -2)?;
+        let images = Tensor::f_stack(&[ramp, mirrored], 0)?.f_to_kind(Kind::Uint8)?;
+        let tokens = self.encode(&images)?;
+        for (what, tensor) in [
+            ("the patch tokens", Some(&tokens.patch)),
+            ("the class token", tokens.class.as_ref()),
+        ] {
+            let Some(tensor) = tensor else { continue };
+            if !bool::try_from(tensor.f_isfinite()?.f_all()?)? {
+                return Err(EncoderError::NotFinite {
+                    name: self.spec.name.clone(),
+                    what,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn output_error(&self, found: String) -> EncoderError {
+        EncoderError::Output {
+            name: self.spec.name.clone(),
+            found,
+        }
+    }
+}
+
+impl Encoder for TorchScript {
+    fn spec(&self) -> &EncoderSpec {
+        &self.spec
+    }
+
+    fn encode(&self, images: &Tensor) -> Result<Tokens, EncoderError> {
+        let (batch, height, width) = check_images(images)?;
+        let side = self.spec.input_size;
+        if self.spec.preprocessing.resize == Resize::None && (height, width) != (side, side) {
+            return Err(EncoderError::Size {
+                name: self.spec.name.clone(),
+                wanted: side,
+                height,
+                width,
+            });
+        }
+        let _no_grad = tch::no_grad_guard();
+        let images = images.f_to_device(self.device)?;
+        let chunks = match self.device {
+            Device::Cpu => (0..batch)
+                .step_by(CPU_CHUNK as usize)
+                .map(|start| self.encode_cpu_chunk(&images, start))
+                .collect::<Result<Vec<_>, _>>()?,
+            _ => vec![self.encode_chunk(&images)?],
+        };
+        let tokens = join(chunks)?;
+        self.spec.check(&tokens, batch)?;
+        Ok(tokens)
+    }
+}
+
+/// Images that go through a network at once on the CPU: the activations of more do not fit the
+/// cache, and cost more for each image. Always so many, so that an image's tokens do not depend
+/// to the bit on how many others there are.
+const CPU_CHUNK: i64 = 4;
+
+/// The tokens of consecutive chunks as one batch.
+fn join(mut chunks: Vec<Tokens>) -> Result<Tokens, EncoderError> {
+    if chunks.len() == 1
+        && let Some(only) = chunks.pop()
+    {
+        return Ok(only);
+    }
+    let patch: Vec<&Tensor> = chunks.iter().map(|chunk| &chunk.patch).collect();
+    let class: Option<Vec<&Tensor>> = chunks.iter().map(|chunk| chunk.class.as_ref()).collect();
+    Ok(Tokens {
+        patch: Tensor::f_cat(&patch, 0)?,
+        class: class.map(|class| Tensor::f_cat(&class, 0)).transpose()?,
+    })
+}
+
+impl TorchScript {
+    /// The images from `start`, at most [`CPU_CHUNK`]; a shorter chunk is filled with its first.
+    fn encode_cpu_chunk(&self, images: &Tensor, start: i64) -> Result<Tokens, EncoderError> {
+        let count = CPU_CHUNK.min(images.size4()?.0 - start);
+        let chunk = images.f_narrow(0, start, count)?;
+        if count == CPU_CHUNK {
+            return self.encode_chunk(&chunk);
+        }
+        let filling = chunk
+            .f_narrow(0, 0, 1)?
+            .f_expand([CPU_CHUNK - count, -1, -1, -1], false)?;
+        let tokens = self.encode_chunk(&Tensor::f_cat(&[chunk, filling], 0)?)?;
+        let cut = |tensor: &Tensor| match tensor.size().first() {
+            // A module that does not keep the batch is refused by the check of its shape.
+            Some(&CPU_CHUNK) => tensor.f_narrow(0, 0, count),
+            _ => Ok(tensor.shallow_clone()),
+        };
+        Ok(Tokens {
+            patch: cut(&tokens.patch)?,
+            class: tokens.class.as_ref().map(cut).transpose()?,
+        })
+    }
+
+    fn encode_chunk(&self, images: &Tensor) -> Result<Tokens, EncoderError> {
+        let input = self
+            .spec
+            .preprocessing
+            .apply(images, self.spec.input_size)?;
+        let output = self
+            .module
+            .forward_is(&[IValue::Tensor(input)])
+            .map_err(|error| self.output_error(first_line(&error.to_string())))?;
+        let float = |tensor: Tensor| tensor.f_to_kind(Kind::Float);
+        let tokens = match output {
+            IValue::Tensor(patch) => Tokens {
+                patch: float(patch)?,
+                class: None,
+            },
+            IValue::Tuple(parts) => match <[IValue; 2]>::try_from(parts) {
+                Ok([IValue::Tensor(patch), IValue::Tensor(class)]) => Tokens {
+                    patch: float(patch)?,
+                    class: Some(float(class)?),
+                },
+                _ => return Err(self.output_error("another tuple".to_owned())),
+            },
+            _ => return Err(self.output_error("no tensor".to_owned())),
+        };
+        Ok(tokens)
+    }
+}
+
+/// libtorch's profiling executor rewrites a module after its first runs, which changes bits: a
+/// resumed run would see other tokens than the one it continues.
+fn keep_the_same_bits() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        if let Err(error) = tch::jit::f_set_graph_executor_optimize(false) {
+            tracing::warn!("TorchScript may change bits between runs: {error}");
+        }
+    });
+}
+
+/// Reads the sidecar of the TorchScript file `path`.
+pub(crate) fn read_sidecar(path: &Path) -> Result<EncoderSpec, EncoderError> {
+    let sidecar = path.with_extension("toml");
+    let text = match fs::read_to_string(&sidecar) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound && path.exists() => {
+            return Err(EncoderError::NoSidecar {
+                file: path.to_owned(),
+                sidecar,
+            });
+        }
+        Err(source) => {
+            return Err(EncoderError::Io {
+                path: sidecar,
+                source,
+            });
+        }
+    };
+    let spec: EncoderSpec =
+        toml::from_str(&text).map_err(|error| invalid(&sidecar, error.to_string()))?;
+    if spec.sha256.is_none() {
+        return Err(invalid(
+            &sidecar,
+            "`sha256` of the .pt file is missing".to_owned(),
+        ));
+    }
+    if spec.grid.tokens() == 0 || spec.width == 0 || !(1..=8192).contains(&spec.input_size) {
+        return Err(invalid(
+            &sidecar,
+            "`grid` and `width` must be at least 1, `input_size` 1 to 8192".to_owned(),
+        ));
+    }
+    Ok(spec)
+}
+
+fn invalid(path: &Path, message: String) -> EncoderError {
+    EncoderError::Sidecar {
+        path: PathBuf::from(path),
+        message: message.trim_end().to_owned(),
+    }
+}
+
+/// libtorch appends a C++ backtrace to what it says.
+fn first_line(text: &str) -> String {
+    text.lines()
+        .map(str::trim)
+        .find(|line| !line.is_empty())
+        .unwrap_or("no reason given")
+        .to_owned()
+}
+
+fn hex(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}

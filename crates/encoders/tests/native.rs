@@ -1,0 +1,80 @@
+//! HOG and SIFT behind the trait give what upstream's encoders give.
+
+use std::path::Path;
+
+use encoders::{Encoder, EncoderError, LoadOptions, Registry};
+use tch::{Device, Kind, Tensor};
+
+fn load(name: &str) -> Box<dyn Encoder> {
+    Registry::new(&[])
+        .load(name, &LoadOptions::default())
+        .unwrap()
+}
+
+fn golden(case: &str) -> (Tensor, Tensor) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join(format!("tests/data/classic/{case}.safetensors"));
+    let tensors = Tensor::read_safetensors(path).unwrap();
+    let find = |wanted: &str| {
+        let found = tensors.iter().find(|(name, _)| name == wanted);
+        found.unwrap().1.shallow_clone()
+    };
+    (find("in.images"), find("out.tokens"))
+}
+
+#[test]
+fn the_trait_gives_the_tokens_of_upstreams_encoders() {
+    // (name, case, absolute tolerance, share of values that may be further off)
+    for (name, case, tolerance, share) in [
+        ("hog", "hog", 2e-5, 0.0),
+        ("siftopencv", "sift_opencv", 1.0, 0.0),
+        ("sift", "sift_kornia", 1e-3, 0.02),
+    ] {
+        let encoder = load(name);
+        let (images, expected) = golden(case);
+        let found = encoder.encode(&images).unwrap().patch;
+        assert_eq!(found.size(), expected.size(), "{name}");
+        let off = (&found - &expected).abs().gt(tolerance);
+        let off = off.to_kind(Kind::Float).mean(None).double_value(&[]);
+        assert!(off <= share, "{name}: {off}");
+        let spec = encoder.spec();
+        assert_eq!(spec.grid.tokens() as i64, found.size()[1], "{name}");
+        assert_eq!(spec.width as i64, found.size()[2], "{name}");
+    }
+}
+
+#[test]
+fn upstreams_three_part_names_and_configurations_are_understood() {
+    let encoder = load("hog-vit-g8_d128");
+    assert_eq!(encoder.spec().grid.tokens(), 64);
+    let error = Registry::new(&[])
+        .load("hog-vit-g0", &LoadOptions::default())
+        .unwrap_err();
+    assert!(matches!(error, EncoderError::Classic(_)), "{error}");
+}
+
+#[test]
+fn small_images_are_enlarged_to_the_studys_resolution() {
+    let images = Tensor::randint(256, [2, 3, 64, 64], (Kind::Uint8, Device::Cpu));
+    for name in ["hog", "sift", "siftopencv"] {
+        let tokens = load(name).encode(&images).unwrap().patch;
+        assert_eq!(tokens.size(), [2, 256, 128], "{name}");
+    }
+}
+
+#[test]
+fn at_512_pixels_the_grid_of_sift_is_twice_as_fine() {
+    let options = LoadOptions {
+        resolution: 512,
+        ..LoadOptions::default()
+    };
+    let encoder = Registry::new(&[]).load("sift", &options).unwrap();
+    assert_eq!(encoder.spec().grid.tokens(), 1024);
+}
+
+#[test]
+fn images_of_another_kind_are_refused() {
+    let images = Tensor::zeros([2, 3, 64, 64], (Kind::Float, Device::Cpu));
+    let error = load("hog").encode(&images).unwrap_err();
+    assert!(matches!(error, EncoderError::Images { .. }), "{error}");
+}

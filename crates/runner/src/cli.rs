@@ -1,0 +1,190 @@
+//! The arguments of the program, each defined once.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Trains and compares diffusion transformers with representation alignment (REPA, iREPA).
+#[derive(Debug, Parser)]
+#[command(name = "runner", version, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run an experiment: every cell of its grid, then tables, plots and a report.
+    ///
+    /// Finished cells are not run again, unfinished ones continue where they were saved.
+    #[command(
+        after_help = "Example:\n  runner sweep experiments/encoders.toml --set train.steps=100"
+    )]
+    Sweep(SweepArgs),
+    /// Train one configuration.
+    #[command(
+        after_help = "Example:\n  runner train configs/embedded.toml --out runs/mine --set train.seed=1"
+    )]
+    Train(TrainArgs),
+    /// Draw samples from a checkpoint, as PNG files or an ADM .npz.
+    #[command(
+        after_help = "Example:\n  runner sample runs/encoders/cells/sit-xs4.irepa.hog.s0/checkpoints/step-0000300 --count 36 --out samples"
+    )]
+    Sample(SampleArgs),
+    /// Spatial metrics (LDS, CDS, SRSS, RMSC) of encoders on a data set.
+    #[command(after_help = "Example:\n  runner metrics hog sift efficientnet-lite0 --images 256")]
+    Metrics(MetricsArgs),
+    /// What encoders there are.
+    #[command(subcommand)]
+    Encoders(EncodersCommand),
+    /// Rebuild tables, plots and report.html of a run folder.
+    #[command(after_help = "Example:\n  runner report runs/encoders")]
+    Report(ReportArgs),
+    /// Tell what was found: libtorch, CUDA, data, encoders.
+    #[command(after_help = "Example:\n  runner doctor")]
+    Doctor,
+}
+
+/// `runner sweep`.
+#[derive(Debug, Args)]
+pub struct SweepArgs {
+    /// The experiment file.
+    pub experiment: PathBuf,
+    /// Folder in which the run folder is made.
+    #[arg(long, default_value = "runs")]
+    pub out: PathBuf,
+    /// Where to train: auto, cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Run only the cells whose id matches this glob.
+    #[arg(long, value_name = "GLOB")]
+    pub only: Option<String>,
+    /// Change a setting of every cell; may be given more than once.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub settings: Vec<String>,
+    /// Print the plan and stop.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Forget earlier results of the cells that are run.
+    #[arg(long)]
+    pub fresh: bool,
+    /// Run the i-th of n parts of the sweep, on several machines or devices that share the folder.
+    #[arg(long, value_name = "I/N", value_parser = parse_shard)]
+    pub shard: Option<runner::sweep::Shard>,
+}
+
+fn parse_shard(text: &str) -> Result<runner::sweep::Shard, String> {
+    let parts = text
+        .split_once('/')
+        .and_then(|(index, count)| Some((index.parse().ok()?, count.parse().ok()?)));
+    match parts {
+        Some((index, count)) if (1..=count).contains(&index) => Ok(runner::sweep::Shard {
+            index: index - 1,
+            count,
+        }),
+        _ => Err("expected I/N with 1 <= I <= N, such as 1/4".to_owned()),
+    }
+}
+
+/// `runner train`.
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    /// The configuration file.
+    pub config: PathBuf,
+    /// The run's folder; by default the file's name under `runs`.
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// Where to train: auto, cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Change a setting; may be given more than once.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub settings: Vec<String>,
+    /// Continue the run that is in the folder.
+    #[arg(long)]
+    pub resume: bool,
+}
+
+/// `runner sample`.
+#[derive(Debug, Args)]
+pub struct SampleArgs {
+    /// A checkpoint folder, `.../checkpoints/step-N`.
+    pub checkpoint: PathBuf,
+    /// A folder for PNG files, or a file ending in .npz.
+    #[arg(long, default_value = "samples")]
+    pub out: PathBuf,
+    /// Number of images.
+    #[arg(long, default_value_t = 36)]
+    pub count: usize,
+    /// Classes, in turn; all by default.
+    #[arg(long, value_delimiter = ',', value_name = "CLASS,...")]
+    pub labels: Vec<i64>,
+    /// Use the weights themselves instead of their moving average.
+    #[arg(long)]
+    pub no_ema: bool,
+    /// Where to run: auto, cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Change a setting, such as sample.sampler.num_steps=50.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub settings: Vec<String>,
+}
+
+/// `runner metrics`.
+#[derive(Debug, Args)]
+pub struct MetricsArgs {
+    /// Encoders by name.
+    #[arg(required = true)]
+    pub encoders: Vec<String>,
+    /// The data set.
+    #[arg(long, default_value = "experiments/data/emoji64")]
+    pub data: PathBuf,
+    /// Split of the data set.
+    #[arg(long, default_value = "val")]
+    pub split: String,
+    /// Number of images.
+    #[arg(long, default_value_t = 64)]
+    pub images: usize,
+    /// Side to which the images are cropped and resized, in pixels.
+    #[arg(long, default_value_t = 64)]
+    pub resolution: u32,
+    /// Where to run: auto, cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+}
+
+/// `runner encoders`.
+#[derive(Debug, Subcommand)]
+pub enum EncodersCommand {
+    /// List all encoders: present or missing, and how to get them.
+    #[command(after_help = "Example:\n  runner encoders list")]
+    List,
+    /// Describe one encoder, and its spatial metrics on a few images.
+    #[command(after_help = "Example:\n  runner encoders inspect hog")]
+    Inspect(InspectArgs),
+}
+
+/// `runner encoders inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// Encoder by name.
+    pub name: String,
+    /// Where to run: auto, cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Side of the images, in pixels.
+    #[arg(long, default_value_t = 256)]
+    pub resolution: u32,
+    /// Number of images of the embedded data set for the spatial metrics.
+    #[arg(long, default_value_t = 16)]
+    pub images: usize,
+}
+
+/// `runner report`.
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// A run folder, with results.csv in it.
+    pub folder: PathBuf,
+}

@@ -1,0 +1,81 @@
+use std::path::Path;
+use std::process::ExitCode;
+
+use encoders::Status;
+use tch::{Cuda, Device};
+use torch_ext::device;
+
+use crate::failure::Failure;
+
+/// Says what was found. Nothing that is missing here is an error: each line says what it means.
+pub fn run() -> Result<ExitCode, Failure> {
+    println!("runner         {}", env!("CARGO_PKG_VERSION"));
+    let folder = device::library_dir()?;
+    println!(
+        "libtorch       {} from {}",
+        device::torch_version(),
+        folder.display()
+    );
+    println!("CPU threads    {}", tch::get_num_threads());
+    match device::load_cuda() {
+        Ok(()) => {
+            println!("CUDA           {} device(s)", Cuda::device_count());
+            println!("cuDNN          {}", yes_no(Cuda::cudnn_is_available()));
+        }
+        Err(error) => println!("CUDA           no: {error}"),
+    }
+    let bf16 = bf16_speed()?;
+    println!("bf16 on CPU    {bf16:.1} times the speed of float32");
+    let data = Path::new("experiments/data/emoji64");
+    match data::open(
+        data,
+        &data::OpenOptions {
+            split: Some("train".into()),
+            ..Default::default()
+        },
+    ) {
+        Ok(dataset) => println!(
+            "embedded data  {} images in {}",
+            dataset.len(),
+            data.display()
+        ),
+        Err(error) => println!("embedded data  not here: {error}"),
+    }
+    let registry = super::registry();
+    let mut present = Vec::new();
+    let mut missing = 0;
+    for name in registry.names() {
+        match registry.status(&name)? {
+            Status::Missing { .. } => missing += 1,
+            _ => present.push(name),
+        }
+    }
+    println!(
+        "encoders       {} here: {}",
+        present.len(),
+        present.join(", ")
+    );
+    println!("               {missing} missing; `runner encoders list` says how to get them");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn yes_no(answer: bool) -> &'static str {
+    if answer { "yes" } else { "no" }
+}
+
+/// Speed of a matrix product in bfloat16 over that in float32: whether `train.precision = "bf16"`
+/// pays on this processor.
+fn bf16_speed() -> Result<f64, Failure> {
+    use std::time::Instant;
+    use tch::{Kind, Tensor};
+    let time = |kind| -> Result<f64, tch::TchError> {
+        let x = Tensor::f_ones([1024, 1024], (kind, Device::Cpu))?;
+        let _warm_up = x.f_matmul(&x)?;
+        let started = Instant::now();
+        for _ in 0..8 {
+            let _product = x.f_matmul(&x)?;
+        }
+        Ok(started.elapsed().as_secs_f64())
+    };
+    Ok(time(Kind::Float)? / time(Kind::BFloat16)?)
+}

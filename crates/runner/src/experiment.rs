@@ -1,0 +1,457 @@
+//! An experiment file, and the cells that it plans.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use encoders::Registry;
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+use training::{Config, NO_ENCODER};
+
+use crate::config_file::{self, ConfigError};
+
+/// The recipe without alignment. It makes one cell for all encoders.
+pub const BASELINE: &str = "none";
+
+/// The training variants that exist.
+pub(crate) const VARIANTS: [&str; 1] = ["sit"];
+
+/// An experiment file: a base configuration and the grid of what varies.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Experiment {
+    /// Name of the run folder.
+    pub name: String,
+    /// What the experiment asks, for the report.
+    #[serde(default)]
+    pub description: String,
+    /// Configuration that every cell starts from, relative to this file.
+    pub base: PathBuf,
+    /// Folder of recipe files, relative to this file.
+    #[serde(default = "default_recipes")]
+    pub recipes: PathBuf,
+    /// What varies.
+    pub grid: Grid,
+    /// Settings of every cell, over base and recipe.
+    #[serde(default)]
+    pub set: Table,
+    /// Changes where the experiment runs on the CPU.
+    #[serde(default)]
+    pub cpu: DeviceSection,
+    /// Changes where it runs on CUDA.
+    #[serde(default)]
+    pub cuda: DeviceSection,
+}
+
+fn default_recipes() -> PathBuf {
+    PathBuf::from("../configs/recipes")
+}
+
+/// The axes of an experiment; the cells are all their combinations.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Grid {
+    /// Encoders, joined encoders (`a,b`), or named sets such as `paper27`.
+    pub encoder: Option<Vec<String>>,
+    /// Files of the recipe folder, without `.toml`; `none` is the baseline.
+    pub recipe: Option<Vec<String>>,
+    /// Denoisers such as `SiT-B/2`.
+    pub model: Option<Vec<String>>,
+    /// Training variants.
+    pub variant: Option<Vec<String>>,
+    /// Seeds.
+    pub seed: Option<Vec<u64>>,
+}
+
+/// What an experiment changes on one kind of device.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DeviceSection {
+    /// Another base configuration.
+    pub base: Option<PathBuf>,
+    /// Another folder of recipes.
+    pub recipes: Option<PathBuf>,
+    /// Axes that replace those of `[grid]`.
+    pub grid: Grid,
+    /// Settings over `[set]`.
+    pub set: Table,
+}
+
+/// One training run of a sweep.
+#[derive(Debug, Clone)]
+pub struct Cell {
+    /// Readable and unique in the sweep: `sit-xs4.irepa.hog.s0`.
+    pub id: String,
+    /// Encoder, or `none`.
+    pub encoder: String,
+    /// Recipe.
+    pub recipe: String,
+    /// Model.
+    pub model: String,
+    /// Variant.
+    pub variant: String,
+    /// Seed.
+    pub seed: u64,
+    /// Everything, resolved.
+    pub config: Config,
+}
+
+/// The cells of a sweep, in the order in which they run.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Name of the experiment.
+    pub name: String,
+    /// Its description.
+    pub description: String,
+    /// The cells.
+    pub cells: Vec<Cell>,
+}
+
+/// The kinds of device that an experiment file distinguishes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// The CPU.
+    Cpu,
+    /// CUDA.
+    Cuda,
+}
+
+impl Plan {
+    /// Reads an experiment file and resolves its cells.
+    ///
+    /// # Errors
+    /// The file, its base, a recipe or a setting is missing or wrong, or a name is unknown.
+    pub fn read(
+        path: &Path,
+        device: DeviceKind,
+        registry: &Registry,
+        settings: &[String],
+    ) -> Result<Self, ConfigError> {
+        let text = config_file::read(path, None)?;
+        let experiment: Experiment = config_file::parse(path, &text)?;
+        Resolver {
+            path,
+            section: match device {
+                DeviceKind::Cpu => &experiment.cpu,
+                DeviceKind::Cuda => &experiment.cuda,
+            },
+            experiment: &experiment,
+            registry,
+            settings,
+        }
+        .plan()
+    }
+}
+
+struct Resolver<'a> {
+    path: &'a Path,
+    experiment: &'a Experiment,
+    section: &'a DeviceSection,
+    registry: &'a Registry,
+    settings: &'a [String],
+}
+
+impl Resolver<'_> {
+    fn plan(&self) -> Result<Plan, ConfigError> {
+        let experiment = self.experiment;
+        self.check_name()?;
+        let base = self.section.base.as_ref().unwrap_or(&experiment.base);
+        let base = config_file::read_layers(&self.beside(base))?;
+        let (top, own) = (&self.section.grid, &experiment.grid);
+        let encoders = self.encoders(axis(&top.encoder, &own.encoder))?;
+        let recipes = self.recipes(axis(&top.recipe, &own.recipe))?;
+        let variants = self.variants(axis(&top.variant, &own.variant))?;
+        let models = axis(&top.model, &own.model);
+        let seeds = axis(&top.seed, &own.seed);
+        let default = config_file::resolve(base.clone(), &self.origin("base"))?;
+        let models = non_empty(models, default.model.name.clone());
+        let seeds = non_empty(seeds, default.train.seed);
+
+        let mut cells = Vec::new();
+        for model in &models {
+            for seed in &seeds {
+                for variant in &variants {
+                    let axes = |encoder, recipe| Axes {
+                        encoder,
+                        recipe,
+                        model,
+                        variant,
+                        seed: *seed,
+                    };
+                    let mut baseline = false;
+                    for (recipe, overlay) in &recipes {
+                        // Encoders vary fastest among the aligned cells below.
+                        if recipe == BASELINE && !std::mem::replace(&mut baseline, true) {
+                            cells.push(self.cell(&base, overlay, axes(NO_ENCODER, recipe))?);
+                        }
+                    }
+                    for encoder in &encoders {
+                        for (recipe, overlay) in recipes.iter().filter(|(name, _)| name != BASELINE)
+                        {
+                            cells.push(self.cell(&base, overlay, axes(encoder, recipe))?);
+                        }
+                    }
+                }
+            }
+        }
+        let mut seen = BTreeSet::new();
+        if let Some(twice) = cells.iter().find(|cell| !seen.insert(cell.id.clone())) {
+            return Err(self.name_error("grid", format!("the cell {} is planned twice", twice.id)));
+        }
+        if cells.is_empty() {
+            return Err(self.name_error(
+                "grid",
+                "it plans no cell; name at least one recipe, and an encoder for recipes other than `none`".to_owned(),
+            ));
+        }
+        Ok(Plan {
+            name: experiment.name.clone(),
+            description: experiment.description.clone(),
+            cells,
+        })
+    }
+}
+
+impl Resolver<'_> {
+    fn beside(&self, path: &Path) -> PathBuf {
+        config_file::tidy(&config_file::folder_of(self.path).join(path))
+    }
+
+    fn origin(&self, key: &str) -> String {
+        format!("{}: `{key}`", self.path.display())
+    }
+
+    fn name_error(&self, key: &str, message: String) -> ConfigError {
+        ConfigError::Name {
+            origin: self.origin(key),
+            message,
+        }
+    }
+
+    /// The name becomes a folder's, so it must not lead elsewhere.
+    fn check_name(&self) -> Result<(), ConfigError> {
+        let name = &self.experiment.name;
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
+            return Err(self.name_error(
+                "name",
+                format!("`{name}` cannot name a folder; use letters, digits, `-`, `_` and `.`"),
+            ));
+        }
+        Ok(())
+    }
+
+    fn encoders(&self, names: Vec<String>) -> Result<Vec<String>, ConfigError> {
+        let mut encoders = Vec::new();
+        for name in names {
+            if let Some(set) = encoders::named_set(&name) {
+                encoders.extend(set.iter().map(|name| (*name).to_owned()));
+                continue;
+            }
+            for part in encoders::split_names(&name) {
+                self.registry
+                    .check_name(&part)
+                    .map_err(|error| self.name_error("grid.encoder", error.to_string()))?;
+            }
+            encoders.push(name);
+        }
+        let mut seen = BTreeSet::new();
+        encoders.retain(|name| seen.insert(name.clone()));
+        Ok(encoders)
+    }
+
+    fn recipes(&self, names: Vec<String>) -> Result<Vec<(String, Table)>, ConfigError> {
+        let folder = self.section.recipes.as_ref();
+        let folder = self.beside(folder.unwrap_or(&self.experiment.recipes));
+        names
+            .into_iter()
+            .map(|name| {
+                let path = folder.join(format!("{name}.toml"));
+                if !path.is_file() {
+                    return Err(self.name_error("grid.recipe", unknown_recipe(&name, &folder)));
+                }
+                Ok((name, config_file::read_layers(&path)?))
+            })
+            .collect()
+    }
+
+    fn variants(&self, names: Vec<String>) -> Result<Vec<String>, ConfigError> {
+        for name in &names {
+            if !VARIANTS.contains(&name.as_str()) {
+                return Err(self.name_error(
+                    "grid.variant",
+                    format!("unknown variant `{name}`; allowed: {}", VARIANTS.join(", ")),
+                ));
+            }
+        }
+        Ok(non_empty(names, VARIANTS[0].to_owned()))
+    }
+
+    fn cell(&self, base: &Table, recipe_layer: &Table, axes: Axes) -> Result<Cell, ConfigError> {
+        let id = axes.id();
+        let mut table = base.clone();
+        config_file::merge(&mut table, recipe_layer.clone());
+        for set in [&self.experiment.set, &self.section.set] {
+            let mut set = set.clone();
+            config_file::anchor_data_path(&mut set, config_file::folder_of(self.path));
+            config_file::merge(&mut table, set);
+        }
+        config_file::merge(&mut table, axes.layer());
+        config_file::apply_settings(&mut table, self.settings)?;
+        let config = config_file::resolve(table, &format!("{}: cell {id}", self.path.display()))?;
+        let judge = &config.evaluate.fd_encoder;
+        if !judge.is_empty() {
+            self.registry
+                .check_name(judge)
+                .map_err(|error| self.name_error("evaluate.fd_encoder", error.to_string()))?;
+        }
+        Ok(Cell {
+            encoder: axes.encoder.to_owned(),
+            recipe: axes.recipe.to_owned(),
+            model: config.model.name.clone(),
+            variant: axes.variant.to_owned(),
+            seed: config.train.seed,
+            id,
+            config,
+        })
+    }
+}
+
+/// A point of the grid.
+#[derive(Clone, Copy)]
+struct Axes<'a> {
+    encoder: &'a str,
+    recipe: &'a str,
+    model: &'a str,
+    variant: &'a str,
+    seed: u64,
+}
+
+impl Axes<'_> {
+    /// What the point sets in a configuration.
+    fn layer(&self) -> Table {
+        let section =
+            |key: &str, value: Value| Value::Table(Table::from_iter([(key.to_owned(), value)]));
+        Table::from_iter([
+            (
+                "alignment".to_owned(),
+                section("encoder", self.encoder.into()),
+            ),
+            ("model".to_owned(), section("name", self.model.into())),
+            (
+                "train".to_owned(),
+                section("seed", Value::Integer(self.seed.cast_signed())),
+            ),
+        ])
+    }
+
+    /// `SiT-XS/4`, `irepa`, `hog`, seed 0 become `sit-xs4.irepa.hog.s0`.
+    fn id(&self) -> String {
+        let plain = |text: &str| {
+            text.to_lowercase()
+                .replace('/', "")
+                .replace(',', "+")
+                .replace(
+                    |c: char| !(c.is_ascii_alphanumeric() || "-_+".contains(c)),
+                    "_",
+                )
+        };
+        let mut parts = vec![plain(self.model)];
+        if self.variant != VARIANTS[0] {
+            parts.push(plain(self.variant));
+        }
+        parts.push(plain(self.recipe));
+        if self.encoder != NO_ENCODER {
+            parts.push(plain(self.encoder));
+        }
+        parts.push(format!("s{}", self.seed));
+        parts.join(".")
+    }
+}
+
+fn axis<T: Clone>(on_device: &Option<Vec<T>>, own: &Option<Vec<T>>) -> Vec<T> {
+    on_device
+        .as_ref()
+        .or(own.as_ref())
+        .cloned()
+        .unwrap_or_default()
+}
+
+fn non_empty<T>(axis: Vec<T>, default: T) -> Vec<T> {
+    if axis.is_empty() { vec![default] } else { axis }
+}
+
+fn unknown_recipe(name: &str, folder: &Path) -> String {
+    let mut known: Vec<String> = std::fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let path = entry.path();
+            let toml = path
+                .extension()
+                .is_some_and(|extension| extension == "toml");
+            let stem = path.file_stem()?.to_str()?.to_owned();
+            toml.then_some(stem)
+        })
+        .collect();
+    known.sort();
+    let hint = config_file::nearest(name, known.iter().map(String::as_str))
+        .map(|nearest| format!("; did you mean `{nearest}`?"))
+        .unwrap_or_default();
+    format!(
+        "unknown recipe `{name}`: {} has {}{hint}",
+        folder.display(),
+        if known.is_empty() {
+            "no recipes".to_owned()
+        } else {
+            known.join(", ")
+        }
+    )
+}
+
+/// A plan as `plan.toml` states it.
+#[derive(Debug, Serialize)]
+pub struct PlanFile<'a> {
+    name: &'a str,
+    description: &'a str,
+    device: &'a str,
+    cell: Vec<PlanEntry<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct PlanEntry<'a> {
+    id: &'a str,
+    encoder: &'a str,
+    recipe: &'a str,
+    model: &'a str,
+    variant: &'a str,
+    seed: u64,
+    hash: String,
+    config: &'a Config,
+}
+
+impl Plan {
+    /// What is written to `plan.toml`.
+    pub fn file<'a>(&'a self, device: &'a str) -> PlanFile<'a> {
+        PlanFile {
+            name: &self.name,
+            description: &self.description,
+            device,
+            cell: self
+                .cells
+                .iter()
+                .map(|cell| PlanEntry {
+                    id: &cell.id,
+                    encoder: &cell.encoder,
+                    recipe: &cell.recipe,
+                    model: &cell.model,
+                    variant: &cell.variant,
+                    seed: cell.seed,
+                    hash: cell.config.hash(""),
+                    config: &cell.config,
+                })
+                .collect(),
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! The findings in words, computed from the numbers and from nothing else.
+
+use crate::results::Status;
+
+use super::columns::{Column, DENOISING_LOSS, ENCODER_METRICS, frechet, frechet_features};
+use super::comparison::{Group, distinct, groups, mean};
+use super::correlation::{Relation, points, relation};
+use super::curve::{denoising_loss, smooth, stays_below};
+use super::number::{decimals, plain, short, signed};
+use super::run_folder::{Cell, Run};
+use super::words::counted;
+
+/// With fewer encoders than this, a bootstrap interval is rough.
+const FEW: usize = 10;
+
+/// One statement.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Finding {
+    pub topic: String,
+    pub text: String,
+}
+
+/// What the run shows, most important first. Never empty.
+pub(super) fn findings(run: &Run) -> Vec<Finding> {
+    if run.count(Status::Done) == 0 {
+        return vec![Finding {
+            topic: "Nothing to compare".to_owned(),
+            text: "No cell has finished yet.".to_owned(),
+        }];
+    }
+    let frechet = frechet(run);
+    let groups = groups(run);
+    let mut findings = Vec::new();
+    for group in &groups {
+        let topic = |topic: &str| match groups.len() {
+            1 => topic.to_owned(),
+            _ => format!("{}: {topic}", group.label),
+        };
+        let mut add = |name: &str, text: Option<String>| {
+            if let Some(text) = text {
+                findings.push(Finding {
+                    topic: topic(name),
+                    text,
+                });
+            }
+        };
+        let features = frechet_features(run, &frechet)
+            .map(|features| format!(" ({features} features)"))
+            .unwrap_or_default();
+        add(
+            &format!("Lowest {}{features}", frechet.title),
+            best(group, &frechet),
+        );
+        add("Lowest denoising loss", best(group, &DENOISING_LOSS));
+        for recipe in group.recipes() {
+            add(recipe, gains(group, recipe, &frechet));
+        }
+        for (index, left) in group.recipes().into_iter().enumerate() {
+            for right in group.recipes().into_iter().skip(index + 1) {
+                add(
+                    &format!("{left} against {right}"),
+                    duel(group, left, right, &frechet),
+                );
+            }
+        }
+        add(
+            &format!("What predicts the {}", frechet.title),
+            strongest_relation(group, &frechet),
+        );
+    }
+    findings.push(seeds(&groups));
+    findings
+}
+
+fn best(group: &Group<'_>, column: &Column) -> Option<String> {
+    let (cell, value) = group
+        .done()
+        .filter_map(|cell| Some((cell, column.of(&cell.row)?)))
+        .reduce(|best, next| {
+            if column.improves(next.1, best.1) {
+                next
+            } else {
+                best
+            }
+        })?;
+    let mut text = format!("{} with {}", cell.row.cell, short(value));
+    if cell.row.is_baseline() {
+        text.push_str(", the baseline without alignment; no aligned cell is lower.");
+        return Some(text);
+    }
+    let baseline = group
+        .pairs()
+        .into_iter()
+        .find(|(paired, _)| std::ptr::eq(*paired, cell))
+        .and_then(|(_, baseline)| column.of(&baseline.row));
+    match baseline {
+        Some(baseline) => text.push_str(&format!(
+            "; the baseline of the same model and seed has {} ({}).",
+            short(baseline),
+            change(value, baseline)
+        )),
+        None => text.push_str("; there is no finished baseline of the same model and seed."),
+    }
+    Some(text)
+}
+
+/// `-1.23, -4.5 %`.
+fn change(value: f64, from: f64) -> String {
+    let difference = value - from;
+    let digits = decimals([value, from]);
+    let absolute = signed(difference, digits);
+    if from > 0.0 {
+        format!("{absolute}, {} %", signed(difference / from * 100.0, 1))
+    } else {
+        absolute
+    }
+}
+
+fn gains(group: &Group<'_>, recipe: &str, frechet: &Column) -> Option<String> {
+    let pairs: Vec<(&Cell, &Cell)> = group
+        .pairs()
+        .into_iter()
+        .filter(|(cell, _)| cell.row.recipe == recipe)
+        .collect();
+    if pairs.is_empty() {
+        let finished = group.done().filter(|cell| cell.row.recipe == recipe);
+        return (finished.count() > 0).then(|| {
+            "No finished baseline of the same model and seed, so the gain is unknown.".to_owned()
+        });
+    }
+    let tallies: Vec<String> = [frechet, &DENOISING_LOSS]
+        .into_iter()
+        .filter_map(|column| {
+            let values = pairs.iter().filter_map(|(cell, baseline)| {
+                Some((column.of(&cell.row)?, column.of(&baseline.row)?))
+            });
+            tally(&values.collect::<Vec<_>>(), column)
+        })
+        .collect();
+    if tallies.is_empty() {
+        return None;
+    }
+    let fastest = fastest(&pairs, group.last_step()).unwrap_or_default();
+    Some(format!(
+        "Against the baseline without alignment of the same model and seed: {}.{fastest}",
+        tallies.join(", ")
+    ))
+}
+
+/// In how many pairs the left value is lower, and by how much.
+fn tally(values: &[(f64, f64)], column: &Column) -> Option<String> {
+    let differences: Vec<f64> = values.iter().map(|(left, right)| left - right).collect();
+    let lowest = differences.iter().copied().reduce(f64::min)?;
+    let highest = differences.iter().copied().reduce(f64::max)?;
+    let average = mean(differences.iter().copied())?;
+    let lower = differences.iter().filter(|d| **d < 0.0).count();
+    let reference = mean(values.iter().map(|(_, right)| *right))?.value;
+    let digits = decimals([reference]);
+    let relative = if reference > 0.0 {
+        format!(", {} %", signed(average.value / reference * 100.0, 1))
+    } else {
+        String::new()
+    };
+    let spread = if differences.len() > 1 {
+        format!(
+            "; from {} to {}",
+            signed(lowest, digits),
+            signed(highest, digits)
+        )
+    } else {
+        String::new()
+    };
+    let average = signed(average.value, digits);
+    Some(format!(
+        "{} lower in {lower} of {} (mean change {average}{relative}{spread})",
+        column.title,
+        counted(differences.len(), "cell"),
+    ))
+}
+
+/// Which cell reaches the baseline's final loss first, and when.
+fn fastest(pairs: &[(&Cell, &Cell)], training: f64) -> Option<String> {
+    let (cell, step, last) = pairs
+        .iter()
+        .filter_map(|(cell, baseline)| {
+            let (last, level) = *smooth(&denoising_loss(baseline), training).last()?;
+            let step = stays_below(&smooth(&denoising_loss(cell), training), level)?;
+            (step < last).then_some((cell, step, last))
+        })
+        .min_by(|left, right| left.1.total_cmp(&right.1))?;
+    Some(format!(
+        " With {}, the smoothed denoising loss stays below the baseline's final one from step {} of {} on.",
+        cell.row.encoder,
+        plain(step, 0),
+        plain(last, 0)
+    ))
+}
+
+fn duel(group: &Group<'_>, left: &str, right: &str, frechet: &Column) -> Option<String> {
+    let tallies: Vec<String> = [frechet, &DENOISING_LOSS]
+        .into_iter()
+        .filter_map(|column| {
+            let pairs = group
+                .done()
+                .filter(|cell| cell.row.recipe == left)
+                .filter_map(|cell| {
+                    let other = group.done().find(|other| {
+                        other.row.recipe == right
+                            && other.row.encoder == cell.row.encoder
+                            && other.row.seed == cell.row.seed
+                    })?;
+                    Some((column.of(&cell.row)?, column.of(&other.row)?))
+                });
+            tally(&pairs.collect::<Vec<_>>(), column)
+        })
+        .collect();
+    (!tallies.is_empty())
+        .then(|| format!("With the same encoder and seed: {}.", tallies.join(", ")))
+}
+
+fn strongest_relation(group: &Group<'_>, frechet: &Column) -> Option<String> {
+    let mut most = 0;
+    let mut fitted = Vec::new();
+    for metric in ENCODER_METRICS {
+        for recipe in group.recipes() {
+            match relation(&points(group, recipe, &metric, frechet)) {
+                Relation::Fitted { r, interval, n, .. } => {
+                    fitted.push((metric.name, recipe, r, interval, n));
+                }
+                Relation::TooFew { n } | Relation::Undefined { n } => most = most.max(n),
+            }
+        }
+    }
+    let candidates = fitted.len();
+    let strongest = fitted
+        .into_iter()
+        .max_by(|left, right| left.2.abs().total_cmp(&right.2.abs()));
+    let Some((metric, recipe, r, interval, n)) = strongest else {
+        return (most > 0).then(|| {
+            format!(
+                "No correlation is claimed from {}.",
+                counted(most, "encoder")
+            )
+        });
+    };
+    let mut text = format!(
+        "{metric} under {recipe} has the strongest correlation: r = {} over {n} encoders",
+        plain(r, 2)
+    );
+    if let Some((low, high)) = interval {
+        let zero = if low <= 0.0 && high >= 0.0 {
+            "includes zero, so that the sign is not settled"
+        } else {
+            "does not include zero"
+        };
+        text += &format!(
+            ", with a 95 % bootstrap interval from {} to {} that {zero}",
+            plain(low, 2),
+            plain(high, 2)
+        );
+    }
+    text.push('.');
+    if n < FEW {
+        text += &format!(" With {n} encoders the interval itself is rough.");
+    }
+    if candidates > 1 {
+        text += &format!(
+            " Being the strongest of {candidates} correlations examined flatters it; the interval \
+             does not correct for that."
+        );
+    }
+    Some(text)
+}
+
+fn seeds(groups: &[Group<'_>]) -> Finding {
+    let seeds = groups
+        .iter()
+        .map(|group| distinct(group.done().map(|cell| cell.row.seed)).len())
+        .max()
+        .unwrap_or(0);
+    let text = if seeds > 1 {
+        format!(
+            "Up to {seeds} seeds a configuration; where one dot stands for several seeds it is their mean."
+        )
+    } else {
+        "One seed a configuration: differences as small as those between seeds cannot be told \
+         from chance here."
+            .to_owned()
+    };
+    Finding {
+        topic: "Seeds".to_owned(),
+        text,
+    }
+}

@@ -1,0 +1,336 @@
+//! The page: one file with everything in it, readable without a network and without scripts.
+
+mod table;
+
+use std::fmt::Write as _;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+
+use crate::results::Status;
+
+use super::columns::{DENOISING_LOSS, frechet, frechet_features};
+use super::comparison::distinct;
+use super::correlation::{FEWEST, LEVEL, RESAMPLES};
+use super::curve::SMOOTHING;
+use super::findings::findings;
+use super::number::short;
+use super::plots::{Plot, Plots, dark_rules};
+use super::run_folder::{Cell, Run};
+use super::words::{capital, counted};
+
+const CSS: &str = include_str!("page.css");
+/// Sample grids of more pixels than this get half the page each.
+const WIDE: u32 = 800;
+const SORT: &str = include_str!("sort.js");
+
+/// `text` for HTML and XML, in content and in quoted attributes. Characters that XML does not
+/// allow are replaced.
+pub(super) fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match letter {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#39;"),
+            '\n' | '\t' => escaped.push(letter),
+            letter if letter.is_control() => escaped.push(char::REPLACEMENT_CHARACTER),
+            letter => escaped.push(letter),
+        }
+    }
+    escaped
+}
+
+/// The whole page.
+pub(super) fn page(run: &Run, plots: &Plots) -> String {
+    let sections: Vec<(&str, &str, String)> = [
+        ("findings", "Findings", findings_section(run)),
+        ("quality", "Quality", figures(&plots.quality)),
+        ("results", "Results", results_section(run)),
+        ("convergence", "Convergence", figures(&plots.convergence)),
+        ("metrics", "What predicts quality", figures(&plots.metrics)),
+        ("samples", "Samples", samples_section(run)),
+        (
+            "configurations",
+            "Configurations",
+            configurations_section(run),
+        ),
+        ("methods", "Methods", methods_section(run)),
+    ]
+    .into_iter()
+    .filter(|(_, _, body)| !body.is_empty())
+    .collect();
+
+    let dark = dark_rules(".plot");
+    let mut html = format!(
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <link rel=\"icon\" href=\"data:,\">\n<title>{}</title>\n<style>\n{CSS}\
+         @media screen and (prefers-color-scheme: dark) {{\n{dark}}}\n</style>\n</head>\n<body>\n",
+        escape(&run.name)
+    );
+    html += &header(run);
+    html += "<nav>";
+    for (id, title, _) in &sections {
+        let _ = write!(html, "<a href=\"#{id}\">{title}</a>");
+    }
+    html += "</nav>\n</header>\n<main>\n";
+    html += &notes(run);
+    for (id, title, body) in &sections {
+        let _ = write!(
+            html,
+            "<section id=\"{id}\">\n<h2>{title}</h2>\n{body}</section>\n"
+        );
+    }
+    let _ = write!(
+        html,
+        "</main>\n<footer>Made from <code>results.csv</code> and the folders of the cells; the \
+         plots are also in <code>plots/</code>. Rebuild with <code>runner report</code>.</footer>\n\
+         <script>\n{SORT}</script>\n</body>\n</html>\n"
+    );
+    html
+}
+
+fn header(run: &Run) -> String {
+    let mut html = format!("<header>\n<h1>{}</h1>\n", escape(&run.name));
+    if !run.description.is_empty() {
+        let _ = writeln!(html, "<p class=\"lead\">{}</p>", escape(&run.description));
+    }
+    let mut facts = vec![format!("<strong>{}</strong> done", run.count(Status::Done))];
+    let failed = run.count(Status::Failed);
+    facts.push(if failed > 0 {
+        format!("<strong class=\"bad\">{failed} failed</strong>")
+    } else {
+        "0 failed".to_owned()
+    });
+    facts.push(format!("{} skipped", run.count(Status::Skipped)));
+    let _ = write!(html, "<p class=\"facts\">Cells: {}", facts.join(", "));
+    match (&run.started, &run.finished) {
+        (Some(started), Some(finished)) if started != finished => {
+            let _ = write!(html, " · {} to {}", escape(started), escape(finished));
+        }
+        (Some(time), _) | (None, Some(time)) => {
+            let _ = write!(html, " · {}", escape(time));
+        }
+        (None, None) => {}
+    }
+    for hardware in &run.hardware {
+        let _ = write!(html, "<br>{}", escape(hardware));
+    }
+    html + "</p>\n"
+}
+
+fn notes(run: &Run) -> String {
+    if run.notes.is_empty() {
+        return String::new();
+    }
+    let mut html =
+        "<div class=\"notes note\">Not everything could be read; the report is made from the rest.\
+         <ul>\n"
+            .to_owned();
+    for note in &run.notes {
+        let _ = writeln!(html, "<li>{}</li>", escape(note));
+    }
+    html + "</ul></div>\n"
+}
+
+fn findings_section(run: &Run) -> String {
+    let mut html = "<dl class=\"findings\">\n".to_owned();
+    for finding in findings(run) {
+        let _ = writeln!(
+            html,
+            "<dt>{}</dt><dd>{}</dd>",
+            escape(&finding.topic),
+            escape(&finding.text)
+        );
+    }
+    html + "</dl>\n"
+}
+
+/// Escaped `text`, what stands between backticks as code.
+fn with_code(text: &str) -> String {
+    let mut html = String::new();
+    let mut parts = text.split('`').peekable();
+    let mut code = false;
+    while let Some(part) = parts.next() {
+        let closed = parts.peek().is_some();
+        html += &match (code, closed) {
+            (true, true) => format!("<code>{}</code>", escape(part)),
+            (true, false) => format!("`{}", escape(part)),
+            (false, _) => escape(part),
+        };
+        code = !code;
+    }
+    html
+}
+
+fn figures(plots: &[Plot]) -> String {
+    let mut html = String::new();
+    for plot in plots {
+        let _ = write!(
+            html,
+            "<figure>\n<h3>{}</h3>\n<div class=\"plot\">{}</div>\n<figcaption>{}</figcaption>\n</figure>\n",
+            escape(&plot.title),
+            plot.svg,
+            escape(&plot.caption)
+        );
+    }
+    html
+}
+
+fn results_section(run: &Run) -> String {
+    let mut html = table::results(run);
+    html += &table::failed(run);
+    html += &skipped(run);
+    if html.is_empty() {
+        html += "<p>The sweep has no cells.</p>\n";
+    }
+    html
+}
+
+/// Skipped cells, one line a reason: encoders whose reasons differ only by their own name share it.
+fn skipped(run: &Run) -> String {
+    const NAME: &str = "NAME";
+    let skipped: Vec<(String, &Cell)> = run
+        .with_status(Status::Skipped)
+        .map(|cell| {
+            let (reason, encoder) = (cell.row.reason.trim(), cell.row.encoder.as_str());
+            let template = if encoder.is_empty() {
+                reason.to_owned()
+            } else {
+                reason.replace(encoder, NAME)
+            };
+            (template, cell)
+        })
+        .collect();
+    let mut html = String::new();
+    for template in distinct(skipped.iter().map(|(template, _)| template)) {
+        let cells = skipped.iter().filter(|(other, _)| other == template);
+        let names = distinct(cells.clone().map(|(_, cell)| {
+            if cell.row.encoder.is_empty() {
+                cell.row.cell.as_str()
+            } else {
+                cell.row.encoder.as_str()
+            }
+        }));
+        let reason = match (template.as_str(), names.as_slice()) {
+            ("", _) => "no reason given".to_owned(),
+            (template, [name]) => template.replace(NAME, name),
+            (template, _) => template.to_owned(),
+        };
+        let _ = writeln!(
+            html,
+            "<p class=\"note\"><strong>Skipped</strong> ({}): {}. {}</p>",
+            counted(cells.count(), "cell"),
+            escape(&names.join(", ")),
+            with_code(&capital(&reason))
+        );
+    }
+    html
+}
+
+fn samples_section(run: &Run) -> String {
+    let frechet = frechet(run);
+    let mut html = String::new();
+    for cell in &run.cells {
+        let Some(sample) = &cell.sample else { continue };
+        let row = &cell.row;
+        let mut lines: Vec<String> = [&frechet, &DENOISING_LOSS]
+            .into_iter()
+            .filter_map(|column| Some(format!("{} {}", column.title, short(column.of(row)?))))
+            .collect();
+        lines.push(sample.file_name.clone());
+        let status = match row.status {
+            Status::Done => "",
+            Status::Failed => " (failed)",
+            Status::Skipped => " (skipped)",
+        };
+        let _ = writeln!(
+            html,
+            "<figure><img width=\"{}\" height=\"{}\" alt=\"Samples of {}\" \
+             src=\"data:image/png;base64,{}\">\
+             <figcaption><strong>{}</strong>{status}<br>{}</figcaption></figure>",
+            sample.width,
+            sample.height,
+            escape(&row.cell),
+            BASE64.encode(&sample.png),
+            escape(&row.cell),
+            escape(&lines.join("\n")).replace('\n', "<br>"),
+        );
+    }
+    if html.is_empty() {
+        return html;
+    }
+    let samples = run.cells.iter().filter_map(|cell| cell.sample.as_ref());
+    let class = match samples.map(|sample| sample.width).max() {
+        Some(width) if width > WIDE => "samples wide",
+        _ => "samples",
+    };
+    format!(
+        "<p class=\"note\">The newest picture of each cell.</p>\n\
+         <div class=\"{class}\">\n{html}</div>\n"
+    )
+}
+
+fn configurations_section(run: &Run) -> String {
+    let mut html = String::new();
+    for cell in &run.cells {
+        if let Some(config) = &cell.config {
+            let _ = writeln!(
+                html,
+                "<details><summary><code>{}</code></summary><pre>{}</pre></details>",
+                escape(&cell.row.cell),
+                escape(config)
+            );
+        }
+    }
+    html
+}
+
+fn methods_section(run: &Run) -> String {
+    let frechet = frechet(run);
+    let features = match frechet_features(run, &frechet) {
+        Some(features) => format!("on {} features", escape(&features)),
+        None => "on the features named in the table".to_owned(),
+    };
+    format!(
+        "<p>An aligned cell is compared with the cell without alignment that has the same model, \
+         variant and seed. Both see the same samples in the same order.</p>\n\
+         <p>Curves are smoothed by an exponential moving average over training steps with a time \
+         constant of {} % of the run, forwards and backwards so that they do not lag. Losses in the table are the \
+         cell's own figures and not smoothed here.</p>\n\
+         <p>Frechet distances are computed {features}, between generated and real images; they \
+         depend on the number of images, and compare only within this report. LDS, CDS, SRSS and \
+         RMSC describe the spatial structure of the encoder's patch tokens; higher means more \
+         of it.</p>\n\
+         <p>Correlations are Pearson's r over encoders, each averaged over its seeds first, for \
+         every recipe by itself, and from {FEWEST} encoders on. Intervals are the {:.0} % percentile \
+         bootstrap with {RESAMPLES} resamples of encoders and a fixed seed. Encoders are few and not \
+         drawn at random, so intervals describe this selection.</p>\n\
+         <p>In the table the best value of each column is bold, among the cells of one model and \
+         variant.</p>\n",
+        SMOOTHING * 100.0,
+        LEVEL * 100.0,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn markup_is_escaped() {
+        assert_eq!(
+            escape("<a href='x'>\"&\"</a>\u{1b}"),
+            "&lt;a href=&#39;x&#39;&gt;&quot;&amp;&quot;&lt;/a&gt;\u{fffd}"
+        );
+    }
+
+    #[test]
+    fn commands_between_backticks_are_code() {
+        assert_eq!(with_code("run `a<b` now"), "run <code>a&lt;b</code> now");
+        assert_eq!(with_code("one ` alone"), "one ` alone");
+    }
+}

@@ -1,0 +1,97 @@
+//! The plots of a report, as SVG with real text in the reader's sans-serif font.
+//!
+//! Colours are plain attributes, so that any program shows the files; on a dark page style rules
+//! replace them ([`dark_rules`]).
+
+mod axis;
+mod canvas;
+mod convergence;
+mod labels;
+mod multiples;
+mod panel;
+mod quality;
+mod recipes;
+mod scatter;
+
+pub(super) use canvas::{DrawError, dark_rules};
+
+use super::columns::{frechet, frechet_features};
+use super::comparison::groups;
+use super::run_folder::Run;
+use recipes::Recipes;
+
+/// Width of a full picture, in pixels.
+const WIDTH: f64 = 1040.0;
+const STEP_TITLE: &str = "training step";
+
+/// One picture.
+#[derive(Debug)]
+pub(super) struct Plot {
+    /// Name of the file in `plots/`, without `.svg`.
+    pub file_stem: String,
+    pub title: String,
+    pub caption: String,
+    /// An `<svg>` element.
+    pub svg: String,
+}
+
+impl Plot {
+    /// The picture as a file of its own, which follows the reader's dark mode.
+    pub fn standalone(&self) -> String {
+        let style = format!(
+            "<style>@media (prefers-color-scheme: dark) {{ {} }}</style>",
+            dark_rules("svg")
+        );
+        match self.svg.split_once('>') {
+            Some((tag, rest)) => format!("{tag}>{style}{rest}"),
+            None => self.svg.clone(),
+        }
+    }
+}
+
+/// The plots of a run, by where they stand in the report.
+#[derive(Debug, Default)]
+pub(super) struct Plots {
+    pub quality: Vec<Plot>,
+    pub convergence: Vec<Plot>,
+    pub metrics: Vec<Plot>,
+}
+
+impl Plots {
+    /// Draws all plots for which `run` has data.
+    pub fn draw(run: &Run) -> Result<Self, DrawError> {
+        let recipes = Recipes::of(run);
+        let mut plots = Plots::default();
+        for group in groups(run) {
+            plots.quality.extend(quality::plot(run, &group, &recipes)?);
+            plots
+                .convergence
+                .extend(convergence::plot(&group, &recipes)?);
+            plots
+                .convergence
+                .extend(multiples::differences(&group, &recipes)?);
+            plots
+                .convergence
+                .extend(multiples::alignment_losses(&group, &recipes)?);
+            plots.metrics.extend(scatter::plot(run, &group, &recipes)?);
+        }
+        Ok(plots)
+    }
+
+    /// All plots, in the order of the report.
+    pub fn all(&self) -> impl Iterator<Item = &Plot> {
+        self.quality
+            .iter()
+            .chain(&self.convergence)
+            .chain(&self.metrics)
+    }
+}
+
+/// The Frechet distance of this run with its features, for an axis.
+fn frechet_title(run: &Run) -> String {
+    let column = frechet(run);
+    match frechet_features(run, &column) {
+        Some(features) => format!("{}, {features} features", column.title),
+        None => column.title.to_owned(),
+    }
+}

@@ -1,0 +1,32 @@
+//! Small pieces of sentences.
+
+/// `1 cell`, `3 cells`.
+pub(super) fn counted(count: usize, noun: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {noun}{plural}")
+}
+
+/// `text` with a capital first letter.
+pub(super) fn capital(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| {
+        first.to_uppercase().chain(letters).collect()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_has_no_plural() {
+        assert_eq!(counted(1, "cell"), "1 cell");
+        assert_eq!(counted(0, "cell"), "0 cells");
+    }
+
+    #[test]
+    fn only_the_first_letter_changes() {
+        assert_eq!(capital("against REPA"), "Against REPA");
+        assert_eq!(capital(""), "");
+    }
+}

@@ -1,0 +1,468 @@
+//! Cells that see the same batches and the same encoder: both run once for all of them.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use data::Loader;
+use encoders::Encoder;
+use metrics::spatial::SpatialMetrics;
+use tch::Device;
+use training::{DeviceBatch, Inputs, MetricsLog, Run};
+
+use super::progress::CellProgress;
+use super::token_source::TokenSource;
+use super::{Context, Planned, empty_row};
+use crate::cell_folder::{CellLock, CellResult};
+use crate::encoder_bank;
+use crate::evaluation::{self, Reference};
+use crate::image_grid::{GridLayout, write_grid};
+use crate::results::Status;
+use crate::tensors;
+
+/// Share of the logged steps, at the end, whose mean is a cell's final loss.
+const FINAL_SHARE: f64 = 0.1;
+
+/// Cells that share data, batches and encoder.
+pub(crate) struct Cohort {
+    pub(crate) cells: Vec<Planned>,
+}
+
+/// Why a cell failed, as it will stand in `results.csv`.
+#[derive(Clone)]
+struct Reason(String);
+
+impl<E: Error> From<E> for Reason {
+    fn from(error: E) -> Self {
+        let mut text = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            let cause_text = cause.to_string();
+            // A transparent error repeats its source.
+            if !text.contains(&cause_text) {
+                text = format!("{text}: {cause_text}");
+            }
+            source = cause.source();
+        }
+        if text.contains("out of memory") || text.contains("not enough memory") {
+            text.push_str("; raise train.accumulation or lower train.batch_size, then start again");
+        }
+        Self(text)
+    }
+}
+
+/// A cell that is being trained.
+struct Active<'a> {
+    planned: &'a Planned,
+    run: Run,
+    progress: CellProgress,
+    _lock: CellLock,
+    /// Seconds in this cell's own steps, and their number, since it was opened.
+    seconds: f64,
+    steps: u64,
+}
+
+impl Cohort {
+    /// Groups cells, keeping their order.
+    pub(crate) fn group(cells: Vec<Planned>) -> Vec<Self> {
+        let mut cohorts: Vec<(String, Self)> = Vec::new();
+        for planned in cells {
+            let config = &planned.cell.config;
+            let loader = config.loader();
+            let key = format!(
+                "{} {loader:?} {} {} {}",
+                planned.training.fingerprint(),
+                config.alignment.encoder,
+                config.evaluate.fd_encoder,
+                config.evaluate.spatial_images,
+            );
+            match cohorts.iter_mut().find(|(known, _)| *known == key) {
+                Some((_, cohort)) => cohort.cells.push(planned),
+                None => cohorts.push((
+                    key,
+                    Self {
+                        cells: vec![planned],
+                    },
+                )),
+            }
+        }
+        cohorts.into_iter().map(|(_, cohort)| cohort).collect()
+    }
+
+    /// Runs all cells to their end. Failures are written to the cells' folders.
+    pub(crate) fn run(&self, context: &Context) {
+        if self.cells.is_empty() {
+            return;
+        }
+        if let Err(reason) = self.train(context) {
+            for planned in &self.cells {
+                let has_result = planned.folder.result().is_some_and(|result| {
+                    result.hash == planned.hash && result.row.status == Status::Done
+                });
+                if !has_result {
+                    fail(context, planned, None, 0, &reason);
+                }
+            }
+        }
+        // Nothing of this cohort is alive any more; the next one may need the memory.
+        if let Err(error) = torch_ext::device::empty_cache(context.device) {
+            tracing::debug!("the allocator keeps its memory: {error}");
+        }
+    }
+
+    /// `Err` is a failure of what the cells share; a failure of one cell is handled here.
+    fn train(&self, context: &Context) -> Result<(), Reason> {
+        let Some(first) = self.cells.first() else {
+            return Ok(());
+        };
+        let config = &first.cell.config;
+        let resolution = config.data.resolution;
+        let encoders = config
+            .alignment
+            .encoders()
+            .iter()
+            .map(|name| context.bank.load(name, resolution))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut tokens = TokenSource::new(encoders, config, first.training.len(), context.device);
+        let mut active: Vec<Active> = Vec::new();
+        for planned in &self.cells {
+            match self.open(context, planned, tokens.encoders()) {
+                Ok(cell) => active.push(cell),
+                Err(reason) => fail(context, planned, None, 0, &reason),
+            }
+        }
+        // One stream for all: it starts where the cell that is furthest behind stands.
+        let behind = active
+            .iter()
+            .min_by_key(|cell| cell.run.trainer().steps_done());
+        let (mut position, cursor) = match behind {
+            Some(cell) => (cell.run.trainer().steps_done(), cell.run.trainer().cursor()),
+            None => return Ok(()),
+        };
+        let mut loader = None;
+        while active.iter().any(|cell| !cell.run.is_finished()) {
+            if context.interrupted.load(Ordering::Relaxed) {
+                return self.suspend(context, active);
+            }
+            if loader.is_none() {
+                let training = Arc::clone(&first.training);
+                loader = Some(Loader::new(training, config.loader(), cursor)?);
+            }
+            let Some(batch) = loader.as_mut().and_then(Iterator::next) else {
+                break;
+            };
+            let batch = DeviceBatch::new(batch?, context.device)?;
+            let tokens = tokens.tokens(&batch)?;
+            // A cell that was saved later than the others waits for the stream to come by.
+            active.retain_mut(|cell| {
+                if cell.run.trainer().steps_done() != position || cell.run.is_finished() {
+                    return true;
+                }
+                match cell.step(context, &batch, &tokens) {
+                    Ok(()) => true,
+                    Err(reason) => {
+                        fail(
+                            context,
+                            cell.planned,
+                            Some(&cell.progress),
+                            position,
+                            &reason,
+                        );
+                        false
+                    }
+                }
+            });
+            position += 1;
+        }
+        drop(loader);
+        self.evaluate(context, active, tokens.encoders())
+    }
+
+    fn open<'a>(
+        &self,
+        context: &Context,
+        planned: &'a Planned,
+        encoders: &[Box<dyn Encoder>],
+    ) -> Result<Active<'a>, Reason> {
+        let lock = planned.folder.lock()?;
+        planned.folder.write_config(&planned.cell.config)?;
+        let inputs = Inputs {
+            device: context.device,
+            num_classes: planned.training.class_names().len() as i64,
+            encoders: encoders
+                .iter()
+                .map(|encoder| encoder_bank::shape(encoder.as_ref()))
+                .collect(),
+            identity: planned.identity.clone(),
+        };
+        let run = Run::open(planned.folder.path(), &planned.cell.config, inputs)?;
+        let progress = context.progress.cell(
+            &planned.cell.id,
+            run.trainer().steps_done(),
+            planned.cell.config.train.steps,
+        );
+        Ok(Active {
+            planned,
+            run,
+            progress,
+            _lock: lock,
+            seconds: 0.0,
+            steps: 0,
+        })
+    }
+
+    /// Saves every cell as it is, to be continued.
+    fn suspend(&self, context: &Context, active: Vec<Active>) -> Result<(), Reason> {
+        for mut cell in active {
+            let done = cell.run.trainer().steps_done();
+            match cell.run.save() {
+                Ok(()) => context.progress.done(
+                    &cell.progress,
+                    &format!("interrupted and saved at step {done}"),
+                ),
+                Err(error) => {
+                    let reason = Reason::from(error);
+                    fail(context, cell.planned, Some(&cell.progress), done, &reason);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn evaluate(
+        &self,
+        context: &Context,
+        active: Vec<Active>,
+        encoders: &[Box<dyn Encoder>],
+    ) -> Result<(), Reason> {
+        let Some(first) = active.first() else {
+            return Ok(());
+        };
+        let config = &first.planned.cell.config;
+        let images = config.evaluate.spatial_images;
+        let spatial = match encoders {
+            // Tokens of several encoders together have no grid of their own.
+            [encoder] if images > 0 => {
+                context.progress.stage(&first.progress, "spatial metrics");
+                Some(evaluation::spatial_metrics(
+                    encoder.as_ref(),
+                    &first.planned.reference,
+                    config,
+                    images,
+                    context.device,
+                )?)
+            }
+            _ => None,
+        };
+        let judge = match config.evaluate.fd_encoder.as_str() {
+            "" => None,
+            name => Some(Judge::load(context, first, name)?),
+        };
+        for cell in active {
+            if context.interrupted.load(Ordering::Relaxed) {
+                break;
+            }
+            if let Err(reason) = cell.finish(context, spatial, judge.as_ref()) {
+                let steps = cell.run.trainer().steps_done();
+                fail(context, cell.planned, Some(&cell.progress), steps, &reason);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The encoder in whose space samples are compared with real images.
+struct Judge {
+    encoder: Box<dyn Encoder>,
+    name: String,
+    reference: Reference,
+}
+
+impl Judge {
+    fn load(context: &Context, cell: &Active, name: &str) -> Result<Self, Reason> {
+        let planned = cell.planned;
+        let config = &planned.cell.config;
+        let encoder = context.bank.load(name, config.data.resolution)?;
+        let key = format!(
+            "{name}-{}",
+            config.reference_hash(&format!(
+                "{} {}",
+                planned.reference.fingerprint(),
+                context.bank.identity(&[name.to_owned()])
+            ))
+        );
+        let cache = evaluation::reference_cache(&context.folder, &key);
+        let reference = Reference::compute(
+            encoder.as_ref(),
+            &planned.reference,
+            config,
+            context.device,
+            &cache,
+            |done, total| {
+                let stage = format!("reference features {done}/{total}");
+                context.progress.stage(&cell.progress, &stage);
+            },
+        )?;
+        Ok(Self {
+            encoder,
+            name: name.to_owned(),
+            reference,
+        })
+    }
+}
+
+impl Active<'_> {
+    fn step(
+        &mut self,
+        context: &Context,
+        batch: &DeviceBatch,
+        tokens: &[tch::Tensor],
+    ) -> Result<(), Reason> {
+        let started = Instant::now();
+        self.run.step(batch, tokens)?;
+        self.seconds += started.elapsed().as_secs_f64();
+        self.steps += 1;
+        context.progress.step(
+            &self.progress,
+            self.run.trainer().steps_done(),
+            self.planned.cell.config.train.steps,
+            self.run.last_metrics().map(|metrics| metrics.loss),
+            self.steps as f64 / self.seconds.max(1e-9),
+        );
+        Ok(())
+    }
+
+    fn finish(
+        &self,
+        context: &Context,
+        spatial: Option<SpatialMetrics>,
+        judge: Option<&Judge>,
+    ) -> Result<(), Reason> {
+        let cell = &self.planned.cell;
+        let config = &cell.config;
+        let mut row = empty_row(cell, Status::Done);
+        row.steps = Some(self.run.trainer().steps_done());
+        self.draw_grid(context)?;
+        if let Some(judge) = judge {
+            row.fd_encoder = judge.name.clone();
+            row.fd = self.distance(context, judge)?;
+        }
+        if let Some(spatial) = spatial {
+            row.lds = Some(spatial.lds);
+            row.cds = Some(spatial.cds);
+            row.srss = spatial.srss;
+            row.rmsc = Some(spatial.rmsc);
+        }
+        let log = MetricsLog::read(&self.run.folder().join("metrics.jsonl"))?;
+        let last = ((log.len() as f64 * FINAL_SHARE).ceil() as usize).min(log.len());
+        let tail = &log[log.len() - last..];
+        row.denoising_loss = mean(tail.iter().map(|line| Some(line.denoising_loss)));
+        row.alignment_loss = mean(tail.iter().map(|line| line.alignment_loss));
+        row.steps_per_s = (self.steps > 0).then(|| self.steps as f64 / self.seconds.max(1e-9));
+        row.peak_memory_mib =
+            torch_ext::device::peak_memory(context.device)?.map(|bytes| (bytes >> 20) as f64);
+        let fd = row.fd.map(|fd| format!(", fd {fd:.2}")).unwrap_or_default();
+        let loss = row
+            .denoising_loss
+            .map(|loss| format!("denoising loss {loss:.4}"));
+        self.planned.folder.write_result(&CellResult {
+            hash: self.planned.hash.clone(),
+            hardware: hardware(context.device, config),
+            row,
+        })?;
+        let line = format!("done, {}{fd}", loss.unwrap_or_default());
+        context.progress.done(&self.progress, &line);
+        Ok(())
+    }
+
+    /// A grid with the classes in turn, for the report.
+    fn draw_grid(&self, context: &Context) -> Result<(), Reason> {
+        let config = &self.planned.cell.config;
+        let classes = self.planned.training.class_names().len().max(1);
+        if config.sample.grid == 0 {
+            return Ok(());
+        }
+        context.progress.stage(&self.progress, "sample grid");
+        let labels: Vec<i64> = (0..config.sample.grid)
+            .map(|i| (i % classes) as i64)
+            .collect();
+        let samples = self.run.trainer().sample(&labels, |_| {})?;
+        let images = tensors::images(&samples)?;
+        let (count, _, height, width) = images.dim();
+        let layout = GridLayout {
+            columns: classes.min(12),
+            ..GridLayout::for_images(count, height, width)
+        };
+        let name = format!("samples/step-{:07}.png", self.run.trainer().steps_done());
+        let path = self.planned.folder.path().join(name);
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        write_grid(&path, images.view(), layout)?;
+        Ok(())
+    }
+
+    fn distance(&self, context: &Context, judge: &Judge) -> Result<Option<f64>, Reason> {
+        let count = self.planned.cell.config.sample.count;
+        if count == 0 {
+            return Ok(None);
+        }
+        let labels = judge.reference.labels(count);
+        let samples = self.run.trainer().sample(&labels, |done| {
+            let stage = format!("samples {done}/{count}");
+            context.progress.stage(&self.progress, &stage);
+        })?;
+        let features =
+            evaluation::pooled_features(judge.encoder.as_ref(), &samples, context.device, |_| {})?;
+        Ok(Some(judge.reference.distance(features.view())?))
+    }
+}
+
+/// Writes a failed cell's result and says so. An earlier result of other inputs is replaced.
+fn fail(
+    context: &Context,
+    planned: &Planned,
+    progress: Option<&CellProgress>,
+    steps: u64,
+    reason: &Reason,
+) {
+    let mut row = empty_row(&planned.cell, Status::Failed);
+    row.steps = Some(steps);
+    row.reason = reason.0.clone();
+    let written = planned.folder.write_result(&CellResult {
+        hash: planned.hash.clone(),
+        hardware: hardware(context.device, &planned.cell.config),
+        row,
+    });
+    let line = format!("failed: {}", reason.0);
+    match progress {
+        Some(progress) => context.progress.done(progress, &line),
+        None => context
+            .progress
+            .print(&format!("{}: {line}", planned.cell.id)),
+    }
+    if let Err(error) = written {
+        context
+            .progress
+            .print(&format!("{}: {error}", planned.cell.id));
+    }
+}
+
+fn mean(values: impl Iterator<Item = Option<f64>>) -> Option<f64> {
+    let values: Option<Vec<f64>> = values.collect();
+    values
+        .filter(|values| !values.is_empty())
+        .map(|values| values.iter().sum::<f64>() / values.len() as f64)
+}
+
+/// Device, precision and threads in words.
+fn hardware(device: Device, config: &training::Config) -> String {
+    let threads = tch::get_num_threads();
+    let precision = format!("{:?}", config.train.precision).to_lowercase();
+    match device {
+        Device::Cpu => format!("CPU, {threads} threads, {precision}"),
+        Device::Cuda(index) => format!("CUDA device {index}, {precision}"),
+        other => format!("{other:?}, {precision}"),
+    }
+}

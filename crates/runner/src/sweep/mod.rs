@@ -1,0 +1,560 @@
+//! The sweep engine: plans the cells, groups them into cohorts, runs what is not done, and keeps
+//! `results.csv` and the report up to date.
+
+mod cohort;
+mod progress;
+mod token_source;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use data::{DataError, Dataset};
+use encoders::Registry;
+use globset::Glob;
+use tch::Device;
+use thiserror::Error;
+use torch_ext::TorchError;
+
+use crate::cell_folder::{CellFolder, CellFolderError};
+use crate::config_file::ConfigError;
+use crate::encoder_bank::EncoderBank;
+use crate::experiment::{Cell, DeviceKind, Plan};
+use crate::report::{self, ReportError};
+use crate::results::{self, ResultRow, ResultsError, Status};
+use cohort::Cohort;
+use progress::Progress;
+
+/// What `runner sweep` was asked to do.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The experiment file.
+    pub experiment: PathBuf,
+    /// Folder of run folders.
+    pub out: PathBuf,
+    /// `auto`, `cpu`, `cuda` or `cuda:N`.
+    pub device: String,
+    /// Only cells whose id matches this glob.
+    pub only: Option<String>,
+    /// `key=value` settings over every cell.
+    pub settings: Vec<String>,
+    /// Print the plan, run nothing.
+    pub dry_run: bool,
+    /// Forget earlier results of the selected cells.
+    pub fresh: bool,
+    /// Of the cohorts, only every `count`-th, from `index`.
+    pub shard: Option<Shard>,
+}
+
+/// A part of a sweep: `1/3` is the first of three.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shard {
+    /// Counted from 0.
+    pub index: usize,
+    /// Number of parts.
+    pub count: usize,
+}
+
+/// How a sweep ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// The run folder.
+    pub folder: PathBuf,
+    /// Cells with results.
+    pub done: usize,
+    /// Cells that failed, with the reason.
+    pub failed: Vec<(String, String)>,
+    /// Cells that lack something.
+    pub skipped: usize,
+    /// Cells that were run now.
+    pub ran: usize,
+    /// Whether it was interrupted.
+    pub interrupted: bool,
+}
+
+/// Why a sweep did not start, or could not write its results.
+#[derive(Debug, Error)]
+pub enum SweepError {
+    /// The experiment is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The device cannot be used.
+    #[error("--device {name}: {source}")]
+    Device {
+        /// The name given.
+        name: String,
+        /// Why not.
+        source: TorchError,
+    },
+    /// The data cannot be opened.
+    #[error("{experiment}: `data.path`: {source}", experiment = experiment.display())]
+    Data {
+        /// The experiment file.
+        experiment: PathBuf,
+        /// Why not.
+        source: DataError,
+    },
+    /// `--only` is no glob, or matches nothing.
+    #[error("--only {glob}: {reason}")]
+    Only {
+        /// The glob.
+        glob: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The run folder cannot be written.
+    #[error("cannot write {}: {source}; choose another folder with --out", path.display())]
+    Out {
+        /// The folder or file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A cell's folder cannot be written.
+    #[error(transparent)]
+    Cell(#[from] CellFolderError),
+    /// `results.csv` cannot be written.
+    #[error(transparent)]
+    Results(#[from] ResultsError),
+    /// The report cannot be written.
+    #[error(transparent)]
+    Report(#[from] ReportError),
+}
+
+/// What all cohorts share.
+pub(crate) struct Context<'a> {
+    pub(crate) device: Device,
+    pub(crate) bank: &'a EncoderBank,
+    pub(crate) folder: PathBuf,
+    pub(crate) progress: Progress,
+    pub(crate) interrupted: &'a AtomicBool,
+}
+
+/// A cell with the inputs it was found to have.
+pub(crate) struct Planned {
+    pub(crate) cell: Cell,
+    pub(crate) folder: CellFolder,
+    pub(crate) training: Arc<dyn Dataset>,
+    pub(crate) reference: Arc<dyn Dataset>,
+    /// Data set and encoders, as [`training::Inputs::identity`] wants them.
+    pub(crate) identity: String,
+    /// Hash of configuration, data, encoders and judge.
+    pub(crate) hash: String,
+}
+
+/// Runs a sweep. `interrupted` may be set from a signal handler: every running cell is then
+/// saved, and the sweep ends.
+///
+/// # Errors
+/// The experiment, the device, the data or the output folder is wrong; cells that fail are part
+/// of the [`Outcome`].
+pub fn run(
+    options: &Options,
+    registry: Registry,
+    interrupted: &AtomicBool,
+) -> Result<Outcome, SweepError> {
+    let device =
+        torch_ext::device::resolve(&options.device).map_err(|source| SweepError::Device {
+            name: options.device.clone(),
+            source,
+        })?;
+    let kind = match device {
+        Device::Cpu => DeviceKind::Cpu,
+        _ => DeviceKind::Cuda,
+    };
+    let plan = Plan::read(&options.experiment, kind, &registry, &options.settings)?;
+    let folder = options.out.join(&plan.name);
+    let selected = select(&plan, options)?;
+    let bank = EncoderBank::new(registry, device);
+    let mut planned = Vec::new();
+    let mut missing: BTreeMap<String, String> = BTreeMap::new();
+    let mut datasets = Datasets::default();
+    for cell in &plan.cells {
+        if let Some(reason) = bank.missing(&cell.config) {
+            missing.insert(cell.id.clone(), reason);
+            continue;
+        }
+        planned.push(prepare(
+            cell,
+            &folder,
+            &bank,
+            &mut datasets,
+            &options.experiment,
+        )?);
+    }
+    // A shard takes whole cohorts, so all shards must agree on them: they are formed before
+    // anything is left out.
+    let shard = |index: usize| options.shard.is_none_or(|s| index % s.count == s.index);
+    let mut cohorts: Vec<Cohort> = Cohort::group(planned)
+        .into_iter()
+        .enumerate()
+        .filter(|(index, _)| shard(*index))
+        .map(|(_, cohort)| cohort)
+        .collect();
+    for cohort in &mut cohorts {
+        cohort
+            .cells
+            .retain(|planned| selected.contains(&planned.cell.id));
+    }
+    let todo = |planned: &Planned| options.fresh || !is_done(planned);
+    print_plan(&plan, &cohorts, &missing, &selected, &folder, &todo);
+    if options.dry_run {
+        return Ok(Outcome {
+            folder,
+            skipped: missing.len(),
+            ..Outcome::default()
+        });
+    }
+
+    create_run_folder(&folder, &plan, &options.device)?;
+    let mut ran = 0;
+    for cohort in &mut cohorts {
+        cohort.cells.retain(&todo);
+        if options.fresh {
+            for planned in &cohort.cells {
+                planned.folder.remove()?;
+            }
+        }
+        ran += cohort.cells.len();
+    }
+    let context = Context {
+        device,
+        bank: &bank,
+        progress: Progress::new(&cohorts),
+        folder: folder.clone(),
+        interrupted,
+    };
+    for cohort in cohorts {
+        if interrupted.load(Ordering::Relaxed) {
+            break;
+        }
+        cohort.run(&context);
+        write_results(&folder, &plan, &missing)?;
+    }
+    context.progress.finish();
+    let rows = write_results(&folder, &plan, &missing)?;
+    report::build(&folder)?;
+    Ok(Outcome {
+        done: rows.iter().filter(|row| row.status == Status::Done).count(),
+        skipped: rows
+            .iter()
+            .filter(|row| row.status == Status::Skipped)
+            .count(),
+        failed: rows
+            .iter()
+            .filter(|row| row.status == Status::Failed)
+            .map(|row| (row.cell.clone(), row.reason.clone()))
+            .collect(),
+        ran,
+        interrupted: interrupted.load(Ordering::Relaxed),
+        folder,
+    })
+}
+
+/// Ids of the cells that `--only` selects.
+fn select(plan: &Plan, options: &Options) -> Result<Vec<String>, SweepError> {
+    let ids = plan.cells.iter().map(|cell| cell.id.clone());
+    let Some(glob) = &options.only else {
+        return Ok(ids.collect());
+    };
+    let error = |reason: String| SweepError::Only {
+        glob: glob.clone(),
+        reason,
+    };
+    let matcher = Glob::new(glob)
+        .map_err(|source| error(source.to_string()))?
+        .compile_matcher();
+    let selected: Vec<String> = ids.filter(|id| matcher.is_match(id)).collect();
+    if selected.is_empty() {
+        let example = plan
+            .cells
+            .first()
+            .map(|cell| cell.id.as_str())
+            .unwrap_or_default();
+        return Err(error(format!(
+            "no cell matches; the first cell is {example}"
+        )));
+    }
+    Ok(selected)
+}
+
+/// Data sets that are open, by folder and split.
+#[derive(Default)]
+struct Datasets {
+    open: Vec<(PathBuf, data::OpenOptions, Arc<dyn Dataset>)>,
+}
+
+impl Datasets {
+    fn get(
+        &mut self,
+        path: &Path,
+        options: data::OpenOptions,
+    ) -> Result<Arc<dyn Dataset>, DataError> {
+        if let Some((_, _, dataset)) = self
+            .open
+            .iter()
+            .find(|(folder, opened, _)| folder == path && *opened == options)
+        {
+            return Ok(Arc::clone(dataset));
+        }
+        let dataset = data::open(path, &options)?;
+        self.open
+            .push((path.to_owned(), options, Arc::clone(&dataset)));
+        Ok(dataset)
+    }
+}
+
+fn prepare(
+    cell: &Cell,
+    folder: &Path,
+    bank: &EncoderBank,
+    datasets: &mut Datasets,
+    origin: &Path,
+) -> Result<Planned, SweepError> {
+    let data = &cell.config.data;
+    let mut open = |split| {
+        datasets
+            .get(&data.path, split)
+            .map_err(|source| SweepError::Data {
+                experiment: origin.to_owned(),
+                source,
+            })
+    };
+    let training = open(data.training_split())?;
+    let reference = open(data.reference_split())?;
+    let identity = format!(
+        "{} {}",
+        training.fingerprint(),
+        bank.identity(&cell.config.alignment.encoders())
+    );
+    let judge = bank.identity(&[cell.config.evaluate.fd_encoder.clone()]);
+    let hash = cell
+        .config
+        .hash(&format!("{identity} {} {judge}", reference.fingerprint()));
+    Ok(Planned {
+        folder: CellFolder::new(folder, &cell.id),
+        cell: cell.clone(),
+        training,
+        reference,
+        identity,
+        hash,
+    })
+}
+
+fn is_done(planned: &Planned) -> bool {
+    planned
+        .folder
+        .result()
+        .is_some_and(|result| result.hash == planned.hash && result.row.status == Status::Done)
+}
+
+fn create_run_folder(folder: &Path, plan: &Plan, device: &str) -> Result<(), SweepError> {
+    let out = |path: &Path, source| SweepError::Out {
+        path: path.to_owned(),
+        source,
+    };
+    fs::create_dir_all(folder).map_err(|source| out(folder, source))?;
+    let path = folder.join("plan.toml");
+    let text =
+        toml::to_string(&plan.file(device)).map_err(|error| out(&path, io::Error::other(error)))?;
+    results::write_atomically(&path, |file| file.write_all(text.as_bytes()))
+        .map_err(|source| out(&path, source))
+}
+
+/// Writes `results.csv` from what the cells' folders hold, in the plan's order.
+fn write_results(
+    folder: &Path,
+    plan: &Plan,
+    missing: &BTreeMap<String, String>,
+) -> Result<Vec<ResultRow>, SweepError> {
+    let rows: Vec<ResultRow> = plan
+        .cells
+        .iter()
+        .filter_map(|cell| match missing.get(&cell.id) {
+            Some(reason) => Some(ResultRow {
+                reason: reason.clone(),
+                ..empty_row(cell, Status::Skipped)
+            }),
+            None => CellFolder::new(folder, &cell.id)
+                .result()
+                .map(|result| result.row),
+        })
+        .collect();
+    results::write_csv(&folder.join("results.csv"), &rows)?;
+    Ok(rows)
+}
+
+/// A row with no figures yet.
+pub(crate) fn empty_row(cell: &Cell, status: Status) -> ResultRow {
+    ResultRow {
+        cell: cell.id.clone(),
+        status,
+        encoder: cell.encoder.clone(),
+        recipe: cell.recipe.clone(),
+        model: cell.model.clone(),
+        variant: cell.variant.clone(),
+        seed: cell.seed,
+        steps: None,
+        denoising_loss: None,
+        alignment_loss: None,
+        fid: None,
+        sfid: None,
+        inception_score: None,
+        precision: None,
+        recall: None,
+        kid: None,
+        fd_encoder: String::new(),
+        fd: None,
+        lds: None,
+        cds: None,
+        srss: None,
+        rmsc: None,
+        linear_probe: None,
+        steps_per_s: None,
+        peak_memory_mib: None,
+        reason: String::new(),
+    }
+}
+
+fn print_plan(
+    plan: &Plan,
+    cohorts: &[Cohort],
+    missing: &BTreeMap<String, String>,
+    selected: &[String],
+    folder: &Path,
+    todo: &impl Fn(&Planned) -> bool,
+) {
+    let runnable: usize = cohorts.iter().map(|cohort| cohort.cells.len()).sum();
+    let waiting: usize = cohorts
+        .iter()
+        .map(|cohort| cohort.cells.iter().filter(|cell| todo(cell)).count())
+        .sum();
+    eprintln!(
+        "{}: {} cells in {}; {waiting} to run, {} done, {} skipped{}",
+        plan.name,
+        plan.cells.len(),
+        folder.display(),
+        runnable - waiting,
+        missing.len(),
+        if selected.len() < plan.cells.len() {
+            format!(", {} selected", selected.len())
+        } else {
+            String::new()
+        },
+    );
+    for cohort in cohorts
+        .iter()
+        .filter(|cohort| cohort.cells.iter().any(todo))
+    {
+        let ids: Vec<&str> = cohort
+            .cells
+            .iter()
+            .filter(|planned| todo(planned))
+            .map(|planned| planned.cell.id.as_str())
+            .collect();
+        eprintln!("  {}", ids.join("  "));
+    }
+    // One line for all that is missing: 27 encoders would push the plan off the screen.
+    let mut encoders: BTreeMap<&str, &str> = BTreeMap::new();
+    for cell in &plan.cells {
+        if let Some(reason) = missing.get(&cell.id) {
+            encoders.insert(&cell.encoder, reason);
+        }
+    }
+    if let Some((name, reason)) = encoders.first_key_value() {
+        let names: Vec<&str> = encoders.keys().copied().collect();
+        let reason = reason.replace(name, "NAME");
+        eprintln!("  skipped: {}: {reason}", names.join(", "));
+    }
+}
+
+/// What `runner train` was asked to do.
+#[derive(Debug, Clone)]
+pub struct TrainOptions {
+    /// The configuration.
+    pub config: training::Config,
+    /// The file it comes from, for messages.
+    pub origin: PathBuf,
+    /// The run's folder.
+    pub folder: PathBuf,
+    /// `auto`, `cpu`, `cuda` or `cuda:N`.
+    pub device: String,
+}
+
+/// Trains one configuration, as a sweep trains a cell. `None` when it was interrupted.
+///
+/// # Errors
+/// The configuration, the device, the data or the folder is wrong; a failure of the run itself is
+/// a row with status `failed`.
+pub fn train(
+    options: &TrainOptions,
+    registry: Registry,
+    interrupted: &AtomicBool,
+) -> Result<Option<ResultRow>, SweepError> {
+    let device =
+        torch_ext::device::resolve(&options.device).map_err(|source| SweepError::Device {
+            name: options.device.clone(),
+            source,
+        })?;
+    let config = &options.config;
+    let judge = Some(config.evaluate.fd_encoder.clone()).filter(|name| !name.is_empty());
+    for name in config.alignment.encoders().into_iter().chain(judge) {
+        registry
+            .check_name(&name)
+            .map_err(|error| ConfigError::Name {
+                origin: format!("{}: encoders", options.origin.display()),
+                message: error.to_string(),
+            })?;
+    }
+    let bank = EncoderBank::new(registry, device);
+    if let Some(reason) = bank.missing(config) {
+        return Err(SweepError::Config(ConfigError::Name {
+            origin: format!("{}: `alignment.encoder`", options.origin.display()),
+            message: reason,
+        }));
+    }
+    let cell = Cell {
+        id: options.folder.file_name().map_or_else(
+            || "run".to_owned(),
+            |name| name.to_string_lossy().into_owned(),
+        ),
+        encoder: config.alignment.encoder.clone(),
+        recipe: String::new(),
+        model: config.model.name.clone(),
+        variant: crate::experiment::VARIANTS[0].to_owned(),
+        seed: config.train.seed,
+        config: config.clone(),
+    };
+    let mut planned = prepare(
+        &cell,
+        &options.folder,
+        &bank,
+        &mut Datasets::default(),
+        &options.origin,
+    )?;
+    planned.folder = CellFolder::at(&options.folder);
+    fs::create_dir_all(&options.folder).map_err(|source| SweepError::Out {
+        path: options.folder.clone(),
+        source,
+    })?;
+    let folder = planned.folder.clone();
+    let cohorts = Cohort::group(vec![planned]);
+    let context = Context {
+        device,
+        bank: &bank,
+        progress: Progress::new(&cohorts),
+        folder: options.folder.clone(),
+        interrupted,
+    };
+    for cohort in &cohorts {
+        cohort.run(&context);
+    }
+    context.progress.finish();
+    if interrupted.load(Ordering::Relaxed) {
+        return Ok(None);
+    }
+    Ok(folder.result().map(|result| result.row))
+}

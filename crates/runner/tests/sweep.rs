@@ -1,0 +1,352 @@
+//! A sweep, run as the program: whole, again, in parts, killed, with a broken encoder.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant, SystemTime};
+
+use common::Playground;
+use training::checkpoint;
+
+const CELLS: [&str; 3] = [
+    "sit-xs4.none.s0",
+    "sit-xs4.irepa.hog-vit-g4_d128.s0",
+    "sit-xs4.irepa.good.s0",
+];
+
+/// What a cell's training left, by file name; the rest of a cell is measured from these.
+fn trained(run: &Path) -> BTreeMap<String, Vec<u8>> {
+    let newest = checkpoint::list(&run.join("checkpoints")).pop().unwrap();
+    let mut files: BTreeMap<String, Vec<u8>> = fs::read_dir(&newest)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .map(|path| {
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            (name, fs::read(&path).unwrap())
+        })
+        .collect();
+    files.insert(
+        "metrics.jsonl".into(),
+        fs::read(run.join("metrics.jsonl")).unwrap(),
+    );
+    assert_eq!(files.len(), 6);
+    files
+}
+
+/// `(cell, status, reason)` of each row of results.csv.
+fn results(place: &Playground) -> Vec<(String, String, String)> {
+    let rows = runner::results::read_csv(&place.path("runs/small/results.csv")).unwrap();
+    rows.into_iter()
+        .map(|row| (row.cell, row.status.name().to_owned(), row.reason))
+        .collect()
+}
+
+fn statuses(place: &Playground) -> Vec<String> {
+    results(place)
+        .into_iter()
+        .map(|(_, status, _)| status)
+        .collect()
+}
+
+fn modified(path: &Path) -> SystemTime {
+    path.metadata().unwrap().modified().unwrap()
+}
+
+#[test]
+fn a_sweep_finishes_every_cell_and_writes_results_and_report() {
+    let place = Playground::new();
+    place.sweep(&[]).expect(0, &["3 done, 0 failed, 0 skipped"]);
+    let results = results(&place);
+    let cells: Vec<&str> = results.iter().map(|(cell, ..)| cell.as_str()).collect();
+    assert_eq!(cells, CELLS);
+    let rows = runner::results::read_csv(&place.path("runs/small/results.csv")).unwrap();
+    for row in &rows {
+        assert_eq!(row.steps, Some(6));
+        assert!(
+            row.denoising_loss.unwrap() > 0.0 && row.fd.unwrap() > 0.0,
+            "{row:?}"
+        );
+        assert_eq!(row.alignment_loss.is_some(), !row.is_baseline());
+        assert_eq!(row.lds.is_some(), !row.is_baseline());
+        let cell = place.path("runs/small/cells").join(&row.cell);
+        assert!(cell.join("samples/step-0000006.png").is_file());
+        assert!(cell.join("config.toml").is_file());
+        assert_eq!(
+            trained(&cell)["metrics.jsonl"]
+                .iter()
+                .filter(|b| **b == b'\n')
+                .count(),
+            6
+        );
+    }
+    let report = place.read("runs/small/report.html");
+    assert!(report.contains("sit-xs4.irepa.good.s0") && report.contains("<svg"));
+    assert!(place.read("runs/small/plan.toml").contains("hash"));
+}
+
+#[test]
+fn a_finished_sweep_only_rebuilds_the_report() {
+    let place = Playground::new();
+    place.sweep(&[]).expect(0, &[]);
+    let result = place
+        .path("runs/small/cells")
+        .join(CELLS[1])
+        .join("result.json");
+    let before = modified(&result);
+    fs::remove_file(place.path("runs/small/report.html")).unwrap();
+    place
+        .sweep(&[])
+        .expect(0, &["0 to run, 3 done", "nothing to run"]);
+    assert_eq!(modified(&result), before);
+    assert!(place.path("runs/small/report.html").is_file());
+
+    // One cell's folder removed: it alone is run again, to the same weights.
+    let cells = place.path("runs/small/cells");
+    let weights = trained(&cells.join(CELLS[2]));
+    fs::remove_dir_all(cells.join(CELLS[2])).unwrap();
+    place.sweep(&[]).expect(0, &["1 to run, 2 done"]);
+    assert_eq!(modified(&result), before);
+    assert_eq!(trained(&cells.join(CELLS[2])), weights);
+
+    // A changed setting runs again what it concerns.
+    place
+        .sweep(&["--set", "sample.count=13", "--dry-run"])
+        .expect(0, &["3 to run, 0 done"]);
+    place
+        .sweep(&["--only", "*.none.*", "--fresh", "--dry-run"])
+        .expect(0, &["1 to run", "1 selected"]);
+}
+
+/// Starts the program and kills it once `file` has `lines` lines. Returns whether it was killed
+/// before its end.
+fn kill_after(place: &Playground, arguments: &[&str], file: &Path, lines: usize) -> bool {
+    let mut child = place
+        .command(arguments)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_secs(120);
+    loop {
+        let written = fs::read_to_string(file).map_or(0, |text| text.lines().count());
+        if written >= lines {
+            break;
+        }
+        if child.try_wait().unwrap().is_some() {
+            return false;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "{} has {written} lines",
+            file.display()
+        );
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    // No exit code: a signal ended it.
+    child.wait().unwrap().code().is_none()
+}
+
+#[test]
+fn a_killed_run_resumes_to_the_same_bits() {
+    let place = Playground::new();
+    let long = [
+        "--set",
+        "train.steps=20",
+        "--set",
+        "alignment.encoder=good",
+        "--device",
+        "cpu",
+    ];
+    let train = |out: &str, extra: &[&str]| -> Vec<String> {
+        let mut all = vec!["train", "base.toml", "--out", out];
+        all.extend(long);
+        all.extend(extra);
+        all.into_iter().map(str::to_owned).collect()
+    };
+    let whole = train("whole", &[]);
+    let whole: Vec<&str> = whole.iter().map(String::as_str).collect();
+    place.run(&whole).expect(0, &[]);
+
+    let resume = train("killed", &["--resume"]);
+    let resume: Vec<&str> = resume.iter().map(String::as_str).collect();
+    let log = place.path("killed/metrics.jsonl");
+    // Different in every run of the test; any step must do.
+    let clock = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap();
+    let mut seed = u64::from(clock.subsec_nanos());
+    let mut kills = 0;
+    let mut steps = Vec::new();
+    for third in 0..3 {
+        seed = data::seed::derive(seed, "kill", &[third]);
+        let step = third as usize * 6 + 1 + (seed % 6) as usize;
+        steps.push(step);
+        kills += usize::from(kill_after(&place, &resume, &log, step));
+    }
+    eprintln!("killed at about steps {steps:?}");
+    assert!(
+        kills >= 2,
+        "the runs ended before they could be killed: {steps:?}"
+    );
+    place.run(&resume).expect(0, &[]);
+    assert_eq!(
+        trained(&place.path("killed")),
+        trained(&place.path("whole")),
+        "{steps:?}"
+    );
+}
+
+#[test]
+fn a_killed_sweep_is_completed_by_the_next() {
+    let place = Playground::new();
+    place.sweep(&["--out", "whole"]).expect(0, &[]);
+    let log = place
+        .path("runs/small/cells")
+        .join(CELLS[1])
+        .join("metrics.jsonl");
+    let arguments = ["sweep", "experiment.toml", "--device", "cpu"];
+    assert!(kill_after(&place, &arguments, &log, 3));
+    place.sweep(&[]).expect(0, &["3 done"]);
+    for cell in CELLS {
+        assert_eq!(
+            trained(&place.path("runs/small/cells").join(cell)),
+            trained(&place.path("whole/small/cells").join(cell)),
+            "{cell}"
+        );
+    }
+}
+
+#[test]
+fn a_broken_encoder_fails_its_cells_and_no_others() {
+    let place = Playground::new();
+    for (broken, reason) in [
+        ("nan_tokens", "NaN"),
+        ("wrong_shape", "shape"),
+        ("not_an_encoder", "does not return patch tokens"),
+    ] {
+        place.add_encoder(broken);
+        place.edit(
+            "experiment.toml",
+            "\"good\"]",
+            &format!("\"{broken}\", \"good\"]"),
+        );
+        place
+            .sweep(&["--set", "train.steps=2"])
+            .expect(1, &["failed", broken, reason]);
+        let failed: Vec<_> = results(&place)
+            .into_iter()
+            .filter(|(_, status, _)| status == "failed")
+            .collect();
+        let [(cell, _, told)] = &failed[..] else {
+            panic!("{failed:?}");
+        };
+        assert!(
+            cell.contains(broken) && told.contains(reason),
+            "{cell}: {told}"
+        );
+        assert_eq!(
+            statuses(&place)
+                .iter()
+                .filter(|status| *status == "done")
+                .count(),
+            3
+        );
+        place.edit("experiment.toml", &format!("\"{broken}\", "), "");
+    }
+}
+
+#[test]
+fn encoders_that_are_not_here_are_skipped_with_the_way_to_get_them() {
+    let place = Playground::new();
+    place.edit("experiment.toml", "\"good\"]", "\"good\", \"paper27\"]");
+    let outcome = place
+        .sweep(&["--set", "train.steps=2"])
+        .expect(0, &["3 done, 0 failed, 27 skipped", "python -m export"]);
+    let skipped = outcome
+        .stderr
+        .lines()
+        .filter(|line| line.contains("skipped:"))
+        .count();
+    assert_eq!(skipped, 1, "one compact line");
+    let reasons = results(&place)
+        .into_iter()
+        .filter(|(_, status, _)| status == "skipped");
+    assert!(
+        reasons
+            .into_iter()
+            .all(|(.., reason)| reason.contains("python -m export"))
+    );
+}
+
+#[test]
+fn shards_share_the_cells_out_and_together_finish() {
+    let place = Playground::new();
+    for shard in ["1/2", "2/2"] {
+        place
+            .sweep(&["--shard", shard, "--set", "train.steps=2"])
+            .expect(0, &[]);
+    }
+    assert_eq!(statuses(&place), ["done"; 3]);
+    place
+        .sweep(&["--set", "train.steps=2"])
+        .expect(0, &["0 to run"]);
+}
+
+#[test]
+fn cells_of_a_cohort_train_as_they_would_alone() {
+    // With one encoder, both recipes share its batches and tokens.
+    let place = Playground::new();
+    place.write(
+        "recipes/repa.toml",
+        "[alignment]\nhead = { kind = \"mlp\", width = 32 }\n",
+    );
+    place.edit(
+        "experiment.toml",
+        "[\"none\", \"irepa\"]",
+        "[\"repa\", \"irepa\"]",
+    );
+    place.edit("experiment.toml", "\"hog-vit-g4_d128\", ", "");
+    place.sweep(&[]).expect(0, &["2 done"]);
+    place
+        .sweep(&["--out", "alone", "--only", "*.repa.*"])
+        .expect(0, &[]);
+    place
+        .sweep(&["--out", "alone", "--only", "*.irepa.*"])
+        .expect(0, &[]);
+    for cell in ["sit-xs4.repa.good.s0", "sit-xs4.irepa.good.s0"] {
+        assert_eq!(
+            trained(&place.path("runs/small/cells").join(cell)),
+            trained(&place.path("alone/small/cells").join(cell)),
+            "{cell}"
+        );
+    }
+}
+
+#[test]
+fn a_checkpoint_gives_samples_as_pngs_and_as_npz() {
+    let place = Playground::new();
+    let train = ["train", "base.toml", "--out", "run", "--device", "cpu"];
+    place.run(&train).expect(0, &[]);
+    place.run(&train).expect(2, &["--resume", "--out"]);
+    let checkpoint = "run/checkpoints/step-0000006";
+    place
+        .run(&[
+            "sample", checkpoint, "--count", "5", "--labels", "0,2", "--out", "pngs",
+        ])
+        .expect(0, &[]);
+    assert_eq!(fs::read_dir(place.path("pngs")).unwrap().count(), 6);
+    place
+        .run(&["sample", checkpoint, "--count", "3", "--out", "three.npz"])
+        .expect(0, &[]);
+    let file = fs::File::open(place.path("three.npz")).unwrap();
+    let mut npz = ndarray_npy::NpzReader::new(file).unwrap();
+    let images: ndarray::Array4<u8> = npz.by_name("arr_0").unwrap();
+    assert_eq!(images.dim(), (3, 16, 16, 3));
+    place
+        .run(&["sample", checkpoint, "--labels", "99"])
+        .expect(2, &["99", "classes 0 to 8"]);
+}
