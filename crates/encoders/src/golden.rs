@@ -22,11 +22,6 @@ impl Golden {
         }
     }
 
-    pub(crate) fn names(&self) -> Vec<String> {
-        let tensors = SafeTensors::deserialize(&self.bytes).unwrap();
-        tensors.names().into_iter().map(str::to_owned).collect()
-    }
-
     fn values<T>(&self, name: &str, dtype: Dtype, read: impl Fn(&[u8]) -> T) -> ArrayD<T> {
         let tensors = SafeTensors::deserialize(&self.bytes).unwrap();
         let view = tensors.tensor(name).unwrap();

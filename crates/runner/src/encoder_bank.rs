@@ -51,7 +51,6 @@ impl EncoderBank {
         let options = LoadOptions {
             device: self.device,
             resolution: i64::from(resolution),
-            ..LoadOptions::default()
         };
         self.registry.load(name, &options)
     }

@@ -187,7 +187,7 @@ impl Checkpoint {
         let manifest = Manifest {
             format: FORMAT,
             step: self.step,
-            cursor: self.cursor.clone(),
+            cursor: self.cursor,
             config_hash: self.config_hash.clone(),
             files,
         };

@@ -95,7 +95,7 @@ pub enum SweepError {
         /// The experiment file.
         experiment: PathBuf,
         /// Why not.
-        source: DataError,
+        source: Box<DataError>,
     },
     /// `--only` is no glob, or matches nothing.
     #[error("--only {glob}: {reason}")]
@@ -320,7 +320,7 @@ fn prepare(
             .get(&data.path, split)
             .map_err(|source| SweepError::Data {
                 experiment: origin.to_owned(),
-                source,
+                source: Box::new(source),
             })
     };
     let training = open(data.training_split())?;
@@ -330,7 +330,7 @@ fn prepare(
         training.fingerprint(),
         bank.identity(&cell.config.alignment.encoders())
     );
-    let judge = bank.identity(&[cell.config.evaluate.fd_encoder.clone()]);
+    let judge = bank.identity(std::slice::from_ref(&cell.config.evaluate.fd_encoder));
     let hash = cell
         .config
         .hash(&format!("{identity} {} {judge}", reference.fingerprint()));

@@ -127,6 +127,9 @@ impl Window {
     }
 }
 
+/// Weights and votes of neighbouring pixels, pair by pair.
+type Clip<'a> = (&'a [[f32; 4]], &'a [[f32; BINS]]);
+
 impl Run {
     /// The weights and votes of the run's pixels inside the image, for a keypoint at `(y, x)`.
     fn clip<'a>(
@@ -134,7 +137,7 @@ impl Run {
         window: &'a Window,
         votes: &'a Votes,
         (y, x): (usize, usize),
-    ) -> Option<(&'a [[f32; 4]], &'a [[f32; BINS]])> {
+    ) -> Option<Clip<'a>> {
         let row = (y + self.row)
             .checked_sub(REACH)
             .filter(|row| *row < votes.height)?;
@@ -168,9 +171,7 @@ fn region(corner: (isize, isize)) -> u8 {
 
 /// Sums weighted votes into the cells of `MASK`. The mask is constant so that the sums stay in
 /// registers and cells outside the descriptor cost nothing.
-fn accumulate<'a, const MASK: u8>(
-    runs: impl Iterator<Item = (&'a [[f32; 4]], &'a [[f32; BINS]])>,
-) -> [[f32; BINS]; 4] {
+fn accumulate<'a, const MASK: u8>(runs: impl Iterator<Item = Clip<'a>>) -> [[f32; BINS]; 4] {
     let mut sums = [[0.0; BINS]; 4];
     for (weights, votes) in runs {
         let mut part = [[0.0; BINS]; 4];
