@@ -19,11 +19,11 @@ pub enum EncoderError {
     },
 
     /// The encoder is known, but its file is not on this machine.
-    #[error("encoder {name} is not here: {}.pt was looked for in {}; get it with `{hint}`", .name, folders(.searched))]
+    #[error("encoder {name} is not here: {}.pt was looked for in {}; {hint}", .name, folders(.searched))]
     Missing {
         /// The encoder.
         name: String,
-        /// The command that makes or fetches the file.
+        /// How to get the file.
         hint: String,
         /// Where it was looked for.
         searched: Vec<PathBuf>,

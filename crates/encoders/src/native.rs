@@ -29,14 +29,15 @@ impl Native {
     /// The native encoder of that name, if it is one: `hog`, `hog-g16_d128_ppc2_cb4`, `sift`,
     /// `siftopencv`. Upstream writes three parts, `hog-vit-g16_d128`; the middle one says nothing.
     pub(crate) fn named(name: &str, resolution: i64) -> Option<Result<Self, ClassicError>> {
-        let mut parts = name.split('-');
-        let method = match parts.next()? {
-            "hog" => match parts.next_back().map(str::parse).transpose() {
-                Ok(config) => Method::Hog(config.unwrap_or_default()),
+        let parts: Vec<&str> = name.split('-').collect();
+        let method = match parts[..] {
+            ["hog"] => Method::Hog(HogConfig::default()),
+            ["hog", config] | ["hog", _, config] => match config.parse() {
+                Ok(config) => Method::Hog(config),
                 Err(error) => return Some(Err(error)),
             },
-            "sift" => Method::Sift,
-            "siftopencv" => Method::SiftOpenCv,
+            ["sift"] | ["sift", _, _] => Method::Sift,
+            ["siftopencv"] | ["siftopencv", _, _] => Method::SiftOpenCv,
             _ => return None,
         };
         Some(Ok(Self::new(name, method, resolution)))

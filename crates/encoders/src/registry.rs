@@ -43,7 +43,7 @@ pub enum Status {
     },
     /// Not on this machine.
     Missing {
-        /// The command that gets it.
+        /// How to get it.
         hint: String,
     },
 }
@@ -213,7 +213,10 @@ fn load_file(path: &Path, name: &str, options: &LoadOptions) -> Result<TorchScri
 }
 
 fn hint(name: &str) -> String {
-    format!("(cd crates/encoders/python && python -m export {name} --out ../../../pretrained)")
+    format!(
+        "trace it to pretrained/{name}.pt with a sidecar pretrained/{name}.toml, as the \
+         documentation of the encoders crate shows (cargo doc -p encoders --open)"
+    )
 }
 
 /// The encoders that a set's name stands for: `paper27`.

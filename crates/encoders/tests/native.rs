@@ -54,6 +54,19 @@ fn upstreams_three_part_names_and_configurations_are_understood() {
 }
 
 #[test]
+fn a_typo_after_a_native_name_is_not_that_encoder() {
+    for name in ["sift-xyz", "sif", "hog-a-b-c"] {
+        let error = Registry::new(&[])
+            .load(name, &LoadOptions::default())
+            .unwrap_err();
+        assert!(
+            matches!(error, EncoderError::Unknown { .. }),
+            "{name}: {error}"
+        );
+    }
+}
+
+#[test]
 fn small_images_are_enlarged_to_the_studys_resolution() {
     let images = Tensor::randint(256, [2, 3, 64, 64], (Kind::Uint8, Device::Cpu));
     for name in ["hog", "sift", "siftopencv"] {

@@ -219,7 +219,7 @@ fn a_missing_encoder_says_how_to_get_it() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains("python -m export webssl-vit-dino1b_full2b_224"),
+        error.contains("pretrained/webssl-vit-dino1b_full2b_224.pt"),
         "{error}"
     );
     assert!(

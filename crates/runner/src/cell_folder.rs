@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use training::Config;
 
-use crate::results::{ResultRow, write_atomically};
+use crate::atomic_file;
+use crate::results::ResultRow;
 
 /// Why a cell's folder cannot be used.
 #[derive(Debug, Error)]
@@ -36,6 +37,10 @@ pub struct CellResult {
     pub hash: String,
     /// Device, precision and threads, in words.
     pub hardware: String,
+    /// When the cell was started or continued, in seconds since 1970.
+    pub started_at: u64,
+    /// When it ended, in seconds since 1970.
+    pub finished_at: u64,
     /// The row.
     #[serde(flatten)]
     pub row: ResultRow,
@@ -80,7 +85,7 @@ impl CellFolder {
     pub fn write_result(&self, result: &CellResult) -> Result<(), CellFolderError> {
         self.create()?;
         let path = self.path.join("result.json");
-        write_atomically(&path, |file| {
+        atomic_file::write(&path, |file| {
             serde_json::to_writer_pretty(&mut *file, result)?;
             file.write_all(b"\n")
         })
@@ -96,7 +101,7 @@ impl CellFolder {
         let path = self.path.join("config.toml");
         let text = toml::to_string(config)
             .map_err(|error| io_error("write", &path, io::Error::other(error)))?;
-        write_atomically(&path, |file| file.write_all(text.as_bytes()))
+        atomic_file::write(&path, |file| file.write_all(text.as_bytes()))
             .map_err(|source| io_error("write", &path, source))
     }
 

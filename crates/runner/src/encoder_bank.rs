@@ -22,9 +22,9 @@ impl EncoderBank {
         let names = config.alignment.encoders().into_iter().chain(judge);
         names
             .filter_map(|name| match self.registry.status(&name) {
-                Ok(Status::Missing { hint }) => Some(format!(
-                    "{name} is not on this machine; get it with `{hint}`"
-                )),
+                Ok(Status::Missing { hint }) => {
+                    Some(format!("{name} is not on this machine; {hint}"))
+                }
                 _ => None,
             })
             .next()

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use data::{DataError, Dataset};
+use data::{Batch, DataError, Dataset};
 use encoders::{Encoder, EncoderError};
 use metrics::MetricsError;
 use metrics::quality::{Moments, frechet_distance};
@@ -71,7 +71,7 @@ pub fn pooled_features(
 }
 
 impl Reference {
-    /// Features of the first `limit` images of the data set (all when 0), in its order.
+    /// Features of `evaluate.reference_images` images of the data set, all when 0.
     /// They are kept in `cache` and read from there when it is of the same `key`.
     ///
     /// # Errors
@@ -91,14 +91,9 @@ impl Reference {
         let mut rows = Vec::new();
         let mut labels = Vec::new();
         let mut width = 0;
-        let indices: Vec<u64> = (0..total).collect();
-        for chunk in indices.chunks(BATCH) {
-            let batch = data::read_batch(
-                dataset.as_ref(),
-                chunk,
-                config.data.resolution,
-                config.data.background,
-            )?;
+        let indices = evenly_spaced(total, dataset.len());
+        for batch in batches(dataset, &indices, config) {
+            let batch = batch?;
             labels.extend_from_slice(&batch.labels);
             let images = images_to_device(&batch, device)?;
             let features = pooled_features(encoder, &images, device, |_| {})?;
@@ -137,6 +132,23 @@ impl Reference {
             .copied()
             .collect()
     }
+}
+
+/// The images at `indices`, a few at a time.
+fn batches<'a>(
+    dataset: &'a Arc<dyn Dataset>,
+    indices: &'a [u64],
+    config: &'a Config,
+) -> impl Iterator<Item = Result<Batch, DataError>> + 'a {
+    let data = &config.data;
+    indices
+        .chunks(BATCH)
+        .map(|chunk| data::read_batch(dataset.as_ref(), chunk, data.resolution, data.background))
+}
+
+/// `count` of `total` indices: data sets are often sorted by class, so the first ones would not do.
+fn evenly_spaced(count: u64, total: u64) -> Vec<u64> {
+    (0..count).map(|index| index * total / count).collect()
 }
 
 fn limit(dataset: &Arc<dyn Dataset>, wanted: usize) -> u64 {
@@ -178,7 +190,7 @@ fn write_cache(path: &Path, features: &Array2<f32>, labels: &[i64]) {
     }
 }
 
-/// LDS, CDS, SRSS and RMSC of an encoder over the first `count` images of a data set. Alpha
+/// LDS, CDS, SRSS and RMSC of an encoder over `count` images of a data set. Alpha
 /// channels are the foreground masks of SRSS.
 ///
 /// # Errors
@@ -197,18 +209,10 @@ pub fn spatial_metrics(
     };
     let total = dataset.len();
     let count = (count as u64).min(total);
-    // Evenly spaced: data sets are often sorted by class.
-    let indices: Vec<u64> = (0..count)
-        .map(|index| index * total / count.max(1))
-        .collect();
+    let indices = evenly_spaced(count, total);
     let mut images = Vec::new();
-    for chunk in indices.chunks(BATCH) {
-        let batch = data::read_batch(
-            dataset.as_ref(),
-            chunk,
-            config.data.resolution,
-            config.data.background,
-        )?;
+    for batch in batches(dataset, &indices, config) {
+        let batch = batch?;
         let tokens = encoder.encode(&images_to_device(&batch, device)?)?.patch;
         let tokens = tensors::array3(&tokens)?;
         let masks = batch

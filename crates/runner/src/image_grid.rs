@@ -7,7 +7,7 @@ use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder, ImageError};
 use ndarray::{ArrayView3, ArrayView4};
 
-use crate::results::write_atomically;
+use crate::atomic_file;
 
 /// Side that small samples are enlarged to, in pixels.
 const VISIBLE_SIDE: usize = 128;
@@ -164,7 +164,7 @@ pub fn write_image(
 }
 
 fn write_png(path: &Path, rgb: &[u8], width: u32, height: u32) -> Result<(), ImageGridError> {
-    write_atomically(path, |file| {
+    atomic_file::write(path, |file| {
         // Enlarged images repeat their lines, which only the adaptive filters notice.
         PngEncoder::new_with_quality(&mut *file, CompressionType::Best, FilterType::Adaptive)
             .write_image(rgb, width, height, ExtendedColorType::Rgb8)

@@ -26,6 +26,7 @@
 //! # }
 //! ```
 
+mod atomic_file;
 pub mod cell_folder;
 pub mod config_file;
 pub mod encoder_bank;

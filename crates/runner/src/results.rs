@@ -1,10 +1,12 @@
 //! `results.csv`: one row a cell of a sweep, written whole or not at all.
 
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+use crate::atomic_file;
 
 /// The columns of `results.csv`, in their order. Equal to the fields of [`ResultRow`].
 pub const COLUMNS: [&str; 26] = [
@@ -118,6 +120,38 @@ pub struct ResultRow {
 }
 
 impl ResultRow {
+    /// A row that says nothing but the cell's id and how it ended.
+    pub fn empty(cell: &str, status: Status) -> Self {
+        Self {
+            cell: cell.to_owned(),
+            status,
+            encoder: String::new(),
+            recipe: String::new(),
+            model: String::new(),
+            variant: String::new(),
+            seed: 0,
+            steps: None,
+            denoising_loss: None,
+            alignment_loss: None,
+            fid: None,
+            sfid: None,
+            inception_score: None,
+            precision: None,
+            recall: None,
+            kid: None,
+            fd_encoder: String::new(),
+            fd: None,
+            lds: None,
+            cds: None,
+            srss: None,
+            rmsc: None,
+            linear_probe: None,
+            steps_per_s: None,
+            peak_memory_mib: None,
+            reason: String::new(),
+        }
+    }
+
     /// Whether the cell trains without alignment: recipe `none` or empty.
     pub fn is_baseline(&self) -> bool {
         self.recipe.is_empty() || self.recipe == "none"
@@ -172,7 +206,7 @@ pub enum ResultsError {
 /// # Errors
 /// [`ResultsError::Write`] when the folder is missing or not writable, or the disk is full.
 pub fn write_csv(path: &Path, rows: &[ResultRow]) -> Result<(), ResultsError> {
-    write_atomically(path, |file| {
+    atomic_file::write(path, |file| {
         let mut csv = csv::WriterBuilder::new()
             .has_headers(false)
             .from_writer(file);
@@ -276,37 +310,11 @@ fn row_error(
     }
 }
 
-/// Writes a whole file or nothing: into a temporary file in the same folder, flushed to the disk,
-/// then renamed over `path`. On an error the temporary file is removed and `path` is as before.
-pub(crate) fn write_atomically(
-    path: &Path,
-    write: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>,
-) -> io::Result<()> {
-    let name = path
-        .file_name()
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path names no file"))?;
-    let temporary = path.with_file_name(format!(
-        ".{}.{}.tmp",
-        name.to_string_lossy(),
-        std::process::id()
-    ));
-    let written = File::create(&temporary).and_then(|file| {
-        let mut buffered = BufWriter::new(&file);
-        write(&mut buffered)?;
-        buffered.flush()?;
-        drop(buffered);
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    });
-    if written.is_err() {
-        // The first error is the one to report; there may be no file to remove.
-        let _ = fs::remove_file(&temporary);
-    }
-    written
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::io::Write;
+
     use super::*;
 
     fn row() -> ResultRow {
@@ -460,7 +468,7 @@ mod tests {
         let path = folder.path().join("results.csv");
         write_csv(&path, &[row()]).unwrap();
         let before = fs::read(&path).unwrap();
-        let error = write_atomically(&path, |file| {
+        let error = atomic_file::write(&path, |file| {
             file.write_all(b"half")?;
             Err(io::Error::from(io::ErrorKind::StorageFull))
         })

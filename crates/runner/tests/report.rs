@@ -47,32 +47,12 @@ fn row(encoder: &str, recipe: &str) -> ResultRow {
         _ => format!("sit-xs4.{recipe}.{encoder}.s0"),
     };
     ResultRow {
-        cell,
-        status: Status::Done,
         encoder: encoder.into(),
         recipe: recipe.into(),
         model: "sit-xs4".into(),
         variant: "velocity".into(),
-        seed: 0,
         steps: Some(STEPS),
-        denoising_loss: None,
-        alignment_loss: None,
-        fid: None,
-        sfid: None,
-        inception_score: None,
-        precision: None,
-        recall: None,
-        kid: None,
-        fd_encoder: String::new(),
-        fd: None,
-        lds: None,
-        cds: None,
-        srss: None,
-        rmsc: None,
-        linear_probe: None,
-        steps_per_s: None,
-        peak_memory_mib: None,
-        reason: String::new(),
+        ..ResultRow::empty(&cell, Status::Done)
     }
 }
 

@@ -1,10 +1,11 @@
-//! Directions of gradients without the library's arc tangent: branch-free, so that loops over
-//! pixels become vector code.
+//! Directions of gradients, eight at a time.
 
-/// Direction of the vector `(x, y)` in eighths of a turn, 0..=8, from +x towards +y. Accurate to
+use wide::f32x8;
+
+/// Directions of the vectors `(x, y)` in eighths of a turn, 0..=8, from +x towards +y. Accurate to
 /// 1e-6. The zero vector has direction 0.
-#[inline(always)]
-pub(super) fn eighths(y: f32, x: f32) -> f32 {
+#[inline]
+pub(super) fn eighths(y: f32x8, x: f32x8) -> f32x8 {
     // Minimax polynomial of atan(t) * 4 / pi over 0..=1, error 5e-8.
     const ATAN: [f32; 8] = [
         1.273_238_7,
@@ -16,45 +17,50 @@ pub(super) fn eighths(y: f32, x: f32) -> f32 {
         0.027_836_763,
         -0.005_162_43,
     ];
-    let (min, max) = ordered(x, y);
-    let t = min / max.max(f32::MIN_POSITIVE);
+    let (min, max) = (x.abs().min(y.abs()), x.abs().max(y.abs()));
+    let t = min / max.max(f32x8::splat(f32::MIN_POSITIVE));
     let t2 = t * t;
-    let series = ATAN.iter().rev().fold(0.0, |sum, c| sum * t2 + c);
+    let mut series = f32x8::splat(ATAN[7]);
+    for c in ATAN.iter().rev().skip(1) {
+        series = series * t2 + f32x8::splat(*c);
+    }
     unfold(series * t, 2.0, y, x)
 }
 
-/// Direction of `(x, y)` in degrees, 0..=360, by the polynomial of OpenCV's `fastAtan2`, whose
+/// Directions of `(x, y)` in degrees, 0..=360, by the polynomial of OpenCV's `fastAtan2`, whose
 /// error of up to 0.3 degrees is part of its SIFT.
-#[inline(always)]
-pub(super) fn fast_atan2(y: f32, x: f32) -> f32 {
-    let (min, max) = ordered(x, y);
-    let t = min / (max + f64::EPSILON as f32);
+#[inline]
+pub(super) fn fast_atan2(y: f32x8, x: f32x8) -> f32x8 {
+    let (min, max) = (x.abs().min(y.abs()), x.abs().max(y.abs()));
+    let t = min / (max + f32x8::splat(f64::EPSILON as f32));
     let t2 = t * t;
-    let series = ((-2.539_724_6 * t2 + 8.914_001) * t2 - 18.667_446) * t2 + 57.283_627;
+    let series = [8.914_001, -18.667_446, 57.283_627]
+        .iter()
+        .fold(f32x8::splat(-2.539_724_6), |series, c| {
+            series * t2 + f32x8::splat(*c)
+        });
     unfold(series * t, 90.0, y, x)
 }
 
-#[inline(always)]
-fn ordered(x: f32, y: f32) -> (f32, f32) {
-    let (x, y) = (x.abs(), y.abs());
-    if x < y { (x, y) } else { (y, x) }
-}
-
-/// Brings an angle of the first octant to the octant of `(x, y)`; `right` is a right angle.
-#[inline(always)]
-fn unfold(angle: f32, right: f32, y: f32, x: f32) -> f32 {
-    let angle = if y.abs() > x.abs() {
-        right - angle
-    } else {
-        angle
-    };
-    let angle = if x < 0.0 { 2.0 * right - angle } else { angle };
-    if y < 0.0 { 4.0 * right - angle } else { angle }
+/// Brings angles of the first octant to the octant of `(x, y)`; `right` is a right angle.
+#[inline]
+fn unfold(angle: f32x8, right: f32, y: f32x8, x: f32x8) -> f32x8 {
+    let turned = |angle, turns: f32| f32x8::splat(turns * right) - angle;
+    let angle = y
+        .abs()
+        .simd_gt(x.abs())
+        .bitselect(turned(angle, 1.0), angle);
+    let angle = x.simd_lt(f32x8::ZERO).bitselect(turned(angle, 2.0), angle);
+    y.simd_lt(f32x8::ZERO).bitselect(turned(angle, 4.0), angle)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn one(direction: fn(f32x8, f32x8) -> f32x8, y: f32, x: f32) -> f32 {
+        direction(f32x8::splat(y), f32x8::splat(x)).to_array()[3]
+    }
 
     #[test]
     fn eighths_agree_with_the_library_all_around() {
@@ -64,15 +70,15 @@ mod tests {
             let exact = f64::from(y)
                 .atan2(f64::from(x))
                 .rem_euclid(std::f64::consts::TAU);
-            let off = f64::from(eighths(y, x)) - exact * 4.0 / std::f64::consts::PI;
+            let off = f64::from(one(eighths, y, x)) - exact * 4.0 / std::f64::consts::PI;
             assert!(
                 off.abs() < 1e-6 || (off.abs() - 8.0).abs() < 1e-6,
                 "{angle}: {off}"
             );
         }
-        assert_eq!(eighths(0.0, 0.0), 0.0);
-        assert_eq!(eighths(0.0, -2.0), 4.0);
-        assert_eq!(eighths(1.0, 0.0), 2.0);
+        assert_eq!(one(eighths, 0.0, 0.0), 0.0);
+        assert_eq!(one(eighths, 0.0, -2.0), 4.0);
+        assert_eq!(one(eighths, 1.0, 0.0), 2.0);
     }
 
     #[test]
@@ -80,14 +86,14 @@ mod tests {
         for i in 0..=3600 {
             let degrees = f64::from(i) / 10.0;
             let (y, x) = degrees.to_radians().sin_cos();
-            let off = f64::from(fast_atan2(y as f32, x as f32)) - degrees;
+            let off = f64::from(one(fast_atan2, y as f32, x as f32)) - degrees;
             assert!(
                 off.abs() < 0.3 || (off.abs() - 360.0).abs() < 0.3,
                 "{degrees}: {off}"
             );
         }
-        assert_eq!(fast_atan2(0.0, 0.0), 0.0);
-        assert_eq!(fast_atan2(0.0, -1.0), 180.0);
-        assert_eq!(fast_atan2(-1.0, 0.0), 270.0);
+        assert_eq!(one(fast_atan2, 0.0, 0.0), 0.0);
+        assert_eq!(one(fast_atan2, 0.0, -1.0), 180.0);
+        assert_eq!(one(fast_atan2, -1.0, 0.0), 270.0);
     }
 }

@@ -77,12 +77,14 @@ pub trait Pixel: Copy + Send + Sync {
 }
 
 impl Pixel for u8 {
+    #[inline]
     fn value(self) -> f32 {
         f32::from(self)
     }
 }
 
 impl Pixel for f32 {
+    #[inline]
     fn value(self) -> f32 {
         self
     }

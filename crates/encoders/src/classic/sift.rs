@@ -4,6 +4,7 @@
 use std::f32::consts::{PI, SQRT_2};
 
 use ndarray::{Array3, ArrayView3, ArrayView4};
+use wide::f32x8;
 
 use super::angle::eighths;
 use super::{ClassicError, Pixel, SIFT_DIM, SIFT_STRIDE, encode_images, map_rgb, sift_size};
@@ -54,9 +55,26 @@ pub fn sift<P: Pixel>(images: ArrayView4<'_, P>) -> Result<Array3<f32>, ClassicE
     ))
 }
 
-type Patch<const N: usize> = [[f32; N]; N];
+/// A patch of N x N samples. Each row has one sample of repeated border in front and, after the
+/// samples and the border behind them, room for whole vectors: S >= 8 ceil(N / 8) + 8.
+struct Patch<const N: usize, const S: usize>([[f32; S]; N]);
 
-/// A grey image in 0..=1.
+type OrientationPatch = Patch<ORIENTATION_PATCH, 32>;
+type DescriptorPatch = Patch<PATCH, 56>;
+
+impl<const N: usize, const S: usize> Patch<N, S> {
+    /// The rows above, at and below `y`, the border repeated.
+    fn rows(&self, y: usize) -> [&[f32; S]; 3] {
+        [
+            &self.0[y.saturating_sub(1)],
+            &self.0[y],
+            &self.0[(y + 1).min(N - 1)],
+        ]
+    }
+}
+
+/// A grey image in 0..=1, its last row and column repeated once, so that the four neighbours of any
+/// position inside the image exist.
 struct Grey<'a> {
     values: &'a [f32],
     height: usize,
@@ -70,6 +88,13 @@ impl<'a> Grey<'a> {
             let [r, g, b] = [r, g, b].map(|v| v.value() / 255.0);
             0.299 * r + 0.587 * g + 0.114 * b
         });
+        let stride = width + 1;
+        values.resize((height + 1) * stride, 0.0);
+        for y in (0..height).rev() {
+            values.copy_within(y * width..(y + 1) * width, y * stride);
+            values[y * stride + width] = values[y * stride + width - 1];
+        }
+        values.copy_within((height - 1) * stride..height * stride, height * stride);
         Self {
             values,
             height,
@@ -84,56 +109,74 @@ impl<'a> Grey<'a> {
         centre(self.height).flat_map(move |y| columns.clone().map(move |x| (x as f32, y as f32)))
     }
 
-    /// An N x N patch of the frame at `centre` turned by `angle`, sampled bilinearly with the
-    /// border repeated. kornia turns pixel positions into grid coordinates over W - 1 and back over
-    /// W, which stretches positions by W / (W - 1) and shifts them by half a pixel.
-    fn patch<const N: usize>(&self, (x, y): (f32, f32), angle: f32) -> Patch<N> {
+    /// A patch of the frame at `centre` turned by `angle`, sampled bilinearly with the border
+    /// repeated. kornia turns pixel positions into grid coordinates over W - 1 and back over W,
+    /// which stretches positions by W / (W - 1) and shifts them by half a pixel.
+    fn patch<const N: usize, const S: usize>(&self, (x, y): (f32, f32), angle: f32) -> Patch<N, S> {
         let (sin, cos) = angle.sin_cos();
         let (sin, cos) = (SCALE * sin, SCALE * cos);
-        let stretch = |side: usize| side as f32 / (side - 1) as f32;
-        let (stretch_x, stretch_y) = (stretch(self.width), stretch(self.height));
-        let (last_x, last_y) = ((self.width - 1) as f32, (self.height - 1) as f32);
         let base = |k: usize| (2 * k + 1) as f32 / N as f32 - 1.0;
-
-        let mut patch = [[0.0; N]; N];
-        for (row, out) in patch.iter_mut().enumerate() {
-            let v = base(row);
-            let mut position = [(0.0, 0.0); N];
-            for (col, position) in position.iter_mut().enumerate() {
-                let u = base(col);
-                let px = (x + (cos * u + sin * v)) * stretch_x - 0.5;
-                let py = (y + (cos * v - sin * u)) * stretch_y - 0.5;
-                *position = (px.clamp(0.0, last_x), py.clamp(0.0, last_y));
+        let mut patch = Patch([[0.0; S]; N]);
+        for start in (0..N).step_by(8) {
+            let u = f32x8::from(std::array::from_fn(|lane| base(start + lane)));
+            for (row, out) in patch.0.iter_mut().enumerate() {
+                let v = base(row);
+                let px = f32x8::splat(x) + (f32x8::splat(cos) * u + f32x8::splat(sin * v));
+                let py = f32x8::splat(y) + (f32x8::splat(cos * v) - f32x8::splat(sin) * u);
+                let samples = self.sample(px, py);
+                out[start + 1..start + 9].copy_from_slice(samples.as_array());
             }
-            for (out, (px, py)) in out.iter_mut().zip(position) {
-                *out = self.sample(px, py);
-            }
+        }
+        for row in &mut patch.0 {
+            row[0] = row[1];
+            row[N + 1] = row[N];
         }
         patch
     }
 
-    /// Bilinear sample at a position inside the image.
-    fn sample(&self, px: f32, py: f32) -> f32 {
-        let (x, y) = (px as usize, py as usize);
-        let (wx, wy) = (px - x as f32, py - y as f32);
-        let right = usize::from(x + 1 < self.width);
-        let at = y * self.width + x;
-        let below = if y + 1 < self.height {
-            at + self.width
-        } else {
-            at
+    /// Bilinear samples at frame positions.
+    #[inline]
+    fn sample(&self, x: f32x8, y: f32x8) -> f32x8 {
+        let pixel = |position: f32x8, side: usize| {
+            let stretch = side as f32 / (side - 1) as f32;
+            let at = position * f32x8::splat(stretch) - f32x8::splat(0.5);
+            // In this order a NaN becomes 0, which is an index.
+            at.max(f32x8::ZERO).min(f32x8::splat((side - 1) as f32))
         };
-        let v = self.values;
-        (1.0 - wy) * ((1.0 - wx) * v[at] + wx * v[at + right])
-            + wy * ((1.0 - wx) * v[below] + wx * v[below + right])
+        let (x, y) = (pixel(x, self.width), pixel(y, self.height));
+        let (column, row) = (x.fast_trunc_int(), y.fast_trunc_int());
+        let (wx, wy) = (x - column.round_float(), y - row.round_float());
+        let (column, row) = (column.to_array(), row.to_array());
+
+        let stride = self.width + 1;
+        let mut corners = [[0.0; 8]; 4];
+        for lane in 0..8 {
+            let at = row[lane] as usize * stride + column[lane] as usize;
+            let (upper, lower) = (&self.values[at..at + 2], &self.values[at + stride..]);
+            corners[0][lane] = upper[0];
+            corners[1][lane] = upper[1];
+            corners[2][lane] = lower[0];
+            corners[3][lane] = lower[1];
+        }
+        let [a, b, c, d] = corners.map(f32x8::from);
+        let (vx, vy) = (f32x8::ONE - wx, f32x8::ONE - wy);
+        vy * (vx * a + wx * b) + wy * (vx * c + wx * d)
     }
+}
+
+/// Eight samples of a row from `start`, which counts the border in front.
+#[inline]
+fn lanes<const S: usize>(row: &[f32; S], start: usize) -> f32x8 {
+    let mut lanes = [0.0; 8];
+    lanes.copy_from_slice(&row[start..start + 8]);
+    f32x8::from(lanes)
 }
 
 /// Windows and weights that every keypoint shares.
 struct Tables {
-    orientation_window: Patch<ORIENTATION_PATCH>,
+    orientation_window: [[f32; 24]; ORIENTATION_PATCH],
     smoothing: [f32; 5],
-    window: Patch<PATCH>,
+    window: [[f32; 48]; PATCH],
     pooling: [Pool; PATCH],
 }
 
@@ -158,29 +201,34 @@ impl Tables {
 
     /// Angle in radians by which kornia's `LAFOrienter` turns the frame: the peak of a smoothed
     /// histogram of gradient directions, refined by a parabola.
-    fn dominant_angle(&self, patch: &Patch<ORIENTATION_PATCH>) -> f32 {
+    fn dominant_angle(&self, patch: &OrientationPatch) -> f32 {
         const EPS: f32 = 1e-8;
         let mut histogram = [0.0; ANGLES];
         for (y, window) in self.orientation_window.iter().enumerate() {
-            let (above, row, below) = neighbours(patch, y);
-            let mut votes = [(0.0, 0.0); ORIENTATION_PATCH];
-            for (x, (vote, weight)) in votes.iter_mut().zip(window).enumerate() {
-                let (left, right) = (x.saturating_sub(1), (x + 1).min(ORIENTATION_PATCH - 1));
-                let sobel = |a: f32, b: f32, c: f32| (a + 2.0 * b + c) / 8.0;
-                let gx = sobel(above[right], row[right], below[right])
-                    - sobel(above[left], row[left], below[left]);
-                let gy = sobel(below[left], below[x], below[right])
-                    - sobel(above[left], above[x], above[right]);
-                let magnitude = (gx * gx + gy * gy + EPS).sqrt() * weight;
+            let [above, row, below] = patch.rows(y);
+            for start in (0..ORIENTATION_PATCH).step_by(8) {
+                let side = |at: usize| {
+                    lanes(above, at) + f32x8::splat(2.0) * lanes(row, at) + lanes(below, at)
+                };
+                let line = |row| {
+                    lanes(row, start)
+                        + f32x8::splat(2.0) * lanes(row, start + 1)
+                        + lanes(row, start + 2)
+                };
+                let gx = (side(start + 2) - side(start)) * f32x8::splat(1.0 / 8.0);
+                let gy = (line(below) - line(above)) * f32x8::splat(1.0 / 8.0);
+                let magnitude = (gx * gx + gy * gy + f32x8::splat(EPS)).sqrt();
+                let magnitude = magnitude * lanes(window, start);
                 // 36 (angle + 3 pi) / (2 pi), of which a whole turn drops out.
-                let position = eighths(gy, gx + EPS) * (ANGLES as f32 / 8.0) + 18.0;
-                *vote = (position, magnitude);
-            }
-            for (position, magnitude) in votes {
-                let bin = position as usize;
-                let part = position - bin as f32;
-                histogram[bin % ANGLES] += (1.0 - part) * magnitude;
-                histogram[(bin + 1) % ANGLES] += part * magnitude;
+                let position = eighths(gy, gx + f32x8::splat(EPS))
+                    * f32x8::splat(ANGLES as f32 / 8.0)
+                    + f32x8::splat(18.0);
+                let Votes { bin, lower, upper } = Votes::new(position, magnitude);
+                for lane in 0..8.min(ORIENTATION_PATCH - start) {
+                    let bin = bin[lane] as usize;
+                    histogram[bin % ANGLES] += lower[lane];
+                    histogram[(bin + 1) % ANGLES] += upper[lane];
+                }
             }
         }
 
@@ -210,45 +258,39 @@ impl Tables {
     }
 
     /// The descriptor of a patch, `(orientation, row, column)`.
-    fn describe(&self, patch: &Patch<PATCH>, token: &mut [f32]) {
+    fn describe(&self, patch: &DescriptorPatch, token: &mut [f32]) {
         const EPS: f32 = 1e-10;
         // Pooling is separable: each row of the patch is pooled along x first. One cell more than
         // there are takes the weight 0 of the last ones' neighbour.
-        let mut cells = [[[0.0; BINS]; CELLS + 1]; CELLS + 1];
+        let mut cells = [[f32x8::ZERO; CELLS + 1]; CELLS + 1];
         for (y, window) in self.window.iter().enumerate() {
-            let (above, row, below) = neighbours(patch, y);
-            let mut across = [0.0; PATCH];
-            for (x, gx) in across.iter_mut().enumerate() {
-                *gx = 0.5 * (row[(x + 1).min(PATCH - 1)] - row[x.saturating_sub(1)]);
-            }
-            let mut votes = [(0.0, 0.0); PATCH];
-            for (x, vote) in votes.iter_mut().enumerate() {
-                let (gx, gy) = (across[x], 0.5 * (below[x] - above[x]));
-                let magnitude = (gx * gx + gy * gy + EPS).sqrt() * window[x];
-                *vote = (eighths(gy, gx + EPS), magnitude);
-            }
+            let [above, row, below] = patch.rows(y);
             let mut pooled = [[0.0; BINS]; CELLS + 1];
-            for ((position, magnitude), pool) in votes.into_iter().zip(&self.pooling) {
-                let bin = position as usize;
-                let upper = (position - bin as f32) * magnitude;
-                let lower = magnitude - upper;
-                let (bin, next) = (bin % BINS, (bin + 1) % BINS);
-                pooled[pool.cell][bin] += pool.here * lower;
-                pooled[pool.cell][next] += pool.here * upper;
-                pooled[pool.cell + 1][bin] += pool.next * lower;
-                pooled[pool.cell + 1][next] += pool.next * upper;
+            for start in (0..PATCH).step_by(8) {
+                let half = f32x8::splat(0.5);
+                let gx = half * (lanes(row, start + 2) - lanes(row, start));
+                let gy = half * (lanes(below, start + 1) - lanes(above, start + 1));
+                let magnitude = (gx * gx + gy * gy + f32x8::splat(EPS)).sqrt();
+                let magnitude = magnitude * lanes(window, start);
+                let position = eighths(gy, gx + f32x8::splat(EPS));
+                let Votes { bin, lower, upper } = Votes::new(position, magnitude);
+                for (lane, pool) in self.pooling[start..].iter().take(8).enumerate() {
+                    let (bin, next) = (bin[lane] as usize % BINS, (bin[lane] + 1) as usize % BINS);
+                    let (lower, upper) = (lower[lane], upper[lane]);
+                    pooled[pool.cell][bin] += pool.here * lower;
+                    pooled[pool.cell][next] += pool.here * upper;
+                    pooled[pool.cell + 1][bin] += pool.next * lower;
+                    pooled[pool.cell + 1][next] += pool.next * upper;
+                }
             }
             let Pool { cell, here, next } = self.pooling[y];
             for (row, weight) in [(cell, here), (cell + 1, next)] {
-                for (sum, v) in cells[row]
-                    .as_flattened_mut()
-                    .iter_mut()
-                    .zip(pooled.as_flattened())
-                {
-                    *sum += weight * v;
+                for (sum, v) in cells[row].iter_mut().zip(pooled) {
+                    *sum += f32x8::splat(weight) * f32x8::from(v);
                 }
             }
         }
+        let cells = cells.map(|row| row.map(f32x8::to_array));
         for (i, out) in token.iter_mut().enumerate() {
             let (bin, row, col) = (i / (CELLS * CELLS), i / CELLS % CELLS, i % CELLS);
             *out = cells[row][col][bin];
@@ -260,17 +302,28 @@ impl Tables {
     }
 }
 
-/// The rows above, at and below `y`, the border repeated.
-fn neighbours<const N: usize>(patch: &Patch<N>, y: usize) -> (&[f32; N], &[f32; N], &[f32; N]) {
-    (
-        &patch[y.saturating_sub(1)],
-        &patch[y],
-        &patch[(y + 1).min(N - 1)],
-    )
+/// Votes of eight gradients for their two nearest of some orientation bins.
+struct Votes {
+    bin: [i32; 8],
+    lower: [f32; 8],
+    upper: [f32; 8],
 }
 
-/// A Gaussian window of sum 1.
-fn gaussian<const N: usize>(sigma: f32) -> Patch<N> {
+impl Votes {
+    #[inline]
+    fn new(position: f32x8, magnitude: f32x8) -> Self {
+        let bin = position.fast_trunc_int();
+        let upper = (position - bin.round_float()) * magnitude;
+        Self {
+            bin: bin.to_array(),
+            lower: (magnitude - upper).to_array(),
+            upper: upper.to_array(),
+        }
+    }
+}
+
+/// A Gaussian window of N x N samples and sum 1, its rows padded with zeros.
+fn gaussian<const N: usize, const S: usize>(sigma: f32) -> [[f32; S]; N] {
     let sigma = f64::from(sigma);
     let centre = (N - 1) as f64 / 2.0;
     let profile: [f64; N] = std::array::from_fn(|k| {
@@ -278,7 +331,11 @@ fn gaussian<const N: usize>(sigma: f32) -> Patch<N> {
         (-x * x / (2.0 * sigma * sigma)).exp()
     });
     let sum: f64 = profile.iter().sum();
-    std::array::from_fn(|y| std::array::from_fn(|x| (profile[y] * profile[x] / (sum * sum)) as f32))
+    let weight = |y: usize, x: usize| match profile.get(x) {
+        Some(value) => (profile[y] * value / (sum * sum)) as f32,
+        None => 0.0,
+    };
+    std::array::from_fn(|y| std::array::from_fn(|x| weight(y, x)))
 }
 
 /// The discrete Gaussian exp(-t) I_n(t) of variance t = 1.6^2 on five taps, of sum 1, with which

@@ -21,10 +21,24 @@ pub fn list() -> Result<ExitCode, Failure> {
             Status::Present { path, size } => {
                 format!("{} ({:.1} MB)", path.display(), size as f64 / 1e6)
             }
-            Status::Missing { hint } => format!("missing; {hint}"),
+            Status::Missing { .. } => {
+                let facts = encoders::PAPER27
+                    .iter()
+                    .find(|encoder| encoder.name == *name);
+                facts.map_or("missing".to_owned(), |facts| {
+                    format!(
+                        "missing; {:.0} M parameters, {}, weights: {}",
+                        facts.params_m, facts.licence, facts.weights
+                    )
+                })
+            }
         };
         println!("{name:width$}  {state}");
     }
+    println!(
+        "To add one that is missing, trace it to pretrained/NAME.pt with a sidecar \
+         pretrained/NAME.toml: see `cargo doc -p encoders --open`."
+    );
     Ok(ExitCode::SUCCESS)
 }
 

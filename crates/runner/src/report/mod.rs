@@ -29,7 +29,8 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use crate::results::{ResultsError, Status, write_atomically};
+use crate::atomic_file;
+use crate::results::{ResultsError, Status};
 use plots::Plots;
 use run_folder::Run;
 
@@ -118,7 +119,7 @@ pub fn build(run_dir: &Path) -> Result<Report, ReportError> {
 }
 
 fn write(path: &Path, text: &str) -> Result<(), ReportError> {
-    write_atomically(path, |file| file.write_all(text.as_bytes())).map_err(|source| {
+    atomic_file::write(path, |file| file.write_all(text.as_bytes())).map_err(|source| {
         ReportError::Write {
             path: path.to_owned(),
             source,

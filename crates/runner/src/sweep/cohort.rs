@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use data::Loader;
 use encoders::Encoder;
@@ -58,6 +58,7 @@ struct Active<'a> {
     run: Run,
     progress: CellProgress,
     _lock: CellLock,
+    started_at: u64,
     /// Seconds in this cell's own steps, and their number, since it was opened.
     seconds: f64,
     steps: u64,
@@ -207,6 +208,7 @@ impl Cohort {
             run,
             progress,
             _lock: lock,
+            started_at: now(),
             seconds: 0.0,
             steps: 0,
         })
@@ -369,6 +371,8 @@ impl Active<'_> {
         self.planned.folder.write_result(&CellResult {
             hash: self.planned.hash.clone(),
             hardware: hardware(context.device, config),
+            started_at: self.started_at,
+            finished_at: now(),
             row,
         })?;
         let line = format!("done, {}{fd}", loss.unwrap_or_default());
@@ -433,6 +437,8 @@ fn fail(
     let written = planned.folder.write_result(&CellResult {
         hash: planned.hash.clone(),
         hardware: hardware(context.device, &planned.cell.config),
+        started_at: now(),
+        finished_at: now(),
         row,
     });
     let line = format!("failed: {}", reason.0);
@@ -447,6 +453,13 @@ fn fail(
             .progress
             .print(&format!("{}: {error}", planned.cell.id));
     }
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |elapsed| elapsed.as_secs())
 }
 
 fn mean(values: impl Iterator<Item = Option<f64>>) -> Option<f64> {

@@ -19,6 +19,7 @@ use tch::Device;
 use thiserror::Error;
 use torch_ext::TorchError;
 
+use crate::atomic_file;
 use crate::cell_folder::{CellFolder, CellFolderError};
 use crate::config_file::ConfigError;
 use crate::encoder_bank::EncoderBank;
@@ -202,6 +203,13 @@ pub fn run(
     let todo = |planned: &Planned| options.fresh || !is_done(planned);
     print_plan(&plan, &cohorts, &missing, &selected, &folder, &todo);
     if options.dry_run {
+        for planned in cohorts.iter().flat_map(|cohort| &cohort.cells) {
+            let state = if todo(planned) { "to run" } else { "done" };
+            println!("{}\t{state}", planned.cell.id);
+        }
+        for id in missing.keys() {
+            println!("{id}\tskipped");
+        }
         return Ok(Outcome {
             folder,
             skipped: missing.len(),
@@ -360,7 +368,7 @@ fn create_run_folder(folder: &Path, plan: &Plan, device: &str) -> Result<(), Swe
     let path = folder.join("plan.toml");
     let text =
         toml::to_string(&plan.file(device)).map_err(|error| out(&path, io::Error::other(error)))?;
-    results::write_atomically(&path, |file| file.write_all(text.as_bytes()))
+    atomic_file::write(&path, |file| file.write_all(text.as_bytes()))
         .map_err(|source| out(&path, source))
 }
 
@@ -390,32 +398,12 @@ fn write_results(
 /// A row with no figures yet.
 pub(crate) fn empty_row(cell: &Cell, status: Status) -> ResultRow {
     ResultRow {
-        cell: cell.id.clone(),
-        status,
         encoder: cell.encoder.clone(),
         recipe: cell.recipe.clone(),
         model: cell.model.clone(),
         variant: cell.variant.clone(),
         seed: cell.seed,
-        steps: None,
-        denoising_loss: None,
-        alignment_loss: None,
-        fid: None,
-        sfid: None,
-        inception_score: None,
-        precision: None,
-        recall: None,
-        kid: None,
-        fd_encoder: String::new(),
-        fd: None,
-        lds: None,
-        cds: None,
-        srss: None,
-        rmsc: None,
-        linear_probe: None,
-        steps_per_s: None,
-        peak_memory_mib: None,
-        reason: String::new(),
+        ..ResultRow::empty(&cell.id, status)
     }
 }
 

@@ -71,7 +71,7 @@ fn flat_image_has_zero_tokens() {
 fn window_weights_sum_to_the_gaussian_inside_the_cells() {
     let window = Window::new();
     let votes = Votes {
-        bins: vec![[1.0; BINS]; 256 * 256],
+        bins: vec![wide::f32x8::ONE; 256 * 256],
         misplaced: Vec::new(),
         width: 256,
         height: 256,

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use wide::f32x8;
+
 use super::super::angle::fast_atan2;
 use super::{BINS, ORIENTATION};
 
@@ -9,7 +11,7 @@ use super::{BINS, ORIENTATION};
 pub(super) struct Votes {
     /// Gradient magnitude of each pixel, split between its two nearest orientations; zero on the
     /// border.
-    pub bins: Vec<[f32; BINS]>,
+    pub bins: Vec<f32x8>,
     /// Votes that OpenCV misplaces, by pixel index, ascending.
     pub misplaced: Vec<(usize, f32)>,
     /// Side lengths of the image.
@@ -21,25 +23,25 @@ impl Votes {
     pub(super) fn new(blurred: &[f32], width: usize) -> Self {
         let height = blurred.len() / width;
         let mut votes = Self {
-            bins: vec![[0.0; BINS]; blurred.len()],
+            bins: vec![f32x8::ZERO; blurred.len()],
             misplaced: Vec::new(),
             width,
             height,
         };
-        let mut gradients = vec![(0.0, 0.0); width.saturating_sub(2)];
+        let last = width.saturating_sub(1);
         for y in 1..height.saturating_sub(1) {
             let row = |y: usize| &blurred[y * width..(y + 1) * width];
-            let vertical = row(y - 1)[1..].iter().zip(&row(y + 1)[1..]);
-            for ((out, x), (above, below)) in
-                gradients.iter_mut().zip(row(y).windows(3)).zip(vertical)
-            {
-                let (dx, dy) = (x[2] - x[0], above - below);
-                let magnitude = (dx * dx + dy * dy).sqrt();
-                let degrees = fast_atan2(dy, dx);
-                *out = ((degrees - ORIENTATION) * (BINS as f32 / 360.0), magnitude);
-            }
-            for (x, &(position, magnitude)) in gradients.iter().enumerate() {
-                votes.cast(y * width + x + 1, position, magnitude);
+            let (above, row, below) = (row(y - 1), row(y), row(y + 1));
+            for x in (1..last).step_by(8) {
+                let lanes = 8.min(last - x);
+                let dx = load(&row[x + 1..x + 1 + lanes]) - load(&row[x - 1..x - 1 + lanes]);
+                let dy = load(&above[x..x + lanes]) - load(&below[x..x + lanes]);
+                let magnitude = (dx * dx + dy * dy).sqrt().to_array();
+                let degrees = fast_atan2(dy, dx) - f32x8::splat(ORIENTATION);
+                let position = (degrees * f32x8::splat(BINS as f32 / 360.0)).to_array();
+                for lane in 0..lanes {
+                    votes.cast(y * width + x + lane, position[lane], magnitude[lane]);
+                }
             }
         }
         votes
@@ -53,7 +55,7 @@ impl Votes {
         let upper = magnitude * (position - floor);
         let lower = magnitude - upper;
         let bin = floor as isize + BINS as isize;
-        let bins = &mut self.bins[pixel];
+        let bins = self.bins[pixel].as_mut_array();
         match usize::try_from(bin) {
             Ok(bin) => {
                 bins[bin % BINS] += lower;
@@ -76,4 +78,11 @@ impl Votes {
         };
         &self.misplaced[before(rows.start)..before(rows.end)]
     }
+}
+
+/// Up to eight values, the missing ones 0.
+fn load(values: &[f32]) -> f32x8 {
+    let mut lanes = [0.0; 8];
+    lanes[..values.len()].copy_from_slice(values);
+    f32x8::from(lanes)
 }

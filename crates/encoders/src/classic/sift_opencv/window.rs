@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use wide::f32x8;
+
 use super::super::SIFT_STRIDE;
 use super::votes::Votes;
 use super::{BINS, CELLS, ORIENTATION};
@@ -97,9 +99,8 @@ impl Window {
             };
             for (k, sum) in sums.iter().enumerate() {
                 if let Some(cell) = cell(corner, k) {
-                    for (total, v) in cells[cell].iter_mut().zip(sum) {
-                        *total += v;
-                    }
+                    let total = f32x8::from(cells[cell]) + *sum;
+                    cells[cell] = total.to_array();
                 }
             }
         }
@@ -127,9 +128,6 @@ impl Window {
     }
 }
 
-/// Weights and votes of neighbouring pixels, pair by pair.
-type Clip<'a> = (&'a [[f32; 4]], &'a [[f32; BINS]]);
-
 impl Run {
     /// The weights and votes of the run's pixels inside the image, for a keypoint at `(y, x)`.
     fn clip<'a>(
@@ -137,7 +135,7 @@ impl Run {
         window: &'a Window,
         votes: &'a Votes,
         (y, x): (usize, usize),
-    ) -> Option<Clip<'a>> {
+    ) -> Option<(&'a [[f32; 4]], &'a [f32x8])> {
         let row = (y + self.row)
             .checked_sub(REACH)
             .filter(|row| *row < votes.height)?;
@@ -171,25 +169,18 @@ fn region(corner: (isize, isize)) -> u8 {
 
 /// Sums weighted votes into the cells of `MASK`. The mask is constant so that the sums stay in
 /// registers and cells outside the descriptor cost nothing.
-fn accumulate<'a, const MASK: u8>(runs: impl Iterator<Item = Clip<'a>>) -> [[f32; BINS]; 4] {
-    let mut sums = [[0.0; BINS]; 4];
+fn accumulate<'a, const MASK: u8>(
+    runs: impl Iterator<Item = (&'a [[f32; 4]], &'a [f32x8])>,
+) -> [f32x8; 4] {
+    let mut sums = [f32x8::ZERO; 4];
     for (weights, votes) in runs {
-        let mut part = [[0.0; BINS]; 4];
         for (weights, vote) in weights.iter().zip(votes) {
             for k in 0..4 {
                 if MASK & (1 << k) != 0 {
-                    part[k] = add_scaled(part[k], weights[k], vote);
+                    sums[k] += f32x8::splat(weights[k]) * *vote;
                 }
             }
         }
-        for (sum, part) in sums.iter_mut().zip(&part) {
-            *sum = add_scaled(*sum, 1.0, part);
-        }
     }
     sums
-}
-
-#[inline(always)]
-fn add_scaled(sum: [f32; BINS], weight: f32, v: &[f32; BINS]) -> [f32; BINS] {
-    std::array::from_fn(|i| sum[i] + weight * v[i])
 }

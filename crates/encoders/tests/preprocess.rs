@@ -1,0 +1,210 @@
+//! The declarative preprocessing covers every encoder family of upstream's.
+
+use std::path::Path;
+
+use encoders::{Order, Preprocessing, Resize};
+use tch::{Device, Kind, Tensor};
+
+const IMAGENET: ([f32; 3], [f32; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
+const CLIP: ([f32; 3], [f32; 3]) = (
+    [0.48145466, 0.4578275, 0.40821073],
+    [0.26862954, 0.261_302_6, 0.275_777_1],
+);
+const HALF: ([f32; 3], [f32; 3]) = ([0.5; 3], [0.5; 3]);
+const NONE: ([f32; 3], [f32; 3]) = ([0.0; 3], [1.0; 3]);
+
+struct Case {
+    tensors: Vec<(String, Tensor)>,
+    page: serde_json::Value,
+}
+
+impl Case {
+    fn open(name: &str) -> Self {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/preprocess");
+        let page = std::fs::read(folder.join(format!("{name}.json"))).unwrap();
+        Self {
+            tensors: Tensor::read_safetensors(folder.join(format!("{name}.safetensors"))).unwrap(),
+            page: serde_json::from_slice(&page).unwrap(),
+        }
+    }
+
+    fn tensor(&self, wanted: &str) -> &Tensor {
+        let found = self.tensors.iter().find(|(name, _)| name == wanted);
+        &found.unwrap_or_else(|| panic!("no {wanted}")).1
+    }
+
+    fn tolerance(&self, entry: &str, key: &str) -> f64 {
+        self.page["tolerance"][entry][key].as_f64().unwrap()
+    }
+}
+
+fn preprocessing((mean, std): ([f32; 3], [f32; 3]), order: Order, resize: Resize) -> Preprocessing {
+    Preprocessing {
+        scale: true,
+        order,
+        resize,
+        antialias: false,
+        mean,
+        std,
+    }
+}
+
+/// What a family does to images of `width` pixels at the encoder's resolution, and the side that
+/// comes out.
+fn family(name: &str, resolution: i64, width: i64) -> (Preprocessing, i64) {
+    use Order::{NormalizeFirst, ResizeFirst};
+    use Resize::{Bicubic, Bilinear};
+    let imagenet = |resize| preprocessing(IMAGENET, NormalizeFirst, resize);
+    let patches = resolution / 16;
+    match name {
+        "dino" | "siglip2" => (imagenet(Bicubic), resolution),
+        "dinov2" | "jepa" | "webssl" => (imagenet(Bicubic), 224 * (resolution / 256)),
+        "dinov3" => {
+            let plain = preprocessing(IMAGENET, ResizeFirst, Bilinear);
+            let antialiased = Preprocessing {
+                antialias: true,
+                ..plain
+            };
+            (antialiased, resolution)
+        }
+        "siglip_p16" => (imagenet(Bicubic), 16 * patches),
+        "siglip_so400m" => (imagenet(Bicubic), 14 * patches),
+        "mocov3" | "mae" => (imagenet(Resize::None), resolution),
+        "clip" => (
+            preprocessing(CLIP, ResizeFirst, Bicubic),
+            224 * (width / 256),
+        ),
+        "pe_p16" => (preprocessing(HALF, ResizeFirst, Bilinear), 16 * patches),
+        "pe_p14" => (preprocessing(HALF, ResizeFirst, Bilinear), 14 * patches),
+        "cradio" => (preprocessing(NONE, ResizeFirst, Bilinear), 16 * patches),
+        "sam" => (preprocessing(IMAGENET, ResizeFirst, Bicubic), 1024),
+        "sam2" => (
+            preprocessing(IMAGENET, ResizeFirst, Bicubic),
+            2 * resolution,
+        ),
+        "vgg" => (preprocessing(IMAGENET, ResizeFirst, Bilinear), resolution),
+        "siftopencv" | "hog" => (Preprocessing::RAW, resolution),
+        "sam2logit" => {
+            let unchanged = Preprocessing {
+                resize: Resize::None,
+                ..Preprocessing::RAW
+            };
+            (unchanged, resolution)
+        }
+        other => panic!("the page has a new family, {other}"),
+    }
+}
+
+/// The largest difference; infinite if a value is not a number.
+fn difference(found: &Tensor, expected: &Tensor) -> f64 {
+    assert_eq!(found.size(), expected.size());
+    let most = (found - expected).abs().max().double_value(&[]);
+    if most.is_nan() { f64::INFINITY } else { most }
+}
+
+fn every_family_of(case: &str) {
+    let case = Case::open(case);
+    let resolution = case.page["config"]["R"].as_i64().unwrap();
+    let images = case.tensor("in.images");
+    let (_, _, _, width) = images.size4().unwrap();
+    let families = case.page["config"]["families"].as_object().unwrap();
+    assert!(families.len() > 10);
+    for name in families.keys() {
+        let (preprocessing, side) = family(name, resolution, width);
+        let found = preprocessing.apply(images, side).unwrap();
+        let expected = |part: &str| case.tensor(&format!("out.{name}.{part}"));
+        let shape = Vec::<i64>::try_from(expected("shape")).unwrap();
+        assert_eq!(found.size(), shape, "{name}");
+
+        let step = if side == 1024 { 32 } else { 8 };
+        let strided = found.slice(2, None, None, step).slice(3, None, None, step);
+        let corner =
+            |from: Option<i64>, to: Option<i64>| found.slice(2, from, to, 1).slice(3, from, to, 1);
+        // Values 0..=255 have a wider tolerance; for the others the strict one holds.
+        let tolerance = match preprocessing.scale {
+            true => case.tolerance("out.*.stride, tl, br", "strict_atol"),
+            false => case.tolerance("out.sam2logit.*, siftopencv, hog", "atol"),
+        };
+        for (part, found) in [
+            ("stride", strided),
+            ("tl", corner(None, Some(8))),
+            ("br", corner(Some(side - 8), None)),
+        ] {
+            let off = difference(&found, expected(part));
+            assert!(off <= tolerance, "{name}.{part}: {off}");
+        }
+
+        let all = found.to_kind(Kind::Double);
+        let mean = |x: Tensor| x.mean_dim([2, 3].as_slice(), false, Kind::Double);
+        for (part, found) in [
+            ("mean", mean(all.shallow_clone())),
+            ("rms", mean(all.square()).sqrt()),
+        ] {
+            let expected = expected(part);
+            let atol = case.tolerance("out.*.mean, rms", "atol");
+            let rtol = case.tolerance("out.*.mean, rms", "rtol");
+            let allowed = atol + rtol * expected.abs().max().double_value(&[]);
+            let off = difference(&found, expected);
+            assert!(off <= allowed, "{name}.{part}: {off}");
+        }
+    }
+}
+
+#[test]
+fn every_family_equals_upstream_where_the_images_have_another_size() {
+    every_family_of("encoders_resize");
+}
+
+#[test]
+fn a_bright_pixel_is_spread_as_torch_spreads_it() {
+    // Preprocessing makes squares, and the page's sizes are none; its impulse shows the kernels.
+    let case = Case::open("interpolate");
+    let row = case.tensor("in.impulse");
+    let tolerance = case.tolerance("all", "atol");
+    for (name, antialias, to) in [
+        ("impulse_bicubic", false, 20),
+        ("impulse_bicubic_aa", true, 20),
+        ("impulse_bicubic_aa_down", true, 5),
+    ] {
+        let preprocessing = Preprocessing {
+            resize: Resize::Bicubic,
+            antialias,
+            ..Preprocessing::RAW
+        };
+        // Repeated downwards, so that only the row direction changes values.
+        let square = row.repeat([1, 3, 8, 1]);
+        let found = preprocessing.apply(&square, to).unwrap();
+        let found = found.slice(1, None, Some(1), 1).slice(2, None, Some(1), 1);
+        let off = difference(&found, case.tensor(&format!("out.{name}")));
+        assert!(off <= tolerance, "{name}: {off}");
+    }
+}
+
+#[test]
+fn images_of_the_right_size_are_not_resampled() {
+    let images = Tensor::randint(256, [1, 3, 32, 32], (Kind::Uint8, Device::Cpu));
+    for resize in [Resize::None, Resize::Bilinear, Resize::Bicubic] {
+        for antialias in [false, true] {
+            let preprocessing = Preprocessing {
+                resize,
+                antialias,
+                ..Preprocessing::RAW
+            };
+            let found = preprocessing.apply(&images, 32).unwrap();
+            assert_eq!(found, images.to_kind(Kind::Float));
+        }
+    }
+}
+
+#[test]
+fn a_preprocessing_is_read_from_toml_and_unknown_keys_are_refused() {
+    let written = toml::to_string(&Preprocessing::RAW).unwrap();
+    assert_eq!(
+        toml::from_str::<Preprocessing>(&written).unwrap(),
+        Preprocessing::RAW
+    );
+    let error = toml::from_str::<Preprocessing>(&format!("gamma = 2.2\n{written}"));
+    assert!(error.unwrap_err().to_string().contains("gamma"));
+    let error = toml::from_str::<Preprocessing>(&written.replace("bilinear", "lanczos"));
+    assert!(error.unwrap_err().to_string().contains("bicubic"));
+}
