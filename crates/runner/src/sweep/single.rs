@@ -1,0 +1,104 @@
+//! One configuration, trained as a sweep trains a cell.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use encoders::Registry;
+
+use super::cohort::Cohort;
+use super::progress::Progress;
+use super::{Context, Datasets, SweepError, prepare};
+use crate::cell_folder::CellFolder;
+use crate::config_file::ConfigError;
+use crate::encoder_bank::EncoderBank;
+use crate::experiment::{Cell, VARIANTS};
+use crate::results::ResultRow;
+
+/// What `runner train` was asked to do.
+#[derive(Debug, Clone)]
+pub struct TrainOptions {
+    /// The configuration.
+    pub config: training::Config,
+    /// The file it comes from, for messages.
+    pub origin: PathBuf,
+    /// The run's folder.
+    pub folder: PathBuf,
+    /// `auto`, `cpu`, `cuda` or `cuda:N`.
+    pub device: String,
+}
+
+/// Trains one configuration, as a sweep trains a cell. `None` when it was interrupted.
+///
+/// # Errors
+/// The configuration, the device, the data or the folder is wrong; a failure of the run itself is
+/// a row with status `failed`.
+pub fn train(
+    options: &TrainOptions,
+    registry: Registry,
+    interrupted: &AtomicBool,
+) -> Result<Option<ResultRow>, SweepError> {
+    let device =
+        torch_ext::device::resolve(&options.device).map_err(|source| SweepError::Device {
+            name: options.device.clone(),
+            source,
+        })?;
+    let config = &options.config;
+    let judge = Some(config.evaluate.fd_encoder.clone()).filter(|name| !name.is_empty());
+    for name in config.alignment.encoders().into_iter().chain(judge) {
+        registry
+            .check_name(&name)
+            .map_err(|error| ConfigError::Name {
+                origin: format!("{}: encoders", options.origin.display()),
+                message: error.to_string(),
+            })?;
+    }
+    let bank = EncoderBank::new(registry, device);
+    if let Some(reason) = bank.missing(config) {
+        return Err(SweepError::Config(ConfigError::Name {
+            origin: format!("{}: `alignment.encoder`", options.origin.display()),
+            message: reason,
+        }));
+    }
+    let cell = Cell {
+        id: options.folder.file_name().map_or_else(
+            || "run".to_owned(),
+            |name| name.to_string_lossy().into_owned(),
+        ),
+        encoder: config.alignment.encoder.clone(),
+        recipe: String::new(),
+        model: config.model.name.clone(),
+        variant: VARIANTS[0].to_owned(),
+        seed: config.train.seed,
+        config: config.clone(),
+    };
+    let mut planned = prepare(
+        &cell,
+        &options.folder,
+        &bank,
+        &mut Datasets::default(),
+        &options.origin,
+    )?;
+    planned.folder = CellFolder::at(&options.folder);
+    fs::create_dir_all(&options.folder).map_err(|source| SweepError::Out {
+        path: options.folder.clone(),
+        source,
+    })?;
+    let folder = planned.folder.clone();
+    let cohorts = Cohort::group(vec![planned]);
+    let context = Context {
+        device,
+        bank: &bank,
+        progress: Progress::new(&cohorts),
+        folder: options.folder.clone(),
+        interrupted,
+    };
+    for cohort in &cohorts {
+        cohort.run(&context);
+    }
+    context.progress.finish();
+    if interrupted.load(Ordering::Relaxed) {
+        return Ok(None);
+    }
+    Ok(folder.result().map(|result| result.row))
+}
