@@ -230,7 +230,7 @@ impl Trainer {
         let step = self.step + 1;
         let norm = self.adamw.step(step)?;
         optim::ema_(
-            &self.average.trainable(),
+            &self.average.params.trainable(),
             &self.model.params.trainable(),
             self.config.train.ema_decay,
         )?;
@@ -432,12 +432,6 @@ impl Trainer {
             self.inputs.device,
             progress,
         )
-    }
-}
-
-impl Model {
-    fn trainable(&self) -> Vec<Tensor> {
-        self.params.trainable()
     }
 }
 
