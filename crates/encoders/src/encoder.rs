@@ -1,9 +1,10 @@
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::{EncoderError, Preprocessing};
+use crate::{EncoderError, Preprocessing, Reference};
 
 /// A frozen vision encoder.
 pub trait Encoder: Debug + Send {
@@ -65,12 +66,18 @@ pub struct EncoderSpec {
     /// One line for people.
     #[serde(default)]
     pub description: String,
+    /// Family, such as `DINOv2`.
+    #[serde(default)]
+    pub family: String,
     /// Which weights, and where they come from.
     #[serde(default)]
     pub weights: String,
     /// Licence of the weights.
     #[serde(default)]
     pub licence: String,
+    /// Whether access to the weights must be asked for.
+    #[serde(default)]
+    pub gated: bool,
     /// SHA-256 of the TorchScript file, hexadecimal; none for a native encoder.
     #[serde(default)]
     pub sha256: Option<String>,
@@ -81,10 +88,46 @@ pub struct EncoderSpec {
     /// Whether there is a class token.
     #[serde(default)]
     pub class_token: bool,
+    /// Tokens that the network has beside the patches: class token, registers.
+    #[serde(default)]
+    pub prefix_tokens: usize,
+    /// Millions of parameters.
+    #[serde(default)]
+    pub params_m: Option<f64>,
+    /// Transformer blocks.
+    #[serde(default)]
+    pub depth: Option<usize>,
+    /// Dtype of the weights in the file; they are cast on loading if another precision is asked
+    /// for.
+    #[serde(default)]
+    pub dtype: Dtype,
+    /// Side in pixels of the images that the file is for, 256 or a multiple; none if it takes any.
+    #[serde(default)]
+    pub resolution: Option<i64>,
     /// Side of the network's input in pixels.
     pub input_size: i64,
+    /// Side of the network's input by side of the images, `{ "256" = 224, "512" = 448 }`: which
+    /// resolutions the encoder can be exported for.
+    #[serde(default)]
+    pub input_sizes: BTreeMap<String, i64>,
     /// From bytes to the network's input.
     pub preprocessing: Preprocessing,
+    /// What Python computed on the reference images when it wrote the file.
+    #[serde(default)]
+    pub reference: Option<Reference>,
+}
+
+/// Dtype of the weights in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// float32.
+    #[default]
+    Float32,
+    /// bfloat16.
+    BFloat16,
+    /// float16.
+    Float16,
 }
 
 impl EncoderSpec {

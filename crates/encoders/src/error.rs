@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use tch::TchError;
 use thiserror::Error;
 
+use crate::Precision;
 use crate::classic::ClassicError;
 
 /// Why an encoder could not be loaded or run.
@@ -74,6 +75,28 @@ pub enum EncoderError {
         path: PathBuf,
         /// libtorch's reason.
         message: String,
+    },
+
+    /// The weights cannot be cast.
+    #[error("{} cannot be cast to {}: {message}; float32 may do", path.display(), precision.name())]
+    Cast {
+        /// The file.
+        path: PathBuf,
+        /// What was asked for.
+        precision: Precision,
+        /// libtorch's reason.
+        message: String,
+    },
+
+    /// The encoder is not made for images of this size.
+    #[error("encoder {name} does not take images of {resolution} pixels: it is made for {}", sides(.allowed))]
+    Resolution {
+        /// The encoder.
+        name: String,
+        /// Side of the images.
+        resolution: i64,
+        /// Sides it can be made for.
+        allowed: Vec<i64>,
     },
 
     /// The module ran, but its output is not what the sidecar declares.
@@ -148,6 +171,11 @@ fn did_you_mean(nearest: &[String]) -> String {
     } else {
         format!("; did you mean {}?", nearest.join(" or "))
     }
+}
+
+fn sides(allowed: &[i64]) -> String {
+    let sides: Vec<String> = allowed.iter().map(i64::to_string).collect();
+    sides.join(" or ")
 }
 
 fn folders(paths: &[PathBuf]) -> String {

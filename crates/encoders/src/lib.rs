@@ -43,20 +43,25 @@
 //!
 //! Put both in a folder that the registry looks in, or name the folder in `IREPA_ENCODERS`.
 
+mod catalogue;
+pub mod check;
 pub mod classic;
 mod encoder;
 mod error;
 #[cfg(test)]
 mod golden;
 mod native;
-mod paper27;
+mod precision;
 mod preprocess;
+mod reference;
 mod registry;
 mod torchscript;
 
-pub use encoder::{Encoder, EncoderSpec, Grid, Tokens};
+pub use catalogue::{KnownEncoder, catalogue, known};
+pub use encoder::{Dtype, Encoder, EncoderSpec, Grid, Tokens};
 pub use error::EncoderError;
-pub use paper27::{PAPER27, PaperEncoder};
+pub use precision::Precision;
 pub use preprocess::{Order, Preprocessing, Resize, resample_pos_embed};
+pub use reference::Reference;
 pub use registry::{LoadOptions, Registry, Status, named_set, split_names};
 pub use torchscript::TorchScript;

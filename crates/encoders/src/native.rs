@@ -1,8 +1,10 @@
+use std::collections::BTreeMap;
+
 use ndarray::{Array3, Array4};
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::classic::{ClassicError, HogConfig, SIFT_DIM, SIFT_STRIDE, hog, sift, sift_opencv};
-use crate::encoder::check_images;
+use crate::encoder::{Dtype, check_images};
 use crate::{Encoder, EncoderError, EncoderSpec, Grid, Preprocessing, Tokens};
 
 /// Side of the images that the study's encoders see at its base resolution.
@@ -63,8 +65,10 @@ impl Native {
             spec: EncoderSpec {
                 name: name.to_owned(),
                 description: description.to_owned(),
+                family: "classic".to_owned(),
                 weights: "none".to_owned(),
                 licence: "MIT OR Apache-2.0".to_owned(),
+                gated: false,
                 sha256: None,
                 grid: Grid {
                     height: side,
@@ -72,8 +76,15 @@ impl Native {
                 },
                 width,
                 class_token: false,
+                prefix_tokens: 0,
+                params_m: None,
+                depth: None,
+                dtype: Dtype::Float32,
+                resolution: None,
                 input_size,
+                input_sizes: BTreeMap::new(),
                 preprocessing: Preprocessing::RAW,
+                reference: None,
             },
             method,
         }

@@ -4,15 +4,16 @@ use std::path::{Path, PathBuf};
 use tch::Device;
 
 use crate::native::Native;
-use crate::paper27::PAPER27;
 use crate::torchscript::{self, TorchScript};
-use crate::{Encoder, EncoderError};
+use crate::{Encoder, EncoderError, EncoderSpec, KnownEncoder, Precision, catalogue, known};
 
 /// More folders with encoder files, separated as in `PATH`.
 const FOLDERS: &str = "IREPA_ENCODERS";
 
-/// Encoders by name: native ones, TorchScript files in some folders, and the study's, which may
-/// or may not be among those files.
+/// Encoders by name: native ones, TorchScript files in some folders, and the [`catalogue`], whose
+/// encoders may or may not be among those files.
+///
+/// The file of an encoder is `NAME.pt`; made for images of 512 pixels it is `NAME@512.pt`.
 ///
 /// ```
 /// use encoders::{Registry, Status};
@@ -55,6 +56,8 @@ pub struct LoadOptions {
     pub device: Device,
     /// Side of the images in pixels. Below 512, encoders work at their base resolution.
     pub resolution: i64,
+    /// What its weights are cast to. Native encoders always compute in float32.
+    pub precision: Precision,
 }
 
 impl Default for LoadOptions {
@@ -62,6 +65,7 @@ impl Default for LoadOptions {
         Self {
             device: Device::Cpu,
             resolution: 256,
+            precision: Precision::default(),
         }
     }
 }
@@ -79,11 +83,11 @@ impl Registry {
         }
     }
 
-    /// All names: native, the files that are there, the study's.
+    /// All names: native, the files that are there, the catalogue's.
     pub fn names(&self) -> Vec<String> {
         let mut names: Vec<String> = Native::NAMES.map(str::to_owned).to_vec();
         names.extend(self.files());
-        names.extend(PAPER27.iter().map(|encoder| encoder.name.to_owned()));
+        names.extend(catalogue().iter().map(|encoder| encoder.name.clone()));
         let mut seen = BTreeSet::new();
         names.retain(|name| seen.insert(name.clone()));
         names
@@ -100,41 +104,71 @@ impl Registry {
             .flatten()
             .map(|entry| entry.path())
             .filter(|path| path.extension().is_some_and(|extension| extension == "pt"))
-            .filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()))
+            .filter_map(|path| {
+                let stem = path.file_stem()?.to_str()?;
+                Some(stem.split('@').next().unwrap_or(stem).to_owned())
+            })
             .collect()
     }
 
-    fn find(&self, name: &str) -> Option<PathBuf> {
+    fn find(&self, stem: &str) -> Option<PathBuf> {
         // A name is a file's name, never a path.
-        if name.contains(['/', '\\']) {
+        if stem.contains(['/', '\\']) {
             return None;
         }
         self.folders
             .iter()
-            .map(|folder| folder.join(format!("{name}.pt")))
+            .map(|folder| folder.join(format!("{stem}.pt")))
             .find(|path| path.is_file())
     }
 
-    /// Whether an encoder can be loaded.
+    /// The file for images of `resolution` pixels. A file whose sidecar names no resolution takes
+    /// any.
+    fn find_for(&self, name: &str, resolution: i64) -> Option<PathBuf> {
+        let base = self.find(name);
+        match resolution / 256 {
+            ..=1 => base,
+            factor => self.find(&format!("{name}@{}", 256 * factor)).or_else(|| {
+                base.filter(|path| match torchscript::read_sidecar(path) {
+                    Ok(spec) => spec.resolution.is_none(),
+                    // Loading it will say what is wrong.
+                    Err(_) => true,
+                })
+            }),
+        }
+    }
+
+    /// Whether an encoder can be loaded, for images of 256 pixels or fewer.
     ///
     /// # Errors
     /// Nothing has that name.
     pub fn status(&self, name: &str) -> Result<Status, EncoderError> {
-        if let Some(native) = Native::named(name, 256) {
+        self.status_for(name, 256)
+    }
+
+    /// Whether an encoder can be loaded for images of `resolution` pixels.
+    ///
+    /// # Errors
+    /// Nothing has that name, or the encoder does not take such images.
+    pub fn status_for(&self, name: &str, resolution: i64) -> Result<Status, EncoderError> {
+        if let Some(native) = Native::named(name, resolution) {
             native?;
             return Ok(Status::Native);
         }
-        if let Some(path) = self.find(name) {
+        if let Some(path) = self.find_for(name, resolution) {
             let size = path.metadata().map(|metadata| metadata.len()).unwrap_or(0);
             return Ok(Status::Present { path, size });
         }
-        if PAPER27.iter().any(|encoder| encoder.name == name) {
-            return Ok(Status::Missing { hint: hint(name) });
+        if let Some(encoder) = known(name) {
+            check_resolution(encoder, resolution)?;
+            let hint = hint(encoder, resolution);
+            return Ok(Status::Missing { hint });
         }
-        Err(EncoderError::Unknown {
-            name: name.to_owned(),
-            nearest: self.nearest(name),
-        })
+        if self.find(name).is_some() {
+            let hint = format!("only its file for images of 256 pixels is; trace {name}@512.pt");
+            return Ok(Status::Missing { hint });
+        }
+        Err(self.unknown(name))
     }
 
     /// Checks that something has that name, here or not.
@@ -145,13 +179,44 @@ impl Registry {
         self.status(name).map(|_| ())
     }
 
-    /// What makes the encoder what it is: the checksum of its file, or the version of this crate.
-    /// `None` if it is not here or its sidecar cannot be read.
-    pub fn identity(&self, name: &str) -> Option<String> {
-        match self.status(name).ok()? {
+    /// What makes the encoder what it is: the checksum of its file for images of `resolution`
+    /// pixels, or the version of this crate. `None` if it is not here or its sidecar cannot be
+    /// read.
+    pub fn identity(&self, name: &str, resolution: i64) -> Option<String> {
+        match self.status_for(name, resolution).ok()? {
             Status::Native => Some(env!("CARGO_PKG_VERSION").to_owned()),
             Status::Present { path, .. } => torchscript::read_sidecar(&path).ok()?.sha256,
             Status::Missing { .. } => None,
+        }
+    }
+
+    /// What an encoder that is here declares, without loading it.
+    ///
+    /// # Errors
+    /// Nothing has that name, the encoder is not here, or its sidecar cannot be read.
+    pub fn spec(&self, name: &str) -> Result<EncoderSpec, EncoderError> {
+        if let Some(native) = Native::named(name, 256) {
+            return Ok(native?.spec().clone());
+        }
+        match self.status(name)? {
+            Status::Present { path, .. } => torchscript::read_sidecar(&path),
+            Status::Missing { hint } => Err(self.missing(name, hint)),
+            Status::Native => Err(self.unknown(name)),
+        }
+    }
+
+    fn missing(&self, name: &str, hint: String) -> EncoderError {
+        EncoderError::Missing {
+            name: name.to_owned(),
+            hint,
+            searched: self.folders.clone(),
+        }
+    }
+
+    fn unknown(&self, name: &str) -> EncoderError {
+        EncoderError::Unknown {
+            name: name.to_owned(),
+            nearest: self.nearest(name),
         }
     }
 
@@ -167,17 +232,10 @@ impl Registry {
         if let Some(native) = Native::named(name, options.resolution) {
             return Ok(Box::new(native?));
         }
-        match self.status(name)? {
+        match self.status_for(name, options.resolution)? {
             Status::Present { path, .. } => Ok(Box::new(load_file(&path, name, options)?)),
-            Status::Missing { hint } => Err(EncoderError::Missing {
-                name: name.to_owned(),
-                hint,
-                searched: self.folders.clone(),
-            }),
-            Status::Native => Err(EncoderError::Unknown {
-                name: name.to_owned(),
-                nearest: Vec::new(),
-            }),
+            Status::Missing { hint } => Err(self.missing(name, hint)),
+            Status::Native => Err(self.unknown(name)),
         }
     }
 
@@ -199,7 +257,7 @@ impl Registry {
 }
 
 fn load_file(path: &Path, name: &str, options: &LoadOptions) -> Result<TorchScript, EncoderError> {
-    let encoder = TorchScript::load(path, options.device)?;
+    let encoder = TorchScript::load(path, options.device, options.precision)?;
     if encoder.spec().name != name {
         return Err(EncoderError::Sidecar {
             path: path.with_extension("toml"),
@@ -212,16 +270,49 @@ fn load_file(path: &Path, name: &str, options: &LoadOptions) -> Result<TorchScri
     Ok(encoder)
 }
 
-fn hint(name: &str) -> String {
+/// Refuses what upstream refuses too, before anybody makes a file for it.
+fn check_resolution(encoder: &KnownEncoder, resolution: i64) -> Result<(), EncoderError> {
+    let made_for = 256 * (resolution / 256).max(1);
+    if encoder.resolutions.contains(&made_for) {
+        return Ok(());
+    }
+    Err(EncoderError::Resolution {
+        name: encoder.name.clone(),
+        resolution,
+        allowed: encoder.resolutions.clone(),
+    })
+}
+
+/// The command that makes the file.
+fn hint(encoder: &KnownEncoder, resolution: i64) -> String {
+    let made_for = 256 * (resolution / 256).max(1);
+    let size = match made_for {
+        256 => String::new(),
+        _ => format!(" --resolution {made_for}"),
+    };
+    let gated = match encoder.gated {
+        true => "; access must be asked for",
+        false => "",
+    };
     format!(
-        "trace it to pretrained/{name}.pt with a sidecar pretrained/{name}.toml, as the \
-         documentation of the encoders crate shows (cargo doc -p encoders --open)"
+        "`cargo xtask export {}{size}` makes it (weights: {}; licence: {}{gated})",
+        encoder.name, encoder.weights, encoder.licence
     )
 }
 
-/// The encoders that a set's name stands for: `paper27`.
+/// The encoders that a set's name stands for: `paper27`, the study's, or `catalogue`, all that
+/// the exporter knows.
 pub fn named_set(name: &str) -> Option<Vec<&'static str>> {
-    (name == "paper27").then(|| PAPER27.iter().map(|encoder| encoder.name).collect())
+    let only_study = match name {
+        "paper27" => true,
+        "catalogue" => false,
+        _ => return None,
+    };
+    let chosen = catalogue()
+        .iter()
+        .filter(|encoder| encoder.study || !only_study)
+        .map(|encoder| encoder.name.as_str());
+    Some(chosen.collect())
 }
 
 /// The names in a comma-separated list, as upstream's `--enc-type` takes it.

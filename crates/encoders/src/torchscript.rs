@@ -1,5 +1,6 @@
 use std::fs;
-use std::io;
+use std::io::{self, Read};
+use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 
@@ -7,35 +8,34 @@ use sha2::{Digest, Sha256};
 use tch::{CModule, Device, IValue, Kind, Tensor};
 
 use crate::encoder::check_images;
-use crate::{Encoder, EncoderError, EncoderSpec, Resize, Tokens};
+use crate::{Encoder, EncoderError, EncoderSpec, Precision, Reference, Resize, Tokens};
 
 /// An encoder in a TorchScript file `NAME.pt` with a sidecar `NAME.toml`, which is an
 /// [`EncoderSpec`].
 ///
 /// The module takes the preprocessed images, float32 `[B, 3, S, S]`, and returns patch tokens
-/// `[B, T, D]` or a pair of patch tokens and class token `[B, D]`.
+/// `[B, T, D]` or a pair of patch tokens and class token `[B, D]`. In another [`Precision`] it takes
+/// and returns that dtype; the tokens given out are float32.
 #[derive(Debug)]
 pub struct TorchScript {
     spec: EncoderSpec,
     module: CModule,
     device: Device,
+    precision: Precision,
 }
 
 impl TorchScript {
-    /// Loads `path` to `device` and runs it once on a plain test image, so that a file that is
-    /// not what its sidecar says is found before training starts.
+    /// Loads `path` to `device`, casts its weights to `precision`, and runs it once on two plain
+    /// test images, so that a file that is not what its sidecar says is found before training
+    /// starts.
     ///
     /// # Errors
-    /// Sidecar or file missing, damaged, of each other's wrong kind; tokens of another shape than
-    /// declared, or not finite.
-    pub fn load(path: &Path, device: Device) -> Result<Self, EncoderError> {
+    /// Sidecar or file missing, damaged, of each other's wrong kind; a module that cannot run in
+    /// `precision`; tokens of another shape than declared, or not finite.
+    pub fn load(path: &Path, device: Device, precision: Precision) -> Result<Self, EncoderError> {
         let spec = read_sidecar(path)?;
-        let bytes = fs::read(path).map_err(|source| EncoderError::Io {
-            path: path.to_owned(),
-            source,
-        })?;
         if let Some(expected) = &spec.sha256 {
-            let found = hex(&Sha256::digest(&bytes));
+            let found = checksum(path)?;
             if !found.eq_ignore_ascii_case(expected) {
                 return Err(EncoderError::Checksum {
                     path: path.to_owned(),
@@ -49,13 +49,16 @@ impl TorchScript {
             path: path.to_owned(),
             message: first_line(&error.to_string()),
         };
-        let mut module =
-            CModule::load_data_on_device(&mut io::Cursor::new(bytes), device).map_err(refused)?;
+        let mut module = CModule::load_on_device(path, device).map_err(refused)?;
         module.f_set_eval().map_err(refused)?;
+        if precision != Precision::from(spec.dtype) {
+            cast(&mut module, device, precision, path)?;
+        }
         let encoder = Self {
             spec,
             module,
             device,
+            precision,
         };
         encoder.check()?;
         Ok(encoder)
@@ -171,7 +174,8 @@ impl TorchScript {
         let input = self
             .spec
             .preprocessing
-            .apply(images, self.spec.input_size)?;
+            .apply(images, self.spec.input_size)?
+            .f_to_kind(self.precision.kind())?;
         let output = self
             .module
             .forward_is(&[IValue::Tensor(input)])
@@ -192,6 +196,47 @@ impl TorchScript {
             _ => return Err(self.output_error("no tensor".to_owned())),
         };
         Ok(tokens)
+    }
+}
+
+/// Casts all weights, once. `tch` has no fallible form of this call, and a device can run out of
+/// memory in it, so its panic is made an error here.
+fn cast(
+    module: &mut CModule,
+    device: Device,
+    precision: Precision,
+    path: &Path,
+) -> Result<(), EncoderError> {
+    let casting = AssertUnwindSafe(|| module.to(device, precision.kind(), false));
+    // The module is dropped by the caller when this fails: nobody sees it half cast.
+    panic::catch_unwind(casting).map_err(|cause| {
+        let text = cause
+            .downcast_ref::<String>()
+            .map_or("no reason given", String::as_str);
+        EncoderError::Cast {
+            path: path.to_owned(),
+            precision,
+            message: first_line(text),
+        }
+    })
+}
+
+/// SHA-256 of a file, hexadecimal, read in pieces: the largest encoders have 27 GB.
+fn checksum(path: &Path) -> Result<String, EncoderError> {
+    let unreadable = |source| EncoderError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let mut file = fs::File::open(path).map_err(unreadable)?;
+    let mut digest = Sha256::new();
+    let mut piece = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut piece) {
+            Ok(0) => return Ok(hex(&digest.finalize())),
+            Ok(count) => digest.update(&piece[..count]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(unreadable(error)),
+        }
     }
 }
 
@@ -237,6 +282,19 @@ pub(crate) fn read_sidecar(path: &Path) -> Result<EncoderSpec, EncoderError> {
             &sidecar,
             "`grid` and `width` must be at least 1, `input_size` 1 to 8192".to_owned(),
         ));
+    }
+    if let Some(side) = spec.resolution
+        && let Some(&declared) = spec.input_sizes.get(&side.to_string())
+        && declared != spec.input_size
+    {
+        let message = format!(
+            "`input_size` is {}, but `input_sizes` has {declared} for `resolution` {side}",
+            spec.input_size
+        );
+        return Err(invalid(&sidecar, message));
+    }
+    if let Some(flaw) = spec.reference.as_ref().and_then(Reference::flaw) {
+        return Err(invalid(&sidecar, flaw.to_owned()));
     }
     Ok(spec)
 }

@@ -2,16 +2,8 @@
 
 use std::path::Path;
 
-use encoders::{Order, Preprocessing, Resize};
+use encoders::{LoadOptions, Preprocessing, Registry, Resize};
 use tch::{Device, Kind, Tensor};
-
-const IMAGENET: ([f32; 3], [f32; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
-const CLIP: ([f32; 3], [f32; 3]) = (
-    [0.48145466, 0.4578275, 0.40821073],
-    [0.26862954, 0.261_302_6, 0.275_777_1],
-);
-const HALF: ([f32; 3], [f32; 3]) = ([0.5; 3], [0.5; 3]);
-const NONE: ([f32; 3], [f32; 3]) = ([0.0; 3], [1.0; 3]);
 
 struct Case {
     tensors: Vec<(String, Tensor)>,
@@ -38,52 +30,52 @@ impl Case {
     }
 }
 
-fn preprocessing((mean, std): ([f32; 3], [f32; 3]), order: Order, resize: Resize) -> Preprocessing {
-    Preprocessing {
-        scale: true,
-        order,
-        resize,
-        antialias: false,
-        mean,
-        std,
-    }
+/// What the golden pages call a family, by an encoder of it.
+fn member(family: &str) -> Option<&'static str> {
+    Some(match family {
+        "dino" => "dino-vit-b",
+        "dinov2" => "dinov2-vit-b",
+        "dinov3" => "dinov3-vit-b16",
+        "siglip_p16" => "siglip-vit-b",
+        "siglip_so400m" => "siglip-vit-so400m",
+        "siglip2" => "siglip2-vit-b",
+        "mocov3" => "mocov3-vit-b",
+        "mae" => "mae-vit-l",
+        "clip" => "clip-vit-L",
+        "jepa" => "jepa-vit-h",
+        "webssl" => "webssl-vit-dino1b_full2b_224",
+        "pe_p16" => "pe-vit-b",
+        "pe_p14" => "pe-vit-l",
+        "cradio" => "cradio-vit-b",
+        "sam2" => "sam2-vit-s",
+        "vgg" => "vgg",
+        _ => return None,
+    })
 }
 
 /// What a family does to images of `width` pixels at the encoder's resolution, and the side that
 /// comes out.
 fn family(name: &str, resolution: i64, width: i64) -> (Preprocessing, i64) {
-    use Order::{NormalizeFirst, ResizeFirst};
-    use Resize::{Bicubic, Bilinear};
-    let imagenet = |resize| preprocessing(IMAGENET, NormalizeFirst, resize);
-    let patches = resolution / 16;
+    if let Some(encoder) = member(name) {
+        let known = encoders::known(encoder).unwrap();
+        // CLIP's size follows the images, the others' the resolution that was set.
+        let side = if name == "clip" { width } else { resolution };
+        return (known.preprocessing, known.input_size_at(side));
+    }
     match name {
-        "dino" | "siglip2" => (imagenet(Bicubic), resolution),
-        "dinov2" | "jepa" | "webssl" => (imagenet(Bicubic), 224 * (resolution / 256)),
-        "dinov3" => {
-            let plain = preprocessing(IMAGENET, ResizeFirst, Bilinear);
-            let antialiased = Preprocessing {
-                antialias: true,
-                ..plain
+        "siftopencv" | "hog" => {
+            let options = LoadOptions {
+                resolution,
+                ..LoadOptions::default()
             };
-            (antialiased, resolution)
+            let encoder = Registry::new(&[]).load(name, &options).unwrap();
+            (encoder.spec().preprocessing, encoder.spec().input_size)
         }
-        "siglip_p16" => (imagenet(Bicubic), 16 * patches),
-        "siglip_so400m" => (imagenet(Bicubic), 14 * patches),
-        "mocov3" | "mae" => (imagenet(Resize::None), resolution),
-        "clip" => (
-            preprocessing(CLIP, ResizeFirst, Bicubic),
-            224 * (width / 256),
-        ),
-        "pe_p16" => (preprocessing(HALF, ResizeFirst, Bilinear), 16 * patches),
-        "pe_p14" => (preprocessing(HALF, ResizeFirst, Bilinear), 14 * patches),
-        "cradio" => (preprocessing(NONE, ResizeFirst, Bilinear), 16 * patches),
-        "sam" => (preprocessing(IMAGENET, ResizeFirst, Bicubic), 1024),
-        "sam2" => (
-            preprocessing(IMAGENET, ResizeFirst, Bicubic),
-            2 * resolution,
-        ),
-        "vgg" => (preprocessing(IMAGENET, ResizeFirst, Bilinear), resolution),
-        "siftopencv" | "hog" => (Preprocessing::RAW, resolution),
+        // Not in the catalogue: formulas that an encoder of one's own may use.
+        "sam" => {
+            let sam2 = encoders::known("sam2-vit-s").unwrap();
+            (sam2.preprocessing, 1024)
+        }
         "sam2logit" => {
             let unchanged = Preprocessing {
                 resize: Resize::None,
@@ -92,6 +84,18 @@ fn family(name: &str, resolution: i64, width: i64) -> (Preprocessing, i64) {
             (unchanged, resolution)
         }
         other => panic!("the page has a new family, {other}"),
+    }
+}
+
+#[test]
+fn all_encoders_of_a_family_are_prepared_alike() {
+    for known in encoders::catalogue() {
+        let same = encoders::catalogue()
+            .iter()
+            .filter(|other| other.family == known.family);
+        for other in same {
+            assert_eq!(known.preprocessing, other.preprocessing, "{}", known.name);
+        }
     }
 }
 
@@ -153,6 +157,16 @@ fn every_family_of(case: &str) {
 #[test]
 fn every_family_equals_upstream_where_the_images_have_another_size() {
     every_family_of("encoders_resize");
+}
+
+#[test]
+fn every_family_equals_upstream_on_images_of_256_pixels() {
+    every_family_of("encoders_r256");
+}
+
+#[test]
+fn every_family_equals_upstream_on_images_of_512_pixels() {
+    every_family_of("encoders_r512");
 }
 
 #[test]

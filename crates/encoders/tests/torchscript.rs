@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use encoders::{Encoder, EncoderError, LoadOptions, Registry, Status, TorchScript};
+use encoders::{Encoder, EncoderError, LoadOptions, Precision, Registry, Status, TorchScript};
 use tch::{Device, Kind, Tensor};
 
 fn data() -> PathBuf {
@@ -14,11 +14,12 @@ fn committed() -> Registry {
     Registry::new(&[Path::new(env!("CARGO_MANIFEST_DIR")).join("../../experiments/encoders")])
 }
 
+fn load(path: &Path) -> Result<TorchScript, EncoderError> {
+    TorchScript::load(path, Device::Cpu, Precision::Fp32)
+}
+
 fn broken(name: &str) -> Result<TorchScript, EncoderError> {
-    TorchScript::load(
-        &data().join("broken").join(format!("{name}.pt")),
-        Device::Cpu,
-    )
+    load(&data().join("broken").join(format!("{name}.pt")))
 }
 
 /// A copy of a good file in a folder of its own, to be spoilt.
@@ -114,7 +115,7 @@ fn a_damaged_file_is_refused_by_its_checksum() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(&path, &bytes).unwrap();
-    let error = TorchScript::load(&path, Device::Cpu).unwrap_err();
+    let error = load(&path).unwrap_err();
     assert!(matches!(error, EncoderError::Checksum { .. }), "{error}");
     assert!(error.to_string().contains("good.pt"));
 }
@@ -124,7 +125,7 @@ fn a_file_that_is_not_torchscript_is_refused_even_with_the_right_checksum() {
     // The checksum of "not a module".
     let (_folder, path) = copy_of_good();
     fs::write(&path, "not a module").unwrap();
-    let found = match TorchScript::load(&path, Device::Cpu).unwrap_err() {
+    let found = match load(&path).unwrap_err() {
         EncoderError::Checksum { found, .. } => found,
         other => panic!("{other}"),
     };
@@ -138,7 +139,7 @@ fn a_file_that_is_not_torchscript_is_refused_even_with_the_right_checksum() {
         })
         .collect();
     fs::write(&sidecar, lines.join("\n")).unwrap();
-    let error = TorchScript::load(&path, Device::Cpu).unwrap_err();
+    let error = load(&path).unwrap_err();
     assert!(
         matches!(error, EncoderError::NotTorchScript { .. }),
         "{error}"
@@ -152,35 +153,25 @@ fn a_sidecar_that_is_missing_or_wrong_is_named_with_its_line() {
     let good = fs::read_to_string(&sidecar).unwrap();
 
     fs::write(&sidecar, format!("widht = 8\n{good}")).unwrap();
-    let error = TorchScript::load(&path, Device::Cpu)
-        .unwrap_err()
-        .to_string();
+    let error = load(&path).unwrap_err().to_string();
     assert!(
         error.contains("good.toml") && error.contains("line 1") && error.contains("widht"),
         "{error}"
     );
 
     fs::write(&sidecar, good.replace("width = 8", "width = \"8\"")).unwrap();
-    let error = TorchScript::load(&path, Device::Cpu)
-        .unwrap_err()
-        .to_string();
+    let error = load(&path).unwrap_err().to_string();
     assert!(error.contains("line") && error.contains("width"), "{error}");
 
     fs::write(&sidecar, good.replace("width = 8", "width = 0")).unwrap();
-    assert!(matches!(
-        TorchScript::load(&path, Device::Cpu),
-        Err(EncoderError::Sidecar { .. })
-    ));
+    assert!(matches!(load(&path), Err(EncoderError::Sidecar { .. })));
 
     fs::remove_file(&sidecar).unwrap();
-    let error = TorchScript::load(&path, Device::Cpu).unwrap_err();
+    let error = load(&path).unwrap_err();
     assert!(matches!(error, EncoderError::NoSidecar { .. }), "{error}");
 
     fs::remove_file(&path).unwrap();
-    assert!(matches!(
-        TorchScript::load(&path, Device::Cpu),
-        Err(EncoderError::Io { .. })
-    ));
+    assert!(matches!(load(&path), Err(EncoderError::Io { .. })));
 }
 
 #[test]
@@ -219,7 +210,7 @@ fn a_missing_encoder_says_how_to_get_it() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains("pretrained/webssl-vit-dino1b_full2b_224.pt"),
+        error.contains("cargo xtask export webssl-vit-dino1b_full2b_224"),
         "{error}"
     );
     assert!(
@@ -236,7 +227,134 @@ fn the_registry_lists_native_present_and_missing_encoders() {
         assert!(names.iter().any(|known| known == name), "{name}");
     }
     assert_eq!(encoders::named_set("paper27").unwrap().len(), 27);
+    assert_eq!(encoders::named_set("catalogue").unwrap().len(), 38);
     assert_eq!(encoders::split_names("hog, sift"), ["hog", "sift"]);
-    let identity = committed().identity("efficientnet-lite0").unwrap();
+    let identity = committed().identity("efficientnet-lite0", 256).unwrap();
     assert_eq!(identity.len(), 64);
+}
+
+/// The largest difference of patch tokens, relative to the largest value.
+fn difference(found: &Tensor, expected: &Tensor) -> f64 {
+    let scale = expected.abs().max().double_value(&[]);
+    (found - expected).abs().max().double_value(&[]) / scale
+}
+
+#[test]
+fn half_precision_stays_close_to_float32_and_gives_float32_tokens() {
+    let images = images(3, 64);
+    let tokens = |precision| {
+        let options = LoadOptions {
+            precision,
+            ..LoadOptions::default()
+        };
+        let encoder = committed().load("efficientnet-lite0", &options).unwrap();
+        encoder.encode(&images).unwrap().patch
+    };
+    let exact = tokens(Precision::Fp32);
+    for (precision, allowed) in [(Precision::Bf16, 5e-2), (Precision::Fp16, 1e-2)] {
+        let found = tokens(precision);
+        assert_eq!(found.kind(), Kind::Float);
+        let off = difference(&found, &exact);
+        assert!(0.0 < off && off < allowed, "{precision:?}: {off}");
+    }
+}
+
+/// Writes the sidecar of a copy of a good file again, with `extra` keys before its tables.
+fn with_keys(path: &Path, extra: &str) {
+    let sidecar = path.with_extension("toml");
+    let text = fs::read_to_string(&sidecar).unwrap();
+    fs::write(&sidecar, format!("{extra}\n{text}")).unwrap();
+}
+
+#[test]
+fn images_of_512_pixels_need_the_file_made_for_them() {
+    let (folder, path) = copy_of_good();
+    let registry = Registry::new(&[folder.path().to_owned()]);
+    let large = LoadOptions {
+        resolution: 512,
+        ..LoadOptions::default()
+    };
+    // A file that names no resolution takes any.
+    registry.load("good", &large).unwrap();
+
+    with_keys(&path, "resolution = 256");
+    registry.load("good", &LoadOptions::default()).unwrap();
+    let error = registry.load("good", &large).unwrap_err();
+    assert!(error.to_string().contains("good@512"), "{error}");
+
+    for extension in ["pt", "toml"] {
+        let from = path.with_extension(extension);
+        fs::copy(from, folder.path().join(format!("good@512.{extension}"))).unwrap();
+    }
+    assert!(
+        matches!(registry.status_for("good", 512), Ok(Status::Present { path, .. })
+        if path.ends_with("good@512.pt"))
+    );
+    registry.load("good", &large).unwrap();
+    let names = registry.names();
+    assert!(!names.iter().any(|name| name.contains('@')), "{names:?}");
+}
+
+#[test]
+fn an_encoder_that_takes_256_pixels_only_is_refused_for_more() {
+    let large = LoadOptions {
+        resolution: 512,
+        ..LoadOptions::default()
+    };
+    let error = committed().load("siglip-vit-b", &large).unwrap_err();
+    assert!(matches!(error, EncoderError::Resolution { .. }), "{error}");
+    let error = committed().load("dinov2-vit-b", &large).unwrap_err();
+    assert!(
+        error.to_string().contains("dinov2-vit-b --resolution 512"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_sidecar_that_contradicts_itself_is_refused() {
+    for (extra, part) in [
+        (
+            "resolution = 256\ninput_sizes = { \"256\" = 224 }",
+            "input_sizes",
+        ),
+        (
+            "reference = { patch_index = [0, 1], patch = [0.5], class_index = [], class = [] }",
+            "positions",
+        ),
+        (
+            "reference = { patch_index = [-1], patch = [0.5], class_index = [], class = [] }",
+            "negative",
+        ),
+        ("dtype = \"float64\"", "bfloat16"),
+    ] {
+        let (_folder, path) = copy_of_good();
+        with_keys(&path, extra);
+        let error = load(&path).unwrap_err();
+        assert!(matches!(error, EncoderError::Sidecar { .. }), "{error}");
+        assert!(error.to_string().contains(part), "{error}");
+    }
+}
+
+#[test]
+fn a_truncated_file_is_refused() {
+    let (_folder, path) = copy_of_good();
+    let bytes = fs::read(&path).unwrap();
+    for kept in [0, 1, bytes.len() / 2, bytes.len() - 1] {
+        fs::write(&path, &bytes[..kept]).unwrap();
+        let error = load(&path).unwrap_err();
+        assert!(matches!(error, EncoderError::Checksum { .. }), "{error}");
+    }
+}
+
+#[test]
+fn a_grid_that_is_not_the_files_is_refused_with_both_shapes() {
+    let (_folder, path) = copy_of_good();
+    let sidecar = path.with_extension("toml");
+    let text = fs::read_to_string(&sidecar).unwrap();
+    fs::write(&sidecar, text.replace("grid = [4, 4]", "grid = [8, 8]")).unwrap();
+    let error = load(&path).unwrap_err().to_string();
+    assert!(
+        error.contains("16, 8]") && error.contains("64, 8]"),
+        "{error}"
+    );
 }

@@ -150,6 +150,9 @@ pub struct MetricsArgs {
     /// Side to which the images are cropped and resized, in pixels.
     #[arg(long, default_value_t = 64)]
     pub resolution: u32,
+    /// What the encoders' weights are cast to: fp32, bf16 or fp16.
+    #[arg(long, default_value = "fp32")]
+    pub precision: encoders::Precision,
     /// Where to run: auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]
     pub device: String,
@@ -164,6 +167,29 @@ pub enum EncodersCommand {
     /// Describe one encoder, and its spatial metrics on a few images.
     #[command(after_help = "Example:\n  runner encoders inspect hog")]
     Inspect(InspectArgs),
+    /// Check encoder files: shapes, finite values, batches, determinism, agreement with the values
+    /// that Python recorded, and speed.
+    #[command(after_help = "Example:\n  runner encoders check dinov2-vit-b --precision bf16")]
+    Check(CheckArgs),
+}
+
+/// `runner encoders check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Encoders by name; all that are here by default.
+    pub names: Vec<String>,
+    /// Where to run: auto, cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// What the weights are cast to: fp32, bf16 or fp16.
+    #[arg(long, default_value = "fp32")]
+    pub precision: encoders::Precision,
+    /// Side of the images, in pixels.
+    #[arg(long, default_value_t = 256)]
+    pub resolution: u32,
+    /// Images at once when the speed is measured; 4 on the CPU and 64 elsewhere by default.
+    #[arg(long)]
+    pub batch: Option<u32>,
 }
 
 /// `runner encoders inspect`.
@@ -177,6 +203,9 @@ pub struct InspectArgs {
     /// Side of the images, in pixels.
     #[arg(long, default_value_t = 256)]
     pub resolution: u32,
+    /// What the weights are cast to: fp32, bf16 or fp16.
+    #[arg(long, default_value = "fp32")]
+    pub precision: encoders::Precision,
     /// Number of images of the embedded data set for the spatial metrics.
     #[arg(long, default_value_t = 16)]
     pub images: usize,

@@ -1,6 +1,6 @@
 //! The encoders of a sweep: what is there, and loading it.
 
-use encoders::{Encoder, EncoderError, LoadOptions, Registry, Status};
+use encoders::{Encoder, EncoderError, LoadOptions, Precision, Registry, Status};
 use tch::Device;
 use training::{Config, EncoderShape};
 
@@ -18,10 +18,11 @@ impl EncoderBank {
 
     /// Why `config` cannot run for want of an encoder file: which, and how to get it.
     pub fn missing(&self, config: &Config) -> Option<String> {
+        let resolution = i64::from(config.data.resolution);
         let judge = Some(config.evaluate.fd_encoder.clone()).filter(|name| !name.is_empty());
         let names = config.alignment.encoders().into_iter().chain(judge);
         names
-            .filter_map(|name| match self.registry.status(&name) {
+            .filter_map(|name| match self.registry.status_for(&name, resolution) {
                 Ok(Status::Missing { hint }) => {
                     Some(format!("{name} is not on this machine; {hint}"))
                 }
@@ -30,27 +31,34 @@ impl EncoderBank {
             .next()
     }
 
-    /// What makes these encoders what they are: names and checksums of their files.
-    pub fn identity(&self, names: &[String]) -> String {
+    /// What makes these encoders what they are: names and checksums of their files for images of
+    /// `resolution` pixels.
+    pub fn identity(&self, names: &[String], resolution: u32) -> String {
         let parts: Vec<String> = names
             .iter()
             .filter(|name| !name.is_empty())
             .map(|name| {
-                let identity = self.registry.identity(name);
+                let identity = self.registry.identity(name, i64::from(resolution));
                 format!("{name}:{}", identity.unwrap_or_else(|| "?".to_owned()))
             })
             .collect();
         parts.join(",")
     }
 
-    /// Loads one encoder for images of `resolution` pixels.
+    /// Loads one encoder for images of `resolution` pixels, cast to `precision`.
     ///
     /// # Errors
-    /// It is not there, or its file is not what its sidecar says.
-    pub fn load(&self, name: &str, resolution: u32) -> Result<Box<dyn Encoder>, EncoderError> {
+    /// It is not there, its file is not what its sidecar says, or it is not made for such images.
+    pub fn load(
+        &self,
+        name: &str,
+        resolution: u32,
+        precision: Precision,
+    ) -> Result<Box<dyn Encoder>, EncoderError> {
         let options = LoadOptions {
             device: self.device,
             resolution: i64::from(resolution),
+            precision,
         };
         self.registry.load(name, &options)
     }

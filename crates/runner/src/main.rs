@@ -43,6 +43,9 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Encoders(EncodersCommand::Inspect(arguments)) => {
             commands::encoders::inspect(&arguments)
         }
+        Command::Encoders(EncodersCommand::Check(arguments)) => {
+            commands::encoders::check(&arguments)
+        }
         Command::Report(arguments) => commands::report::run(&arguments),
         Command::Doctor => commands::doctor::run(),
     }

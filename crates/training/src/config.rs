@@ -168,6 +168,8 @@ pub enum Autoencoder {
 pub struct AlignmentConfig {
     /// Encoder by name, several joined by commas, or `none`.
     pub encoder: String,
+    /// What the encoder's weights are cast to and what it computes in; its tokens are float32.
+    pub encoder_precision: encoders::Precision,
     /// Normalisation of the encoder's tokens.
     pub spatial_norm: SpatialNorm,
     /// Projection of the hidden tokens.
@@ -198,6 +200,7 @@ impl Default for AlignmentConfig {
     fn default() -> Self {
         Self {
             encoder: NO_ENCODER.to_owned(),
+            encoder_precision: encoders::Precision::default(),
             spatial_norm: SpatialNorm::default(),
             head: HeadConfig::default(),
             losses: vec![LossConfig {

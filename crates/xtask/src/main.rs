@@ -23,6 +23,9 @@ use crate::libtorch::Environment;
 use crate::setup::Request;
 use crate::stamp::Mode;
 
+/// Folder of the Python package `export`, relative to the workspace.
+const EXPORTER: &str = "crates/encoders/python";
+
 #[derive(Parser)]
 #[command(
     name = "cargo xtask",
@@ -50,6 +53,11 @@ enum Chore {
     /// Set up if needed, then `cargo test --workspace ARGS`.
     #[command(after_help = "Example: cargo xtask test spatial_norm")]
     Test(Passed),
+    /// Set up Python if needed, then make encoder files: `python -m export ARGS`.
+    ///
+    /// `cargo xtask export -- --help` lists the arguments.
+    #[command(after_help = "Example: cargo xtask export dinov2-vit-b clip-vit-L --out pretrained")]
+    Export(Passed),
 }
 
 #[derive(Args)]
@@ -118,6 +126,25 @@ fn run(chore: &Chore) -> Result<ExitCode> {
         Chore::Test(passed) => {
             let mut cargo = ready_cargo(&root, &environment)?;
             hand_over(cargo.args(["test", "--workspace"]).args(&passed.args))
+        }
+        Chore::Export(passed) => {
+            let request = Request {
+                mode: Some(Mode::Full),
+                python: true,
+            };
+            let ready = setup::setup(&root, &environment, request).with_context(|| {
+                format!(
+                    "the exporter runs in .venv; with a Python of your own that has what {} lists, it is \
+                     `PYTHONPATH={EXPORTER} python -m export`",
+                    setup::REQUIREMENTS
+                )
+            })?;
+            if ready.is_news() {
+                eprintln!("{ready}");
+            }
+            let mut python = Command::new(root.join(".venv/bin/python"));
+            python.env("PYTHONPATH", root.join(EXPORTER));
+            hand_over(python.args(["-m", "export"]).args(&passed.args))
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::python::Python;
 use crate::stamp::{Mode, Stamp};
 
 /// What the exporters and the comparisons with Python import, relative to the workspace.
-const REQUIREMENTS: &str = "crates/encoders/python/requirements.txt";
+pub const REQUIREMENTS: &str = "crates/encoders/python/requirements.txt";
 
 /// The requirements that were installed, kept in `.venv` to see that the file has changed.
 const INSTALLED_REQUIREMENTS: &str = "installed-requirements.txt";

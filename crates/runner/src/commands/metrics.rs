@@ -1,6 +1,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use encoders::Encoder;
 use metrics::spatial::SpatialMetrics;
 use runner::encoder_bank::EncoderBank;
 use runner::evaluation;
@@ -12,6 +13,7 @@ use crate::failure::Failure;
 
 pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
     let device = super::device(&arguments.device)?;
+    let bank = EncoderBank::new(super::registry(), device);
     println!("encoder,lds,cds,srss,rmsc");
     let mut failed = false;
     for name in &arguments.encoders {
@@ -21,7 +23,11 @@ pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
             resolution: arguments.resolution,
             count: arguments.images,
         };
-        match spatial(name, device, &data) {
+        let measured = bank
+            .load(name, arguments.resolution, arguments.precision)
+            .map_err(Failure::from)
+            .and_then(|encoder| spatial(encoder.as_ref(), device, &data));
+        match measured {
             Ok(metrics) => println!(
                 "{name},{},{},{},{}",
                 metrics.lds,
@@ -53,16 +59,19 @@ pub struct Images<'a> {
     pub count: usize,
 }
 
-/// The spatial metrics of an encoder by name.
-pub fn spatial(name: &str, device: Device, images: &Images) -> Result<SpatialMetrics, Failure> {
+/// The spatial metrics of an encoder.
+pub fn spatial(
+    encoder: &dyn Encoder,
+    device: Device,
+    images: &Images,
+) -> Result<SpatialMetrics, Failure> {
     let mut config = Config::default();
     config.data.path = images.path.to_owned();
     config.data.split = images.split.to_owned();
     config.data.resolution = images.resolution;
     let dataset = data::open(&config.data.path, &config.data.training_split())?;
-    let encoder = EncoderBank::new(super::registry(), device).load(name, images.resolution)?;
     Ok(evaluation::spatial_metrics(
-        encoder.as_ref(),
+        encoder,
         &dataset,
         &config,
         images.count,

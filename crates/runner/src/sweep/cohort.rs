@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
 
 use data::Loader;
-use encoders::Encoder;
+use encoders::{Encoder, Precision};
 use metrics::spatial::SpatialMetrics;
 use tch::Device;
 use training::{DeviceBatch, Inputs, MetricsLog, Run};
@@ -119,11 +119,12 @@ impl Cohort {
         };
         let config = &first.cell.config;
         let resolution = config.data.resolution;
+        let precision = config.alignment.encoder_precision;
         let encoders = config
             .alignment
             .encoders()
             .iter()
-            .map(|name| context.bank.load(name, resolution))
+            .map(|name| context.bank.load(name, resolution, precision))
             .collect::<Result<Vec<_>, _>>()?;
         let mut tokens = TokenSource::new(encoders, config, first.training.len(), context.device);
         let mut active: Vec<Active> = Vec::new();
@@ -285,13 +286,14 @@ impl Judge {
     fn load(context: &Context, cell: &Active, name: &str) -> Result<Self, Reason> {
         let planned = cell.planned;
         let config = &planned.cell.config;
-        let encoder = context.bank.load(name, config.data.resolution)?;
+        let resolution = config.data.resolution;
+        let encoder = context.bank.load(name, resolution, Precision::Fp32)?;
         let key = format!(
             "{name}-{}",
             config.reference_hash(&format!(
                 "{} {}",
                 planned.reference.fingerprint(),
-                context.bank.identity(&[name.to_owned()])
+                context.bank.identity(&[name.to_owned()], resolution)
             ))
         );
         let cache = evaluation::reference_cache(&context.folder, &key);

@@ -339,9 +339,12 @@ fn prepare(
     let identity = format!(
         "{} {}",
         training.fingerprint(),
-        bank.identity(&cell.config.alignment.encoders())
+        bank.identity(&cell.config.alignment.encoders(), data.resolution)
     );
-    let judge = bank.identity(std::slice::from_ref(&cell.config.evaluate.fd_encoder));
+    let judge = bank.identity(
+        std::slice::from_ref(&cell.config.evaluate.fd_encoder),
+        data.resolution,
+    );
     let hash = cell
         .config
         .hash(&format!("{identity} {} {judge}", reference.fingerprint()));

@@ -1,0 +1,182 @@
+//! Whether an encoder is what it says, and how fast it is.
+
+use std::time::Instant;
+
+use tch::{Device, Kind, Tensor};
+
+use crate::{Encoder, EncoderError, Precision, Reference, Tokens};
+
+/// How to check an encoder.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CheckOptions {
+    /// Where the encoder runs.
+    pub device: Device,
+    /// What it was cast to.
+    pub precision: Precision,
+    /// Side of the images in pixels.
+    pub resolution: i64,
+    /// Images at once when the speed is measured.
+    pub batch: i64,
+    /// Time to measure the speed for, in seconds; at least one batch is run.
+    pub seconds: f64,
+}
+
+/// What was found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CheckReport {
+    /// Shape of the patch tokens of one image, `[T, D]`.
+    pub tokens: (usize, usize),
+    /// Whether there is a class token.
+    pub class_token: bool,
+    /// Whether all tokens are finite.
+    pub finite: bool,
+    /// Whether a second run gave the same bits.
+    pub deterministic: bool,
+    /// Largest difference of an image's tokens alone from those in a batch of five, relative to the
+    /// largest value.
+    pub batch_difference: f64,
+    /// Largest difference from what Python recorded, relative to its largest value; `None` if
+    /// the sidecar has no reference, or one of images of another size.
+    pub reference_difference: Option<f64>,
+    /// Images a second, preprocessing included.
+    pub images_per_s: f64,
+    /// What differences are allowed in this precision.
+    pub tolerance: f64,
+}
+
+impl CheckReport {
+    /// What is wrong; empty for an encoder to be trusted.
+    pub fn flaws(&self) -> Vec<String> {
+        let mut flaws = Vec::new();
+        if !self.finite {
+            flaws.push("tokens are NaN or infinite".to_owned());
+        }
+        if !self.deterministic {
+            flaws.push("a second run gives other bits".to_owned());
+        }
+        for (what, difference) in [
+            (
+                "an image's tokens depend on its batch",
+                Some(self.batch_difference),
+            ),
+            ("tokens differ from Python's", self.reference_difference),
+        ] {
+            if let Some(difference) = difference
+                && difference > self.tolerance
+            {
+                let allowed = self.tolerance;
+                flaws.push(format!(
+                    "{what}: by {difference:.1e}, allowed is {allowed:.0e}"
+                ));
+            }
+        }
+        flaws
+    }
+}
+
+/// Runs an encoder on the reference images, alone and in batches, and times it. Loading it has
+/// checked its shapes already; here that is done for batches of 1, 2 and 5.
+///
+/// # Errors
+/// The encoder fails, or returns tokens of another shape than it declares.
+pub fn check(encoder: &dyn Encoder, options: &CheckOptions) -> Result<CheckReport, EncoderError> {
+    let spec = encoder.spec();
+    let pair = Reference::images(options.resolution)?.f_to_device(options.device)?;
+    let mirrored = pair.f_flip([-1])?;
+    let five = Tensor::f_cat(&[&pair, &mirrored, &pair.f_narrow(0, 0, 1)?], 0)?;
+
+    let tokens = encoder.encode(&pair)?;
+    let again = encoder.encode(&pair)?;
+    let together = encoder.encode(&five)?;
+    let mut batch_difference: f64 = 0.0;
+    for index in [0, 1] {
+        let alone = encoder.encode(&pair.f_narrow(0, index, 1)?)?;
+        let off = difference(&alone, &image(&together, index)?)?;
+        batch_difference = if off.is_nan() {
+            f64::INFINITY
+        } else {
+            batch_difference.max(off)
+        };
+    }
+    let recorded_side = spec.resolution.unwrap_or(256);
+    let reference_difference = match &spec.reference {
+        Some(reference) if recorded_side == options.resolution => {
+            Some(reference.difference(&tokens)?)
+        }
+        _ => None,
+    };
+    Ok(CheckReport {
+        tokens: (spec.grid.tokens(), spec.width),
+        class_token: tokens.class.is_some(),
+        finite: is_finite(&tokens)?,
+        deterministic: tokens.patch == again.patch && tokens.class == again.class,
+        batch_difference,
+        reference_difference,
+        images_per_s: speed(encoder, &pair, options)?,
+        tolerance: match options.precision {
+            Precision::Fp32 => 1e-3,
+            Precision::Bf16 => 5e-2,
+            Precision::Fp16 => 1e-2,
+        },
+    })
+}
+
+fn image(tokens: &Tokens, index: i64) -> Result<Tokens, EncoderError> {
+    let class = tokens.class.as_ref();
+    Ok(Tokens {
+        patch: tokens.patch.f_narrow(0, index, 1)?,
+        class: class.map(|class| class.f_narrow(0, index, 1)).transpose()?,
+    })
+}
+
+fn parts(tokens: &Tokens) -> impl Iterator<Item = &Tensor> {
+    [Some(&tokens.patch), tokens.class.as_ref()]
+        .into_iter()
+        .flatten()
+}
+
+fn is_finite(tokens: &Tokens) -> Result<bool, EncoderError> {
+    for tensor in parts(tokens) {
+        if !bool::try_from(tensor.f_isfinite()?.f_all()?)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn difference(left: &Tokens, right: &Tokens) -> Result<f64, EncoderError> {
+    let mut most: f64 = 0.0;
+    for (left, right) in parts(left).zip(parts(right)) {
+        let scale = f64::try_from(right.f_abs()?.f_max()?)?.max(f64::MIN_POSITIVE);
+        let off = f64::try_from(left.f_sub(right)?.f_abs()?.f_max()?)? / scale;
+        most = if off.is_nan() { off } else { most.max(off) };
+    }
+    Ok(most)
+}
+
+fn speed(
+    encoder: &dyn Encoder,
+    pair: &Tensor,
+    options: &CheckOptions,
+) -> Result<f64, EncoderError> {
+    let batch = options.batch.max(1);
+    let images = pair
+        .f_repeat([(batch + 1) / 2, 1, 1, 1])?
+        .f_narrow(0, 0, batch)?;
+    // Reading a value waits for the device.
+    let run = || -> Result<(), EncoderError> {
+        let sum = encoder.encode(&images)?.patch.f_sum(Kind::Float)?;
+        Ok(f64::try_from(sum).map(|_| ())?)
+    };
+    run()?;
+    let started = Instant::now();
+    let mut batches = 0;
+    loop {
+        run()?;
+        batches += 1;
+        let seconds = started.elapsed().as_secs_f64();
+        if seconds >= options.seconds {
+            return Ok((batches * batch) as f64 / seconds);
+        }
+    }
+}
