@@ -350,3 +350,20 @@ fn a_checkpoint_gives_samples_as_pngs_and_as_npz() {
         .run(&["sample", checkpoint, "--labels", "99"])
         .expect(2, &["99", "classes 0 to 8"]);
 }
+
+#[test]
+fn encoders_joined_by_a_comma_are_one_target() {
+    let place = Playground::new();
+    place.edit("experiment.toml", "\"good\"]", "\"good,good_patch_only\"]");
+    place.add_encoder("good_patch_only");
+    place
+        .sweep(&["--set", "train.steps=2"])
+        .expect(0, &["3 done, 0 failed, 0 skipped"]);
+    let cells: Vec<String> = results(&place).into_iter().map(|(cell, ..)| cell).collect();
+    assert!(
+        cells
+            .iter()
+            .any(|cell| cell.contains("good+good_patch_only")),
+        "{cells:?}"
+    );
+}
