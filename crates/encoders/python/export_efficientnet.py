@@ -20,10 +20,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from efficientnet_lite_pytorch import EfficientNet
-from encoder_file import Preprocessing, Sidecar, write_encoder
 from safetensors.torch import save
 from torch import Tensor, nn
 from torchvision.io import ImageReadMode, decode_image
+
+from export.sidecar import Preprocessing, Sidecar, write_encoder
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 INPUT_SIZE = 256
@@ -101,9 +102,7 @@ def load(variant: Variant) -> PatchTokens:
 def preprocess(images: Tensor) -> Tensor:
     """u8 `[B, 3, H, W]` to the network's input, float32 `[B, 3, 256, 256]`."""
     size = (INPUT_SIZE, INPUT_SIZE)
-    resized = F.interpolate(
-        images.float(), size, mode="bilinear", align_corners=False, antialias=False
-    )
+    resized = F.interpolate(images.float(), size, mode="bilinear", align_corners=False, antialias=False)
     mean = torch.tensor(PREPROCESSING.mean).view(3, 1, 1)
     std = torch.tensor(PREPROCESSING.std).view(3, 1, 1)
     return (resized / 255 - mean) / std
@@ -129,9 +128,7 @@ def png_files(content: bytes) -> list[bytes]:
 
 
 def on_white(png: bytes) -> Tensor:
-    rgba = decode_image(
-        torch.frombuffer(bytearray(png), dtype=torch.uint8), ImageReadMode.RGB_ALPHA
-    ).int()
+    rgba = decode_image(torch.frombuffer(bytearray(png), dtype=torch.uint8), ImageReadMode.RGB_ALPHA).int()
     colour, alpha = rgba[:3], rgba[3:]
     return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).to(torch.uint8)
 
@@ -184,8 +181,6 @@ def export(variant: Variant) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("encoder", choices=VARIANTS)
     export(VARIANTS[parser.parse_args().encoder])

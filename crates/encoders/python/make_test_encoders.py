@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from encoder_file import Preprocessing, Sidecar, write_encoder
 from torch import Tensor, nn
+
+from export.sidecar import Preprocessing, Sidecar, write_encoder
 
 FOLDER = Path(__file__).resolve().parents[1] / "tests/data/broken"
 GRID = (4, 4)

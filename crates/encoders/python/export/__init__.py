@@ -1,0 +1,1 @@
+"""Exports frozen vision encoders as TorchScript: `python -m export --help`, and README.md beside this folder."""

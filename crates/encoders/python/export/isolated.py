@@ -1,0 +1,84 @@
+"""Runs each export in a process of its own.
+
+So an encoder that does not fit the memory, and is killed for it, does not take the others with it, and the bytes of a
+file do not depend on what was exported before.
+"""
+
+import errno
+import multiprocessing
+import traceback
+from multiprocessing.connection import Connection
+
+import torch
+
+from .catalogue import Entry
+from .errors import ExportError
+from .exporter import Checkpoint, Options, Outcome, export
+
+REQUIREMENTS = "pip install -r crates/encoders/python/requirements.txt"
+NO_SPACE = "no space left on the disk; an export needs twice the size of the file while it is written"
+NO_MEMORY = "not enough memory; README.md says how much an export needs"
+
+# A server that has imported the large packages, and of which each export is a copy.
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["export.exporter", "timm"])
+
+
+def export_isolated(
+    entry: Entry, options: Options, weights: Checkpoint, threads: int | None = None, trace_errors: bool = False
+) -> Outcome:
+    """`exporter.export` in another process. Whatever goes wrong is an `ExportError`."""
+    receiver, sender = _context.Pipe(duplex=False)
+    process = _context.Process(target=_work, args=(sender, entry, options, weights, threads, trace_errors))
+    process.start()
+    sender.close()
+    try:
+        result = receiver.recv()
+    except EOFError:
+        process.join()
+        result = NO_MEMORY if process.exitcode == -9 else f"the process ended with code {process.exitcode}"
+    except KeyboardInterrupt:
+        process.terminate()
+        raise
+    finally:
+        process.join()
+    if isinstance(result, str):
+        raise ExportError(result)
+    return result
+
+
+def _work(
+    sender: Connection,
+    entry: Entry,
+    options: Options,
+    weights: Checkpoint,
+    threads: int | None,
+    trace_errors: bool,
+) -> None:
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        sender.send(export(entry, options, weights))
+    except KeyboardInterrupt:
+        pass
+    except Exception as error:
+        if trace_errors:
+            traceback.print_exc()
+        sender.send(reason(error))
+
+
+def reason(error: Exception) -> str:
+    """One line on what went wrong."""
+    text = " ".join(str(error).split())
+    if isinstance(error, ExportError):
+        return text
+    if isinstance(error, ImportError):
+        return f"the package {error.name or text} is missing: {REQUIREMENTS}"
+    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left" in text:
+        return NO_SPACE
+    # What libtorch's writer of archives says when a write is cut short.
+    if "unexpected pos" in text or "PytorchStreamWriter failed" in text:
+        return NO_SPACE
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+        return NO_MEMORY
+    return f"{type(error).__name__}: {text[:300]}"

@@ -1,0 +1,1 @@
+"""Tests of the exporter; README.md beside this folder has the command."""
