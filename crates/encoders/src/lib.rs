@@ -3,7 +3,8 @@
 //! An [`Encoder`] turns images u8 `[B, 3, H, W]` into patch [`Tokens`] `[B, T, D]` and, where it
 //! has one, a class token. It declares its grid, width and [`Preprocessing`] in an
 //! [`EncoderSpec`]. There are two kinds: [`TorchScript`] files with a TOML sidecar, which is the
-//! spec, and the hand-made features of [`classic`]. A [`Registry`] finds them by name.
+//! spec, and the hand-made features of [`classic`]. A [`Registry`] finds them by name. A
+//! [`feature_cache`] keeps the tokens of a whole data set on the disk.
 //!
 //! # Example
 //!
@@ -48,6 +49,7 @@ pub mod check;
 pub mod classic;
 mod encoder;
 mod error;
+pub mod feature_cache;
 #[cfg(test)]
 mod golden;
 mod native;

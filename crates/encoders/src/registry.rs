@@ -190,15 +190,16 @@ impl Registry {
         }
     }
 
-    /// What an encoder that is here declares, without loading it.
+    /// What an encoder that is here declares for images of `resolution` pixels, without loading it.
     ///
     /// # Errors
-    /// Nothing has that name, the encoder is not here, or its sidecar cannot be read.
-    pub fn spec(&self, name: &str) -> Result<EncoderSpec, EncoderError> {
-        if let Some(native) = Native::named(name, 256) {
+    /// Nothing has that name, the encoder is not here, does not take such images, or its sidecar
+    /// cannot be read.
+    pub fn spec(&self, name: &str, resolution: i64) -> Result<EncoderSpec, EncoderError> {
+        if let Some(native) = Native::named(name, resolution) {
             return Ok(native?.spec().clone());
         }
-        match self.status(name)? {
+        match self.status_for(name, resolution)? {
             Status::Present { path, .. } => torchscript::read_sidecar(&path),
             Status::Missing { hint } => Err(self.missing(name, hint)),
             Status::Native => Err(self.unknown(name)),

@@ -1,0 +1,454 @@
+//! Tokens kept on the disk: what comes back, what is refused, what an interruption leaves.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use encoders::feature_cache::{CacheError, CacheKey, CacheLayout, CacheWriter, FeatureCache};
+use encoders::{Encoder, LoadOptions, Precision, Registry, Tokens};
+use proptest::prelude::*;
+use tch::{Device, Kind, Tensor};
+
+const SAMPLES: u64 = 7;
+
+/// A TorchScript encoder of the tests, with a class token.
+fn encoder() -> Box<dyn Encoder> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/broken");
+    let registry = Registry::new(&[folder]);
+    registry.load("good", &LoadOptions::default()).unwrap()
+}
+
+fn images() -> Tensor {
+    let count = (SAMPLES * 3 * 32 * 32) as i64;
+    (Tensor::arange(count, (Kind::Int64, Device::Cpu)) * 7919)
+        .remainder(251)
+        .to_kind(Kind::Uint8)
+        .view([SAMPLES as i64, 3, 32, 32])
+}
+
+fn key(encoder: &dyn Encoder) -> CacheKey {
+    CacheKey {
+        data: "some images".to_owned(),
+        samples: SAMPLES,
+        resolution: 32,
+        background: "white".to_owned(),
+        ..CacheKey::of_encoder(encoder.spec(), "abc".to_owned(), Precision::Fp32)
+    }
+}
+
+/// Three samples a shard, both ways round: three shards, the last of one sample.
+fn layout(encoder: &dyn Encoder, stored: Precision) -> CacheLayout {
+    let layout = CacheLayout::of_encoder(encoder.spec(), stored, true, "cpu", 0);
+    let bytes = 2 * layout.row_bytes() as u64;
+    CacheLayout::of_encoder(encoder.spec(), stored, true, "cpu", 3 * bytes)
+}
+
+/// Tokens of the images, as they are and mirrored.
+fn tokens(encoder: &dyn Encoder) -> [Tokens; 2] {
+    let images = images();
+    [images.shallow_clone(), images.flip([-1])].map(|images| encoder.encode(&images).unwrap())
+}
+
+fn narrow(tokens: &Tokens, start: u64, count: u64) -> Tokens {
+    let narrow = |tensor: &Tensor| tensor.narrow(0, start as i64, count as i64);
+    Tokens {
+        patch: narrow(&tokens.patch),
+        class: tokens.class.as_ref().map(narrow),
+    }
+}
+
+/// Writes what is missing, at most `most` shards.
+fn fill(folder: &Path, encoder: &dyn Encoder, stored: Precision, most: usize) {
+    let tokens = tokens(encoder);
+    let mut writer = CacheWriter::open(folder, key(encoder), layout(encoder, stored)).unwrap();
+    for samples in writer.missing().into_iter().take(most) {
+        let mut rows = writer.rows(&samples);
+        let count = samples.end - samples.start;
+        for (tokens, mirrored) in tokens.iter().zip([false, true]) {
+            let tokens = narrow(tokens, samples.start, count);
+            rows.put(samples.start, mirrored, &tokens).unwrap();
+        }
+        writer.write(rows).unwrap();
+    }
+}
+
+fn full(stored: Precision) -> (tempfile::TempDir, Box<dyn Encoder>) {
+    let folder = tempfile::tempdir().unwrap();
+    let encoder = encoder();
+    fill(folder.path(), encoder.as_ref(), stored, usize::MAX);
+    (folder, encoder)
+}
+
+fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut files: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .map(|entry| {
+            let name = entry.file_name().into_string().unwrap();
+            (name, fs::read(entry.path()).unwrap())
+        })
+        .collect();
+    files.sort();
+    files
+}
+
+fn shard(folder: &Path, index: usize) -> PathBuf {
+    folder.join(format!("tokens-{index:05}.safetensors"))
+}
+
+/// The error of opening, as people see it.
+fn refusal(folder: &Path, key: &CacheKey) -> String {
+    FeatureCache::open(folder, key, true)
+        .unwrap_err()
+        .to_string()
+}
+
+#[test]
+fn float32_tokens_come_back_to_the_bit_in_any_order() {
+    let (folder, encoder) = full(Precision::Fp32);
+    let [plain, mirrored] = tokens(encoder.as_ref());
+    let mut cache = FeatureCache::open(folder.path(), &key(encoder.as_ref()), true).unwrap();
+    let ids = [6, 0, 3, 3, 2];
+    let flips = [false, true, true, false, true];
+    let found = cache.tokens(&ids, &flips, Device::Cpu).unwrap();
+    let class = found.class.unwrap();
+    assert_eq!(found.patch.kind(), Kind::Float);
+    for (row, (&id, &flip)) in ids.iter().zip(&flips).enumerate() {
+        let expected = if flip { &mirrored } else { &plain };
+        let row = row as i64;
+        assert_eq!(found.patch.get(row), expected.patch.get(id as i64));
+        let expected = expected.class.as_ref().unwrap();
+        assert_eq!(class.get(row), expected.get(id as i64));
+    }
+    assert!(plain.patch != mirrored.patch);
+}
+
+#[test]
+fn half_precision_rounds_once() {
+    for stored in [Precision::Fp16, Precision::Bf16] {
+        let (folder, encoder) = full(stored);
+        let [plain, _] = tokens(encoder.as_ref());
+        let mut cache = FeatureCache::open(folder.path(), &key(encoder.as_ref()), true).unwrap();
+        let ids: Vec<u64> = (0..SAMPLES).collect();
+        let found = cache.tokens(&ids, &[], Device::Cpu).unwrap();
+        let rounded = plain.patch.to_kind(stored.kind()).to_kind(Kind::Float);
+        assert_eq!(found.patch, rounded);
+        assert!(found.patch != plain.patch);
+    }
+}
+
+#[test]
+fn a_shard_is_plain_safetensors() {
+    // Nothing of ours is needed to read one.
+    let (folder, encoder) = full(Precision::Fp16);
+    let tensors = Tensor::read_safetensors(shard(folder.path(), 2)).unwrap();
+    let patch = tensors.iter().find(|(name, _)| name == "patch").unwrap();
+    let spec = encoder.spec();
+    let shape = [1, 2, spec.grid.tokens() as i64, spec.width as i64];
+    assert_eq!(
+        (patch.1.size(), patch.1.kind()),
+        (shape.to_vec(), Kind::Half)
+    );
+}
+
+#[test]
+fn writing_goes_on_where_it_stopped_to_the_same_bytes() {
+    let (whole, encoder) = full(Precision::Fp16);
+    let parts = tempfile::tempdir().unwrap();
+    for written in 0..3 {
+        let error = refusal(parts.path(), &key(encoder.as_ref()));
+        if written > 0 {
+            assert!(error.contains(&format!("{written} of 3 shards")), "{error}");
+        }
+        fill(parts.path(), encoder.as_ref(), Precision::Fp16, 1);
+    }
+    assert_eq!(files(parts.path()), files(whole.path()));
+    // What a killed process leaves is not taken for a shard.
+    fs::rename(
+        shard(parts.path(), 1),
+        parts.path().join("tokens-00001.partial"),
+    )
+    .unwrap();
+    fill(parts.path(), encoder.as_ref(), Precision::Fp16, usize::MAX);
+    assert_eq!(files(parts.path()), files(whole.path()));
+}
+
+#[test]
+fn a_cache_of_something_else_is_refused_with_what_differs() {
+    let (folder, encoder) = full(Precision::Fp16);
+    let ours = key(encoder.as_ref());
+    let others = [
+        (
+            "encoder",
+            CacheKey {
+                encoder: "other".into(),
+                ..ours.clone()
+            },
+        ),
+        (
+            "SHA-256",
+            CacheKey {
+                identity: "def".into(),
+                ..ours.clone()
+            },
+        ),
+        (
+            "precision",
+            CacheKey {
+                precision: Precision::Bf16,
+                ..ours.clone()
+            },
+        ),
+        (
+            "input",
+            CacheKey {
+                input_size: 48,
+                ..ours.clone()
+            },
+        ),
+        (
+            "data set",
+            CacheKey {
+                data: "others".into(),
+                ..ours.clone()
+            },
+        ),
+        (
+            "samples",
+            CacheKey {
+                samples: 8,
+                ..ours.clone()
+            },
+        ),
+        (
+            "resolution",
+            CacheKey {
+                resolution: 64,
+                ..ours.clone()
+            },
+        ),
+        (
+            "background",
+            CacheKey {
+                background: "black".into(),
+                ..ours.clone()
+            },
+        ),
+    ];
+    for (word, other) in others {
+        let error = refusal(folder.path(), &other);
+        assert!(error.contains(word), "{word}: {error}");
+        let writer = CacheWriter::open(
+            folder.path(),
+            other,
+            layout(encoder.as_ref(), Precision::Fp16),
+        );
+        assert!(matches!(writer, Err(CacheError::Other { .. })), "{word}");
+    }
+    let mut preprocessing = ours.clone();
+    preprocessing.preprocessing.antialias = !preprocessing.preprocessing.antialias;
+    assert!(refusal(folder.path(), &preprocessing).contains("preprocessing"));
+    // Going on with another dtype would mix two.
+    let bf16 = CacheWriter::open(
+        folder.path(),
+        ours,
+        layout(encoder.as_ref(), Precision::Bf16),
+    );
+    let error = bf16.unwrap_err().to_string();
+    assert!(error.contains("fp16") && error.contains("bf16"), "{error}");
+}
+
+#[test]
+fn mirrored_tokens_that_are_not_there_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let encoder = encoder();
+    let encoder = encoder.as_ref();
+    let layout = CacheLayout::of_encoder(encoder.spec(), Precision::Fp32, false, "cpu", 1 << 20);
+    let mut writer = CacheWriter::open(folder.path(), key(encoder), layout).unwrap();
+    for samples in writer.missing() {
+        let mut rows = writer.rows(&samples);
+        rows.put(0, false, &tokens(encoder)[0]).unwrap();
+        writer.write(rows).unwrap();
+    }
+    let error = refusal(folder.path(), &key(encoder));
+    assert!(
+        error.contains("mirrored") && error.contains("data.flip"),
+        "{error}"
+    );
+    let mut cache = FeatureCache::open(folder.path(), &key(encoder), false).unwrap();
+    assert!(cache.tokens(&[0], &[false], Device::Cpu).is_ok());
+    assert!(cache.tokens(&[0], &[true], Device::Cpu).is_err());
+}
+
+#[test]
+fn damaged_files_are_named() {
+    let (folder, encoder) = full(Precision::Fp16);
+    let path = shard(folder.path(), 1);
+    let whole = fs::read(&path).unwrap();
+    for kept in [0, 5, 100, whole.len() / 2, whole.len() - 1] {
+        fs::write(&path, &whole[..kept]).unwrap();
+        let error = refusal(folder.path(), &key(encoder.as_ref()));
+        assert!(
+            error.contains("tokens-00001") && error.contains("damaged"),
+            "{kept}: {error}"
+        );
+    }
+    fs::write(&path, b"{\"not\": \"safetensors\"} ".repeat(200)).unwrap();
+    let error = refusal(folder.path(), &key(encoder.as_ref()));
+    assert!(error.contains("no safetensors file"), "{error}");
+    fs::copy(shard(folder.path(), 0), &path).unwrap();
+    let error = refusal(folder.path(), &key(encoder.as_ref()));
+    assert!(error.contains("another cache"), "{error}");
+    fs::write(folder.path().join("cache.json"), "{").unwrap();
+    let error = refusal(folder.path(), &key(encoder.as_ref()));
+    assert!(
+        error.contains("cache.json") && error.contains("damaged"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_flipped_bit_is_found_when_its_sample_is_read() {
+    let (folder, encoder) = full(Precision::Fp16);
+    let path = shard(folder.path(), 1);
+    let mut bytes = fs::read(&path).unwrap();
+    // Some byte of the last sample's patch tokens; `present` is behind them.
+    let at = bytes.len() - 100;
+    bytes[at] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let mut cache = FeatureCache::open(folder.path(), &key(encoder.as_ref()), true).unwrap();
+    assert!(cache.tokens(&[0, 1, 2, 3, 4, 6], &[], Device::Cpu).is_ok());
+    let error = cache
+        .tokens(&[0, 5], &[false, true], Device::Cpu)
+        .unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.contains("tokens-00001") && text.contains("sample 5"),
+        "{text}"
+    );
+}
+
+#[test]
+fn tokens_that_no_cache_can_hold_are_refused_with_their_sample() {
+    let folder = tempfile::tempdir().unwrap();
+    let encoder = encoder();
+    let encoder = encoder.as_ref();
+    for (value, words) in [(f64::NAN, "NaN"), (1e6, "beyond the range of fp16")] {
+        let writer = CacheWriter::open(
+            folder.path(),
+            key(encoder),
+            layout(encoder, Precision::Fp16),
+        );
+        let writer = writer.unwrap();
+        let mut rows = writer.rows(&(0..3));
+        let [plain, _] = tokens(encoder);
+        let bad = narrow(&plain, 0, 3);
+        let _ = bad.patch.get(1).get(0).get(0).fill_(value);
+        let error = rows.put(0, false, &bad).unwrap_err().to_string();
+        assert!(
+            error.contains("sample 1") && error.contains(words),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn tokens_of_another_shape_or_shard_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let encoder = encoder();
+    let encoder = encoder.as_ref();
+    let writer = CacheWriter::open(
+        folder.path(),
+        key(encoder),
+        layout(encoder, Precision::Fp32),
+    );
+    let writer = writer.unwrap();
+    let mut rows = writer.rows(&(0..3));
+    let [plain, _] = tokens(encoder);
+    assert!(rows.put(1, false, &narrow(&plain, 0, 3)).is_err());
+    let no_class = Tokens {
+        class: None,
+        ..narrow(&plain, 0, 3)
+    };
+    assert!(rows.put(0, false, &no_class).is_err());
+    let short = Tokens {
+        patch: plain.patch.narrow(1, 0, 3),
+        class: plain.class,
+    };
+    assert!(rows.put(0, false, &short).is_err());
+}
+
+#[test]
+fn a_sample_that_was_left_out_has_no_tokens() {
+    let folder = tempfile::tempdir().unwrap();
+    let encoder = encoder();
+    let encoder = encoder.as_ref();
+    let [plain, mirrored] = tokens(encoder);
+    let layout = layout(encoder, Precision::Fp32);
+    let mut writer = CacheWriter::open(folder.path(), key(encoder), layout).unwrap();
+    for samples in writer.missing() {
+        let mut rows = writer.rows(&samples);
+        for sample in samples.filter(|&sample| sample != 4) {
+            rows.put(sample, false, &narrow(&plain, sample, 1)).unwrap();
+            rows.put(sample, true, &narrow(&mirrored, sample, 1))
+                .unwrap();
+        }
+        writer.write(rows).unwrap();
+    }
+    let mut cache = FeatureCache::open(folder.path(), &key(encoder), true).unwrap();
+    assert!(cache.tokens(&[3, 5], &[], Device::Cpu).is_ok());
+    for (sample, words) in [(4, "could not be read"), (SAMPLES, "fewer samples")] {
+        let error = cache
+            .tokens(&[sample], &[], Device::Cpu)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains(words) && error.contains(&sample.to_string()),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn two_processes_cannot_write_one_cache() {
+    let folder = tempfile::tempdir().unwrap();
+    let encoder = encoder();
+    let encoder = encoder.as_ref();
+    let open = || {
+        CacheWriter::open(
+            folder.path(),
+            key(encoder),
+            layout(encoder, Precision::Fp32),
+        )
+    };
+    let first = open().unwrap();
+    assert!(matches!(open(), Err(CacheError::Locked(_))));
+    drop(first);
+    assert!(open().is_ok());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Whatever happens to a shard's file, reading it is an error or gives what was written.
+    #[test]
+    fn rubbish_in_a_shard_is_never_taken_for_tokens(
+        at in any::<prop::sample::Index>(), value in any::<u8>(), cut in any::<bool>(),
+    ) {
+        let (folder, encoder) = full(Precision::Fp16);
+        let [plain, _] = tokens(encoder.as_ref());
+        let expected = plain.patch.to_kind(Kind::Half).to_kind(Kind::Float);
+        let path = shard(folder.path(), 0);
+        let mut bytes = fs::read(&path).unwrap();
+        let at = at.index(bytes.len());
+        let unchanged = !cut && bytes[at] == value;
+        if cut { bytes.truncate(at) } else { bytes[at] = value }
+        fs::write(&path, bytes).unwrap();
+        let tokens = FeatureCache::open(folder.path(), &key(encoder.as_ref()), true)
+            .and_then(|mut cache| cache.tokens(&[0, 1, 2], &[], Device::Cpu));
+        prop_assert!(tokens.is_err() || !cut);
+        match tokens {
+            Ok(tokens) => prop_assert_eq!(tokens.patch, expected.narrow(0, 0, 3)),
+            Err(error) => prop_assert!(!unchanged, "{}", error),
+        }
+    }
+}
