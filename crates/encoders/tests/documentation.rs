@@ -10,7 +10,7 @@ fn statistics(preprocessing: &Preprocessing) -> &'static str {
     match preprocessing.mean {
         [0.485, ..] => "ImageNet",
         [0.5, ..] => "0.5",
-        [mean, ..] if mean == 0.0 => "in the network",
+        [0.0, ..] => "in the network",
         _ => "CLIP",
     }
 }

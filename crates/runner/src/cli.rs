@@ -39,6 +39,9 @@ pub enum Command {
     /// What encoders there are.
     #[command(subcommand)]
     Encoders(EncodersCommand),
+    /// Compute once what training would compute in every epoch.
+    #[command(subcommand)]
+    Prepare(PrepareCommand),
     /// Rebuild tables, plots and report.html of a run folder.
     #[command(after_help = "Example:\n  runner report runs/encoders")]
     Report(ReportArgs),
@@ -209,6 +212,45 @@ pub struct InspectArgs {
     /// Number of images of the embedded data set for the spatial metrics.
     #[arg(long, default_value_t = 16)]
     pub images: usize,
+}
+
+/// `runner prepare`.
+#[derive(Debug, Subcommand)]
+pub enum PrepareCommand {
+    /// Store the tokens that encoders give for the training images.
+    ///
+    /// Training then reads them instead of running the encoder, wherever `data.token_cache` names
+    /// the folder. Says what it will write first; an interrupted call continues.
+    #[command(
+        after_help = "Example:\n  runner prepare features configs/embedded.toml --encoder efficientnet-lite0,hog\n  runner sweep experiments/encoders.toml --set data.token_cache=features"
+    )]
+    Features(PrepareFeaturesArgs),
+}
+
+/// `runner prepare features`.
+#[derive(Debug, Args)]
+pub struct PrepareFeaturesArgs {
+    /// The configuration that will be trained: its data set, resolution and flips count.
+    pub config: PathBuf,
+    /// Encoders by name, or a set such as paper27 (of which those that are here are taken); the
+    /// configuration's by default.
+    #[arg(long = "encoder", value_delimiter = ',', value_name = "NAME,...")]
+    pub encoders: Vec<String>,
+    /// Folder of the caches; the configuration's `data.token_cache`, or `features`, by default.
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// What the tokens are rounded to: fp16, bf16, or fp32, which changes no bit of the training.
+    #[arg(long, default_value = "fp16")]
+    pub dtype: encoders::Precision,
+    /// Size of a file, about; what is lost when the command is killed.
+    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=65_536))]
+    pub shard_mib: u64,
+    /// Where to run: auto, cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Change a setting of the configuration; may be given more than once.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub settings: Vec<String>,
 }
 
 /// `runner report`.

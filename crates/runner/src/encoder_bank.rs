@@ -1,6 +1,10 @@
 //! The encoders of a sweep: what is there, and loading it.
 
-use encoders::{Encoder, EncoderError, LoadOptions, Precision, Registry, Status};
+use std::path::PathBuf;
+
+use data::Dataset;
+use encoders::feature_cache::{self, CacheKey, Contents};
+use encoders::{Encoder, EncoderError, EncoderSpec, LoadOptions, Precision, Registry, Status};
 use tch::Device;
 use training::{Config, EncoderShape};
 
@@ -29,6 +33,67 @@ impl EncoderBank {
                 _ => None,
             })
             .next()
+    }
+
+    /// The device that the encoders run on.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// What an encoder that is here declares for images of `resolution` pixels.
+    ///
+    /// # Errors
+    /// It is not there, its sidecar cannot be read, or it is not made for such images.
+    pub fn spec(&self, name: &str, resolution: u32) -> Result<EncoderSpec, EncoderError> {
+        self.registry.spec(name, i64::from(resolution))
+    }
+
+    /// What a feature cache must be of to stand for encoder `name` on `dataset`, as `config` reads
+    /// it.
+    ///
+    /// # Errors
+    /// As [`spec`](Self::spec).
+    pub fn cache_key(
+        &self,
+        name: &str,
+        config: &Config,
+        dataset: &dyn Dataset,
+    ) -> Result<CacheKey, EncoderError> {
+        let data = &config.data;
+        let spec = self.spec(name, data.resolution)?;
+        let identity = self.registry.identity(name, i64::from(data.resolution));
+        let precision = config.alignment.encoder_precision;
+        Ok(CacheKey {
+            data: dataset.fingerprint().to_owned(),
+            samples: dataset.len(),
+            resolution: data.resolution,
+            background: format!("{:?}", data.background).to_lowercase(),
+            ..CacheKey::of_encoder(&spec, identity.unwrap_or_default(), precision)
+        })
+    }
+
+    /// What makes the tokens that `config` trains on what they are: the encoders, and how their
+    /// feature caches round. A cache in float32 from the same kind of device changes no bit, so it
+    /// does not count.
+    pub fn tokens_identity(&self, config: &Config) -> String {
+        let names = config.alignment.encoders();
+        let mut identity = self.identity(&names, config.data.resolution);
+        for name in &names {
+            let Some(contents) = cache_of(config, name).and_then(|folder| {
+                // A cache that cannot be read is an error when it is opened.
+                Contents::read(&folder).ok().flatten()
+            }) else {
+                continue;
+            };
+            let layout = contents.layout;
+            if layout.stored != Precision::Fp32 {
+                identity.push_str(&format!(" {name} rounded to {}", layout.stored.name()));
+            }
+            if layout.device != device_kind(self.device) {
+                identity.push_str(&format!(" {name} from {}", layout.device));
+            }
+        }
+        identity
     }
 
     /// What makes these encoders what they are: names and checksums of their files for images of
@@ -65,11 +130,26 @@ impl EncoderBank {
 }
 
 /// What a trainer must know of an encoder.
-pub fn shape(encoder: &dyn Encoder) -> EncoderShape {
-    let spec = encoder.spec();
+pub fn shape(spec: &EncoderSpec) -> EncoderShape {
     EncoderShape {
         name: spec.name.clone(),
         width: spec.width as i64,
         grid: (spec.grid.height as i64, spec.grid.width as i64),
+    }
+}
+
+/// Where the feature cache of an encoder is looked for; `None` if `config` names no folder.
+pub fn cache_of(config: &Config, encoder: &str) -> Option<PathBuf> {
+    let root = &config.data.token_cache;
+    let named = !root.as_os_str().is_empty();
+    named.then(|| feature_cache::folder_of(root, encoder, config.data.resolution))
+}
+
+/// The kind of a device, as feature caches record it.
+pub fn device_kind(device: Device) -> &'static str {
+    match device {
+        Device::Cpu => "cpu",
+        Device::Cuda(_) => "cuda",
+        _ => "other",
     }
 }

@@ -33,6 +33,7 @@ pub mod encoder_bank;
 pub mod evaluation;
 pub mod experiment;
 pub mod image_grid;
+pub mod prepare;
 pub mod report;
 pub mod results;
 pub mod sweep;

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
-use cli::{Cli, Command, EncodersCommand};
+use cli::{Cli, Command, EncodersCommand, PrepareCommand};
 use failure::Failure;
 
 fn main() -> ExitCode {
@@ -45,6 +45,9 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         }
         Command::Encoders(EncodersCommand::Check(arguments)) => {
             commands::encoders::check(&arguments)
+        }
+        Command::Prepare(PrepareCommand::Features(arguments)) => {
+            commands::prepare::features(&arguments)
         }
         Command::Report(arguments) => commands::report::run(&arguments),
         Command::Doctor => commands::doctor::run(),

@@ -74,6 +74,10 @@ pub struct DataConfig {
     /// Memory in MiB for the encoder's tokens of a whole data set: where they fit, each image is
     /// encoded once. On the CPU only.
     pub token_memory_mib: u64,
+    /// Folder of feature caches, one a sub-folder (`runner prepare features` makes them). Where
+    /// there is one of an encoder, its tokens are read and the encoder does not run. Empty for
+    /// none.
+    pub token_cache: PathBuf,
     /// Share of unreadable images above which the run stops.
     pub max_corrupt_share: f64,
 }
@@ -118,6 +122,7 @@ impl Default for DataConfig {
             workers: 2,
             prefetch: 4,
             token_memory_mib: 1024,
+            token_cache: PathBuf::new(),
             max_corrupt_share: 0.01,
         }
     }
@@ -445,8 +450,8 @@ impl Config {
     /// resumed. Settings of sampling, evaluation, logging and the number of threads or steps do
     /// not count, so a finished run can be made longer.
     ///
-    /// `identity` stands for the inputs: the data set's fingerprint instead of its path, and the
-    /// encoders' checksums.
+    /// `identity` stands for the inputs: the data set's fingerprint instead of its path, the
+    /// encoders' checksums, and how a feature cache rounds their tokens.
     pub fn training_hash(&self, identity: &str) -> String {
         let mut relevant = self.clone();
         let defaults = Self::default();
@@ -471,6 +476,7 @@ impl Config {
     pub fn hash(&self, identity: &str) -> String {
         let mut relevant = self.clone();
         relevant.data.path = PathBuf::new();
+        relevant.data.token_cache = PathBuf::new();
         // A struct of plain fields always serialises; the Debug form keeps this total.
         let text = serde_json::to_string(&relevant).unwrap_or_else(|_| format!("{relevant:?}"));
         let mut hash = hex(&Sha256::digest(format!("{identity}\n{text}").as_bytes()));

@@ -1,6 +1,7 @@
 //! Named tensors in one safetensors file.
 
 use std::borrow::Cow;
+use std::fs::File;
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, SafeTensors, View};
@@ -73,10 +74,18 @@ pub(crate) fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), Che
         .iter()
         .map(|(name, tensor)| Ok((name.as_str(), Host::new(name, tensor)?)))
         .collect::<Result<Vec<_>, CheckpointError>>()?;
-    safetensors::serialize_to_file(views, None, path).map_err(|source| CheckpointError::Tensors {
-        path: path.to_owned(),
-        source,
-    })
+    // What writes the file makes it readable for its owner alone; colleagues share checkpoints.
+    let permissions = File::create(path)
+        .and_then(|file| Ok(file.metadata()?.permissions()))
+        .map_err(|source| CheckpointError::io("create", path, source))?;
+    safetensors::serialize_to_file(views, None, path).map_err(|source| {
+        CheckpointError::Tensors {
+            path: path.to_owned(),
+            source,
+        }
+    })?;
+    std::fs::set_permissions(path, permissions)
+        .map_err(|source| CheckpointError::io("set the permissions of", path, source))
 }
 
 /// Reads all tensors of a safetensors file to the CPU, sorted by name.

@@ -264,10 +264,20 @@ impl Contents {
         samples * self.layout.variants() * self.layout.row_bytes() as u64
     }
 
+    /// Samples of the shards that are not in `folder`, or not whole, a range each.
+    pub fn missing(&self, folder: &Path) -> Vec<Range<u64>> {
+        self.shards()
+            .filter(|samples| {
+                let path = shard::path(folder, self, samples);
+                shard::Parts::read(&path, self, samples).is_err()
+            })
+            .collect()
+    }
+
     /// How many shards there are, and how many of them are written in `folder`.
-    pub fn progress(&self, folder: &Path) -> (usize, usize) {
+    fn progress(&self, folder: &Path) -> (usize, usize) {
         let total = self.shards().count();
-        (total, total - writer::missing(folder, self).len())
+        (total, total - self.missing(folder).len())
     }
 }
 

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
 use super::shard::{self, Mapped};
-use super::{CacheError, CacheKey, CacheLayout, Contents, writer};
+use super::{CacheError, CacheKey, CacheLayout, Contents};
 use crate::Tokens;
 
 /// A complete cache, mapped into memory.
@@ -40,10 +40,10 @@ impl FeatureCache {
         for samples in contents.shards() {
             let path = shard::path(folder, &contents, &samples);
             if !path.exists() {
-                let total = contents.shards().count();
+                let (total, written) = contents.progress(folder);
                 return Err(CacheError::Incomplete {
                     folder: folder.to_owned(),
-                    written: total - writer::missing(folder, &contents).len(),
+                    written,
                     total,
                 });
             }

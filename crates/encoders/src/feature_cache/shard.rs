@@ -117,9 +117,14 @@ impl Buffers {
         });
         let header = header.map_err(|error| CacheError::io("describe", path, error.into()))?;
         let metadata = HashMap::from([(METADATA.to_owned(), header)]);
+        // What writes the file makes it readable for its owner alone; a cache is for all whom the
+        // system's defaults let read.
+        let permissions = File::create(path)
+            .and_then(|file| Ok(file.metadata()?.permissions()))
+            .map_err(|source| CacheError::io("create", path, source))?;
         serialize_to_file(views, Some(metadata), path).map_err(failed)?;
-        File::open(path)
-            .and_then(|file| file.sync_all())
+        fs::set_permissions(path, permissions)
+            .and_then(|()| File::open(path)?.sync_all())
             .map_err(|source| CacheError::io("sync", path, source))
     }
 }

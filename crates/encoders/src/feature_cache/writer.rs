@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use tch::{Device, Tensor};
 
-use super::shard::{self, Buffers, Parts};
+use super::shard::Buffers;
 use super::{CONTENTS, CacheError, CacheKey, CacheLayout, Contents};
 use crate::Tokens;
 
@@ -97,7 +97,7 @@ impl CacheWriter {
     /// Samples of the shards that are still to be written, a range each. A shard that is damaged
     /// is among them.
     pub fn missing(&self) -> Vec<Range<u64>> {
-        missing(&self.folder, &self.contents)
+        self.contents.missing(&self.folder)
     }
 
     /// Rows for the shard of `samples`, one of [`missing`](Self::missing), without tokens yet.
@@ -131,17 +131,6 @@ impl CacheWriter {
             other => other,
         })
     }
-}
-
-/// Samples of the shards that are not in `folder`, or not whole.
-pub(super) fn missing(folder: &Path, contents: &Contents) -> Vec<Range<u64>> {
-    contents
-        .shards()
-        .filter(|samples| {
-            let path = shard::path(folder, contents, samples);
-            Parts::read(&path, contents, samples).is_err()
-        })
-        .collect()
 }
 
 fn write_contents(folder: &Path, contents: &Contents) -> Result<(), CacheError> {

@@ -52,7 +52,7 @@ pub fn list() -> Result<ExitCode, Failure> {
 
 /// Parameters, width, licence and weights of an encoder that the catalogue does not know.
 fn facts_of_file(registry: &Registry, name: &str) -> [String; 4] {
-    match registry.spec(name) {
+    match registry.spec(name, 256) {
         Ok(spec) => [
             spec.params_m
                 .map(|count| format!("{count:.0} M"))

@@ -3,6 +3,7 @@
 pub mod doctor;
 pub mod encoders;
 pub mod metrics;
+pub mod prepare;
 pub mod report;
 pub mod sample;
 pub mod sweep;

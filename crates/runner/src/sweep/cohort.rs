@@ -72,8 +72,9 @@ impl Cohort {
             let config = &planned.cell.config;
             let loader = config.loader();
             let key = format!(
-                "{} {loader:?} {} {} {}",
+                "{} {loader:?} {} {} {} {}",
                 planned.training.fingerprint(),
+                config.data.token_cache.display(),
                 config.alignment.encoder,
                 config.evaluate.fd_encoder,
                 config.evaluate.spatial_images,
@@ -118,18 +119,13 @@ impl Cohort {
             return Ok(());
         };
         let config = &first.cell.config;
-        let resolution = config.data.resolution;
-        let precision = config.alignment.encoder_precision;
-        let encoders = config
-            .alignment
-            .encoders()
-            .iter()
-            .map(|name| context.bank.load(name, resolution, precision))
-            .collect::<Result<Vec<_>, _>>()?;
-        let mut tokens = TokenSource::new(encoders, config, first.training.len(), context.device);
+        let mut source = TokenSource::open(context.bank, config, first.training.as_ref())?;
+        if let Some(line) = source.described() {
+            context.progress.print(&line);
+        }
         let mut active: Vec<Active> = Vec::new();
         for planned in &self.cells {
-            match self.open(context, planned, tokens.encoders()) {
+            match self.open(context, planned, &source) {
                 Ok(cell) => active.push(cell),
                 Err(reason) => fail(context, planned, None, 0, &reason),
             }
@@ -155,7 +151,7 @@ impl Cohort {
                 break;
             };
             let batch = DeviceBatch::new(batch?, context.device)?;
-            let tokens = tokens.tokens(&batch)?;
+            let tokens = source.tokens(&batch)?;
             // A cell that was saved later than the others waits for the stream to come by.
             active.retain_mut(|cell| {
                 if cell.run.trainer().steps_done() != position || cell.run.is_finished() {
@@ -178,24 +174,21 @@ impl Cohort {
             position += 1;
         }
         drop(loader);
-        self.evaluate(context, active, tokens.encoders())
+        self.evaluate(context, active, &source)
     }
 
     fn open<'a>(
         &self,
         context: &Context,
         planned: &'a Planned,
-        encoders: &[Box<dyn Encoder>],
+        source: &TokenSource,
     ) -> Result<Active<'a>, Reason> {
         let lock = planned.folder.lock()?;
         planned.folder.write_config(&planned.cell.config)?;
         let inputs = Inputs {
             device: context.device,
             num_classes: planned.training.class_names().len() as i64,
-            encoders: encoders
-                .iter()
-                .map(|encoder| encoder_bank::shape(encoder.as_ref()))
-                .collect(),
+            encoders: source.specs().map(encoder_bank::shape).collect(),
             identity: planned.identity.clone(),
         };
         let run = Run::open(planned.folder.path(), &planned.cell.config, inputs)?;
@@ -237,19 +230,29 @@ impl Cohort {
         &self,
         context: &Context,
         active: Vec<Active>,
-        encoders: &[Box<dyn Encoder>],
+        source: &TokenSource,
     ) -> Result<(), Reason> {
         let Some(first) = active.first() else {
             return Ok(());
         };
         let config = &first.planned.cell.config;
         let images = config.evaluate.spatial_images;
-        let spatial = match encoders {
+        let spatial = match config.alignment.encoders().as_slice() {
             // Tokens of several encoders together have no grid of their own.
-            [encoder] if images > 0 => {
+            [name] if images > 0 => {
                 context.progress.stage(&first.progress, "spatial metrics");
+                let from_bank;
+                let encoder = match source.loaded().next() {
+                    Some(encoder) => encoder,
+                    None => {
+                        let precision = config.alignment.encoder_precision;
+                        let resolution = config.data.resolution;
+                        from_bank = context.bank.load(name, resolution, precision)?;
+                        from_bank.as_ref()
+                    }
+                };
                 Some(evaluation::spatial_metrics(
-                    encoder.as_ref(),
+                    encoder,
                     &first.planned.reference,
                     config,
                     images,

@@ -339,7 +339,7 @@ fn prepare(
     let identity = format!(
         "{} {}",
         training.fingerprint(),
-        bank.identity(&cell.config.alignment.encoders(), data.resolution)
+        bank.tokens_identity(&cell.config)
     );
     let judge = bank.identity(
         std::slice::from_ref(&cell.config.evaluate.fd_encoder),

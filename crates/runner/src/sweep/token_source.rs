@@ -1,89 +1,183 @@
 use std::collections::HashMap;
 
-use encoders::{Encoder, EncoderError};
-use tch::{Device, Tensor};
+use data::Dataset;
+use encoders::feature_cache::{CacheError, Contents, FeatureCache};
+use encoders::{Encoder, EncoderError, EncoderSpec};
+use tch::{Device, TchError, Tensor};
+use thiserror::Error;
 use training::{Config, DeviceBatch};
 
-/// The encoders of a cohort. Where the tokens of the whole data set fit into memory, each image
-/// is encoded once and its tokens are kept.
+use crate::encoder_bank::{EncoderBank, cache_of};
+
+/// Where a cohort's tokens come from: an encoder each, or its feature cache. Where the tokens of
+/// the whole data set fit into memory, an encoder sees each image once and its tokens are kept.
 pub(crate) struct TokenSource {
-    encoders: Vec<Box<dyn Encoder>>,
-    /// Tokens of each encoder for one image, `[1, T, D]`, by sample and mirroring.
-    kept: Option<HashMap<(u64, bool), Vec<Tensor>>>,
+    sources: Vec<Source>,
+    device: Device,
+}
+
+enum Source {
+    Encoder {
+        encoder: Box<dyn Encoder>,
+        /// Tokens of one image, `[1, T, D]`, by sample and mirroring.
+        kept: Option<HashMap<(u64, bool), Tensor>>,
+    },
+    Cache {
+        cache: FeatureCache,
+        spec: EncoderSpec,
+    },
+}
+
+/// Why there are no tokens.
+#[derive(Debug, Error)]
+pub(crate) enum TokenError {
+    #[error(transparent)]
+    Encoder(#[from] EncoderError),
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    #[error(transparent)]
+    Tch(#[from] TchError),
 }
 
 impl TokenSource {
-    pub(crate) fn new(
-        encoders: Vec<Box<dyn Encoder>>,
+    /// The encoders of `config` for the images of `dataset`. An encoder whose feature cache is
+    /// there is not loaded.
+    pub(crate) fn open(
+        bank: &EncoderBank,
         config: &Config,
-        images: u64,
-        device: Device,
-    ) -> Self {
-        let floats: u64 = encoders
+        dataset: &dyn Dataset,
+    ) -> Result<Self, TokenError> {
+        let mut sources = Vec::new();
+        for name in config.alignment.encoders() {
+            let folder = cache_of(config, &name);
+            let found = folder.as_deref().map(Contents::read).transpose()?;
+            sources.push(match (folder, found.flatten()) {
+                (Some(folder), Some(_)) => Source::Cache {
+                    cache: FeatureCache::open(
+                        &folder,
+                        &bank.cache_key(&name, config, dataset)?,
+                        config.data.flip,
+                    )?,
+                    spec: bank.spec(&name, config.data.resolution)?,
+                },
+                _ => {
+                    let precision = config.alignment.encoder_precision;
+                    let encoder = bank.load(&name, config.data.resolution, precision)?;
+                    Source::Encoder {
+                        encoder,
+                        kept: None,
+                    }
+                }
+            });
+        }
+        Ok(Self::new(sources, config, dataset.len(), bank.device()))
+    }
+
+    fn new(mut sources: Vec<Source>, config: &Config, images: u64, device: Device) -> Self {
+        let floats: u64 = sources
             .iter()
-            .map(|encoder| (encoder.spec().grid.tokens() * encoder.spec().width) as u64)
+            .map(|source| match source {
+                Source::Encoder { encoder, .. } => {
+                    (encoder.spec().grid.tokens() * encoder.spec().width) as u64
+                }
+                Source::Cache { .. } => 0,
+            })
             .sum();
         let variants = if config.data.flip { 2 } else { 1 };
         let bytes = images.saturating_mul(variants).saturating_mul(4 * floats);
         let fits = bytes <= config.data.token_memory_mib.saturating_mul(1 << 20);
-        let keeps = fits && device == Device::Cpu && !encoders.is_empty();
-        Self {
-            encoders,
-            kept: keeps.then(HashMap::new),
+        if fits && device == Device::Cpu {
+            for source in &mut sources {
+                if let Source::Encoder { kept, .. } = source {
+                    *kept = Some(HashMap::new());
+                }
+            }
         }
+        Self { sources, device }
     }
 
-    pub(crate) fn encoders(&self) -> &[Box<dyn Encoder>] {
-        &self.encoders
+    /// What the encoders declare.
+    pub(crate) fn specs(&self) -> impl Iterator<Item = &EncoderSpec> {
+        self.sources.iter().map(|source| match source {
+            Source::Encoder { encoder, .. } => encoder.spec(),
+            Source::Cache { spec, .. } => spec,
+        })
+    }
+
+    /// The encoders that were loaded.
+    pub(crate) fn loaded(&self) -> impl Iterator<Item = &dyn Encoder> {
+        self.sources.iter().filter_map(|source| match source {
+            Source::Encoder { encoder, .. } => Some(encoder.as_ref()),
+            Source::Cache { .. } => None,
+        })
+    }
+
+    /// In a line, which tokens come from a cache.
+    pub(crate) fn described(&self) -> Option<String> {
+        let cached: Vec<String> = self
+            .sources
+            .iter()
+            .filter_map(|source| match source {
+                Source::Encoder { .. } => None,
+                Source::Cache { cache, spec } => {
+                    Some(format!("{} ({})", spec.name, cache.layout().stored.name()))
+                }
+            })
+            .collect();
+        (!cached.is_empty())
+            .then(|| format!("tokens from the feature cache: {}", cached.join(", ")))
     }
 
     /// Each encoder's patch tokens of a batch, `[B, T, D]`.
-    pub(crate) fn tokens(&mut self, batch: &DeviceBatch) -> Result<Vec<Tensor>, EncoderError> {
-        let Some(kept) = &mut self.kept else {
-            return encode(&self.encoders, &batch.images);
-        };
-        let keys: Vec<(u64, bool)> = batch
-            .ids
-            .iter()
-            .copied()
-            .zip(batch.flipped.iter().copied())
-            .collect();
-        let new: Vec<i64> = (0..keys.len())
-            .filter(|&index| !kept.contains_key(&keys[index]))
-            .map(|index| index as i64)
-            .collect();
-        if !new.is_empty() {
-            let images = batch
-                .images
-                .f_index_select(0, &Tensor::f_from_slice(&new)?)?;
-            let tokens = encode(&self.encoders, &images)?;
-            for (row, &index) in new.iter().enumerate() {
-                // Copied: a view would keep the whole batch alive.
-                let row = Tensor::f_from_slice(&[row as i64])?;
-                let own = tokens
-                    .iter()
-                    .map(|tokens| tokens.f_index_select(0, &row))
-                    .collect::<Result<Vec<_>, _>>()?;
-                kept.insert(keys[index as usize], own);
-            }
-        }
-        (0..self.encoders.len())
-            .map(|encoder| {
-                let parts: Vec<&Tensor> = keys
-                    .iter()
-                    .filter_map(|key| kept.get(key)?.get(encoder))
-                    .collect();
-                Ok(Tensor::f_cat(&parts, 0)?)
+    pub(crate) fn tokens(&mut self, batch: &DeviceBatch) -> Result<Vec<Tensor>, TokenError> {
+        self.sources
+            .iter_mut()
+            .map(|source| match source {
+                Source::Cache { cache, .. } => {
+                    Ok(cache.tokens(&batch.ids, &batch.flipped, self.device)?.patch)
+                }
+                Source::Encoder {
+                    encoder,
+                    kept: None,
+                } => Ok(encoder.encode(&batch.images)?.patch),
+                Source::Encoder {
+                    encoder,
+                    kept: Some(kept),
+                } => tokens_once(encoder.as_ref(), kept, batch),
             })
             .collect()
     }
 }
 
-fn encode(encoders: &[Box<dyn Encoder>], images: &Tensor) -> Result<Vec<Tensor>, EncoderError> {
-    encoders
+/// Tokens of a batch, of which only the images that were not seen before are encoded.
+fn tokens_once(
+    encoder: &dyn Encoder,
+    kept: &mut HashMap<(u64, bool), Tensor>,
+    batch: &DeviceBatch,
+) -> Result<Tensor, TokenError> {
+    let keys: Vec<(u64, bool)> = batch
+        .ids
         .iter()
-        .map(|encoder| Ok(encoder.encode(images)?.patch))
-        .collect()
+        .copied()
+        .zip(batch.flipped.iter().copied())
+        .collect();
+    let new: Vec<i64> = (0..keys.len())
+        .filter(|&index| !kept.contains_key(&keys[index]))
+        .map(|index| index as i64)
+        .collect();
+    if !new.is_empty() {
+        let images = batch
+            .images
+            .f_index_select(0, &Tensor::f_from_slice(&new)?)?;
+        let tokens = encoder.encode(&images)?.patch;
+        for (row, &index) in new.iter().enumerate() {
+            // Copied: a view would keep the whole batch alive.
+            let row = Tensor::f_from_slice(&[row as i64])?;
+            kept.insert(keys[index as usize], tokens.f_index_select(0, &row)?);
+        }
+    }
+    let parts: Vec<&Tensor> = keys.iter().filter_map(|key| kept.get(key)).collect();
+    Ok(Tensor::f_cat(&parts, 0)?)
 }
 
 #[cfg(test)]
@@ -100,7 +194,19 @@ mod tests {
         let encoder = Registry::new(&[folder]).load(name, &LoadOptions::default());
         let mut config = Config::default();
         config.data.token_memory_mib = memory;
-        TokenSource::new(vec![encoder.unwrap()], &config, 16, Device::Cpu)
+        let source = Source::Encoder {
+            encoder: encoder.unwrap(),
+            kept: None,
+        };
+        TokenSource::new(vec![source], &config, 16, Device::Cpu)
+    }
+
+    /// How many images' tokens are kept; `None` if none ever are.
+    fn images_kept(source: &TokenSource) -> Option<usize> {
+        match &source.sources[0] {
+            Source::Encoder { kept, .. } => kept.as_ref().map(HashMap::len),
+            Source::Cache { .. } => None,
+        }
     }
 
     fn batch(all: &Tensor, ids: &[u64]) -> DeviceBatch {
@@ -119,7 +225,10 @@ mod tests {
         let all = Tensor::randint(256, [16, 3, 32, 32], (Kind::Uint8, Device::Cpu));
         for name in ["hog", "sift", "efficientnet-lite0"] {
             let (mut keeping, mut encoding) = (source(name, 64), source(name, 0));
-            assert!(keeping.kept.is_some() && encoding.kept.is_none());
+            assert_eq!(
+                (images_kept(&keeping), images_kept(&encoding)),
+                (Some(0), None)
+            );
             // Overlapping batches of several sizes: what is new comes in other company each time.
             for ids in [
                 &[0, 1, 2, 3, 4, 5, 6][..],
@@ -131,7 +240,7 @@ mod tests {
                 let kept = keeping.tokens(&batch).unwrap();
                 assert_eq!(kept, encoding.tokens(&batch).unwrap(), "{name} {ids:?}");
             }
-            assert_eq!(keeping.kept.unwrap().len(), 13);
+            assert_eq!(images_kept(&keeping), Some(13));
         }
     }
 }
