@@ -6,7 +6,7 @@ use data::Dataset;
 use encoders::feature_cache::{self, CacheKey, Contents};
 use encoders::{Encoder, EncoderError, EncoderSpec, LoadOptions, Precision, Registry, Status};
 use tch::Device;
-use training::{Config, EncoderShape};
+use training::Config;
 
 /// Encoders by name, for one device.
 pub struct EncoderBank {
@@ -126,15 +126,6 @@ impl EncoderBank {
             precision,
         };
         self.registry.load(name, &options)
-    }
-}
-
-/// What a trainer must know of an encoder.
-pub fn shape(spec: &EncoderSpec) -> EncoderShape {
-    EncoderShape {
-        name: spec.name.clone(),
-        width: spec.width as i64,
-        grid: (spec.grid.height as i64, spec.grid.width as i64),
     }
 }
 

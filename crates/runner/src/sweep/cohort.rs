@@ -15,7 +15,6 @@ use super::progress::CellProgress;
 use super::token_source::TokenSource;
 use super::{Context, Planned, empty_row};
 use crate::cell_folder::{CellLock, CellResult};
-use crate::encoder_bank;
 use crate::evaluation::{self, Reference};
 use crate::image_grid::{GridLayout, write_grid};
 use crate::results::Status;
@@ -188,7 +187,7 @@ impl Cohort {
         let inputs = Inputs {
             device: context.device,
             num_classes: planned.training.class_names().len() as i64,
-            encoders: source.specs().map(encoder_bank::shape).collect(),
+            encoders: source.shapes(),
             identity: planned.identity.clone(),
         };
         let run = Run::open(planned.folder.path(), &planned.cell.config, inputs)?;

@@ -2,10 +2,10 @@ use std::collections::HashMap;
 
 use data::Dataset;
 use encoders::feature_cache::{CacheError, Contents, FeatureCache};
-use encoders::{Encoder, EncoderError, EncoderSpec};
+use encoders::{Encoder, EncoderError, Grid};
 use tch::{Device, TchError, Tensor};
 use thiserror::Error;
-use training::{Config, DeviceBatch};
+use training::{Config, DeviceBatch, EncoderShape};
 
 use crate::encoder_bank::{EncoderBank, cache_of};
 
@@ -22,10 +22,7 @@ enum Source {
         /// Tokens of one image, `[1, T, D]`, by sample and mirroring.
         kept: Option<HashMap<(u64, bool), Tensor>>,
     },
-    Cache {
-        cache: FeatureCache,
-        spec: EncoderSpec,
-    },
+    Cache(Box<FeatureCache>),
 }
 
 /// Why there are no tokens.
@@ -52,14 +49,11 @@ impl TokenSource {
             let folder = cache_of(config, &name);
             let found = folder.as_deref().map(Contents::read).transpose()?;
             sources.push(match (folder, found.flatten()) {
-                (Some(folder), Some(_)) => Source::Cache {
-                    cache: FeatureCache::open(
-                        &folder,
-                        &bank.cache_key(&name, config, dataset)?,
-                        config.data.flip,
-                    )?,
-                    spec: bank.spec(&name, config.data.resolution)?,
-                },
+                (Some(folder), Some(_)) => {
+                    let key = bank.cache_key(&name, config, dataset)?;
+                    let cache = FeatureCache::open(&folder, &key, config.data.flip)?;
+                    Source::Cache(Box::new(cache))
+                }
                 _ => {
                     let precision = config.alignment.encoder_precision;
                     let encoder = bank.load(&name, config.data.resolution, precision)?;
@@ -80,7 +74,7 @@ impl TokenSource {
                 Source::Encoder { encoder, .. } => {
                     (encoder.spec().grid.tokens() * encoder.spec().width) as u64
                 }
-                Source::Cache { .. } => 0,
+                Source::Cache(_) => 0,
             })
             .sum();
         let variants = if config.data.flip { 2 } else { 1 };
@@ -96,19 +90,28 @@ impl TokenSource {
         Self { sources, device }
     }
 
-    /// What the encoders declare.
-    pub(crate) fn specs(&self) -> impl Iterator<Item = &EncoderSpec> {
-        self.sources.iter().map(|source| match source {
-            Source::Encoder { encoder, .. } => encoder.spec(),
-            Source::Cache { spec, .. } => spec,
-        })
+    /// Names, widths and grids.
+    pub(crate) fn shapes(&self) -> Vec<EncoderShape> {
+        self.sources
+            .iter()
+            .map(|source| match source {
+                Source::Encoder { encoder, .. } => {
+                    let spec = encoder.spec();
+                    shape(&spec.name, spec.width, spec.grid)
+                }
+                Source::Cache(cache) => {
+                    let layout = cache.layout();
+                    shape(&cache.key().encoder, layout.width, layout.grid)
+                }
+            })
+            .collect()
     }
 
     /// The encoders that were loaded.
     pub(crate) fn loaded(&self) -> impl Iterator<Item = &dyn Encoder> {
         self.sources.iter().filter_map(|source| match source {
             Source::Encoder { encoder, .. } => Some(encoder.as_ref()),
-            Source::Cache { .. } => None,
+            Source::Cache(_) => None,
         })
     }
 
@@ -119,9 +122,11 @@ impl TokenSource {
             .iter()
             .filter_map(|source| match source {
                 Source::Encoder { .. } => None,
-                Source::Cache { cache, spec } => {
-                    Some(format!("{} ({})", spec.name, cache.layout().stored.name()))
-                }
+                Source::Cache(cache) => Some(format!(
+                    "{} ({})",
+                    cache.key().encoder,
+                    cache.layout().stored.name()
+                )),
             })
             .collect();
         (!cached.is_empty())
@@ -133,7 +138,7 @@ impl TokenSource {
         self.sources
             .iter_mut()
             .map(|source| match source {
-                Source::Cache { cache, .. } => {
+                Source::Cache(cache) => {
                     Ok(cache.tokens(&batch.ids, &batch.flipped, self.device)?.patch)
                 }
                 Source::Encoder {
@@ -146,6 +151,15 @@ impl TokenSource {
                 } => tokens_once(encoder.as_ref(), kept, batch),
             })
             .collect()
+    }
+}
+
+/// What a trainer must know of an encoder.
+fn shape(name: &str, width: usize, grid: Grid) -> EncoderShape {
+    EncoderShape {
+        name: name.to_owned(),
+        width: width as i64,
+        grid: (grid.height as i64, grid.width as i64),
     }
 }
 
@@ -205,7 +219,7 @@ mod tests {
     fn images_kept(source: &TokenSource) -> Option<usize> {
         match &source.sources[0] {
             Source::Encoder { kept, .. } => kept.as_ref().map(HashMap::len),
-            Source::Cache { .. } => None,
+            Source::Cache(_) => None,
         }
     }
 
