@@ -107,11 +107,7 @@ def export(entry: Entry, options: Options, weights: Checkpoint) -> Outcome:
     if fixtures is not None:
         _write_fixtures(fixtures, encoder, entry, options.resolution)
 
-    with warnings.catch_warnings():
-        # Checks of the input's size become constants: the size is fixed. Batches are compared below.
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        traced = torch.jit.trace(encoder, torch.zeros(2, 3, size, size), check_trace=False)
-    verify.check_graph(traced)
+    traced = trace(encoder, size)
     with temporary(path) as partial:
         write_torchscript(traced, partial)
         # Only one copy of the weights is in memory at any time.
@@ -127,6 +123,16 @@ def export(entry: Entry, options: Options, weights: Checkpoint) -> Outcome:
     sync(options.out)
     write_text(path.with_suffix(".toml"), _sidecar(entry, options, weights.description, values, facts).to_toml(digest))
     return Outcome("written", path.stat().st_size, difference, half)
+
+
+def trace(encoder: build.Encoder, size: int) -> torch.jit.ScriptModule:
+    """The TorchScript of an encoder for inputs `[B, 3, size, size]` of any `B`, on any device."""
+    with warnings.catch_warnings():
+        # Checks of the input's size become constants: the size is fixed. Batches are compared later.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        traced = torch.jit.trace(encoder, torch.zeros(2, 3, size, size), check_trace=False)
+    verify.check_graph(traced)
+    return traced
 
 
 def _paths(entry: Entry, options: Options) -> tuple[Path, Path | None]:
