@@ -40,6 +40,13 @@ class Normalised(Encoder):
         self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(CLIP_STD).view(3, 1, 1))
 
+    def take_statistics(self, found: dict[str, Tensor]) -> None:
+        """Uses the `mean` and `std` of a checkpoint, which may be rounded, where it has them."""
+        for name, values in found.items():
+            if values.numel() != 3:
+                raise ExportError(f"the checkpoint's {name} of the input has {values.numel()} values, not 3")
+            getattr(self, name).copy_(values.float().view(3, 1, 1))
+
     def tokens(self, images: Tensor) -> Tensor:
         return self.network.forward_features((images - self.mean) / self.std)
 

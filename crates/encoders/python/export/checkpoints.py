@@ -249,6 +249,17 @@ def cradio(checkpoint: Mapping[str, Any]) -> State:
     return out | blocks
 
 
+def input_statistics(checkpoint: Mapping[str, Any]) -> State:
+    """`mean` and `std` by which C-RADIOv3's own file normalises the input, as far as they are in it."""
+    names = {"input_conditioner.norm_mean": "mean", "input_conditioner.norm_std": "std"}
+    return {
+        short: tensor
+        for name, tensor in _tensors(checkpoint).items()
+        for ending, short in names.items()
+        if name.endswith(ending)
+    }
+
+
 def siglip(checkpoint: Mapping[str, Any]) -> State:
     """SigLIP's and SigLIP 2's image tower with Google's (transformers') or timm's names, without pooling."""
     state = _tensors(checkpoint)

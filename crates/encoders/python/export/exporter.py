@@ -94,7 +94,11 @@ def export(entry: Entry, options: Options, weights: Checkpoint) -> Outcome:
     if options.seed is not None:
         build.randomise(encoder, options.seed)
     else:
-        checkpoints.load(encoder.network, entry, options.resolution, sources.read(weights.files))
+        published = sources.read(weights.files)
+        checkpoints.load(encoder.network, entry, options.resolution, published)
+        if isinstance(encoder, build.Normalised):
+            encoder.take_statistics(checkpoints.input_statistics(published))
+        del published
     facts = {"params_m": build.params_m(encoder), "depth": build.depth_of(encoder)}
     size = entry.input_at(options.resolution)
     images = verify.inputs(size)

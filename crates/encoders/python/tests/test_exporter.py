@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from export import __main__ as command
-from export import build, catalogue, exporter, sources
+from export import build, catalogue, checkpoints, exporter, sources
 from export.errors import ExportError
 from export.exporter import Options
 from export.isolated import reason
@@ -127,6 +127,16 @@ class Networks(unittest.TestCase):
         grey = encoder.mean.expand(1, 3, 256, 256)
         with torch.no_grad():
             self.assertTrue(torch.equal(encoder(grey), encoder.network.forward_features(torch.zeros_like(grey))[:, 8:]))
+
+    def test_radio_takes_the_statistics_of_its_file(self) -> None:
+        encoder = build.build(ENTRIES["cradio-vit-b"], depth=1)
+        before = encoder.std.clone()
+        rounded = {"radio_model.input_conditioner.norm_mean": torch.tensor([[[0.5]], [[0.25]], [[0.125]]]).half()}
+        encoder.take_statistics(checkpoints.input_statistics(rounded))
+        self.assertEqual(encoder.mean.flatten().tolist(), [0.5, 0.25, 0.125])
+        self.assertTrue(torch.equal(encoder.std, before))
+        with self.assertRaisesRegex(ExportError, "1 values, not 3"):
+            encoder.take_statistics({"mean": torch.zeros(1)})
 
 
 class Sources(Scratch):
