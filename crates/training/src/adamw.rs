@@ -1,7 +1,8 @@
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Params, optim};
 
-use crate::{OptimizerConfig, TrainError};
+use crate::learning_rate::LearningRate;
+use crate::{Config, OptimizerConfig, TrainError};
 
 /// AdamW over the trainable weights of a [`Params`] set.
 #[derive(Debug)]
@@ -11,16 +12,18 @@ pub(crate) struct AdamW {
     exp_avgs: Vec<Tensor>,
     exp_avg_sqs: Vec<Tensor>,
     config: OptimizerConfig,
+    rate: LearningRate,
 }
 
 impl AdamW {
-    pub(crate) fn new(params: &Params, config: &OptimizerConfig) -> Result<Self, TrainError> {
+    pub(crate) fn new(params: &Params, config: &Config) -> Result<Self, TrainError> {
         let mut adamw = Self {
             names: Vec::new(),
             params: Vec::new(),
             exp_avgs: Vec::new(),
             exp_avg_sqs: Vec::new(),
-            config: config.clone(),
+            config: config.optimizer.clone(),
+            rate: config.learning_rate(),
         };
         for param in params.entries().iter().filter(|param| param.trainable) {
             adamw.names.push(param.name.clone());
@@ -35,12 +38,7 @@ impl AdamW {
 
     /// Learning rate of step number `step`, counted from 1.
     pub(crate) fn lr(&self, step: u64) -> f64 {
-        let warmup = self.config.warmup_steps;
-        if step < warmup {
-            self.config.lr * step as f64 / warmup as f64
-        } else {
-            self.config.lr
-        }
+        self.rate.at(step)
     }
 
     /// Clips the gradients, updates the weights and drops the gradients. Returns the norm of the

@@ -4,6 +4,7 @@
 //! checkpoints/step-0000300/
 //!   model.safetensors       weights under upstream's names, heads as `projectors.N...`
 //!   ema.safetensors         their moving average
+//!   ema2.safetensors        a second one, where the run keeps it
 //!   optimizer.safetensors   `exp_avg.NAME` and `exp_avg_sq.NAME`
 //!   random.safetensors      states of the generators
 //!   manifest.json           step, data cursor, configuration's hash, size and SHA-256 of each file
@@ -27,6 +28,7 @@ use thiserror::Error;
 use crate::tensor_file;
 
 const MANIFEST: &str = "manifest.json";
+const SECOND_EMA: &str = "ema2.safetensors";
 const FORMAT: u32 = 1;
 
 /// Why a checkpoint could not be written or read.
@@ -128,6 +130,8 @@ pub struct Checkpoint {
     pub model: Vec<(String, Tensor)>,
     /// Their moving average.
     pub ema: Vec<(String, Tensor)>,
+    /// A second moving average, with another decay.
+    pub second_ema: Option<Vec<(String, Tensor)>>,
     /// Moments of the optimiser.
     pub optimizer: Vec<(String, Tensor)>,
     /// States of the random generators.
@@ -208,13 +212,17 @@ impl Checkpoint {
         sync(folder)
     }
 
-    fn parts(&self) -> [(&'static str, &[(String, Tensor)]); 4] {
-        [
+    fn parts(&self) -> Vec<(&'static str, &[(String, Tensor)])> {
+        let mut parts: Vec<(_, &[(String, Tensor)])> = vec![
             ("model.safetensors", &self.model),
             ("ema.safetensors", &self.ema),
             ("optimizer.safetensors", &self.optimizer),
             ("random.safetensors", &self.random),
-        ]
+        ];
+        if let Some(second) = &self.second_ema {
+            parts.push((SECOND_EMA, second));
+        }
+        parts
     }
 
     /// Reads and checks one checkpoint folder.
@@ -265,6 +273,10 @@ impl Checkpoint {
         Ok(Self {
             model: part("model.safetensors")?,
             ema: part("ema.safetensors")?,
+            second_ema: match manifest.files.contains_key(SECOND_EMA) {
+                true => Some(part(SECOND_EMA)?),
+                false => None,
+            },
             optimizer: part("optimizer.safetensors")?,
             random: part("random.safetensors")?,
             step: manifest.step,

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use tch::Kind;
 
 use crate::checkpoint::hex;
+use crate::learning_rate::{LearningRate, Schedule};
 
 /// The configuration of one training run (one cell of a sweep).
 ///
@@ -77,6 +78,7 @@ pub struct DataConfig {
     /// Folder of feature caches, one a sub-folder (`runner prepare features` makes them). Where
     /// there is one of an encoder, its tokens are read and the encoder does not run. Empty for
     /// none.
+    #[serde(skip_serializing_if = "is_default")]
     pub token_cache: PathBuf,
     /// Share of unreadable images above which the run stops.
     pub max_corrupt_share: f64,
@@ -223,6 +225,16 @@ impl Default for AlignmentConfig {
 pub struct OptimizerConfig {
     /// Learning rate after the warm-up.
     pub lr: f64,
+    /// Learning rate of a batch of 256, scaled with the batch; takes the place of `lr`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub blr: Option<f64>,
+    /// What the learning rate does after the warm-up: `constant` or `cosine`, which falls to
+    /// `min_lr` at the last step.
+    #[serde(skip_serializing_if = "is_default")]
+    pub schedule: Schedule,
+    /// Where `cosine` ends.
+    #[serde(skip_serializing_if = "is_default")]
+    pub min_lr: f64,
     /// Decay rates of the two moments.
     pub betas: (f64, f64),
     /// Decoupled weight decay.
@@ -239,6 +251,9 @@ impl Default for OptimizerConfig {
     fn default() -> Self {
         Self {
             lr: 1e-4,
+            blr: None,
+            schedule: Schedule::default(),
+            min_lr: 0.0,
             betas: (0.9, 0.999),
             weight_decay: 0.0,
             eps: 1e-8,
@@ -264,6 +279,9 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Decay of the weights' moving average, per step.
     pub ema_decay: f64,
+    /// Decay of a second moving average, as JiT keeps. Samples are drawn from the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub second_ema_decay: Option<f64>,
     /// Steps between lines of `metrics.jsonl`.
     pub log_every: u64,
     /// Write `steps_per_s` to `metrics.jsonl`. The only figure there that differs from run to run.
@@ -283,6 +301,7 @@ impl Default for TrainConfig {
             precision: Precision::Fp32,
             seed: 0,
             ema_decay: 0.9999,
+            second_ema_decay: None,
             log_every: 100,
             log_speed: true,
             checkpoint_every: 10_000,
@@ -395,6 +414,19 @@ impl Config {
             ("optimizer.betas[0]", self.optimizer.betas.0, 0.0, 1.0),
             ("optimizer.betas[1]", self.optimizer.betas.1, 0.0, 1.0),
             ("train.ema_decay", self.train.ema_decay, 0.0, 1.0),
+            (
+                "train.second_ema_decay",
+                self.train.second_ema_decay.unwrap_or(0.0),
+                0.0,
+                1.0,
+            ),
+            (
+                "optimizer.blr",
+                self.optimizer.blr.unwrap_or(0.0),
+                0.0,
+                f64::MAX,
+            ),
+            ("optimizer.min_lr", self.optimizer.min_lr, 0.0, f64::MAX),
             ("optimizer.lr", self.optimizer.lr, 0.0, f64::MAX),
             (
                 "optimizer.weight_decay",
@@ -467,6 +499,12 @@ impl Config {
             precision: self.train.precision,
             seed: self.train.seed,
             ema_decay: self.train.ema_decay,
+            second_ema_decay: self.train.second_ema_decay,
+            // A cosine ends with the run: a longer run is another one.
+            steps: match self.optimizer.schedule {
+                Schedule::Constant => defaults.train.steps,
+                Schedule::Cosine => self.train.steps,
+            },
             ..defaults.train
         };
         relevant.hash(identity)
@@ -494,6 +532,11 @@ impl Config {
         relevant.hash(identity)
     }
 
+    /// The learning rate by step.
+    pub fn learning_rate(&self) -> LearningRate {
+        LearningRate::new(self)
+    }
+
     /// The part that the data loader reads. The order of the data depends on `train.seed` alone,
     /// so runs of one seed see the same batches.
     pub fn loader(&self) -> LoaderConfig {
@@ -508,6 +551,12 @@ impl Config {
             max_corrupt_share: self.data.max_corrupt_share,
         }
     }
+}
+
+/// Settings that came later are left out of a file where they change nothing, so that hashes of
+/// earlier runs hold.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// A setting out of its range.

@@ -50,6 +50,7 @@ mod batch;
 pub mod checkpoint;
 mod config;
 mod error;
+mod learning_rate;
 mod metrics_log;
 mod run;
 mod tensor_file;
@@ -62,6 +63,7 @@ pub use config::{
     NO_ENCODER, OptimizerConfig, Precision, SampleConfig, TrainConfig,
 };
 pub use error::TrainError;
+pub use learning_rate::{LearningRate, Schedule};
 pub use metrics_log::{MetricsLog, StepMetrics};
 pub use run::Run;
 pub use tensor_file::{read_tensors, write_tensors};

@@ -97,6 +97,16 @@ impl Model {
     }
 }
 
+/// A model that starts as `model` and is not trained.
+fn averaged(model: &Model, config: &Config, inputs: &Inputs) -> Result<Model, TrainError> {
+    let average = Model::new(config, inputs)?;
+    for param in average.params.entries().iter() {
+        let _frozen = param.tensor.f_set_requires_grad(false)?;
+    }
+    average.params.load(&model.params.state_dict())?;
+    Ok(average)
+}
+
 fn autoencoder(config: &Config) -> impl autoencoder::Autoencoder + use<> {
     match config.model.autoencoder {
         Autoencoder::Identity => Identity,
@@ -137,6 +147,7 @@ pub struct Trainer {
     inputs: Inputs,
     model: Model,
     average: Model,
+    second_average: Option<Params>,
     adamw: AdamW,
     loss: AlignmentLoss,
     generator: Generator,
@@ -153,13 +164,13 @@ impl Trainer {
     pub fn new(config: &Config, inputs: Inputs) -> Result<Self, TrainError> {
         config.validate()?;
         let model = Model::new(config, &inputs)?;
-        let average = Model::new(config, &inputs)?;
-        for param in average.params.entries().iter() {
-            let _frozen = param.tensor.f_set_requires_grad(false)?;
-        }
-        average.params.load(&model.params.state_dict())?;
+        let average = averaged(&model, config, &inputs)?;
+        let second_average = match config.train.second_ema_decay {
+            Some(_) => Some(averaged(&model, config, &inputs)?.params),
+            None => None,
+        };
         Ok(Self {
-            adamw: AdamW::new(&model.params, &config.optimizer)?,
+            adamw: AdamW::new(&model.params, config)?,
             loss: AlignmentLoss::new(&config.alignment.losses)?,
             generator: Generator::new(
                 inputs.device,
@@ -172,6 +183,7 @@ impl Trainer {
             inputs,
             model,
             average,
+            second_average,
         })
     }
 
@@ -229,11 +241,12 @@ impl Trainer {
         let figures = self.backward(batch, tokens)?;
         let step = self.step + 1;
         let norm = self.adamw.step(step)?;
-        optim::ema_(
-            &self.average.params.trainable(),
-            &self.model.params.trainable(),
-            self.config.train.ema_decay,
-        )?;
+        let weights = self.model.params.trainable();
+        let train = &self.config.train;
+        optim::ema_(&self.average.params.trainable(), &weights, train.ema_decay)?;
+        if let (Some(second), Some(decay)) = (&self.second_average, train.second_ema_decay) {
+            optim::ema_(&second.trainable(), &weights, decay)?;
+        }
         let before = self.finish_step()?;
         self.step = step;
         self.cursor = batch.cursor;
@@ -381,6 +394,7 @@ impl Trainer {
             config_hash: self.hash(),
             model: self.model.params.state_dict(),
             ema: self.average.params.state_dict(),
+            second_ema: self.second_average.as_ref().map(Params::state_dict),
             optimizer: self.adamw.state(),
             random: vec![("training".to_owned(), self.generator.state()?)],
         })
@@ -394,6 +408,20 @@ impl Trainer {
         let step = checkpoint.step;
         self.model.params.load(&checkpoint.model)?;
         self.average.params.load(&checkpoint.ema)?;
+        match (&self.second_average, &checkpoint.second_ema) {
+            (Some(average), Some(saved)) => average.load(saved)?,
+            (None, None) => {}
+            (own, _) => {
+                let reason = match own {
+                    Some(_) => "it has no second moving average",
+                    None => "it has a second moving average, and train.second_ema_decay is not set",
+                };
+                return Err(TrainError::Resume {
+                    step,
+                    reason: reason.to_owned(),
+                });
+            }
+        }
         self.adamw
             .load(&checkpoint.optimizer)
             .map_err(|reason| TrainError::Resume { step, reason })?;

@@ -9,7 +9,8 @@ use tch::{Device, Kind, Tensor};
 use torch_ext::Generator;
 use training::checkpoint::{self, Checkpoint};
 use training::{
-    Config, DeviceBatch, EncoderShape, Inputs, MetricsLog, Run, TrainError, Trainer, read_tensors,
+    Config, DeviceBatch, EncoderShape, Inputs, MetricsLog, Run, Schedule, TrainError, Trainer,
+    read_tensors,
 };
 
 const TOKENS: i64 = 16;
@@ -113,6 +114,42 @@ fn an_interrupted_run_ends_in_the_same_bits() {
         advance(&part, &config, 9, workers);
         assert_same_outcome(&folder.path().join("whole"), &part);
     }
+}
+
+#[test]
+fn a_second_average_and_a_cosine_survive_an_interruption() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(6);
+    config.train.second_ema_decay = Some(0.5);
+    config.optimizer.schedule = Schedule::Cosine;
+    config.optimizer.min_lr = 1e-5;
+    advance(&folder.path().join("whole"), &config, 6, 0);
+    let part = folder.path().join("part");
+    advance(&part, &config, 3, 1);
+    advance(&part, &config, 6, 1);
+    assert_same_outcome(&folder.path().join("whole"), &part);
+
+    let newest = checkpoint::list(&part.join("checkpoints")).pop().unwrap();
+    let saved = Checkpoint::load(&newest).unwrap();
+    let second = saved.second_ema.unwrap();
+    assert_eq!(second.len(), saved.ema.len());
+    let differ = |left: &[(String, Tensor)], right: &[(String, Tensor)]| {
+        left.iter().zip(right).filter(|(l, r)| l.1 != r.1).count()
+    };
+    assert!(differ(&second, &saved.ema) > 10 && differ(&second, &saved.model) > 10);
+    let log = MetricsLog::read(&part.join("metrics.jsonl")).unwrap();
+    assert_eq!(log.last().unwrap().lr, 1e-5);
+    // A longer cosine is another run, and so is one without the second average.
+    let longer = Config {
+        train: training::TrainConfig {
+            steps: 8,
+            ..config.train.clone()
+        },
+        ..config.clone()
+    };
+    assert_eq!(advance(&part, &longer, 0, 0).resumed_from(), 0);
+    config.train.second_ema_decay = None;
+    assert_eq!(advance(&part, &config, 0, 0).resumed_from(), 0);
 }
 
 #[test]
