@@ -3,6 +3,7 @@
 //! - [`spatial`]: how much spatial structure an encoder's patch tokens have. [`spatial::evaluate`]
 //!   takes tokens `[B, T, D]` on a [`spatial::Grid`], with a foreground mask for each image if there
 //!   is one, and returns the four numbers of [`spatial::SpatialMetrics`]: LDS, CDS, SRSS, RMSC.
+//!   [`spatial::anchor_similarity`] and [`spatial::pca_rgb`] make maps of them to look at.
 //! - [`quality`]: how far generated images are from real ones. [`quality::Moments`] takes features in
 //!   one pass, batch by batch; [`quality::frechet_distance`] compares two of them.
 //! - [`statistics`]: whether one of those numbers predicts another. [`statistics::pearson`],
@@ -48,6 +49,7 @@
 //! ```
 
 mod error;
+mod linalg;
 pub mod quality;
 pub mod spatial;
 pub mod statistics;

@@ -36,6 +36,12 @@ pub enum Command {
     /// Spatial metrics (LDS, CDS, SRSS, RMSC) of encoders on a data set.
     #[command(after_help = "Example:\n  runner metrics hog sift efficientnet-lite0 --images 256")]
     Metrics(MetricsArgs),
+    /// Draw what encoders see in images: similarity to anchor patches and principal components of the
+    /// patch tokens, with and without spatial normalisation.
+    #[command(
+        after_help = "Example:\n  runner visualize hog efficientnet-lite0 --ids 3,17 --anchors 8,8 0.1,0.1 --out sheet.svg"
+    )]
+    Visualize(VisualizeArgs),
     /// What encoders there are.
     #[command(subcommand)]
     Encoders(EncodersCommand),
@@ -159,6 +165,52 @@ pub struct MetricsArgs {
     /// Where to run: auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]
     pub device: String,
+}
+
+/// `runner visualize`.
+#[derive(Debug, Args)]
+pub struct VisualizeArgs {
+    /// Encoders by name, a row each.
+    #[arg(required = true, value_name = "ENCODER")]
+    pub encoders: Vec<String>,
+    /// The data set.
+    #[arg(long, value_name = "DIR", default_value = "experiments/data/emoji64")]
+    pub data: PathBuf,
+    /// Split of the data set; '' where there are none.
+    #[arg(long, default_value = "val")]
+    pub split: String,
+    /// Images of the data set by number.
+    #[arg(long, value_delimiter = ',', value_name = "ID,...")]
+    pub ids: Vec<u64>,
+    /// Number of images, spread over the data set.
+    #[arg(long, default_value_t = 4, conflicts_with = "ids")]
+    pub count: usize,
+    /// Image files (PNG, JPEG or WebP) instead of a data set.
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["data", "split", "ids", "count"])]
+    pub images: Vec<PathBuf>,
+    /// Patches that the others are compared with: ROW,COLUMN on the grid of patches from 0, or as
+    /// shares of the image from 0.0 to 1.0, or auto: by the image's mask the centre of the foreground and
+    /// a corner of the background, without a mask the centre of the image.
+    #[arg(long, value_name = "ROW,COLUMN", num_args = 1.., default_value = "auto")]
+    pub anchors: Vec<runner::visualize::Anchor>,
+    /// Share of the tokens' mean that spatial normalisation takes away.
+    #[arg(long, default_value_t = 0.6)]
+    pub alpha: f64,
+    /// Side to which the images are cropped and resized, in pixels; maps are drawn at that size.
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=8192))]
+    pub resolution: u32,
+    /// Interpolate the maps between patches.
+    #[arg(long)]
+    pub smooth: bool,
+    /// What the encoders' weights are cast to: fp32, bf16 or fp16.
+    #[arg(long, default_value = "fp32")]
+    pub precision: encoders::Precision,
+    /// Where to run: auto, cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// The file to write, a .png or an .svg.
+    #[arg(long, default_value = "visualize.png")]
+    pub out: PathBuf,
 }
 
 /// `runner encoders`.

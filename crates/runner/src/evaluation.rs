@@ -147,7 +147,7 @@ fn batches<'a>(
 }
 
 /// `count` of `total` indices: data sets are often sorted by class, so the first ones would not do.
-fn evenly_spaced(count: u64, total: u64) -> Vec<u64> {
+pub fn evenly_spaced(count: u64, total: u64) -> Vec<u64> {
     (0..count).map(|index| index * total / count).collect()
 }
 

@@ -12,7 +12,7 @@ use crate::atomic_file;
 /// Side that small samples are enlarged to, in pixels.
 const VISIBLE_SIDE: usize = 128;
 /// A PNG larger than this is a mistake of the caller, not a picture to look at.
-const MAX_SIDE: usize = 16_384;
+pub(crate) const MAX_SIDE: usize = 16_384;
 
 /// How images lie in a grid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,7 +163,13 @@ pub fn write_image(
     write_grid(path, image.insert_axis(ndarray::Axis(0)), layout)
 }
 
-fn write_png(path: &Path, rgb: &[u8], width: u32, height: u32) -> Result<(), ImageGridError> {
+/// Writes RGB bytes `[height, width, 3]`.
+pub(crate) fn write_png(
+    path: &Path,
+    rgb: &[u8],
+    width: u32,
+    height: u32,
+) -> Result<(), ImageGridError> {
     atomic_file::write(path, |file| {
         // Enlarged images repeat their lines, which only the adaptive filters notice.
         PngEncoder::new_with_quality(&mut *file, CompressionType::Best, FilterType::Adaptive)

@@ -2,7 +2,8 @@
 //!
 //! [`experiment`] turns an experiment file into cells, each with a full configuration;
 //! [`sweep`] runs them, several from one stream of batches; [`report`] turns a run folder into
-//! tables, plots and a page. The program `runner` is a thin layer of arguments on top.
+//! tables, plots and a page; [`visualize`] draws what encoders see in an image. The program
+//! `runner` is a thin layer of arguments on top.
 //!
 //! # Example
 //!
@@ -38,5 +39,6 @@ pub mod report;
 pub mod results;
 pub mod sweep;
 mod tensors;
+pub mod visualize;
 
 pub use tensors::images as image_array;

@@ -39,6 +39,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Train(arguments) => commands::train::run(&arguments),
         Command::Sample(arguments) => commands::sample::run(&arguments),
         Command::Metrics(arguments) => commands::metrics::run(&arguments),
+        Command::Visualize(arguments) => commands::visualize::run(&arguments),
         Command::Encoders(EncodersCommand::List) => commands::encoders::list(),
         Command::Encoders(EncodersCommand::Inspect(arguments)) => {
             commands::encoders::inspect(&arguments)

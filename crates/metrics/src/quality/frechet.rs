@@ -2,9 +2,9 @@
 
 use ndarray::ArrayView2;
 
-use super::linalg::{cross_product, nuclear_norm};
 use super::{Gaussian, Moments};
 use crate::MetricsError;
+use crate::linalg::{cross_product, nuclear_norm};
 
 impl Gaussian {
     /// Frechet distance to another Gaussian (Heusel et al. 2017, arXiv 1706.08500):

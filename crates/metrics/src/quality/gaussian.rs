@@ -3,9 +3,9 @@
 use faer::Mat;
 use ndarray::{ArrayView1, ArrayView2, aview1};
 
-use super::linalg::{qr_upper, symmetric_eigen};
 use super::moments::{Moments, check_count, check_finite, feature_means};
 use crate::MetricsError;
+use crate::linalg::{qr_upper, symmetric_eigen};
 
 /// A negative eigenvalue of more than this part of the largest is not rounding, nor storage in float32.
 const NEGATIVE_EIGENVALUE: f64 = 1e-3;

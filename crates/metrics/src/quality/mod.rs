@@ -7,7 +7,6 @@
 
 mod frechet;
 mod gaussian;
-mod linalg;
 mod moments;
 
 pub use frechet::{frechet_distance, frechet_distance_of_features};

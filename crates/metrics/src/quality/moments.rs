@@ -3,8 +3,8 @@
 use faer::Mat;
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis, aview1};
 
-use super::linalg::add_outer_product;
 use crate::MetricsError;
+use crate::linalg::add_outer_product;
 
 /// Samples that one update of the scatter matrix takes: few enough that their float64 copy stays in cache.
 const CHUNK: usize = 256;

@@ -14,15 +14,19 @@
 //!
 //! [`evaluate`] computes all of them for a batch, sharing the one matrix of cosines an image needs.
 //! Cosines are float32 as upstream's; sums are float64.
+//!
+//! For looking at tokens instead of measuring them there are [`anchor_similarity`] and [`pca_rgb`].
 
 mod evaluate;
 mod grid;
+mod maps;
 mod mask;
 mod measures;
 mod similarity;
 
 pub use evaluate::{SpatialMetrics, SpatialOptions, evaluate, evaluate_images};
 pub use grid::Grid;
+pub use maps::{anchor_similarity, pca_rgb};
 pub use mask::patch_mask;
 pub use measures::{cds, distance_profile, lds, rmsc, srss};
 pub use similarity::cosine_similarity;

@@ -8,6 +8,7 @@ pub mod report;
 pub mod sample;
 pub mod sweep;
 pub mod train;
+pub mod visualize;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};

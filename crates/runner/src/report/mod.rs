@@ -31,6 +31,7 @@ use std::path::{Path, PathBuf};
 
 use crate::atomic_file;
 use crate::results::{ResultsError, Status};
+pub(crate) use html::escape;
 use plots::Plots;
 use run_folder::Run;
 

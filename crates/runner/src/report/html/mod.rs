@@ -26,7 +26,7 @@ const SORT: &str = include_str!("sort.js");
 
 /// `text` for HTML and XML, in content and in quoted attributes. Characters that XML does not
 /// allow are replaced.
-pub(super) fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for letter in text.chars() {
         match letter {

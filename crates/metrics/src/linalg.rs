@@ -17,7 +17,7 @@ const BLOCK: usize = 128;
 
 /// Adds `samples * samples^T` to the lower part of `sum` `[D, D]`, for `samples` `[D, N]`; entries above
 /// the diagonal hold no meaning.
-pub(super) fn add_outer_product(sum: &mut Mat<f64>, samples: MatRef<'_, f64>) {
+pub(crate) fn add_outer_product(sum: &mut Mat<f64>, samples: MatRef<'_, f64>) {
     let dimension = sum.nrows();
     let blocks = sum.par_col_chunks_mut(BLOCK).enumerate();
     blocks.for_each(|(block, columns)| {
@@ -35,7 +35,7 @@ pub(super) fn add_outer_product(sum: &mut Mat<f64>, samples: MatRef<'_, f64>) {
 }
 
 /// `left^T * right`.
-pub(super) fn cross_product(left: MatRef<'_, f64>, right: MatRef<'_, f64>) -> Mat<f64> {
+pub(crate) fn cross_product(left: MatRef<'_, f64>, right: MatRef<'_, f64>) -> Mat<f64> {
     let mut product = Mat::zeros(left.ncols(), right.ncols());
     let blocks = product.par_col_chunks_mut(BLOCK).enumerate();
     blocks.for_each(|(block, columns)| {
@@ -53,7 +53,7 @@ pub(super) fn cross_product(left: MatRef<'_, f64>, right: MatRef<'_, f64>) -> Ma
 }
 
 /// Eigenvalues in ascending order and eigenvectors (columns) of the symmetric matrix with this lower part.
-pub(super) fn symmetric_eigen(
+pub(crate) fn symmetric_eigen(
     matrix: MatRef<'_, f64>,
 ) -> Result<(Vec<f64>, Mat<f64>), MetricsError> {
     let size = matrix.nrows();
@@ -81,7 +81,7 @@ pub(super) fn symmetric_eigen(
 }
 
 /// Sum of the singular values.
-pub(super) fn nuclear_norm(matrix: MatRef<'_, f64>) -> Result<f64, MetricsError> {
+pub(crate) fn nuclear_norm(matrix: MatRef<'_, f64>) -> Result<f64, MetricsError> {
     let (rows, columns) = matrix.shape();
     let mut values = Diag::zeros(rows.min(columns));
     let scratch = svd::svd_scratch::<f64>(
@@ -109,7 +109,7 @@ pub(super) fn nuclear_norm(matrix: MatRef<'_, f64>) -> Result<f64, MetricsError>
 }
 
 /// The upper triangle `R` `[D, D]` of `rows = Q R`, for `rows` `[N, D]` with `N >= D`.
-pub(super) fn qr_upper(mut rows: Mat<f64>) -> Mat<f64> {
+pub(crate) fn qr_upper(mut rows: Mat<f64>) -> Mat<f64> {
     use qr::no_pivoting::factor::{qr_in_place, qr_in_place_scratch, recommended_block_size};
 
     let (count, dimension) = rows.shape();

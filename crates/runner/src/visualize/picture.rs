@@ -1,0 +1,90 @@
+//! A picture as rasters, frames and texts, before it is a PNG or an SVG.
+
+use super::colour::Rgb;
+use super::font::Weight;
+
+/// A white page with shapes on it, in the order in which they are drawn. All measures are pixels
+/// from the top left corner.
+#[derive(Debug)]
+pub(super) struct Picture {
+    pub width: u32,
+    pub height: u32,
+    /// Read out in the picture's place.
+    pub description: String,
+    pub shapes: Vec<Shape>,
+}
+
+/// Something on the page.
+#[derive(Debug)]
+pub(super) enum Shape {
+    /// Pixels, and what they show.
+    Image {
+        x: u32,
+        y: u32,
+        raster: Raster,
+        title: String,
+    },
+    /// A filled rectangle.
+    Fill { area: Rect, colour: Rgb },
+    /// A line of this thickness around a rectangle, which itself stays free.
+    Frame {
+        area: Rect,
+        thickness: u32,
+        colour: Rgb,
+    },
+    /// A line of text.
+    Text {
+        x: u32,
+        /// Where the letters stand.
+        baseline: u32,
+        text: String,
+        look: Look,
+    },
+}
+
+/// How a text looks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Look {
+    /// Size of the font (its em) in pixels.
+    pub size: f32,
+    pub weight: Weight,
+    pub colour: Rgb,
+    pub align: Align,
+}
+
+/// Which part of a text stands at its point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Align {
+    Start,
+    Middle,
+    End,
+}
+
+/// A rectangle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Rect {
+    pub x: u32,
+    pub y: u32,
+    pub width: u32,
+    pub height: u32,
+}
+
+impl Rect {
+    /// This much larger on each side.
+    pub fn grown(self, by: u32) -> Self {
+        Self {
+            x: self.x.saturating_sub(by),
+            y: self.y.saturating_sub(by),
+            width: self.width + 2 * by,
+            height: self.height + 2 * by,
+        }
+    }
+}
+
+/// RGB bytes `[height, width, 3]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Raster {
+    pub width: u32,
+    pub height: u32,
+    pub pixels: Vec<u8>,
+}
