@@ -114,13 +114,23 @@ pub struct TrainArgs {
     /// Continue the run that is in the folder.
     #[arg(long)]
     pub resume: bool,
+    /// Weights to start from: a .safetensors file of a checkpoint, or one that
+    /// crates/training/python/convert_checkpoint.py made from upstream's.
+    #[arg(long, value_name = "FILE")]
+    pub init: Option<PathBuf>,
+    /// Of --init, load the weights that fit and draw the others.
+    #[arg(long, requires = "init")]
+    pub partial: bool,
 }
 
 /// `runner sample`.
 #[derive(Debug, Args)]
 pub struct SampleArgs {
-    /// A checkpoint folder, `.../checkpoints/step-N`.
+    /// A checkpoint folder, `.../checkpoints/step-N`, or a .safetensors file of weights.
     pub checkpoint: PathBuf,
+    /// The configuration, where it is not beside the checkpoint.
+    #[arg(long)]
+    pub config: Option<PathBuf>,
     /// A folder for PNG files, or a file ending in .npz.
     #[arg(long, default_value = "samples")]
     pub out: PathBuf,

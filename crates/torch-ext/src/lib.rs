@@ -48,4 +48,4 @@ mod params;
 
 pub use error::TorchError;
 pub use generator::Generator;
-pub use params::{Init, Param, Params, Scope};
+pub use params::{Init, Mismatch, Param, Params, Scope};

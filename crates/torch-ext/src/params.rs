@@ -127,40 +127,84 @@ impl Params {
     /// Missing or unexpected names (all listed, each with its nearest match) or another shape.
     /// Nothing is changed then.
     pub fn load(&self, tensors: &[(String, Tensor)]) -> Result<(), TorchError> {
+        let mismatch = self.mismatch(tensors);
+        if !mismatch.missing.is_empty() || !mismatch.unexpected.is_empty() {
+            return Err(TorchError::Names {
+                missing: mismatch.missing,
+                unexpected: mismatch.unexpected,
+            });
+        }
+        if let Some((name, found, declared)) = mismatch.reshaped.into_iter().next() {
+            return Err(TorchError::LoadShape {
+                name,
+                found,
+                declared,
+            });
+        }
+        self.copy(tensors)
+    }
+
+    /// Copies those weights of a state dict that have the name and shape of one here, and returns
+    /// what was left out on either side.
+    ///
+    /// # Errors
+    /// libtorch refused a copy.
+    pub fn load_partial(&self, tensors: &[(String, Tensor)]) -> Result<Mismatch, TorchError> {
+        let mismatch = self.mismatch(tensors);
+        let fits = |name: &str| {
+            !mismatch.unexpected.iter().any(|(other, _)| other == name)
+                && !mismatch.reshaped.iter().any(|(other, ..)| other == name)
+        };
+        let fitting: Vec<(String, Tensor)> = tensors
+            .iter()
+            .filter(|(name, _)| fits(name))
+            .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()))
+            .collect();
+        self.copy(&fitting)?;
+        Ok(mismatch)
+    }
+
+    /// Where a state dict differs from the weights here.
+    fn mismatch(&self, tensors: &[(String, Tensor)]) -> Mismatch {
         let entries = self.entries.borrow();
         let declared: HashMap<&str, &Param> =
             entries.iter().map(|p| (p.name.as_str(), p)).collect();
         let given: HashMap<&str, &Tensor> = tensors.iter().map(|(n, t)| (n.as_str(), t)).collect();
-        let missing: Vec<String> = entries
-            .iter()
-            .filter(|param| !given.contains_key(param.name.as_str()))
-            .map(|param| param.name.clone())
-            .collect();
-        let unexpected: Vec<(String, Option<String>)> = tensors
-            .iter()
-            .filter(|(name, _)| !declared.contains_key(name.as_str()))
-            .map(|(name, _)| (name.clone(), nearest(name, &entries)))
-            .collect();
-        if !missing.is_empty() || !unexpected.is_empty() {
-            return Err(TorchError::Names {
-                missing,
-                unexpected,
-            });
+        let mut mismatch = Mismatch {
+            missing: entries
+                .iter()
+                .filter(|param| !given.contains_key(param.name.as_str()))
+                .map(|param| param.name.clone())
+                .collect(),
+            ..Mismatch::default()
+        };
+        for (name, tensor) in tensors {
+            match declared.get(name.as_str()) {
+                None => {
+                    let near = nearest(name, &entries);
+                    mismatch.unexpected.push((name.clone(), near));
+                }
+                Some(param) if param.tensor.size() != tensor.size() => {
+                    let sizes = (name.clone(), tensor.size(), param.tensor.size());
+                    mismatch.reshaped.push(sizes);
+                }
+                Some(_) => {}
+            }
         }
+        mismatch
+    }
+
+    /// Copies weights whose names and shapes fit.
+    fn copy(&self, tensors: &[(String, Tensor)]) -> Result<(), TorchError> {
+        let entries = self.entries.borrow();
+        let declared: HashMap<&str, &Param> =
+            entries.iter().map(|p| (p.name.as_str(), p)).collect();
         let (mut targets, mut sources) = (Vec::new(), Vec::new());
         for (name, tensor) in tensors {
-            let Some(param) = declared.get(name.as_str()) else {
-                continue;
-            };
-            if param.tensor.size() != tensor.size() {
-                return Err(TorchError::LoadShape {
-                    name: name.clone(),
-                    found: tensor.size(),
-                    declared: param.tensor.size(),
-                });
+            if let Some(param) = declared.get(name.as_str()) {
+                targets.push(param.tensor.shallow_clone());
+                sources.push(tensor.shallow_clone());
             }
-            targets.push(param.tensor.shallow_clone());
-            sources.push(tensor.shallow_clone());
         }
         optim::copy_(&targets, &sources)
     }
@@ -226,6 +270,17 @@ fn nearest(name: &str, entries: &[Param]) -> Option<String> {
         .filter(|(score, _)| *score > 0.8)
         .max_by(|left, right| left.0.total_cmp(&right.0))
         .map(|(_, name)| name.clone())
+}
+
+/// Where a state dict and a [`Params`] set differ.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Mismatch {
+    /// Declared but not given.
+    pub missing: Vec<String>,
+    /// Given but not declared, each with the nearest declared name.
+    pub unexpected: Vec<(String, Option<String>)>,
+    /// Given with another shape than declared: name, given, declared.
+    pub reshaped: Vec<(String, Vec<i64>, Vec<i64>)>,
 }
 
 /// A place in a [`Params`] set: declares weights under a dotted prefix.

@@ -316,3 +316,33 @@ fn loading_is_strict_and_names_the_nearest() {
         Err(TorchError::DuplicateName(_))
     ));
 }
+
+#[test]
+fn a_partial_load_takes_what_fits_and_names_the_rest() {
+    let params = Params::new(Device::Cpu, 0).unwrap();
+    let root = params.root();
+    for name in ["fits", "reshaped", "missing"] {
+        let _weight = root.var(name, &[2], Init::Ones).unwrap();
+    }
+    let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, Device::Cpu));
+    let given = [
+        ("fits".to_owned(), zeros(&[2])),
+        ("reshaped".to_owned(), zeros(&[3])),
+        ("missin".to_owned(), zeros(&[2])),
+    ];
+    let mismatch = params.load_partial(&given).unwrap();
+    assert_eq!(mismatch.missing, ["missing"]);
+    assert_eq!(
+        mismatch.unexpected,
+        [("missin".to_owned(), Some("missing".to_owned()))]
+    );
+    assert_eq!(
+        mismatch.reshaped,
+        [("reshaped".to_owned(), vec![3], vec![2])]
+    );
+    let sum = |name: &str| params.get(name).unwrap().sum(Kind::Float).double_value(&[]);
+    assert_eq!(
+        (sum("fits"), sum("reshaped"), sum("missing")),
+        (0.0, 2.0, 2.0)
+    );
+}

@@ -8,6 +8,7 @@ use crate::{
     checkpoint,
 };
 use tch::Tensor;
+use torch_ext::Mismatch;
 
 /// A [`Trainer`] with a folder:
 ///
@@ -59,6 +60,22 @@ impl Run {
             trainer,
             last: None,
         })
+    }
+
+    /// Starts from given weights, unless the run has begun already; see
+    /// [`Trainer::initialise`]. `None` if it has.
+    ///
+    /// # Errors
+    /// As [`Trainer::initialise`].
+    pub fn initialise(
+        &mut self,
+        weights: &[(String, Tensor)],
+        partial: bool,
+    ) -> Result<Option<Mismatch>, TrainError> {
+        match self.trainer.steps_done() {
+            0 => Ok(Some(self.trainer.initialise(weights, partial)?)),
+            _ => Ok(None),
+        }
     }
 
     /// The trainer.

@@ -4,7 +4,7 @@ use diffusion::autoencoder::{self, Autoencoder as _, Identity};
 use diffusion::samplers::Sampler;
 use diffusion::{Denoiser, Mode, Sit, SitConfig};
 use tch::{Device, Kind, Tensor};
-use torch_ext::{Generator, Params, autocast, optim};
+use torch_ext::{Generator, Mismatch, Params, autocast, optim};
 
 use crate::adamw::AdamW;
 use crate::{Autoencoder, Checkpoint, Config, DeviceBatch, StepMetrics, TrainError};
@@ -438,6 +438,32 @@ impl Trainer {
         self.cursor = checkpoint.cursor;
         self.pending = None;
         Ok(())
+    }
+
+    /// Starts from given weights instead of drawn ones; the averages start there too. With
+    /// `partial`, weights without a counterpart keep their drawn values, and what was left out on
+    /// either side is returned; without it, that is an error.
+    ///
+    /// # Errors
+    /// Names or shapes differ, and `partial` is false.
+    pub fn initialise(
+        &mut self,
+        weights: &[(String, Tensor)],
+        partial: bool,
+    ) -> Result<Mismatch, TrainError> {
+        let mismatch = match partial {
+            true => self.model.params.load_partial(weights)?,
+            false => {
+                self.model.params.load(weights)?;
+                Mismatch::default()
+            }
+        };
+        let start = self.model.params.state_dict();
+        self.average.params.load(&start)?;
+        if let Some(second) = &self.second_average {
+            second.load(&start)?;
+        }
+        Ok(mismatch)
     }
 
     /// Draws one image for each of `labels` from the averaged weights, u8 `[N, 3, H, W]` on the

@@ -8,21 +8,21 @@ use ndarray_npy::NpzWriter;
 use runner::image_grid::{GridLayout, write_grid, write_image};
 use runner::{config_file, image_array};
 use tch::Tensor;
-use training::{Checkpoint, Config, Sampling};
+use training::{Checkpoint, Config, Sampling, read_tensors};
 
 use crate::cli::SampleArgs;
 use crate::failure::Failure;
 
 pub fn run(arguments: &SampleArgs) -> Result<ExitCode, Failure> {
-    let config = config_of(&arguments.checkpoint, &arguments.settings)?;
-    let device = super::device(&arguments.device)?;
-    let checkpoint = Checkpoint::load(&arguments.checkpoint)?;
-    let weights = match arguments.no_ema {
-        true => &checkpoint.model,
-        false => &checkpoint.ema,
+    let config = match &arguments.config {
+        Some(path) => config_file::load(path, &arguments.settings)?,
+        None => config_of(&arguments.checkpoint, &arguments.settings)?,
     };
-    let classes = num_classes(&config, weights)?;
-    let sampling = Sampling::new(&config, classes, weights, device)?;
+    let device = super::device(&arguments.device)?;
+    let weights = weights(arguments)?;
+    let classes = num_classes(&config, &weights)?;
+    let sampling = Sampling::new(&config, classes, &weights, device)
+        .with_context(|| arguments.checkpoint.display().to_string())?;
     let labels = labels(&arguments.labels, arguments.count, classes)?;
     let images = image_array(&sampling.sample(&labels, |done| {
         eprintln!("{done} of {} samples", labels.len());
@@ -40,14 +40,36 @@ pub fn run(arguments: &SampleArgs) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn weights(arguments: &SampleArgs) -> Result<Vec<(String, Tensor)>, Failure> {
+    if arguments.checkpoint.is_file() {
+        if arguments.no_ema {
+            return Err(Failure::usage(anyhow!(
+                "--no-ema goes with a checkpoint folder; name the file of the weights you want"
+            )));
+        }
+        return Ok(read_tensors(&arguments.checkpoint)?);
+    }
+    let checkpoint = Checkpoint::load(&arguments.checkpoint)?;
+    Ok(match arguments.no_ema {
+        true => checkpoint.model,
+        false => checkpoint.ema,
+    })
+}
+
 /// The configuration beside a checkpoint: `RUN/checkpoints/step-N` has `RUN/config.toml`.
 fn config_of(checkpoint: &Path, settings: &[String]) -> Result<Config, Failure> {
     let run = checkpoint.parent().and_then(Path::parent).ok_or_else(|| {
         Failure::usage(anyhow!(
-            "{} is not a checkpoint folder RUN/checkpoints/step-N",
+            "{} is not a checkpoint folder RUN/checkpoints/step-N; name its configuration with --config",
             checkpoint.display()
         ))
     })?;
+    if checkpoint.is_file() {
+        return Err(Failure::usage(anyhow!(
+            "{} is a file of weights: name their configuration with --config",
+            checkpoint.display()
+        )));
+    }
     Ok(config_file::load(&run.join("config.toml"), settings)?)
 }
 

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 use anyhow::anyhow;
 use runner::config_file;
 use runner::results::Status;
-use runner::sweep::{self, TrainOptions};
-use training::checkpoint;
+use runner::sweep::{self, InitialWeights, TrainOptions};
+use training::{checkpoint, read_tensors};
 
 use crate::cli::TrainArgs;
 use crate::failure::Failure;
@@ -18,8 +18,17 @@ pub fn run(arguments: &TrainArgs) -> Result<ExitCode, Failure> {
         .clone()
         .unwrap_or_else(|| PathBuf::from("runs").join(name));
     refuse_to_overwrite(&folder, arguments.resume)?;
+    let init = match &arguments.init {
+        Some(path) => Some(InitialWeights {
+            path: path.clone(),
+            tensors: read_tensors(path).map_err(Failure::usage)?,
+            partial: arguments.partial,
+        }),
+        None => None,
+    };
     let options = TrainOptions {
         config,
+        init,
         origin: arguments.config.clone(),
         folder,
         device: arguments.device.clone(),

@@ -13,7 +13,7 @@ use training::{DeviceBatch, Inputs, MetricsLog, Run};
 
 use super::progress::CellProgress;
 use super::token_source::TokenSource;
-use super::{Context, Planned, empty_row};
+use super::{Context, InitialWeights, Planned, empty_row};
 use crate::cell_folder::{CellLock, CellResult};
 use crate::evaluation::{self, Reference};
 use crate::image_grid::{GridLayout, write_grid};
@@ -190,7 +190,10 @@ impl Cohort {
             encoders: source.shapes(),
             identity: planned.identity.clone(),
         };
-        let run = Run::open(planned.folder.path(), &planned.cell.config, inputs)?;
+        let mut run = Run::open(planned.folder.path(), &planned.cell.config, inputs)?;
+        if let Some(init) = context.init {
+            initialise(context, &mut run, init)?;
+        }
         let progress = context.progress.cell(
             &planned.cell.id,
             run.trainer().steps_done(),
@@ -425,6 +428,37 @@ impl Active<'_> {
             evaluation::pooled_features(judge.encoder.as_ref(), &samples, context.device, |_| {})?;
         Ok(Some(judge.reference.distance(features.view())?))
     }
+}
+
+/// Loads the weights that a new run starts from, and says which it had to leave out.
+fn initialise(context: &Context, run: &mut Run, init: &InitialWeights) -> Result<(), Reason> {
+    let path = init.path.display();
+    let mismatch = run
+        .initialise(&init.tensors, init.partial)
+        .map_err(|error| Reason(format!("{path}: {error}; --partial loads what fits")))?;
+    let Some(mismatch) = mismatch else {
+        return Ok(());
+    };
+    let left_out: Vec<String> =
+        mismatch
+            .unexpected
+            .iter()
+            .map(|(name, _)| name.clone())
+            .chain(mismatch.reshaped.iter().map(|(name, found, declared)| {
+                format!("{name} ({found:?} there, {declared:?} here)")
+            }))
+            .collect();
+    for (what, names) in [
+        ("drawn anew", mismatch.missing),
+        ("not taken from it", left_out),
+    ] {
+        if !names.is_empty() {
+            let count = names.len();
+            let line = format!("{path}: {count} {what}: {}", names.join(", "));
+            context.progress.print(&line);
+        }
+    }
+    Ok(())
 }
 
 /// Writes a failed cell's result and says so. An earlier result of other inputs is replaced.

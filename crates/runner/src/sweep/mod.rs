@@ -30,7 +30,7 @@ use crate::results::{self, ResultRow, ResultsError, Status};
 use cohort::Cohort;
 use progress::Progress;
 
-pub use single::{TrainOptions, train};
+pub use single::{InitialWeights, TrainOptions, train};
 
 /// What `runner sweep` was asked to do.
 #[derive(Debug, Clone)]
@@ -135,6 +135,8 @@ pub(crate) struct Context<'a> {
     pub(crate) folder: PathBuf,
     pub(crate) progress: Progress,
     pub(crate) interrupted: &'a AtomicBool,
+    /// What a new run starts from, if not from drawn weights.
+    pub(crate) init: Option<&'a InitialWeights>,
 }
 
 /// A cell with the inputs it was found to have.
@@ -237,6 +239,7 @@ pub fn run(
         progress: Progress::new(&cohorts),
         folder: folder.clone(),
         interrupted,
+        init: None,
     };
     for cohort in cohorts {
         if interrupted.load(Ordering::Relaxed) {

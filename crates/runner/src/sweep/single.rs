@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use encoders::Registry;
+use tch::Tensor;
 
 use super::cohort::Cohort;
 use super::progress::Progress;
@@ -16,7 +17,7 @@ use crate::experiment::{Cell, VARIANTS};
 use crate::results::ResultRow;
 
 /// What `runner train` was asked to do.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct TrainOptions {
     /// The configuration.
     pub config: training::Config,
@@ -26,6 +27,19 @@ pub struct TrainOptions {
     pub folder: PathBuf,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     pub device: String,
+    /// Weights to start from instead of drawn ones.
+    pub init: Option<InitialWeights>,
+}
+
+/// Weights that a run starts from.
+#[derive(Debug)]
+pub struct InitialWeights {
+    /// The file, for messages.
+    pub path: PathBuf,
+    /// Names and tensors.
+    pub tensors: Vec<(String, Tensor)>,
+    /// Whether weights without a counterpart are drawn, instead of an error.
+    pub partial: bool,
 }
 
 /// Trains one configuration, as a sweep trains a cell. `None` when it was interrupted.
@@ -92,6 +106,7 @@ pub fn train(
         progress: Progress::new(&cohorts),
         folder: options.folder.clone(),
         interrupted,
+        init: options.init.as_ref(),
     };
     for cohort in &cohorts {
         cohort.run(&context);

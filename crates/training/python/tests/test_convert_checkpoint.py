@@ -1,0 +1,100 @@
+"""Checkpoints of upstream's, there and back."""
+
+import argparse
+import contextlib
+import io
+import json
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import convert_checkpoint as convert
+
+STATE = {"x_embedder.proj.weight": torch.arange(6.0).view(2, 3), "pos_embed": torch.ones(1, 4, 2)}
+
+
+def same(left: dict, right: dict) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+
+
+class Conversion(unittest.TestCase):
+    def setUp(self) -> None:
+        scratch = tempfile.TemporaryDirectory()
+        self.addCleanup(scratch.cleanup)
+        self.folder = Path(scratch.name)
+
+    def save(self, content: object) -> Path:
+        path = self.folder / "checkpoint.pt"
+        torch.save(content, path)
+        return path
+
+    def test_a_repa_checkpoint_goes_there_and_back(self) -> None:
+        heads = {"projectors.0.projection_layer.0.weight": torch.ones(2)}
+        ema = {name: tensor * 0.5 for name, tensor in (STATE | heads).items()}
+        content = {"model": STATE | heads, "ema": ema, "opt": {"state": {}}, "steps": 7}
+        content["args"] = argparse.Namespace(model="SiT-B/2", output_dir=Path("exps"))
+        written = convert.import_checkpoint(self.save(content), self.folder / "out")
+        self.assertEqual([path.name for path in written], ["model.safetensors", "ema.safetensors"])
+        self.assertTrue(same(load_file(self.folder / "out/ema.safetensors"), ema))
+        source = json.loads((self.folder / "out/source.json").read_text())
+        self.assertEqual((source["steps"], source["args"]["model"], source["parameters"]["ema"]), (7, "SiT-B/2", 16))
+        convert.export_checkpoint(self.folder / "out", self.folder / "back.pt", "repa")
+        back = torch.load(self.folder / "back.pt", weights_only=True)
+        self.assertTrue(same(back["model"], STATE | heads) and same(back["ema"], ema))
+
+    def test_wrappers_and_older_heads_are_renamed(self) -> None:
+        old = {"module._orig_mod.projectors.1.2.bias": torch.ones(1), "module.pos_embed": torch.ones(2)}
+        found = convert.state_dicts({"ema": old})["ema"]
+        self.assertEqual(sorted(found), ["pos_embed", "projectors.1.projection_layer.2.bias"])
+
+    def test_a_jit_checkpoint_goes_there_and_back(self) -> None:
+        net = {f"net.{name}": tensor for name, tensor in STATE.items()}
+        second = {name: tensor + 1 for name, tensor in net.items()}
+        content = {"model": net, "model_ema1": net, "model_ema2": second, "optimizer": {}, "epoch": 3}
+        convert.import_checkpoint(self.save(content), self.folder / "out")
+        self.assertTrue(same(load_file(self.folder / "out/model.safetensors"), STATE))
+        convert.export_checkpoint(self.folder / "out", self.folder / "back.pth", "jit")
+        back = torch.load(self.folder / "back.pth", weights_only=True)
+        self.assertTrue(same(back["model_ema1"], net) and same(back["model_ema2"], second))
+
+    def test_repa_e_keeps_autoencoder_and_discriminator(self) -> None:
+        parts = {"model": STATE, "ema": STATE, "vae": {"quant_conv.bias": torch.ones(1)}, "discriminator": STATE}
+        written = convert.import_checkpoint(self.save(parts | {"steps": 1}), self.folder / "out")
+        self.assertEqual(len(written), 4)
+        convert.export_checkpoint(self.folder / "out", self.folder / "back.pt", "repa")
+        self.assertEqual(set(torch.load(self.folder / "back.pt", weights_only=True)), set(parts) | {"steps"})
+
+    def test_a_bare_state_dict_is_the_average(self) -> None:
+        convert.import_checkpoint(self.save(STATE), self.folder / "out")
+        self.assertTrue(same(load_file(self.folder / "out/ema.safetensors"), STATE))
+
+    def test_bad_files_are_named(self) -> None:
+        cut = self.save({"ema": STATE})
+        cut.write_bytes(cut.read_bytes()[:100])
+        text = self.folder / "text.pt"
+        text.write_text("nothing")
+        code = self.folder / "code.pt"
+        torch.save({"ema": STATE, "run": io.StringIO}, code)
+        empty = self.folder / "empty.pt"
+        torch.save({"steps": 1}, empty)
+        for path in (cut, text, code, empty, self.folder / "missing.pt"):
+            with self.subTest(path.name), contextlib.redirect_stderr(io.StringIO()) as said:
+                self.assertEqual(convert.main(["import", str(path), str(self.folder / "out")]), 1)
+                self.assertIn(path.name if path != empty else "not a checkpoint", said.getvalue())
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            self.assertEqual(convert.main(["export", str(self.folder), str(self.folder / "x.pt")]), 1)
+        self.assertIn("not a checkpoint folder", said.getvalue())
+        save_file(STATE, self.folder / "model.safetensors")
+        (self.folder / "ema.safetensors").write_bytes(b"rubbish")
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            self.assertEqual(convert.main(["export", str(self.folder), str(self.folder / "x.pt")]), 1)
+        self.assertIn("ema.safetensors", said.getvalue())
+
+
+if __name__ == "__main__":
+    unittest.main()
