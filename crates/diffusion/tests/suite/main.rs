@@ -4,6 +4,9 @@ mod autoencoder;
 #[path = "../golden/mod.rs"]
 mod golden;
 mod interpolant;
+mod jit;
+mod jit_config;
 mod objective;
+mod rotary;
 mod samplers;
 mod sit;
