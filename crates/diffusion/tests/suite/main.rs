@@ -10,3 +10,4 @@ mod objective;
 mod rotary;
 mod samplers;
 mod sit;
+mod x_prediction;
