@@ -154,6 +154,7 @@ impl TimestepEmbedder {
 pub(crate) struct LabelEmbedder {
     table: Tensor,
     num_classes: i64,
+    null_class: Option<i64>,
     dropout: f64,
 }
 
@@ -164,19 +165,40 @@ impl LabelEmbedder {
         width: i64,
         dropout: f64,
     ) -> Result<Self, DiffusionError> {
-        let rows = num_classes + i64::from(dropout > 0.0);
+        let null_class = (dropout > 0.0).then_some(num_classes);
+        Self::declare(scope, num_classes, null_class, width, dropout)
+    }
+
+    /// With a row for the null class, for labels that are dropped elsewhere.
+    pub fn with_null_class(
+        scope: &Scope,
+        num_classes: i64,
+        width: i64,
+    ) -> Result<Self, DiffusionError> {
+        Self::declare(scope, num_classes, Some(num_classes), width, 0.0)
+    }
+
+    fn declare(
+        scope: &Scope,
+        num_classes: i64,
+        null_class: Option<i64>,
+        width: i64,
+        dropout: f64,
+    ) -> Result<Self, DiffusionError> {
+        let rows = num_classes + i64::from(null_class.is_some());
         let init = Init::Normal { std: 0.02 };
         Ok(Self {
             table: scope
                 .sub("embedding_table")
                 .var("weight", &[rows, width], init)?,
             num_classes,
+            null_class,
             dropout,
         })
     }
 
     pub fn null_class(&self) -> Option<i64> {
-        (self.dropout > 0.0).then_some(self.num_classes)
+        self.null_class
     }
 
     pub fn forward(&self, labels: &Tensor, mode: Mode<'_>) -> Result<Tensor, DiffusionError> {

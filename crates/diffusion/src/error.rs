@@ -72,6 +72,28 @@ pub enum DiffusionError {
     Torch(#[from] TorchError),
 }
 
+impl DiffusionError {
+    /// `name` is not among the `known` ones.
+    pub(crate) fn unknown_model(name: &str, known: &[String]) -> Self {
+        Self::UnknownModel {
+            name: name.to_owned(),
+            nearest: nearest(name, known),
+            known: known.join(", "),
+        }
+    }
+}
+
+fn nearest(name: &str, names: &[String]) -> Option<String> {
+    let lower = name.to_lowercase();
+    names
+        .iter()
+        .map(|known| (strsim::jaro_winkler(&lower, &known.to_lowercase()), known))
+        .filter(|(score, _)| *score > 0.7)
+        .rev() // among equals, the first
+        .max_by(|left, right| left.0.total_cmp(&right.0))
+        .map(|(_, known)| known.clone())
+}
+
 impl From<TchError> for DiffusionError {
     fn from(error: TchError) -> Self {
         Self::Torch(error.into())

@@ -117,7 +117,7 @@ impl Path {
 }
 
 /// `t` `[B]` with as many dimensions as `like` `[B, ...]`.
-fn per_sample(t: &Tensor, like: &Tensor) -> Result<Tensor, DiffusionError> {
+pub(crate) fn per_sample(t: &Tensor, like: &Tensor) -> Result<Tensor, DiffusionError> {
     let mut shape = like.size();
     let batch = shape.first().copied().unwrap_or(-1);
     check::shape("t", t, &[batch])?;

@@ -4,13 +4,13 @@
 //!
 //! - a [`Denoiser`] takes noisy images, times and labels to a prediction and to the hidden tokens
 //!   that representation alignment projects; [`Sit`] is the one of REPA and iREPA, in the sizes
-//!   that [`SitConfig::named`] knows;
+//!   that [`SitConfig::named`] knows, and [`Jit`] the one that works on large patches of pixels;
 //! - a [`Path`] leads from images to noise; [`objective`] says what is predicted on it;
 //! - a [`samplers::Sampler`] walks it back, with classifier-free guidance;
 //! - an [`autoencoder::Autoencoder`] stands between bytes and the space in which all this
 //!   happens; [`latents`] samples from stored moments.
 //!
-//! Time runs from 0 (image) to 1 (noise). Every random number comes from a
+//! Time runs from 0 (image) to 1 (noise); JiT's runs the other way. Every random number comes from a
 //! [`torch_ext::Generator`] that the caller passes.
 //!
 //! # Example
@@ -67,6 +67,7 @@ mod denoiser;
 mod embedding;
 mod error;
 pub mod interpolant;
+pub mod jit;
 pub mod latents;
 mod layers;
 pub mod objective;
@@ -77,4 +78,5 @@ pub use denoiser::{Denoiser, Mode, Output, drop_labels};
 pub use embedding::{sincos_2d, timestep_sinusoids};
 pub use error::DiffusionError;
 pub use interpolant::Path;
+pub use jit::{Jit, JitConfig};
 pub use sit::{Sit, SitConfig};

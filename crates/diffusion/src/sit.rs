@@ -248,19 +248,19 @@ impl FinalLayer {
 
 /// The linear layer that makes `N` shifts, scales and gates `[B, 1, D]` of a condition.
 #[derive(Debug)]
-struct Modulation<const N: usize> {
+pub(crate) struct Modulation<const N: usize> {
     linear: Linear,
     width: i64,
 }
 
 impl<const N: usize> Modulation<N> {
-    fn new(scope: &Scope, width: i64) -> Result<Self, DiffusionError> {
+    pub fn new(scope: &Scope, width: i64) -> Result<Self, DiffusionError> {
         let scope = scope.sub("adaLN_modulation").sub(1);
         let linear = Linear::new(&scope, width, N as i64 * width, Init::Zeros)?;
         Ok(Self { linear, width })
     }
 
-    fn forward(&self, c: &Tensor) -> Result<[Tensor; N], DiffusionError> {
+    pub fn forward(&self, c: &Tensor) -> Result<[Tensor; N], DiffusionError> {
         let parts = self
             .linear
             .forward(c)?

@@ -84,12 +84,7 @@ impl SitConfig {
             .flat_map(|size| PATCHES.map(|patch| (size, patch)))
             .find(|(size, patch)| name == format!("{}/{patch}", size.name));
         let Some((size, patch_size)) = found else {
-            let names = Self::names();
-            return Err(DiffusionError::UnknownModel {
-                name: name.to_owned(),
-                nearest: nearest(name, &names),
-                known: names.join(", "),
-            });
+            return Err(DiffusionError::unknown_model(name, &Self::names()));
         };
         Ok(Self {
             patch_size,
@@ -156,15 +151,4 @@ impl SitConfig {
         let fits = (1..=depth).contains(&alignment_depth);
         check::setting(fits, "alignment_depth", alignment_depth, allowed)
     }
-}
-
-fn nearest(name: &str, names: &[String]) -> Option<String> {
-    let lower = name.to_lowercase();
-    names
-        .iter()
-        .map(|known| (strsim::jaro_winkler(&lower, &known.to_lowercase()), known))
-        .filter(|(score, _)| *score > 0.7)
-        .rev() // among equals, the first
-        .max_by(|left, right| left.0.total_cmp(&right.0))
-        .map(|(_, known)| known.clone())
 }

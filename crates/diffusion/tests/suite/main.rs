@@ -4,6 +4,11 @@ mod autoencoder;
 #[path = "../golden/mod.rs"]
 mod golden;
 mod interpolant;
+mod jit;
+mod jit_config;
+mod jit_sampler;
 mod objective;
+mod rotary;
 mod samplers;
 mod sit;
+mod x_prediction;

@@ -1,0 +1,210 @@
+//! Layers of [`Jit`](crate::Jit) that [`Sit`](crate::Sit) does not have.
+
+use tch::{Kind, Tensor};
+use torch_ext::{Init, Scope};
+
+use super::{JitConfig, Rotary};
+use crate::denoiser::Mode;
+use crate::layers::Linear;
+use crate::{DiffusionError, check};
+
+/// Images `[B, C, S, S]` to one token a patch `[B, T, D]`, row-major, by way of a narrow layer
+/// without activation (`BottleneckPatchEmbed` upstream).
+#[derive(Debug)]
+pub(super) struct BottleneckPatchEmbedder {
+    proj1: Tensor,
+    proj2: Tensor,
+    bias2: Tensor,
+    channels: i64,
+    size: i64,
+    patch: i64,
+}
+
+impl BottleneckPatchEmbedder {
+    pub fn new(scope: &Scope, config: &JitConfig) -> Result<Self, DiffusionError> {
+        let (patch, narrow) = (config.patch_size, config.bottleneck_dim);
+        let (channels, width) = (config.in_channels, config.hidden_size);
+        let (scope1, scope2) = (scope.sub("proj1"), scope.sub("proj2"));
+        let init = Init::XavierUniform;
+        Ok(Self {
+            proj1: scope1.var("weight", &[narrow, channels, patch, patch], init)?,
+            proj2: scope2.var("weight", &[width, narrow, 1, 1], init)?,
+            bias2: scope2.var("bias", &[width], Init::Zeros)?,
+            channels,
+            size: config.input_size,
+            patch,
+        })
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor, DiffusionError> {
+        let (channels, size, patch) = (self.channels, self.size, self.patch);
+        check::shape("the noisy image", x, &[-1, channels, size, size])?;
+        let side = size / patch;
+        // Both of upstream's convolutions are linear layers on patches. As such, their tokens
+        // are contiguous, which a convolution's would not be in any block that follows.
+        let patches = x
+            .f_reshape([-1, channels, side, patch, side, patch])?
+            .f_permute([0, 2, 4, 1, 3, 5])?
+            .f_reshape([-1, side * side, channels * patch * patch])?;
+        let narrow = patches.f_linear::<&Tensor>(&self.proj1.f_flatten(1, -1)?, None)?;
+        Ok(narrow.f_linear(&self.proj2.f_flatten(1, -1)?, Some(&self.bias2))?)
+    }
+}
+
+/// `x / sqrt(mean(x^2) + 1e-6) * weight` over the last dimension.
+#[derive(Debug)]
+pub(super) struct RmsNorm {
+    weight: Tensor,
+    width: i64,
+}
+
+impl RmsNorm {
+    pub fn new(scope: &Scope, width: i64) -> Result<Self, DiffusionError> {
+        Ok(Self {
+            weight: scope.var("weight", &[width], Init::Ones)?,
+            width,
+        })
+    }
+
+    /// Computes in float32, whatever the dtype of `x`, and returns that dtype.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor, DiffusionError> {
+        Ok(x.f_to_kind(Kind::Float)?
+            .f_rms_norm([self.width], Some(&self.weight), 1e-6)?
+            .f_to_kind(x.kind())?)
+    }
+}
+
+/// Dropout in training, drawn from the generator of the mode.
+#[derive(Debug)]
+struct Dropout {
+    rate: f64,
+}
+
+impl Dropout {
+    fn acts(&self, mode: &Mode<'_>) -> bool {
+        self.rate > 0.0 && matches!(mode, Mode::Train(_))
+    }
+
+    fn forward(&self, x: Tensor, mode: &mut Mode<'_>) -> Result<Tensor, DiffusionError> {
+        match mode {
+            Mode::Train(generator) if self.rate > 0.0 => {
+                let draws = generator.rand(&x.size(), Kind::Float)?;
+                let kept = draws.f_ge(self.rate)?.f_to_device(x.device())?;
+                Ok(x.f_mul(&kept)?.f_div_scalar(1.0 - self.rate)?)
+            }
+            _ => Ok(x),
+        }
+    }
+}
+
+/// Multi-head self-attention with normalised and rotated queries and keys.
+#[derive(Debug)]
+pub(super) struct Attention {
+    qkv: Linear,
+    q_norm: RmsNorm,
+    k_norm: RmsNorm,
+    attn_drop: Dropout,
+    proj: Linear,
+    proj_drop: Dropout,
+    heads: i64,
+}
+
+impl Attention {
+    pub fn new(
+        scope: &Scope,
+        width: i64,
+        heads: i64,
+        attn_dropout: f64,
+        proj_dropout: f64,
+    ) -> Result<Self, DiffusionError> {
+        let head_width = width / heads;
+        let init = Init::XavierUniform;
+        Ok(Self {
+            qkv: Linear::new(&scope.sub("qkv"), width, 3 * width, init)?,
+            q_norm: RmsNorm::new(&scope.sub("q_norm"), head_width)?,
+            k_norm: RmsNorm::new(&scope.sub("k_norm"), head_width)?,
+            attn_drop: Dropout { rate: attn_dropout },
+            proj: Linear::new(&scope.sub("proj"), width, width, init)?,
+            proj_drop: Dropout { rate: proj_dropout },
+            heads,
+        })
+    }
+
+    /// `x` is `[B, T, D]`.
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        rotary: &Rotary,
+        mode: &mut Mode<'_>,
+    ) -> Result<Tensor, DiffusionError> {
+        let (batch, count, width) = x.size3()?;
+        let qkv = self
+            .qkv
+            .forward(x)?
+            .f_view([batch, count, 3, self.heads, width / self.heads])?
+            .f_permute([2, 0, 3, 1, 4])?; // [3, B, heads, T, D / heads]
+        let q = rotary.forward(&self.q_norm.forward(&qkv.f_select(0, 0)?)?)?;
+        let k = rotary.forward(&self.k_norm.forward(&qkv.f_select(0, 1)?)?)?;
+        let v = qkv.f_select(0, 2)?;
+        // Rotation is in float32; under autocast, values are not.
+        let (q, k) = (q.f_to_kind(v.kind())?, k.f_to_kind(v.kind())?);
+        let mixed = self.mix(&q, &k, &v, mode)?; // [B, heads, T, D / heads]
+        let mixed = mixed.f_transpose(1, 2)?.f_reshape([batch, count, width])?;
+        self.proj_drop.forward(self.proj.forward(&mixed)?, mode)
+    }
+
+    fn mix(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        mode: &mut Mode<'_>,
+    ) -> Result<Tensor, DiffusionError> {
+        if !self.attn_drop.acts(mode) {
+            return Ok(Tensor::f_scaled_dot_product_attention::<&Tensor>(
+                q, k, v, None, 0.0, false, None, false,
+            )?);
+        }
+        // The fused kernel would draw from the process-wide generator.
+        let (.., head_width) = q.size4()?;
+        let weights = q
+            .f_matmul(&k.f_transpose(-2, -1)?)?
+            .f_div_scalar((head_width as f64).sqrt())?
+            .f_softmax(-1, Kind::Float)?; // [B, heads, T, T]
+        let weights = self.attn_drop.forward(weights, mode)?;
+        Ok(weights.f_to_kind(v.kind())?.f_matmul(v)?)
+    }
+}
+
+/// `w3(silu(x1) x2)` with `[x1, x2] = w12(x)` (`SwiGLUFFN` upstream).
+#[derive(Debug)]
+pub(super) struct SwiGlu {
+    w12: Linear,
+    w3: Linear,
+    ffn_dropout: Dropout,
+    inner: i64,
+}
+
+impl SwiGlu {
+    pub fn new(
+        scope: &Scope,
+        width: i64,
+        inner: i64,
+        dropout: f64,
+    ) -> Result<Self, DiffusionError> {
+        let init = Init::XavierUniform;
+        Ok(Self {
+            w12: Linear::new(&scope.sub("w12"), width, 2 * inner, init)?,
+            w3: Linear::new(&scope.sub("w3"), inner, width, init)?,
+            ffn_dropout: Dropout { rate: dropout },
+            inner,
+        })
+    }
+
+    pub fn forward(&self, x: &Tensor, mode: &mut Mode<'_>) -> Result<Tensor, DiffusionError> {
+        let x = self.w12.forward(x)?; // [B, T, 2 inner]
+        let gate = x.f_narrow(-1, 0, self.inner)?.f_silu()?;
+        let x = gate.f_mul(&x.f_narrow(-1, self.inner, self.inner)?)?;
+        self.w3.forward(&self.ffn_dropout.forward(x, mode)?)
+    }
+}

@@ -1,0 +1,380 @@
+use alignment::{Head, HeadConfig, Kernel};
+use diffusion::{Denoiser, Jit, JitConfig, Mode, Output};
+use tch::{Device, Kind, Tensor};
+use torch_ext::{Generator, Params};
+
+use crate::golden::Golden;
+
+/// The model and the heads of a golden case, with its weights.
+pub struct Case {
+    pub params: Params,
+    pub jit: Jit,
+    pub heads: Vec<Head>,
+}
+
+impl Case {
+    pub fn build(golden: &Golden) -> Self {
+        let net = golden.config("net");
+        let number = |key: &str| net[key].as_i64().unwrap();
+        let config = JitConfig {
+            input_size: number("input_size"),
+            patch_size: number("patch_size"),
+            in_channels: number("in_channels"),
+            hidden_size: number("hidden_size"),
+            depth: number("depth"),
+            num_heads: number("num_heads"),
+            mlp_ratio: net["mlp_ratio"].as_f64().unwrap(),
+            num_classes: number("num_classes"),
+            bottleneck_dim: number("bottleneck_dim"),
+            in_context_len: number("in_context_len"),
+            in_context_start: number("in_context_start"),
+            attn_dropout: 0.0,
+            proj_dropout: 0.0,
+            alignment_depth: number("encoder_depth"),
+        };
+        let head = match net["projection_layer_type"].as_str() {
+            Some("mlp") => HeadConfig::Mlp {
+                width: number("projector_dim"),
+            },
+            Some("conv") => HeadConfig::Conv {
+                kernel: Kernel::try_from(number("proj_kwargs_kernel_size")).unwrap(),
+            },
+            other => panic!("{other:?}"),
+        };
+        let widths: Vec<i64> = net["z_dims"].as_array().unwrap()[..]
+            .iter()
+            .map(|width| width.as_i64().unwrap())
+            .collect();
+        let params = Params::new(Device::Cpu, 0).unwrap();
+        let root = params.root();
+        let jit = Jit::new(&root, &config).unwrap();
+        let heads = Head::projectors(&root, &head, config.hidden_size, &widths).unwrap();
+        // Strict: the names and shapes are upstream's, no more and no less.
+        params.load(&golden.weights()).unwrap();
+        Self { params, jit, heads }
+    }
+}
+
+fn forward(name: &str) {
+    let golden = Golden::open(name);
+    let case = Case::build(&golden);
+    let [x, t, y] = ["in.x", "in.t", "in.y"].map(|key| golden.tensor(key));
+    let observe = &mut |number, tokens: &Tensor| {
+        golden.check(&format!("out.block.{}", number - 1), tokens);
+    };
+    let output = case
+        .jit
+        .forward_observed(&x, &t, &y, Mode::Eval, observe)
+        .unwrap();
+    golden.check("out.x_pred", &output.prediction);
+    golden.check("out.hidden.0", &output.hidden);
+    let projected = case.heads[0].forward(&output.hidden).unwrap();
+    golden.check("out.zs_tilde.0", &projected);
+    golden.check("out.t_embed", &case.jit.time_embedding(&t).unwrap());
+    golden.check("out.y_embed", &case.jit.class_embedding(&y).unwrap());
+    let positions = case.params.get("pos_embed").unwrap();
+    golden.check("out.x_embed", &(case.jit.tokens(&x).unwrap() - positions));
+}
+
+#[test]
+fn forward_aligned_before_the_context_follows_upstream() {
+    forward("jit/jit_forward_enc2_mlp");
+}
+
+#[test]
+fn forward_aligned_among_the_context_follows_upstream() {
+    forward("jit/jit_forward_enc3_conv");
+}
+
+/// A model small enough to train in a test, on 8 x 8 images of 3 classes.
+pub fn tiny() -> JitConfig {
+    JitConfig {
+        input_size: 8,
+        patch_size: 2,
+        hidden_size: 32,
+        depth: 4,
+        num_heads: 4,
+        num_classes: 3,
+        bottleneck_dim: 8,
+        in_context_len: 3,
+        in_context_start: 2,
+        alignment_depth: 2,
+        ..JitConfig::default()
+    }
+}
+
+/// A fresh model.
+pub fn built(config: &JitConfig) -> (Params, Jit) {
+    let params = Params::new(Device::Cpu, 0).unwrap();
+    let jit = Jit::new(&params.root(), config).unwrap();
+    (params, jit)
+}
+
+/// A model whose weights are all random, unlike a fresh one, whose output is zero.
+pub fn awake(config: &JitConfig) -> (Params, Jit) {
+    let (params, jit) = built(config);
+    let mut generator = Generator::new(Device::Cpu, 1).unwrap();
+    for mut weight in params.trainable() {
+        generator.normal_(&mut weight, 0.0, 0.1).unwrap();
+    }
+    (params, jit)
+}
+
+fn batch(config: &JitConfig, size: i64) -> (Tensor, Tensor, Tensor) {
+    let mut generator = Generator::new(Device::Cpu, 5).unwrap();
+    let side = config.input_size;
+    let shape = [size, config.in_channels, side, side];
+    let x = generator.randn(&shape, Kind::Float).unwrap();
+    let t = generator.rand(&[size], Kind::Float).unwrap();
+    let labels = Tensor::arange(size, (Kind::Int64, Device::Cpu)).remainder(config.num_classes);
+    (x, t, labels)
+}
+
+/// The output and every block's.
+fn observed(
+    jit: &Jit,
+    (x, t, labels): &(Tensor, Tensor, Tensor),
+    mode: Mode<'_>,
+) -> (Output, Vec<Tensor>) {
+    let mut blocks = Vec::new();
+    let observe = &mut |number, tokens: &Tensor| {
+        blocks.push(tokens.shallow_clone());
+        assert_eq!(number, blocks.len() as i64);
+    };
+    let output = jit.forward_observed(x, t, labels, mode, observe).unwrap();
+    (output, blocks)
+}
+
+fn largest(tensor: &Tensor) -> f64 {
+    tensor.abs().max().double_value(&[])
+}
+
+#[test]
+fn weights_are_drawn_as_upstream_draws_them() {
+    let (params, jit) = built(&JitConfig::named("JiT-XS/4").unwrap());
+    let weight = |name| params.get(name).unwrap();
+    for (name, fans) in [
+        ("x_embedder.proj1.weight", 32 + 3 * 4 * 4),
+        ("x_embedder.proj2.weight", 128 + 32),
+        ("blocks.3.attn.qkv.weight", 128 + 3 * 128),
+        ("blocks.0.mlp.w12.weight", 128 + 2 * 341),
+        ("blocks.0.mlp.w3.weight", 341 + 128),
+    ] {
+        let bound = (6.0 / f64::from(fans)).sqrt();
+        let found = largest(&weight(name));
+        assert!(found <= bound && found > 0.97 * bound, "{name}");
+    }
+    for name in [
+        "t_embedder.mlp.0.weight",
+        "t_embedder.mlp.2.weight",
+        "y_embedder.embedding_table.weight",
+        "in_context_posemb",
+    ] {
+        let std = weight(name).std(true).double_value(&[]);
+        assert!((std - 0.02).abs() < 1.5e-3, "{name} {std}");
+    }
+    for param in params.entries().iter() {
+        let one = param.name.contains("norm");
+        let zero = param.name.ends_with("bias")
+            || param.name.contains("adaLN_modulation")
+            || param.name.starts_with("final_layer.linear");
+        assert_eq!(largest(&param.tensor) == 0.0, zero, "{}", param.name);
+        assert_eq!(
+            largest(&(&param.tensor - 1.0)) == 0.0,
+            one,
+            "{}",
+            param.name
+        );
+        assert_eq!(param.trainable, param.name != "pos_embed", "{}", param.name);
+    }
+    let input = batch(jit.config(), 2);
+    let (output, _) = observed(&jit, &input, Mode::Eval);
+    assert_eq!(largest(&output.prediction), 0.0);
+    // Its blocks do nothing: what is aligned are the embedded patches.
+    assert_eq!(output.hidden, jit.tokens(&input.0).unwrap());
+}
+
+#[test]
+fn hidden_tokens_are_the_patches_after_the_block_at_alignment_depth() {
+    for alignment_depth in 1..=4 {
+        let config = JitConfig {
+            alignment_depth,
+            ..tiny()
+        };
+        let (_params, jit) = awake(&config);
+        let (output, blocks) = observed(&jit, &batch(&config, 2), Mode::Eval);
+        let lengths: Vec<i64> = blocks.iter().map(|block| block.size()[1]).collect();
+        assert_eq!(lengths, [16, 16, 19, 19]);
+        let block = &blocks[alignment_depth as usize - 1];
+        let patches = block.narrow(1, block.size()[1] - 16, 16);
+        assert_eq!(output.hidden, patches);
+        assert_eq!(jit.token_grid(), (4, 4));
+        assert_eq!((jit.hidden_width(), jit.num_classes()), (32, 3));
+        assert_eq!((jit.image_shape(), jit.null_class()), ([3, 8, 8], Some(3)));
+    }
+}
+
+#[test]
+fn context_can_start_anywhere_or_not_be_there() {
+    for (in_context_len, in_context_start) in [(0, 2), (3, 0), (1, 3)] {
+        let config = JitConfig {
+            in_context_len,
+            in_context_start,
+            ..tiny()
+        };
+        let (params, jit) = awake(&config);
+        let (output, blocks) = observed(&jit, &batch(&config, 2), Mode::Eval);
+        assert_eq!(blocks[3].size(), [2, 16 + in_context_len, 32]);
+        assert_eq!(output.prediction.size(), [2, 3, 8, 8]);
+        assert_eq!(
+            params.get("in_context_posemb").is_some(),
+            in_context_len > 0
+        );
+    }
+}
+
+#[test]
+fn samples_of_a_batch_do_not_see_each_other() {
+    let config = tiny();
+    let (_params, jit) = awake(&config);
+    let (x, t, labels) = batch(&config, 3);
+    let all = jit.forward(&x, &t, &labels, Mode::Eval).unwrap().prediction;
+    for index in 0..3 {
+        let one = |tensor: &Tensor| tensor.narrow(0, index, 1);
+        let output = jit.forward(&one(&x), &one(&t), &one(&labels), Mode::Eval);
+        let difference = output.unwrap().prediction - one(&all);
+        assert!(largest(&difference) < 1e-5);
+    }
+}
+
+#[test]
+fn bfloat16_autocast_stays_near_float32() {
+    for attn_dropout in [0.0, 1e-9] {
+        let config = JitConfig {
+            attn_dropout,
+            ..tiny()
+        };
+        let (params, jit) = awake(&config);
+        let (x, t, labels) = batch(&config, 4);
+        let full = jit.forward(&x, &t, &labels, Mode::Eval).unwrap();
+        let mut generator = Generator::new(Device::Cpu, 0).unwrap();
+        let run = || jit.forward(&x, &t, &labels, Mode::Train(&mut generator));
+        let half = torch_ext::autocast::run(Device::Cpu, Some(Kind::BFloat16), run);
+        let half = half.unwrap().unwrap();
+        assert_eq!(half.prediction.kind(), Kind::BFloat16);
+        // The residual stream stays in float32, as it does upstream.
+        assert_eq!(half.hidden.kind(), Kind::Float);
+        for (full, half) in [
+            (&full.prediction, &half.prediction),
+            (&full.hidden, &half.hidden),
+        ] {
+            assert!(largest(&(full - half)) < 0.03 * largest(full));
+        }
+        let loss = half.prediction.to_kind(Kind::Float).square().mean(None);
+        loss.backward();
+        for weight in params.trainable() {
+            assert_eq!(weight.grad().kind(), Kind::Float);
+        }
+    }
+}
+
+#[test]
+fn training_without_dropout_draws_nothing_and_equals_evaluation() {
+    let config = tiny();
+    let (_params, jit) = awake(&config);
+    let input = batch(&config, 4);
+    let mut generator = Generator::new(Device::Cpu, 9).unwrap();
+    let before = generator.state().unwrap();
+    let (trained, _) = observed(&jit, &input, Mode::Train(&mut generator));
+    let (given, _) = observed(&jit, &input, Mode::Eval);
+    assert_eq!(trained.prediction, given.prediction);
+    assert_eq!(generator.state().unwrap(), before);
+}
+
+#[test]
+fn dropout_draws_in_the_middle_blocks_only_and_in_order_of_use() {
+    let config = JitConfig {
+        attn_dropout: 0.3,
+        proj_dropout: 0.2,
+        ..tiny()
+    };
+    let (_params, jit) = awake(&config);
+    let input = batch(&config, 2);
+    let train = |seed| {
+        let mut generator = Generator::new(Device::Cpu, seed).unwrap();
+        let (output, blocks) = observed(&jit, &input, Mode::Train(&mut generator));
+        (output, blocks, generator.state().unwrap())
+    };
+    let (output, blocks, state) = train(4);
+    let (kept, undropped) = observed(&jit, &input, Mode::Eval);
+    // Of four blocks, the second and the third drop.
+    assert_eq!(blocks[0], undropped[0]);
+    assert_ne!(blocks[1], undropped[1]);
+    assert_ne!(output.prediction, kept.prediction);
+
+    let mut generator = Generator::new(Device::Cpu, 4).unwrap();
+    for tokens in [16, 16 + 3] {
+        for size in [
+            vec![2, 4, tokens, tokens],
+            vec![2, tokens, 32],
+            vec![2, tokens, 128 * 2 / 3],
+        ] {
+            let _ = generator.rand(&size, Kind::Float).unwrap();
+        }
+    }
+    assert_eq!(generator.state().unwrap(), state);
+
+    assert_eq!(train(4).0.prediction, output.prediction);
+    assert_ne!(train(5).0.prediction, output.prediction);
+    // In evaluation, rates do not matter.
+    let (_params, plain) = awake(&tiny());
+    let (plain, _) = observed(&plain, &input, Mode::Eval);
+    assert_eq!(kept.prediction, plain.prediction);
+}
+
+#[test]
+fn dropout_of_almost_nothing_changes_almost_nothing() {
+    let config = JitConfig {
+        attn_dropout: 1e-9,
+        proj_dropout: 1e-9,
+        ..tiny()
+    };
+    let (_params, jit) = awake(&config);
+    let input = batch(&config, 2);
+    let mut generator = Generator::new(Device::Cpu, 3).unwrap();
+    let (dropped, _) = observed(&jit, &input, Mode::Train(&mut generator));
+    let (kept, _) = observed(&jit, &input, Mode::Eval);
+    assert!(largest(&(dropped.prediction - kept.prediction)) < 1e-5);
+}
+
+#[test]
+fn wrong_input_is_named() {
+    let config = tiny();
+    let (_params, jit) = awake(&config);
+    let (x, t, labels) = batch(&config, 2);
+    let refused = |x: &Tensor, t: &Tensor, labels: &Tensor| {
+        let error = jit.forward(x, t, labels, Mode::Eval).unwrap_err();
+        error.to_string()
+    };
+    assert_eq!(
+        refused(&x.narrow(2, 0, 7), &t, &labels),
+        "shape of the noisy image is [2, 3, 7, 8], expected [_, 3, 8, 8]"
+    );
+    assert_eq!(
+        refused(&x, &t.narrow(0, 0, 1), &labels),
+        "shape of t is [1], expected [2]"
+    );
+    assert_eq!(
+        refused(&x, &t, &labels.view([2, 1])),
+        "shape of labels is [2, 1], expected [2]"
+    );
+    assert_eq!(
+        refused(&x, &t, &labels.to_kind(Kind::Float)),
+        "dtype of labels is Float, expected Int64"
+    );
+    let labels = Tensor::from_slice(&[1i64, 4]);
+    assert_eq!(
+        refused(&x, &t, &labels),
+        "label 4 is not in 0..=3 (3 is the null class)"
+    );
+}
