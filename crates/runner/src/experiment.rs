@@ -13,8 +13,8 @@ use crate::config_file::{self, ConfigError};
 /// The recipe without alignment. It makes one cell for all encoders.
 pub const BASELINE: &str = "none";
 
-/// The training variants that exist.
-pub(crate) const VARIANTS: [&str; 1] = ["sit"];
+/// The training variant that changes nothing in the base configuration.
+pub(crate) const PLAIN_VARIANT: &str = "sit";
 
 /// An experiment file: a base configuration and the grid of what varies.
 #[derive(Debug, Clone, Deserialize)]
@@ -30,6 +30,9 @@ pub struct Experiment {
     /// Folder of recipe files, relative to this file.
     #[serde(default = "default_recipes")]
     pub recipes: PathBuf,
+    /// Folder of variant files, relative to this file.
+    #[serde(default = "default_variants")]
+    pub variants: PathBuf,
     /// What varies.
     pub grid: Grid,
     /// Settings of every cell, over base and recipe.
@@ -47,17 +50,22 @@ fn default_recipes() -> PathBuf {
     PathBuf::from("../configs/recipes")
 }
 
+fn default_variants() -> PathBuf {
+    PathBuf::from("../configs/variants")
+}
+
 /// The axes of an experiment; the cells are all their combinations.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Grid {
     /// Encoders, joined encoders (`a,b`), or named sets such as `paper27`.
     pub encoder: Option<Vec<String>>,
-    /// Files of the recipe folder, without `.toml`; `none` is the baseline.
+    /// Files of the recipe folder, without `.toml`; `none` is the baseline. For a variant, a file
+    /// of that name in the sub-folder `VARIANT` comes first.
     pub recipe: Option<Vec<String>>,
-    /// Denoisers such as `SiT-B/2`.
+    /// Denoisers such as `SiT-B/2`; by default the one of base and variant.
     pub model: Option<Vec<String>>,
-    /// Training variants.
+    /// Files of the variant folder, without `.toml`; `sit` is the base as it is.
     pub variant: Option<Vec<String>>,
     /// Seeds.
     pub seed: Option<Vec<u64>>,
@@ -71,6 +79,8 @@ pub struct DeviceSection {
     pub base: Option<PathBuf>,
     /// Another folder of recipes.
     pub recipes: Option<PathBuf>,
+    /// Another folder of variants.
+    pub variants: Option<PathBuf>,
     /// Axes that replace those of `[grid]`.
     pub grid: Grid,
     /// Settings over `[set]`.
@@ -159,22 +169,28 @@ impl Resolver<'_> {
         let base = config_file::read_layers(&self.beside(base))?;
         let (top, own) = (&self.section.grid, &experiment.grid);
         let encoders = self.encoders(axis(&top.encoder, &own.encoder))?;
-        let recipes = self.recipes(axis(&top.recipe, &own.recipe))?;
+        let recipe_names = axis(&top.recipe, &own.recipe);
         let variants = self.variants(axis(&top.variant, &own.variant))?;
-        let models = axis(&top.model, &own.model);
+        let models: Vec<Option<String>> = axis(&top.model, &own.model)
+            .into_iter()
+            .map(Some)
+            .collect();
         let seeds = axis(&top.seed, &own.seed);
         let default = config_file::resolve(base.clone(), &self.origin("base"))?;
-        let models = non_empty(models, default.model.name.clone());
+        let models = non_empty(models, None);
         let seeds = non_empty(seeds, default.train.seed);
 
         let mut cells = Vec::new();
-        for model in &models {
-            for seed in &seeds {
-                for variant in &variants {
+        for (variant, layer) in &variants {
+            let recipes = self.recipes(&recipe_names, variant)?;
+            let mut base = base.clone();
+            config_file::merge(&mut base, layer.clone());
+            for model in &models {
+                for seed in &seeds {
                     let axes = |encoder, recipe| Axes {
                         encoder,
                         recipe,
-                        model,
+                        model: model.as_deref(),
                         variant,
                         seed: *seed,
                     };
@@ -260,35 +276,50 @@ impl Resolver<'_> {
         Ok(encoders)
     }
 
-    fn recipes(&self, names: Vec<String>) -> Result<Vec<(String, Table)>, ConfigError> {
+    fn recipes(
+        &self,
+        names: &[String],
+        variant: &str,
+    ) -> Result<Vec<(String, Table)>, ConfigError> {
         let folder = self.section.recipes.as_ref();
         let folder = self.beside(folder.unwrap_or(&self.experiment.recipes));
         names
-            .into_iter()
+            .iter()
             .map(|name| {
-                let path = folder.join(format!("{name}.toml"));
+                let of_variant = folder.join(variant).join(format!("{name}.toml"));
+                let path = match of_variant.is_file() {
+                    true => of_variant,
+                    false => folder.join(format!("{name}.toml")),
+                };
                 if !path.is_file() {
-                    return Err(self.name_error("grid.recipe", unknown_recipe(&name, &folder)));
+                    let message = unknown_file("recipe", name, &folder);
+                    return Err(self.name_error("grid.recipe", message));
                 }
-                Ok((name, config_file::read_layers(&path)?))
+                Ok((name.clone(), config_file::read_layers(&path)?))
             })
             .collect()
     }
 
-    fn variants(&self, names: Vec<String>) -> Result<Vec<String>, ConfigError> {
-        for name in &names {
-            if !VARIANTS.contains(&name.as_str()) {
-                return Err(self.name_error(
-                    "grid.variant",
-                    format!("unknown variant `{name}`; allowed: {}", VARIANTS.join(", ")),
-                ));
-            }
-        }
-        Ok(non_empty(names, VARIANTS[0].to_owned()))
+    fn variants(&self, names: Vec<String>) -> Result<Vec<(String, Table)>, ConfigError> {
+        let folder = self.section.variants.as_ref();
+        let folder = self.beside(folder.unwrap_or(&self.experiment.variants));
+        non_empty(names, PLAIN_VARIANT.to_owned())
+            .into_iter()
+            .map(|name| {
+                let path = folder.join(format!("{name}.toml"));
+                if path.is_file() {
+                    return Ok((name, config_file::read_layers(&path)?));
+                }
+                if name == PLAIN_VARIANT {
+                    return Ok((name, Table::new()));
+                }
+                let message = unknown_file("variant", &name, &folder);
+                Err(self.name_error("grid.variant", message))
+            })
+            .collect()
     }
 
     fn cell(&self, base: &Table, recipe_layer: &Table, axes: Axes) -> Result<Cell, ConfigError> {
-        let id = axes.id();
         let mut table = base.clone();
         config_file::merge(&mut table, recipe_layer.clone());
         for set in [&self.experiment.set, &self.section.set] {
@@ -298,6 +329,11 @@ impl Resolver<'_> {
         }
         config_file::merge(&mut table, axes.layer());
         config_file::apply_settings(&mut table, self.settings)?;
+        let model = table
+            .get("model")
+            .and_then(|model| model.get("name")?.as_str())
+            .map_or_else(|| Config::default().model.name, str::to_owned);
+        let id = axes.id(&model);
         let config = config_file::resolve(table, &format!("{}: cell {id}", self.path.display()))?;
         let judge = &config.evaluate.fd_encoder;
         if !judge.is_empty() {
@@ -322,7 +358,8 @@ impl Resolver<'_> {
 struct Axes<'a> {
     encoder: &'a str,
     recipe: &'a str,
-    model: &'a str,
+    /// `None`: the configuration's own.
+    model: Option<&'a str>,
     variant: &'a str,
     seed: u64,
 }
@@ -332,21 +369,24 @@ impl Axes<'_> {
     fn layer(&self) -> Table {
         let section =
             |key: &str, value: Value| Value::Table(Table::from_iter([(key.to_owned(), value)]));
-        Table::from_iter([
+        let mut layer = Table::from_iter([
             (
                 "alignment".to_owned(),
                 section("encoder", self.encoder.into()),
             ),
-            ("model".to_owned(), section("name", self.model.into())),
             (
                 "train".to_owned(),
                 section("seed", Value::Integer(self.seed.cast_signed())),
             ),
-        ])
+        ]);
+        if let Some(model) = self.model {
+            layer.insert("model".to_owned(), section("name", model.into()));
+        }
+        layer
     }
 
     /// `SiT-XS/4`, `irepa`, `hog`, seed 0 become `sit-xs4.irepa.hog.s0`.
-    fn id(&self) -> String {
+    fn id(&self, model: &str) -> String {
         let plain = |text: &str| {
             text.to_lowercase()
                 .replace('/', "")
@@ -356,8 +396,9 @@ impl Axes<'_> {
                     "_",
                 )
         };
-        let mut parts = vec![plain(self.model)];
-        if self.variant != VARIANTS[0] {
+        let mut parts = vec![plain(model)];
+        // JiT's models say already which variant they are.
+        if self.variant != PLAIN_VARIANT && !parts[0].starts_with(self.variant) {
             parts.push(plain(self.variant));
         }
         parts.push(plain(self.recipe));
@@ -381,7 +422,7 @@ fn non_empty<T>(axis: Vec<T>, default: T) -> Vec<T> {
     if axis.is_empty() { vec![default] } else { axis }
 }
 
-fn unknown_recipe(name: &str, folder: &Path) -> String {
+fn unknown_file(what: &str, name: &str, folder: &Path) -> String {
     let mut known: Vec<String> = std::fs::read_dir(folder)
         .into_iter()
         .flatten()
@@ -400,10 +441,10 @@ fn unknown_recipe(name: &str, folder: &Path) -> String {
         .map(|nearest| format!("; did you mean `{nearest}`?"))
         .unwrap_or_default();
     format!(
-        "unknown recipe `{name}`: {} has {}{hint}",
+        "unknown {what} `{name}`: {} has {}{hint}",
         folder.display(),
         if known.is_empty() {
-            "no recipes".to_owned()
+            format!("no {what}s")
         } else {
             known.join(", ")
         }

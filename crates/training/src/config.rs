@@ -5,14 +5,14 @@ use std::path::PathBuf;
 
 use alignment::{HeadConfig, LossConfig, LossKind, SpatialNorm};
 use data::{Background, LoaderConfig, OpenOptions};
-use diffusion::SitConfig;
-use diffusion::objective::velocity::Velocity;
-use diffusion::samplers::{Sampler, SamplerConfig};
+use diffusion::samplers::{Method, SamplerConfig};
+use diffusion::{JitConfig, SitConfig};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tch::Kind;
 
 use crate::checkpoint::hex;
+use crate::Objective;
 use crate::learning_rate::{LearningRate, Schedule};
 
 /// The configuration of one training run (one cell of a sweep).
@@ -34,7 +34,7 @@ pub struct Config {
     /// The denoiser.
     pub model: ModelConfig,
     /// What the denoiser learns.
-    pub objective: Velocity,
+    pub objective: Objective,
     /// What its hidden tokens are aligned with.
     pub alignment: AlignmentConfig,
     /// AdamW, clipping, schedule.
@@ -134,7 +134,7 @@ impl Default for DataConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelConfig {
-    /// A name such as `SiT-B/2`: size and patch side.
+    /// A name such as `SiT-B/2`, or `JiT-B/16`: size and patch side.
     pub name: String,
     /// How images become the denoiser's input: `identity` (pixels in [-1, 1]).
     pub autoencoder: Autoencoder,
@@ -142,6 +142,12 @@ pub struct ModelConfig {
     pub qk_norm: bool,
     /// Probability of training on a sample without its label.
     pub label_dropout: f64,
+    /// Dropout of attention weights in JiT's middle blocks.
+    #[serde(skip_serializing_if = "is_default")]
+    pub attn_dropout: f64,
+    /// Dropout after attention and in the MLP of JiT's middle blocks.
+    #[serde(skip_serializing_if = "is_default")]
+    pub proj_dropout: f64,
     /// Block after which hidden tokens are taken, counted from 1; by size when left out
     /// (XS 2, S and B 4, L and XL 8).
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -155,6 +161,8 @@ impl Default for ModelConfig {
             autoencoder: Autoencoder::Identity,
             qk_norm: false,
             label_dropout: 0.1,
+            attn_dropout: 0.0,
+            proj_dropout: 0.0,
             alignment_depth: None,
         }
     }
@@ -452,10 +460,7 @@ impl Config {
                 return Err(InvalidConfig::new(key, value, allowed));
             }
         }
-        SitConfig::named(&self.model.name).map_err(|error| InvalidConfig {
-            key: "model.name",
-            reason: error.to_string(),
-        })?;
+        self.check_variant()?;
         if !self
             .train
             .batch_size
@@ -468,14 +473,73 @@ impl Config {
             ));
         }
         if self.sample.count > 0 || self.sample.grid > 0 {
-            Sampler::new(self.sample.sampler, self.objective.path).map_err(|error| {
-                InvalidConfig {
+            self.objective
+                .sampler(self.sample.sampler)
+                .map_err(|error| InvalidConfig {
                     key: "sample.sampler",
                     reason: format!("has {error}"),
-                }
-            })?;
+                })?;
         }
         Ok(())
+    }
+
+    /// Checks that model, objective and sampler go together.
+    fn check_variant(&self) -> Result<(), InvalidConfig> {
+        let invalid = |key, reason: String| Err(InvalidConfig { key, reason });
+        let name = &self.model.name;
+        let method = self.sample.sampler.method;
+        let jit = name.to_lowercase().starts_with("jit");
+        let named = match jit {
+            true => JitConfig::named(name).map(|_| ()),
+            false => SitConfig::named(name).map(|_| ()),
+        };
+        if let Err(error) = named {
+            return invalid("model.name", error.to_string());
+        }
+        match &self.objective {
+            Objective::XPrediction(_) if !jit => {
+                return invalid(
+                    "objective.kind",
+                    format!("is x-prediction, which trains a JiT; model.name is {name}"),
+                );
+            }
+            objective @ (Objective::Velocity(_) | Objective::Meanflow(_)) if jit => {
+                return invalid(
+                    "objective.kind",
+                    format!(
+                        "is {}, which trains a SiT; {name} predicts images: x-prediction",
+                        objective.name()
+                    ),
+                );
+            }
+            Objective::XPrediction(_) if self.model.autoencoder != Autoencoder::Identity => {
+                return invalid(
+                    "model.autoencoder",
+                    "must be identity: JiT predicts pixels, not latents".to_owned(),
+                );
+            }
+            Objective::XPrediction(_) if method == Method::EulerMaruyama => {
+                return invalid(
+                    "sample.sampler.method",
+                    "is euler-maruyama, but JiT has no score to add noise by; allowed are euler \
+                     and heun"
+                        .to_owned(),
+                );
+            }
+            Objective::Meanflow(_) if method != Method::Euler => {
+                return invalid(
+                    "sample.sampler.method",
+                    "must be euler: MeanFlow steps by average velocities, which have neither a \
+                     score for an SDE nor a corrector"
+                        .to_owned(),
+                );
+            }
+            _ => {}
+        }
+        self.objective.validate().map_err(|error| InvalidConfig {
+            key: "objective",
+            reason: format!("has {error}"),
+        })
     }
 
     /// Hash of everything that shapes the trained weights: a checkpoint of another hash is not
@@ -553,8 +617,7 @@ impl Config {
     }
 }
 
-/// Settings that came later are left out of a file where they change nothing, so that hashes of
-/// earlier runs hold.
+/// Settings that few runs have are left out of a file where they change nothing.
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }

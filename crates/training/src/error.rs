@@ -69,6 +69,19 @@ pub enum TrainError {
         expected: (i64, i64),
     },
 
+    /// The objective and the network do not go together.
+    #[error("the objective {objective} does not train a {network}")]
+    Objective {
+        /// The objective.
+        objective: &'static str,
+        /// The network's family.
+        network: &'static str,
+    },
+
+    /// A file of weights without one that every denoiser has.
+    #[error("there is no weight `{0}`: these are not the weights of a denoiser")]
+    NoWeight(&'static str),
+
     /// A checkpoint could not be written or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),

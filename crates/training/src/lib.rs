@@ -52,6 +52,8 @@ mod config;
 mod error;
 mod learning_rate;
 mod metrics_log;
+mod model;
+mod objective;
 mod run;
 mod tensor_file;
 mod trainer;
@@ -65,6 +67,7 @@ pub use config::{
 pub use error::TrainError;
 pub use learning_rate::{LearningRate, Schedule};
 pub use metrics_log::{MetricsLog, StepMetrics};
+pub use objective::Objective;
 pub use run::Run;
 pub use tensor_file::{read_tensors, write_tensors};
 pub use trainer::{EncoderShape, Inputs, Sampling, Trainer};

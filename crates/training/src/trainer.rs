@@ -1,13 +1,13 @@
-use alignment::{AlignmentLoss, Head};
+use alignment::AlignmentLoss;
 use data::{Cursor, seed};
-use diffusion::autoencoder::{self, Autoencoder as _, Identity};
-use diffusion::samplers::Sampler;
-use diffusion::{Denoiser, Mode, Sit, SitConfig};
+use diffusion::autoencoder::Autoencoder as _;
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Generator, Mismatch, Params, autocast, optim};
 
 use crate::adamw::AdamW;
-use crate::{Autoencoder, Checkpoint, Config, DeviceBatch, StepMetrics, TrainError};
+use crate::model::{Model, Network, autoencoder, num_classes};
+use crate::objective::Pass;
+use crate::{Checkpoint, Config, DeviceBatch, StepMetrics, TrainError};
 
 /// What a trainer must know of the data and the encoders before it can build its model.
 #[derive(Debug, Clone)]
@@ -32,85 +32,6 @@ pub struct EncoderShape {
     pub width: i64,
     /// Rows and columns of its tokens.
     pub grid: (i64, i64),
-}
-
-/// Denoiser and heads with one set of weights.
-#[derive(Debug)]
-struct Model {
-    params: Params,
-    denoiser: Sit,
-    heads: Vec<Head>,
-}
-
-impl Model {
-    fn new(config: &Config, inputs: &Inputs) -> Result<Self, TrainError> {
-        let side = i64::from(config.data.resolution);
-        let [in_channels, input_size, _] = autoencoder(config).latent_shape(side, side)?;
-        let named = SitConfig::named(&config.model.name)?;
-        let sit = SitConfig {
-            input_size,
-            in_channels,
-            num_classes: inputs.num_classes,
-            class_dropout: config.model.label_dropout,
-            qk_norm: config.model.qk_norm,
-            alignment_depth: config
-                .model
-                .alignment_depth
-                .unwrap_or(named.alignment_depth),
-            ..named
-        };
-        let params = Params::new(
-            inputs.device,
-            seed::derive(config.train.seed, "weights", &[]),
-        )?;
-        let denoiser = Sit::new(&params.root(), &sit)?;
-        let (rows, columns) = denoiser.token_grid();
-        for encoder in &inputs.encoders {
-            let pools = config.alignment.pool_tokens
-                && encoder.grid.0 % rows == 0
-                && encoder.grid.1 % columns == 0;
-            if encoder.grid != (rows, columns) && !pools {
-                return Err(TrainError::TokenGrid {
-                    encoder: encoder.name.clone(),
-                    found: encoder.grid,
-                    model: config.model.name.clone(),
-                    expected: (rows, columns),
-                });
-            }
-        }
-        let widths: Vec<i64> = inputs
-            .encoders
-            .iter()
-            .map(|encoder| encoder.width)
-            .collect();
-        let heads = Head::projectors(
-            &params.root(),
-            &config.alignment.head,
-            denoiser.hidden_width(),
-            &widths,
-        )?;
-        Ok(Self {
-            params,
-            denoiser,
-            heads,
-        })
-    }
-}
-
-/// A model that starts as `model` and is not trained.
-fn averaged(model: &Model, config: &Config, inputs: &Inputs) -> Result<Model, TrainError> {
-    let average = Model::new(config, inputs)?;
-    for param in average.params.entries().iter() {
-        let _frozen = param.tensor.f_set_requires_grad(false)?;
-    }
-    average.params.load(&model.params.state_dict())?;
-    Ok(average)
-}
-
-fn autoencoder(config: &Config) -> impl autoencoder::Autoencoder + use<> {
-    match config.model.autoencoder {
-        Autoencoder::Identity => Identity,
-    }
 }
 
 /// Tokens `[B, T, D]` of one grid, averaged over blocks to a coarser one.
@@ -164,9 +85,9 @@ impl Trainer {
     pub fn new(config: &Config, inputs: Inputs) -> Result<Self, TrainError> {
         config.validate()?;
         let model = Model::new(config, &inputs)?;
-        let average = averaged(&model, config, &inputs)?;
+        let average = model.averaged(config, &inputs)?;
         let second_average = match config.train.second_ema_decay {
-            Some(_) => Some(averaged(&model, config, &inputs)?.params),
+            Some(_) => Some(model.averaged(config, &inputs)?.params),
             None => None,
         };
         Ok(Self {
@@ -289,38 +210,30 @@ impl Trainer {
         tokens: &[Tensor],
     ) -> Result<(Tensor, Tensor), TrainError> {
         let x0 = tch::no_grad(|| autoencoder(&self.config).encode(images, &mut self.generator))?;
-        let noisy = self.config.objective.draw(&x0, &mut self.generator)?;
         let precision = self.config.train.precision.autocast();
-        let (model, generator) = (&self.model, &mut self.generator);
-        let (output, projected) = autocast::run(self.inputs.device, precision, || {
-            let output =
-                model
-                    .denoiser
-                    .forward(&noisy.x, &noisy.t, labels, Mode::Train(generator))?;
-            let projected = model
-                .heads
-                .iter()
-                .map(|head| head.forward(&output.hidden))
-                .collect::<Result<Vec<_>, _>>()?;
-            Ok::<_, TrainError>((output, projected))
-        })??;
-        // Losses are computed outside autocast, on float32 outputs, as upstream does.
-        let denoising = self
-            .config
-            .objective
-            .loss(&output.prediction, &noisy)?
-            .f_mean(Kind::Float)?;
+        let Pass {
+            loss: denoising,
+            error,
+            projected,
+        } = self.config.objective.pass(
+            &self.model,
+            &x0,
+            labels,
+            &mut self.generator,
+            (self.inputs.device, precision),
+        )?;
         if projected.is_empty() {
-            let none = denoising.detach().f_zeros_like()?;
-            let figures = Tensor::f_stack(&[denoising.detach(), denoising.detach(), none], 0)?;
+            let none = error.f_zeros_like()?;
+            let figures = Tensor::f_stack(&[denoising.detach(), error, none], 0)?;
             return Ok((denoising, figures));
         }
+        let grid = self.model.network.denoiser().token_grid();
         let targets = tch::no_grad(|| {
             tokens
                 .iter()
                 .zip(&self.inputs.encoders)
                 .map(|(tokens, encoder)| {
-                    let tokens = pool(tokens, encoder.grid, model.denoiser.token_grid())?;
+                    let tokens = pool(tokens, encoder.grid, grid)?;
                     Ok(self.config.alignment.spatial_norm.forward(&tokens)?)
                 })
                 .collect::<Result<Vec<_>, TrainError>>()
@@ -340,7 +253,7 @@ impl Trainer {
             .map(|term| term.value.detach())
             .collect();
         let alignment = Tensor::f_stack(&terms, 0)?.f_mean(Kind::Float)?;
-        let figures = Tensor::f_stack(&[total.detach(), denoising.detach(), alignment], 0)?;
+        let figures = Tensor::f_stack(&[total.detach(), error, alignment], 0)?;
         Ok((total, figures))
     }
 
@@ -476,12 +389,9 @@ impl Trainer {
         labels: &[i64],
         progress: impl FnMut(usize),
     ) -> Result<Tensor, TrainError> {
-        let settings = &self.config.sample;
-        let sampler = Sampler::new(settings.sampler, self.config.objective.path)?;
         draw_samples(
-            &self.average.denoiser,
+            &self.average.network,
             &self.config,
-            &sampler,
             labels,
             self.inputs.device,
             progress,
@@ -493,7 +403,8 @@ impl Trainer {
 #[derive(Debug)]
 pub struct Sampling {
     config: Config,
-    denoiser: Sit,
+    network: Network,
+    num_classes: i64,
     device: Device,
 }
 
@@ -504,10 +415,10 @@ impl Sampling {
     /// Weights of another model.
     pub fn new(
         config: &Config,
-        num_classes: i64,
         weights: &[(String, Tensor)],
         device: Device,
     ) -> Result<Self, TrainError> {
+        let num_classes = num_classes(config, weights)?;
         let inputs = Inputs {
             device,
             num_classes,
@@ -523,9 +434,15 @@ impl Sampling {
         model.params.load(&denoiser_weights)?;
         Ok(Self {
             config: config.clone(),
-            denoiser: model.denoiser,
+            network: model.network,
+            num_classes,
             device,
         })
+    }
+
+    /// Number of classes, without the null class.
+    pub fn num_classes(&self) -> i64 {
+        self.num_classes
     }
 
     /// As [`Trainer::sample`].
@@ -537,28 +454,20 @@ impl Sampling {
         labels: &[i64],
         progress: impl FnMut(usize),
     ) -> Result<Tensor, TrainError> {
-        let sampler = Sampler::new(self.config.sample.sampler, self.config.objective.path)?;
-        draw_samples(
-            &self.denoiser,
-            &self.config,
-            &sampler,
-            labels,
-            self.device,
-            progress,
-        )
+        draw_samples(&self.network, &self.config, labels, self.device, progress)
     }
 }
 
 fn draw_samples(
-    denoiser: &Sit,
+    network: &Network,
     config: &Config,
-    sampler: &Sampler,
     labels: &[i64],
     device: Device,
     mut progress: impl FnMut(usize),
 ) -> Result<Tensor, TrainError> {
+    let sampler = config.objective.sampler(config.sample.sampler)?;
     let decoder = autoencoder(config);
-    let [channels, height, width] = denoiser.image_shape();
+    let [channels, height, width] = network.denoiser().image_shape();
     let mut images = Vec::new();
     let mut done = 0;
     for (chunk, labels) in labels.chunks(config.sample.batch_size.max(1)).enumerate() {
@@ -570,7 +479,7 @@ fn draw_samples(
         let labels = Tensor::f_from_slice(labels)?.f_to_device(device)?;
         let precision = config.train.precision.autocast();
         let latents = autocast::run(device, precision, || {
-            sampler.sample(denoiser, &latents, &labels, &mut generator, |_| {})
+            sampler.sample(network, &latents, &labels, &mut generator)
         })??;
         images.push(decoder.decode(&latents)?.f_to_device(Device::Cpu)?);
         done += labels.size1()? as usize;

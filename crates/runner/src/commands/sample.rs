@@ -20,10 +20,9 @@ pub fn run(arguments: &SampleArgs) -> Result<ExitCode, Failure> {
     };
     let device = super::device(&arguments.device)?;
     let weights = weights(arguments)?;
-    let classes = num_classes(&config, &weights)?;
-    let sampling = Sampling::new(&config, classes, &weights, device)
+    let sampling = Sampling::new(&config, &weights, device)
         .with_context(|| arguments.checkpoint.display().to_string())?;
-    let labels = labels(&arguments.labels, arguments.count, classes)?;
+    let labels = labels(&arguments.labels, arguments.count, sampling.num_classes())?;
     let images = image_array(&sampling.sample(&labels, |done| {
         eprintln!("{done} of {} samples", labels.len());
     })?)?;
@@ -71,17 +70,6 @@ fn config_of(checkpoint: &Path, settings: &[String]) -> Result<Config, Failure> 
         )));
     }
     Ok(config_file::load(&run.join("config.toml"), settings)?)
-}
-
-/// Rows of the label table, less the null class.
-fn num_classes(config: &Config, weights: &[(String, Tensor)]) -> Result<i64, Failure> {
-    const TABLE: &str = "y_embedder.embedding_table.weight";
-    let table = weights
-        .iter()
-        .find(|(name, _)| name == TABLE)
-        .and_then(|(_, tensor)| tensor.size().first().copied())
-        .ok_or_else(|| anyhow!("the checkpoint has no weight `{TABLE}`"))?;
-    Ok(table - i64::from(config.model.label_dropout > 0.0))
 }
 
 fn labels(given: &[i64], count: usize, classes: i64) -> Result<Vec<i64>, Failure> {

@@ -13,7 +13,7 @@ use super::{Context, Datasets, SweepError, prepare};
 use crate::cell_folder::CellFolder;
 use crate::config_file::ConfigError;
 use crate::encoder_bank::EncoderBank;
-use crate::experiment::{Cell, VARIANTS};
+use crate::experiment::{Cell, PLAIN_VARIANT};
 use crate::results::ResultRow;
 
 /// What `runner train` was asked to do.
@@ -82,7 +82,7 @@ pub fn train(
         encoder: config.alignment.encoder.clone(),
         recipe: String::new(),
         model: config.model.name.clone(),
-        variant: VARIANTS[0].to_owned(),
+        variant: PLAIN_VARIANT.to_owned(),
         seed: config.train.seed,
         config: config.clone(),
     };

@@ -1,0 +1,219 @@
+//! The objectives that a run can have, and one pass of each.
+
+use alignment::Head;
+use diffusion::objective::meanflow::MeanFlow;
+use diffusion::objective::velocity::Velocity;
+use diffusion::objective::x_prediction::XPrediction;
+use diffusion::samplers::jit::JitSampler;
+use diffusion::samplers::meanflow::{MeanFlowSampler, MeanFlowSamplerConfig};
+use diffusion::samplers::{Sampler, SamplerConfig};
+use diffusion::{Denoiser, DiffusionError, Mode};
+use serde::{Deserialize, Deserializer, Serialize};
+use tch::{Device, Kind, Tensor};
+use torch_ext::{Generator, autocast};
+
+use crate::TrainError;
+use crate::model::{Model, Network};
+
+/// `[objective]`: what the denoiser learns. `kind` chooses; without it, it is `velocity`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Objective {
+    /// SiT's: the velocity on the path from images to noise.
+    Velocity(Velocity),
+    /// JiT's: the image itself, compared as a velocity.
+    XPrediction(XPrediction),
+    /// MeanFlow's: the average velocity between two times, for samples in one step.
+    Meanflow(MeanFlow),
+}
+
+impl Default for Objective {
+    fn default() -> Self {
+        Self::Velocity(Velocity::default())
+    }
+}
+
+impl<'de> Deserialize<'de> for Objective {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        /// As above, with the kind required.
+        #[derive(Deserialize)]
+        #[serde(tag = "kind", rename_all = "kebab-case")]
+        enum Tagged {
+            Velocity(Velocity),
+            XPrediction(XPrediction),
+            Meanflow(MeanFlow),
+        }
+        let mut settings = serde_json::Map::deserialize(deserializer)?;
+        settings
+            .entry("kind")
+            .or_insert_with(|| "velocity".into());
+        let tagged = serde_json::from_value(settings.into()).map_err(serde::de::Error::custom)?;
+        Ok(match tagged {
+            Tagged::Velocity(objective) => Self::Velocity(objective),
+            Tagged::XPrediction(objective) => Self::XPrediction(objective),
+            Tagged::Meanflow(objective) => Self::Meanflow(objective),
+        })
+    }
+}
+
+/// What a pass over a batch leaves for the backward pass and for the alignment loss.
+pub(crate) struct Pass {
+    /// What is minimised, a scalar.
+    pub(crate) loss: Tensor,
+    /// What is logged as the denoising loss, a scalar without gradient: the mean squared error.
+    pub(crate) error: Tensor,
+    /// The hidden tokens through each head, `[B, T, D]`.
+    pub(crate) projected: Vec<Tensor>,
+}
+
+impl Objective {
+    /// Its name in configurations.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Velocity(_) => "velocity",
+            Self::XPrediction(_) => "x-prediction",
+            Self::Meanflow(_) => "meanflow",
+        }
+    }
+
+    /// Checks its own settings.
+    ///
+    /// # Errors
+    /// Names the first setting with a value it may not have.
+    pub fn validate(&self) -> Result<(), DiffusionError> {
+        match self {
+            Self::Velocity(_) => Ok(()),
+            Self::XPrediction(objective) => objective.validate(),
+            Self::Meanflow(objective) => objective.validate(),
+        }
+    }
+
+    /// Draws times and noise for images `x0`, runs the network and `heads`, and compares.
+    pub(crate) fn pass(
+        &self,
+        model: &Model,
+        x0: &Tensor,
+        labels: &Tensor,
+        generator: &mut Generator,
+        (device, precision): (Device, Option<Kind>),
+    ) -> Result<Pass, TrainError> {
+        // Losses are computed outside autocast, on float32 outputs, as upstream does.
+        match (self, &model.network) {
+            (Self::Velocity(objective), Network::Sit(sit)) => {
+                let noisy = objective.draw(x0, generator)?;
+                let (prediction, projected) = autocast::run(device, precision, || {
+                    let output =
+                        sit.forward(&noisy.x, &noisy.t, labels, Mode::Train(generator))?;
+                    let projected = project(&model.heads, &output.hidden)?;
+                    Ok::<_, TrainError>((output.prediction, projected))
+                })??;
+                Pass::of_error(&objective.loss(&prediction, &noisy)?, projected)
+            }
+            (Self::XPrediction(objective), Network::Jit(jit)) => {
+                let noisy = objective.draw(x0, labels, jit.num_classes(), generator)?;
+                let (prediction, projected) = autocast::run(device, precision, || {
+                    let mode = Mode::Train(generator);
+                    let output = jit.forward(&noisy.z, &noisy.t, &noisy.labels, mode)?;
+                    let projected = project(&model.heads, &output.hidden)?;
+                    Ok::<_, TrainError>((output.prediction, projected))
+                })??;
+                Pass::of_error(&objective.loss(&prediction, &noisy)?, projected)
+            }
+            (Self::Meanflow(objective), Network::MeanFlow(network)) => {
+                let noisy = objective.draw(network, x0, labels, generator)?;
+                let noisy =
+                    autocast::run(device, precision, || objective.guide(network, noisy))??;
+                let (output, projected) = autocast::run(device, precision, || {
+                    let output = objective.forward(network, &noisy)?;
+                    let projected = project(&model.heads, &output.hidden)?;
+                    Ok::<_, TrainError>((output, projected))
+                })??;
+                let loss = objective.loss(&output, &noisy)?;
+                let numbers = noisy.z.numel() as f64 / noisy.t.size1()? as f64;
+                let error = loss.squared_error.f_div_scalar(numbers)?;
+                Ok(Pass {
+                    loss: loss.value.f_mean(Kind::Float)?,
+                    error: error.f_mean(Kind::Float)?,
+                    projected,
+                })
+            }
+            // The configuration was checked, and the network was built for it.
+            (_, network) => Err(TrainError::Objective {
+                objective: self.name(),
+                network: network.family(),
+            }),
+        }
+    }
+
+    /// The sampler for networks that were trained so.
+    ///
+    /// # Errors
+    /// Names the first setting that the sampler refuses.
+    pub(crate) fn sampler(&self, config: SamplerConfig) -> Result<AnySampler, DiffusionError> {
+        Ok(match self {
+            Self::Velocity(objective) => {
+                AnySampler::Velocity(Sampler::new(config, objective.path)?)
+            }
+            Self::XPrediction(objective) => AnySampler::Jit(JitSampler::new(config, *objective)?),
+            Self::Meanflow(_) => AnySampler::MeanFlow(MeanFlowSampler::new(MeanFlowSamplerConfig {
+                num_steps: config.num_steps,
+                cfg_scale: config.cfg_scale,
+            })?),
+        })
+    }
+}
+
+impl Pass {
+    /// Of a loss that is itself the squared error of each sample, `[B]`.
+    fn of_error(error: &Tensor, projected: Vec<Tensor>) -> Result<Self, TrainError> {
+        let loss = error.f_mean(Kind::Float)?;
+        Ok(Self {
+            error: loss.detach(),
+            loss,
+            projected,
+        })
+    }
+}
+
+fn project(heads: &[Head], hidden: &Tensor) -> Result<Vec<Tensor>, TrainError> {
+    heads
+        .iter()
+        .map(|head| Ok(head.forward(hidden)?))
+        .collect()
+}
+
+/// One of the samplers.
+#[derive(Debug)]
+pub(crate) enum AnySampler {
+    Velocity(Sampler),
+    Jit(JitSampler),
+    MeanFlow(MeanFlowSampler),
+}
+
+impl AnySampler {
+    /// Images (or latents) of standard normal `noise` `[B, C, H, W]` and `labels` `[B]`.
+    pub(crate) fn sample(
+        &self,
+        network: &Network,
+        noise: &Tensor,
+        labels: &Tensor,
+        generator: &mut Generator,
+    ) -> Result<Tensor, TrainError> {
+        let denoiser = network.denoiser();
+        Ok(match (self, network) {
+            (Self::Velocity(sampler), _) => {
+                sampler.sample(denoiser, noise, labels, generator, |_| {})?
+            }
+            (Self::Jit(sampler), _) => sampler.sample(denoiser, noise, labels, |_| {})?,
+            (Self::MeanFlow(sampler), Network::MeanFlow(network)) => {
+                sampler.sample(network, noise, labels, |_| {})?
+            }
+            (Self::MeanFlow(_), network) => {
+                return Err(TrainError::Objective {
+                    objective: "meanflow",
+                    network: network.family(),
+                });
+            }
+        })
+    }
+}
