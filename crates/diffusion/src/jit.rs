@@ -1,7 +1,8 @@
 //! JiT, the "just image transformer" (arXiv 2511.13720), as iREPA trains it in pixel space.
 //!
 //! A plain transformer on large patches that predicts the clean image `x`, not noise or velocity;
-//! [`XPrediction`](crate::objective::x_prediction::XPrediction) trains it. Time runs from 0 (noise) to 1
+//! [`XPrediction`](crate::objective::x_prediction::XPrediction) trains it and
+//! [`JitSampler`](crate::samplers::jit::JitSampler) draws from it. Time runs from 0 (noise) to 1
 //! (image), against [`Sit`](crate::Sit)'s. Weights have the names and shapes of upstream's state
 //! dict (`jit/model_jit.py` of iREPA, there below `net.`); projection heads are not part of it.
 

@@ -1,10 +1,12 @@
 //! From noise to images: ODE and SDE samplers with classifier-free guidance (`ldm/samplers.py`
 //! upstream).
 //!
-//! The state is float64. The denoiser sees it, and the time, in the dtype of the latents it
+//! [`Sampler`] is for networks that predict a velocity, [`jit::JitSampler`] for those that predict
+//! the image. [`Sampler`]'s state is float64. The denoiser sees it, and the time, in the dtype of the latents it
 //! started from.
 
 mod guidance;
+pub mod jit;
 mod ode;
 mod sde;
 
@@ -29,7 +31,8 @@ pub struct SamplerConfig {
     pub cfg_scale: f64,
     /// Guidance acts at times from here, inclusive.
     pub guidance_low: f64,
-    /// Guidance acts at times up to here, inclusive. Time runs from 1 (noise) to 0.
+    /// Guidance acts at times up to here, inclusive. Time runs from 1 (noise) to 0;
+    /// [`jit::JitSampler`] reads both bounds otherwise.
     pub guidance_high: f64,
 }
 
@@ -43,6 +46,30 @@ impl Default for SamplerConfig {
             guidance_low: 0.0,
             guidance_high: 1.0,
         }
+    }
+}
+
+impl SamplerConfig {
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// Names the first setting with a value it may not have.
+    pub fn validate(&self) -> Result<(), DiffusionError> {
+        let Self {
+            method: _,
+            num_steps,
+            cfg_scale: scale,
+            guidance_low: low,
+            guidance_high: high,
+        } = *self;
+        check::setting(num_steps > 0, "num_steps", num_steps, "at least 1")?;
+        let fits = scale.is_finite() && scale >= 1.0;
+        check::setting(fits, "cfg_scale", scale, "1 (no guidance) or more")?;
+        let fits = (0.0..=1.0).contains(&low);
+        check::setting(fits, "guidance_low", low, "between 0 and 1")?;
+        let fits = (low..=1.0).contains(&high);
+        let allowed = format!("between guidance_low = {low} and 1");
+        check::setting(fits, "guidance_high", high, allowed)
     }
 }
 
@@ -68,7 +95,7 @@ pub struct Progress<'a> {
     pub steps: usize,
     /// Time reached.
     pub time: f64,
-    /// The state there, `[B, C, H, W]` in float64.
+    /// The state there, `[B, C, H, W]`; in float64 for [`Sampler`].
     pub state: &'a Tensor,
 }
 
@@ -109,21 +136,7 @@ impl Sampler {
     /// # Errors
     /// Names the first setting with a value it may not have.
     pub fn new(config: SamplerConfig, path: Path) -> Result<Self, DiffusionError> {
-        let SamplerConfig {
-            num_steps,
-            cfg_scale: scale,
-            guidance_low: low,
-            guidance_high: high,
-            ..
-        } = config;
-        check::setting(num_steps > 0, "num_steps", num_steps, "at least 1")?;
-        let fits = scale.is_finite() && scale >= 1.0;
-        check::setting(fits, "cfg_scale", scale, "1 (no guidance) or more")?;
-        let fits = (0.0..=1.0).contains(&low);
-        check::setting(fits, "guidance_low", low, "between 0 and 1")?;
-        let fits = (low..=1.0).contains(&high);
-        let allowed = format!("between guidance_low = {low} and 1");
-        check::setting(fits, "guidance_high", high, allowed)?;
+        config.validate()?;
         Ok(Self { config, path })
     }
 

@@ -6,6 +6,7 @@ mod golden;
 mod interpolant;
 mod jit;
 mod jit_config;
+mod jit_sampler;
 mod objective;
 mod rotary;
 mod samplers;

@@ -10,13 +10,13 @@ use crate::sit::{Case, awake, tiny};
 
 /// Counts the calls of a denoiser and how large their batches are.
 #[derive(Debug)]
-struct Counted<D> {
+pub struct Counted<D> {
     inner: D,
-    batches: RefCell<Vec<i64>>,
+    pub batches: RefCell<Vec<i64>>,
 }
 
 impl<D: Denoiser> Counted<D> {
-    fn new(inner: D) -> Self {
+    pub fn new(inner: D) -> Self {
         let batches = RefCell::default();
         Self { inner, batches }
     }

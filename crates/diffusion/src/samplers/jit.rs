@@ -1,0 +1,199 @@
+//! From noise to images with a network that predicts the clean image (`Denoiser.generate`
+//! upstream).
+//!
+//! Time runs from 0 (noise) to 1 (image). Unlike [`Sampler`](super::Sampler)'s, the state has the
+//! dtype of the noise and times are float32, as upstream's are.
+
+use tch::{Device, Kind, Tensor};
+
+use super::{Method, Progress, SamplerConfig};
+use crate::denoiser::{Denoiser, Mode};
+use crate::objective::x_prediction::XPrediction;
+use crate::{DiffusionError, check};
+
+/// A sampler with checked settings.
+///
+/// Guidance acts on predicted images, `uncond + scale (cond - uncond)`, at times from
+/// `guidance_low` to `guidance_high`, both exclusive; a `guidance_low` of 0 includes 0. Each of
+/// Heun's two evaluations is guided or not by its own time. The last step is Euler's.
+///
+/// ```
+/// use diffusion::objective::x_prediction::XPrediction;
+/// use diffusion::samplers::jit::JitSampler;
+/// use diffusion::samplers::{Method, SamplerConfig};
+/// use diffusion::{Jit, JitConfig};
+/// use tch::{Device, Kind, Tensor};
+/// use torch_ext::{Generator, Params};
+///
+/// # fn main() -> Result<(), diffusion::DiffusionError> {
+/// let params = Params::new(Device::Cpu, 0)?;
+/// let jit = Jit::new(&params.root(), &JitConfig::named("JiT-XS/4")?)?;
+///
+/// let mut generator = Generator::new(Device::Cpu, 1)?;
+/// let noise = generator.randn(&[2, 3, 32, 32], Kind::Float)?;
+/// let labels = Tensor::from_slice(&[1i64, 2]);
+/// let config = SamplerConfig {
+///     method: Method::Heun,
+///     num_steps: 4,
+///     cfg_scale: 2.9,
+///     guidance_low: 0.1,
+///     ..Default::default()
+/// };
+/// let sampler = JitSampler::new(config, XPrediction::default())?;
+/// let images = sampler.sample(&jit, &noise, &labels, |progress| {
+///     println!("{} of {}", progress.step, progress.steps);
+/// })?;
+/// assert_eq!(images.size(), [2, 3, 32, 32]);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub struct JitSampler {
+    config: SamplerConfig,
+    objective: XPrediction,
+}
+
+impl JitSampler {
+    /// A sampler for a network that was trained by `objective`, whose `t_eps` and `noise_scale` it
+    /// takes over.
+    ///
+    /// # Errors
+    /// Names the first setting with a value it may not have; the Euler-Maruyama method is one.
+    pub fn new(config: SamplerConfig, objective: XPrediction) -> Result<Self, DiffusionError> {
+        config.validate()?;
+        objective.validate()?;
+        let fits = config.method != Method::EulerMaruyama;
+        check::setting(fits, "method", "euler-maruyama", "euler or heun for JiT")?;
+        Ok(Self { config, objective })
+    }
+
+    /// The times it visits, from 0 to 1, one more than there are steps.
+    ///
+    /// # Errors
+    /// libtorch failed.
+    pub fn times(&self) -> Result<Vec<f32>, DiffusionError> {
+        let count = self.config.num_steps as i64 + 1;
+        let times = Tensor::f_linspace(0.0, 1.0, count, (Kind::Float, Device::Cpu))?;
+        Ok(Vec::<f32>::try_from(times)?)
+    }
+
+    /// Turns standard normal `noise` `[B, C, H, W]` into images of the classes `labels` `[B]`, of
+    /// the noise's dtype. No gradient is recorded, and nothing random is drawn.
+    ///
+    /// # Errors
+    /// Shapes or labels that the denoiser does not take; guidance of a denoiser without a null
+    /// class.
+    pub fn sample(
+        &self,
+        denoiser: &dyn Denoiser,
+        noise: &Tensor,
+        labels: &Tensor,
+        mut progress: impl FnMut(Progress<'_>),
+    ) -> Result<Tensor, DiffusionError> {
+        let [channels, height, width] = denoiser.image_shape();
+        check::shape("the noise", noise, &[-1, channels, height, width])?;
+        check::shape("labels", labels, &[noise.size4()?.0])?;
+        let velocity = Velocity::new(self, denoiser, labels)?;
+
+        let _no_grad = tch::no_grad_guard();
+        let times = self.times()?;
+        let steps = self.config.num_steps;
+        let mut z = noise.f_mul_scalar(self.objective.noise_scale)?;
+        for (step, pair) in times.windows(2).enumerate() {
+            let &[from, to] = pair else { continue };
+            let last = step + 1 == steps;
+            let dt = f64::from(to - from);
+            let mut slope = velocity.at(&z, from)?;
+            if self.config.method == Method::Heun && !last {
+                let predicted = slope.f_mul_scalar(dt)?.f_add_(&z)?;
+                slope = slope
+                    .f_add(&velocity.at(&predicted, to)?)?
+                    .f_mul_scalar_(0.5)?;
+            }
+            z = slope.f_mul_scalar_(dt)?.f_add_(&z)?;
+            progress(Progress {
+                step: step + 1,
+                steps,
+                time: f64::from(to),
+                state: &z,
+            });
+        }
+        Ok(z)
+    }
+}
+
+/// The velocity that a denoiser's images stand for, guided where guidance acts.
+struct Velocity<'a> {
+    sampler: &'a JitSampler,
+    denoiser: &'a dyn Denoiser,
+    labels: &'a Tensor,
+    /// The labels, then as many null classes; without guidance there are none.
+    doubled_labels: Option<Tensor>,
+}
+
+impl<'a> Velocity<'a> {
+    fn new(
+        sampler: &'a JitSampler,
+        denoiser: &'a dyn Denoiser,
+        labels: &'a Tensor,
+    ) -> Result<Self, DiffusionError> {
+        let scale = sampler.config.cfg_scale;
+        let doubled_labels = if scale > 1.0 {
+            let null_class = denoiser
+                .null_class()
+                .ok_or(DiffusionError::NoNullClass(scale))?;
+            let null = labels.f_full_like(null_class)?;
+            Some(Tensor::f_cat(&[labels, &null], 0)?)
+        } else {
+            None
+        };
+        Ok(Self {
+            sampler,
+            denoiser,
+            labels,
+            doubled_labels,
+        })
+    }
+
+    fn at(&self, z: &Tensor, t: f32) -> Result<Tensor, DiffusionError> {
+        let image = match &self.doubled_labels {
+            Some(labels) if self.guidance_acts_at(t) => {
+                let images = self.image(&Tensor::f_cat(&[z, z], 0)?, t, labels)?;
+                let (count, ..) = z.size4()?;
+                let conditional = images.f_narrow(0, 0, count)?;
+                let unconditional = images.f_narrow(0, count, count)?;
+                conditional
+                    .f_sub(&unconditional)?
+                    .f_mul_scalar_(self.sampler.config.cfg_scale)?
+                    .f_add_(&unconditional)?
+            }
+            _ => self.image(z, t, self.labels)?,
+        };
+        self.sampler.objective.velocity(&image, z, &times(z, t)?)
+    }
+
+    /// In float32, as upstream compares: in float64, a bound that is one of the times could be
+    /// taken for a later one.
+    fn guidance_acts_at(&self, t: f32) -> bool {
+        let low = self.sampler.config.guidance_low as f32;
+        let high = self.sampler.config.guidance_high as f32;
+        t < high && (low == 0.0 || t > low)
+    }
+
+    fn image(&self, z: &Tensor, t: f32, labels: &Tensor) -> Result<Tensor, DiffusionError> {
+        let output = self
+            .denoiser
+            .forward(z, &times(z, t)?, labels, Mode::Eval)?;
+        Ok(output.prediction.f_to_kind(z.kind())?)
+    }
+}
+
+/// `t` for each sample of `z`, `[B]`.
+fn times(z: &Tensor, t: f32) -> Result<Tensor, DiffusionError> {
+    let (count, ..) = z.size4()?;
+    Ok(Tensor::f_full(
+        [count],
+        f64::from(t),
+        (z.kind(), z.device()),
+    )?)
+}
