@@ -171,10 +171,8 @@ impl Resolver<'_> {
         let encoders = self.encoders(axis(&top.encoder, &own.encoder))?;
         let recipe_names = axis(&top.recipe, &own.recipe);
         let variants = self.variants(axis(&top.variant, &own.variant))?;
-        let models: Vec<Option<String>> = axis(&top.model, &own.model)
-            .into_iter()
-            .map(Some)
-            .collect();
+        let models: Vec<Option<String>> =
+            axis(&top.model, &own.model).into_iter().map(Some).collect();
         let seeds = axis(&top.seed, &own.seed);
         let default = config_file::resolve(base.clone(), &self.origin("base"))?;
         let models = non_empty(models, None);

@@ -5,14 +5,15 @@ use std::path::PathBuf;
 
 use alignment::{HeadConfig, LossConfig, LossKind, SpatialNorm};
 use data::{Background, LoaderConfig, OpenOptions};
+use diffusion::objective::x_prediction::XPrediction;
 use diffusion::samplers::{Method, SamplerConfig};
 use diffusion::{JitConfig, SitConfig};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tch::Kind;
 
-use crate::checkpoint::hex;
 use crate::Objective;
+use crate::checkpoint::hex;
 use crate::learning_rate::{LearningRate, Schedule};
 
 /// The configuration of one training run (one cell of a sweep).
@@ -594,6 +595,17 @@ impl Config {
         relevant.data.background = self.data.background;
         relevant.evaluate.reference_images = self.evaluate.reference_images;
         relevant.hash(identity)
+    }
+
+    /// The objective, with the settings that it takes from other sections.
+    pub fn objective(&self) -> Objective {
+        match self.objective {
+            Objective::XPrediction(objective) => Objective::XPrediction(XPrediction {
+                label_dropout: self.model.label_dropout,
+                ..objective
+            }),
+            other => other,
+        }
     }
 
     /// The learning rate by step.

@@ -73,7 +73,10 @@ impl Network {
 }
 
 /// Number of classes of a network whose weights these are, without the null class.
-pub(crate) fn num_classes(config: &Config, weights: &[(String, Tensor)]) -> Result<i64, TrainError> {
+pub(crate) fn num_classes(
+    config: &Config,
+    weights: &[(String, Tensor)],
+) -> Result<i64, TrainError> {
     const TABLE: &str = "y_embedder.embedding_table.weight";
     let rows = weights
         .iter()
@@ -81,8 +84,8 @@ pub(crate) fn num_classes(config: &Config, weights: &[(String, Tensor)]) -> Resu
         .and_then(|(_, tensor)| tensor.size().first().copied())
         .ok_or(TrainError::NoWeight(TABLE))?;
     // JiT always has a row for the null class.
-    let null = matches!(config.objective, Objective::XPrediction(_))
-        || config.model.label_dropout > 0.0;
+    let null =
+        matches!(config.objective, Objective::XPrediction(_)) || config.model.label_dropout > 0.0;
     Ok(rows - i64::from(null))
 }
 

@@ -44,10 +44,14 @@ impl<'de> Deserialize<'de> for Objective {
             Meanflow(MeanFlow),
         }
         let mut settings = serde_json::Map::deserialize(deserializer)?;
-        settings
-            .entry("kind")
-            .or_insert_with(|| "velocity".into());
-        let tagged = serde_json::from_value(settings.into()).map_err(serde::de::Error::custom)?;
+        let given = settings.contains_key("kind");
+        settings.entry("kind").or_insert_with(|| "velocity".into());
+        let tagged = serde_json::from_value(settings.into()).map_err(|error| {
+            serde::de::Error::custom(match given {
+                true => error.to_string(),
+                false => format!("{error} (`kind` is velocity where it is not given)"),
+            })
+        })?;
         Ok(match tagged {
             Tagged::Velocity(objective) => Self::Velocity(objective),
             Tagged::XPrediction(objective) => Self::XPrediction(objective),
@@ -102,8 +106,7 @@ impl Objective {
             (Self::Velocity(objective), Network::Sit(sit)) => {
                 let noisy = objective.draw(x0, generator)?;
                 let (prediction, projected) = autocast::run(device, precision, || {
-                    let output =
-                        sit.forward(&noisy.x, &noisy.t, labels, Mode::Train(generator))?;
+                    let output = sit.forward(&noisy.x, &noisy.t, labels, Mode::Train(generator))?;
                     let projected = project(&model.heads, &output.hidden)?;
                     Ok::<_, TrainError>((output.prediction, projected))
                 })??;
@@ -121,8 +124,7 @@ impl Objective {
             }
             (Self::Meanflow(objective), Network::MeanFlow(network)) => {
                 let noisy = objective.draw(network, x0, labels, generator)?;
-                let noisy =
-                    autocast::run(device, precision, || objective.guide(network, noisy))??;
+                let noisy = autocast::run(device, precision, || objective.guide(network, noisy))??;
                 let (output, projected) = autocast::run(device, precision, || {
                     let output = objective.forward(network, &noisy)?;
                     let projected = project(&model.heads, &output.hidden)?;
@@ -155,10 +157,12 @@ impl Objective {
                 AnySampler::Velocity(Sampler::new(config, objective.path)?)
             }
             Self::XPrediction(objective) => AnySampler::Jit(JitSampler::new(config, *objective)?),
-            Self::Meanflow(_) => AnySampler::MeanFlow(MeanFlowSampler::new(MeanFlowSamplerConfig {
-                num_steps: config.num_steps,
-                cfg_scale: config.cfg_scale,
-            })?),
+            Self::Meanflow(_) => {
+                AnySampler::MeanFlow(MeanFlowSampler::new(MeanFlowSamplerConfig {
+                    num_steps: config.num_steps,
+                    cfg_scale: config.cfg_scale,
+                })?)
+            }
         })
     }
 }
@@ -176,10 +180,7 @@ impl Pass {
 }
 
 fn project(heads: &[Head], hidden: &Tensor) -> Result<Vec<Tensor>, TrainError> {
-    heads
-        .iter()
-        .map(|head| Ok(head.forward(hidden)?))
-        .collect()
+    heads.iter().map(|head| Ok(head.forward(hidden)?)).collect()
 }
 
 /// One of the samplers.
@@ -215,5 +216,55 @@ impl AnySampler {
                 });
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> Result<Objective, String> {
+        toml::from_str(text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_kind_is_velocity_unless_it_is_given() {
+        assert_eq!(parsed("").unwrap(), Objective::default());
+        assert_eq!(parsed("path = 'linear'").unwrap(), Objective::default());
+        let found = parsed("kind = 'x-prediction'\nnoise_scale = 2.0").unwrap();
+        assert!(matches!(found, Objective::XPrediction(x) if x.noise_scale == 2.0));
+        let found = parsed("kind = 'meanflow'\ncfg_omega = 0.2").unwrap();
+        assert!(matches!(found, Objective::Meanflow(m) if m.cfg_omega == 0.2));
+    }
+
+    #[test]
+    fn keys_of_another_kind_are_refused() {
+        let error = parsed("cfg_omega = 0.2").unwrap_err();
+        assert!(
+            error.contains("cfg_omega") && error.contains("velocity where"),
+            "{error}"
+        );
+        let error = parsed("kind = 'x-prediction'\npath = 'linear'").unwrap_err();
+        assert!(
+            error.contains("path") && error.contains("noise_scale"),
+            "{error}"
+        );
+        let error = parsed("kind = 'diffusion'").unwrap_err();
+        assert!(
+            error.contains("diffusion") && error.contains("meanflow"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn an_objective_is_written_as_it_is_read() {
+        for objective in [
+            Objective::default(),
+            Objective::XPrediction(XPrediction::default()),
+            Objective::Meanflow(MeanFlow::default()),
+        ] {
+            let text = toml::to_string(&objective).unwrap();
+            assert_eq!(parsed(&text).unwrap(), objective, "{text}");
+        }
     }
 }

@@ -215,7 +215,7 @@ impl Trainer {
             loss: denoising,
             error,
             projected,
-        } = self.config.objective.pass(
+        } = self.config.objective().pass(
             &self.model,
             &x0,
             labels,

@@ -5,12 +5,15 @@ use std::path::Path;
 
 use alignment::{HeadConfig, SpatialNorm};
 use data::{Cursor, Loader, LoaderConfig, OpenOptions};
+use diffusion::objective::meanflow::MeanFlow;
+use diffusion::objective::x_prediction::XPrediction;
+use diffusion::samplers::Method;
 use tch::{Device, Kind, Tensor};
 use torch_ext::Generator;
 use training::checkpoint::{self, Checkpoint};
 use training::{
-    Config, DeviceBatch, EncoderShape, Inputs, MetricsLog, Run, Schedule, TrainError, Trainer,
-    read_tensors,
+    Config, DeviceBatch, EncoderShape, Inputs, MetricsLog, Objective, Run, Schedule, TrainError,
+    Trainer, read_tensors,
 };
 
 const TOKENS: i64 = 16;
@@ -114,6 +117,81 @@ fn an_interrupted_run_ends_in_the_same_bits() {
         advance(&part, &config, 9, workers);
         assert_same_outcome(&folder.path().join("whole"), &part);
     }
+}
+
+fn jit(mut config: Config) -> Config {
+    config.model.name = "JiT-XS/4".into();
+    // So that the network draws random numbers too.
+    config.model.attn_dropout = 0.1;
+    config.model.proj_dropout = 0.1;
+    config.objective = Objective::XPrediction(XPrediction::default());
+    config.sample.sampler.method = Method::Euler;
+    config
+}
+
+fn meanflow(mut config: Config) -> Config {
+    config.objective = Objective::Meanflow(MeanFlow {
+        cfg_omega: 0.2,
+        cfg_kappa: 0.9,
+        ..MeanFlow::default()
+    });
+    config.sample.sampler.method = Method::Euler;
+    config
+}
+
+#[test]
+fn every_variant_goes_on_to_the_same_bits() {
+    for variant in [jit, meanflow] {
+        let folder = tempfile::tempdir().unwrap();
+        let config = variant(config(5));
+        advance(&folder.path().join("whole"), &config, 5, 0);
+        let part = folder.path().join("part");
+        advance(&part, &config, 3, 1);
+        advance(&part, &config, 5, 1);
+        assert_same_outcome(&folder.path().join("whole"), &part);
+        let log = MetricsLog::read(&part.join("metrics.jsonl")).unwrap();
+        let last = log.last().unwrap();
+        assert!(last.alignment_loss.is_some() && last.denoising_loss > 0.0);
+        // It samples, and another number of classes is another network.
+        let newest = checkpoint::list(&part.join("checkpoints")).pop().unwrap();
+        let saved = Checkpoint::load(&newest).unwrap();
+        let sampling = training::Sampling::new(&config, &saved.ema, Device::Cpu).unwrap();
+        assert_eq!(sampling.num_classes(), inputs().num_classes);
+        let images = sampling.sample(&[0, 1, 2], |_| {}).unwrap();
+        assert_eq!(images.size(), [3, 3, 16, 16]);
+    }
+}
+
+#[test]
+fn variants_that_make_no_sense_are_refused_with_the_reason() {
+    let sit = config(1);
+    let refused = |config: &Config, words: &[&str]| {
+        let error = config.validate().unwrap_err().to_string();
+        for word in words {
+            assert!(error.contains(word), "{error}");
+        }
+    };
+    let mut wrong = jit(sit.clone());
+    wrong.model.name = "SiT-XS/4".into();
+    refused(&wrong, &["objective.kind", "x-prediction", "SiT-XS/4"]);
+    let mut wrong = sit.clone();
+    wrong.model.name = "JiT-XS/4".into();
+    refused(&wrong, &["objective.kind", "velocity", "x-prediction"]);
+    let mut wrong = meanflow(sit.clone());
+    wrong.model.name = "JiT-XS/4".into();
+    refused(&wrong, &["objective.kind", "meanflow"]);
+    let mut wrong = meanflow(sit.clone());
+    wrong.sample.sampler.method = Method::EulerMaruyama;
+    refused(
+        &wrong,
+        &["sample.sampler.method", "average velocities", "SDE"],
+    );
+    let mut wrong = jit(sit.clone());
+    wrong.sample.sampler.method = Method::EulerMaruyama;
+    refused(&wrong, &["sample.sampler.method", "euler and heun"]);
+    let mut wrong = jit(sit);
+    wrong.model.name = "JiT-XS/5".into();
+    refused(&wrong, &["model.name", "JiT-XS/4"]);
 }
 
 #[test]

@@ -55,7 +55,9 @@ pub struct XPrediction {
     /// Standard deviation of the noise, above 0; in the paper it grows with the image, 1 at 256
     /// pixels and 2 at 512.
     pub noise_scale: f64,
-    /// Share of the labels that are replaced by the null class, in [0, 1].
+    /// Share of the labels that are replaced by the null class, in [0, 1]. Not part of the
+    /// objective's section in a file, since it is the same for every objective.
+    #[serde(skip)]
     pub label_dropout: f64,
 }
 

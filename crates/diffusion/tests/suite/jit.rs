@@ -81,11 +81,6 @@ fn forward_aligned_before_the_context_follows_upstream() {
     forward("jit/jit_forward_enc2_mlp");
 }
 
-#[test]
-fn forward_aligned_among_the_context_follows_upstream() {
-    forward("jit/jit_forward_enc3_conv");
-}
-
 /// A model small enough to train in a test, on 8 x 8 images of 3 classes.
 pub fn tiny() -> JitConfig {
     JitConfig {

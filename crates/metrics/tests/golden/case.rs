@@ -23,11 +23,16 @@ pub struct Tolerance {
 impl Case {
     /// Opens `tests/data/<name>.safetensors` and `.json`.
     pub fn open(name: &str) -> Self {
+        Self::with_tensors(name, &format!("{name}.safetensors"))
+    }
+
+    /// Opens `tests/data/<name>.json` and the tensors of another path below `tests/data`.
+    pub fn with_tensors(name: &str, tensors: &str) -> Self {
         let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
         let page = fs::read(data.join(format!("{name}.json"))).unwrap();
         Self {
             name: name.to_owned(),
-            tensors: fs::read(data.join(format!("{name}.safetensors"))).unwrap(),
+            tensors: fs::read(data.join(tensors)).unwrap(),
             page: serde_json::from_slice(&page).unwrap(),
         }
     }

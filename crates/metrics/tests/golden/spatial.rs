@@ -145,6 +145,12 @@ fn metrics_of_zero_tokens_equal_tokens_and_odd_masks_equal_upstream() {
     check_case("spatial/metrics_edge", "near");
 }
 
+/// The tensors are test data of the crate that reads masks, and are there once.
+fn masks(name: &str) -> Case {
+    let tensors = format!("../../../data/tests/data/{name}.safetensors");
+    Case::with_tensors(&format!("spatial/{name}"), &tensors)
+}
+
 fn check_patch_masks(case: &Case, masks_key: &str) {
     let grid = Grid {
         height: 16,
@@ -163,10 +169,10 @@ fn check_patch_masks(case: &Case, masks_key: &str) {
 
 #[test]
 fn patch_masks_equal_upstream() {
-    check_patch_masks(&Case::open("spatial/mask_filter"), "in.masks_raw");
+    check_patch_masks(&masks("mask_filter"), "in.masks_raw");
 }
 
 #[test]
 fn patch_masks_of_resized_files_equal_upstream() {
-    check_patch_masks(&Case::open("spatial/mask_resize"), "out.resized");
+    check_patch_masks(&masks("mask_resize"), "out.resized");
 }
