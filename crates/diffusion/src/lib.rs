@@ -63,6 +63,7 @@
 
 pub mod autoencoder;
 mod check;
+mod conv;
 mod denoiser;
 mod embedding;
 mod error;
@@ -78,3 +79,8 @@ pub use embedding::{sincos_2d, timestep_sinusoids};
 pub use error::DiffusionError;
 pub use interpolant::Path;
 pub use sit::{Sit, SitConfig};
+
+#[cfg(test)]
+#[expect(dead_code, reason = "the tests of the public interface use the rest")]
+#[path = "../tests/golden/mod.rs"]
+mod golden;
