@@ -8,7 +8,8 @@
 //! - a [`Path`] leads from images to noise; [`objective`] says what is predicted on it;
 //! - a [`samplers::Sampler`] walks it back, with classifier-free guidance;
 //! - an [`autoencoder::Autoencoder`] stands between bytes and the space in which all this
-//!   happens; [`latents`] samples from stored moments.
+//!   happens; [`latents`] samples from stored moments;
+//! - [`repa_e`] trains autoencoder and denoiser together.
 //!
 //! Time runs from 0 (image) to 1 (noise). Every random number comes from a
 //! [`torch_ext::Generator`] that the caller passes.
@@ -62,6 +63,7 @@
 //! ```
 
 pub mod autoencoder;
+mod batch_norm;
 mod check;
 mod conv;
 mod denoiser;
@@ -71,6 +73,7 @@ pub mod interpolant;
 pub mod latents;
 mod layers;
 pub mod objective;
+pub mod repa_e;
 pub mod samplers;
 mod sit;
 

@@ -5,5 +5,6 @@ mod autoencoder;
 mod golden;
 mod interpolant;
 mod objective;
+mod repa_e;
 mod samplers;
 mod sit;
