@@ -1,9 +1,12 @@
 //! REPA-E: the parts of its step, and the step.
 
 mod discriminator;
+mod isolation;
 mod latent_norm;
 mod loss;
 mod lpips;
+mod sit;
+mod step;
 
 use alignment::{Head, HeadConfig};
 use diffusion::repa_e::{Discriminator, LatentNorm, Lpips};
