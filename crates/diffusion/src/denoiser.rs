@@ -23,6 +23,21 @@ pub trait Denoiser: Debug + Send {
         mode: Mode<'_>,
     ) -> Result<Output, DiffusionError>;
 
+    /// The hidden tokens alone, `[B, T, D]`; a network need not run past the block they come
+    /// from.
+    ///
+    /// # Errors
+    /// As [`Denoiser::forward`].
+    fn hidden(
+        &self,
+        x: &Tensor,
+        t: &Tensor,
+        labels: &Tensor,
+        mode: Mode<'_>,
+    ) -> Result<Tensor, DiffusionError> {
+        Ok(self.forward(x, t, labels, mode)?.hidden)
+    }
+
     /// `[C, H, W]` of the images it takes and returns.
     fn image_shape(&self) -> [i64; 3];
 

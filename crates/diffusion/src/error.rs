@@ -1,3 +1,5 @@
+use std::path::PathBuf;
+
 use tch::{Kind, TchError};
 use thiserror::Error;
 use torch_ext::TorchError;
@@ -66,6 +68,41 @@ pub enum DiffusionError {
          use cfg_scale = 1"
     )]
     NoNullClass(f64),
+
+    /// Images that the autoencoder cannot halve as often as it must.
+    #[error(
+        "images of {height} x {width} pixels do not fit the autoencoder: both sides must be \
+         multiples of {multiple}; resize or crop them"
+    )]
+    ImageSize {
+        /// Height of the images.
+        height: i64,
+        /// Width of the images.
+        width: i64,
+        /// What both must be multiples of.
+        multiple: i64,
+    },
+
+    /// There is no file of LPIPS weights.
+    #[error(
+        "no LPIPS weights at {}: make the file with `python \
+         crates/diffusion/python/convert_lpips.py --out {}`, or train without LPIPS with \
+         perceptual_weight = 0",
+        .path.display(), .path.display()
+    )]
+    NoLpips {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+
+    /// A file of LPIPS weights that cannot be used.
+    #[error("LPIPS weights in {}: {source}", .path.display())]
+    LpipsFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: TorchError,
+    },
 
     /// libtorch failed.
     #[error(transparent)]

@@ -80,6 +80,16 @@ impl LatentScaling {
         Ok(z.f_div(&self.scale)?.f_add(&self.bias)?)
     }
 
+    /// The scale, `[1, C, 1, 1]`, or with one entry for all channels.
+    pub fn scale(&self) -> &Tensor {
+        &self.scale
+    }
+
+    /// The bias, of a shape like the scale's.
+    pub fn bias(&self) -> &Tensor {
+        &self.bias
+    }
+
     fn check_channels(&self, latent: &Tensor) -> Result<(), DiffusionError> {
         let entries = self.scale.numel().max(self.bias.numel()) as i64;
         match entries {

@@ -8,7 +8,8 @@
 //! - a [`Path`] leads from images to noise; [`objective`] says what is predicted on it;
 //! - a [`samplers::Sampler`] walks it back, with classifier-free guidance;
 //! - an [`autoencoder::Autoencoder`] stands between bytes and the space in which all this
-//!   happens; [`latents`] samples from stored moments.
+//!   happens; [`latents`] samples from stored moments;
+//! - [`repa_e`] trains autoencoder and denoiser together.
 //!
 //! Time runs from 0 (image) to 1 (noise); JiT's runs the other way. Every random number comes from a
 //! [`torch_ext::Generator`] that the caller passes.
@@ -62,7 +63,9 @@
 //! ```
 
 pub mod autoencoder;
+mod batch_norm;
 mod check;
+mod conv;
 mod denoiser;
 mod embedding;
 mod error;
@@ -71,6 +74,7 @@ pub mod jit;
 pub mod latents;
 mod layers;
 pub mod objective;
+pub mod repa_e;
 pub mod samplers;
 mod sit;
 
@@ -80,3 +84,8 @@ pub use error::DiffusionError;
 pub use interpolant::Path;
 pub use jit::{Jit, JitConfig};
 pub use sit::{Sit, SitConfig};
+
+#[cfg(test)]
+#[expect(dead_code, reason = "the tests of the public interface use the rest")]
+#[path = "../tests/golden/mod.rs"]
+mod golden;

@@ -6,7 +6,7 @@
 mod config;
 
 use tch::{Kind, Tensor};
-use torch_ext::{Init, Scope};
+use torch_ext::{Init, Scope, optim};
 
 use crate::denoiser::{Denoiser, Mode, Output};
 use crate::embedding::{LabelEmbedder, PatchEmbedder, TimestepEmbedder, sincos_2d};
@@ -57,8 +57,16 @@ impl Sit {
         config.validate()?;
         let width = config.hidden_size;
         let side = config.input_size / config.patch_size;
-        let positions = sincos_2d(width, side)?.f_to_kind(Kind::Float)?;
-        let pos_embed = scope.buffer("pos_embed", positions.f_unsqueeze(0)?)?;
+        let positions = sincos_2d(width, side)?
+            .f_to_kind(Kind::Float)?
+            .f_unsqueeze(0)?;
+        let pos_embed = if config.train_pos_embed {
+            let weight = scope.var("pos_embed", &positions.size(), Init::Zeros)?;
+            optim::copy_(&[weight.shallow_clone()], &[positions])?;
+            weight
+        } else {
+            scope.buffer("pos_embed", positions)?
+        };
         let x_embedder = PatchEmbedder::new(
             &scope.sub("x_embedder"),
             config.in_channels,
@@ -117,6 +125,26 @@ impl Sit {
         Ok(t.f_add(&y)?)
     }
 
+    /// Tokens after the block at alignment depth `[B, T, D]`, and the activated condition
+    /// `[B, D]`.
+    fn up_to_alignment(
+        &self,
+        x: &Tensor,
+        t: &Tensor,
+        labels: &Tensor,
+        mode: Mode<'_>,
+    ) -> Result<(Tensor, Tensor), DiffusionError> {
+        let mut x = self.tokens(x)?;
+        check::shape("t", t, &[x.size3()?.0])?;
+        check::shape("labels", labels, &[x.size3()?.0])?;
+        // Every block passes the condition through SiLU first: once is enough.
+        let c = self.conditioning(t, labels, mode)?.f_silu()?;
+        for block in &self.blocks[..self.config.alignment_depth as usize] {
+            x = block.forward(&x, &c)?;
+        }
+        Ok((x, c))
+    }
+
     /// Tokens `[B, T, patch * patch * C]`, channels last, to images `[B, C, H, W]`.
     fn unpatchify(&self, x: &Tensor) -> Result<Tensor, DiffusionError> {
         let (size, patch, channels) = (
@@ -139,23 +167,24 @@ impl Denoiser for Sit {
         labels: &Tensor,
         mode: Mode<'_>,
     ) -> Result<Output, DiffusionError> {
-        let mut x = self.tokens(x)?; // [B, T, D]
-        check::shape("t", t, &[x.size3()?.0])?;
-        check::shape("labels", labels, &[x.size3()?.0])?;
-        // Every block passes the condition through SiLU first: once is enough.
-        let c = self.conditioning(t, labels, mode)?.f_silu()?; // [B, D]
-
-        let (shallow, deep) = self.blocks.split_at(self.config.alignment_depth as usize);
-        for block in shallow {
-            x = block.forward(&x, &c)?;
-        }
-        let hidden = x.shallow_clone();
-        for block in deep {
+        let (hidden, c) = self.up_to_alignment(x, t, labels, mode)?;
+        let mut x = hidden.shallow_clone();
+        for block in &self.blocks[self.config.alignment_depth as usize..] {
             x = block.forward(&x, &c)?;
         }
         let x = self.final_layer.forward(&x, &c)?; // [B, T, patch * patch * C]
         let prediction = self.unpatchify(&x)?;
         Ok(Output { prediction, hidden })
+    }
+
+    fn hidden(
+        &self,
+        x: &Tensor,
+        t: &Tensor,
+        labels: &Tensor,
+        mode: Mode<'_>,
+    ) -> Result<Tensor, DiffusionError> {
+        Ok(self.up_to_alignment(x, t, labels, mode)?.0)
     }
 
     fn image_shape(&self) -> [i64; 3] {

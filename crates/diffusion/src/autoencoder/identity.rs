@@ -1,7 +1,7 @@
 use tch::{Kind, Tensor};
 use torch_ext::Generator;
 
-use super::Autoencoder;
+use super::{Autoencoder, bytes};
 use crate::{DiffusionError, check};
 
 /// No autoencoder: the denoiser works on pixels in [-1, 1].
@@ -45,14 +45,4 @@ impl Autoencoder for Identity {
         check::shape("the batch of pixels", latents, &[-1, 3, -1, -1])?;
         bytes(latents)
     }
-}
-
-/// Pixels in [-1, 1] to bytes, truncated; what lies outside is clamped.
-fn bytes(pixels: &Tensor) -> Result<Tensor, DiffusionError> {
-    Ok(pixels
-        .f_to_kind(Kind::Float)?
-        .f_add_scalar(1.0)?
-        .f_mul_scalar_(127.5)?
-        .f_clamp_(0.0, 255.0)?
-        .f_to_kind(Kind::Uint8)?)
 }

@@ -1,15 +1,17 @@
 //! Between images as bytes and the space in which a denoiser works.
 
 mod identity;
+pub(crate) mod kl;
 
 use std::fmt::Debug;
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 use torch_ext::Generator;
 
 use crate::DiffusionError;
 
 pub use identity::Identity;
+pub use kl::{KlAutoencoder, KlConfig, Posterior};
 
 /// Maps images to latents and back.
 pub trait Autoencoder: Debug + Send {
@@ -32,4 +34,14 @@ pub trait Autoencoder: Debug + Send {
     /// # Errors
     /// Another shape.
     fn decode(&self, latents: &Tensor) -> Result<Tensor, DiffusionError>;
+}
+
+/// Pixels in [-1, 1] to bytes, truncated; what lies outside is clamped.
+fn bytes(pixels: &Tensor) -> Result<Tensor, DiffusionError> {
+    Ok(pixels
+        .f_to_kind(Kind::Float)?
+        .f_add_scalar(1.0)?
+        .f_mul_scalar_(127.5)?
+        .f_clamp_(0.0, 255.0)?
+        .f_to_kind(Kind::Uint8)?)
 }

@@ -51,6 +51,9 @@ pub struct SitConfig {
     pub alignment_depth: i64,
     /// Layer norm of queries and keys in each head.
     pub qk_norm: bool,
+    /// Train the position embedding too, from its fixed values on. REPA-E's published models were
+    /// trained so, by a slip of its code.
+    pub train_pos_embed: bool,
 }
 
 impl Default for SitConfig {
@@ -68,6 +71,7 @@ impl Default for SitConfig {
             class_dropout: 0.1,
             alignment_depth: 8,
             qk_norm: false,
+            train_pos_embed: false,
         }
     }
 }
@@ -121,6 +125,7 @@ impl SitConfig {
             class_dropout,
             alignment_depth,
             qk_norm: _,
+            train_pos_embed: _,
         } = *self;
         for (name, value) in [
             ("patch_size", patch_size),

@@ -8,6 +8,7 @@ mod jit;
 mod jit_config;
 mod jit_sampler;
 mod objective;
+mod repa_e;
 mod rotary;
 mod samplers;
 mod sit;

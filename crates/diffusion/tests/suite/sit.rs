@@ -27,6 +27,7 @@ impl Case {
             class_dropout: golden.config("class_dropout_prob").as_f64().unwrap(),
             alignment_depth: number("encoder_depth"),
             qk_norm: golden.config("qk_norm").as_bool().unwrap(),
+            train_pos_embed: false,
         };
         let head = match golden.config("projection_layer_type").as_str() {
             Some("mlp") => HeadConfig::Mlp {

@@ -1,0 +1,150 @@
+//! The KL autoencoder of latent diffusion (arXiv 2112.10752), as Stable Diffusion, VA-VAE and
+//! REPA-E (arXiv 2504.10483) use it.
+//!
+//! Weights have the names and shapes of upstream's state dict (`models/autoencoder.py` of
+//! REPA-E).
+
+mod blocks;
+mod config;
+mod decoder;
+mod encoder;
+mod posterior;
+#[cfg(test)]
+mod tests;
+
+use tch::{Kind, Tensor};
+use torch_ext::{Generator, Scope};
+
+use self::decoder::Decoder;
+use self::encoder::Encoder;
+use super::{Autoencoder, bytes};
+use crate::conv::Conv2d;
+use crate::{DiffusionError, check};
+
+pub use config::KlConfig;
+pub use posterior::Posterior;
+
+/// The model: pixels in [-1, 1] to a [`Posterior`] over latents, and latents back to pixels.
+///
+/// Its methods record gradients; through the trait [`Autoencoder`] it is frozen. Latents are as
+/// the encoder gives them: [`LatentScaling`](crate::latents::LatentScaling) or a
+/// [`LatentNorm`](crate::repa_e::LatentNorm) brings them to the denoiser's scale.
+///
+/// ```
+/// use diffusion::autoencoder::{Autoencoder, KlAutoencoder, KlConfig};
+/// use tch::{Device, Kind, Tensor};
+/// use torch_ext::{Generator, Params};
+///
+/// # fn main() -> Result<(), diffusion::DiffusionError> {
+/// let config = KlConfig { base_channels: 8, norm_groups: 4, ..KlConfig::f8d4() };
+/// let params = Params::new(Device::Cpu, 0)?;
+/// let autoencoder = KlAutoencoder::new(&params.root(), &config)?;
+///
+/// let pixels = Tensor::rand([2, 3, 16, 16], (Kind::Float, Device::Cpu)) * 2 - 1;
+/// let posterior = autoencoder.posterior(&pixels)?;
+/// let latents = posterior.sample(&mut Generator::new(Device::Cpu, 0)?)?;
+/// assert_eq!(latents.size(), [2, 4, 2, 2]);
+/// let reconstruction = autoencoder.to_pixels(&latents)?;
+/// assert_eq!(reconstruction.size(), [2, 3, 16, 16]);
+/// assert_eq!(autoencoder.decode(&latents)?.kind(), Kind::Uint8);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct KlAutoencoder {
+    encoder: Encoder,
+    decoder: Decoder,
+    quant_conv: Conv2d,
+    post_quant_conv: Conv2d,
+    config: KlConfig,
+}
+
+impl KlAutoencoder {
+    /// Declares the weights below `scope` and draws them as PyTorch does by default.
+    ///
+    /// # Errors
+    /// Settings that [`KlConfig::validate`] refuses, or a name that is taken.
+    pub fn new(scope: &Scope, config: &KlConfig) -> Result<Self, DiffusionError> {
+        config.validate()?;
+        let channels = config.latent_channels;
+        let conv = |name: &str, channels| Conv2d::same(&scope.sub(name), channels, channels, 1);
+        Ok(Self {
+            encoder: Encoder::new(&scope.sub("encoder"), config)?,
+            decoder: Decoder::new(&scope.sub("decoder"), config)?,
+            quant_conv: conv("quant_conv", 2 * channels)?,
+            post_quant_conv: conv("post_quant_conv", channels)?,
+            config: config.clone(),
+        })
+    }
+
+    /// The settings it was built with.
+    pub fn config(&self) -> &KlConfig {
+        &self.config
+    }
+
+    /// Moments `[B, 2 C, H / f, W / f]` of images `[B, 3, H, W]` in [-1, 1].
+    ///
+    /// # Errors
+    /// Another shape, or a side that is not a multiple of `f`.
+    pub fn moments(&self, pixels: &Tensor) -> Result<Tensor, DiffusionError> {
+        check::shape("the batch of images", pixels, &[-1, 3, -1, -1])?;
+        let (_, _, height, width) = pixels.size4()?;
+        self.latent_shape(height, width)?;
+        self.quant_conv.forward(&self.encoder.forward(pixels)?)
+    }
+
+    /// The posterior over latents of images `[B, 3, H, W]` in [-1, 1].
+    ///
+    /// # Errors
+    /// As [`KlAutoencoder::moments`].
+    pub fn posterior(&self, pixels: &Tensor) -> Result<Posterior, DiffusionError> {
+        Posterior::new(&self.moments(pixels)?)
+    }
+
+    /// Images `[B, 3, f h, f w]` of latents `[B, C, h, w]`, nominally in [-1, 1]: nothing bounds
+    /// them.
+    ///
+    /// # Errors
+    /// Another shape.
+    pub fn to_pixels(&self, latents: &Tensor) -> Result<Tensor, DiffusionError> {
+        let channels = self.config.latent_channels;
+        check::shape("the batch of latents", latents, &[-1, channels, -1, -1])?;
+        self.decoder
+            .forward(&self.post_quant_conv.forward(latents)?)
+    }
+}
+
+/// Images as bytes `[B, 3, H, W]` to pixels in [-1, 1], float32.
+pub(crate) fn pixels(images: &Tensor) -> Result<Tensor, DiffusionError> {
+    check::shape("the batch of images", images, &[-1, 3, -1, -1])?;
+    check::dtype("the batch of images", images, Kind::Uint8)?;
+    Ok(images
+        .f_to_kind(Kind::Float)?
+        .f_div_scalar_(127.5)?
+        .f_sub_scalar_(1.0)?)
+}
+
+impl Autoencoder for KlAutoencoder {
+    fn latent_shape(&self, height: i64, width: i64) -> Result<[i64; 3], DiffusionError> {
+        let factor = self.config.downsampling();
+        let fits = |side: i64| side > 0 && side % factor == 0;
+        if !fits(height) || !fits(width) {
+            return Err(DiffusionError::ImageSize {
+                height,
+                width,
+                multiple: factor,
+            });
+        }
+        Ok([self.config.latent_channels, height / factor, width / factor])
+    }
+
+    fn encode(&self, images: &Tensor, generator: &mut Generator) -> Result<Tensor, DiffusionError> {
+        let pixels = pixels(images)?;
+        tch::no_grad(|| self.posterior(&pixels)?.sample(generator))
+    }
+
+    fn decode(&self, latents: &Tensor) -> Result<Tensor, DiffusionError> {
+        let latents = latents.f_to_kind(Kind::Float)?;
+        tch::no_grad(|| bytes(&self.to_pixels(&latents)?))
+    }
+}

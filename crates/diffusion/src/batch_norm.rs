@@ -1,0 +1,95 @@
+//! Batch normalisation with running statistics, as `torch.nn.BatchNorm2d` keeps them.
+
+use tch::{Device, Kind, Tensor};
+use torch_ext::Scope;
+
+use crate::{DiffusionError, check};
+
+/// Which mean and variance a batch normalisation divides by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Statistics {
+    /// The batch's own, with the biased variance; the running ones move towards them, with the
+    /// unbiased variance (training mode in PyTorch).
+    Batch,
+    /// The running ones, which stay as they are (evaluation mode in PyTorch).
+    Running,
+}
+
+/// `(x - mean) / sqrt(var + eps)` per channel, with or without a learned scale and shift.
+#[derive(Debug)]
+pub(crate) struct BatchNorm2d {
+    /// `[C]`.
+    pub running_mean: Tensor,
+    /// `[C]`.
+    pub running_var: Tensor,
+    num_batches_tracked: Tensor,
+    affine: Option<(Tensor, Tensor)>,
+    momentum: f64,
+    eps: f64,
+    channels: i64,
+}
+
+impl BatchNorm2d {
+    /// Declares the buffers `running_mean`, `running_var` and `num_batches_tracked`. `affine` are
+    /// scale and shift `[C]`, declared by the caller.
+    pub fn new(
+        scope: &Scope,
+        channels: i64,
+        affine: Option<(Tensor, Tensor)>,
+        momentum: f64,
+        eps: f64,
+    ) -> Result<Self, DiffusionError> {
+        check::setting(
+            momentum > 0.0 && momentum <= 1.0,
+            "momentum of the batch normalisation",
+            momentum,
+            "above 0 and at most 1, usually 0.1",
+        )?;
+        let cpu = (Kind::Float, Device::Cpu);
+        let count = Tensor::f_zeros([0; 0], (Kind::Int64, Device::Cpu))?;
+        Ok(Self {
+            running_mean: scope.buffer("running_mean", Tensor::f_zeros([channels], cpu)?)?,
+            running_var: scope.buffer("running_var", Tensor::f_ones([channels], cpu)?)?,
+            num_batches_tracked: scope.buffer("num_batches_tracked", count)?,
+            affine,
+            momentum,
+            eps,
+            channels,
+        })
+    }
+
+    /// Scale and shift, if there are any.
+    pub fn weights(&self) -> impl Iterator<Item = &Tensor> {
+        self.affine.iter().flat_map(|(scale, shift)| [scale, shift])
+    }
+
+    /// `x` is `[B, C, H, W]`.
+    pub fn forward(&self, x: &Tensor, statistics: Statistics) -> Result<Tensor, DiffusionError> {
+        check::shape(
+            "the input of the batch normalisation",
+            x,
+            &[-1, self.channels, -1, -1],
+        )?;
+        let train = statistics == Statistics::Batch;
+        if train {
+            let values = x.numel() as i64 / self.channels;
+            check::setting(
+                values > 1,
+                "the number of values per channel",
+                values,
+                "at least 2, for the statistics of a batch",
+            )?;
+            let _count = self.num_batches_tracked.shallow_clone().f_add_scalar_(1)?;
+        }
+        Ok(x.f_batch_norm(
+            self.affine.as_ref().map(|(scale, _)| scale),
+            self.affine.as_ref().map(|(_, shift)| shift),
+            Some(&self.running_mean),
+            Some(&self.running_var),
+            train,
+            self.momentum,
+            self.eps,
+            true,
+        )?)
+    }
+}

@@ -1,0 +1,213 @@
+use std::path::Path;
+
+use tch::{Device, Kind, Tensor};
+use torch_ext::{Params, Scope};
+
+use crate::conv::Conv2d;
+use crate::{DiffusionError, check};
+
+#[cfg(test)]
+mod tests;
+
+/// Positions of the convolutions in torchvision's `vgg16().features`, by slice.
+const CONVOLUTIONS: [&[i64]; 5] = [
+    &[0, 2],
+    &[5, 7],
+    &[10, 12, 14],
+    &[17, 19, 21],
+    &[24, 26, 28],
+];
+
+/// Lower bound of the sum of squares whose root a feature is divided by. Its root is nothing
+/// beside [`NORM_EPS`], so that no value changes; but the root's derivative stays finite where
+/// all channels are zero.
+const SQUARES_EPS: f64 = 1e-30;
+
+/// Added to the length of a feature before it is divided by it.
+const NORM_EPS: f64 = 1e-10;
+
+/// The learned perceptual distance of two images (arXiv 1801.03924; `LPIPS` upstream): weighted
+/// squared differences of the features of a VGG16. Its weights are frozen.
+///
+/// As upstream, it maps its input `x` to `2 x - 1` first, for images in [0, 1]; and as upstream,
+/// REPA-E gives it images in [-1, 1].
+///
+/// ```
+/// use diffusion::repa_e::Lpips;
+/// use tch::{Device, Kind, Tensor};
+/// use torch_ext::Params;
+///
+/// # fn main() -> Result<(), diffusion::DiffusionError> {
+/// // In earnest: `Lpips::load(path, device)`.
+/// let params = Params::new(Device::Cpu, 0)?;
+/// let lpips = Lpips::new(&params.root(), [4, 8, 8, 8, 8])?;
+/// let images = Tensor::rand([2, 3, 32, 32], (Kind::Float, Device::Cpu));
+/// assert_eq!(lpips.forward(&images, &images)?.size(), [2, 1, 1, 1]);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Lpips {
+    shift: Tensor,
+    scale: Tensor,
+    slices: Vec<Vec<Conv2d>>,
+    heads: Vec<Conv2d>,
+}
+
+impl Lpips {
+    /// Channels of VGG16's five slices.
+    pub const VGG16: [i64; 5] = [64, 128, 256, 512, 512];
+
+    /// Declares the frozen weights below `scope`, zero until they are loaded. `widths` are the
+    /// channels of the five slices.
+    ///
+    /// # Errors
+    /// A width below 1, or a name that is taken.
+    pub fn new(scope: &Scope, widths: [i64; 5]) -> Result<Self, DiffusionError> {
+        let constants = scope.sub("scaling_layer");
+        let constant = |name, values: [f32; 3]| -> Result<Tensor, DiffusionError> {
+            let value = Tensor::f_from_slice(&values)?.f_view([1, 3, 1, 1])?;
+            Ok(constants.buffer(name, value)?)
+        };
+        let shift = constant("shift", [-0.030, -0.088, -0.188])?;
+        let scale = constant("scale", [0.458, 0.448, 0.450])?;
+        let (mut slices, mut heads) = (Vec::new(), Vec::new());
+        let mut in_channels = 3;
+        for (index, (&width, positions)) in widths.iter().zip(CONVOLUTIONS).enumerate() {
+            check::setting(width > 0, "the width of a VGG slice", width, "at least 1")?;
+            let slice = scope.sub("net").sub(format!("slice{}", index + 1));
+            let mut convolutions = Vec::new();
+            for position in positions {
+                convolutions.push(frozen(&slice.sub(position), [width, in_channels], 3)?);
+                in_channels = width;
+            }
+            slices.push(convolutions);
+            let head = scope.sub(format!("lin{index}")).sub("model").sub(1);
+            heads.push(frozen(&head, [1, width], 1)?);
+        }
+        Ok(Self {
+            shift,
+            scale,
+            slices,
+            heads,
+        })
+    }
+
+    /// Reads the weights of VGG16 and of LPIPS' heads from a safetensors file with the names of
+    /// upstream's state dict: `net.slice1.0.weight`, ..., `lin0.model.1.weight`, ...,
+    /// `scaling_layer.shift`. `crates/diffusion/python/convert_lpips.py` makes it.
+    ///
+    /// # Errors
+    /// No such file, or one with other names or shapes.
+    pub fn load(path: &Path, device: Device) -> Result<Self, DiffusionError> {
+        if !path.is_file() {
+            let path = path.to_owned();
+            return Err(DiffusionError::NoLpips { path });
+        }
+        let params = Params::new(device, 0)?;
+        let lpips = Self::new(&params.root(), Self::VGG16)?;
+        let loaded = Tensor::read_safetensors(path).map_err(Into::into);
+        loaded
+            .and_then(|tensors| params.load(&tensors))
+            .map_err(|source| DiffusionError::LpipsFile {
+                path: path.to_owned(),
+                source,
+            })?;
+        Ok(lpips)
+    }
+
+    /// The distance of each pair of images, `[B, 1, 1, 1]`, for `left` and `right`
+    /// `[B, 3, H, W]`, float32, nominally in [0, 1].
+    ///
+    /// # Errors
+    /// Shapes that differ, or a side below 16.
+    pub fn forward(&self, left: &Tensor, right: &Tensor) -> Result<Tensor, DiffusionError> {
+        check::shape("the second image of LPIPS", right, &left.size())?;
+        let (left, right) = (self.features(left)?, self.features(right)?);
+        let mut total: Option<Tensor> = None;
+        for (head, (left, right)) in self.heads.iter().zip(left.iter().zip(&right)) {
+            let term = term(head, &difference(left, right)?)?;
+            total = Some(match total {
+                Some(sum) => sum.f_add(&term)?,
+                None => term,
+            });
+        }
+        match total {
+            Some(total) => Ok(total),
+            None => Ok(Tensor::f_zeros(
+                [0, 1, 1, 1],
+                (Kind::Float, self.scale.device()),
+            )?),
+        }
+    }
+
+    /// VGG's features after relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3: `[B, 64, H, W]` to
+    /// `[B, 512, H / 16, W / 16]`.
+    fn features(&self, images: &Tensor) -> Result<Vec<Tensor>, DiffusionError> {
+        check::shape("the image of LPIPS", images, &[-1, 3, -1, -1])?;
+        let (_, _, height, width) = images.size4()?;
+        let side = height.min(width);
+        check::setting(
+            side >= 16,
+            "the images' side",
+            side,
+            "at least 16, for LPIPS",
+        )?;
+        let mut x = self.scaled(images)?;
+        let mut features = Vec::with_capacity(self.slices.len());
+        for (index, slice) in self.slices.iter().enumerate() {
+            if index > 0 {
+                x = x.f_max_pool2d([2, 2], [2, 2], [0, 0], [1, 1], false)?;
+            }
+            for conv in slice {
+                x = conv.forward(&x)?.f_relu()?;
+            }
+            features.push(x.shallow_clone());
+        }
+        Ok(features)
+    }
+
+    /// What VGG takes.
+    fn scaled(&self, images: &Tensor) -> Result<Tensor, DiffusionError> {
+        let x = images.f_mul_scalar(2.0)?.f_sub_scalar(1.0)?;
+        Ok(x.f_sub(&self.shift)?.f_div(&self.scale)?)
+    }
+}
+
+/// A convolution that is in the state dict but not trained. Channels are `[out, in]`; a 1x1 one
+/// has no bias.
+fn frozen(scope: &Scope, [out, input]: [i64; 2], kernel: i64) -> Result<Conv2d, DiffusionError> {
+    let cpu = (Kind::Float, Device::Cpu);
+    let weight = Tensor::f_zeros([out, input, kernel, kernel], cpu)?;
+    Ok(Conv2d {
+        weight: scope.buffer("weight", weight)?,
+        bias: if kernel > 1 {
+            Some(scope.buffer("bias", Tensor::f_zeros([out], cpu)?)?)
+        } else {
+            None
+        },
+        stride: 1,
+        padding: kernel / 2,
+    })
+}
+
+/// Features `[B, C, H, W]` divided by their length over the channels.
+fn unit(features: &Tensor) -> Result<Tensor, DiffusionError> {
+    let length = features
+        .f_square()?
+        .f_sum_dim_intlist(1, true, None)?
+        .f_clamp_min(SQUARES_EPS)?
+        .f_sqrt()?;
+    Ok(features.f_div(&length.f_add_scalar(NORM_EPS)?)?)
+}
+
+/// Squared difference of unit features, `[B, C, H, W]`.
+fn difference(left: &Tensor, right: &Tensor) -> Result<Tensor, DiffusionError> {
+    Ok(unit(left)?.f_sub(&unit(right)?)?.f_square()?)
+}
+
+/// What one slice adds to the distance, `[B, 1, 1, 1]`.
+fn term(head: &Conv2d, difference: &Tensor) -> Result<Tensor, DiffusionError> {
+    let weighted = head.forward(difference)?;
+    Ok(weighted.f_mean_dim([2, 3].as_slice(), true, None)?)
+}

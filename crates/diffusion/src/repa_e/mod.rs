@@ -1,0 +1,89 @@
+//! REPA-E: autoencoder and denoiser trained together (arXiv 2504.10483).
+//!
+//! The denoiser's loss does not reach the autoencoder, which it would teach to make latents easy;
+//! the alignment loss does. A step has three passes, each with an optimiser of its own:
+//!
+//! 1. the autoencoder learns from its reconstruction ([`AutoencoderLoss`]: L1, [`Lpips`], KL, and
+//!    a [`Discriminator`]) and from the alignment of the denoiser's hidden tokens;
+//! 2. the discriminator learns to tell images from reconstructions;
+//! 3. the denoiser and its heads learn from the objective and from alignment, on latents that are
+//!    cut off from the autoencoder.
+//!
+//! [`RepaE`] holds the networks and makes the passes' losses; the caller steps the optimisers in
+//! between. A [`LatentNorm`] keeps latents at unit scale while the autoencoder moves them.
+//!
+//! ```
+//! use diffusion::autoencoder::{KlAutoencoder, KlConfig};
+//! use diffusion::objective::velocity::Velocity;
+//! use diffusion::repa_e::{
+//!     AutoencoderLoss, AutoencoderLossConfig, Discriminator, LatentNorm, RepaE, RepaEConfig,
+//! };
+//! use diffusion::{Denoiser, DiffusionError, Mode, Sit, SitConfig};
+//! use tch::{Device, Kind, Tensor};
+//! use torch_ext::{Generator, Params};
+//!
+//! # fn main() -> Result<(), DiffusionError> {
+//! // Three sets of weights, for three optimisers.
+//! let [of_autoencoder, of_discriminator, of_denoiser] =
+//!     [0, 1, 2].map(|seed| Params::new(Device::Cpu, seed));
+//! let (of_autoencoder, of_discriminator, of_denoiser) =
+//!     (of_autoencoder?, of_discriminator?, of_denoiser?);
+//!
+//! let config = KlConfig { base_channels: 8, norm_groups: 4, ..KlConfig::f8d4() };
+//! let autoencoder = KlAutoencoder::new(&of_autoencoder.root(), &config)?;
+//! let config = AutoencoderLossConfig { perceptual_weight: 0.0, ..Default::default() };
+//! let discriminator = Discriminator::new(&of_discriminator.root(), 8, 3)?;
+//! let loss = AutoencoderLoss::new(&of_discriminator.root(), config, discriminator, None)?;
+//! let config = SitConfig { input_size: 4, num_classes: 2, ..SitConfig::named("SiT-XS/2")? };
+//! let denoiser = Sit::new(&of_denoiser.root(), &config)?;
+//! let latent_norm = LatentNorm::new(&of_denoiser.root(), 4, LatentNorm::MOMENTUM)?;
+//! let repa_e = RepaE {
+//!     autoencoder,
+//!     loss,
+//!     denoiser,
+//!     latent_norm,
+//!     denoiser_weights: of_denoiser.trainable(),
+//!     objective: Velocity::default(),
+//!     config: RepaEConfig::default(),
+//!     precision: None,
+//! };
+//!
+//! let mut generator = Generator::new(Device::Cpu, 0)?;
+//! let images = Tensor::randint(256, [2, 3, 32, 32], (Kind::Uint8, Device::Cpu));
+//! let labels = Tensor::from_slice(&[0i64, 1]);
+//! // A loss on the hidden tokens: here their size; in earnest, heads and encoder tokens.
+//! let align = |hidden: &Tensor| -> Result<Tensor, DiffusionError> {
+//!     Ok(hidden.f_square()?.f_mean(None)?)
+//! };
+//!
+//! let draws = repa_e.draw(&images, &mut generator)?;
+//! let first = repa_e.autoencoder_pass(&images, &labels, &draws, 0, align)?;
+//! first.total.backward(); // then: clip, step and clear the autoencoder's gradients
+//! let second = repa_e.discriminator_pass(&first, 0)?;
+//! second.total.backward(); // then the discriminator's
+//! let third = repa_e.denoiser_pass(&first, &labels, Mode::Train(&mut generator), align)?;
+//! third.total.backward(); // then the denoiser's
+//!
+//! // Latents that the denoiser samples go back to the autoencoder's scale first.
+//! let z = generator.randn(&[2, 4, 4, 4], Kind::Float)?;
+//! let pixels = repa_e.autoencoder.to_pixels(&repa_e.latent_norm.scaling()?.to_decoder(&z)?)?;
+//! assert_eq!(pixels.size(), [2, 3, 32, 32]);
+//! # Ok(())
+//! # }
+//! ```
+
+mod discriminator;
+mod frozen;
+mod latent_norm;
+mod loss;
+mod lpips;
+mod step;
+
+pub use crate::batch_norm::Statistics;
+pub use discriminator::{Discriminator, hinge_loss, lecam_loss};
+pub use latent_norm::LatentNorm;
+pub use loss::{
+    AutoencoderLoss, AutoencoderLossConfig, DiscriminatorLoss, GeneratorLoss, Reconstruction,
+};
+pub use lpips::Lpips;
+pub use step::{AutoencoderPass, DenoiserPass, Draws, RepaE, RepaEConfig};

@@ -1,0 +1,250 @@
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+use torch_ext::{Generator, autocast};
+
+use super::frozen::Frozen;
+use super::latent_norm::LatentNorm;
+use super::loss::{AutoencoderLoss, DiscriminatorLoss, GeneratorLoss};
+use crate::autoencoder::{Autoencoder, KlAutoencoder, Posterior, kl};
+use crate::batch_norm::Statistics;
+use crate::objective::velocity::Velocity;
+use crate::{Denoiser, DiffusionError, Mode, check};
+
+/// How much alignment counts.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RepaEConfig {
+    /// In the autoencoder's loss (`vae_align_proj_coeff` upstream).
+    pub autoencoder_alignment: f64,
+    /// In the denoiser's loss (`proj_coeff` upstream).
+    pub denoiser_alignment: f64,
+}
+
+impl Default for RepaEConfig {
+    fn default() -> Self {
+        Self {
+            autoencoder_alignment: 1.5,
+            denoiser_alignment: 0.5,
+        }
+    }
+}
+
+/// The networks of REPA-E and the three passes of its training step (`train_repae.py` upstream).
+///
+/// It owns no optimiser. The caller runs, in this order and with one batch:
+/// [`RepaE::autoencoder_pass`], backward, the autoencoder's optimiser; then
+/// [`RepaE::discriminator_pass`] likewise; then [`RepaE::denoiser_pass`]. The later passes work
+/// on the latents and the reconstructions of the first, from before the autoencoder's update.
+/// Each pass records gradients of its own network's weights only. See the
+/// [module](crate::repa_e) for an example.
+#[derive(Debug)]
+pub struct RepaE<D> {
+    /// The autoencoder.
+    pub autoencoder: KlAutoencoder,
+    /// Its losses, and the discriminator.
+    pub loss: AutoencoderLoss,
+    /// The denoiser.
+    pub denoiser: D,
+    /// The normalisation of its input.
+    pub latent_norm: LatentNorm,
+    /// The trained weights of the denoiser and of the heads that `align` uses, which must record
+    /// no gradient while the autoencoder learns.
+    pub denoiser_weights: Vec<Tensor>,
+    /// The denoiser's objective.
+    pub objective: Velocity,
+    /// How much alignment counts.
+    pub config: RepaEConfig,
+    /// Dtype in which autoencoder and denoiser run under autocast; `None` is float32 throughout.
+    /// Posterior and losses are computed outside autocast in float32 in any case; `align` gets
+    /// the hidden tokens as the denoiser made them, and runs in what precision it chooses.
+    pub precision: Option<Kind>,
+}
+
+/// The random numbers of a step but for label dropout.
+#[derive(Debug)]
+pub struct Draws {
+    /// Standard normal, of the latents' shape `[B, C, h, w]`: the sample of the posterior.
+    pub posterior_noise: Tensor,
+    /// Times `[B]`, the same in the autoencoder's and the denoiser's pass.
+    pub t: Tensor,
+    /// Noise of the path, of the latents' shape, the same in both passes.
+    pub noise: Tensor,
+}
+
+/// What [`RepaE::autoencoder_pass`] returns. All but the two totals are detached.
+#[derive(Debug)]
+pub struct AutoencoderPass {
+    /// The loss of the autoencoder, to be differentiated.
+    pub total: Tensor,
+    /// The part of it without alignment.
+    pub generator: GeneratorLoss,
+    /// The alignment loss, before its coefficient.
+    pub alignment: Tensor,
+    /// The images in [-1, 1], `[B, 3, H, W]`.
+    pub pixels: Tensor,
+    /// Their reconstructions, `[B, 3, H, W]`.
+    pub reconstructions: Tensor,
+    /// Their latents, not normalised, `[B, C, h, w]`.
+    pub latents: Tensor,
+    t: Tensor,
+    noise: Tensor,
+}
+
+/// What [`RepaE::denoiser_pass`] returns. All but the total are detached.
+#[derive(Debug)]
+pub struct DenoiserPass {
+    /// The loss of denoiser and heads, to be differentiated.
+    pub total: Tensor,
+    /// The objective's loss of each sample, `[B]`.
+    pub denoising: Tensor,
+    /// The alignment loss, before its coefficient.
+    pub alignment: Tensor,
+}
+
+impl<D: Denoiser> RepaE<D> {
+    /// Draws a step's numbers for `images` `[B, 3, H, W]`, bytes, in upstream's order: the
+    /// posterior's noise, times, the path's noise. Label dropout draws after them.
+    ///
+    /// # Errors
+    /// Images of another shape, or of a size that the autoencoder cannot take.
+    pub fn draw(
+        &self,
+        images: &Tensor,
+        generator: &mut Generator,
+    ) -> Result<Draws, DiffusionError> {
+        check::shape("the batch of images", images, &[-1, 3, -1, -1])?;
+        let (batch, _, height, width) = images.size4()?;
+        let [channels, rows, columns] = self.autoencoder.latent_shape(height, width)?;
+        let shape = [batch, channels, rows, columns];
+        let device = images.device();
+        let posterior_noise = generator.randn(&shape, Kind::Float)?;
+        let t = self
+            .objective
+            .time
+            .draw(self.objective.path, batch, generator)?;
+        let noise = generator.randn(&shape, Kind::Float)?;
+        Ok(Draws {
+            posterior_noise: posterior_noise.f_to_device(device)?,
+            t: t.f_to_device(device)?,
+            noise: noise.f_to_device(device)?,
+        })
+    }
+
+    /// The autoencoder's loss on `images` `[B, 3, H, W]`, bytes, with `labels` `[B]`, at step
+    /// `step`, counted from 0.
+    ///
+    /// Alignment reaches the autoencoder through the latents: they are normalised by the running
+    /// statistics, made noisy and taken through the denoiser to its hidden tokens `[B, T, D]`, of
+    /// which `align` makes the alignment loss, a scalar. The denoiser is in evaluation mode, so
+    /// that no label is dropped and no statistic moves, and neither its weights nor the heads'
+    /// record gradients.
+    ///
+    /// # Errors
+    /// Shapes or dtypes that do not fit; what `align` refuses.
+    pub fn autoencoder_pass<E: From<DiffusionError>>(
+        &self,
+        images: &Tensor,
+        labels: &Tensor,
+        draws: &Draws,
+        step: u64,
+        align: impl FnOnce(&Tensor) -> Result<Tensor, E>,
+    ) -> Result<AutoencoderPass, E> {
+        let pixels = kl::pixels(images)?;
+        let device = pixels.device();
+        let moments = self.mixed(device, || self.autoencoder.moments(&pixels))?;
+        let posterior = Posterior::new(&float(&moments)?)?;
+        let latents = posterior.at(&draws.posterior_noise)?;
+        let reconstructions = self.mixed(device, || self.autoencoder.to_pixels(&latents))?;
+        let generator = self
+            .loss
+            .generator(&pixels, &reconstructions, &posterior, step)?;
+        let alignment = {
+            let _frozen = Frozen::new(&self.denoiser_weights)?;
+            let x0 = self.latent_norm.forward(&latents, Statistics::Running)?;
+            let noisy = self.objective.given(&x0, &draws.t, &draws.noise)?;
+            let hidden = self.mixed(device, || {
+                self.denoiser.hidden(&noisy.x, &noisy.t, labels, Mode::Eval)
+            })?;
+            align(&hidden)?
+        };
+        Ok(AutoencoderPass {
+            total: add_scaled(
+                &generator.total,
+                &alignment,
+                self.config.autoencoder_alignment,
+            )?,
+            generator,
+            alignment: detached(&alignment)?,
+            pixels,
+            reconstructions: detached(&float(&reconstructions)?)?,
+            latents: detached(&latents)?,
+            t: draws.t.shallow_clone(),
+            noise: draws.noise.shallow_clone(),
+        })
+    }
+
+    /// The discriminator's loss on the images and reconstructions of the first pass.
+    ///
+    /// # Errors
+    /// As [`AutoencoderLoss::discriminate`].
+    pub fn discriminator_pass(
+        &self,
+        first: &AutoencoderPass,
+        step: u64,
+    ) -> Result<DiscriminatorLoss, DiffusionError> {
+        self.loss
+            .discriminate(&first.pixels, &first.reconstructions, step)
+    }
+
+    /// The loss of the denoiser and the heads on the latents of the first pass, with its times
+    /// and noise. The latents are normalised by their own statistics, and the running ones move;
+    /// `mode` says whether labels are dropped; `align` is as in the first pass.
+    ///
+    /// # Errors
+    /// Labels that do not fit; what `align` refuses.
+    pub fn denoiser_pass<E: From<DiffusionError>>(
+        &self,
+        first: &AutoencoderPass,
+        labels: &Tensor,
+        mode: Mode<'_>,
+        align: impl FnOnce(&Tensor) -> Result<Tensor, E>,
+    ) -> Result<DenoiserPass, E> {
+        let x0 = self
+            .latent_norm
+            .forward(&first.latents, Statistics::Batch)?;
+        let noisy = self.objective.given(&x0, &first.t, &first.noise)?;
+        let output = self.mixed(noisy.x.device(), || {
+            self.denoiser.forward(&noisy.x, &noisy.t, labels, mode)
+        })?;
+        let denoising = self.objective.loss(&output.prediction, &noisy)?;
+        let alignment = align(&output.hidden)?;
+        let mean = denoising.f_mean(None).map_err(DiffusionError::from)?;
+        Ok(DenoiserPass {
+            total: add_scaled(&mean, &alignment, self.config.denoiser_alignment)?,
+            denoising: detached(&denoising)?,
+            alignment: detached(&alignment)?,
+        })
+    }
+
+    /// Runs a network in the precision asked for.
+    fn mixed<T>(
+        &self,
+        device: Device,
+        network: impl FnOnce() -> Result<T, DiffusionError>,
+    ) -> Result<T, DiffusionError> {
+        autocast::run(device, self.precision, network)?
+    }
+}
+
+fn float(tensor: &Tensor) -> Result<Tensor, DiffusionError> {
+    Ok(tensor.f_to_kind(Kind::Float)?)
+}
+
+fn detached(tensor: &Tensor) -> Result<Tensor, DiffusionError> {
+    Ok(tensor.f_detach()?)
+}
+
+/// `left + factor right`.
+fn add_scaled(left: &Tensor, right: &Tensor, factor: f64) -> Result<Tensor, DiffusionError> {
+    Ok(left.f_add(&right.f_mul_scalar(factor)?)?)
+}
