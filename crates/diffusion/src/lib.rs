@@ -64,11 +64,13 @@
 pub mod autoencoder;
 mod check;
 mod denoiser;
+mod dual;
 mod embedding;
 mod error;
 pub mod interpolant;
 pub mod latents;
 mod layers;
+pub mod meanflow;
 pub mod objective;
 pub mod samplers;
 mod sit;

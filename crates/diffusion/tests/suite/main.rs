@@ -4,6 +4,7 @@ mod autoencoder;
 #[path = "../golden/mod.rs"]
 mod golden;
 mod interpolant;
+mod meanflow;
 mod objective;
 mod samplers;
 mod sit;
