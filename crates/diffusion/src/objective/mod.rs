@@ -1,3 +1,4 @@
 //! What a denoiser is trained to predict, one objective a module.
 
+pub mod meanflow;
 pub mod velocity;

@@ -1,6 +1,7 @@
 //! MeanFlow: the network and its derivative, the objective, the sampler.
 
 mod network;
+mod objective;
 
 use diffusion::SitConfig;
 use diffusion::meanflow::MeanFlowSit;
