@@ -5,6 +5,7 @@
 //! started from.
 
 mod guidance;
+pub mod meanflow;
 mod ode;
 mod sde;
 

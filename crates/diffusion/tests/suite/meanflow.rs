@@ -2,6 +2,7 @@
 
 mod network;
 mod objective;
+mod sampler;
 
 use diffusion::SitConfig;
 use diffusion::meanflow::MeanFlowSit;
