@@ -4,6 +4,7 @@ use tch::{Device, Kind, Tensor};
 use torch_ext::{Init, Scope};
 
 use crate::denoiser::{Mode, drop_labels};
+use crate::dual::Activation;
 use crate::layers::Linear;
 use crate::{DiffusionError, check};
 
@@ -39,17 +40,18 @@ impl PatchEmbedder {
         })
     }
 
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor, DiffusionError> {
+    pub fn forward<V: Activation>(&self, x: &V) -> Result<V, DiffusionError> {
         let (channels, size, patch) = (self.channels, self.size, self.patch);
-        check::shape("the noisy image", x, &[-1, channels, size, size])?;
+        check::shape("the noisy image", x.value(), &[-1, channels, size, size])?;
         let side = size / patch;
         // A convolution whose stride is its kernel is a linear layer on patches. As one, its
         // tokens are contiguous, which a convolution's would not be in any block that follows.
-        let patches = x
-            .f_reshape([-1, channels, side, patch, side, patch])?
-            .f_permute([0, 2, 4, 1, 3, 5])?
-            .f_reshape([-1, side * side, channels * patch * patch])?;
-        Ok(patches.f_linear(&self.weight.f_flatten(1, -1)?, Some(&self.bias))?)
+        let patches = x.map(move |x| {
+            x.f_reshape([-1, channels, side, patch, side, patch])?
+                .f_permute([0, 2, 4, 1, 3, 5])?
+                .f_reshape([-1, side * side, channels * patch * patch])
+        })?;
+        patches.linear(&self.weight.f_flatten(1, -1)?, &self.bias)
     }
 }
 
@@ -82,9 +84,10 @@ pub fn sincos_2d(width: i64, side: i64) -> Result<Tensor, DiffusionError> {
     Ok(Tensor::f_from_slice(&values)?.f_view([side * side, width])?)
 }
 
-/// Sinusoids of times `t` `[B]`, `[B, width]` in float32: `[cos(t f_i), sin(t f_i)]` with
-/// `f_i = 10000^(-i / half)`, `half = width / 2` (`TimestepEmbedder.positional_embedding`
-/// upstream). An odd width ends in a column of zeros. Times are in [0, 1] and are not scaled.
+/// Sinusoids of times `t` `[B]`, `[B, width]` in float32, or in float64 if the times are:
+/// `[cos(t f_i), sin(t f_i)]` with `f_i = 10000^(-i / half)`, `half = width / 2`
+/// (`TimestepEmbedder.positional_embedding` upstream). An odd width ends in a column of zeros.
+/// Times are in [0, 1] and are not scaled.
 ///
 /// # Errors
 /// `t` has more than one dimension, or `width` is below 2.
@@ -107,15 +110,36 @@ fn frequencies(width: i64, device: Device) -> Result<Tensor, DiffusionError> {
         .f_to_device(device)?)
 }
 
-fn sinusoids(t: &Tensor, frequencies: &Tensor, width: i64) -> Result<Tensor, DiffusionError> {
+pub(crate) fn sinusoids(
+    t: &Tensor,
+    frequencies: &Tensor,
+    width: i64,
+) -> Result<Tensor, DiffusionError> {
     check::shape("t", t, &[-1])?;
-    let angles = t
-        .f_to_kind(Kind::Float)?
-        .f_unsqueeze(1)?
-        .f_mul(frequencies)?;
+    let kind = match t.kind() {
+        Kind::Double => Kind::Double,
+        _ => Kind::Float,
+    };
+    let angles = t.f_to_kind(kind)?.f_unsqueeze(1)?.f_mul(frequencies)?;
     let mut parts = vec![angles.f_cos()?, angles.f_sin()?];
     if width % 2 == 1 {
         parts.push(angles.f_narrow(1, 0, 1)?.f_zeros_like()?);
+    }
+    Ok(Tensor::f_cat(&parts, 1)?)
+}
+
+/// The derivative of [`sinusoids`] by time, from its result: `[-f sin(t f), f cos(t f)]`.
+pub(crate) fn sinusoids_derivative(
+    sinusoids: &Tensor,
+    frequencies: &Tensor,
+) -> Result<Tensor, DiffusionError> {
+    let (_, width) = sinusoids.size2()?;
+    let half = width / 2;
+    let cos = sinusoids.f_narrow(1, 0, half)?;
+    let sin = sinusoids.f_narrow(1, half, half)?;
+    let mut parts = vec![sin.f_mul(frequencies)?.f_neg()?, cos.f_mul(frequencies)?];
+    if width % 2 == 1 {
+        parts.push(sinusoids.f_narrow(1, 0, 1)?.f_zeros_like()?);
     }
     Ok(Tensor::f_cat(&parts, 1)?)
 }
@@ -142,9 +166,9 @@ impl TimestepEmbedder {
         })
     }
 
-    pub fn forward(&self, t: &Tensor) -> Result<Tensor, DiffusionError> {
-        let x = sinusoids(t, &self.frequencies, Self::WIDTH)?.f_to_kind(t.kind())?;
-        self.second.forward(&self.first.forward(&x)?.f_silu()?)
+    pub fn forward<V: Activation>(&self, t: &V) -> Result<V, DiffusionError> {
+        let x = t.sinusoids(&self.frequencies, Self::WIDTH)?;
+        self.second.forward(&self.first.forward(&x)?.silu()?)
     }
 }
 
@@ -202,18 +226,20 @@ impl LabelEmbedder {
     }
 
     pub fn forward(&self, labels: &Tensor, mode: Mode<'_>) -> Result<Tensor, DiffusionError> {
+        let labels = self.drop(labels, mode)?;
+        Ok(Tensor::f_embedding(&self.table, &labels, -1, false, false)?)
+    }
+
+    /// The labels that are embedded: in training, some are the null class.
+    pub fn drop(&self, labels: &Tensor, mode: Mode<'_>) -> Result<Tensor, DiffusionError> {
         self.check(labels)?;
         match (mode, self.null_class()) {
             (Mode::Train(generator), Some(null_class)) => {
                 let draws = generator.rand(&labels.size(), Kind::Float)?;
-                self.look_up(&drop_labels(labels, &draws, self.dropout, null_class)?)
+                drop_labels(labels, &draws, self.dropout, null_class)
             }
-            _ => self.look_up(labels),
+            _ => Ok(labels.shallow_clone()),
         }
-    }
-
-    fn look_up(&self, labels: &Tensor) -> Result<Tensor, DiffusionError> {
-        Ok(Tensor::f_embedding(&self.table, labels, -1, false, false)?)
     }
 
     fn check(&self, labels: &Tensor) -> Result<(), DiffusionError> {

@@ -4,6 +4,7 @@ use tch::Tensor;
 use torch_ext::{Init, Scope};
 
 use crate::DiffusionError;
+use crate::dual::Activation;
 
 /// `x W^T + b`.
 #[derive(Debug)]
@@ -26,14 +27,14 @@ impl Linear {
         })
     }
 
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor, DiffusionError> {
-        Ok(x.f_linear(&self.weight, Some(&self.bias))?)
+    pub fn forward<V: Activation>(&self, x: &V) -> Result<V, DiffusionError> {
+        x.linear(&self.weight, &self.bias)
     }
 }
 
 /// Layer norm over the last dimension without weights.
-pub(crate) fn layer_norm(x: &Tensor, width: i64) -> Result<Tensor, DiffusionError> {
-    Ok(x.f_layer_norm::<&Tensor>([width], None, None, 1e-6, true)?)
+pub(crate) fn layer_norm<V: Activation>(x: &V, width: i64) -> Result<V, DiffusionError> {
+    x.layer_norm(width, None, 1e-6)
 }
 
 /// Layer norm of queries or keys over the head's width, with weights.
@@ -53,9 +54,8 @@ impl HeadNorm {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor, DiffusionError> {
-        let (weight, bias) = (Some(&self.weight), Some(&self.bias));
-        Ok(x.f_layer_norm([self.width], weight, bias, 1e-5, true)?)
+    fn forward<V: Activation>(&self, x: &V) -> Result<V, DiffusionError> {
+        x.layer_norm(self.width, Some((&self.weight, &self.bias)), 1e-5)
     }
 }
 
@@ -95,24 +95,22 @@ impl Attention {
     }
 
     /// `x` is `[B, T, D]`.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor, DiffusionError> {
-        let (batch, count, width) = x.size3()?;
-        let qkv = self
-            .qkv
-            .forward(x)?
-            .f_view([batch, count, 3, self.heads, width / self.heads])?
-            .f_permute([2, 0, 3, 1, 4])?; // [3, B, heads, T, D / heads]
-        let mut q = qkv.f_select(0, 0)?;
-        let mut k = qkv.f_select(0, 1)?;
-        let v = qkv.f_select(0, 2)?;
+    pub fn forward<V: Activation>(&self, x: &V) -> Result<V, DiffusionError> {
+        let (batch, count, width) = x.value().size3()?;
+        let heads = self.heads;
+        let qkv = self.qkv.forward(x)?.map(move |qkv| {
+            qkv.f_view([batch, count, 3, heads, width / heads])?
+                .f_permute([2, 0, 3, 1, 4]) // [3, B, heads, T, D / heads]
+        })?;
+        let mut q = qkv.map(|qkv| qkv.f_select(0, 0))?;
+        let mut k = qkv.map(|qkv| qkv.f_select(0, 1))?;
+        let v = qkv.map(|qkv| qkv.f_select(0, 2))?;
         if let Some((q_norm, k_norm)) = &self.norms {
             q = q_norm.forward(&q)?;
             k = k_norm.forward(&k)?;
         }
-        let mixed = Tensor::f_scaled_dot_product_attention::<&Tensor>(
-            &q, &k, &v, None, 0.0, false, None, false,
-        )?;
-        let mixed = mixed.f_transpose(1, 2)?.f_reshape([batch, count, width])?;
+        let mixed = V::attention(&q, &k, &v)?
+            .map(move |mixed| mixed.f_transpose(1, 2)?.f_reshape([batch, count, width]))?;
         self.proj.forward(&mixed)
     }
 }
@@ -132,7 +130,7 @@ impl Mlp {
         })
     }
 
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor, DiffusionError> {
-        self.fc2.forward(&self.fc1.forward(x)?.f_gelu("tanh")?)
+    pub fn forward<V: Activation>(&self, x: &V) -> Result<V, DiffusionError> {
+        self.fc2.forward(&self.fc1.forward(x)?.gelu()?)
     }
 }

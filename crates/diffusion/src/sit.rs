@@ -9,6 +9,7 @@ use tch::{Kind, Tensor};
 use torch_ext::{Init, Scope, optim};
 
 use crate::denoiser::{Denoiser, Mode, Output};
+use crate::dual::Activation;
 use crate::embedding::{LabelEmbedder, PatchEmbedder, TimestepEmbedder, sincos_2d};
 use crate::layers::{Attention, Linear, Mlp, layer_norm};
 use crate::{DiffusionError, check};
@@ -38,8 +39,8 @@ pub use config::SitConfig;
 #[derive(Debug)]
 pub struct Sit {
     x_embedder: PatchEmbedder,
-    t_embedder: TimestepEmbedder,
-    y_embedder: LabelEmbedder,
+    pub(crate) t_embedder: TimestepEmbedder,
+    pub(crate) y_embedder: LabelEmbedder,
     pos_embed: Tensor,
     blocks: Vec<Block>,
     final_layer: FinalLayer,
@@ -107,7 +108,12 @@ impl Sit {
     /// # Errors
     /// `x` has another shape than the configuration says.
     pub fn tokens(&self, x: &Tensor) -> Result<Tensor, DiffusionError> {
-        Ok(self.x_embedder.forward(x)?.f_add(&self.pos_embed)?)
+        self.embed(x)
+    }
+
+    /// As [`Sit::tokens`].
+    pub(crate) fn embed<V: Activation>(&self, x: &V) -> Result<V, DiffusionError> {
+        self.x_embedder.forward(x)?.add_constant(&self.pos_embed)
     }
 
     /// The conditioning vector `[B, D]` of times `t` `[B]` and `labels` `[B]`.
@@ -125,37 +131,60 @@ impl Sit {
         Ok(t.f_add(&y)?)
     }
 
-    /// Tokens after the block at alignment depth `[B, T, D]`, and the activated condition
-    /// `[B, D]`.
-    fn up_to_alignment(
+    /// The input of the first block and the condition, `[B, T, D]` and `[B, D]`.
+    fn inputs(
         &self,
         x: &Tensor,
         t: &Tensor,
         labels: &Tensor,
         mode: Mode<'_>,
     ) -> Result<(Tensor, Tensor), DiffusionError> {
-        let mut x = self.tokens(x)?;
+        let x = self.tokens(x)?;
         check::shape("t", t, &[x.size3()?.0])?;
         check::shape("labels", labels, &[x.size3()?.0])?;
-        // Every block passes the condition through SiLU first: once is enough.
-        let c = self.conditioning(t, labels, mode)?.f_silu()?;
+        Ok((x, self.conditioning(t, labels, mode)?))
+    }
+
+    /// Through the blocks up to alignment depth, for tokens `x` `[B, T, D]` and the activated
+    /// condition `c` `[B, D]`.
+    fn shallow_blocks<V: Activation>(&self, mut x: V, c: &V) -> Result<V, DiffusionError> {
         for block in &self.blocks[..self.config.alignment_depth as usize] {
+            x = block.forward(&x, c)?;
+        }
+        Ok(x)
+    }
+
+    /// From the first block to the prediction `[B, C, H, W]`, for tokens `x` `[B, T, D]` and the
+    /// condition `c` `[B, D]`; and the hidden tokens at alignment depth.
+    pub(crate) fn denoise<V: Activation>(
+        &self,
+        x: V,
+        c: &V,
+    ) -> Result<(V, Tensor), DiffusionError> {
+        // Every block passes the condition through SiLU first: once is enough.
+        let c = c.silu()?;
+        let mut x = self.shallow_blocks(x, &c)?;
+        let hidden = x.value().shallow_clone();
+        for block in &self.blocks[self.config.alignment_depth as usize..] {
             x = block.forward(&x, &c)?;
         }
-        Ok((x, c))
+        let x = self.final_layer.forward(&x, &c)?; // [B, T, patch * patch * C]
+        Ok((self.unpatchify(&x)?, hidden))
     }
 
     /// Tokens `[B, T, patch * patch * C]`, channels last, to images `[B, C, H, W]`.
-    fn unpatchify(&self, x: &Tensor) -> Result<Tensor, DiffusionError> {
+    fn unpatchify<V: Activation>(&self, x: &V) -> Result<V, DiffusionError> {
         let (size, patch, channels) = (
             self.config.input_size,
             self.config.patch_size,
             self.config.in_channels,
         );
         let side = size / patch;
-        Ok(x.f_reshape([-1, side, side, patch, patch, channels])?
-            .f_permute([0, 5, 1, 3, 2, 4])?
-            .f_reshape([-1, channels, size, size])?)
+        x.map(move |x| {
+            x.f_reshape([-1, side, side, patch, patch, channels])?
+                .f_permute([0, 5, 1, 3, 2, 4])?
+                .f_reshape([-1, channels, size, size])
+        })
     }
 }
 
@@ -167,13 +196,8 @@ impl Denoiser for Sit {
         labels: &Tensor,
         mode: Mode<'_>,
     ) -> Result<Output, DiffusionError> {
-        let (hidden, c) = self.up_to_alignment(x, t, labels, mode)?;
-        let mut x = hidden.shallow_clone();
-        for block in &self.blocks[self.config.alignment_depth as usize..] {
-            x = block.forward(&x, &c)?;
-        }
-        let x = self.final_layer.forward(&x, &c)?; // [B, T, patch * patch * C]
-        let prediction = self.unpatchify(&x)?;
+        let (x, c) = self.inputs(x, t, labels, mode)?; // [B, T, D], [B, D]
+        let (prediction, hidden) = self.denoise(x, &c)?;
         Ok(Output { prediction, hidden })
     }
 
@@ -184,7 +208,8 @@ impl Denoiser for Sit {
         labels: &Tensor,
         mode: Mode<'_>,
     ) -> Result<Tensor, DiffusionError> {
-        Ok(self.up_to_alignment(x, t, labels, mode)?.0)
+        let (x, c) = self.inputs(x, t, labels, mode)?;
+        self.shallow_blocks(x, &c.f_silu()?)
     }
 
     fn image_shape(&self) -> [i64; 3] {
@@ -233,7 +258,7 @@ impl Block {
     }
 
     /// `x` is `[B, T, D]`, `c` the activated condition `[B, D]`.
-    fn forward(&self, x: &Tensor, c: &Tensor) -> Result<Tensor, DiffusionError> {
+    fn forward<V: Activation>(&self, x: &V, c: &V) -> Result<V, DiffusionError> {
         let [
             shift_msa,
             scale_msa,
@@ -242,10 +267,10 @@ impl Block {
             scale_mlp,
             gate_mlp,
         ] = self.modulation.forward(c)?;
-        let y = modulate(&layer_norm(x, self.width)?, &shift_msa, &scale_msa)?;
-        let x = x.f_addcmul(&gate_msa, &self.attn.forward(&y)?)?;
-        let y = modulate(&layer_norm(&x, self.width)?, &shift_mlp, &scale_mlp)?;
-        Ok(x.f_addcmul(&gate_mlp, &self.mlp.forward(&y)?)?)
+        let y = layer_norm(x, self.width)?.modulate(&shift_msa, &scale_msa)?;
+        let x = x.add_product(&gate_msa, &self.attn.forward(&y)?)?;
+        let y = layer_norm(&x, self.width)?.modulate(&shift_mlp, &scale_mlp)?;
+        x.add_product(&gate_mlp, &self.mlp.forward(&y)?)
     }
 }
 
@@ -268,9 +293,9 @@ impl FinalLayer {
         })
     }
 
-    fn forward(&self, x: &Tensor, c: &Tensor) -> Result<Tensor, DiffusionError> {
+    fn forward<V: Activation>(&self, x: &V, c: &V) -> Result<V, DiffusionError> {
         let [shift, scale] = self.modulation.forward(c)?;
-        let x = modulate(&layer_norm(x, self.width)?, &shift, &scale)?;
+        let x = layer_norm(x, self.width)?.modulate(&shift, &scale)?;
         self.linear.forward(&x)
     }
 }
@@ -289,23 +314,19 @@ impl<const N: usize> Modulation<N> {
         Ok(Self { linear, width })
     }
 
-    pub fn forward(&self, c: &Tensor) -> Result<[Tensor; N], DiffusionError> {
+    pub fn forward<V: Activation>(&self, c: &V) -> Result<[V; N], DiffusionError> {
+        let width = self.width;
         let parts = self
             .linear
             .forward(c)?
-            .f_view([-1, N as i64, 1, self.width])?
-            .f_unbind(1)?;
+            .map(move |parts| parts.f_view([-1, N as i64, 1, width]))?
+            .unbind(1)?;
         parts
             .try_into()
-            .map_err(|parts: Vec<Tensor>| DiffusionError::Shape {
+            .map_err(|parts: Vec<V>| DiffusionError::Shape {
                 what: "a modulation",
                 found: vec![parts.len() as i64],
                 expected: vec![N as i64],
             })
     }
-}
-
-/// `x (1 + scale) + shift` in one pass.
-fn modulate(x: &Tensor, shift: &Tensor, scale: &Tensor) -> Result<Tensor, DiffusionError> {
-    Ok(shift.f_addcmul(x, &scale.f_add_scalar(1.0)?)?)
 }

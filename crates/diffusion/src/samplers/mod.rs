@@ -7,6 +7,7 @@
 
 mod guidance;
 pub mod jit;
+pub mod meanflow;
 mod ode;
 mod sde;
 

@@ -18,6 +18,25 @@ pub struct Golden {
 }
 
 impl Golden {
+    /// As [`Golden::open`], for a case that others cover and that is not part of the project for
+    /// its size: a folder with all of them can be named in `IREPA_GOLDEN`. `None`, said on stderr,
+    /// without it.
+    pub fn find(name: &str) -> Option<Self> {
+        if data(name, "safetensors").is_file() {
+            return Some(Self::open(name));
+        }
+        let path = data(name, "safetensors");
+        assert!(
+            std::env::var_os(FOLDER).is_none(),
+            "{} does not exist",
+            path.display()
+        );
+        eprintln!(
+            "not run: {name} is not part of the project; {FOLDER} names a folder that has it"
+        );
+        None
+    }
+
     /// Reads `tests/data/NAME.safetensors` and `NAME.json` of the crate under test.
     pub fn open(name: &str) -> Self {
         let page = std::fs::read_to_string(data(name, "json")).unwrap();
@@ -123,10 +142,25 @@ impl Golden {
     }
 }
 
+/// Names a folder with all cases, in sub-folders as below `tests/data`, SiT's in `sit`.
+const FOLDER: &str = "IREPA_GOLDEN";
+
 fn data(name: &str, extension: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    let file = format!("{name}.{extension}");
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/data")
-        .join(format!("{name}.{extension}"))
+        .join(&file);
+    match std::env::var_os(FOLDER) {
+        Some(folder) if !own.is_file() => {
+            let folder = PathBuf::from(folder);
+            let there = folder.join(&file);
+            match there.is_file() {
+                true => there,
+                false => folder.join("sit").join(file),
+            }
+        }
+        _ => own,
+    }
 }
 
 impl Drop for Golden {

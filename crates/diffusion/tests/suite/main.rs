@@ -7,6 +7,7 @@ mod interpolant;
 mod jit;
 mod jit_config;
 mod jit_sampler;
+mod meanflow;
 mod objective;
 mod repa_e;
 mod rotary;

@@ -30,7 +30,9 @@ fn config(page: &Value) -> KlConfig {
 }
 
 fn follows_upstream(name: &str) {
-    let golden = Golden::open(name);
+    let Some(golden) = Golden::find(name) else {
+        return;
+    };
     let params = Params::new(Device::Cpu, 0).unwrap();
     let model = KlAutoencoder::new(&params.root(), &config(golden.config("vae"))).unwrap();
     params.load(&golden.weights()).unwrap();

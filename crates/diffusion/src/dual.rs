@@ -1,0 +1,308 @@
+//! What layers compute on: a tensor, or a tensor with its tangent.
+//!
+//! Layers are written once over [`Activation`]. On a [`Tensor`] they are the plain network. On a
+//! [`Dual`] they carry a directional derivative along (forward-mode differentiation): an
+//! operation computes its value, which records a gradient as usual, and says how its tangent
+//! comes from the activations that the gradient's graph keeps anyway. The tangents are computed
+//! when that of the result is asked for; they record no gradient, and each is freed after its
+//! last use. They wait because memory that they leave between activations would not be used
+//! again: libtorch asks the C library for aligned memory, which glibc does not take from a gap
+//! of just that size.
+//!
+//! Layer norm, softmax and the activation functions have symmetric Jacobians, so that what
+//! libtorch's backward kernels compute from a gradient is the tangent when they are given one.
+
+mod attention;
+mod tangent;
+#[cfg(test)]
+mod tests;
+
+use tch::{TchError, Tensor};
+
+use crate::DiffusionError;
+use crate::embedding::{sinusoids, sinusoids_derivative};
+use tangent::Tangent;
+
+/// The operations that denoisers are made of.
+pub(crate) trait Activation: Sized {
+    /// The tensor, without a tangent.
+    fn value(&self) -> &Tensor;
+
+    /// A linear map without weights: a view, a permutation, a selection.
+    fn map(
+        &self,
+        f: impl Fn(&Tensor) -> Result<Tensor, TchError> + 'static,
+    ) -> Result<Self, DiffusionError>;
+
+    /// The slices along `dim`.
+    fn unbind(&self, dim: i64) -> Result<Vec<Self>, DiffusionError>;
+
+    /// `x W^T + b`.
+    fn linear(&self, weight: &Tensor, bias: &Tensor) -> Result<Self, DiffusionError>;
+
+    /// Layer norm over the last dimension, of size `width`, with a weight and a bias or without.
+    fn layer_norm(
+        &self,
+        width: i64,
+        affine: Option<(&Tensor, &Tensor)>,
+        eps: f64,
+    ) -> Result<Self, DiffusionError>;
+
+    fn silu(&self) -> Result<Self, DiffusionError>;
+
+    /// The tanh form of GELU.
+    fn gelu(&self) -> Result<Self, DiffusionError>;
+
+    fn add(&self, other: &Self) -> Result<Self, DiffusionError>;
+
+    /// `x + constant`.
+    fn add_constant(&self, constant: &Tensor) -> Result<Self, DiffusionError>;
+
+    /// `x + a b` in one pass.
+    fn add_product(&self, a: &Self, b: &Self) -> Result<Self, DiffusionError>;
+
+    /// `x (1 + scale) + shift` in one pass.
+    fn modulate(&self, shift: &Self, scale: &Self) -> Result<Self, DiffusionError>;
+
+    /// `softmax(q k^T / sqrt(d)) v` for `[B, heads, T, d]` each.
+    fn attention(q: &Self, k: &Self, v: &Self) -> Result<Self, DiffusionError>;
+
+    /// Times `[B]` to `[B, width]`, in the times' dtype; see
+    /// [`timestep_sinusoids`](crate::timestep_sinusoids).
+    fn sinusoids(&self, frequencies: &Tensor, width: i64) -> Result<Self, DiffusionError>;
+}
+
+impl Activation for Tensor {
+    fn value(&self) -> &Tensor {
+        self
+    }
+
+    fn map(
+        &self,
+        f: impl Fn(&Tensor) -> Result<Tensor, TchError> + 'static,
+    ) -> Result<Self, DiffusionError> {
+        Ok(f(self)?)
+    }
+
+    fn unbind(&self, dim: i64) -> Result<Vec<Self>, DiffusionError> {
+        Ok(self.f_unbind(dim)?)
+    }
+
+    fn linear(&self, weight: &Tensor, bias: &Tensor) -> Result<Self, DiffusionError> {
+        Ok(self.f_linear(weight, Some(bias))?)
+    }
+
+    fn layer_norm(
+        &self,
+        width: i64,
+        affine: Option<(&Tensor, &Tensor)>,
+        eps: f64,
+    ) -> Result<Self, DiffusionError> {
+        let (weight, bias) = affine.unzip();
+        Ok(self.f_layer_norm([width], weight, bias, eps, true)?)
+    }
+
+    fn silu(&self) -> Result<Self, DiffusionError> {
+        Ok(self.f_silu()?)
+    }
+
+    fn gelu(&self) -> Result<Self, DiffusionError> {
+        Ok(self.f_gelu("tanh")?)
+    }
+
+    fn add(&self, other: &Self) -> Result<Self, DiffusionError> {
+        Ok(self.f_add(other)?)
+    }
+
+    fn add_constant(&self, constant: &Tensor) -> Result<Self, DiffusionError> {
+        Ok(self.f_add(constant)?)
+    }
+
+    fn add_product(&self, a: &Self, b: &Self) -> Result<Self, DiffusionError> {
+        Ok(self.f_addcmul(a, b)?)
+    }
+
+    fn modulate(&self, shift: &Self, scale: &Self) -> Result<Self, DiffusionError> {
+        Ok(shift.f_addcmul(self, &scale.f_add_scalar(1.0)?)?)
+    }
+
+    fn attention(q: &Self, k: &Self, v: &Self) -> Result<Self, DiffusionError> {
+        Ok(Tensor::f_scaled_dot_product_attention::<&Tensor>(
+            q, k, v, None, 0.0, false, None, false,
+        )?)
+    }
+
+    fn sinusoids(&self, frequencies: &Tensor, width: i64) -> Result<Self, DiffusionError> {
+        Ok(sinusoids(self, frequencies, width)?.f_to_kind(self.kind())?)
+    }
+}
+
+/// A value and its derivative along the direction in which the network is differentiated, of one
+/// shape and dtype. The tangent never carries a gradient.
+#[derive(Debug)]
+pub(crate) struct Dual {
+    pub value: Tensor,
+    pub tangent: Tangent,
+}
+
+impl Dual {
+    /// An input of the network and its tangent, of its shape.
+    pub fn input(value: Tensor, tangent: &Tensor) -> Result<Self, DiffusionError> {
+        let tangent = tangent.f_detach()?;
+        Self::new(value, move || Ok(tangent))
+    }
+
+    /// `tangent` is brought to the dtype of `value`: under autocast the two may differ where a
+    /// constant in float32 was added to the value.
+    fn new(
+        value: Tensor,
+        tangent: impl FnOnce() -> Result<Tensor, DiffusionError> + 'static,
+    ) -> Result<Self, DiffusionError> {
+        let kind = value.kind();
+        let tangent = Tangent::new(move || Ok(tangent()?.f_to_kind(kind)?));
+        // The graph of the gradient keeps activations; without one, they are freed by not
+        // waiting.
+        if !value.requires_grad() {
+            let _computed = tangent.compute()?;
+        }
+        Ok(Self { value, tangent })
+    }
+}
+
+impl Activation for Dual {
+    fn value(&self) -> &Tensor {
+        &self.value
+    }
+
+    fn map(
+        &self,
+        f: impl Fn(&Tensor) -> Result<Tensor, TchError> + 'static,
+    ) -> Result<Self, DiffusionError> {
+        let dx = self.tangent.clone();
+        Self::new(f(&self.value)?, move || Ok(f(&dx.compute()?)?))
+    }
+
+    fn unbind(&self, dim: i64) -> Result<Vec<Self>, DiffusionError> {
+        let slices = self.value.f_unbind(dim)?;
+        let slices = slices.into_iter().zip(0..).map(|(value, index)| {
+            let dx = self.tangent.clone();
+            Self::new(value, move || Ok(dx.compute()?.f_select(dim, index)?))
+        });
+        slices.collect()
+    }
+
+    fn linear(&self, weight: &Tensor, bias: &Tensor) -> Result<Self, DiffusionError> {
+        let (dx, w) = (self.tangent.clone(), weight.shallow_clone());
+        Self::new(self.value.f_linear(weight, Some(bias))?, move || {
+            Ok(dx.compute()?.f_linear::<&Tensor>(&w, None)?)
+        })
+    }
+
+    /// With `n = (x - mean) r` and `r` the reciprocal deviation,
+    /// `dn = r (dx - mean(dx) - n mean(n dx))`.
+    fn layer_norm(
+        &self,
+        width: i64,
+        affine: Option<(&Tensor, &Tensor)>,
+        eps: f64,
+    ) -> Result<Self, DiffusionError> {
+        let (weight, bias) = affine.unzip();
+        let (value, mean, reciprocal) =
+            self.value.f_native_layer_norm([width], weight, bias, eps)?;
+        let dx = self.tangent.clone();
+        let (x, y) = (self.value.shallow_clone(), value.shallow_clone());
+        let weight = weight.map(Tensor::shallow_clone);
+        Self::new(value, move || {
+            let normal = match weight {
+                None => y,
+                Some(_) => x.f_sub(&mean)?.f_mul_(&reciprocal)?,
+            };
+            let dx = dx.compute()?;
+            let average = |x: &Tensor| x.f_mean_dim(-1, true, None);
+            let slope = average(&normal.f_mul(&dx)?)?.f_neg_()?;
+            let tangent = dx
+                .f_sub(&average(&dx)?)?
+                .f_addcmul_(&normal, &slope)?
+                .f_mul_(&reciprocal)?;
+            Ok(match weight {
+                None => tangent,
+                Some(weight) => tangent.f_mul(&weight)?,
+            })
+        })
+    }
+
+    fn silu(&self) -> Result<Self, DiffusionError> {
+        let (x, dx) = (self.value.shallow_clone(), self.tangent.clone());
+        Self::new(self.value.f_silu()?, move || {
+            Ok(x.f_silu_backward(&dx.compute()?)?)
+        })
+    }
+
+    fn gelu(&self) -> Result<Self, DiffusionError> {
+        let (x, dx) = (self.value.shallow_clone(), self.tangent.clone());
+        Self::new(self.value.f_gelu("tanh")?, move || {
+            Ok(x.f_gelu_backward(&dx.compute()?, "tanh")?)
+        })
+    }
+
+    fn add(&self, other: &Self) -> Result<Self, DiffusionError> {
+        let (dx, dy) = (self.tangent.clone(), other.tangent.clone());
+        Self::new(self.value.f_add(&other.value)?, move || {
+            Ok(dx.compute()?.f_add(&dy.compute()?)?)
+        })
+    }
+
+    fn add_constant(&self, constant: &Tensor) -> Result<Self, DiffusionError> {
+        let dx = self.tangent.clone();
+        Self::new(self.value.f_add(constant)?, move || dx.compute())
+    }
+
+    fn add_product(&self, a: &Self, b: &Self) -> Result<Self, DiffusionError> {
+        let value = self.value.add_product(&a.value, &b.value)?;
+        let (dx, a, b) = (self.tangent.clone(), a.clone(), b.clone());
+        Self::new(value, move || {
+            let (da, db) = (a.tangent.compute()?, b.tangent.compute()?);
+            Ok(dx
+                .compute()?
+                .f_addcmul(&da, &b.value)?
+                .f_addcmul_(&a.value, &db)?)
+        })
+    }
+
+    fn modulate(&self, shift: &Self, scale: &Self) -> Result<Self, DiffusionError> {
+        let value = self.value.modulate(&shift.value, &scale.value)?;
+        let (x, dshift, scale) = (self.clone(), shift.tangent.clone(), scale.clone());
+        Self::new(value, move || {
+            let (dx, dscale) = (x.tangent.compute()?, scale.tangent.compute()?);
+            Ok(dshift
+                .compute()?
+                .f_addcmul(&dx, &scale.value.f_add_scalar(1.0)?)?
+                .f_addcmul_(&x.value, &dscale)?)
+        })
+    }
+
+    fn attention(q: &Self, k: &Self, v: &Self) -> Result<Self, DiffusionError> {
+        let value = Tensor::attention(&q.value, &k.value, &v.value)?;
+        let (q, k, v) = (q.clone(), k.clone(), v.clone());
+        Self::new(value, move || attention::tangent(&q, &k, &v))
+    }
+
+    fn sinusoids(&self, frequencies: &Tensor, width: i64) -> Result<Self, DiffusionError> {
+        let value = self.value.sinusoids(frequencies, width)?;
+        let (y, frequencies) = (value.shallow_clone(), frequencies.shallow_clone());
+        let dt = self.tangent.clone();
+        Self::new(value, move || {
+            let slope = sinusoids_derivative(&y, &frequencies)?;
+            Ok(slope.f_mul(&dt.compute()?.f_unsqueeze(1)?)?)
+        })
+    }
+}
+
+impl Clone for Dual {
+    fn clone(&self) -> Self {
+        Self {
+            value: self.value.shallow_clone(),
+            tangent: self.tangent.clone(),
+        }
+    }
+}

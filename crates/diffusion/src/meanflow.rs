@@ -1,0 +1,254 @@
+//! SiT that predicts an average velocity, as MeanFlow trains it (arXiv 2505.13447).
+//!
+//! `u(z, r, t)` is the mean of the velocity over the times from `r` to `t` on the path through
+//! `z` at `t`, so that one step reaches the image: `z_r = z_t - (t - r) u(z_t, r, t)`. The network
+//! is [`Sit`] with one embedder more, of `t - r`. Training needs the derivative of `u` along the
+//! path as well; [`MeanFlowSit::jvp`] computes it in the same pass. Weights have the names and
+//! shapes of the state dict of github.com/zhuyu-cs/MeanFlow (`sit.py`).
+
+use tch::Tensor;
+use torch_ext::Scope;
+
+use crate::denoiser::{Denoiser, Mode, Output};
+use crate::dual::{Activation, Dual};
+use crate::embedding::TimestepEmbedder;
+use crate::sit::{Sit, SitConfig};
+use crate::{DiffusionError, check};
+
+/// The network.
+///
+/// As a [`Denoiser`] it is the velocity at time `t`, `u(z, t, t)`, which every sampler of
+/// [`crate::samplers`] can integrate; [`crate::samplers::meanflow`] takes the long steps.
+///
+/// ```
+/// use diffusion::SitConfig;
+/// use diffusion::meanflow::{Direction, MeanFlowSit};
+/// use tch::{Device, Kind, Tensor};
+/// use torch_ext::Params;
+///
+/// # fn main() -> Result<(), diffusion::DiffusionError> {
+/// let config = SitConfig { input_size: 16, ..SitConfig::named("SiT-XS/4")? };
+/// let params = Params::new(Device::Cpu, 0)?;
+/// let network = MeanFlowSit::new(&params.root(), &config)?;
+///
+/// let z = Tensor::randn([2, 4, 16, 16], (Kind::Float, Device::Cpu));
+/// let r = Tensor::from_slice(&[0.0f32, 0.5]);
+/// let t = Tensor::from_slice(&[1.0f32, 0.7]);
+/// let labels = Tensor::from_slice(&[7i64, 1000]); // 1000 is the null class
+/// let velocity = z.randn_like();
+/// let output = network.jvp(&z, &r, &t, &labels, &Direction::along(&velocity))?;
+/// assert_eq!(output.u.size(), z.size());
+/// assert_eq!(output.dudt.size(), z.size());
+/// assert!(output.u.requires_grad() && !output.dudt.requires_grad());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct MeanFlowSit {
+    sit: Sit,
+    r_embedder: TimestepEmbedder,
+}
+
+/// The direction in which a network is differentiated.
+#[derive(Debug)]
+pub struct Direction<'a> {
+    /// Of `z`, `[B, C, H, W]`.
+    pub z: &'a Tensor,
+    /// Of `r`, the same for every sample.
+    pub r: f64,
+    /// Of `t`, the same for every sample.
+    pub t: f64,
+}
+
+impl<'a> Direction<'a> {
+    /// `(v, 0, 1)`: along the path, whose velocity is `v` `[B, C, H, W]`, towards noise.
+    pub fn along(velocity: &'a Tensor) -> Self {
+        Self {
+            z: velocity,
+            r: 0.0,
+            t: 1.0,
+        }
+    }
+}
+
+/// An average velocity and its derivative.
+#[derive(Debug)]
+pub struct Jvp {
+    /// `u(z, r, t)`, `[B, C, H, W]`.
+    pub u: Tensor,
+    /// The derivative of `u` in the given direction, of its shape, without gradient.
+    pub dudt: Tensor,
+    /// Tokens after the block at alignment depth, `[B, T, D]`.
+    pub hidden: Tensor,
+}
+
+impl MeanFlowSit {
+    /// Declares the weights below `scope` and draws them as [`Sit::new`] does.
+    ///
+    /// # Errors
+    /// As [`Sit::new`].
+    pub fn new(scope: &Scope, config: &SitConfig) -> Result<Self, DiffusionError> {
+        Ok(Self {
+            sit: Sit::new(scope, config)?,
+            r_embedder: TimestepEmbedder::new(&scope.sub("r_embedder"), config.hidden_size)?,
+        })
+    }
+
+    /// The settings it was built with.
+    pub fn config(&self) -> &SitConfig {
+        self.sit.config()
+    }
+
+    /// The input of the first block; see [`Sit::tokens`].
+    ///
+    /// # Errors
+    /// As [`Sit::tokens`].
+    pub fn tokens(&self, z: &Tensor) -> Result<Tensor, DiffusionError> {
+        self.sit.tokens(z)
+    }
+
+    /// The embeddings `[B, D]` of `t` and of `t - r`, for times `r` and `t` `[B]`.
+    ///
+    /// # Errors
+    /// The times are not of one shape `[B]`.
+    pub fn embed_times(&self, r: &Tensor, t: &Tensor) -> Result<[Tensor; 2], DiffusionError> {
+        check::shape("r", r, &t.size())?;
+        Ok([
+            self.sit.t_embedder.forward(t)?,
+            self.r_embedder.forward(&t.f_sub(r)?)?,
+        ])
+    }
+
+    /// The conditioning vector `[B, D]` of times `r` and `t` `[B]` and `labels` `[B]`.
+    ///
+    /// # Errors
+    /// As [`MeanFlowSit::forward`].
+    pub fn conditioning(
+        &self,
+        r: &Tensor,
+        t: &Tensor,
+        labels: &Tensor,
+    ) -> Result<Tensor, DiffusionError> {
+        let [t, difference] = self.embed_times(r, t)?;
+        let labels = self.sit.y_embedder.forward(labels, Mode::Eval)?;
+        Ok(t.f_add(&difference)?.f_add(&labels)?)
+    }
+
+    /// The average velocity of `z` `[B, C, H, W]` from `r` to `t` `[B]`, all of one dtype, for
+    /// classes `labels` `[B]`, int64. Labels are as given; the objective drops them.
+    ///
+    /// # Errors
+    /// As [`Denoiser::forward`].
+    pub fn forward(
+        &self,
+        z: &Tensor,
+        r: &Tensor,
+        t: &Tensor,
+        labels: &Tensor,
+    ) -> Result<Output, DiffusionError> {
+        let x = self.tokens(z)?;
+        check_batch(x.size3()?.0, r, t, labels)?;
+        let c = self.conditioning(r, t, labels)?;
+        let (prediction, hidden) = self.sit.denoise(x, &c)?;
+        Ok(Output { prediction, hidden })
+    }
+
+    /// As [`MeanFlowSit::forward`], and the Jacobian-vector product in `direction`.
+    ///
+    /// The tangents are computed from the activations that are kept for the gradient: there is
+    /// no second pass for values. They record no gradient, and each is freed after its last use.
+    ///
+    /// # Errors
+    /// As [`MeanFlowSit::forward`]; a direction of another shape than `z`.
+    pub fn jvp(
+        &self,
+        z: &Tensor,
+        r: &Tensor,
+        t: &Tensor,
+        labels: &Tensor,
+        direction: &Direction<'_>,
+    ) -> Result<Jvp, DiffusionError> {
+        check::shape("the direction of z", direction.z, &z.size())?;
+        let x = self
+            .sit
+            .embed(&Dual::input(z.shallow_clone(), direction.z)?)?;
+        check_batch(x.value.size3()?.0, r, t, labels)?;
+
+        let difference = Dual::input(t.f_sub(r)?, &t.f_full_like(direction.t - direction.r)?)?;
+        let t = Dual::input(t.shallow_clone(), &t.f_full_like(direction.t)?)?;
+        let t = self.sit.t_embedder.forward(&t)?;
+        let difference = self.r_embedder.forward(&difference)?;
+        let labels = self.sit.y_embedder.forward(labels, Mode::Eval)?;
+        let c = t.add(&difference)?.add_constant(&labels)?;
+
+        let (u, hidden) = self.sit.denoise(x, &c)?;
+        Ok(Jvp {
+            u: u.value,
+            dudt: u.tangent.compute()?,
+            hidden,
+        })
+    }
+
+    /// The same as [`MeanFlowSit::jvp`] in two passes, as upstream does it: one that records the
+    /// gradient of `u`, and one of values and tangents that records none. It is slower, and is
+    /// here to be compared with.
+    ///
+    /// # Errors
+    /// As [`MeanFlowSit::jvp`].
+    pub fn jvp_in_two_passes(
+        &self,
+        z: &Tensor,
+        r: &Tensor,
+        t: &Tensor,
+        labels: &Tensor,
+        direction: &Direction<'_>,
+    ) -> Result<Jvp, DiffusionError> {
+        let output = self.forward(z, r, t, labels)?;
+        let dudt = tch::no_grad(|| self.jvp(z, r, t, labels, direction))?.dudt;
+        Ok(Jvp {
+            u: output.prediction,
+            dudt,
+            hidden: output.hidden,
+        })
+    }
+}
+
+fn check_batch(batch: i64, r: &Tensor, t: &Tensor, labels: &Tensor) -> Result<(), DiffusionError> {
+    for (what, tensor) in [("r", r), ("t", t), ("labels", labels)] {
+        check::shape(what, tensor, &[batch])?;
+    }
+    Ok(())
+}
+
+impl Denoiser for MeanFlowSit {
+    fn forward(
+        &self,
+        x: &Tensor,
+        t: &Tensor,
+        labels: &Tensor,
+        mode: Mode<'_>,
+    ) -> Result<Output, DiffusionError> {
+        let labels = self.sit.y_embedder.drop(labels, mode)?;
+        self.forward(x, t, t, &labels)
+    }
+
+    fn image_shape(&self) -> [i64; 3] {
+        self.sit.image_shape()
+    }
+
+    fn num_classes(&self) -> i64 {
+        self.sit.num_classes()
+    }
+
+    fn null_class(&self) -> Option<i64> {
+        self.sit.null_class()
+    }
+
+    fn token_grid(&self) -> (i64, i64) {
+        self.sit.token_grid()
+    }
+
+    fn hidden_width(&self) -> i64 {
+        self.sit.hidden_width()
+    }
+}

@@ -1,0 +1,325 @@
+//! MeanFlow: predict the average velocity between two times (arXiv 2505.13447; `SILoss` of
+//! github.com/zhuyu-cs/MeanFlow).
+//!
+//! The average velocity `u` satisfies `u = v - (t - r) du/dt`, with the derivative along the path,
+//! that is in direction `(v, 0, 1)` of `(z, r, t)` (equation 6). The right-hand side, with the
+//! network's own `u` and without gradient, is its target.
+//!
+//! A step is in four parts, so that the network alone can run under autocast: [`MeanFlow::draw`];
+//! [`MeanFlow::guide`], which runs the network without gradient; [`MeanFlow::forward`], which runs
+//! it with; [`MeanFlow::loss`].
+
+mod time;
+mod weighting;
+
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+use torch_ext::Generator;
+
+use crate::denoiser::Denoiser;
+use crate::interpolant::Path;
+use crate::meanflow::{Direction, Jvp, MeanFlowSit};
+use crate::{DiffusionError, check};
+
+pub use time::{TimeDistribution, TimeSampling, Times};
+pub use weighting::Weighting;
+
+/// The objective's settings.
+///
+/// ```
+/// use diffusion::SitConfig;
+/// use diffusion::meanflow::MeanFlowSit;
+/// use diffusion::objective::meanflow::MeanFlow;
+/// use tch::{Device, Kind, Tensor};
+/// use torch_ext::{Generator, Params};
+///
+/// # fn main() -> Result<(), diffusion::DiffusionError> {
+/// let config = SitConfig { input_size: 16, ..SitConfig::named("SiT-XS/4")? };
+/// let params = Params::new(Device::Cpu, 0)?;
+/// let network = MeanFlowSit::new(&params.root(), &config)?;
+/// let mut generator = Generator::new(Device::Cpu, 1)?;
+///
+/// let x0 = generator.randn(&[2, 4, 16, 16], Kind::Float)?;
+/// let labels = Tensor::from_slice(&[3i64, 5]);
+/// let objective = MeanFlow { cfg_omega: 0.2, cfg_kappa: 0.92, ..MeanFlow::default() };
+/// objective.validate()?;
+/// let noisy = objective.draw(&network, &x0, &labels, &mut generator)?;
+/// let noisy = objective.guide(&network, noisy)?;
+/// let output = objective.forward(&network, &noisy)?;
+/// let loss = objective.loss(&output, &noisy)?;
+/// assert_eq!(loss.value.size(), [2]);
+/// assert_eq!(output.hidden.size(), [2, 16, 128]); // for alignment, as of SiT
+/// loss.value.mean(None).backward();
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MeanFlow {
+    /// The path from images to noise.
+    pub path: Path,
+    /// How the two times are drawn.
+    pub time: TimeSampling,
+    /// How much the error of a sample counts.
+    pub weighting: Weighting,
+    /// The power `p` of an adaptive weighting, 0 or more; 0 weighs all alike.
+    pub adaptive_p: f64,
+    /// Guidance in training: weight of the sample's own velocity (omega in the paper). 1, with
+    /// `cfg_kappa = 0`, is no guidance.
+    pub cfg_omega: f64,
+    /// Guidance in training: weight of the network's velocity for the class (kappa in
+    /// the paper). What is left to 1 is the weight of its velocity for no class.
+    pub cfg_kappa: f64,
+    /// Guidance acts at times `t` from here, inclusive.
+    pub cfg_min_t: f64,
+    /// Guidance acts at times `t` up to here, inclusive.
+    pub cfg_max_t: f64,
+}
+
+impl Default for MeanFlow {
+    /// The paper's: 25 % of samples with `r` apart from `t`, adaptive weighting with power 1, and
+    /// no guidance.
+    fn default() -> Self {
+        Self {
+            path: Path::Linear,
+            time: TimeSampling::default(),
+            weighting: Weighting::Adaptive,
+            adaptive_p: 1.0,
+            cfg_omega: 1.0,
+            cfg_kappa: 0.0,
+            cfg_min_t: 0.0,
+            cfg_max_t: 1.0,
+        }
+    }
+}
+
+/// The random numbers of a step.
+#[derive(Debug)]
+pub struct Draws {
+    /// Which labels become the null class, `[B]` boolean.
+    pub dropped: Tensor,
+    /// Start times, `[B]`.
+    pub r: Tensor,
+    /// End times, `[B]`, none before its start.
+    pub t: Tensor,
+    /// Standard normal, of the images' shape.
+    pub noise: Tensor,
+}
+
+/// A noisy batch, and the direction in which the network is differentiated there.
+#[derive(Debug)]
+pub struct Noisy {
+    /// Noisy images at time `t`, `[B, C, H, W]`.
+    pub z: Tensor,
+    /// Start times, `[B]`.
+    pub r: Tensor,
+    /// End times, `[B]`.
+    pub t: Tensor,
+    /// Classes that the network is given, `[B]`, with the null class where labels were dropped.
+    pub labels: Tensor,
+    /// Where guidance acts, `[B]` boolean: at times in the window, where the label was kept.
+    pub guided: Tensor,
+    /// The velocity at `z`, of its shape: the path's, and after [`MeanFlow::guide`] the guided
+    /// one.
+    pub velocity: Tensor,
+}
+
+/// The loss of a batch.
+#[derive(Debug)]
+pub struct Loss {
+    /// What is minimised, for each sample, `[B]`.
+    pub value: Tensor,
+    /// The squared error summed over a sample's C, H and W, `[B]`, without gradient. It tells
+    /// whether training gets on: the adaptively weighted loss is near 1 throughout.
+    pub squared_error: Tensor,
+}
+
+impl MeanFlow {
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// Names the first setting with a value it may not have.
+    pub fn validate(&self) -> Result<(), DiffusionError> {
+        self.time.validate()?;
+        let (low, high) = (self.cfg_min_t, self.cfg_max_t);
+        let fits = self.adaptive_p.is_finite() && self.adaptive_p >= 0.0;
+        check::setting(fits, "adaptive_p", self.adaptive_p, "0 or more")?;
+        for (name, value) in [("cfg_omega", self.cfg_omega), ("cfg_kappa", self.cfg_kappa)] {
+            check::setting(value.is_finite(), name, value, "a finite number")?;
+        }
+        let fits = (0.0..=1.0).contains(&low);
+        check::setting(fits, "cfg_min_t", low, "between 0 and 1")?;
+        let fits = (low..=1.0).contains(&high);
+        let allowed = format!("between cfg_min_t = {low} and 1");
+        check::setting(fits, "cfg_max_t", high, allowed)
+    }
+
+    /// Makes images `x0` `[B, C, H, W]` of classes `labels` `[B]` noisy. Numbers are drawn in
+    /// upstream's order: label dropout at the network's rate, the two times, which samples have
+    /// `r = t`, noise; on the generator's device, and moved to the images'.
+    ///
+    /// # Errors
+    /// Settings that [`MeanFlow::validate`] refuses; shapes that do not fit together.
+    pub fn draw(
+        &self,
+        network: &MeanFlowSit,
+        x0: &Tensor,
+        labels: &Tensor,
+        generator: &mut Generator,
+    ) -> Result<Noisy, DiffusionError> {
+        check::shape("the batch of images", x0, &[-1, -1, -1, -1])?;
+        self.validate()?;
+        let (batch, ..) = x0.size4()?;
+        let dropped = match network.null_class() {
+            Some(_) => generator
+                .rand(&[batch], Kind::Float)?
+                .f_lt(network.config().class_dropout)?,
+            None => Tensor::f_zeros([batch], (Kind::Bool, generator.device()))?,
+        };
+        let Times { r, t, .. } = self.time.draw(batch, generator)?;
+        let noise = generator.randn(&x0.size(), x0.kind())?;
+        let draws = Draws {
+            dropped,
+            r,
+            t,
+            noise,
+        };
+        self.given(network, x0, labels, &draws)
+    }
+
+    /// As [`MeanFlow::draw`], with the random numbers at hand.
+    ///
+    /// # Errors
+    /// Shapes that do not fit together; dropped labels or guidance with a network that has no
+    /// null class.
+    pub fn given(
+        &self,
+        network: &MeanFlowSit,
+        x0: &Tensor,
+        labels: &Tensor,
+        draws: &Draws,
+    ) -> Result<Noisy, DiffusionError> {
+        check::shape("labels", labels, &draws.t.size())?;
+        check::shape("r", &draws.r, &draws.t.size())?;
+        check::shape("the dropped labels", &draws.dropped, &draws.t.size())?;
+        let (device, kind) = (x0.device(), x0.kind());
+        let noise = draws.noise.f_to_device(device)?;
+        let [r, t] = [&draws.r, &draws.t].map(|time| time.f_to_device(device));
+        let (r, t) = (r?, t?);
+        let dropped = draws.dropped.f_to_device(device)?;
+
+        // An end of the window is compared in float32, so that t = 0.8 is not after 0.8.
+        let t32 = t.f_to_kind(Kind::Float)?;
+        let guided = t32
+            .f_ge(self.cfg_min_t)?
+            .f_logical_and(&t32.f_le(self.cfg_max_t)?)?
+            .f_logical_and(&dropped.f_logical_not()?)?;
+        let labels = match network.null_class() {
+            Some(null_class) => Tensor::f_where_scalarself(
+                &dropped.f_to_device(labels.device())?,
+                null_class,
+                labels,
+            )?,
+            None => labels.shallow_clone(),
+        };
+        let (r, t) = (r.f_to_kind(kind)?, t.f_to_kind(kind)?);
+        let (z, velocity) = self.path.at(x0, &noise, &t)?;
+        Ok(Noisy {
+            z,
+            r,
+            t,
+            labels,
+            guided,
+            velocity,
+        })
+    }
+
+    /// Replaces the velocity where guidance acts by
+    /// `omega v + kappa u(z, t, t, label) + (1 - omega - kappa) u(z, t, t, null)`,
+    /// computed without gradient; does nothing, and runs no network, for settings without
+    /// guidance.
+    ///
+    /// Under autocast, this and [`MeanFlow::forward`] need a region each: a region caches the
+    /// casts of weights, and those made without gradient would be used again in the pass that
+    /// records one.
+    ///
+    /// # Errors
+    /// As [`MeanFlowSit::forward`]; guidance with a network that has no null class.
+    pub fn guide(&self, network: &MeanFlowSit, mut noisy: Noisy) -> Result<Noisy, DiffusionError> {
+        let (omega, kappa) = (self.cfg_omega, self.cfg_kappa);
+        if omega == 1.0 && kappa == 0.0 {
+            return Ok(noisy);
+        }
+        let null_class = network.null_class().ok_or(DiffusionError::Setting {
+            name: "cfg_omega",
+            found: omega.to_string(),
+            allowed: "1, with cfg_kappa = 0, for a network without a null class \
+                      (class_dropout = 0)"
+                .to_owned(),
+        })?;
+        let _no_grad = tch::no_grad_guard();
+        let rows = noisy.guided.f_nonzero()?.f_flatten(0, -1)?;
+        let count = rows.size1()?;
+        if count == 0 {
+            return Ok(noisy);
+        }
+        let select = |x: &Tensor| x.f_index_select(0, &rows.f_to_device(x.device())?);
+        let twice = |x: &Tensor| Tensor::f_cat(&[x, x], 0);
+        let labels = select(&noisy.labels)?;
+        let null = labels.f_full_like(null_class)?;
+        let labels = Tensor::f_cat(&[&labels, &null], 0)?;
+        let (z, t) = (twice(&select(&noisy.z)?)?, twice(&select(&noisy.t)?)?);
+        let kind = noisy.velocity.kind();
+        let both = network.forward(&z, &t, &t, &labels)?;
+        let both = both.prediction.f_to_kind(kind)?;
+        let conditional = both.f_narrow(0, 0, count)?;
+        let unconditional = both.f_narrow(0, count, count)?;
+        let guided = select(&noisy.velocity)?
+            .f_mul_scalar(omega)?
+            .f_add_(&conditional.f_mul_scalar(kappa)?)?
+            .f_add_(&unconditional.f_mul_scalar(1.0 - omega - kappa)?)?;
+        noisy.velocity = noisy.velocity.f_index_copy(0, &rows, &guided)?;
+        Ok(noisy)
+    }
+
+    /// The network's average velocity and its derivative along the path.
+    ///
+    /// # Errors
+    /// As [`MeanFlowSit::jvp`].
+    pub fn forward(&self, network: &MeanFlowSit, noisy: &Noisy) -> Result<Jvp, DiffusionError> {
+        let direction = Direction::along(&noisy.velocity);
+        network.jvp(&noisy.z, &noisy.r, &noisy.t, &noisy.labels, &direction)
+    }
+
+    /// What `u` should be, `v - (t - r) du/dt`, of the images' shape and dtype, without gradient.
+    ///
+    /// # Errors
+    /// The derivative has another shape than the images.
+    pub fn target(&self, output: &Jvp, noisy: &Noisy) -> Result<Tensor, DiffusionError> {
+        check::shape("the derivative", &output.dudt, &noisy.velocity.size())?;
+        let _no_grad = tch::no_grad_guard();
+        let kind = noisy.velocity.kind();
+        let difference = noisy.t.f_sub(&noisy.r)?.f_view([-1, 1, 1, 1])?;
+        let correction = output.dudt.f_to_kind(kind)?.f_mul(&difference)?;
+        Ok(noisy.velocity.f_sub(&correction)?)
+    }
+
+    /// The weighted squared error of `output.u` for each sample, in the images' dtype.
+    ///
+    /// # Errors
+    /// `output` has another shape than the images.
+    pub fn loss(&self, output: &Jvp, noisy: &Noisy) -> Result<Loss, DiffusionError> {
+        check::shape("the prediction", &output.u, &noisy.velocity.size())?;
+        let target = self.target(output, noisy)?;
+        let error = output.u.f_to_kind(target.kind())?.f_sub(&target)?;
+        let squared_error =
+            error
+                .f_square()?
+                .f_flatten(1, -1)?
+                .f_sum_dim_intlist(1, false, None::<Kind>)?;
+        Ok(Loss {
+            value: self.weighting.apply(&squared_error, self.adaptive_p)?,
+            squared_error: squared_error.f_detach()?,
+        })
+    }
+}

@@ -1,0 +1,144 @@
+//! One or a few long steps by an average velocity, `z_r = z_t - (t - r) u(z_t, r, t)`
+//! (`meanflow_sampler` of github.com/zhuyu-cs/MeanFlow; arXiv 2505.13447, equation 12).
+
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use super::{Progress, linspace};
+use crate::denoiser::Denoiser;
+use crate::meanflow::MeanFlowSit;
+use crate::{DiffusionError, check};
+
+/// How many steps, and how strongly guided.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MeanFlowSamplerConfig {
+    /// Number of steps, at least 1: calls of the network, on twice the batch with guidance.
+    pub num_steps: usize,
+    /// Strength of classifier-free guidance, `uncond + scale (cond - uncond)`; 1 is none, and is
+    /// right for a network that was trained with guidance.
+    pub cfg_scale: f64,
+}
+
+impl Default for MeanFlowSamplerConfig {
+    /// The paper's: one step, no guidance but that of training.
+    fn default() -> Self {
+        Self {
+            num_steps: 1,
+            cfg_scale: 1.0,
+        }
+    }
+}
+
+/// A sampler with checked settings.
+///
+/// ```
+/// use diffusion::SitConfig;
+/// use diffusion::meanflow::MeanFlowSit;
+/// use diffusion::samplers::meanflow::{MeanFlowSampler, MeanFlowSamplerConfig};
+/// use tch::{Device, Kind, Tensor};
+/// use torch_ext::{Generator, Params};
+///
+/// # fn main() -> Result<(), diffusion::DiffusionError> {
+/// let config = SitConfig { input_size: 16, ..SitConfig::named("SiT-XS/4")? };
+/// let params = Params::new(Device::Cpu, 0)?;
+/// let network = MeanFlowSit::new(&params.root(), &config)?;
+///
+/// let latents = Generator::new(Device::Cpu, 1)?.randn(&[2, 4, 16, 16], Kind::Float)?;
+/// let labels = Tensor::from_slice(&[1i64, 2]);
+/// let sampler = MeanFlowSampler::new(MeanFlowSamplerConfig::default())?;
+/// let images = sampler.sample(&network, &latents, &labels, |_| {})?;
+/// assert_eq!(images.size(), [2, 4, 16, 16]);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub struct MeanFlowSampler {
+    config: MeanFlowSamplerConfig,
+}
+
+impl MeanFlowSampler {
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// Names the first setting with a value it may not have.
+    pub fn new(config: MeanFlowSamplerConfig) -> Result<Self, DiffusionError> {
+        let MeanFlowSamplerConfig {
+            num_steps,
+            cfg_scale: scale,
+        } = config;
+        check::setting(num_steps > 0, "num_steps", num_steps, "at least 1")?;
+        let fits = scale.is_finite() && scale >= 1.0;
+        check::setting(fits, "cfg_scale", scale, "1 (no guidance) or more")?;
+        Ok(Self { config })
+    }
+
+    /// The times it visits, from 1 to 0, one more than there are steps.
+    pub fn times(&self) -> Vec<f64> {
+        linspace(1.0, 0.0, self.config.num_steps + 1)
+    }
+
+    /// Turns `latents` `[B, C, H, W]`, standard normal, into images of the classes `labels`
+    /// `[B]`. The state and the result are float64, as those of the other samplers; the network
+    /// sees it, and the times, in the dtype of the latents. No gradient is recorded.
+    ///
+    /// # Errors
+    /// Shapes or labels that the network does not take; guidance of a network without a null
+    /// class.
+    pub fn sample(
+        &self,
+        network: &MeanFlowSit,
+        latents: &Tensor,
+        labels: &Tensor,
+        mut progress: impl FnMut(Progress<'_>),
+    ) -> Result<Tensor, DiffusionError> {
+        let [channels, height, width] = network.image_shape();
+        check::shape("the latents", latents, &[-1, channels, height, width])?;
+        let (batch, ..) = latents.size4()?;
+        check::shape("labels", labels, &[batch])?;
+        let scale = self.config.cfg_scale;
+        let null = match (scale > 1.0, network.null_class()) {
+            (false, _) => None,
+            (true, Some(null_class)) => Some(labels.f_full_like(null_class)?),
+            (true, None) => return Err(DiffusionError::NoNullClass(scale)),
+        };
+
+        let _no_grad = tch::no_grad_guard();
+        let velocity = |z: &Tensor, r: f64, t: f64| -> Result<Tensor, DiffusionError> {
+            let (z, labels) = match &null {
+                Some(null) => (
+                    Tensor::f_cat(&[z, z], 0)?,
+                    Tensor::f_cat(&[labels, null], 0)?,
+                ),
+                None => (z.shallow_clone(), labels.shallow_clone()),
+            };
+            let z = z.f_to_kind(latents.kind())?;
+            let time =
+                |time: f64| Tensor::f_full(labels.size(), time, (latents.kind(), latents.device()));
+            let output = network.forward(&z, &time(r)?, &time(t)?, &labels)?;
+            let u = output.prediction.f_to_kind(Kind::Double)?;
+            if null.is_none() {
+                return Ok(u);
+            }
+            let unconditional = u.f_narrow(0, batch, batch)?;
+            Ok(u.f_narrow(0, 0, batch)?
+                .f_sub(&unconditional)?
+                .f_mul_scalar_(scale)?
+                .f_add_(&unconditional)?)
+        };
+
+        let times = self.times();
+        let mut z = latents.f_to_kind(Kind::Double)?;
+        for (step, pair) in times.windows(2).enumerate() {
+            let &[t, r] = pair else { continue };
+            z = z.f_sub(&velocity(&z, r, t)?.f_mul_scalar_(t - r)?)?;
+            progress(Progress {
+                step: step + 1,
+                steps: self.config.num_steps,
+                time: r,
+                state: &z,
+            });
+        }
+        Ok(z)
+    }
+}

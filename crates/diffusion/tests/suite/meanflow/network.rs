@@ -1,0 +1,234 @@
+use diffusion::meanflow::{Direction, MeanFlowSit};
+use diffusion::samplers::{Method, Sampler, SamplerConfig};
+use diffusion::{Denoiser, DiffusionError, Mode, Path, SitConfig, drop_labels};
+use tch::{Device, Kind, Tensor};
+use torch_ext::autocast;
+
+use super::{awake, batch, build, find, generator, in_double, largest, open, tiny};
+
+#[test]
+fn forward_follows_upstream() {
+    let Some(golden) = find("forward") else {
+        return;
+    };
+    let [z, r, t, y] = ["in.z", "in.r", "in.t", "in.y"].map(|key| golden.tensor(key));
+    for depth in 1..=3 {
+        let (_params, network) = build(&golden, depth);
+        let output = network.forward(&z, &r, &t, &y).unwrap();
+        golden.check(&format!("out.block.{}", depth - 1), &output.hidden);
+        golden.check("out.u", &output.prediction);
+    }
+    let (_params, network) = build(&golden, 1);
+    let [of_t, of_difference] = network.embed_times(&r, &t).unwrap();
+    golden.check("out.r_embedder_input", &(&t - &r));
+    golden.check("out.t_embed", &of_t);
+    golden.check("out.r_embed", &of_difference);
+    golden.check("out.c", &network.conditioning(&r, &t, &y).unwrap());
+    golden.check("out.tokens", &network.tokens(&z).unwrap());
+}
+
+#[test]
+fn the_derivative_follows_upstream_and_its_finite_difference() {
+    let golden = open("jvp");
+    let (_params, network) = build(&golden, 1);
+    let [z, r, t, y, v] = ["in.z", "in.r", "in.t", "in.y", "in.v"].map(|key| golden.tensor(key));
+    let run = |z_direction: &Tensor, t_direction: f64| {
+        let direction = Direction {
+            z: z_direction,
+            r: 0.0,
+            t: t_direction,
+        };
+        network.jvp(&z, &r, &t, &y, &direction).unwrap()
+    };
+    let output = run(&v, 1.0);
+    golden.check("out.u", &output.u);
+    golden.check("out.dudt", &output.dudt);
+    golden.check("out.dudt_f64", &output.dudt);
+    golden.check("out.dudt_fd", &output.dudt);
+    golden.check("out.du_dz_v", &run(&v, 0.0).dudt);
+    golden.check("out.du_dt_only", &run(&v.zeros_like(), 1.0).dudt);
+}
+
+#[test]
+fn the_derivative_equals_a_finite_difference_in_float64() {
+    for qk_norm in [false, true] {
+        let (_params, network) = in_double(&SitConfig { qk_norm, ..tiny() });
+        let [z, r, t, y, v] = batch(Kind::Double);
+        for (dr, dt) in [(0.0, 1.0), (1.0, 0.0), (-0.5, 2.0)] {
+            let direction = Direction {
+                z: &v,
+                r: dr,
+                t: dt,
+            };
+            let output = network.jvp(&z, &r, &t, &y, &direction).unwrap();
+            assert_eq!(output.dudt.kind(), Kind::Double);
+            let at = |h: f64| {
+                let (z, r, t) = (&z + &v * h, &r + dr * h, &t + dt * h);
+                let output = network.forward(&z, &r, &t, &y).unwrap();
+                output.prediction.detach()
+            };
+            let h = 1e-6;
+            let difference = (at(h) - at(-h)) / (2.0 * h);
+            let error = largest(&(&output.dudt - &difference)) / largest(&difference);
+            assert!(error < 2e-8, "qk_norm {qk_norm}, ({dr}, {dt}): {error:e}");
+        }
+    }
+}
+
+#[test]
+fn the_value_and_its_gradients_are_those_of_the_plain_network_and_the_tangent_has_none() {
+    let (params, network) = awake(&tiny());
+    let [z, r, t, y, v] = batch(Kind::Float);
+    let direction = Direction::along(&v);
+    let gradients = |u: &Tensor, hidden: &Tensor| {
+        (u.square().sum(Kind::Float) + hidden.square().sum(Kind::Float)).backward();
+        let gradients: Vec<Tensor> = params.trainable().iter().map(|w| w.grad().copy()).collect();
+        params.trainable().iter_mut().for_each(Tensor::zero_grad);
+        gradients
+    };
+    let output = network.jvp(&z, &r, &t, &y, &direction).unwrap();
+    assert!(!output.dudt.requires_grad());
+    assert!(output.u.requires_grad() && output.hidden.requires_grad());
+    let shared = gradients(&output.u, &output.hidden);
+    let plain = network.forward(&z, &r, &t, &y).unwrap();
+    assert_eq!(output.u, plain.prediction);
+    assert_eq!(output.hidden, plain.hidden);
+    assert_eq!(shared, gradients(&plain.prediction, &plain.hidden));
+
+    let separate = network.jvp_in_two_passes(&z, &r, &t, &y, &direction);
+    let separate = separate.unwrap();
+    assert!(!separate.dudt.requires_grad());
+    assert_eq!(output.dudt, separate.dudt);
+    assert_eq!(shared, gradients(&separate.u, &separate.hidden));
+}
+
+#[test]
+fn without_gradients_the_derivative_is_the_same() {
+    let (_params, network) = awake(&tiny());
+    let [z, r, t, y, v] = batch(Kind::Float);
+    let run = || network.jvp(&z, &r, &t, &y, &Direction::along(&v)).unwrap();
+    let recorded = run();
+    let plain = tch::no_grad(run);
+    assert!(!plain.u.requires_grad());
+    assert_eq!((recorded.u, recorded.dudt), (plain.u, plain.dudt));
+}
+
+#[test]
+fn samples_of_a_batch_do_not_see_each_other() {
+    // More scores than are held at once, so that attention goes through the batch in parts.
+    let config = SitConfig {
+        input_size: 32,
+        num_heads: 8,
+        ..tiny()
+    };
+    let (_params, network) = in_double(&config);
+    let mut generator = generator(2);
+    let mut normal = || generator.randn(&[5, 3, 32, 32], Kind::Double).unwrap();
+    let (z, v) = (normal(), normal());
+    let t = Tensor::from_slice(&[0.9, 0.8, 0.7, 0.6, 0.5]);
+    let r = &t * 0.5;
+    let y = Tensor::from_slice(&[0i64, 1, 2, 3, 0]);
+    let all = network.jvp(&z, &r, &t, &y, &Direction::along(&v)).unwrap();
+    for index in 0..5 {
+        let one = |x: &Tensor| x.narrow(0, index, 1);
+        let v = one(&v);
+        let direction = Direction::along(&v);
+        let output = network.jvp(&one(&z), &one(&r), &one(&t), &one(&y), &direction);
+        let error = largest(&(output.unwrap().dudt - one(&all.dudt)));
+        assert!(error < 1e-10, "{index}: {error:e}");
+    }
+}
+
+#[test]
+fn bfloat16_autocast_stays_near_float32() {
+    let (params, network) = awake(&tiny());
+    for mut weight in params.trainable() {
+        let _ = tch::no_grad(|| weight.f_mul_scalar_(0.5).unwrap());
+    }
+    let [z, r, t, y, v] = batch(Kind::Float);
+    let run = || network.jvp(&z, &r, &t, &y, &Direction::along(&v)).unwrap();
+    let full = run();
+    let half = autocast::run(Device::Cpu, Some(Kind::BFloat16), run).unwrap();
+    for (full, half) in [(&full.u, &half.u), (&full.dudt, &half.dudt)] {
+        assert_eq!(half.kind(), Kind::BFloat16);
+        let error = largest(&(full - half)) / largest(full);
+        assert!(error < 0.02, "{error}");
+    }
+    half.u.to_kind(Kind::Float).square().mean(None).backward();
+    for weight in params.trainable() {
+        assert_eq!(weight.grad().kind(), Kind::Float);
+    }
+}
+
+#[test]
+fn as_a_denoiser_it_is_the_velocity_at_t() {
+    let (_params, network) = awake(&tiny());
+    let [z, _, t, y, _] = batch(Kind::Float);
+    let expected = network.forward(&z, &t, &t, &y).unwrap();
+    let denoiser: &dyn Denoiser = &network;
+    let found = denoiser.forward(&z, &t, &y, Mode::Eval).unwrap();
+    assert_eq!(found.prediction, expected.prediction);
+    assert_eq!(
+        (denoiser.null_class(), denoiser.num_classes()),
+        (Some(3), 3)
+    );
+    assert_eq!(
+        (denoiser.token_grid(), denoiser.hidden_width()),
+        ((4, 4), 32)
+    );
+
+    let draws = generator(9).rand(&[4], Kind::Float).unwrap();
+    let dropped = drop_labels(&y, &draws, 0.1, 3).unwrap();
+    let expected = network.forward(&z, &t, &t, &dropped).unwrap();
+    let mode = Mode::Train(&mut generator(9));
+    let found = denoiser.forward(&z, &t, &y, mode).unwrap();
+    assert_eq!(found.prediction, expected.prediction);
+
+    let config = SamplerConfig {
+        method: Method::Heun,
+        num_steps: 2,
+        ..SamplerConfig::default()
+    };
+    let sampler = Sampler::new(config, Path::Linear).unwrap();
+    let images = sampler.sample(denoiser, &z, &y, &mut generator(0), |_| {});
+    assert_eq!(images.unwrap().size(), z.size());
+}
+
+#[test]
+fn wrong_shapes_and_labels_are_named() {
+    let (_params, network) = awake(&tiny());
+    let [z, r, t, y, v] = batch(Kind::Float);
+    let message = |result: Result<_, DiffusionError>| result.err().unwrap().to_string();
+    let forward = |z: &Tensor, r: &Tensor, t: &Tensor, y: &Tensor| {
+        let jvp = network.jvp(z, r, t, y, &Direction::along(&z.zeros_like()));
+        let error = message(network.forward(z, r, t, y).map(drop));
+        assert_eq!(message(jvp.map(drop)), error);
+        error
+    };
+    assert_eq!(
+        forward(&z.narrow(2, 0, 4), &r, &t, &y),
+        "shape of the noisy image is [4, 3, 4, 8], expected [_, 3, 8, 8]"
+    );
+    assert_eq!(
+        forward(&z, &r.narrow(0, 0, 3), &t, &y),
+        "shape of r is [3], expected [4]"
+    );
+    assert_eq!(
+        forward(&z, &r, &t.unsqueeze(1), &y),
+        "shape of t is [4, 1], expected [4]"
+    );
+    assert_eq!(
+        forward(&z, &r, &t, &(&y + 1)),
+        "label 4 is not in 0..=3 (3 is the null class)"
+    );
+    let direction = Direction::along(&v);
+    let error = network.jvp(&z.narrow(0, 0, 2), &r, &t, &y, &direction);
+    assert_eq!(
+        message(error.map(drop)),
+        "shape of the direction of z is [4, 3, 8, 8], expected [2, 3, 8, 8]"
+    );
+    let params = torch_ext::Params::new(Device::Cpu, 0).unwrap();
+    let config = SitConfig { depth: 0, ..tiny() };
+    let error = MeanFlowSit::new(&params.root(), &config);
+    assert!(matches!(error, Err(DiffusionError::Setting { .. })));
+}
