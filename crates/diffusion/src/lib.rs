@@ -88,6 +88,5 @@ pub use jit::{Jit, JitConfig};
 pub use sit::{Sit, SitConfig};
 
 #[cfg(test)]
-#[expect(dead_code, reason = "the tests of the public interface use the rest")]
 #[path = "../tests/golden/mod.rs"]
 mod golden;
