@@ -1,0 +1,104 @@
+//! Training variants: files that lie over the base, each with the same recipes.
+
+// These tests do not read all that others do.
+#[allow(dead_code)]
+mod common;
+
+use common::Playground;
+
+/// SiT, MeanFlow and JiT, without alignment and with iREPA.
+fn playground() -> Playground {
+    let place = Playground::new();
+    place.edit(
+        "experiment.toml",
+        "recipes = \"recipes\"",
+        "recipes = \"recipes\"\nvariants = \"variants\"",
+    );
+    place.edit(
+        "experiment.toml",
+        "model = [\"SiT-XS/4\"]",
+        "variant = [\"sit\", \"meanflow\", \"jit\"]",
+    );
+    place.edit("experiment.toml", ", \"good\"]", "]");
+    place.write(
+        "variants/meanflow.toml",
+        "[objective]\nkind = \"meanflow\"\ncfg_omega = 0.2\ncfg_kappa = 0.9\n\
+         [sample]\nsampler = { method = \"euler\", num_steps = 1 }\n",
+    );
+    place.write(
+        "variants/jit.toml",
+        "[model]\nname = \"JiT-XS/4\"\n[objective]\nkind = \"x-prediction\"\n\
+         [train]\nsecond_ema_decay = 0.5\n",
+    );
+    place.write(
+        "recipes/jit/irepa.toml",
+        "base = \"../irepa.toml\"\n[alignment]\nlosses = [{ kind = \"cosine\", coefficient = 0.25 }]\n",
+    );
+    place
+}
+
+#[test]
+fn every_variant_trains_with_every_recipe_and_draws_samples() {
+    let place = playground();
+    place.sweep(&[]).expect(0, &["6 done, 0 failed"]);
+    let rows = runner::results::read_csv(&place.path("runs/small/results.csv")).unwrap();
+    let found: Vec<(&str, &str, &str)> = rows
+        .iter()
+        .map(|row| (&*row.cell, &*row.variant, &*row.model))
+        .collect();
+    let aligned = "irepa.hog-vit-g4_d128.s0";
+    let ids: Vec<String> = ["sit-xs4", "sit-xs4.meanflow", "jit-xs4"]
+        .iter()
+        .flat_map(|name| [format!("{name}.none.s0"), format!("{name}.{aligned}")])
+        .collect();
+    assert_eq!(
+        found,
+        [
+            (&*ids[0], "sit", "SiT-XS/4"),
+            (&*ids[1], "sit", "SiT-XS/4"),
+            (&*ids[2], "meanflow", "SiT-XS/4"),
+            (&*ids[3], "meanflow", "SiT-XS/4"),
+            (&*ids[4], "jit", "JiT-XS/4"),
+            (&*ids[5], "jit", "JiT-XS/4"),
+        ]
+    );
+    for row in &rows {
+        assert!(row.denoising_loss.unwrap() > 0.0 && row.fd.unwrap() > 0.0);
+        let cell = format!("runs/small/cells/{}", row.cell);
+        assert!(place.path(&cell).join("samples/step-0000006.png").is_file());
+        let second = place
+            .path(&cell)
+            .join("checkpoints/step-0000006/ema2.safetensors");
+        assert_eq!(second.is_file(), row.variant == "jit");
+        // A variant's own recipe comes before the general one.
+        let config = place.read(&format!("{cell}/config.toml"));
+        let own = row.variant == "jit" && row.recipe == "irepa";
+        assert_eq!(config.contains("coefficient = 0.25"), own, "{}", row.cell);
+    }
+    place.sweep(&[]).expect(0, &["0 to run, 6 done"]);
+}
+
+#[test]
+fn variants_that_do_not_exist_or_make_no_sense_are_refused() {
+    let place = playground();
+    place.edit("experiment.toml", "\"meanflow\"", "\"meanflw\"");
+    place
+        .sweep(&[])
+        .expect(2, &["grid.variant", "meanflw", "did you mean `meanflow`?"]);
+    let place = playground();
+    place
+        .sweep(&["--set", "sample.sampler.method=\"euler-maruyama\""])
+        .expect(
+            2,
+            &["sit-xs4.meanflow.none.s0", "sample.sampler.method", "SDE"],
+        );
+    let place = playground();
+    place.edit("variants/jit.toml", "JiT-XS/4", "SiT-XS/4");
+    place
+        .sweep(&[])
+        .expect(2, &["objective.kind", "x-prediction", "SiT-XS/4"]);
+    let place = playground();
+    place.edit("variants/meanflow.toml", "cfg_kappa", "cfg_kapa");
+    place.sweep(&[]).expect(2, &["meanflow.toml", "cfg_kapa"]);
+    assert!(!place.path("runs").exists());
+}
