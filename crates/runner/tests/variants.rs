@@ -4,7 +4,12 @@
 #[allow(dead_code)]
 mod common;
 
-use common::Playground;
+use std::fs;
+
+use common::{Playground, repository};
+use encoders::Registry;
+use runner::config_file;
+use runner::experiment::{DeviceKind, Plan};
 
 /// SiT, MeanFlow and JiT, without alignment and with iREPA.
 fn playground() -> Playground {
@@ -101,4 +106,32 @@ fn variants_that_do_not_exist_or_make_no_sense_are_refused() {
     place.edit("variants/meanflow.toml", "cfg_kappa", "cfg_kapa");
     place.sweep(&[]).expect(2, &["meanflow.toml", "cfg_kapa"]);
     assert!(!place.path("runs").exists());
+}
+
+#[test]
+fn the_configurations_and_experiments_of_the_project_are_valid() {
+    let files = |folder: &str| -> Vec<_> {
+        fs::read_dir(repository().join(folder))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| {
+                path.extension()
+                    .is_some_and(|extension| extension == "toml")
+            })
+            .collect()
+    };
+    let configurations = files("configs");
+    assert!(configurations.len() >= 3);
+    for path in configurations {
+        config_file::load(&path, &[]).unwrap();
+    }
+    let registry = Registry::new(&[repository().join("experiments/encoders")]);
+    let experiments = files("experiments");
+    assert!(experiments.len() >= 3);
+    for path in experiments {
+        for device in [DeviceKind::Cpu, DeviceKind::Cuda] {
+            let plan = Plan::read(&path, device, &registry, &[]).unwrap();
+            assert!(plan.cells.len() > 1, "{}", path.display());
+        }
+    }
 }
