@@ -110,6 +110,15 @@ impl EncoderBank {
         parts.join(",")
     }
 
+    /// Loads one encoder as `config` aligns with it.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_for(&self, name: &str, config: &Config) -> Result<Box<dyn Encoder>, EncoderError> {
+        let precision = config.alignment.encoder_precision;
+        self.load(name, config.data.resolution, precision)
+    }
+
     /// Loads one encoder for images of `resolution` pixels, cast to `precision`.
     ///
     /// # Errors

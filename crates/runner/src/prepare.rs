@@ -227,8 +227,7 @@ fn make(
         return Ok(true);
     }
     let config = &options.config;
-    let precision = config.alignment.encoder_precision;
-    let encoder = bank.load(&job.encoder, config.data.resolution, precision)?;
+    let encoder = bank.load_for(&job.encoder, config)?;
     let mut progress = Progress::new(&job.encoder, job.samples);
     let mut skipped = Skipped::new(config, dataset.as_ref());
     let (send, receive) = mpsc::sync_channel(AHEAD);

@@ -1,7 +1,5 @@
 //! Training variants: files that lie over the base, each with the same recipes.
 
-// These tests do not read all that others do.
-#[allow(dead_code)]
 mod common;
 
 use std::fs;

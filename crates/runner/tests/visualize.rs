@@ -1,7 +1,5 @@
 //! `runner visualize`: what it draws, and what it says when it cannot.
 
-// Other tests use the rest of it.
-#[allow(dead_code)]
 mod common;
 
 use std::collections::BTreeSet;

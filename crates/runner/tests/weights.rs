@@ -1,7 +1,5 @@
 //! Weights from files: what a run starts from, and what samples are drawn from.
 
-// These tests run no sweep.
-#[allow(dead_code)]
 mod common;
 
 use std::path::PathBuf;

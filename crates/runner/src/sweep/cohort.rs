@@ -247,9 +247,7 @@ impl Cohort {
                 let encoder = match source.loaded().next() {
                     Some(encoder) => encoder,
                     None => {
-                        let precision = config.alignment.encoder_precision;
-                        let resolution = config.data.resolution;
-                        from_bank = context.bank.load(name, resolution, precision)?;
+                        from_bank = context.bank.load_for(name, config)?;
                         from_bank.as_ref()
                     }
                 };

@@ -54,14 +54,10 @@ impl TokenSource {
                     let cache = FeatureCache::open(&folder, &key, config.data.flip)?;
                     Source::Cache(Box::new(cache))
                 }
-                _ => {
-                    let precision = config.alignment.encoder_precision;
-                    let encoder = bank.load(&name, config.data.resolution, precision)?;
-                    Source::Encoder {
-                        encoder,
-                        kept: None,
-                    }
-                }
+                _ => Source::Encoder {
+                    encoder: bank.load_for(&name, config)?,
+                    kept: None,
+                },
             });
         }
         Ok(Self::new(sources, config, dataset.len(), bank.device()))

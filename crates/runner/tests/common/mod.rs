@@ -1,5 +1,8 @@
 //! A small experiment in a folder of its own, and the program that runs it.
 
+// Each test file is a program of its own, and not each needs all of this.
+#![allow(dead_code)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
