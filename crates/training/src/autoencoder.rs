@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use data::seed;
 use diffusion::autoencoder::{Autoencoder as _, Identity, KlAutoencoder};
 use diffusion::latents::LatentScaling;
 use tch::{Device, Kind, Tensor};
@@ -30,16 +31,36 @@ impl AutoencoderModel {
         match &config.model.autoencoder {
             Autoencoder::Identity => Ok(Self(None)),
             Autoencoder::Kl(settings) => {
-                let params = Params::new(device, 0)?;
-                let network = KlAutoencoder::new(&params.root(), &settings.layout.config())?;
-                load_weights(&params, &settings.weights)?;
-                freeze(&params)?;
-                Ok(Self(Some(Box::new(Latents {
-                    network,
-                    scaling: scaling(settings, device)?,
-                }))))
+                let weights = read_weights(&settings.weights)?;
+                let scaling = scaling(settings, device)?;
+                Self::of_weights(settings, &weights, scaling, device).map_err(|error| match error {
+                    TrainError::Torch(source) => TrainError::AutoencoderWeights {
+                        path: settings.weights.clone(),
+                        source,
+                    },
+                    other => other,
+                })
             }
         }
+    }
+
+    /// An autoencoder of these weights, whose latents are scaled so.
+    ///
+    /// # Errors
+    /// Weights with other names or shapes.
+    pub(crate) fn of_weights(
+        settings: &KlSettings,
+        weights: &[(String, Tensor)],
+        scaling: LatentScaling,
+        device: Device,
+    ) -> Result<Self, TrainError> {
+        let params = Params::new(device, 0)?;
+        let network = KlAutoencoder::new(&params.root(), &settings.layout.config())?;
+        params.load(weights)?;
+        for param in params.entries().iter() {
+            let _frozen = param.tensor.f_set_requires_grad(false)?;
+        }
+        Ok(Self(Some(Box::new(Latents { network, scaling }))))
     }
 
     /// What the denoiser is trained on, `[B, C, h, w]`, float32, of `images` `[B, 3, H, W]`,
@@ -74,26 +95,33 @@ impl AutoencoderModel {
     }
 }
 
+/// The weights of an autoencoder that is to be trained, on `device`: those of the file that
+/// `settings` names, or drawn from `seed_of_run`.
+pub(crate) fn trained(
+    settings: &KlSettings,
+    seed_of_run: u64,
+    device: Device,
+) -> Result<(Params, KlAutoencoder), TrainError> {
+    let params = Params::new(device, seed::derive(seed_of_run, "autoencoder", &[]))?;
+    let network = KlAutoencoder::new(&params.root(), &settings.layout.config())?;
+    if !settings.weights.as_os_str().is_empty() {
+        let path = settings.weights.clone();
+        let loaded = params.load(&read_weights(&path)?);
+        loaded.map_err(|source| TrainError::AutoencoderWeights { path, source })?;
+    }
+    Ok((params, network))
+}
+
 /// The affine map that `settings` gives.
-fn scaling(settings: &KlSettings, device: Device) -> Result<LatentScaling, TrainError> {
+pub(crate) fn scaling(settings: &KlSettings, device: Device) -> Result<LatentScaling, TrainError> {
     let (scale, bias) = (settings.scale.values(), settings.bias.values());
     Ok(LatentScaling::new(scale, bias, device)?)
 }
 
-fn load_weights(params: &Params, path: &Path) -> Result<(), TrainError> {
-    if !path.is_file() {
-        return Err(TrainError::NoAutoencoder(path.to_owned()));
+/// The weights in the file of `model.autoencoder.weights`.
+pub(crate) fn read_weights(path: &Path) -> Result<Vec<(String, Tensor)>, TrainError> {
+    match path.is_file() {
+        true => Ok(read_tensors(path)?),
+        false => Err(TrainError::NoAutoencoder(path.to_owned())),
     }
-    let loaded = params.load(&read_tensors(path)?);
-    loaded.map_err(|source| TrainError::AutoencoderWeights {
-        path: path.to_owned(),
-        source,
-    })
-}
-
-fn freeze(params: &Params) -> Result<(), TrainError> {
-    for param in params.entries().iter() {
-        let _frozen = param.tensor.f_set_requires_grad(false)?;
-    }
-    Ok(())
 }
