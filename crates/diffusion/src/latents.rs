@@ -63,10 +63,19 @@ impl LatentScaling {
             moments,
             &[batch, 2 * channels, height, width],
         )?;
-        self.check_channels(noise)?;
         let mean = moments.f_narrow(1, 0, channels)?;
         let std = moments.f_narrow(1, channels, channels)?;
-        let latent = mean.f_addcmul(&std, noise)?;
+        self.to_denoiser(&mean.f_addcmul(&std, noise)?)
+    }
+
+    /// What a denoiser takes, `(latent - bias) * scale`, of an autoencoder's `latent`
+    /// `[B, C, h, w]`.
+    ///
+    /// # Errors
+    /// Another number of channels than the map has entries.
+    pub fn to_denoiser(&self, latent: &Tensor) -> Result<Tensor, DiffusionError> {
+        check::shape("the latent", latent, &[-1, -1, -1, -1])?;
+        self.check_channels(latent)?;
         Ok(latent.f_sub(&self.bias)?.f_mul(&self.scale)?)
     }
 

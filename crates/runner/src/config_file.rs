@@ -117,7 +117,7 @@ pub fn read_layers(path: &Path) -> Result<Table, ConfigError> {
         let config: Config = parse(&path, &text)?;
         let mut table: Table = parse(&path, &text)?;
         table.remove("base");
-        anchor_data_path(&mut table, folder_of(&path));
+        anchor_paths(&mut table, folder_of(&path));
         layers.push(table);
         next = config.base.map(|base| tidy(&folder_of(&path).join(base)));
         from = Some(format!("`base` in {}", path.display()));
@@ -154,11 +154,28 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
     path.parent().unwrap_or(Path::new(""))
 }
 
-/// Makes a relative `data.path` relative to the file that states it.
-pub(crate) fn anchor_data_path(table: &mut Table, folder: &Path) {
-    let path = table.get_mut("data").and_then(|data| data.get_mut("path"));
-    if let Some(Value::String(path)) = path {
-        *path = tidy(&folder.join(&*path)).to_string_lossy().into_owned();
+/// The settings that name files or folders beside the configuration.
+const PATHS: [&[&str]; 3] = [
+    &["data", "path"],
+    &["model", "autoencoder", "weights"],
+    &["objective", "lpips"],
+];
+
+/// Makes relative paths among the settings relative to the file that states them.
+pub(crate) fn anchor_paths(table: &mut Table, folder: &Path) {
+    for keys in PATHS {
+        let [section, rest @ ..] = keys else { continue };
+        let value = rest
+            .iter()
+            .try_fold(table.get_mut(*section), |value, key| {
+                Some(value?.get_mut(key))
+            })
+            .flatten();
+        if let Some(Value::String(path)) = value
+            && !path.is_empty()
+        {
+            *path = tidy(&folder.join(&*path)).to_string_lossy().into_owned();
+        }
     }
 }
 

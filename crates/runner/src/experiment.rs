@@ -322,7 +322,7 @@ impl Resolver<'_> {
         config_file::merge(&mut table, recipe_layer.clone());
         for set in [&self.experiment.set, &self.section.set] {
             let mut set = set.clone();
-            config_file::anchor_data_path(&mut set, config_file::folder_of(self.path));
+            config_file::anchor_paths(&mut set, config_file::folder_of(self.path));
             config_file::merge(&mut table, set);
         }
         config_file::merge(&mut table, axes.layer());

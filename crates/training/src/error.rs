@@ -1,4 +1,5 @@
 use std::io;
+use std::path::PathBuf;
 
 use alignment::AlignmentError;
 use diffusion::DiffusionError;
@@ -81,6 +82,24 @@ pub enum TrainError {
     /// A file of weights without one that every denoiser has.
     #[error("there is no weight `{0}`: these are not the weights of a denoiser")]
     NoWeight(&'static str),
+
+    /// There are no weights of the autoencoder.
+    #[error(
+        "`model.autoencoder.weights` is {}, and there is no such file: make it with `python \
+         crates/training/python/convert_autoencoder.py WEIGHTS --out {}` from the autoencoder's \
+         published weights",
+        .0.display(), .0.display()
+    )]
+    NoAutoencoder(PathBuf),
+
+    /// Weights of the autoencoder that cannot be used.
+    #[error("`model.autoencoder.weights`, {}: {source}", .path.display())]
+    AutoencoderWeights {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: TorchError,
+    },
 
     /// A checkpoint could not be written or read.
     #[error(transparent)]

@@ -46,6 +46,7 @@
 //! ```
 
 mod adamw;
+mod autoencoder;
 mod batch;
 pub mod checkpoint;
 mod config;
@@ -58,11 +59,13 @@ mod run;
 mod tensor_file;
 mod trainer;
 
+pub use autoencoder::AutoencoderModel;
 pub use batch::{DeviceBatch, images_to_device};
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use config::{
-    AlignmentConfig, Autoencoder, Config, DataConfig, EvaluateConfig, InvalidConfig, ModelConfig,
-    NO_ENCODER, OptimizerConfig, Precision, SampleConfig, TrainConfig,
+    AlignmentConfig, Autoencoder, Config, DataConfig, EvaluateConfig, InvalidConfig, KlLayout,
+    KlSettings, ModelConfig, NO_ENCODER, OptimizerConfig, PerChannel, Precision, SampleConfig,
+    TrainConfig,
 };
 pub use error::TrainError;
 pub use learning_rate::{LearningRate, Schedule};

@@ -2,13 +2,12 @@
 
 use alignment::Head;
 use data::seed;
-use diffusion::autoencoder::{self, Autoencoder as _, Identity};
 use diffusion::meanflow::MeanFlowSit;
 use diffusion::{Denoiser, Jit, JitConfig, Sit, SitConfig};
 use tch::Tensor;
 use torch_ext::{Params, Scope};
 
-use crate::{Autoencoder, Config, Inputs, Objective, TrainError};
+use crate::{Config, Inputs, Objective, TrainError};
 
 /// A denoiser. Its family follows from the model's name and the objective.
 #[derive(Debug)]
@@ -23,7 +22,7 @@ impl Network {
     fn new(scope: &Scope, config: &Config, num_classes: i64) -> Result<Self, TrainError> {
         let model = &config.model;
         let side = i64::from(config.data.resolution);
-        let [in_channels, input_size, _] = autoencoder(config).latent_shape(side, side)?;
+        let [in_channels, input_size, _] = model.autoencoder.latent_shape(side)?;
         if let Objective::XPrediction(_) = config.objective {
             let named = JitConfig::named(&model.name)?;
             let jit = JitConfig {
@@ -144,12 +143,5 @@ impl Model {
         }
         average.params.load(&self.params.state_dict())?;
         Ok(average)
-    }
-}
-
-/// What stands between images and the space in which `config` diffuses.
-pub(crate) fn autoencoder(config: &Config) -> impl autoencoder::Autoencoder + use<> {
-    match config.model.autoencoder {
-        Autoencoder::Identity => Identity,
     }
 }

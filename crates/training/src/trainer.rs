@@ -1,13 +1,12 @@
 use alignment::AlignmentLoss;
 use data::{Cursor, seed};
-use diffusion::autoencoder::Autoencoder as _;
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Generator, Mismatch, Params, autocast, optim};
 
 use crate::adamw::AdamW;
-use crate::model::{Model, Network, autoencoder, num_classes};
+use crate::model::{Model, Network, num_classes};
 use crate::objective::Pass;
-use crate::{Checkpoint, Config, DeviceBatch, StepMetrics, TrainError};
+use crate::{AutoencoderModel, Checkpoint, Config, DeviceBatch, StepMetrics, TrainError};
 
 /// What a trainer must know of the data and the encoders before it can build its model.
 #[derive(Debug, Clone)]
@@ -66,6 +65,7 @@ struct Pending {
 pub struct Trainer {
     config: Config,
     inputs: Inputs,
+    autoencoder: AutoencoderModel,
     model: Model,
     average: Model,
     second_average: Option<Params>,
@@ -101,6 +101,7 @@ impl Trainer {
             cursor: Cursor::default(),
             pending: None,
             config: config.clone(),
+            autoencoder: AutoencoderModel::load(config, inputs.device)?,
             inputs,
             model,
             average,
@@ -209,7 +210,7 @@ impl Trainer {
         labels: &Tensor,
         tokens: &[Tensor],
     ) -> Result<(Tensor, Tensor), TrainError> {
-        let x0 = tch::no_grad(|| autoencoder(&self.config).encode(images, &mut self.generator))?;
+        let x0 = self.autoencoder.encode(images, &mut self.generator)?;
         let precision = self.config.train.precision.autocast();
         let Pass {
             loss: denoising,
@@ -391,6 +392,7 @@ impl Trainer {
     ) -> Result<Tensor, TrainError> {
         draw_samples(
             &self.average.network,
+            &self.autoencoder,
             &self.config,
             labels,
             self.inputs.device,
@@ -403,6 +405,7 @@ impl Trainer {
 #[derive(Debug)]
 pub struct Sampling {
     config: Config,
+    autoencoder: AutoencoderModel,
     network: Network,
     num_classes: i64,
     device: Device,
@@ -434,6 +437,7 @@ impl Sampling {
         model.params.load(&denoiser_weights)?;
         Ok(Self {
             config: config.clone(),
+            autoencoder: AutoencoderModel::load(config, device)?,
             network: model.network,
             num_classes,
             device,
@@ -454,19 +458,26 @@ impl Sampling {
         labels: &[i64],
         progress: impl FnMut(usize),
     ) -> Result<Tensor, TrainError> {
-        draw_samples(&self.network, &self.config, labels, self.device, progress)
+        draw_samples(
+            &self.network,
+            &self.autoencoder,
+            &self.config,
+            labels,
+            self.device,
+            progress,
+        )
     }
 }
 
 fn draw_samples(
     network: &Network,
+    autoencoder: &AutoencoderModel,
     config: &Config,
     labels: &[i64],
     device: Device,
     mut progress: impl FnMut(usize),
 ) -> Result<Tensor, TrainError> {
     let sampler = config.objective.sampler(config.sample.sampler)?;
-    let decoder = autoencoder(config);
     let [channels, height, width] = network.denoiser().image_shape();
     let mut images = Vec::new();
     let mut done = 0;
@@ -481,7 +492,7 @@ fn draw_samples(
         let latents = autocast::run(device, precision, || {
             sampler.sample(network, &latents, &labels, &mut generator)
         })??;
-        images.push(decoder.decode(&latents)?.f_to_device(Device::Cpu)?);
+        images.push(autoencoder.decode(&latents)?.f_to_device(Device::Cpu)?);
         done += labels.size1()? as usize;
         progress(done);
     }

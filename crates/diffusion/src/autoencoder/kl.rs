@@ -126,16 +126,7 @@ pub(crate) fn pixels(images: &Tensor) -> Result<Tensor, DiffusionError> {
 
 impl Autoencoder for KlAutoencoder {
     fn latent_shape(&self, height: i64, width: i64) -> Result<[i64; 3], DiffusionError> {
-        let factor = self.config.downsampling();
-        let fits = |side: i64| side > 0 && side % factor == 0;
-        if !fits(height) || !fits(width) {
-            return Err(DiffusionError::ImageSize {
-                height,
-                width,
-                multiple: factor,
-            });
-        }
-        Ok([self.config.latent_channels, height / factor, width / factor])
+        self.config.latent_shape(height, width)
     }
 
     fn encode(&self, images: &Tensor, generator: &mut Generator) -> Result<Tensor, DiffusionError> {

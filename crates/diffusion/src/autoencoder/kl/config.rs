@@ -63,6 +63,23 @@ impl KlConfig {
         1_i64.checked_shl(halvings as u32).unwrap_or(i64::MAX)
     }
 
+    /// `[C, h, w]` of the latents of images of `height` x `width` pixels.
+    ///
+    /// # Errors
+    /// A side that is not a multiple of [`KlConfig::downsampling`].
+    pub fn latent_shape(&self, height: i64, width: i64) -> Result<[i64; 3], DiffusionError> {
+        let factor = self.downsampling();
+        let fits = |side: i64| side > 0 && side % factor == 0;
+        if !fits(height) || !fits(width) {
+            return Err(DiffusionError::ImageSize {
+                height,
+                width,
+                multiple: factor,
+            });
+        }
+        Ok([self.latent_channels, height / factor, width / factor])
+    }
+
     /// Channels of level `level`, and of the finest one past the end of the list.
     pub(super) fn channels(&self, level: usize) -> i64 {
         let multiplier = self.channel_multipliers.get(level).copied().unwrap_or(1);

@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use alignment::{HeadConfig, LossConfig, LossKind, SpatialNorm};
 use data::{Background, LoaderConfig, OpenOptions};
 use diffusion::objective::x_prediction::XPrediction;
-use diffusion::samplers::{Method, SamplerConfig};
-use diffusion::{JitConfig, SitConfig};
+use diffusion::samplers::SamplerConfig;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tch::Kind;
@@ -15,6 +14,12 @@ use tch::Kind;
 use crate::Objective;
 use crate::checkpoint::hex;
 use crate::learning_rate::{LearningRate, Schedule};
+
+mod autoencoder;
+mod check;
+
+pub use autoencoder::{Autoencoder, KlLayout, KlSettings, PerChannel};
+pub use check::InvalidConfig;
 
 /// The configuration of one training run (one cell of a sweep).
 ///
@@ -137,7 +142,8 @@ impl Default for DataConfig {
 pub struct ModelConfig {
     /// A name such as `SiT-B/2`, or `JiT-B/16`: size and patch side.
     pub name: String,
-    /// How images become the denoiser's input: `identity` (pixels in [-1, 1]).
+    /// How images become the denoiser's input: `identity` (pixels in [-1, 1]), or a table with
+    /// `kind = "kl"` (latents).
     pub autoencoder: Autoencoder,
     /// LayerNorm on queries and keys.
     pub qk_norm: bool,
@@ -167,15 +173,6 @@ impl Default for ModelConfig {
             alignment_depth: None,
         }
     }
-}
-
-/// Between images and the space the denoiser works in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Autoencoder {
-    /// None: pixels, scaled to [-1, 1].
-    #[default]
-    Identity,
 }
 
 /// `[alignment]`: encoder, normalisation, head, losses.
@@ -391,158 +388,6 @@ impl Default for EvaluateConfig {
 }
 
 impl Config {
-    /// Checks what the types cannot: ranges, and settings that only make sense together.
-    ///
-    /// # Errors
-    /// The key, what it is, and what is allowed.
-    pub fn validate(&self) -> Result<(), InvalidConfig> {
-        let positive = [
-            ("data.resolution", u64::from(self.data.resolution)),
-            ("data.prefetch", self.data.prefetch as u64),
-            ("train.steps", self.train.steps),
-            ("train.batch_size", self.train.batch_size as u64),
-            ("train.accumulation", self.train.accumulation as u64),
-            ("train.log_every", self.train.log_every),
-            ("train.checkpoint_every", self.train.checkpoint_every),
-            ("train.keep_checkpoints", self.train.keep_checkpoints as u64),
-            ("sample.batch_size", self.sample.batch_size as u64),
-        ];
-        for (key, value) in positive {
-            if value == 0 {
-                return Err(InvalidConfig::new(key, value, "at least 1"));
-            }
-        }
-        let ranges = [
-            (
-                "data.max_corrupt_share",
-                self.data.max_corrupt_share,
-                0.0,
-                1.0,
-            ),
-            ("model.label_dropout", self.model.label_dropout, 0.0, 1.0),
-            ("optimizer.betas[0]", self.optimizer.betas.0, 0.0, 1.0),
-            ("optimizer.betas[1]", self.optimizer.betas.1, 0.0, 1.0),
-            ("train.ema_decay", self.train.ema_decay, 0.0, 1.0),
-            (
-                "train.second_ema_decay",
-                self.train.second_ema_decay.unwrap_or(0.0),
-                0.0,
-                1.0,
-            ),
-            (
-                "optimizer.blr",
-                self.optimizer.blr.unwrap_or(0.0),
-                0.0,
-                f64::MAX,
-            ),
-            ("optimizer.min_lr", self.optimizer.min_lr, 0.0, f64::MAX),
-            ("optimizer.lr", self.optimizer.lr, 0.0, f64::MAX),
-            (
-                "optimizer.weight_decay",
-                self.optimizer.weight_decay,
-                0.0,
-                f64::MAX,
-            ),
-            ("optimizer.eps", self.optimizer.eps, 0.0, f64::MAX),
-            (
-                "optimizer.max_grad_norm",
-                self.optimizer.max_grad_norm,
-                f64::MIN_POSITIVE,
-                f64::MAX,
-            ),
-        ];
-        for (key, value, low, high) in ranges {
-            if !(low..=high).contains(&value) {
-                let allowed = if high == f64::MAX {
-                    "a finite number, not negative".to_owned()
-                } else {
-                    format!("{low} to {high}")
-                };
-                return Err(InvalidConfig::new(key, value, allowed));
-            }
-        }
-        self.check_variant()?;
-        if !self
-            .train
-            .batch_size
-            .is_multiple_of(self.train.accumulation)
-        {
-            return Err(InvalidConfig::new(
-                "train.accumulation",
-                self.train.accumulation,
-                format!("a divisor of train.batch_size, {}", self.train.batch_size),
-            ));
-        }
-        if self.sample.count > 0 || self.sample.grid > 0 {
-            self.objective
-                .sampler(self.sample.sampler)
-                .map_err(|error| InvalidConfig {
-                    key: "sample.sampler",
-                    reason: format!("has {error}"),
-                })?;
-        }
-        Ok(())
-    }
-
-    /// Checks that model, objective and sampler go together.
-    fn check_variant(&self) -> Result<(), InvalidConfig> {
-        let invalid = |key, reason: String| Err(InvalidConfig { key, reason });
-        let name = &self.model.name;
-        let method = self.sample.sampler.method;
-        let jit = name.to_lowercase().starts_with("jit");
-        let named = match jit {
-            true => JitConfig::named(name).map(|_| ()),
-            false => SitConfig::named(name).map(|_| ()),
-        };
-        if let Err(error) = named {
-            return invalid("model.name", error.to_string());
-        }
-        match &self.objective {
-            Objective::XPrediction(_) if !jit => {
-                return invalid(
-                    "objective.kind",
-                    format!("is x-prediction, which trains a JiT; model.name is {name}"),
-                );
-            }
-            objective @ (Objective::Velocity(_) | Objective::Meanflow(_)) if jit => {
-                return invalid(
-                    "objective.kind",
-                    format!(
-                        "is {}, which trains a SiT; {name} predicts images: x-prediction",
-                        objective.name()
-                    ),
-                );
-            }
-            Objective::XPrediction(_) if self.model.autoencoder != Autoencoder::Identity => {
-                return invalid(
-                    "model.autoencoder",
-                    "must be identity: JiT predicts pixels, not latents".to_owned(),
-                );
-            }
-            Objective::XPrediction(_) if method == Method::EulerMaruyama => {
-                return invalid(
-                    "sample.sampler.method",
-                    "is euler-maruyama, but JiT has no score to add noise by; allowed are euler \
-                     and heun"
-                        .to_owned(),
-                );
-            }
-            Objective::Meanflow(_) if method != Method::Euler => {
-                return invalid(
-                    "sample.sampler.method",
-                    "must be euler: MeanFlow steps by average velocities, which have neither a \
-                     score for an SDE nor a corrector"
-                        .to_owned(),
-                );
-            }
-            _ => {}
-        }
-        self.objective.validate().map_err(|error| InvalidConfig {
-            key: "objective",
-            reason: format!("has {error}"),
-        })
-    }
-
     /// Hash of everything that shapes the trained weights: a checkpoint of another hash is not
     /// resumed. Settings of sampling, evaluation, logging and the number of threads or steps do
     /// not count, so a finished run can be made longer.
@@ -580,6 +425,9 @@ impl Config {
         let mut relevant = self.clone();
         relevant.data.path = PathBuf::new();
         relevant.data.token_cache = PathBuf::new();
+        if let Autoencoder::Kl(settings) = &mut relevant.model.autoencoder {
+            settings.weights = PathBuf::new();
+        }
         // A struct of plain fields always serialises; the Debug form keeps this total.
         let text = serde_json::to_string(&relevant).unwrap_or_else(|_| format!("{relevant:?}"));
         let mut hash = hex(&Sha256::digest(format!("{identity}\n{text}").as_bytes()));
@@ -632,27 +480,4 @@ impl Config {
 /// Settings that few runs have are left out of a file where they change nothing.
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
-}
-
-/// A setting out of its range.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error("`{key}` {reason}")]
-pub struct InvalidConfig {
-    /// Dotted key.
-    pub key: &'static str,
-    /// What it is and what is allowed.
-    pub reason: String,
-}
-
-impl InvalidConfig {
-    fn new(
-        key: &'static str,
-        found: impl std::fmt::Display,
-        allowed: impl std::fmt::Display,
-    ) -> Self {
-        Self {
-            key,
-            reason: format!("is {found}, allowed is {allowed}"),
-        }
-    }
 }

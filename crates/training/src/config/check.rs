@@ -1,0 +1,226 @@
+//! What the types of a configuration cannot say: ranges, and settings that only make sense together.
+
+use diffusion::samplers::Method;
+use diffusion::{JitConfig, SitConfig};
+
+use super::{Autoencoder, Config};
+use crate::Objective;
+
+impl Config {
+    /// Checks what the types cannot: ranges, and settings that only make sense together.
+    ///
+    /// # Errors
+    /// The key, what it is, and what is allowed.
+    pub fn validate(&self) -> Result<(), InvalidConfig> {
+        let positive = [
+            ("data.resolution", u64::from(self.data.resolution)),
+            ("data.prefetch", self.data.prefetch as u64),
+            ("train.steps", self.train.steps),
+            ("train.batch_size", self.train.batch_size as u64),
+            ("train.accumulation", self.train.accumulation as u64),
+            ("train.log_every", self.train.log_every),
+            ("train.checkpoint_every", self.train.checkpoint_every),
+            ("train.keep_checkpoints", self.train.keep_checkpoints as u64),
+            ("sample.batch_size", self.sample.batch_size as u64),
+        ];
+        for (key, value) in positive {
+            if value == 0 {
+                return Err(InvalidConfig::new(key, value, "at least 1"));
+            }
+        }
+        let ranges = [
+            (
+                "data.max_corrupt_share",
+                self.data.max_corrupt_share,
+                0.0,
+                1.0,
+            ),
+            ("model.label_dropout", self.model.label_dropout, 0.0, 1.0),
+            ("optimizer.betas[0]", self.optimizer.betas.0, 0.0, 1.0),
+            ("optimizer.betas[1]", self.optimizer.betas.1, 0.0, 1.0),
+            ("train.ema_decay", self.train.ema_decay, 0.0, 1.0),
+            (
+                "train.second_ema_decay",
+                self.train.second_ema_decay.unwrap_or(0.0),
+                0.0,
+                1.0,
+            ),
+            (
+                "optimizer.blr",
+                self.optimizer.blr.unwrap_or(0.0),
+                0.0,
+                f64::MAX,
+            ),
+            ("optimizer.min_lr", self.optimizer.min_lr, 0.0, f64::MAX),
+            ("optimizer.lr", self.optimizer.lr, 0.0, f64::MAX),
+            (
+                "optimizer.weight_decay",
+                self.optimizer.weight_decay,
+                0.0,
+                f64::MAX,
+            ),
+            ("optimizer.eps", self.optimizer.eps, 0.0, f64::MAX),
+            (
+                "optimizer.max_grad_norm",
+                self.optimizer.max_grad_norm,
+                f64::MIN_POSITIVE,
+                f64::MAX,
+            ),
+        ];
+        for (key, value, low, high) in ranges {
+            if !(low..=high).contains(&value) {
+                let allowed = if high == f64::MAX {
+                    "a finite number, not negative".to_owned()
+                } else {
+                    format!("{low} to {high}")
+                };
+                return Err(InvalidConfig::new(key, value, allowed));
+            }
+        }
+        self.check_autoencoder()?;
+        self.check_variant()?;
+        if !self
+            .train
+            .batch_size
+            .is_multiple_of(self.train.accumulation)
+        {
+            return Err(InvalidConfig::new(
+                "train.accumulation",
+                self.train.accumulation,
+                format!("a divisor of train.batch_size, {}", self.train.batch_size),
+            ));
+        }
+        if self.sample.count > 0 || self.sample.grid > 0 {
+            self.objective
+                .sampler(self.sample.sampler)
+                .map_err(|error| InvalidConfig {
+                    key: "sample.sampler",
+                    reason: format!("has {error}"),
+                })?;
+        }
+        Ok(())
+    }
+
+    /// Checks the autoencoder's own settings, and that it takes the images.
+    fn check_autoencoder(&self) -> Result<(), InvalidConfig> {
+        let Autoencoder::Kl(settings) = &self.model.autoencoder else {
+            return Ok(());
+        };
+        let invalid = |key, reason: String| InvalidConfig { key, reason };
+        if settings.weights.as_os_str().is_empty() && !settings.train {
+            return Err(invalid(
+                "model.autoencoder.weights",
+                "names no file, and an autoencoder that is not trained needs its weights"
+                    .to_owned(),
+            ));
+        }
+        let layout = settings.layout.config();
+        let refused = |error| invalid("model.autoencoder.layout", format!("has {error}"));
+        layout.validate().map_err(refused)?;
+        let side = i64::from(self.data.resolution);
+        let of_side = layout.latent_shape(side, side);
+        let [channels, ..] =
+            of_side.map_err(|error| invalid("data.resolution", error.to_string()))?;
+        for (key, values) in [
+            ("model.autoencoder.scale", settings.scale.values()),
+            ("model.autoencoder.bias", settings.bias.values()),
+        ] {
+            let fits = [1, channels].contains(&(values.len() as i64))
+                && values.iter().all(|value| value.is_finite());
+            if !fits {
+                let allowed = format!("a finite number, or {channels} of them, one a channel");
+                return Err(InvalidConfig::new(key, format!("{values:?}"), allowed));
+            }
+        }
+        if settings.scale.values().contains(&0.0) {
+            return Err(InvalidConfig::new(
+                "model.autoencoder.scale",
+                0,
+                "anything but 0",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Checks that model, objective and sampler go together.
+    fn check_variant(&self) -> Result<(), InvalidConfig> {
+        let invalid = |key, reason: String| Err(InvalidConfig { key, reason });
+        let name = &self.model.name;
+        let method = self.sample.sampler.method;
+        let jit = name.to_lowercase().starts_with("jit");
+        let named = match jit {
+            true => JitConfig::named(name).map(|_| ()),
+            false => SitConfig::named(name).map(|_| ()),
+        };
+        if let Err(error) = named {
+            return invalid("model.name", error.to_string());
+        }
+        match &self.objective {
+            Objective::XPrediction(_) if !jit => {
+                return invalid(
+                    "objective.kind",
+                    format!("is x-prediction, which trains a JiT; model.name is {name}"),
+                );
+            }
+            objective @ (Objective::Velocity(_) | Objective::Meanflow(_)) if jit => {
+                return invalid(
+                    "objective.kind",
+                    format!(
+                        "is {}, which trains a SiT; {name} predicts images: x-prediction",
+                        objective.name()
+                    ),
+                );
+            }
+            Objective::XPrediction(_) if self.model.autoencoder != Autoencoder::Identity => {
+                return invalid(
+                    "model.autoencoder",
+                    "must be identity: JiT predicts pixels, not latents".to_owned(),
+                );
+            }
+            Objective::XPrediction(_) if method == Method::EulerMaruyama => {
+                return invalid(
+                    "sample.sampler.method",
+                    "is euler-maruyama, but JiT has no score to add noise by; allowed are euler \
+                     and heun"
+                        .to_owned(),
+                );
+            }
+            Objective::Meanflow(_) if method != Method::Euler => {
+                return invalid(
+                    "sample.sampler.method",
+                    "must be euler: MeanFlow steps by average velocities, which have neither a \
+                     score for an SDE nor a corrector"
+                        .to_owned(),
+                );
+            }
+            _ => {}
+        }
+        self.objective.validate().map_err(|error| InvalidConfig {
+            key: "objective",
+            reason: format!("has {error}"),
+        })
+    }
+}
+
+/// A setting out of its range.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("`{key}` {reason}")]
+pub struct InvalidConfig {
+    /// Dotted key.
+    pub key: &'static str,
+    /// What it is and what is allowed.
+    pub reason: String,
+}
+
+impl InvalidConfig {
+    fn new(
+        key: &'static str,
+        found: impl std::fmt::Display,
+        allowed: impl std::fmt::Display,
+    ) -> Self {
+        Self {
+            key,
+            reason: format!("is {found}, allowed is {allowed}"),
+        }
+    }
+}
