@@ -1,6 +1,6 @@
 """Converts a KL autoencoder, such as Stable Diffusion's, to the safetensors file of `model.autoencoder.weights`.
 
-    python convert_autoencoder.py diffusion_pytorch_model.safetensors pretrained/sd-vae-ft-mse.safetensors
+    python convert_autoencoder.py diffusion_pytorch_model.safetensors --out pretrained/sd-vae-ft-mse.safetensors
 
 Reads, as .safetensors or as a PyTorch file:
 
@@ -265,7 +265,7 @@ def section(source: Source, weights: Path) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="a .safetensors, .bin, .pt or .ckpt file")
-    parser.add_argument("target", type=Path, help="the .safetensors file to write")
+    parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("--stats", type=Path, help="upstream's statistics of latents")
     arguments = parser.parse_args(argv)
     try:
@@ -275,17 +275,18 @@ def main(argv: list[str] | None = None) -> int:
             # Readers name the file themselves.
             named = str(arguments.source) in str(error) or str(arguments.stats) in str(error)
             raise error if named else ConversionError(f"{arguments.source}: {error}") from error
-        arguments.target.parent.mkdir(parents=True, exist_ok=True)
-        partial = arguments.target.with_name(f".{arguments.target.name}.partial")
+        target = arguments.out
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.partial")
         try:
             save_file(source.state, partial)
-            partial.replace(arguments.target)
+            partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
     except (ConversionError, OSError, json.JSONDecodeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(section(source, arguments.target))
+    print(section(source, target))
     return 0
 
 

@@ -1,5 +1,6 @@
 //! The autoencoder of a run, with its weights.
 
+use std::cell::RefCell;
 use std::path::Path;
 
 use diffusion::autoencoder::{Autoencoder as _, Identity, KlAutoencoder};
@@ -17,8 +18,11 @@ pub struct AutoencoderModel(Option<Box<Latents>>);
 /// A frozen autoencoder and the scale of its latents.
 #[derive(Debug)]
 struct Latents {
-    network: KlAutoencoder,
+    settings: KlSettings,
     scaling: LatentScaling,
+    device: Device,
+    /// Read when it is first needed, where it is loaded on demand.
+    network: RefCell<Option<KlAutoencoder>>,
 }
 
 impl AutoencoderModel {
@@ -27,38 +31,81 @@ impl AutoencoderModel {
     /// # Errors
     /// No such file, or one with other names or shapes; a scale that does not fit.
     pub fn load(config: &Config, device: Device) -> Result<Self, TrainError> {
-        match &config.model.autoencoder {
-            Autoencoder::Identity => Ok(Self(None)),
-            Autoencoder::Kl(settings) => {
-                let params = Params::new(device, 0)?;
-                let network = KlAutoencoder::new(&params.root(), &settings.layout.config())?;
-                load_weights(&params, &settings.weights)?;
-                freeze(&params)?;
-                Ok(Self(Some(Box::new(Latents {
-                    network,
-                    scaling: scaling(settings, device)?,
-                }))))
-            }
+        let model = Self::on_demand(config, device)?;
+        if let Some(latents) = &model.0 {
+            latents.with_network(|_| Ok(()))?;
+        }
+        Ok(model)
+    }
+
+    /// The same, but its weights are read when it first encodes or decodes: a run whose moments
+    /// come from elsewhere needs them for its samples only.
+    ///
+    /// # Errors
+    /// No such file; a scale that does not fit.
+    pub fn on_demand(config: &Config, device: Device) -> Result<Self, TrainError> {
+        let Autoencoder::Kl(settings) = &config.model.autoencoder else {
+            return Ok(Self(None));
+        };
+        if !settings.weights.is_file() {
+            return Err(TrainError::NoAutoencoder(settings.weights.clone()));
+        }
+        Ok(Self(Some(Box::new(Latents {
+            scaling: scaling(settings, device)?,
+            settings: settings.clone(),
+            device,
+            network: RefCell::new(None),
+        }))))
+    }
+
+    /// Gives the memory of the weights back; they are read again when they are needed again.
+    pub fn unload(&self) {
+        if let Some(latents) = &self.0 {
+            latents.network.replace(None);
         }
     }
 
-    /// What the denoiser is trained on, `[B, C, h, w]`, float32, of `images` `[B, 3, H, W]`,
-    /// bytes. Latents are samples of the posterior, their noise drawn from `generator`, scaled.
+    /// Mean and standard deviation of the posterior of `images` `[B, 3, H, W]`, bytes:
+    /// `[B, 2 C, h, w]`. `None` without an autoencoder. On the CPU, an image has the same bits in
+    /// any batch.
     ///
     /// # Errors
     /// Images of another shape, or of a size that the autoencoder cannot take.
-    pub fn encode(&self, images: &Tensor, generator: &mut Generator) -> Result<Tensor, TrainError> {
-        tch::no_grad(|| match &self.0 {
-            None => Ok(Identity.encode(images, generator)?),
-            Some(latents) => {
-                let Latents { network, scaling } = latents.as_ref();
-                let latents = network.encode(images, generator)?;
-                Ok(scaling.to_denoiser(&latents)?)
+    pub fn moments(&self, images: &Tensor) -> Result<Option<Tensor>, TrainError> {
+        let latents = self.0.as_ref();
+        latents.map(|latents| latents.moments(images)).transpose()
+    }
+
+    /// What the denoiser is trained on, `[B, C, h, w]`, float32, of `images` `[B, 3, H, W]`,
+    /// bytes, or of their `moments`, where those are known. Latents are samples of the posterior,
+    /// their noise drawn from `generator`, scaled (`sample_posterior` upstream).
+    ///
+    /// # Errors
+    /// Images or moments of another shape, or images of a size that the autoencoder cannot take.
+    pub fn encode(
+        &self,
+        images: &Tensor,
+        moments: Option<&Tensor>,
+        generator: &mut Generator,
+    ) -> Result<Tensor, TrainError> {
+        let Some(latents) = &self.0 else {
+            return Ok(tch::no_grad(|| Identity.encode(images, generator))?);
+        };
+        let moments = match moments {
+            Some(moments) => moments,
+            None => &latents.moments(images)?,
+        };
+        tch::no_grad(|| {
+            let mut shape = moments.size();
+            if let Some(channels) = shape.get_mut(1) {
+                *channels /= 2;
             }
+            let noise = generator.randn(&shape, Kind::Float)?;
+            Ok(latents.scaling.sample_posterior(moments, &noise)?)
         })
     }
 
-    /// Images `[B, 3, H, W]`, bytes, of what the denoiser makes, `[B, C, h, w]`.
+    /// Images `[B, 3, H, W]`, bytes, of what the denoiser makes, `[B, C, h, w]`, a few at a time.
     ///
     /// # Errors
     /// Another shape.
@@ -66,12 +113,61 @@ impl AutoencoderModel {
         tch::no_grad(|| match &self.0 {
             None => Ok(Identity.decode(x)?),
             Some(latents) => {
-                let Latents { network, scaling } = latents.as_ref();
-                let latents = scaling.to_decoder(&x.f_to_kind(Kind::Float)?)?;
-                Ok(network.decode(&latents)?)
+                let x = latents.scaling.to_decoder(&x.f_to_kind(Kind::Float)?)?;
+                latents.with_network(|network| {
+                    in_parts(&x, latents.device, |x| Ok(network.decode(x)?))
+                })
             }
         })
     }
+}
+
+impl Latents {
+    fn moments(&self, images: &Tensor) -> Result<Tensor, TrainError> {
+        tch::no_grad(|| {
+            self.with_network(|network| {
+                in_parts(images, self.device, |images| {
+                    Ok(network.posterior_of_bytes(images)?.to_stored()?)
+                })
+            })
+        })
+    }
+
+    fn with_network<T>(
+        &self,
+        run: impl FnOnce(&KlAutoencoder) -> Result<T, TrainError>,
+    ) -> Result<T, TrainError> {
+        let mut loaded = self.network.borrow_mut();
+        let network = match loaded.take() {
+            Some(network) => network,
+            None => {
+                let params = Params::new(self.device, 0)?;
+                let layout = self.settings.layout.config();
+                let network = KlAutoencoder::new(&params.root(), &layout)?;
+                load_weights(&params, &self.settings.weights)?;
+                freeze(&params)?;
+                network
+            }
+        };
+        run(loaded.insert(network))
+    }
+}
+
+/// Runs over a batch in parts: an image of 256 pixels takes some 200 MB on its way. On the CPU
+/// the parts are single images, whose bits then cannot depend on the batch; elsewhere they are as
+/// large as upstream's.
+fn in_parts(
+    batch: &Tensor,
+    device: Device,
+    run: impl Fn(&Tensor) -> Result<Tensor, TrainError>,
+) -> Result<Tensor, TrainError> {
+    let size = match device {
+        Device::Cpu => 1,
+        _ => 8,
+    };
+    let parts = batch.f_split(size, 0)?;
+    let done = parts.iter().map(run).collect::<Result<Vec<_>, _>>()?;
+    Ok(Tensor::f_cat(&done, 0)?)
 }
 
 /// The affine map that `settings` gives.

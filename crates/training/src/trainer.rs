@@ -101,7 +101,7 @@ impl Trainer {
             cursor: Cursor::default(),
             pending: None,
             config: config.clone(),
-            autoencoder: AutoencoderModel::load(config, inputs.device)?,
+            autoencoder: AutoencoderModel::on_demand(config, inputs.device)?,
             inputs,
             model,
             average,
@@ -189,8 +189,13 @@ impl Trainer {
         for part in 0..parts {
             let cut = |tensor: &Tensor| tensor.f_narrow(0, part * part_len, part_len);
             let tokens = tokens.iter().map(cut).collect::<Result<Vec<_>, _>>()?;
-            let (total, part_figures) =
-                self.part_loss(&cut(&batch.images)?, &cut(&batch.labels)?, &tokens)?;
+            let moments = batch.moments.as_ref().map(cut).transpose()?;
+            let (total, part_figures) = self.part_loss(
+                &cut(&batch.images)?,
+                moments.as_ref(),
+                &cut(&batch.labels)?,
+                &tokens,
+            )?;
             total.f_div_scalar(parts as f64)?.f_backward()?;
             figures = Some(match figures {
                 Some(sum) => sum.f_add(&part_figures)?,
@@ -207,10 +212,13 @@ impl Trainer {
     fn part_loss(
         &mut self,
         images: &Tensor,
+        moments: Option<&Tensor>,
         labels: &Tensor,
         tokens: &[Tensor],
     ) -> Result<(Tensor, Tensor), TrainError> {
-        let x0 = self.autoencoder.encode(images, &mut self.generator)?;
+        let x0 = self
+            .autoencoder
+            .encode(images, moments, &mut self.generator)?;
         let precision = self.config.train.precision.autocast();
         let Pass {
             loss: denoising,
@@ -390,14 +398,17 @@ impl Trainer {
         labels: &[i64],
         progress: impl FnMut(usize),
     ) -> Result<Tensor, TrainError> {
-        draw_samples(
+        let samples = draw_samples(
             &self.average.network,
             &self.autoencoder,
             &self.config,
             labels,
             self.inputs.device,
             progress,
-        )
+        );
+        // Trainers of one sweep sample in turn: one autoencoder in memory is enough.
+        self.autoencoder.unload();
+        samples
     }
 }
 

@@ -106,7 +106,7 @@ class Autoencoders(unittest.TestCase):
         """Converts, compares the weights, and gives back what is printed."""
         target = self.folder / "out/vae.safetensors"
         with contextlib.redirect_stdout(io.StringIO()) as said:
-            self.assertEqual(convert.main([str(source), str(target), *options]), 0)
+            self.assertEqual(convert.main([str(source), "--out", str(target), *options]), 0)
         found = load_file(target)
         self.assertEqual(found.keys(), self.weights.keys())
         for name, tensor in self.weights.items():
@@ -198,7 +198,7 @@ class Autoencoders(unittest.TestCase):
         for (source, *options), words in cases:
             with self.subTest(source.name), contextlib.redirect_stderr(io.StringIO()) as said:
                 target = self.folder / "x.safetensors"
-                self.assertEqual(convert.main([str(source), str(target), *map(str, options)]), 1)
+                self.assertEqual(convert.main([str(source), "--out", str(target), *map(str, options)]), 1)
                 self.assertIn(words, said.getvalue())
                 self.assertIn(source.name, said.getvalue())
                 self.assertFalse(target.exists())
