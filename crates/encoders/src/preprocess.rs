@@ -65,6 +65,16 @@ pub enum Resize {
 }
 
 impl Preprocessing {
+    /// Bytes to [-1, 1], in their size: what autoencoders see.
+    pub const SIGNED: Self = Self {
+        scale: true,
+        order: Order::NormalizeFirst,
+        resize: Resize::None,
+        antialias: false,
+        mean: [0.5; 3],
+        std: [0.5; 3],
+    };
+
     /// Bytes 0..255 as float32, resized bilinearly: what upstream feeds HOG and SIFT.
     pub const RAW: Self = Self {
         scale: false,

@@ -426,6 +426,63 @@ fn two_processes_cannot_write_one_cache() {
     assert!(open().is_ok());
 }
 
+/// A key of moments of latents `[2, 3, 4]`, and moments `[N, 4, 3, 4]` that are all different.
+fn moments() -> (CacheKey, CacheLayout, Tensor) {
+    let key = CacheKey {
+        data: "some images".to_owned(),
+        samples: SAMPLES,
+        background: "white".to_owned(),
+        ..CacheKey::of_autoencoder("f2d2".to_owned(), "abc".to_owned(), 32)
+    };
+    let layout = CacheLayout::of_moments([2, 3, 4], Precision::Fp32, false, "cpu", 3 * 4 * 48);
+    let values = Tensor::arange(SAMPLES as i64 * 48, (Kind::Float, Device::Cpu));
+    (key, layout, values.view([SAMPLES as i64, 4, 3, 4]))
+}
+
+#[test]
+fn moments_come_back_to_the_bit_as_images() {
+    let folder = tempfile::tempdir().unwrap();
+    let (key, layout, moments) = moments();
+    assert_eq!(layout.shard_samples, 3);
+    let mut writer = CacheWriter::open(folder.path(), key.clone(), layout).unwrap();
+    for samples in writer.missing() {
+        let mut rows = writer.rows(&samples);
+        let (start, count) = (samples.start, samples.end - samples.start);
+        let some = moments.narrow(0, start as i64, count as i64);
+        rows.put_moments(start, false, &some).unwrap();
+        for wrong in [some.view([-1, 4, 12]), some.transpose(2, 3)] {
+            let error = rows.put_moments(start, false, &wrong).unwrap_err();
+            let error = error.to_string();
+            assert!(error.contains("autoencoder f2d2, sample"), "{error}");
+        }
+        writer.write(rows).unwrap();
+    }
+    let mut cache = FeatureCache::open(folder.path(), &key, false).unwrap();
+    let found = cache.moments(&[6, 0, 4], &[], Device::Cpu).unwrap();
+    assert_eq!(
+        found,
+        moments.index_select(0, &Tensor::from_slice(&[6i64, 0, 4]))
+    );
+    assert!(folder.path().join("moments-00002.safetensors").is_file());
+
+    let encoder = encoder();
+    let tokens = CacheKey {
+        samples: SAMPLES,
+        ..self::key(encoder.as_ref())
+    };
+    let error = FeatureCache::open(folder.path(), &tokens, false).unwrap_err();
+    let error = error.to_string();
+    assert!(
+        error.contains("what it holds is moments there and tokens here"),
+        "{error}"
+    );
+    let error = FeatureCache::open(&folder.path().join("none"), &key, false).unwrap_err();
+    assert!(
+        error.to_string().contains("runner prepare latents"),
+        "{error}"
+    );
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 

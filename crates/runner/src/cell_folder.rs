@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use training::Config;
 
-use crate::atomic_file;
 use crate::results::ResultRow;
+use crate::{atomic_file, config_file};
 
 /// Why a cell's folder cannot be used.
 #[derive(Debug, Error)]
@@ -99,7 +99,7 @@ impl CellFolder {
     pub fn write_config(&self, config: &Config) -> Result<(), CellFolderError> {
         self.create()?;
         let path = self.path.join("config.toml");
-        let text = toml::to_string(config)
+        let text = config_file::to_file(config)
             .map_err(|error| io_error("write", &path, io::Error::other(error)))?;
         atomic_file::write(&path, |file| file.write_all(text.as_bytes()))
             .map_err(|source| io_error("write", &path, source))

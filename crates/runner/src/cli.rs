@@ -287,6 +287,38 @@ pub enum PrepareCommand {
         after_help = "Example:\n  runner prepare features configs/embedded.toml --encoder efficientnet-lite0,hog\n  runner sweep experiments/encoders.toml --set data.token_cache=features"
     )]
     Features(PrepareFeaturesArgs),
+    /// Store the moments (mean and standard deviation) of the training images' latents.
+    ///
+    /// Training then reads them instead of running the autoencoder's encoder, where
+    /// `data.latent_cache` names the folder. Says what it will write first; an interrupted call
+    /// continues.
+    #[command(
+        after_help = "Example:\n  runner prepare latents configs/sit-b2.toml --out latents/imagenet256\n  runner train configs/sit-b2.toml --set data.latent_cache=latents/imagenet256"
+    )]
+    Latents(PrepareLatentsArgs),
+}
+
+/// `runner prepare latents`.
+#[derive(Debug, Args)]
+pub struct PrepareLatentsArgs {
+    /// The configuration that will be trained: its data set, resolution, flips and autoencoder
+    /// count.
+    pub config: PathBuf,
+    /// Folder of the moments; the configuration's `data.latent_cache`, or `latents`, by default.
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// What the moments are rounded to: fp32, which changes no bit of the training, bf16 or fp16.
+    #[arg(long, default_value = "fp32")]
+    pub dtype: encoders::Precision,
+    /// Size of a file, about; what is lost when the command is killed.
+    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=65_536))]
+    pub shard_mib: u64,
+    /// Where to run: auto, cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Change a setting of the configuration; may be given more than once.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub settings: Vec<String>,
 }
 
 /// `runner prepare features`.

@@ -155,14 +155,33 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
 }
 
 /// The settings that name files or folders beside the configuration.
-const PATHS: [&[&str]; 3] = [
+const PATHS: [&[&str]; 5] = [
     &["data", "path"],
+    &["data", "latent_cache"],
     &["model", "autoencoder", "weights"],
     &["objective", "lpips"],
+    &["objective", "discriminator_weights"],
 ];
 
 /// Makes relative paths among the settings relative to the file that states them.
 pub(crate) fn anchor_paths(table: &mut Table, folder: &Path) {
+    map_paths(table, |path| tidy(&folder.join(path)));
+}
+
+/// The configuration as a file in any folder: its paths are absolute.
+///
+/// # Errors
+/// A value that TOML cannot hold.
+pub fn to_file(config: &Config) -> Result<String, toml::ser::Error> {
+    let mut table = Table::try_from(config)?;
+    map_paths(&mut table, |path| {
+        // It fails where there is no current folder, and then for any relative path.
+        std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+    });
+    toml::to_string(&table)
+}
+
+fn map_paths(table: &mut Table, change: impl Fn(&Path) -> PathBuf) {
     for keys in PATHS {
         let [section, rest @ ..] = keys else { continue };
         let value = rest
@@ -174,7 +193,7 @@ pub(crate) fn anchor_paths(table: &mut Table, folder: &Path) {
         if let Some(Value::String(path)) = value
             && !path.is_empty()
         {
-            *path = tidy(&folder.join(&*path)).to_string_lossy().into_owned();
+            *path = change(Path::new(path)).to_string_lossy().into_owned();
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The encoders of a sweep: what is there, and loading it.
+//! The encoders and autoencoders of a sweep: what is there, and loading it.
 
 use std::path::PathBuf;
 
@@ -8,20 +8,32 @@ use encoders::{Encoder, EncoderError, EncoderSpec, LoadOptions, Precision, Regis
 use tch::Device;
 use training::Config;
 
+use crate::autoencoder_files::AutoencoderFiles;
+
 /// Encoders by name, for one device.
 pub struct EncoderBank {
     registry: Registry,
+    autoencoders: AutoencoderFiles,
     device: Device,
 }
 
 impl EncoderBank {
     /// The encoders of `registry`, to be run on `device`.
     pub fn new(registry: Registry, device: Device) -> Self {
-        Self { registry, device }
+        Self {
+            registry,
+            autoencoders: AutoencoderFiles::default(),
+            device,
+        }
     }
 
-    /// Why `config` cannot run for want of an encoder file: which, and how to get it.
+    /// Why `config` cannot run for want of an encoder's or the autoencoder's file: which, and how
+    /// to get it.
     pub fn missing(&self, config: &Config) -> Option<String> {
+        AutoencoderFiles::missing(config).or_else(|| self.missing_encoder(config))
+    }
+
+    fn missing_encoder(&self, config: &Config) -> Option<String> {
         let resolution = i64::from(config.data.resolution);
         let judge = Some(config.evaluate.fd_encoder.clone()).filter(|name| !name.is_empty());
         let names = config.alignment.encoders().into_iter().chain(judge);
@@ -33,6 +45,11 @@ impl EncoderBank {
                 _ => None,
             })
             .next()
+    }
+
+    /// The files of autoencoders.
+    pub fn autoencoders(&self) -> &AutoencoderFiles {
+        &self.autoencoders
     }
 
     /// The device that the encoders run on.

@@ -28,6 +28,7 @@
 //! ```
 
 mod atomic_file;
+pub mod autoencoder_files;
 pub mod cell_folder;
 pub mod config_file;
 pub mod encoder_bank;

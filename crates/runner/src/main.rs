@@ -47,6 +47,9 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Encoders(EncodersCommand::Check(arguments)) => {
             commands::encoders::check(&arguments)
         }
+        Command::Prepare(PrepareCommand::Latents(arguments)) => {
+            commands::prepare::latents(&arguments)
+        }
         Command::Prepare(PrepareCommand::Features(arguments)) => {
             commands::prepare::features(&arguments)
         }

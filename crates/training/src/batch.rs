@@ -8,6 +8,9 @@ use crate::TrainError;
 pub struct DeviceBatch {
     /// Images, u8 `[B, 3, R, R]`.
     pub images: Tensor,
+    /// Mean and standard deviation of the posterior over the images' latents, `[B, 2 C, h, w]`,
+    /// where they are known; a trainer with a frozen autoencoder computes them otherwise.
+    pub moments: Option<Tensor>,
     /// Classes, i64 `[B]`.
     pub labels: Tensor,
     /// Indices of the samples in the data set.
@@ -26,6 +29,7 @@ impl DeviceBatch {
     pub fn new(batch: Batch, device: Device) -> Result<Self, TrainError> {
         Ok(Self {
             images: images_to_device(&batch, device)?,
+            moments: None,
             labels: Tensor::f_from_slice(&batch.labels)?.f_to_device(device)?,
             cursor: batch.cursor,
             ids: batch.ids,

@@ -396,7 +396,21 @@ fn sync(path: &Path) -> Result<(), CheckpointError> {
 }
 
 fn describe(path: &Path) -> Result<FileEntry, CheckpointError> {
-    let read = |e| CheckpointError::io("read back", path, e);
+    let (bytes, sha256) = checksum("read back", path)?;
+    Ok(FileEntry { bytes, sha256 })
+}
+
+/// SHA-256 of a file, in hexadecimal.
+///
+/// # Errors
+/// It cannot be read.
+pub fn file_sha256(path: &Path) -> Result<String, CheckpointError> {
+    Ok(checksum("read", path)?.1)
+}
+
+/// Length and SHA-256 of a file.
+fn checksum(action: &'static str, path: &Path) -> Result<(u64, String), CheckpointError> {
+    let read = |e| CheckpointError::io(action, path, e);
     let mut file = File::open(path).map_err(read)?;
     let (mut hasher, mut bytes) = (Sha256::new(), 0);
     let mut buffer = vec![0; 1 << 20];
@@ -408,10 +422,7 @@ fn describe(path: &Path) -> Result<FileEntry, CheckpointError> {
         hasher.update(&buffer[..n]);
         bytes += n as u64;
     }
-    Ok(FileEntry {
-        bytes,
-        sha256: hex(&hasher.finalize()),
-    })
+    Ok((bytes, hex(&hasher.finalize())))
 }
 
 pub(crate) fn hex(digest: &[u8]) -> String {

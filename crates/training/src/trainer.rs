@@ -90,7 +90,7 @@ impl Trainer {
         let model = Model::new(config, &inputs)?;
         let autoencoder = match Joint::new(config, &model, inputs.device)? {
             Some(joint) => Autoencoding::Trained(Box::new(joint)),
-            None => Autoencoding::Frozen(AutoencoderModel::load(config, inputs.device)?),
+            None => Autoencoding::Frozen(AutoencoderModel::on_demand(config, inputs.device)?),
         };
         let average = model.averaged(config, &inputs)?;
         let second_average = match config.train.second_ema_decay {
@@ -207,8 +207,13 @@ impl Trainer {
         for part in 0..parts {
             let cut = |tensor: &Tensor| tensor.f_narrow(0, part * part_len, part_len);
             let tokens = tokens.iter().map(cut).collect::<Result<Vec<_>, _>>()?;
-            let (total, part_figures) =
-                self.part_loss(&cut(&batch.images)?, &cut(&batch.labels)?, &tokens)?;
+            let moments = batch.moments.as_ref().map(cut).transpose()?;
+            let (total, part_figures) = self.part_loss(
+                &cut(&batch.images)?,
+                moments.as_ref(),
+                &cut(&batch.labels)?,
+                &tokens,
+            )?;
             total.f_div_scalar(parts as f64)?.f_backward()?;
             figures = Some(match figures {
                 Some(sum) => sum.f_add(&part_figures)?,
@@ -225,11 +230,14 @@ impl Trainer {
     fn part_loss(
         &mut self,
         images: &Tensor,
+        moments: Option<&Tensor>,
         labels: &Tensor,
         tokens: &[Tensor],
     ) -> Result<(Tensor, Tensor), TrainError> {
         let x0 = match &self.autoencoder {
-            Autoencoding::Frozen(autoencoder) => autoencoder.encode(images, &mut self.generator)?,
+            Autoencoding::Frozen(autoencoder) => {
+                autoencoder.encode(images, moments, &mut self.generator)?
+            }
             Autoencoding::Trained(_) => return Err(self.mismatch()),
         };
         let precision = self.config.train.precision.autocast();
@@ -479,14 +487,19 @@ impl Trainer {
                 None => Err(self.mismatch()),
             },
         };
-        draw_samples(
+        let samples = draw_samples(
             &self.average.network,
             decode,
             &self.config,
             labels,
             self.inputs.device,
             progress,
-        )
+        );
+        // Trainers of one sweep sample in turn: one autoencoder in memory is enough.
+        if let Autoencoding::Frozen(autoencoder) = &self.autoencoder {
+            autoencoder.unload();
+        }
+        samples
     }
 }
 

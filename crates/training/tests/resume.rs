@@ -662,6 +662,7 @@ fn accumulation_averages_the_gradients_of_the_parts() {
     let mut seen = Vec::new();
     for start in [0, 4] {
         let half = DeviceBatch {
+            moments: None,
             images: batch.images.narrow(0, start, 4),
             labels: batch.labels.narrow(0, start, 4),
             ids: batch.ids.clone(),

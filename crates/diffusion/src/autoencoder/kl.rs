@@ -101,6 +101,14 @@ impl KlAutoencoder {
         Posterior::new(&self.moments(pixels)?)
     }
 
+    /// The posterior over latents of images `[B, 3, H, W]`, bytes.
+    ///
+    /// # Errors
+    /// As [`KlAutoencoder::moments`].
+    pub fn posterior_of_bytes(&self, images: &Tensor) -> Result<Posterior, DiffusionError> {
+        self.posterior(&pixels(images)?)
+    }
+
     /// Images `[B, 3, f h, f w]` of latents `[B, C, h, w]`, nominally in [-1, 1]: nothing bounds
     /// them.
     ///
@@ -130,8 +138,7 @@ impl Autoencoder for KlAutoencoder {
     }
 
     fn encode(&self, images: &Tensor, generator: &mut Generator) -> Result<Tensor, DiffusionError> {
-        let pixels = pixels(images)?;
-        tch::no_grad(|| self.posterior(&pixels)?.sample(generator))
+        tch::no_grad(|| self.posterior_of_bytes(images)?.sample(generator))
     }
 
     fn decode(&self, latents: &Tensor) -> Result<Tensor, DiffusionError> {

@@ -4,20 +4,28 @@ use std::path::{Path, PathBuf};
 use tch::TchError;
 use thiserror::Error;
 
-/// Why tokens could not be stored or read.
+use super::Features;
+
+/// Why features could not be stored or read.
 #[derive(Debug, Error)]
 pub enum CacheError {
     /// There is no cache.
-    #[error("{} holds no tokens; `runner prepare features` makes them", .0.display())]
-    Absent(PathBuf),
+    #[error("{} holds no {}; `{}` makes them", folder.display(), features.noun(), features.command())]
+    Absent {
+        /// Where it was looked for.
+        folder: PathBuf,
+        /// What was wanted.
+        features: Features,
+    },
 
     /// The cache is of something else.
     #[error(
-        "{} holds other tokens: {}; `runner prepare features` with another --out makes the right ones, \
-         or remove the folder",
-        folder.display(), differences.join(", ")
+        "{} holds other {}: {}; `{}` with another --out makes the right ones, or remove the folder",
+        folder.display(), features.noun(), differences.join(", "), features.command()
     )]
     Other {
+        /// What was wanted.
+        features: Features,
         /// The cache.
         folder: PathBuf,
         /// Where it differs from what is wanted.
@@ -26,10 +34,12 @@ pub enum CacheError {
 
     /// Making the cache was interrupted.
     #[error(
-        "{} is not complete: {written} of {total} shards are there; run `runner prepare features` again, \
-         it goes on from there", folder.display()
+        "{} is not complete: {written} of {total} shards are there; run `{}` again, it goes on from there",
+        folder.display(), features.command()
     )]
     Incomplete {
+        /// What was wanted.
+        features: Features,
         /// The cache.
         folder: PathBuf,
         /// Shards there are.
@@ -39,7 +49,7 @@ pub enum CacheError {
     },
 
     /// A file is not what was written.
-    #[error("{} is damaged: {reason}; remove it and run `runner prepare features` again", path.display())]
+    #[error("{} is damaged: {reason}; remove it and run the `runner prepare` that made it again", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -47,9 +57,11 @@ pub enum CacheError {
         reason: String,
     },
 
-    /// A sample has no tokens.
-    #[error("{} has no tokens of sample {sample}: {reason}", folder.display())]
-    NoTokens {
+    /// A sample has no features.
+    #[error("{} has no {} of sample {sample}: {reason}", folder.display(), features.noun())]
+    Nothing {
+        /// What was wanted.
+        features: Features,
         /// The cache.
         folder: PathBuf,
         /// The sample.
@@ -58,11 +70,11 @@ pub enum CacheError {
         reason: String,
     },
 
-    /// Tokens that cannot be stored.
-    #[error("encoder {encoder}, sample {sample}: {problem}")]
-    Tokens {
-        /// The encoder.
-        encoder: String,
+    /// Features that cannot be stored.
+    #[error("{model}, sample {sample}: {problem}")]
+    Features {
+        /// What computed them.
+        model: String,
         /// The sample.
         sample: u64,
         /// What is wrong, and the way out.

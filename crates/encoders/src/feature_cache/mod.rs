@@ -1,10 +1,15 @@
-//! Tokens of a whole data set, computed once and kept on the disk.
+//! Features of a whole data set, computed once and kept on the disk: an encoder's tokens, or the
+//! moments of an autoencoder's posterior.
 //!
-//! A cache is a folder: `cache.json` says what the tokens are of (its [`CacheKey`]) and how they
-//! are stored ([`CacheLayout`]), and the tokens are in shards `tokens-NNNNN.safetensors`, which
-//! repeat it in their headers. A [`CacheWriter`] fills the folder shard by shard and goes on where
-//! an earlier one stopped. A [`FeatureCache`] maps the shards into memory and gives the tokens of a
-//! batch; it refuses a folder that was made from another encoder file or another data set.
+//! A cache is a folder: `cache.json` says what the features are of (its [`CacheKey`]) and how they
+//! are stored ([`CacheLayout`]), and they are in shards `tokens-NNNNN.safetensors` or
+//! `moments-NNNNN.safetensors`, which repeat it in their headers. A [`CacheWriter`] fills the
+//! folder shard by shard and goes on where an earlier one stopped. A [`FeatureCache`] maps the
+//! shards into memory and gives the features of a batch; it refuses a folder that was made from
+//! another encoder file or another data set.
+//!
+//! Moments `[2 C, h, w]` are stored as `h w` patch tokens of width `2 C`: the mean of a latent
+//! pixel, then its standard deviation.
 //!
 //! Each row, the tokens of one image, carries a CRC-32 that is checked when the row is first read.
 //! A shard must not be changed in place while it is mapped: a file that is cut short under a
@@ -20,6 +25,7 @@
 //! | `present` | u8 | `[N]`: 0 for a sample that could not be read |
 
 mod error;
+mod features;
 mod reader;
 mod shard;
 mod writer;
@@ -34,18 +40,22 @@ use serde::{Deserialize, Serialize};
 use crate::{EncoderSpec, Grid, Precision, Preprocessing};
 
 pub use error::CacheError;
+pub use features::Features;
 pub use reader::FeatureCache;
 pub use writer::{CacheWriter, Rows};
 
-/// What the tokens of a cache are of. Two caches with the same key hold the same tokens, but for
-/// rounding.
+/// What the features of a cache are of. Two caches with the same key hold the same features, but
+/// for rounding.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CacheKey {
-    /// The encoder's name.
+    /// What they are.
+    #[serde(default)]
+    pub features: Features,
+    /// The encoder's name, or the autoencoder's layout.
     pub encoder: String,
-    /// Which encoder that is: [`Registry::identity`](crate::Registry::identity), the SHA-256 of
-    /// its file.
+    /// Which one that is: [`Registry::identity`](crate::Registry::identity), the SHA-256 of its
+    /// file.
     pub identity: String,
     /// What the encoder computed in.
     pub precision: Precision,
@@ -67,6 +77,7 @@ impl CacheKey {
     /// The part that an encoder determines; the rest is empty.
     pub fn of_encoder(spec: &EncoderSpec, identity: String, precision: Precision) -> Self {
         Self {
+            features: Features::Tokens,
             encoder: spec.name.clone(),
             identity,
             precision,
@@ -79,6 +90,23 @@ impl CacheKey {
         }
     }
 
+    /// The part that an autoencoder of `layout` determines, for images of `resolution` pixels;
+    /// the rest is empty.
+    pub fn of_autoencoder(layout: String, identity: String, resolution: u32) -> Self {
+        Self {
+            features: Features::Moments,
+            encoder: layout,
+            identity,
+            precision: Precision::Fp32,
+            preprocessing: Preprocessing::SIGNED,
+            input_size: i64::from(resolution),
+            data: String::new(),
+            samples: 0,
+            resolution,
+            background: String::new(),
+        }
+    }
+
     /// Where `self`, a cache's, differs from what is `wanted`, in words.
     fn differences(&self, wanted: &Self) -> Vec<String> {
         let mut found = Vec::new();
@@ -87,14 +115,21 @@ impl CacheKey {
                 found.push(format!("{what} is {cached} there and {wanted} here"));
             }
         };
-        compare("the encoder", self.encoder.clone(), wanted.encoder.clone());
+        let [noun, there] = [wanted, self].map(|key| key.features.noun().to_owned());
+        compare("what it holds", there, noun);
+        let model = wanted.features.model();
         compare(
-            "the encoder's file (SHA-256)",
+            &format!("the {model}"),
+            self.encoder.clone(),
+            wanted.encoder.clone(),
+        );
+        compare(
+            &format!("the {model}'s file (SHA-256)"),
             self.identity.clone(),
             wanted.identity.clone(),
         );
         compare(
-            "the encoder's precision",
+            &format!("the {model}'s precision"),
             self.precision.name().to_owned(),
             wanted.precision.name().to_owned(),
         );
@@ -161,7 +196,7 @@ impl CacheLayout {
         device: &str,
         shard_bytes: u64,
     ) -> Self {
-        let mut layout = Self {
+        let layout = Self {
             grid: spec.grid,
             width: spec.width,
             class_token: spec.class_token,
@@ -170,9 +205,35 @@ impl CacheLayout {
             device: device.to_owned(),
             shard_samples: 1,
         };
-        let sample = layout.row_bytes() as u64 * layout.variants();
-        layout.shard_samples = (shard_bytes / sample.max(1)).max(1);
-        layout
+        layout.in_shards_of(shard_bytes)
+    }
+
+    /// The layout for the moments of latents `[C, h, w]`, in shards of about `shard_bytes`.
+    pub fn of_moments(
+        [channels, height, width]: [usize; 3],
+        stored: Precision,
+        mirrored: bool,
+        device: &str,
+        shard_bytes: u64,
+    ) -> Self {
+        let layout = Self {
+            grid: Grid { height, width },
+            width: 2 * channels,
+            class_token: false,
+            stored,
+            mirrored,
+            device: device.to_owned(),
+            shard_samples: 1,
+        };
+        layout.in_shards_of(shard_bytes)
+    }
+
+    fn in_shards_of(self, shard_bytes: u64) -> Self {
+        let sample = self.row_bytes() as u64 * self.variants();
+        Self {
+            shard_samples: (shard_bytes / sample.max(1)).max(1),
+            ..self
+        }
     }
 
     /// Stored variants of an image: as it is, and mirrored where that is stored too.

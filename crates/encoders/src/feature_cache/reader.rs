@@ -2,6 +2,7 @@ use std::path::{Path, PathBuf};
 
 use tch::{Device, Kind, Tensor};
 
+use super::features::moments_of;
 use super::shard::{self, Mapped};
 use super::{CacheError, CacheKey, CacheLayout, Contents};
 use crate::Tokens;
@@ -25,13 +26,20 @@ impl FeatureCache {
     /// There is no cache, it is of something else, it is not complete, or a shard is damaged.
     pub fn open(folder: &Path, key: &CacheKey, mirrored: bool) -> Result<Self, CacheError> {
         let contents = Contents::read(folder)?;
-        let contents = contents.ok_or_else(|| CacheError::Absent(folder.to_owned()))?;
+        let contents = contents.ok_or_else(|| CacheError::Absent {
+            folder: folder.to_owned(),
+            features: key.features,
+        })?;
         let mut differences = contents.key.differences(key);
         if mirrored && !contents.layout.mirrored {
-            differences.push("it has no tokens of mirrored images, and data.flip is on".to_owned());
+            let noun = key.features.noun();
+            differences.push(format!(
+                "it has no {noun} of mirrored images, and data.flip is on"
+            ));
         }
         if !differences.is_empty() {
             return Err(CacheError::Other {
+                features: key.features,
                 folder: folder.to_owned(),
                 differences,
             });
@@ -42,6 +50,7 @@ impl FeatureCache {
             if !path.exists() {
                 let (total, written) = contents.progress(folder);
                 return Err(CacheError::Incomplete {
+                    features: key.features,
                     folder: folder.to_owned(),
                     written,
                     total,
@@ -108,9 +117,25 @@ impl FeatureCache {
         })
     }
 
+    /// Moments `[B, 2 C, h, w]` of the samples `ids`, mean and standard deviation, as
+    /// [`tokens`](Self::tokens) gives tokens.
+    ///
+    /// # Errors
+    /// As [`tokens`](Self::tokens).
+    pub fn moments(
+        &mut self,
+        ids: &[u64],
+        mirrored: &[bool],
+        device: Device,
+    ) -> Result<Tensor, CacheError> {
+        let tokens = self.tokens(ids, mirrored, device)?;
+        Ok(moments_of(&tokens, self.contents.layout.grid)?)
+    }
+
     /// Shard and row of a sample.
     fn find(&self, sample: u64, mirrored: bool) -> Result<(usize, usize), CacheError> {
-        let none = |reason: &str| CacheError::NoTokens {
+        let none = |reason: &str| CacheError::Nothing {
+            features: self.contents.key.features,
             folder: self.folder.clone(),
             sample,
             reason: reason.to_owned(),

@@ -32,7 +32,8 @@ struct Header {
 /// A shard's file.
 pub(super) fn path(folder: &Path, contents: &Contents, samples: &Range<u64>) -> PathBuf {
     let index = samples.start / contents.layout.shard_samples;
-    folder.join(format!("tokens-{index:05}.safetensors"))
+    let noun = contents.key.features.noun();
+    folder.join(format!("{noun}-{index:05}.safetensors"))
 }
 
 /// A shard that is written somewhere: its tensors' bytes.

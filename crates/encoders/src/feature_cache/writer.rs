@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use tch::{Device, Tensor};
 
+use super::features::tokens_of;
 use super::shard::Buffers;
-use super::{CONTENTS, CacheError, CacheKey, CacheLayout, Contents};
+use super::{CONTENTS, CacheError, CacheKey, CacheLayout, Contents, Features};
 use crate::Tokens;
 
 /// Fills a cache, shard by shard. Only one process can write a cache at a time.
@@ -75,6 +76,7 @@ impl CacheWriter {
                 }
                 if !differences.is_empty() {
                     return Err(CacheError::Other {
+                        features: contents.key.features,
                         folder: folder.to_owned(),
                         differences,
                     });
@@ -104,7 +106,8 @@ impl CacheWriter {
     pub fn rows(&self, samples: &Range<u64>) -> Rows {
         let count = (samples.end - samples.start) as usize;
         Rows {
-            encoder: self.contents.key.encoder.clone(),
+            features: self.contents.key.features,
+            model: self.contents.key.encoder.clone(),
             layout: self.contents.layout.clone(),
             buffers: Buffers::new(&self.contents.layout, count),
             samples: samples.clone(),
@@ -188,7 +191,8 @@ fn described(layout: &CacheLayout) -> String {
 /// without tokens.
 #[derive(Debug)]
 pub struct Rows {
-    encoder: String,
+    features: Features,
+    model: String,
     layout: CacheLayout,
     samples: Range<u64>,
     buffers: Buffers,
@@ -202,11 +206,12 @@ impl Rows {
     /// Tokens that are NaN or infinite, also because the cache's dtype cannot hold them; tokens of
     /// another shape than the layout's, or of samples that are not in this shard.
     pub fn put(&mut self, first: u64, mirrored: bool, tokens: &Tokens) -> Result<(), CacheError> {
-        let problem = |sample: u64, problem: String| CacheError::Tokens {
-            encoder: self.encoder.clone(),
+        let problem = |sample: u64, problem: String| CacheError::Features {
+            model: format!("{} {}", self.features.model(), self.model),
             sample,
             problem,
         };
+        let noun = self.features.noun();
         let layout = &self.layout;
         let count = tokens.patch.size().first().copied().unwrap_or(0) as u64;
         let (tokens_each, width) = (layout.grid.tokens() as i64, layout.width as i64);
@@ -223,7 +228,7 @@ impl Rows {
             let found = tokens.patch.size();
             return Err(problem(
                 first,
-                format!("tokens {found:?} have no place here"),
+                format!("{noun} {found:?} have no place here"),
             ));
         }
         let patch = stored(&tokens.patch, layout)?;
@@ -260,10 +265,10 @@ impl Rows {
                     let original = original.f_select(0, index as i64)?;
                     let text = match bool::try_from(original.f_isfinite()?.f_all()?)? {
                         true => format!(
-                            "its tokens are beyond the range of {}; store them as bf16 or fp32",
+                            "its {noun} are beyond the range of {}; store them as bf16 or fp32",
                             layout.stored.name()
                         ),
-                        false => "its tokens hold NaN or infinite values".to_owned(),
+                        false => format!("its {noun} hold NaN or infinite values"),
                     };
                     return Err(problem(sample, text));
                 }
@@ -275,6 +280,28 @@ impl Rows {
             self.buffers.present[at] = 1;
         }
         Ok(())
+    }
+
+    /// Puts the moments `[B, 2 C, h, w]` of consecutive samples, as [`put`](Self::put) does tokens.
+    ///
+    /// # Errors
+    /// As [`put`](Self::put).
+    pub fn put_moments(
+        &mut self,
+        first: u64,
+        mirrored: bool,
+        moments: &Tensor,
+    ) -> Result<(), CacheError> {
+        let [height, width] = self.layout.grid.into();
+        let size = moments.size();
+        if size.len() != 4 || size[2..] != [height as i64, width as i64] {
+            return Err(CacheError::Features {
+                model: format!("{} {}", self.features.model(), self.model),
+                sample: first,
+                problem: format!("moments {size:?} have no place here"),
+            });
+        }
+        self.put(first, mirrored, &tokens_of(moments)?)
     }
 }
 

@@ -1,17 +1,19 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::anyhow;
 use encoders::{Registry, Status};
 use runner::config_file;
-use runner::prepare::{self, FeatureOptions, PrepareError};
-use training::Config;
+use runner::prepare::{self, FeatureOptions, LatentOptions, PrepareError};
+use training::{Config, TrainError};
 
-use crate::cli::PrepareFeaturesArgs;
+use crate::cli::{PrepareFeaturesArgs, PrepareLatentsArgs};
 use crate::failure::Failure;
 
-/// Where caches are made if nothing says otherwise.
-const FOLDER: &str = "features";
+/// Where feature caches are made if nothing says otherwise.
+const FEATURES: &str = "features";
+/// Where moments are stored if nothing says otherwise.
+const LATENTS: &str = "latents";
 
 pub fn features(arguments: &PrepareFeaturesArgs) -> Result<ExitCode, Failure> {
     let config = config_file::load(&arguments.config, &arguments.settings)?;
@@ -24,23 +26,15 @@ pub fn features(arguments: &PrepareFeaturesArgs) -> Result<ExitCode, Failure> {
             .out
             .clone()
             .or(named)
-            .unwrap_or_else(|| PathBuf::from(FOLDER)),
+            .unwrap_or_else(|| PathBuf::from(FEATURES)),
         config,
         encoders,
         stored: arguments.dtype,
         shard_bytes: arguments.shard_mib << 20,
     };
     let interrupted = super::watch_interrupts()?;
-    let outcome =
-        prepare::features(&options, registry, device, interrupted).map_err(
-            |error| match error {
-                PrepareError::Data(error) => Failure::usage(anyhow!(
-                    "{}: `data.path`: {error}",
-                    arguments.config.display()
-                )),
-                other => Failure::from(other),
-            },
-        )?;
+    let outcome = prepare::features(&options, registry, device, interrupted)
+        .map_err(|error| failure(error, &arguments.config))?;
     for folder in &outcome.made {
         println!("{}", folder.display());
     }
@@ -58,6 +52,46 @@ pub fn features(arguments: &PrepareFeaturesArgs) -> Result<ExitCode, Failure> {
         );
     }
     Ok(ExitCode::from(u8::from(!outcome.failed.is_empty())))
+}
+
+pub fn latents(arguments: &PrepareLatentsArgs) -> Result<ExitCode, Failure> {
+    let config = config_file::load(&arguments.config, &arguments.settings)?;
+    let device = super::device(&arguments.device)?;
+    let named = Some(config.data.latent_cache.clone()).filter(|path| !path.as_os_str().is_empty());
+    let options = LatentOptions {
+        out: arguments
+            .out
+            .clone()
+            .or(named)
+            .unwrap_or_else(|| PathBuf::from(LATENTS)),
+        config,
+        stored: arguments.dtype,
+        shard_bytes: arguments.shard_mib << 20,
+    };
+    let whole = prepare::latents(&options, device, super::watch_interrupts()?)
+        .map_err(|error| failure(error, &arguments.config))?;
+    if !whole {
+        eprintln!("interrupted: the same command continues");
+        return Ok(ExitCode::from(130));
+    }
+    println!("{}", options.out.display());
+    eprintln!(
+        "training reads them with --set data.latent_cache={}",
+        options.out.display()
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A data set or an autoencoder that is not there is a wrong configuration.
+fn failure(error: PrepareError, config: &Path) -> Failure {
+    let config = config.display();
+    match error {
+        PrepareError::Data(error) => Failure::usage(anyhow!("{config}: `data.path`: {error}")),
+        PrepareError::NoLatents(_) | PrepareError::Train(TrainError::NoAutoencoder(_)) => {
+            Failure::usage(anyhow!("{config}: {error}"))
+        }
+        other => Failure::from(other),
+    }
 }
 
 /// The encoders that were asked for. Of a named set, those that are here.

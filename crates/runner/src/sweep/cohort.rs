@@ -9,8 +9,9 @@ use data::Loader;
 use encoders::{Encoder, Precision};
 use metrics::spatial::SpatialMetrics;
 use tch::Device;
-use training::{DeviceBatch, Inputs, MetricsLog, Run};
+use training::{Autoencoder, DeviceBatch, Inputs, MetricsLog, Run};
 
+use super::latent_source::LatentSource;
 use super::progress::CellProgress;
 use super::token_source::TokenSource;
 use super::{Context, InitialWeights, Planned, empty_row};
@@ -23,7 +24,7 @@ use crate::tensors;
 /// Share of the logged steps, at the end, whose mean is a cell's final loss.
 const FINAL_SHARE: f64 = 0.1;
 
-/// Cells that share data, batches and encoder.
+/// Cells that share data, batches, encoder and autoencoder.
 pub(crate) struct Cohort {
     pub(crate) cells: Vec<Planned>,
 }
@@ -71,9 +72,11 @@ impl Cohort {
             let config = &planned.cell.config;
             let loader = config.loader();
             let key = format!(
-                "{} {loader:?} {} {} {} {}",
+                "{} {loader:?} {} {} {} {} {} {}",
                 planned.training.fingerprint(),
                 config.data.token_cache.display(),
+                config.data.latent_cache.display(),
+                autoencoder(config),
                 config.alignment.encoder,
                 config.evaluate.fd_encoder,
                 config.evaluate.spatial_images,
@@ -119,7 +122,11 @@ impl Cohort {
         };
         let config = &first.cell.config;
         let mut source = TokenSource::open(context.bank, config, first.training.as_ref())?;
-        if let Some(line) = source.described() {
+        let mut latents = LatentSource::open(context.bank, config, first.training.as_ref())?;
+        for line in [source.described(), latents.described()]
+            .into_iter()
+            .flatten()
+        {
             context.progress.print(&line);
         }
         let mut active: Vec<Active> = Vec::new();
@@ -149,7 +156,8 @@ impl Cohort {
             let Some(batch) = loader.as_mut().and_then(Iterator::next) else {
                 break;
             };
-            let batch = DeviceBatch::new(batch?, context.device)?;
+            let mut batch = DeviceBatch::new(batch?, context.device)?;
+            batch.moments = latents.moments(&batch)?;
             let tokens = source.tokens(&batch)?;
             // A cell that was saved later than the others waits for the stream to come by.
             active.retain_mut(|cell| {
@@ -172,7 +180,7 @@ impl Cohort {
             });
             position += 1;
         }
-        drop(loader);
+        drop((loader, latents));
         self.evaluate(context, active, &source)
     }
 
@@ -488,6 +496,17 @@ fn fail(
         context
             .progress
             .print(&format!("{}: {error}", planned.cell.id));
+    }
+}
+
+/// Which latents a run sees, before they are scaled; one that trains its autoencoder has its own.
+fn autoencoder(config: &training::Config) -> String {
+    match &config.model.autoencoder {
+        Autoencoder::Identity => "pixels".to_owned(),
+        Autoencoder::Kl(settings) if settings.train => "trained".to_owned(),
+        Autoencoder::Kl(settings) => {
+            format!("{} {}", settings.layout.name(), settings.weights.display())
+        }
     }
 }
 

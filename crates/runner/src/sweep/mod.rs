@@ -2,6 +2,7 @@
 //! `results.csv` and the report up to date.
 
 mod cohort;
+mod latent_source;
 mod progress;
 mod single;
 mod token_source;
@@ -21,6 +22,7 @@ use thiserror::Error;
 use torch_ext::TorchError;
 
 use crate::atomic_file;
+use crate::autoencoder_files::AutoencoderFiles;
 use crate::cell_folder::{CellFolder, CellFolderError};
 use crate::config_file::ConfigError;
 use crate::encoder_bank::EncoderBank;
@@ -145,7 +147,7 @@ pub(crate) struct Planned {
     pub(crate) folder: CellFolder,
     pub(crate) training: Arc<dyn Dataset>,
     pub(crate) reference: Arc<dyn Dataset>,
-    /// Data set and encoders, as [`training::Inputs::identity`] wants them.
+    /// Data set, encoders and autoencoder, as [`training::Inputs::identity`] wants them.
     pub(crate) identity: String,
     /// Hash of configuration, data, encoders and judge.
     pub(crate) hash: String,
@@ -340,9 +342,10 @@ fn prepare(
     let training = open(data.training_split())?;
     let reference = open(data.reference_split())?;
     let identity = format!(
-        "{} {}",
+        "{} {}{}",
         training.fingerprint(),
-        bank.tokens_identity(&cell.config)
+        bank.tokens_identity(&cell.config),
+        bank.autoencoders().identity(&cell.config, bank.device())
     );
     let judge = bank.identity(
         std::slice::from_ref(&cell.config.evaluate.fd_encoder),
@@ -456,10 +459,20 @@ fn print_plan(
     }
     // One line for all that is missing: 27 encoders would push the plan off the screen.
     let mut encoders: BTreeMap<&str, &str> = BTreeMap::new();
+    let mut autoencoders: BTreeMap<&str, usize> = BTreeMap::new();
     for cell in &plan.cells {
-        if let Some(reason) = missing.get(&cell.id) {
-            encoders.insert(&cell.encoder, reason);
+        match missing.get(&cell.id) {
+            Some(reason) if AutoencoderFiles::missing(&cell.config).is_some() => {
+                *autoencoders.entry(reason).or_default() += 1;
+            }
+            Some(reason) => {
+                encoders.insert(&cell.encoder, reason);
+            }
+            None => {}
         }
+    }
+    for (reason, cells) in autoencoders {
+        eprintln!("  skipped: {cells} cells: {reason}");
     }
     if let Some((name, reason)) = encoders.first_key_value() {
         let names: Vec<&str> = encoders.keys().copied().collect();

@@ -10,6 +10,7 @@ use tch::Tensor;
 use super::cohort::Cohort;
 use super::progress::Progress;
 use super::{Context, Datasets, SweepError, prepare};
+use crate::autoencoder_files::AutoencoderFiles;
 use crate::cell_folder::CellFolder;
 use crate::config_file::ConfigError;
 use crate::encoder_bank::EncoderBank;
@@ -68,11 +69,14 @@ pub fn train(
             })?;
     }
     let bank = EncoderBank::new(registry, device);
-    if let Some(reason) = bank.missing(config) {
-        return Err(SweepError::Config(ConfigError::Name {
-            origin: format!("{}: `alignment.encoder`", options.origin.display()),
-            message: reason,
-        }));
+    if let Some(message) = bank.missing(config) {
+        let origin = options.origin.display();
+        let origin = match AutoencoderFiles::missing(config) {
+            // It names its key itself.
+            Some(_) => origin.to_string(),
+            None => format!("{origin}: `alignment.encoder`"),
+        };
+        return Err(SweepError::Config(ConfigError::Name { origin, message }));
     }
     let cell = Cell {
         id: options.folder.file_name().map_or_else(

@@ -223,6 +223,7 @@ mod tests {
         let rows: Vec<i64> = ids.iter().map(|&id| id as i64).collect();
         DeviceBatch {
             images: all.index_select(0, &Tensor::from_slice(&rows)),
+            moments: None,
             labels: Tensor::zeros([ids.len() as i64], (Kind::Int64, Device::Cpu)),
             ids: ids.to_vec(),
             flipped: vec![false; ids.len()],

@@ -87,6 +87,19 @@ impl KlLayout {
             Self::Other(config) => config.clone(),
         }
     }
+
+    /// Its name, or the settings of one without a name.
+    pub fn name(&self) -> String {
+        let config = self.config();
+        if config == KlConfig::f8d4() {
+            return F8D4.to_owned();
+        }
+        if config == KlConfig::f16d32() {
+            return F16D32.to_owned();
+        }
+        // A struct of plain fields always serialises; the Debug form keeps this total.
+        serde_json::to_string(&config).unwrap_or_else(|_| format!("{config:?}"))
+    }
 }
 
 /// A number for all channels, or a list with one for each.
@@ -128,6 +141,10 @@ impl Autoencoder {
 const IDENTITY: &str = "identity";
 /// The kind of [`Autoencoder::Kl`].
 const KL: &str = "kl";
+/// The name of [`KlLayout::F8d4`].
+const F8D4: &str = "f8d4";
+/// The name of [`KlLayout::F16d32`].
+const F16D32: &str = "f16d32";
 
 impl Serialize for Autoencoder {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -172,8 +189,8 @@ impl<'de> Deserialize<'de> for Autoencoder {
 impl Serialize for KlLayout {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
-            Self::F8d4 => serializer.serialize_str("f8d4"),
-            Self::F16d32 => serializer.serialize_str("f16d32"),
+            Self::F8d4 => serializer.serialize_str(F8D4),
+            Self::F16d32 => serializer.serialize_str(F16D32),
             Self::Other(config) => config.serialize(serializer),
         }
     }
@@ -182,8 +199,8 @@ impl Serialize for KlLayout {
 impl<'de> Deserialize<'de> for KlLayout {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match Value::deserialize(deserializer)? {
-            Value::String(name) if name == "f8d4" => Ok(Self::F8d4),
-            Value::String(name) if name == "f16d32" => Ok(Self::F16d32),
+            Value::String(name) if name == F8D4 => Ok(Self::F8d4),
+            Value::String(name) if name == F16D32 => Ok(Self::F16d32),
             table @ Value::Object(_) => serde_json::from_value(table)
                 .map(Self::Other)
                 .map_err(D::Error::custom),

@@ -114,6 +114,13 @@ impl Config {
                     .to_owned(),
             ));
         }
+        if settings.train && !self.data.latent_cache.as_os_str().is_empty() {
+            return Err(invalid(
+                "data.latent_cache",
+                "names a folder, but the autoencoder is trained: its latents change with it"
+                    .to_owned(),
+            ));
+        }
         let layout = settings.layout.config();
         let refused = |error| invalid("model.autoencoder.layout", format!("has {error}"));
         layout.validate().map_err(refused)?;

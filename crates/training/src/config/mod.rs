@@ -86,6 +86,10 @@ pub struct DataConfig {
     /// none.
     #[serde(skip_serializing_if = "is_default")]
     pub token_cache: PathBuf,
+    /// Folder of the moments of the frozen autoencoder's latents (`runner prepare latents` makes
+    /// it): they are read and the autoencoder does not run. Empty for none.
+    #[serde(skip_serializing_if = "is_default")]
+    pub latent_cache: PathBuf,
     /// Share of unreadable images above which the run stops.
     pub max_corrupt_share: f64,
 }
@@ -131,6 +135,7 @@ impl Default for DataConfig {
             prefetch: 4,
             token_memory_mib: 1024,
             token_cache: PathBuf::new(),
+            latent_cache: PathBuf::new(),
             max_corrupt_share: 0.01,
         }
     }
@@ -393,7 +398,7 @@ impl Config {
     /// not count, so a finished run can be made longer.
     ///
     /// `identity` stands for the inputs: the data set's fingerprint instead of its path, the
-    /// encoders' checksums, and how a feature cache rounds their tokens.
+    /// encoders' and the autoencoder's checksums, and how caches round what they give.
     pub fn training_hash(&self, identity: &str) -> String {
         let mut relevant = self.clone();
         let defaults = Self::default();
@@ -425,11 +430,13 @@ impl Config {
         let mut relevant = self.clone();
         relevant.data.path = PathBuf::new();
         relevant.data.token_cache = PathBuf::new();
+        relevant.data.latent_cache = PathBuf::new();
         if let Autoencoder::Kl(settings) = &mut relevant.model.autoencoder {
             settings.weights = PathBuf::new();
         }
         if let Objective::RepaE(joint) = &mut relevant.objective {
             joint.lpips = PathBuf::new();
+            joint.discriminator_weights = PathBuf::new();
         }
         // A struct of plain fields always serialises; the Debug form keeps this total.
         let text = serde_json::to_string(&relevant).unwrap_or_else(|_| format!("{relevant:?}"));

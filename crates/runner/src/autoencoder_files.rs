@@ -1,0 +1,122 @@
+//! The files of autoencoders: whether they are here, and what makes their latents what they are.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use data::Dataset;
+use diffusion::DiffusionError;
+use encoders::Precision;
+use encoders::feature_cache::{CacheKey, Contents};
+use tch::Device;
+use training::{Autoencoder, CheckpointError, Config, Objective, TrainError, checkpoint};
+
+use crate::encoder_bank::device_kind;
+
+/// Weights of autoencoders, each file read once.
+#[derive(Debug, Default)]
+pub struct AutoencoderFiles {
+    checksums: RefCell<HashMap<PathBuf, String>>,
+}
+
+impl AutoencoderFiles {
+    /// Why `config` cannot run for want of its autoencoder: which file, and how to get it.
+    pub fn missing(config: &Config) -> Option<String> {
+        if let Some(path) = weights(config).filter(|path| !path.is_file()) {
+            return Some(TrainError::NoAutoencoder(path.to_owned()).to_string());
+        }
+        let (key, path) = files_of_losses(config).find(|(_, path)| !path.is_file())?;
+        Some(match key {
+            "objective.lpips" => DiffusionError::NoLpips {
+                path: path.to_owned(),
+            }
+            .to_string(),
+            key => format!("`{key}` is {}, and there is no such file", path.display()),
+        })
+    }
+
+    /// What makes the latents that `config` trains on what they are, besides its settings: the
+    /// SHA-256 of the weights, of the files that its losses read where it is trained, and how a
+    /// cache rounds. A cache in float32 from the same kind of
+    /// device changes no bit, so it does not count. Empty without an autoencoder.
+    pub fn identity(&self, config: &Config, device: Device) -> String {
+        let files = weights(config).map(|path| ("autoencoder", path));
+        let mut identity = String::new();
+        for (name, path) in files.into_iter().chain(files_of_losses(config)) {
+            // A file that cannot be read is an error when it is loaded.
+            let checksum = self.sha256(path).unwrap_or_else(|_| "?".to_owned());
+            identity.push_str(&format!(" {name}:{checksum}"));
+        }
+        let cached = cache_of(config).and_then(|folder| Contents::read(folder).ok().flatten());
+        if let Some(Contents { layout, .. }) = cached {
+            if layout.stored != Precision::Fp32 {
+                identity.push_str(&format!(" moments rounded to {}", layout.stored.name()));
+            }
+            if layout.device != device_kind(device) {
+                identity.push_str(&format!(" moments from {}", layout.device));
+            }
+        }
+        identity
+    }
+
+    /// What a cache of moments must be of to stand for the autoencoder of `config` on `dataset`;
+    /// `None` without an autoencoder.
+    ///
+    /// # Errors
+    /// Its weights cannot be read.
+    pub fn cache_key(
+        &self,
+        config: &Config,
+        dataset: &dyn Dataset,
+    ) -> Result<Option<CacheKey>, CheckpointError> {
+        let Autoencoder::Kl(settings) = &config.model.autoencoder else {
+            return Ok(None);
+        };
+        let data = &config.data;
+        let identity = self.sha256(&settings.weights)?;
+        let key = CacheKey::of_autoencoder(settings.layout.name(), identity, data.resolution);
+        Ok(Some(CacheKey {
+            data: dataset.fingerprint().to_owned(),
+            samples: dataset.len(),
+            background: format!("{:?}", data.background).to_lowercase(),
+            ..key
+        }))
+    }
+
+    fn sha256(&self, path: &Path) -> Result<String, CheckpointError> {
+        if let Some(known) = self.checksums.borrow().get(path) {
+            return Ok(known.clone());
+        }
+        let sum = checkpoint::file_sha256(path)?;
+        let mut checksums = self.checksums.borrow_mut();
+        checksums.insert(path.to_owned(), sum.clone());
+        Ok(sum)
+    }
+}
+
+/// The file of the autoencoder's weights, where `config` has one.
+fn weights(config: &Config) -> Option<&Path> {
+    match &config.model.autoencoder {
+        Autoencoder::Identity => None,
+        Autoencoder::Kl(settings) => {
+            let named = !settings.weights.as_os_str().is_empty();
+            named.then_some(settings.weights.as_path())
+        }
+    }
+}
+
+/// The files that the losses of a trained autoencoder read, with their keys.
+fn files_of_losses(config: &Config) -> impl Iterator<Item = (&'static str, &Path)> {
+    let joint = match &config.objective {
+        Objective::RepaE(joint) => Some(joint),
+        _ => None,
+    };
+    joint.into_iter().flat_map(|joint| joint.files())
+}
+
+/// The cache of moments that `config` names; `None` if it names none or has no autoencoder.
+pub fn cache_of(config: &Config) -> Option<&Path> {
+    let folder = &config.data.latent_cache;
+    let named = !folder.as_os_str().is_empty();
+    (named && config.model.autoencoder != Autoencoder::Identity).then_some(folder)
+}

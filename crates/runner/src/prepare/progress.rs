@@ -1,0 +1,65 @@
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// How often a line is printed where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// Progress on stderr: a bar on a terminal, a plain line now and then elsewhere.
+pub(super) struct Progress {
+    name: String,
+    bar: Option<ProgressBar>,
+    total: u64,
+    done: u64,
+    started: Instant,
+    last_line: Instant,
+}
+
+impl Progress {
+    pub(super) fn new(name: &str, total: u64) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let template = "{prefix:28!} {bar:24} {pos:>8}/{len} images  {per_sec}  {eta} left";
+            let style = ProgressStyle::with_template(template);
+            ProgressBar::new(total)
+                .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+                .with_prefix(name.to_owned())
+        });
+        Self {
+            name: name.to_owned(),
+            bar,
+            total,
+            done: 0,
+            started: Instant::now(),
+            last_line: Instant::now(),
+        }
+    }
+
+    pub(super) fn add(&mut self, images: u64) {
+        self.done += images;
+        match &self.bar {
+            Some(bar) => bar.inc(images),
+            None if self.last_line.elapsed() >= LINE_EVERY => {
+                self.last_line = Instant::now();
+                eprintln!("{}: {}", self.name, self.line());
+            }
+            None => {}
+        }
+    }
+
+    fn line(&self) -> String {
+        let rate = self.done as f64 / self.started.elapsed().as_secs_f64().max(1e-9);
+        format!("{}/{} images, {rate:.1} images/s", self.done, self.total)
+    }
+
+    pub(super) fn finish(&self, skipped: u64, noun: &str) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+        let skipped = match skipped {
+            0 => String::new(),
+            count => format!(", {count} of them could not be read and have no {noun}"),
+        };
+        eprintln!("{}: {}{skipped}", self.name, self.line());
+    }
+}
