@@ -125,6 +125,11 @@ fn run(chore: &Chore) -> Result<ExitCode> {
         }
         Chore::Test(passed) => {
             let mut cargo = ready_cargo(&root, &environment)?;
+            // Tests run side by side, each with libtorch's threads: those that wait for work must not keep a core
+            // from the others by spinning.
+            if env::var_os("OMP_WAIT_POLICY").is_none() {
+                cargo.env("OMP_WAIT_POLICY", "passive");
+            }
             hand_over(cargo.args(["test", "--workspace"]).args(&passed.args))
         }
         Chore::Export(passed) => {
