@@ -1,7 +1,7 @@
 use std::fmt::Debug;
 
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::{AlignmentError, CosineLoss, SpatialNorm};
 
@@ -147,8 +147,9 @@ impl AlignmentLoss {
     /// normalises them with `norm` and goes on as [`AlignmentLoss::forward`]; in one operation where
     /// there is a fused one ([`TokenLoss::fused`]).
     ///
-    /// On the CPU the fused cosine loss takes float32 and bfloat16 tokens, widens the latter, and
-    /// equals the composition of [`SpatialNorm`] and [`CosineLoss`] in float32.
+    /// Tokens of lower precision are compared in float32, as accelerate hands them to upstream's
+    /// loss. There is a fused form of [`CosineLoss`] on the CPU, for targets without gradient; it equals
+    /// the composition up to the order of its sums.
     ///
     /// # Errors
     /// As [`AlignmentLoss::forward`] and [`SpatialNorm::forward`].
@@ -169,9 +170,12 @@ impl AlignmentLoss {
             }
             let target = match normalised[index].take() {
                 Some(target) => target,
-                None => norm.forward(tokens[index])?,
+                None => norm.forward(&widened(tokens[index])?)?,
             };
-            loss.forward(normalised[index].insert(target), projected[index])
+            loss.forward(
+                normalised[index].insert(target),
+                &widened(projected[index])?,
+            )
         })
     }
 
@@ -233,4 +237,12 @@ impl AlignmentLoss {
         let total = total.ok_or(AlignmentError::NoLoss)?;
         Ok(AlignmentOutput { total, terms })
     }
+}
+
+/// Tokens in float32, or float64 if they are.
+fn widened(tokens: &Tensor) -> Result<Tensor, AlignmentError> {
+    Ok(match tokens.f_kind()? {
+        Kind::Double => tokens.shallow_clone(),
+        _ => tokens.f_to_kind(Kind::Float)?,
+    })
 }

@@ -92,7 +92,7 @@ impl Trainer {
         };
         Ok(Self {
             adamw: AdamW::new(&model.params, config)?,
-            loss: AlignmentLoss::new(&config.alignment.losses)?,
+            loss: AlignmentLoss::new(&config.alignment.losses)?.with_fused(config.alignment.fused),
             generator: Generator::new(
                 inputs.device,
                 seed::derive(config.train.seed, "training", &[]),
@@ -228,22 +228,16 @@ impl Trainer {
             return Ok((denoising, figures));
         }
         let grid = self.model.network.denoiser().token_grid();
-        let targets = tch::no_grad(|| {
+        let tokens = tch::no_grad(|| {
             tokens
                 .iter()
                 .zip(&self.inputs.encoders)
-                .map(|(tokens, encoder)| {
-                    let tokens = pool(tokens, encoder.grid, grid)?;
-                    Ok(self.config.alignment.spatial_norm.forward(&tokens)?)
-                })
+                .map(|(tokens, encoder)| pool(tokens, encoder.grid, grid))
                 .collect::<Result<Vec<_>, TrainError>>()
         })?;
-        let projected = projected
-            .iter()
-            .map(|tokens| tokens.f_to_kind(Kind::Float))
-            .collect::<Result<Vec<_>, _>>()?;
-        let aligned = self.loss.forward(
-            &targets.iter().collect::<Vec<_>>(),
+        let aligned = self.loss.forward_tokens(
+            &self.config.alignment.spatial_norm,
+            &tokens.iter().collect::<Vec<_>>(),
             &projected.iter().collect::<Vec<_>>(),
         )?;
         let total = denoising.f_add(&aligned.total)?;

@@ -130,12 +130,17 @@ impl<Z: Token<A>, P: Token<A>, A: Real> Vectorised for CosineSum<'_, Z, P, A> {
         } = self.image;
         let mut shift = vec![A::default(); width];
         let mut scale = vec![A::from_f64(1.0); width];
-        if let Some(norm) = norm {
-            statistics(target, &mut shift, &mut scale);
-            let count = (target.len() / width) as f64;
-            finish(&mut shift, &mut scale, count, norm);
-        }
         let mut row = vec![A::default(); width];
+        if let Some(norm) = norm {
+            // Deviations from the first token: where a channel's mean is large against its deviation,
+            // as in many encoders, its roundings would spoil both.
+            for (origin, first) in row.iter_mut().zip(target) {
+                *origin = first.widen();
+            }
+            statistics(target, &row, &mut shift, &mut scale);
+            let count = (target.len() / width) as f64;
+            finish(&row, &mut shift, &mut scale, count, norm);
+        }
         let mut sum = 0.0;
         for (index, (z, p)) in target
             .chunks_exact(width)
@@ -160,36 +165,27 @@ impl<Z: Token<A>, P: Token<A>, A: Real> Vectorised for CosineSum<'_, Z, P, A> {
     }
 }
 
-/// Mean, and sum of squared deviations, of each column of `rows`; both start at anything.
+/// Mean less `origin`, and sum of squared deviations, of each column of `rows`; both start at anything.
 ///
 /// Blocks of rows are merged as Chan, Golub and LeVeque do: no cancellation, and constant columns give
 /// their value and exactly 0.
 #[inline(always)]
-fn statistics<Z: Token<A>, A: Real>(rows: &[Z], mean: &mut [A], squares: &mut [A]) {
+fn statistics<Z: Token<A>, A: Real>(rows: &[Z], origin: &[A], mean: &mut [A], squares: &mut [A]) {
     let width = mean.len();
     mean.fill(A::default());
     squares.fill(A::default());
     let mut seen = 0.0;
     let mut blocks = rows.chunks_exact(ROWS * width);
     for block in blocks.by_ref() {
-        let lines: [&[Z]; ROWS] = std::array::from_fn(|line| &block[line * width..][..width]);
-        let total = seen + ROWS as f64;
-        let share = A::from_f64(ROWS as f64 / total);
-        let weight = A::from_f64(seen * ROWS as f64 / total);
-        let whole = width - width % LANES;
-        for start in (0..whole).step_by(LANES) {
-            block_columns::<Z, A, LANES>(&lines, start, share, weight, mean, squares);
-        }
-        for start in whole..width {
-            block_columns::<Z, A, 1>(&lines, start, share, weight, mean, squares);
-        }
-        seen = total;
+        merge_block(block, origin, seen, mean, squares);
+        seen += ROWS as f64;
     }
     for row in blocks.remainder().chunks_exact(width) {
         seen += 1.0;
         let share = A::from_f64(1.0 / seen);
-        for ((value, mean), squares) in row.iter().zip(&mut *mean).zip(&mut *squares) {
-            let value = value.widen();
+        let columns = row.iter().zip(origin).zip(&mut *mean).zip(&mut *squares);
+        for (((value, &origin), mean), squares) in columns {
+            let value = value.widen() - origin;
             let delta = value - *mean;
             *mean += delta * share;
             *squares += delta * (value - *mean);
@@ -197,43 +193,71 @@ fn statistics<Z: Token<A>, A: Real>(rows: &[Z], mean: &mut [A], squares: &mut [A
     }
 }
 
-/// Merges `N` columns of a block of rows.
+/// Merges [`ROWS`] rows into the statistics of the `seen` before them.
 #[inline(always)]
-fn block_columns<Z: Token<A>, A: Real, const N: usize>(
-    lines: &[&[Z]; ROWS],
-    start: usize,
-    share: A,
-    weight: A,
+fn merge_block<Z: Token<A>, A: Real>(
+    block: &[Z],
+    origin: &[A],
+    seen: f64,
     mean: &mut [A],
     squares: &mut [A],
 ) {
-    let (mean, squares) = (&mut mean[start..][..N], &mut squares[start..][..N]);
-    let mut values = [[A::default(); N]; ROWS];
-    for (values, line) in values.iter_mut().zip(lines) {
-        for (value, element) in values.iter_mut().zip(&line[start..][..N]) {
-            *value = element.widen();
-        }
-    }
+    let width = mean.len();
+    let (origin, origin_rest) = origin.as_chunks();
+    let rows: [&[Z]; ROWS] = std::array::from_fn(|row| &block[row * width..][..width]);
+    let (mean, mean_rest) = mean.as_chunks_mut();
+    let (squares, squares_rest) = squares.as_chunks_mut();
+    let whole = rows.map(|row| row.as_chunks().0);
+    merge_columns::<Z, A, LANES>(&whole, origin, seen, mean, squares);
+    let rest = rows.map(|row| row.as_chunks::<LANES>().1.as_chunks().0);
+    let (mean, squares) = (mean_rest.as_chunks_mut().0, squares_rest.as_chunks_mut().0);
+    merge_columns::<Z, A, 1>(&rest, origin_rest.as_chunks().0, seen, mean, squares);
+}
+
+/// As [`merge_block`], in pieces of `N` columns. Within a piece nothing is written to memory, so that
+/// the loop over its lanes can become vector instructions.
+#[inline(always)]
+fn merge_columns<Z: Token<A>, A: Real, const N: usize>(
+    rows: &[&[[Z; N]]; ROWS],
+    origin: &[[A; N]],
+    seen: f64,
+    mean: &mut [[A; N]],
+    squares: &mut [[A; N]],
+) {
+    let total = seen + ROWS as f64;
+    let share = A::from_f64(ROWS as f64 / total);
+    let weight = A::from_f64(seen * ROWS as f64 / total);
     let part = A::from_f64(1.0 / ROWS as f64);
-    for lane in 0..N {
-        let v = |row: usize| values[row][lane];
-        let sum = ((v(0) + v(1)) + (v(2) + v(3))) + ((v(4) + v(5)) + (v(6) + v(7)));
-        let own = sum * part;
-        let d = |row: usize| (v(row) - own) * (v(row) - own);
-        let deviation = ((d(0) + d(1)) + (d(2) + d(3))) + ((d(4) + d(5)) + (d(6) + d(7)));
-        let delta = own - mean[lane];
-        mean[lane] += delta * share;
-        squares[lane] += deviation + delta * delta * weight;
+    let columns = origin.iter().zip(mean).zip(squares);
+    for (index, ((origin, mean), squares)) in columns.enumerate() {
+        let piece: [&[Z; N]; ROWS] = std::array::from_fn(|row| &rows[row][index]);
+        let (old_mean, old_squares) = (*mean, *squares);
+        let (mut new_mean, mut new_squares) = (old_mean, old_squares);
+        for lane in 0..N {
+            let v: [A; ROWS] = std::array::from_fn(|row| piece[row][lane].widen() - origin[lane]);
+            let own = pairwise(v) * part;
+            let deviation = pairwise(v.map(|v| (v - own) * (v - own)));
+            let delta = own - old_mean[lane];
+            new_mean[lane] = old_mean[lane] + delta * share;
+            new_squares[lane] = old_squares[lane] + (deviation + delta * delta * weight);
+        }
+        *mean = new_mean;
+        *squares = new_squares;
     }
+}
+
+#[inline(always)]
+fn pairwise<A: Real>(v: [A; ROWS]) -> A {
+    ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]))
 }
 
 /// From mean and squares to what is subtracted, and what is multiplied with.
 #[inline(always)]
-fn finish<A: Real>(mean: &mut [A], squares: &mut [A], count: f64, norm: ZScore) {
+fn finish<A: Real>(origin: &[A], mean: &mut [A], squares: &mut [A], count: f64, norm: ZScore) {
     let (alpha, eps) = (A::from_f64(norm.alpha), A::from_f64(norm.eps));
     let (one, freedom) = (A::from_f64(1.0), A::from_f64(count - 1.0));
-    for (mean, squares) in mean.iter_mut().zip(squares) {
-        *mean = *mean * alpha;
+    for ((&origin, mean), squares) in origin.iter().zip(mean).zip(squares) {
+        *mean = (origin + *mean) * alpha;
         *squares = one / ((*squares / freedom).sqrt() + eps);
     }
 }
@@ -254,29 +278,20 @@ fn normalise<Z: Token<A>, P: Token<A>, A: Real>(
     scale: &[A],
     row: &mut [A],
 ) -> Products {
-    let width = z.len();
-    let (p, shift, scale, row) = (
-        &p[..width],
-        &shift[..width],
-        &scale[..width],
-        &mut row[..width],
+    let ((z, z_rest), (p, p_rest)) = (z.as_chunks(), p.as_chunks());
+    let ((shift, shift_rest), (scale, scale_rest)) = (shift.as_chunks(), scale.as_chunks());
+    let (row, row_rest) = row.as_chunks_mut();
+    let sums: [[A; LANES]; 3] = products(z, p, shift, scale, row);
+    let rest: [[A; 1]; 3] = products(
+        z_rest.as_chunks().0,
+        p_rest.as_chunks().0,
+        shift_rest.as_chunks().0,
+        scale_rest.as_chunks().0,
+        row_rest.as_chunks_mut().0,
     );
-    let mut sums = [[A::default(); LANES]; 3];
-    let whole = width - width % LANES;
-    for start in (0..whole).step_by(LANES) {
-        add_products::<Z, P, A, LANES>(z, p, shift, scale, row, start, &mut sums);
-    }
-    // The rest goes to the first lanes.
-    for (lane, index) in (whole..width).enumerate() {
-        let mut last = [[A::default(); LANES]; 3];
-        add_products::<Z, P, A, 1>(z, p, shift, scale, row, index, &mut last);
-        for (sums, last) in sums.iter_mut().zip(last) {
-            sums[lane] += last[0];
-        }
-    }
-    let [product, target, projected] = sums.map(|lanes| {
-        // Halves together, so that the order is that of a vector instruction.
-        let mut lanes = lanes.map(A::to_f64);
+    let [product, target, projected] = [0, 1, 2].map(|which| {
+        // Halves onto each other, as a processor's vectors are summed.
+        let mut lanes = sums[which].map(A::to_f64);
         let mut half = LANES / 2;
         while half > 0 {
             for lane in 0..half {
@@ -284,7 +299,7 @@ fn normalise<Z: Token<A>, P: Token<A>, A: Real>(
             }
             half /= 2;
         }
-        lanes[0]
+        lanes[0] + rest[which][0].to_f64()
     });
     Products {
         product,
@@ -293,27 +308,32 @@ fn normalise<Z: Token<A>, P: Token<A>, A: Real>(
     }
 }
 
+/// Partial sums of `y p`, `y y` and `p p` over pieces of `N` elements; `y` goes to `row`.
 #[inline(always)]
-fn add_products<Z: Token<A>, P: Token<A>, A: Real, const N: usize>(
-    z: &[Z],
-    p: &[P],
-    shift: &[A],
-    scale: &[A],
-    row: &mut [A],
-    start: usize,
-    sums: &mut [[A; LANES]; 3],
-) {
-    let (z, p) = (&z[start..][..N], &p[start..][..N]);
-    let (shift, scale) = (&shift[start..][..N], &scale[start..][..N]);
-    let row = &mut row[start..][..N];
-    for lane in 0..N {
-        let y = (z[lane].widen() - shift[lane]) * scale[lane];
-        let p = p[lane].widen();
-        row[lane] = y;
-        sums[0][lane] += y * p;
-        sums[1][lane] += y * y;
-        sums[2][lane] += p * p;
+fn products<Z: Token<A>, P: Token<A>, A: Real, const N: usize>(
+    z: &[[Z; N]],
+    p: &[[P; N]],
+    shift: &[[A; N]],
+    scale: &[[A; N]],
+    row: &mut [[A; N]],
+) -> [[A; N]; 3] {
+    let mut product = [A::default(); N];
+    let mut target = [A::default(); N];
+    let mut projected = [A::default(); N];
+    let pieces = z.iter().zip(p).zip(shift).zip(scale).zip(row);
+    for ((((z, p), shift), scale), row) in pieces {
+        let mut normalised = [A::default(); N];
+        for lane in 0..N {
+            let y = (z[lane].widen() - shift[lane]) * scale[lane];
+            let p = p[lane].widen();
+            normalised[lane] = y;
+            product[lane] += y * p;
+            target[lane] += y * y;
+            projected[lane] += p * p;
+        }
+        *row = normalised;
     }
+    [product, target, projected]
 }
 
 /// Lower bound of a token's length before it is divided by it (`F.normalize`).
