@@ -128,18 +128,17 @@ impl<Z: Token<A>, P: Token<A>, A: Real> Vectorised for CosineSum<'_, Z, P, A> {
             norm,
             slope,
         } = self.image;
-        let mut shift = vec![A::default(); width];
-        let mut scale = vec![A::from_f64(1.0); width];
-        let mut row = vec![A::default(); width];
+        let [mut shift, mut scale, mut row] = [0.0, 1.0, 0.0].map(|value| Row::new(value, width));
+        let (shift, scale, row) = (shift.slice(), scale.slice(), row.slice());
         if let Some(norm) = norm {
             // Deviations from the first token: where a channel's mean is large against its deviation,
             // as in many encoders, its roundings would spoil both.
             for (origin, first) in row.iter_mut().zip(target) {
                 *origin = first.widen();
             }
-            statistics(target, &row, &mut shift, &mut scale);
+            statistics(target, row, shift, scale);
             let count = (target.len() / width) as f64;
-            finish(&row, &mut shift, &mut scale, count, norm);
+            finish(row, shift, scale, count, norm);
         }
         let mut sum = 0.0;
         for (index, (z, p)) in target
@@ -147,13 +146,13 @@ impl<Z: Token<A>, P: Token<A>, A: Real> Vectorised for CosineSum<'_, Z, P, A> {
             .zip(projected.chunks_exact(width))
             .enumerate()
         {
-            let products = normalise(z, p, &shift, &scale, &mut row);
+            let products = normalise(z, p, shift, scale, row);
             let (cosine, of_target, of_projected) = products.derivative(slope);
             sum += cosine;
             if let Some(gradient) = gradient.as_deref_mut() {
                 let out = &mut gradient[index * width..][..width];
                 combine(
-                    &row,
+                    row,
                     p,
                     A::from_f64(of_target),
                     A::from_f64(of_projected),
@@ -162,6 +161,30 @@ impl<Z: Token<A>, P: Token<A>, A: Real> Vectorised for CosineSum<'_, Z, P, A> {
             }
         }
         sum
+    }
+}
+
+/// `width` numbers that begin where a cache line does, as libtorch's do: no vector lies in two.
+struct Row<A> {
+    numbers: Vec<A>,
+    start: usize,
+    width: usize,
+}
+
+impl<A: Real> Row<A> {
+    fn new(value: f64, width: usize) -> Self {
+        const LINE: usize = 64;
+        let numbers = vec![A::from_f64(value); width + LINE / size_of::<A>()];
+        let start = numbers.as_ptr().align_offset(LINE);
+        Self {
+            numbers,
+            start,
+            width,
+        }
+    }
+
+    fn slice(&mut self) -> &mut [A] {
+        &mut self.numbers[self.start..][..self.width]
     }
 }
 
