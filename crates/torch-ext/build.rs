@@ -19,15 +19,32 @@ fn main() {
     // For the build scripts of the crates that link libtorch: see `run_path.rs`.
     println!("cargo::metadata=libtorch_lib={}", lib.display());
     println!("cargo::rustc-link-arg=-Wl,-rpath,{}", lib.display());
-    cc::Build::new()
-        .cpp(true)
-        .std("c++17")
-        .warnings(false)
-        .define("_GLIBCXX_USE_CXX11_ABI", "1")
-        .include(&include)
-        .include(include.join("torch/csrc/api/include"))
+    let compiler = || {
+        let mut build = cc::Build::new();
+        build
+            .cpp(true)
+            .std("c++17")
+            .warnings(false)
+            .define("_GLIBCXX_USE_CXX11_ABI", "1")
+            .include(&include)
+            .include(include.join("torch/csrc/api/include"));
+        build
+    };
+    // `at::parallel_for` is compiled here, and takes the OpenMP runtime that libtorch brings: another
+    // one would have threads of its own.
+    compiler()
+        .flag("-fopenmp")
+        .file("cpp/parallel.cpp")
+        .compile("torch_ext_parallel");
+    if lib.join("libgomp.so.1").exists() {
+        println!("cargo::rustc-link-lib=dylib:+verbatim=libgomp.so.1");
+    } else {
+        println!("cargo::rustc-link-lib=dylib=gomp");
+    }
+    compiler()
         .files([
             "cpp/autocast.cpp",
+            "cpp/autograd.cpp",
             "cpp/device.cpp",
             "cpp/generator.cpp",
             "cpp/optim.cpp",

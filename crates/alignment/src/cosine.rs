@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use crate::tokens;
-use crate::{AlignmentError, TokenLoss};
+use crate::{AlignmentError, SpatialNorm, TokenLoss, fused};
 
 /// Lower bound of a token's length before it is divided by it (`F.normalize`).
 const NORM_EPS: f64 = 1e-12;
@@ -25,14 +25,7 @@ impl CosineLoss {
         target: &Tensor,
         projected: &Tensor,
     ) -> Result<Tensor, AlignmentError> {
-        tokens::sizes("encoder tokens", target)?;
-        tokens::sizes("projected tokens", projected)?;
-        if target.size() != projected.size() {
-            return Err(AlignmentError::ShapeMismatch {
-                target: target.size(),
-                projected: projected.size(),
-            });
-        }
+        tokens::pair(target, projected)?;
         let product = unit(target)?.f_mul(&unit(projected)?)?;
         Ok(product.f_sum_dim_intlist(-1, false, None)?)
     }
@@ -46,6 +39,16 @@ impl TokenLoss for CosineLoss {
     fn forward(&self, target: &Tensor, projected: &Tensor) -> Result<Tensor, AlignmentError> {
         let cosine = self.similarity(target, projected)?;
         Ok(cosine.f_mean(None)?.f_neg()?)
+    }
+
+    fn fused(
+        &self,
+        norm: &SpatialNorm,
+        tokens: &Tensor,
+        projected: &Tensor,
+        expected: f64,
+    ) -> Result<Option<Tensor>, AlignmentError> {
+        fused::cosine(norm, tokens, projected, expected)
     }
 }
 

@@ -41,6 +41,7 @@
 
 mod cosine;
 mod error;
+mod fused;
 mod head;
 mod loss;
 mod spatial_norm;

@@ -1,9 +1,9 @@
 use std::fmt::Debug;
 
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
-use crate::{AlignmentError, CosineLoss};
+use crate::{AlignmentError, CosineLoss, SpatialNorm};
 
 /// A distance between an encoder's tokens and projected tokens.
 ///
@@ -17,6 +17,23 @@ pub trait TokenLoss: Debug + Send {
     /// # Errors
     /// Shapes that differ, or are not three-dimensional.
     fn forward(&self, target: &Tensor, projected: &Tensor) -> Result<Tensor, AlignmentError>;
+
+    /// The same of `norm.forward(tokens)` and `projected`, as one operation that does not make the
+    /// normalised tokens; `None` where there is none for these tensors. `expected` is the gradient
+    /// that the loss is likely to be given, for those that prepare it.
+    ///
+    /// # Errors
+    /// As `forward`, and as [`SpatialNorm::forward`].
+    fn fused(
+        &self,
+        norm: &SpatialNorm,
+        tokens: &Tensor,
+        projected: &Tensor,
+        expected: f64,
+    ) -> Result<Option<Tensor>, AlignmentError> {
+        let _ = (norm, tokens, projected, expected);
+        Ok(None)
+    }
 }
 
 /// A loss and its weight in the sum. In TOML: `{ kind = "cosine", coefficient = 0.5 }`.
@@ -59,6 +76,7 @@ pub enum LossKind {
 #[derive(Debug)]
 pub struct AlignmentLoss {
     terms: Vec<(f64, Box<dyn TokenLoss>)>,
+    fused: bool,
 }
 
 /// What [`AlignmentLoss::forward`] returns. Nothing here was read back from the device.
@@ -117,7 +135,48 @@ impl AlignmentLoss {
                 });
             }
         }
-        Ok(Self { terms })
+        Ok(Self { terms, fused: true })
+    }
+
+    /// Whether [`AlignmentLoss::forward_tokens`] may use fused operations, as it does from the start.
+    pub fn with_fused(self, fused: bool) -> Self {
+        Self { fused, ..self }
+    }
+
+    /// Compares the tokens of each encoder, as it gives them, with the projection made for it:
+    /// normalises them with `norm` and goes on as [`AlignmentLoss::forward`]; in one operation where
+    /// there is a fused one ([`TokenLoss::fused`]).
+    ///
+    /// Tokens of lower precision are compared in float32, as accelerate hands them to upstream's
+    /// loss. There is a fused form of [`CosineLoss`] on the CPU, for targets without gradient; it equals
+    /// the composition up to the order of its sums.
+    ///
+    /// # Errors
+    /// As [`AlignmentLoss::forward`] and [`SpatialNorm::forward`].
+    pub fn forward_tokens(
+        &self,
+        norm: &SpatialNorm,
+        tokens: &[&Tensor],
+        projected: &[&Tensor],
+    ) -> Result<AlignmentOutput, AlignmentError> {
+        // Made once for all losses, if any needs it.
+        let mut normalised: Vec<Option<Tensor>> = tokens.iter().map(|_| None).collect();
+        self.sum(tokens.len(), projected.len(), |loss, index, expected| {
+            if self.fused {
+                let fused = loss.fused(norm, tokens[index], projected[index], expected)?;
+                if let Some(value) = fused {
+                    return Ok(value);
+                }
+            }
+            let target = match normalised[index].take() {
+                Some(target) => target,
+                None => norm.forward(&widened(tokens[index])?)?,
+            };
+            loss.forward(
+                normalised[index].insert(target),
+                &widened(projected[index])?,
+            )
+        })
     }
 
     /// Compares the tokens of each encoder with the projection made for it; both lists are in
@@ -130,16 +189,40 @@ impl AlignmentLoss {
         targets: &[&Tensor],
         projected: &[&Tensor],
     ) -> Result<AlignmentOutput, AlignmentError> {
-        if targets.is_empty() || targets.len() != projected.len() {
-            return Err(AlignmentError::EncoderCount {
-                targets: targets.len(),
-                projected: projected.len(),
-            });
+        self.sum(targets.len(), projected.len(), |loss, index, _| {
+            loss.forward(targets[index], projected[index])
+        })
+    }
+
+    /// The weighted sum of what `value` gives for each loss and encoder, told the gradient that it
+    /// will be given.
+    fn sum(
+        &self,
+        targets: usize,
+        projected: usize,
+        mut value: impl FnMut(&dyn TokenLoss, usize, f64) -> Result<Tensor, AlignmentError>,
+    ) -> Result<AlignmentOutput, AlignmentError> {
+        if targets == 0 || targets != projected {
+            return Err(AlignmentError::EncoderCount { targets, projected });
         }
         let mut total: Option<Tensor> = None;
         let mut terms = Vec::with_capacity(self.terms.len());
         for (coefficient, loss) in &self.terms {
-            let value = mean_over_encoders(loss.as_ref(), targets, projected)?;
+            // The scalars of a backward pass are float32.
+            let expected = f64::from(*coefficient as f32 / targets as f32);
+            let mut mean: Option<Tensor> = None;
+            for index in 0..targets {
+                let value = value(loss.as_ref(), index, expected)?;
+                mean = Some(match mean {
+                    Some(sum) => sum.f_add(&value)?,
+                    None => value,
+                });
+            }
+            let value = match mean {
+                Some(only) if targets == 1 => only,
+                Some(sum) => sum.f_div_scalar(targets as f64)?,
+                None => return Err(AlignmentError::EncoderCount { targets, projected }),
+            };
             let weighted = value.f_mul_scalar(*coefficient)?;
             total = Some(match total {
                 Some(sum) => sum.f_add(&weighted)?,
@@ -156,27 +239,10 @@ impl AlignmentLoss {
     }
 }
 
-fn mean_over_encoders(
-    loss: &dyn TokenLoss,
-    targets: &[&Tensor],
-    projected: &[&Tensor],
-) -> Result<Tensor, AlignmentError> {
-    let mut values = targets
-        .iter()
-        .zip(projected)
-        .map(|(target, projected)| loss.forward(target, projected))
-        .collect::<Result<Vec<_>, _>>()?;
-    match (values.len(), values.pop()) {
-        (1, Some(only)) => Ok(only),
-        (count, Some(last)) => {
-            let sum = values
-                .iter()
-                .try_fold(last, |sum, value| sum.f_add(value))?;
-            Ok(sum.f_div_scalar(count as f64)?)
-        }
-        (count, None) => Err(AlignmentError::EncoderCount {
-            targets: count,
-            projected: projected.len(),
-        }),
-    }
+/// Tokens in float32, or float64 if they are.
+fn widened(tokens: &Tensor) -> Result<Tensor, AlignmentError> {
+    Ok(match tokens.f_kind()? {
+        Kind::Double => tokens.shallow_clone(),
+        _ => tokens.f_to_kind(Kind::Float)?,
+    })
 }

@@ -15,3 +15,16 @@ pub(crate) fn sizes(
         }),
     }
 }
+
+/// The sizes of encoder tokens and projected tokens, which must be equal.
+pub(crate) fn pair(target: &Tensor, projected: &Tensor) -> Result<(i64, i64, i64), AlignmentError> {
+    let sizes = sizes("encoder tokens", target)?;
+    self::sizes("projected tokens", projected)?;
+    if target.size() != projected.size() {
+        return Err(AlignmentError::ShapeMismatch {
+            target: target.size(),
+            projected: projected.size(),
+        });
+    }
+    Ok(sizes)
+}

@@ -13,6 +13,8 @@
 #include <string>
 #include <vector>
 
+extern "C" const char *te_last_error();
+
 namespace torch_ext {
 
 void set_error(const char *message);

@@ -12,6 +12,33 @@ pub enum TorchError {
     #[error(transparent)]
     Tch(#[from] TchError),
 
+    /// A function of one's own failed or panicked.
+    #[error("autograd function `{name}`, {pass} pass: {source}")]
+    Function {
+        /// Its name.
+        name: &'static str,
+        /// `forward` or `backward`.
+        pass: &'static str,
+        /// What it said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+
+    /// A tensor whose memory a kernel cannot read as it is.
+    #[error("a tensor {0}; kernels take contiguous tensors on the CPU, of their own dtype")]
+    Memory(String),
+
+    /// A backward pass asked for a tensor that is not there.
+    #[error(
+        "saved tensor {index} {}",
+        if *.taken { "was already taken" } else { "does not exist: the forward pass saved fewer" }
+    )]
+    Saved {
+        /// Number of the tensor.
+        index: usize,
+        /// Whether it was there, and was taken.
+        taken: bool,
+    },
+
     /// The operation takes floating-point dtypes only.
     #[error("dtype {0:?} is not one of Half, BFloat16, Float, Double")]
     Dtype(Kind),

@@ -8,8 +8,10 @@
 //! - An output pointer is written only on success, then owns a fresh `at::Tensor`, which
 //!   [`take`] hands to `Tensor::from_ptr`, its one owner.
 //! - No C++ exception crosses: the shim turns each into status 1 and a thread-local message.
+//! - No Rust panic crosses: a function that C++ calls catches it, and reports it in the same way
+//!   ([`fail`]).
 
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 
 use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
@@ -22,8 +24,30 @@ pub(crate) struct RawGenerator {
     _opaque: [u8; 0],
 }
 
+/// One call of a backward function (`te_backward_call`); see there for who owns what.
+#[repr(C)]
+pub(crate) struct BackwardCall {
+    pub(crate) gradients: *const *const C_tensor,
+    pub(crate) outputs: usize,
+    pub(crate) saved: *const *const C_tensor,
+    pub(crate) overwritable: *const u8,
+    pub(crate) saved_count: usize,
+    pub(crate) needed: *const u8,
+    pub(crate) results: *mut *mut C_tensor,
+    pub(crate) inputs: usize,
+}
+
+/// An autograd function as the shim sees it (`te_function`).
+#[repr(C)]
+pub(crate) struct RawFunction {
+    pub(crate) data: *mut c_void,
+    pub(crate) backward: unsafe extern "C" fn(*const c_void, *const BackwardCall) -> c_int,
+    pub(crate) drop: unsafe extern "C" fn(*mut c_void),
+}
+
 unsafe extern "C" {
     pub(crate) fn te_last_error() -> *const c_char;
+    pub(crate) fn te_set_error(message: *const c_char);
     pub(crate) fn te_torch_version() -> *const c_char;
 
     pub(crate) fn te_generator_new(device: c_int, seed: u64, out: *mut *mut RawGenerator) -> c_int;
@@ -76,6 +100,29 @@ unsafe extern "C" {
         device: c_int,
         previous_enabled: c_int,
         previous_dtype: c_int,
+    ) -> c_int;
+
+    pub(crate) fn te_is_recording() -> c_int;
+    pub(crate) fn te_autograd_record(
+        name: *const c_char,
+        function: RawFunction,
+        twice: c_int,
+        inputs: *const *const C_tensor,
+        input_count: usize,
+        outputs: *const *const C_tensor,
+        output_count: usize,
+        saved: *const *const C_tensor,
+        saved_count: usize,
+        non_differentiable: *const *const C_tensor,
+        non_differentiable_count: usize,
+        results: *mut *mut C_tensor,
+    ) -> c_int;
+
+    pub(crate) fn te_parallel_for(
+        count: i64,
+        grain: i64,
+        body: unsafe extern "C" fn(*const c_void, i64, i64),
+        data: *const c_void,
     ) -> c_int;
 
     pub(crate) fn te_fused_adamw_(
@@ -134,6 +181,14 @@ pub(crate) fn check(status: c_int) -> Result<(), TorchError> {
     // call on this thread; it is copied before any other call.
     let message = unsafe { CStr::from_ptr(te_last_error()) };
     Err(TorchError::Libtorch(message.to_string_lossy().into_owned()))
+}
+
+/// Leaves `message` for C++ to find, and returns the status that says so.
+pub(crate) fn fail(message: &str) -> c_int {
+    let message = CString::new(message.replace('\0', " ")).unwrap_or_default();
+    // SAFETY: a NUL-terminated string that lives for the call, which copies it.
+    unsafe { te_set_error(message.as_ptr()) };
+    1
 }
 
 /// Takes the tensor that a shim function wrote, if it succeeded.

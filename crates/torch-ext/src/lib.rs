@@ -7,7 +7,9 @@
 //!   instead of the process-wide one;
 //! - [`Params`]: an ordered, named set of weights, drawn on the CPU from one seed whatever the
 //!   device, loaded strictly;
+//! - [`autograd`]: functions with a derivative of one's own, written in Rust;
 //! - [`autocast`]: mixed precision with a chosen dtype, on CPU too;
+//! - [`kernel`]: tensors' memory as slices, libtorch's threads and vector units, for kernels in Rust;
 //! - [`optim`]: fused AdamW, EMA, gradient norm and clipping over whole lists of tensors;
 //! - [`device`]: `libtorch_cuda.so` loaded at run time, so that one binary serves machines with
 //!   and without CUDA; memory figures; TF32 and determinism switches.
@@ -39,10 +41,12 @@
 //! ```
 
 pub mod autocast;
+pub mod autograd;
 pub mod device;
 mod error;
 mod ffi;
 mod generator;
+pub mod kernel;
 pub mod optim;
 mod params;
 

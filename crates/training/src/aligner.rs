@@ -30,43 +30,37 @@ impl Aligner {
         grid: (i64, i64),
     ) -> Result<Self, TrainError> {
         Ok(Self {
-            loss: AlignmentLoss::new(&config.alignment.losses)?,
+            loss: AlignmentLoss::new(&config.alignment.losses)?.with_fused(config.alignment.fused),
             norm: config.alignment.spatial_norm,
             encoders: encoders.to_vec(),
             grid,
         })
     }
 
-    /// Each encoder's tokens, `[B, T, D]`, on the grid of the hidden tokens, normalised.
-    pub(crate) fn targets(&self, tokens: &[Tensor]) -> Result<Vec<Tensor>, TrainError> {
+    /// Each encoder's tokens, `[B, T, D]`, on the grid of the hidden tokens.
+    pub(crate) fn pooled(&self, tokens: &[Tensor]) -> Result<Vec<Tensor>, TrainError> {
         tch::no_grad(|| {
             tokens
                 .iter()
                 .zip(&self.encoders)
-                .map(|(tokens, encoder)| {
-                    let tokens = pool(tokens, encoder.grid, self.grid)?;
-                    Ok(self.norm.forward(&tokens)?)
-                })
+                .map(|(tokens, encoder)| pool(tokens, encoder.grid, self.grid))
                 .collect()
         })
     }
 
-    /// Compares hidden tokens, projected for each encoder, with [`Aligner::targets`]; `None`
-    /// without alignment.
+    /// Compares hidden tokens, projected for each encoder, with [`Aligner::pooled`] tokens, which are
+    /// normalised; `None` without alignment.
     pub(crate) fn compare(
         &self,
-        targets: &[Tensor],
+        tokens: &[Tensor],
         projected: &[Tensor],
     ) -> Result<Option<Aligned>, TrainError> {
         if projected.is_empty() {
             return Ok(None);
         }
-        let projected = projected
-            .iter()
-            .map(|tokens| tokens.f_to_kind(Kind::Float))
-            .collect::<Result<Vec<_>, _>>()?;
-        let found = self.loss.forward(
-            &targets.iter().collect::<Vec<_>>(),
+        let found = self.loss.forward_tokens(
+            &self.norm,
+            &tokens.iter().collect::<Vec<_>>(),
             &projected.iter().collect::<Vec<_>>(),
         )?;
         let terms: Vec<&Tensor> = found.terms.iter().map(|term| &term.value).collect();

@@ -252,8 +252,8 @@ impl Trainer {
             &mut self.generator,
             (self.inputs.device, precision),
         )?;
-        let targets = self.aligner.targets(tokens)?;
-        let Some(aligned) = self.aligner.compare(&targets, &projected)? else {
+        let tokens = self.aligner.pooled(tokens)?;
+        let Some(aligned) = self.aligner.compare(&tokens, &projected)? else {
             let none = error.f_zeros_like()?;
             let figures = Tensor::f_stack(&[denoising.detach(), error, none], 0)?;
             return Ok((denoising, figures));
@@ -288,14 +288,14 @@ impl Trainer {
             .map(|part| {
                 let cut = |tensor: &Tensor| tensor.f_narrow(0, part * part_len, part_len);
                 let tokens = tokens.iter().map(cut).collect::<Result<Vec<_>, _>>()?;
-                let targets = aligner.targets(&tokens)?;
+                let tokens = aligner.pooled(&tokens)?;
                 Ok(Portion {
                     images: cut(&batch.images)?,
                     labels: cut(&batch.labels)?,
                     align: move |hidden: &Tensor| {
                         let projected =
                             autocast::run(device, precision, || project(heads, hidden))??;
-                        if let Some(aligned) = aligner.compare(&targets, &projected)? {
+                        if let Some(aligned) = aligner.compare(&tokens, &projected)? {
                             return Ok(aligned);
                         }
                         let nothing = Tensor::f_zeros([0; 0], (Kind::Float, device))?;

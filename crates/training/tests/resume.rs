@@ -738,3 +738,40 @@ fn bf16_trains_within_a_few_percent_of_fp32() {
     assert_ne!(losses[0], losses[1], "autocast had no effect");
     assert!((losses[0] / losses[1] - 1.0).abs() < 0.05, "{losses:?}");
 }
+
+#[test]
+fn fusion_changes_training_by_roundings_alone() {
+    for (precision, limit) in [
+        (training::Precision::Fp32, 1e-5),
+        // The gradient is rounded to bfloat16 on its way to the head, so roundings grow.
+        (training::Precision::Bf16, 1e-3),
+    ] {
+        let logs = [true, false].map(|fused| {
+            let folder = tempfile::tempdir().unwrap();
+            let mut config = config(6);
+            config.train.precision = precision;
+            config.alignment.fused = fused;
+            advance(folder.path(), &config, 6, 0);
+            MetricsLog::read(&folder.path().join("metrics.jsonl")).unwrap()
+        });
+        for (fused, composed) in logs[0].iter().zip(&logs[1]) {
+            let figures = |line: &training::StepMetrics| {
+                [line.loss, line.alignment_loss.unwrap(), line.grad_norm]
+            };
+            for (fused, composed) in figures(fused).into_iter().zip(figures(composed)) {
+                let error = (fused - composed).abs() / composed.abs().max(0.1);
+                assert!(error < limit, "{precision:?}: {fused} against {composed}");
+            }
+        }
+    }
+    let composed = |fused| {
+        let mut config = config(1);
+        config.alignment.fused = fused;
+        config.training_hash("")
+    };
+    assert_ne!(
+        composed(true),
+        composed(false),
+        "other bits are another run"
+    );
+}

@@ -4,6 +4,7 @@ use alignment::{CosineLoss, Head, HeadConfig, Kernel, SpatialNorm, TokenLoss, to
 use tch::{Device, Kind, Tensor};
 use torch_ext::Params;
 
+use crate::fused;
 use crate::golden::Golden;
 
 fn leaf(tensor: &Tensor) -> Tensor {
@@ -73,6 +74,25 @@ fn spatial_norm_follows_upstream() {
     }
     let (mean, std) = token_statistics(&feat).unwrap();
     golden.check("out.mean", &mean);
+    // The fused loss never shows its normalised tokens: the loss they lead to is compared.
+    for alpha in golden.config("alphas").as_array().unwrap() {
+        let norm = SpatialNorm::ZScore {
+            alpha: alpha.as_f64().unwrap(),
+            eps,
+        };
+        let expected = golden.tensor(&format!("out.alpha_{alpha}"));
+        let size: [i64; 3] = feat.size().try_into().unwrap();
+        let projected = fused::random(4, size, Kind::Float);
+        let (value, _) = fused::run(&fused::loss(1.0, true), &norm, &feat, &projected);
+        let reference = CosineLoss.forward(&expected, &projected).unwrap();
+        assert!(
+            (value - reference.double_value(&[])).abs() <= 4e-7,
+            "{alpha}"
+        );
+        let size: [i64; 3] = constant.size().try_into().unwrap();
+        let projected = fused::random(5, size, Kind::Float);
+        fused::assert_agree(&norm, &constant, &projected, 1.0);
+    }
     golden.check("out.std", &std);
 }
 
@@ -90,6 +110,31 @@ fn cosine_loss_follows_upstream() {
     );
     golden.check("grad.in.zs", &target.grad());
     golden.check("grad.in.zs_tilde", &projected.grad());
+
+    let fused = fused::loss(1.0, true);
+    let (value, gradient) = fused::run(&fused, &SpatialNorm::None, &target.detach(), &projected);
+    golden.check("out.loss", &Tensor::from(value as f32));
+    golden.check("grad.in.zs_tilde", &gradient);
+}
+
+/// The inputs are bfloat16 numbers: widened in the kernel, they give what float32 inputs give.
+fn the_fused_loss_widens_bfloat16(golden: &Golden) {
+    let fused = fused::loss(1.0, true);
+    let (target, projected) = (golden.tensor("in.zs"), golden.tensor("in.zs_tilde"));
+    let norm = SpatialNorm::None;
+    for kind in [Kind::Float, Kind::BFloat16] {
+        let (value, gradient) = fused::run(&fused, &norm, &target.to_kind(kind), &projected);
+        golden.check("out.fp32.loss", &Tensor::from(value as f32));
+        golden.check("grad.in.fp32.zs_tilde", &gradient);
+    }
+    // And where each step of upstream's is rounded, it lies within that rounding.
+    let (target, projected) = (
+        target.to_kind(Kind::BFloat16),
+        projected.to_kind(Kind::BFloat16),
+    );
+    let (value, gradient) = fused::run(&fused, &norm, &target, &projected);
+    golden.check("out.all_bf16.loss", &Tensor::from(value as f32));
+    golden.check("grad.in.all_bf16.zs_tilde", &gradient.to_kind(Kind::Float));
 }
 
 #[test]
@@ -130,4 +175,5 @@ fn cosine_loss_follows_upstream_in_each_mix_of_dtypes() {
             );
         }
     }
+    the_fused_loss_widens_bfloat16(&golden);
 }

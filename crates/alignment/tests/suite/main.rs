@@ -2,5 +2,6 @@
 
 mod behaviour;
 mod cases;
+mod fused;
 #[path = "../../../diffusion/tests/golden/mod.rs"]
 mod golden;

@@ -197,6 +197,10 @@ pub struct AlignmentConfig {
     /// Where the encoder's token grid is a multiple of the denoiser's, average its tokens over
     /// blocks before the normalisation. Otherwise grids that differ are refused, as upstream does.
     pub pool_tokens: bool,
+    /// Compute normalisation and loss in one operation where there is one (on the CPU). Off, they are
+    /// composed of libtorch's operators; results differ by roundings.
+    #[serde(skip_serializing_if = "is_true")]
+    pub fused: bool,
 }
 
 /// The name of the encoder of a run without alignment.
@@ -226,6 +230,7 @@ impl Default for AlignmentConfig {
                 coefficient: 1.0,
             }],
             pool_tokens: false,
+            fused: true,
         }
     }
 }
@@ -490,4 +495,8 @@ impl Config {
 /// Settings that few runs have are left out of a file where they change nothing.
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
+}
+
+fn is_true(value: &bool) -> bool {
+    *value
 }

@@ -1,0 +1,116 @@
+"""Times the alignment loss and a training step in PyTorch and in Rust, in turn in one run, and prints the
+ratios as Markdown.
+
+    .venv/bin/python benches/compare/run.py [--upstream CHECKOUT] [--rounds 7] [--only loss] [--threads 2]
+
+Every contender is a process of its own that waits while another works. A figure is the median over all
+iterations of all rounds; a ratio is the median over the rounds, of medians within each, so that what slows a
+round slows both sides of it. `--upstream` names a checkout of github.com/End2End-Diffusion/iREPA (its network
+needs timm); it runs eagerly, as its code is. Needs PyTorch with its dependencies (`cargo xtask setup --python`).
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+
+# Case: what it is, iterations a round, and the Rust form without fusion, if it is another.
+CASES = {
+    "copy": ("copy of one token tensor, 32 x 256 x 768", 30, None),
+    "loss": ("alignment loss, forward and backward, 32 x 256 x 768", 20, "loss_composed"),
+    "step_fp32": ("training step, SiT-S/2 with iREPA, batch 8, fp32", 3, "step_fp32_composed"),
+    "step_bf16": ("training step, SiT-S/2 with iREPA, batch 8, bf16", 3, "step_bf16_composed"),
+}
+
+
+def build(profile):
+    command = ["cargo", "bench", "--profile", profile, "-p", "benches", "--bench", "compare", "--no-run",
+               "--message-format", "json"]
+    lines = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True).stdout.splitlines()
+    for message in map(json.loads, filter(lambda line: line.startswith("{"), lines)):
+        if message.get("executable") and message["target"]["name"] == "compare":
+            return message["executable"]
+    sys.exit("cargo did not say where the benchmark is")
+
+
+class Worker:
+    def __init__(self, command, environment):
+        self.process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        text=True, cwd=HERE)
+
+    def time(self, case, iterations):
+        # What the one before left spinning has come to rest.
+        time.sleep(0.2)
+        self.process.stdin.write(f"{case} {iterations}\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            sys.exit(f"a worker ended while it ran {case}: {self.process.args}")
+        return [float(seconds) for seconds in answer.split()]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--upstream", help="a checkout of upstream's repository")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", help="cases whose name starts with this")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--profile", default="dev", help="cargo profile of the Rust side")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    arguments = parser.parse_args()
+
+    rust = build(arguments.profile)
+    environment = {**os.environ, "THREADS": str(arguments.threads)}
+    python = [sys.executable, str(HERE / "worker.py")]
+    commands = {"Rust": [rust], "PyTorch": [*python, "eager"]}
+    if not arguments.no_compile:
+        commands["torch.compile"] = [*python, "compile"]
+    if arguments.upstream:
+        commands["upstream"] = [*python, "upstream", str(Path(arguments.upstream).resolve())]
+    workers = {name: Worker(command, environment) for name, command in commands.items()}
+
+    print(f"{arguments.threads} threads, {arguments.rounds} rounds, load {os.getloadavg()[0]:.2f} at the start\n")
+    print("| case | contender | median, ms | against Rust |\n| --- | --- | --- | --- |")
+    for case, (what, iterations, unfused) in CASES.items():
+        if arguments.only and not case.startswith(arguments.only):
+            continue
+        contenders = [("Rust", workers["Rust"], case)]
+        if unfused:
+            contenders.append(("Rust, not fused", workers["Rust"], unfused))
+        others = ["PyTorch"] if case == "copy" else [name for name in workers if name != "Rust"]
+        contenders += [(name, workers[name], case) for name in others]
+        times = {name: [] for name, _, _ in contenders}
+        for name, worker, own in contenders:
+            worker.time(own, 1)
+        for _ in range(arguments.rounds):
+            for name, worker, own in contenders:
+                times[name].append(worker.time(own, iterations))
+        for name, rounds in times.items():
+            median = statistics.median(second for seconds in rounds for second in seconds)
+            ratios = [statistics.median(own) / statistics.median(ours) for own, ours in zip(rounds, times["Rust"])]
+            print(f"| {what} | {name} | {1e3 * median:.2f} | {statistics.median(ratios):.2f} |", flush=True)
+            what = ""
+    for worker in workers.values():
+        worker.process.stdin.close()
+        worker.process.wait()
+
+    if not arguments.only or "loss".startswith(arguments.only):
+        print("\n| memory of the loss beyond its inputs | MiB |\n| --- | --- |")
+        print(f"| one token tensor | {32 * 256 * 768 * 4 / 2**20:.1f} |")
+        commands["Rust, not fused"] = commands["Rust"]
+        for name, command in commands.items():
+            case = "loss_composed" if name == "Rust, not fused" else "loss"
+            output = subprocess.run([*command, "memory", case], env=environment, cwd=HERE, stdout=subprocess.PIPE,
+                                    check=True, text=True)
+            print(f"| {name} | {output.stdout.strip()} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+//! The Rust side of `run.py`: reads lines `CASE ITERATIONS` and answers each with the seconds of every
+//! iteration. `memory CASE` as arguments: the memory in MiB that one call of the case takes on top.
+
+use std::error::Error;
+use std::fs;
+use std::hint::black_box;
+use std::io::{self, BufRead, Write};
+use std::time::Instant;
+
+use alignment::{AlignmentLoss, LossConfig, LossKind, SpatialNorm};
+use data::Cursor;
+use tch::{Device, Kind, Tensor};
+use torch_ext::{Generator, optim};
+use training::{Config, DeviceBatch, EncoderShape, Inputs, Precision, Trainer};
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+/// One iteration of a case.
+type Case = Box<dyn FnMut() -> Outcome<()>>;
+
+const WIDTH: i64 = 768;
+
+fn main() -> Outcome<()> {
+    if let Some(threads) = std::env::var("THREADS").ok().and_then(|t| t.parse().ok()) {
+        tch::set_num_threads(threads);
+    }
+    let arguments: Vec<String> = std::env::args().collect();
+    if let Some(index) = arguments.iter().position(|argument| argument == "memory") {
+        let case = arguments.get(index + 1).ok_or("memory of which case?")?;
+        println!("{:.1}", memory(case)?);
+        return Ok(());
+    }
+    torch_ext::device::keep_freed_memory();
+    let mut cases: Vec<(String, Case)> = Vec::new();
+    for line in io::stdin().lock().lines() {
+        let line = line?;
+        let (name, iterations) = line.split_once(' ').ok_or("CASE ITERATIONS")?;
+        if !cases.iter().any(|(known, _)| known == name) {
+            let mut made = case(name)?;
+            for _ in 0..3 {
+                made()?;
+            }
+            cases.push((name.to_owned(), made));
+        }
+        let case = cases.iter_mut().find(|(known, _)| known == name);
+        let (_, case) = case.ok_or("unknown case")?;
+        let mut seconds = Vec::new();
+        for _ in 0..iterations.parse()? {
+            let start = Instant::now();
+            case()?;
+            seconds.push(start.elapsed().as_secs_f64().to_string());
+        }
+        println!("{}", seconds.join(" "));
+        io::stdout().flush()?;
+    }
+    Ok(())
+}
+
+fn case(name: &str) -> Outcome<Case> {
+    match name {
+        "copy" => copy(),
+        "loss" => loss(true),
+        "loss_composed" => loss(false),
+        "step_fp32" => step(Precision::Fp32, true),
+        "step_fp32_composed" => step(Precision::Fp32, false),
+        "step_bf16" => step(Precision::Bf16, true),
+        "step_bf16_composed" => step(Precision::Bf16, false),
+        other => Err(format!("no case {other}").into()),
+    }
+}
+
+fn random(seed: u64, size: [i64; 3]) -> Outcome<Tensor> {
+    Ok(Generator::new(Device::Cpu, seed)?.randn(&size, Kind::Float)?)
+}
+
+/// The least that can be done with a token tensor: to read it and write another.
+fn copy() -> Outcome<Case> {
+    let source = random(0, [32, 256, WIDTH])?;
+    let mut target = source.f_zeros_like()?;
+    Ok(Box::new(move || {
+        target.copy_(black_box(&source));
+        Ok(())
+    }))
+}
+
+/// z-score and cosine of 32 images, forward and backward.
+fn loss(fused: bool) -> Outcome<Case> {
+    let tokens = random(0, [32, 256, WIDTH])?;
+    let projected = random(1, [32, 256, WIDTH])?.set_requires_grad(true);
+    let norm = SpatialNorm::default();
+    let loss = AlignmentLoss::new(&[LossConfig {
+        kind: LossKind::Cosine,
+        coefficient: 1.0,
+    }])?
+    .with_fused(fused);
+    Ok(Box::new(move || {
+        let output = loss.forward_tokens(&norm, &[&tokens], &[&projected])?;
+        output.total.f_backward()?;
+        Ok(optim::clear_grads(&[projected.shallow_clone()])?)
+    }))
+}
+
+/// A training step of SiT-S/2 with iREPA on 8 images of 32 pixels (256 tokens), with clipping, AdamW and
+/// EMA, for tokens of width 768 that are given.
+fn step(precision: Precision, fused: bool) -> Outcome<Case> {
+    let mut config = Config::default();
+    config.model.name = "SiT-S/2".to_owned();
+    config.data.resolution = 32;
+    config.train.batch_size = 8;
+    config.train.precision = precision;
+    config.alignment.encoder = "given".to_owned();
+    config.alignment.fused = fused;
+    let inputs = Inputs {
+        device: Device::Cpu,
+        num_classes: 1000,
+        encoders: vec![EncoderShape {
+            name: "given".to_owned(),
+            width: WIDTH,
+            grid: (16, 16),
+        }],
+        identity: String::new(),
+    };
+    let mut trainer = Trainer::new(&config, inputs)?;
+    let pixels = random(0, [8, 3, 32 * 32])? * 60.0 + 128.0;
+    let batch = DeviceBatch {
+        images: pixels
+            .clamp(0.0, 255.0)
+            .to_kind(Kind::Uint8)
+            .view([8, 3, 32, 32]),
+        labels: Tensor::arange(8, (Kind::Int64, Device::Cpu)),
+        ids: (0..8).collect(),
+        flipped: vec![false; 8],
+        cursor: Cursor::default(),
+    };
+    let tokens = [random(2, [8, 256, WIDTH])?];
+    Ok(Box::new(move || {
+        trainer.step(&batch, &tokens)?;
+        Ok(())
+    }))
+}
+
+/// Peak of resident memory during one call, less what was there before. Linux only.
+fn memory(name: &str) -> Outcome<f64> {
+    // Threads, kernels and pools, with tensors of another size.
+    let small = random(3, [2, 256, 64])?;
+    let leaf = random(4, [2, 256, 64])?.set_requires_grad(true);
+    for fused in [true, false] {
+        let loss = AlignmentLoss::new(&[LossConfig {
+            kind: LossKind::Cosine,
+            coefficient: 1.0,
+        }])?;
+        let loss = loss.with_fused(fused);
+        let output = loss.forward_tokens(&SpatialNorm::default(), &[&small], &[&leaf])?;
+        output.total.f_backward()?;
+    }
+    let mut case = case(name)?;
+    fs::write("/proc/self/clear_refs", "5")?;
+    let before = status("VmRSS")?;
+    case()?;
+    Ok((status("VmHWM")? - before) / 1024.0)
+}
+
+/// A figure of `/proc/self/status`, in KiB.
+fn status(key: &str) -> Outcome<f64> {
+    let text = fs::read_to_string("/proc/self/status")?;
+    let line = text.lines().find(|line| line.starts_with(key));
+    let figure = line.and_then(|line| line.split_whitespace().nth(1));
+    Ok(figure.ok_or("no such figure")?.parse()?)
+}

@@ -1,0 +1,391 @@
+//! The loss of one image, in one pass over its tokens.
+//!
+//! Statistics first: they read the image's encoder tokens, which then lie in the cache for the second
+//! reading. That one takes token after token: lengths and product, then the gradient, while both tokens
+//! are in the nearest cache. Sums are over [`LANES`] partial sums in a fixed order, the same on any
+//! processor.
+
+use std::ops::{Add, AddAssign, Div, Mul, Sub};
+
+use half::bf16;
+use torch_ext::kernel::{Element, Vectorised};
+
+/// Partial sums of a row.
+const LANES: usize = 16;
+/// Rows whose statistics are taken at once. A power of two: the mean of equal values is exact.
+const ROWS: usize = 8;
+
+/// What a kernel computes in.
+pub(super) trait Real:
+    Element
+    + Default
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + AddAssign
+{
+    fn from_f64(value: f64) -> Self;
+    fn to_f64(self) -> f64;
+    fn sqrt(self) -> Self;
+}
+
+macro_rules! real {
+    ($($type:ty),*) => {
+        $(
+            impl Real for $type {
+                #[inline(always)]
+                fn from_f64(value: f64) -> Self {
+                    value as Self
+                }
+
+                #[inline(always)]
+                fn to_f64(self) -> f64 {
+                    self.into()
+                }
+
+                #[inline(always)]
+                fn sqrt(self) -> Self {
+                    self.sqrt()
+                }
+            }
+        )*
+    };
+}
+
+real!(f32, f64);
+
+/// A dtype of tokens, and what is computed from it.
+pub(super) trait Token<A>: Element {
+    fn widen(self) -> A;
+    fn narrow(value: A) -> Self;
+}
+
+impl<A: Real> Token<A> for A {
+    #[inline(always)]
+    fn widen(self) -> A {
+        self
+    }
+
+    #[inline(always)]
+    fn narrow(value: A) -> Self {
+        value
+    }
+}
+
+impl Token<f32> for bf16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    #[inline(always)]
+    fn narrow(value: f32) -> Self {
+        // Round to nearest, ties to even; written out, for it to be vectorised.
+        let bits = value.to_bits();
+        let rounded = (bits + (0x7fff + ((bits >> 16) & 1))) >> 16;
+        let quiet = (bits >> 16) | 0x40;
+        let bits = if value.is_nan() { quiet } else { rounded };
+        Self::from_bits(bits as u16)
+    }
+}
+
+/// The settings of a z-score.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ZScore {
+    pub(super) alpha: f64,
+    pub(super) eps: f64,
+}
+
+/// One image: encoder tokens and projected tokens, each `T` rows of `width`.
+pub(super) struct Image<'a, Z, P> {
+    pub(super) target: &'a [Z],
+    pub(super) projected: &'a [P],
+    /// Where the gradient with respect to `projected` goes.
+    pub(super) gradient: Option<&'a mut [P]>,
+    pub(super) width: usize,
+    pub(super) norm: Option<ZScore>,
+    /// Factor of the gradient of each token's cosine.
+    pub(super) slope: f64,
+}
+
+/// The sum of the cosines of an image's tokens.
+pub(super) struct CosineSum<'a, Z, P, A> {
+    pub(super) image: Image<'a, Z, P>,
+    pub(super) accumulate_in: std::marker::PhantomData<A>,
+}
+
+impl<Z: Token<A>, P: Token<A>, A: Real> Vectorised for CosineSum<'_, Z, P, A> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run(self) -> f64 {
+        let Image {
+            target,
+            projected,
+            mut gradient,
+            width,
+            norm,
+            slope,
+        } = self.image;
+        let [mut shift, mut scale, mut row] = [0.0, 1.0, 0.0].map(|value| Row::new(value, width));
+        let (shift, scale, row) = (shift.slice(), scale.slice(), row.slice());
+        if let Some(norm) = norm {
+            // Deviations from the first token: where a channel's mean is large against its deviation,
+            // as in many encoders, its roundings would spoil both.
+            for (origin, first) in row.iter_mut().zip(target) {
+                *origin = first.widen();
+            }
+            statistics(target, row, shift, scale);
+            let count = (target.len() / width) as f64;
+            finish(row, shift, scale, count, norm);
+        }
+        let mut sum = 0.0;
+        for (index, (z, p)) in target
+            .chunks_exact(width)
+            .zip(projected.chunks_exact(width))
+            .enumerate()
+        {
+            let products = normalise(z, p, shift, scale, row);
+            let (cosine, of_target, of_projected) = products.derivative(slope);
+            sum += cosine;
+            if let Some(gradient) = gradient.as_deref_mut() {
+                let out = &mut gradient[index * width..][..width];
+                combine(
+                    row,
+                    p,
+                    A::from_f64(of_target),
+                    A::from_f64(of_projected),
+                    out,
+                );
+            }
+        }
+        sum
+    }
+}
+
+/// `width` numbers that begin where a cache line does, as libtorch's do: no vector lies in two.
+struct Row<A> {
+    numbers: Vec<A>,
+    start: usize,
+    width: usize,
+}
+
+impl<A: Real> Row<A> {
+    fn new(value: f64, width: usize) -> Self {
+        const LINE: usize = 64;
+        let numbers = vec![A::from_f64(value); width + LINE / size_of::<A>()];
+        let start = numbers.as_ptr().align_offset(LINE);
+        Self {
+            numbers,
+            start,
+            width,
+        }
+    }
+
+    fn slice(&mut self) -> &mut [A] {
+        &mut self.numbers[self.start..][..self.width]
+    }
+}
+
+/// Mean less `origin`, and sum of squared deviations, of each column of `rows`; both start at anything.
+///
+/// Blocks of rows are merged as Chan, Golub and LeVeque do: no cancellation, and constant columns give
+/// their value and exactly 0.
+#[inline(always)]
+fn statistics<Z: Token<A>, A: Real>(rows: &[Z], origin: &[A], mean: &mut [A], squares: &mut [A]) {
+    let width = mean.len();
+    mean.fill(A::default());
+    squares.fill(A::default());
+    let mut seen = 0.0;
+    let mut blocks = rows.chunks_exact(ROWS * width);
+    for block in blocks.by_ref() {
+        merge_block(block, origin, seen, mean, squares);
+        seen += ROWS as f64;
+    }
+    for row in blocks.remainder().chunks_exact(width) {
+        seen += 1.0;
+        let share = A::from_f64(1.0 / seen);
+        let columns = row.iter().zip(origin).zip(&mut *mean).zip(&mut *squares);
+        for (((value, &origin), mean), squares) in columns {
+            let value = value.widen() - origin;
+            let delta = value - *mean;
+            *mean += delta * share;
+            *squares += delta * (value - *mean);
+        }
+    }
+}
+
+/// Merges [`ROWS`] rows into the statistics of the `seen` before them.
+#[inline(always)]
+fn merge_block<Z: Token<A>, A: Real>(
+    block: &[Z],
+    origin: &[A],
+    seen: f64,
+    mean: &mut [A],
+    squares: &mut [A],
+) {
+    let width = mean.len();
+    let (origin, origin_rest) = origin.as_chunks();
+    let rows: [&[Z]; ROWS] = std::array::from_fn(|row| &block[row * width..][..width]);
+    let (mean, mean_rest) = mean.as_chunks_mut();
+    let (squares, squares_rest) = squares.as_chunks_mut();
+    let whole = rows.map(|row| row.as_chunks().0);
+    merge_columns::<Z, A, LANES>(&whole, origin, seen, mean, squares);
+    let rest = rows.map(|row| row.as_chunks::<LANES>().1.as_chunks().0);
+    let (mean, squares) = (mean_rest.as_chunks_mut().0, squares_rest.as_chunks_mut().0);
+    merge_columns::<Z, A, 1>(&rest, origin_rest.as_chunks().0, seen, mean, squares);
+}
+
+/// As [`merge_block`], in pieces of `N` columns. Within a piece nothing is written to memory, so that
+/// the loop over its lanes can become vector instructions.
+#[inline(always)]
+fn merge_columns<Z: Token<A>, A: Real, const N: usize>(
+    rows: &[&[[Z; N]]; ROWS],
+    origin: &[[A; N]],
+    seen: f64,
+    mean: &mut [[A; N]],
+    squares: &mut [[A; N]],
+) {
+    let total = seen + ROWS as f64;
+    let share = A::from_f64(ROWS as f64 / total);
+    let weight = A::from_f64(seen * ROWS as f64 / total);
+    let part = A::from_f64(1.0 / ROWS as f64);
+    let columns = origin.iter().zip(mean).zip(squares);
+    for (index, ((origin, mean), squares)) in columns.enumerate() {
+        let piece: [&[Z; N]; ROWS] = std::array::from_fn(|row| &rows[row][index]);
+        let (old_mean, old_squares) = (*mean, *squares);
+        let (mut new_mean, mut new_squares) = (old_mean, old_squares);
+        for lane in 0..N {
+            let v: [A; ROWS] = std::array::from_fn(|row| piece[row][lane].widen() - origin[lane]);
+            let own = pairwise(v) * part;
+            let deviation = pairwise(v.map(|v| (v - own) * (v - own)));
+            let delta = own - old_mean[lane];
+            new_mean[lane] = old_mean[lane] + delta * share;
+            new_squares[lane] = old_squares[lane] + (deviation + delta * delta * weight);
+        }
+        *mean = new_mean;
+        *squares = new_squares;
+    }
+}
+
+#[inline(always)]
+fn pairwise<A: Real>(v: [A; ROWS]) -> A {
+    ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]))
+}
+
+/// From mean and squares to what is subtracted, and what is multiplied with.
+#[inline(always)]
+fn finish<A: Real>(origin: &[A], mean: &mut [A], squares: &mut [A], count: f64, norm: ZScore) {
+    let (alpha, eps) = (A::from_f64(norm.alpha), A::from_f64(norm.eps));
+    let (one, freedom) = (A::from_f64(1.0), A::from_f64(count - 1.0));
+    for ((&origin, mean), squares) in origin.iter().zip(mean).zip(squares) {
+        *mean = (origin + *mean) * alpha;
+        *squares = one / ((*squares / freedom).sqrt() + eps);
+    }
+}
+
+/// Sums over a pair of tokens.
+struct Products {
+    product: f64,
+    target: f64,
+    projected: f64,
+}
+
+/// Writes the normalised token `z` to `row`, and sums it up against `p`.
+#[inline(always)]
+fn normalise<Z: Token<A>, P: Token<A>, A: Real>(
+    z: &[Z],
+    p: &[P],
+    shift: &[A],
+    scale: &[A],
+    row: &mut [A],
+) -> Products {
+    let ((z, z_rest), (p, p_rest)) = (z.as_chunks(), p.as_chunks());
+    let ((shift, shift_rest), (scale, scale_rest)) = (shift.as_chunks(), scale.as_chunks());
+    let (row, row_rest) = row.as_chunks_mut();
+    let sums: [[A; LANES]; 3] = products(z, p, shift, scale, row);
+    let rest: [[A; 1]; 3] = products(
+        z_rest.as_chunks().0,
+        p_rest.as_chunks().0,
+        shift_rest.as_chunks().0,
+        scale_rest.as_chunks().0,
+        row_rest.as_chunks_mut().0,
+    );
+    let [product, target, projected] = [0, 1, 2].map(|which| {
+        // Halves onto each other, as a processor's vectors are summed.
+        let mut lanes = sums[which].map(A::to_f64);
+        let mut half = LANES / 2;
+        while half > 0 {
+            for lane in 0..half {
+                lanes[lane] += lanes[lane + half];
+            }
+            half /= 2;
+        }
+        lanes[0] + rest[which][0].to_f64()
+    });
+    Products {
+        product,
+        target,
+        projected,
+    }
+}
+
+/// Partial sums of `y p`, `y y` and `p p` over pieces of `N` elements; `y` goes to `row`.
+#[inline(always)]
+fn products<Z: Token<A>, P: Token<A>, A: Real, const N: usize>(
+    z: &[[Z; N]],
+    p: &[[P; N]],
+    shift: &[[A; N]],
+    scale: &[[A; N]],
+    row: &mut [[A; N]],
+) -> [[A; N]; 3] {
+    let mut product = [A::default(); N];
+    let mut target = [A::default(); N];
+    let mut projected = [A::default(); N];
+    let pieces = z.iter().zip(p).zip(shift).zip(scale).zip(row);
+    for ((((z, p), shift), scale), row) in pieces {
+        let mut normalised = [A::default(); N];
+        for lane in 0..N {
+            let y = (z[lane].widen() - shift[lane]) * scale[lane];
+            let p = p[lane].widen();
+            normalised[lane] = y;
+            product[lane] += y * p;
+            target[lane] += y * y;
+            projected[lane] += p * p;
+        }
+        *row = normalised;
+    }
+    [product, target, projected]
+}
+
+/// Lower bound of a token's length before it is divided by it (`F.normalize`).
+const NORM_EPS: f64 = 1e-12;
+
+impl Products {
+    /// The cosine, and with `slope` as its factor, what the two tokens are multiplied with for the
+    /// gradient with respect to the projected one.
+    #[inline(always)]
+    fn derivative(&self, slope: f64) -> (f64, f64, f64) {
+        // A length that is NaN stays so: `f64::max` would hide it.
+        let clamp = |length: f64| if length < NORM_EPS { NORM_EPS } else { length };
+        let length = self.projected.sqrt();
+        let (of_target, of_projected) = (clamp(self.target.sqrt()), clamp(length));
+        let cosine = self.product / of_target / of_projected;
+        // Below the bound, the length is a constant.
+        let through_length = if length < NORM_EPS {
+            0.0
+        } else {
+            -slope * cosine / of_projected / of_projected
+        };
+        (cosine, slope / of_target / of_projected, through_length)
+    }
+}
+
+/// `of_target * row + of_projected * p`.
+#[inline(always)]
+fn combine<P: Token<A>, A: Real>(row: &[A], p: &[P], of_target: A, of_projected: A, out: &mut [P]) {
+    for ((out, &y), p) in out.iter_mut().zip(row).zip(p) {
+        *out = P::narrow(of_target * y + of_projected * p.widen());
+    }
+}

@@ -1,0 +1,34 @@
+//! Kernels in Rust: tensors' memory as slices, libtorch's threads, and the processor's widest vectors.
+//!
+//! Three parts, each of use alone:
+//!
+//! - [`run`] opens a scope in which an [`Input`] is a slice; an [`Output`] is a tensor in the making,
+//!   whose elements are the caller's alone until it becomes a tensor;
+//! - [`for_each`] shares work among libtorch's own threads, so that there is one pool, of the size that
+//!   libtorch was told, and not two that spin against each other;
+//! - [`vectorised`] compiles a loop for AVX-512, AVX2 and the baseline, and picks when it runs.
+//!
+//! ```
+//! use tch::{Device, Kind, Tensor};
+//! use torch_ext::kernel::{self, Input, Output};
+//!
+//! # fn main() -> Result<(), torch_ext::TorchError> {
+//! let x = Tensor::from_slice2(&[[1f32, 2.0], [3.0, 4.0]]);
+//! let mut sums = Output::<f32>::new(&[2])?;
+//! let (input, rows) = (Input::<f32>::new(&x)?, sums.as_mut_slice());
+//! kernel::run(|scope| {
+//!     let mut work: Vec<_> = scope.read(&input).chunks(2).zip(rows).collect();
+//!     kernel::for_each(&mut work, |(row, sum)| **sum = row.iter().sum())
+//! })?;
+//! assert_eq!(sums.into_tensor(), Tensor::from_slice(&[3f32, 7.0]));
+//! # Ok(())
+//! # }
+//! ```
+
+mod memory;
+mod parallel;
+mod simd;
+
+pub use memory::{Element, Input, Output, Scope, run};
+pub use parallel::for_each;
+pub use simd::{Vectorised, vectorised};
