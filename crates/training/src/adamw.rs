@@ -2,7 +2,7 @@ use tch::{Device, Kind, Tensor};
 use torch_ext::{Params, optim};
 
 use crate::learning_rate::LearningRate;
-use crate::{Config, OptimizerConfig, TrainError};
+use crate::{OptimizerConfig, TrainError};
 
 /// AdamW over the trainable weights of a [`Params`] set.
 #[derive(Debug)]
@@ -16,14 +16,18 @@ pub(crate) struct AdamW {
 }
 
 impl AdamW {
-    pub(crate) fn new(params: &Params, config: &Config) -> Result<Self, TrainError> {
+    pub(crate) fn new(
+        params: &Params,
+        config: &OptimizerConfig,
+        rate: LearningRate,
+    ) -> Result<Self, TrainError> {
         let mut adamw = Self {
             names: Vec::new(),
             params: Vec::new(),
             exp_avgs: Vec::new(),
             exp_avg_sqs: Vec::new(),
-            config: config.optimizer.clone(),
-            rate: config.learning_rate(),
+            config: config.clone(),
+            rate,
         };
         for param in params.entries().iter().filter(|param| param.trainable) {
             adamw.names.push(param.name.clone());

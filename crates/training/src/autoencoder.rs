@@ -1,9 +1,10 @@
 //! The autoencoder of a run, with its weights.
 
 use std::cell::RefCell;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use diffusion::autoencoder::{Autoencoder as _, Identity, KlAutoencoder};
+use data::seed;
+use diffusion::autoencoder::{Autoencoder as _, Identity, KlAutoencoder, KlConfig};
 use diffusion::latents::LatentScaling;
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Generator, Params};
@@ -18,9 +19,11 @@ pub struct AutoencoderModel(Option<Box<Latents>>);
 /// A frozen autoencoder and the scale of its latents.
 #[derive(Debug)]
 struct Latents {
-    settings: KlSettings,
+    layout: KlConfig,
     scaling: LatentScaling,
     device: Device,
+    /// Where the weights can be read again, if they come from a file.
+    file: Option<PathBuf>,
     /// Read when it is first needed, where it is loaded on demand.
     network: RefCell<Option<KlAutoencoder>>,
 }
@@ -51,16 +54,40 @@ impl AutoencoderModel {
             return Err(TrainError::NoAutoencoder(settings.weights.clone()));
         }
         Ok(Self(Some(Box::new(Latents {
+            layout: settings.layout.config(),
             scaling: scaling(settings, device)?,
-            settings: settings.clone(),
             device,
+            file: Some(settings.weights.clone()),
             network: RefCell::new(None),
         }))))
     }
 
-    /// Gives the memory of the weights back; they are read again when they are needed again.
+    /// An autoencoder of these weights, whose latents are scaled so.
+    ///
+    /// # Errors
+    /// Weights with other names or shapes.
+    pub(crate) fn of_weights(
+        settings: &KlSettings,
+        weights: &[(String, Tensor)],
+        scaling: LatentScaling,
+        device: Device,
+    ) -> Result<Self, TrainError> {
+        let layout = settings.layout.config();
+        let network = frozen(&layout, weights, device)?;
+        Ok(Self(Some(Box::new(Latents {
+            layout,
+            scaling,
+            device,
+            file: None,
+            network: RefCell::new(Some(network)),
+        }))))
+    }
+
+    /// Gives the memory of weights from a file back; they are read again when they are needed.
     pub fn unload(&self) {
-        if let Some(latents) = &self.0 {
+        if let Some(latents) = &self.0
+            && latents.file.is_some()
+        {
             latents.network.replace(None);
         }
     }
@@ -141,12 +168,9 @@ impl Latents {
         let network = match loaded.take() {
             Some(network) => network,
             None => {
-                let params = Params::new(self.device, 0)?;
-                let layout = self.settings.layout.config();
-                let network = KlAutoencoder::new(&params.root(), &layout)?;
-                load_weights(&params, &self.settings.weights)?;
-                freeze(&params)?;
-                network
+                let path = self.file.as_deref().unwrap_or(Path::new(""));
+                let weights = read_weights(path)?;
+                frozen(&self.layout, &weights, self.device).map_err(|error| of_file(path, error))?
             }
         };
         run(loaded.insert(network))
@@ -156,7 +180,7 @@ impl Latents {
 /// Runs over a batch in parts: an image of 256 pixels takes some 200 MB on its way. On the CPU
 /// the parts are single images, whose bits then cannot depend on the batch; elsewhere they are as
 /// large as upstream's.
-fn in_parts(
+pub(crate) fn in_parts(
     batch: &Tensor,
     device: Device,
     run: impl Fn(&Tensor) -> Result<Tensor, TrainError>,
@@ -170,26 +194,59 @@ fn in_parts(
     Ok(Tensor::f_cat(&done, 0)?)
 }
 
+/// A network with these weights, which are not trained.
+fn frozen(
+    layout: &KlConfig,
+    weights: &[(String, Tensor)],
+    device: Device,
+) -> Result<KlAutoencoder, TrainError> {
+    let params = Params::new(device, 0)?;
+    let network = KlAutoencoder::new(&params.root(), layout)?;
+    params.load(weights)?;
+    for param in params.entries().iter() {
+        let _frozen = param.tensor.f_set_requires_grad(false)?;
+    }
+    Ok(network)
+}
+
+/// Names the file whose weights do not fit.
+fn of_file(path: &Path, error: TrainError) -> TrainError {
+    match error {
+        TrainError::Torch(source) => TrainError::AutoencoderWeights {
+            path: path.to_owned(),
+            source,
+        },
+        other => other,
+    }
+}
+
+/// The weights of an autoencoder that is to be trained, on `device`: those of the file that
+/// `settings` names, or drawn from `seed_of_run`.
+pub(crate) fn trained(
+    settings: &KlSettings,
+    seed_of_run: u64,
+    device: Device,
+) -> Result<(Params, KlAutoencoder), TrainError> {
+    let params = Params::new(device, seed::derive(seed_of_run, "autoencoder", &[]))?;
+    let network = KlAutoencoder::new(&params.root(), &settings.layout.config())?;
+    if !settings.weights.as_os_str().is_empty() {
+        let path = settings.weights.clone();
+        let loaded = params.load(&read_weights(&path)?);
+        loaded.map_err(|source| TrainError::AutoencoderWeights { path, source })?;
+    }
+    Ok((params, network))
+}
+
 /// The affine map that `settings` gives.
-fn scaling(settings: &KlSettings, device: Device) -> Result<LatentScaling, TrainError> {
+pub(crate) fn scaling(settings: &KlSettings, device: Device) -> Result<LatentScaling, TrainError> {
     let (scale, bias) = (settings.scale.values(), settings.bias.values());
     Ok(LatentScaling::new(scale, bias, device)?)
 }
 
-fn load_weights(params: &Params, path: &Path) -> Result<(), TrainError> {
-    if !path.is_file() {
-        return Err(TrainError::NoAutoencoder(path.to_owned()));
+/// The weights in the file of `model.autoencoder.weights`.
+pub(crate) fn read_weights(path: &Path) -> Result<Vec<(String, Tensor)>, TrainError> {
+    match path.is_file() {
+        true => Ok(read_tensors(path)?),
+        false => Err(TrainError::NoAutoencoder(path.to_owned())),
     }
-    let loaded = params.load(&read_tensors(path)?);
-    loaded.map_err(|source| TrainError::AutoencoderWeights {
-        path: path.to_owned(),
-        source,
-    })
-}
-
-fn freeze(params: &Params) -> Result<(), TrainError> {
-    for param in params.entries().iter() {
-        let _frozen = param.tensor.f_set_requires_grad(false)?;
-    }
-    Ok(())
 }

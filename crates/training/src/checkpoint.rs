@@ -28,7 +28,12 @@ use thiserror::Error;
 use crate::tensor_file;
 
 const MANIFEST: &str = "manifest.json";
+const EXTENSION: &str = ".safetensors";
+const MODEL: &str = "model.safetensors";
+const EMA: &str = "ema.safetensors";
 const SECOND_EMA: &str = "ema2.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const RANDOM: &str = "random.safetensors";
 const FORMAT: u32 = 1;
 
 /// Why a checkpoint could not be written or read.
@@ -117,6 +122,9 @@ impl CheckpointError {
     }
 }
 
+/// Name, among [`Checkpoint::others`], of the weights of an autoencoder that is trained.
+pub const VAE: &str = "vae";
+
 /// What a checkpoint holds.
 #[derive(Debug)]
 pub struct Checkpoint {
@@ -136,6 +144,9 @@ pub struct Checkpoint {
     pub optimizer: Vec<(String, Tensor)>,
     /// States of the random generators.
     pub random: Vec<(String, Tensor)>,
+    /// What else a variant trains, by the name of its file without extension: REPA-E's `vae` and
+    /// `discriminator`, and the moments of their optimisers.
+    pub others: BTreeMap<String, Vec<(String, Tensor)>>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -183,10 +194,10 @@ impl Checkpoint {
         fs::create_dir(temporary).map_err(|e| CheckpointError::io("create", temporary, e))?;
         let mut files = BTreeMap::new();
         for (name, tensors) in self.parts() {
-            let file = temporary.join(name);
+            let file = temporary.join(&name);
             tensor_file::write(&file, tensors)?;
             sync(&file)?;
-            files.insert(name.to_owned(), describe(&file)?);
+            files.insert(name, describe(&file)?);
         }
         let manifest = Manifest {
             format: FORMAT,
@@ -212,15 +223,18 @@ impl Checkpoint {
         sync(folder)
     }
 
-    fn parts(&self) -> Vec<(&'static str, &[(String, Tensor)])> {
-        let mut parts: Vec<(_, &[(String, Tensor)])> = vec![
-            ("model.safetensors", &self.model),
-            ("ema.safetensors", &self.ema),
-            ("optimizer.safetensors", &self.optimizer),
-            ("random.safetensors", &self.random),
+    fn parts(&self) -> Vec<(String, &[(String, Tensor)])> {
+        let mut parts: Vec<(String, &[(String, Tensor)])> = vec![
+            (MODEL.to_owned(), &self.model),
+            (EMA.to_owned(), &self.ema),
+            (OPTIMIZER.to_owned(), &self.optimizer),
+            (RANDOM.to_owned(), &self.random),
         ];
         if let Some(second) = &self.second_ema {
-            parts.push((SECOND_EMA, second));
+            parts.push((SECOND_EMA.to_owned(), second));
+        }
+        for (name, tensors) in &self.others {
+            parts.push((format!("{name}{EXTENSION}"), tensors));
         }
         parts
     }
@@ -271,14 +285,28 @@ impl Checkpoint {
             tensor_file::parse(&file, &bytes)
         };
         Ok(Self {
-            model: part("model.safetensors")?,
-            ema: part("ema.safetensors")?,
+            model: part(MODEL)?,
+            ema: part(EMA)?,
             second_ema: match manifest.files.contains_key(SECOND_EMA) {
                 true => Some(part(SECOND_EMA)?),
                 false => None,
             },
-            optimizer: part("optimizer.safetensors")?,
-            random: part("random.safetensors")?,
+            optimizer: part(OPTIMIZER)?,
+            random: part(RANDOM)?,
+            others: manifest
+                .files
+                .keys()
+                .filter(|name| {
+                    ![MODEL, EMA, SECOND_EMA, OPTIMIZER, RANDOM].contains(&name.as_str())
+                })
+                .filter_map(|name| {
+                    let stem = name.strip_suffix(EXTENSION)?;
+                    // A manifest names files beside it, nothing elsewhere.
+                    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+                    stem.chars().all(plain).then_some(())?;
+                    Some(part(name).map(|tensors| (stem.to_owned(), tensors)))
+                })
+                .collect::<Result<_, _>>()?,
             step: manifest.step,
             cursor: manifest.cursor,
             config_hash: manifest.config_hash,

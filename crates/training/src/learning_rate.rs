@@ -54,6 +54,11 @@ impl LearningRate {
         }
     }
 
+    /// The same course to another rate after the warm-up.
+    pub(crate) fn with_peak(self, peak: f64) -> Self {
+        Self { peak, ..self }
+    }
+
     /// The rate of optimiser step number `step`, counted from 1.
     pub fn at(&self, step: u64) -> f64 {
         if step < self.warmup {

@@ -46,6 +46,7 @@
 //! ```
 
 mod adamw;
+mod aligner;
 mod autoencoder;
 mod batch;
 pub mod checkpoint;
@@ -55,6 +56,7 @@ mod learning_rate;
 mod metrics_log;
 mod model;
 mod objective;
+mod repa_e;
 mod run;
 mod tensor_file;
 mod trainer;
@@ -69,8 +71,9 @@ pub use config::{
 };
 pub use error::TrainError;
 pub use learning_rate::{LearningRate, Schedule};
-pub use metrics_log::{MetricsLog, StepMetrics};
+pub use metrics_log::{AutoencoderMetrics, MetricsLog, StepMetrics};
 pub use objective::Objective;
+pub use repa_e::JointTraining;
 pub use run::Run;
 pub use tensor_file::{read_tensors, write_tensors};
 pub use trainer::{EncoderShape, Inputs, Sampling, Trainer};

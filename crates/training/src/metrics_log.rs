@@ -22,9 +22,72 @@ pub struct StepMetrics {
     pub grad_norm: f64,
     /// Learning rate of the step.
     pub lr: f64,
+    /// Figures of the autoencoder; absent where it is not trained.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub autoencoder: Option<AutoencoderMetrics>,
     /// Optimiser steps a second since the line before; absent when not logged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps_per_s: Option<f64>,
+}
+
+/// What REPA-E logs of autoencoder and discriminator. Weighted figures are summands of
+/// `autoencoder_loss`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AutoencoderMetrics {
+    /// The autoencoder's loss, alignment included.
+    pub autoencoder_loss: f64,
+    /// Distance of image and reconstruction, weighted.
+    pub reconstruction_loss: f64,
+    /// LPIPS, weighted.
+    pub perceptual_loss: f64,
+    /// Divergence of the posterior, weighted.
+    pub kl_loss: f64,
+    /// Minus the mean logit of the reconstructions, not weighted.
+    pub gan_loss: f64,
+    /// Alignment loss of the denoiser's hidden tokens, as the autoencoder sees it, not weighted.
+    pub autoencoder_alignment_loss: f64,
+    /// The discriminator's loss.
+    pub discriminator_loss: f64,
+    /// Mean logit of the images.
+    pub logits_real: f64,
+    /// Mean logit of the reconstructions.
+    pub logits_fake: f64,
+    /// 2-norm of the autoencoder's gradient before clipping.
+    pub autoencoder_grad_norm: f64,
+    /// Likewise of the discriminator's.
+    pub discriminator_grad_norm: f64,
+}
+
+impl AutoencoderMetrics {
+    /// Of the figures in the order of the fields.
+    pub(crate) fn new(figures: [f64; 11]) -> Self {
+        let [
+            autoencoder_loss,
+            reconstruction_loss,
+            perceptual_loss,
+            kl_loss,
+            gan_loss,
+            autoencoder_alignment_loss,
+            discriminator_loss,
+            logits_real,
+            logits_fake,
+            autoencoder_grad_norm,
+            discriminator_grad_norm,
+        ] = figures;
+        Self {
+            autoencoder_loss,
+            reconstruction_loss,
+            perceptual_loss,
+            kl_loss,
+            gan_loss,
+            autoencoder_alignment_loss,
+            discriminator_loss,
+            logits_real,
+            logits_fake,
+            autoencoder_grad_norm,
+            discriminator_grad_norm,
+        }
+    }
 }
 
 /// Appends to `metrics.jsonl`.

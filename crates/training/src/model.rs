@@ -3,9 +3,10 @@
 use alignment::Head;
 use data::seed;
 use diffusion::meanflow::MeanFlowSit;
+use diffusion::repa_e::LatentNorm;
 use diffusion::{Denoiser, Jit, JitConfig, Sit, SitConfig};
 use tch::Tensor;
-use torch_ext::{Params, Scope};
+use torch_ext::{Params, Scope, optim};
 
 use crate::{Config, Inputs, Objective, TrainError};
 
@@ -44,9 +45,11 @@ impl Network {
             class_dropout: model.label_dropout,
             qk_norm: model.qk_norm,
             alignment_depth: model.alignment_depth.unwrap_or(named.alignment_depth),
+            // As upstream's REPA-E does, by a slip.
+            train_pos_embed: matches!(config.objective, Objective::RepaE(_)),
             ..named
         };
-        Ok(match config.objective {
+        Ok(match &config.objective {
             Objective::Meanflow(_) => Self::MeanFlow(MeanFlowSit::new(scope, &sit)?),
             _ => Self::Sit(Sit::new(scope, &sit)?),
         })
@@ -88,12 +91,40 @@ pub(crate) fn num_classes(
     Ok(rows - i64::from(null))
 }
 
+/// What the moving average of `params` follows: weights, and REPA-E's statistics of latents.
+pub(crate) fn averaged(params: &Params) -> Vec<Tensor> {
+    params
+        .entries()
+        .iter()
+        .filter(|param| param.trainable || LatentNorm::AVERAGED.contains(&param.name.as_str()))
+        .map(|param| param.tensor.shallow_clone())
+        .collect()
+}
+
+/// Moves the average `target` towards `params`. The number of batches that the statistics of
+/// latents have seen is copied (`update_ema` of REPA-E upstream).
+pub(crate) fn update_average(
+    target: &Params,
+    params: &Params,
+    decay: f64,
+) -> Result<(), TrainError> {
+    optim::ema_(&averaged(target), &averaged(params), decay)?;
+    if let (Some(target), Some(count)) =
+        (target.get(LatentNorm::COUNT), params.get(LatentNorm::COUNT))
+    {
+        optim::copy_(&[target], &[count])?;
+    }
+    Ok(())
+}
+
 /// Denoiser and heads with one set of weights.
 #[derive(Debug)]
 pub(crate) struct Model {
     pub(crate) params: Params,
     pub(crate) network: Network,
     pub(crate) heads: Vec<Head>,
+    /// REPA-E's, in front of the network.
+    pub(crate) latent_norm: Option<LatentNorm>,
 }
 
 impl Model {
@@ -128,10 +159,19 @@ impl Model {
             network.denoiser().hidden_width(),
             &widths,
         )?;
+        let latent_norm = match &config.objective {
+            Objective::RepaE(joint) => {
+                let [channels, ..] = network.denoiser().image_shape();
+                let momentum = joint.latent_norm_momentum;
+                Some(LatentNorm::new(&params.root(), channels, momentum)?)
+            }
+            _ => None,
+        };
         Ok(Self {
             params,
             network,
             heads,
+            latent_norm,
         })
     }
 

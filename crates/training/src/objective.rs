@@ -12,11 +12,12 @@ use serde::{Deserialize, Deserializer, Serialize};
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Generator, autocast};
 
-use crate::TrainError;
 use crate::model::{Model, Network};
+use crate::{JointTraining, TrainError};
 
-/// `[objective]`: what the denoiser learns. `kind` chooses; without it, it is `velocity`.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+/// `[objective]`: what is learnt. `kind` chooses: `velocity`, `x-prediction`, `meanflow` or `repa-e`;
+/// without it, it is `velocity`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Objective {
     /// SiT's: the velocity on the path from images to noise.
@@ -25,6 +26,8 @@ pub enum Objective {
     XPrediction(XPrediction),
     /// MeanFlow's: the average velocity between two times, for samples in one step.
     Meanflow(MeanFlow),
+    /// REPA-E's: SiT's on the latents of an autoencoder that is trained with it.
+    RepaE(Box<JointTraining>),
 }
 
 impl Default for Objective {
@@ -42,6 +45,7 @@ impl<'de> Deserialize<'de> for Objective {
             Velocity(Velocity),
             XPrediction(XPrediction),
             Meanflow(MeanFlow),
+            RepaE(Box<JointTraining>),
         }
         let mut settings = serde_json::Map::deserialize(deserializer)?;
         let given = settings.contains_key("kind");
@@ -56,6 +60,7 @@ impl<'de> Deserialize<'de> for Objective {
             Tagged::Velocity(objective) => Self::Velocity(objective),
             Tagged::XPrediction(objective) => Self::XPrediction(objective),
             Tagged::Meanflow(objective) => Self::Meanflow(objective),
+            Tagged::RepaE(objective) => Self::RepaE(objective),
         })
     }
 }
@@ -77,6 +82,7 @@ impl Objective {
             Self::Velocity(_) => "velocity",
             Self::XPrediction(_) => "x-prediction",
             Self::Meanflow(_) => "meanflow",
+            Self::RepaE(_) => "repa-e",
         }
     }
 
@@ -89,6 +95,7 @@ impl Objective {
             Self::Velocity(_) => Ok(()),
             Self::XPrediction(objective) => objective.validate(),
             Self::Meanflow(objective) => objective.validate(),
+            Self::RepaE(objective) => objective.validate(),
         }
     }
 
@@ -139,7 +146,8 @@ impl Objective {
                     projected,
                 })
             }
-            // The configuration was checked, and the network was built for it.
+            // The configuration was checked, and the network was built for it. REPA-E has passes
+            // of its own.
             (_, network) => Err(TrainError::Objective {
                 objective: self.name(),
                 network: network.family(),
@@ -155,6 +163,9 @@ impl Objective {
         Ok(match self {
             Self::Velocity(objective) => {
                 AnySampler::Velocity(Sampler::new(config, objective.path)?)
+            }
+            Self::RepaE(joint) => {
+                AnySampler::Velocity(Sampler::new(config, joint.velocity().path)?)
             }
             Self::XPrediction(objective) => AnySampler::Jit(JitSampler::new(config, *objective)?),
             Self::Meanflow(_) => {
@@ -179,7 +190,8 @@ impl Pass {
     }
 }
 
-fn project(heads: &[Head], hidden: &Tensor) -> Result<Vec<Tensor>, TrainError> {
+/// Hidden tokens through each head.
+pub(crate) fn project(heads: &[Head], hidden: &Tensor) -> Result<Vec<Tensor>, TrainError> {
     heads.iter().map(|head| Ok(head.forward(hidden)?)).collect()
 }
 

@@ -1,12 +1,19 @@
-use alignment::AlignmentLoss;
+use std::collections::BTreeMap;
+
 use data::{Cursor, seed};
 use tch::{Device, Kind, Tensor};
-use torch_ext::{Generator, Mismatch, Params, autocast, optim};
+use torch_ext::{Generator, Mismatch, Params, autocast};
 
 use crate::adamw::AdamW;
-use crate::model::{Model, Network, num_classes};
-use crate::objective::Pass;
-use crate::{AutoencoderModel, Checkpoint, Config, DeviceBatch, StepMetrics, TrainError};
+use crate::aligner::{Aligned, Aligner};
+use crate::autoencoder::read_weights;
+use crate::model::{Model, Network, num_classes, update_average};
+use crate::objective::{Pass, project};
+use crate::repa_e::{Joint, JointFigures, Portion};
+use crate::{
+    Autoencoder, AutoencoderMetrics, AutoencoderModel, Checkpoint, Config, DeviceBatch,
+    StepMetrics, TrainError,
+};
 
 /// What a trainer must know of the data and the encoders before it can build its model.
 #[derive(Debug, Clone)]
@@ -33,18 +40,13 @@ pub struct EncoderShape {
     pub grid: (i64, i64),
 }
 
-/// Tokens `[B, T, D]` of one grid, averaged over blocks to a coarser one.
-fn pool(tokens: &Tensor, from: (i64, i64), to: (i64, i64)) -> Result<Tensor, TrainError> {
-    if from == to {
-        return Ok(tokens.shallow_clone());
-    }
-    let (batch, _, width) = tokens.size3()?;
-    Ok(tokens
-        .f_reshape([batch, from.0, from.1, width])?
-        .f_permute([0, 3, 1, 2])?
-        .f_adaptive_avg_pool2d([to.0, to.1])?
-        .f_permute([0, 2, 3, 1])?
-        .f_reshape([batch, to.0 * to.1, width])?)
+/// What makes latents of images, and images of latents.
+#[derive(Debug)]
+enum Autoencoding {
+    /// It stays as it is.
+    Frozen(AutoencoderModel),
+    /// REPA-E's, which is trained too.
+    Trained(Box<Joint>),
 }
 
 /// Figures of a step that are still on the device.
@@ -53,7 +55,8 @@ struct Pending {
     step: u64,
     lr: f64,
     samples: Vec<u64>,
-    /// Total, denoising and alignment loss, norm of the gradient: `[4]`.
+    /// Total, denoising and alignment loss, norm of the gradient: `[4]`; then, where there is one,
+    /// the figures of the autoencoder.
     figures: Tensor,
 }
 
@@ -65,12 +68,12 @@ struct Pending {
 pub struct Trainer {
     config: Config,
     inputs: Inputs,
-    autoencoder: AutoencoderModel,
+    autoencoder: Autoencoding,
     model: Model,
     average: Model,
     second_average: Option<Params>,
     adamw: AdamW,
-    loss: AlignmentLoss,
+    aligner: Aligner,
     generator: Generator,
     step: u64,
     cursor: Cursor,
@@ -85,14 +88,22 @@ impl Trainer {
     pub fn new(config: &Config, inputs: Inputs) -> Result<Self, TrainError> {
         config.validate()?;
         let model = Model::new(config, &inputs)?;
+        let autoencoder = match Joint::new(config, &model, inputs.device)? {
+            Some(joint) => Autoencoding::Trained(Box::new(joint)),
+            None => Autoencoding::Frozen(AutoencoderModel::on_demand(config, inputs.device)?),
+        };
         let average = model.averaged(config, &inputs)?;
         let second_average = match config.train.second_ema_decay {
             Some(_) => Some(model.averaged(config, &inputs)?.params),
             None => None,
         };
         Ok(Self {
-            adamw: AdamW::new(&model.params, config)?,
-            loss: AlignmentLoss::new(&config.alignment.losses)?,
+            adamw: AdamW::new(&model.params, &config.optimizer, config.learning_rate())?,
+            aligner: Aligner::new(
+                config,
+                &inputs.encoders,
+                model.network.denoiser().token_grid(),
+            )?,
             generator: Generator::new(
                 inputs.device,
                 seed::derive(config.train.seed, "training", &[]),
@@ -101,7 +112,7 @@ impl Trainer {
             cursor: Cursor::default(),
             pending: None,
             config: config.clone(),
-            autoencoder: AutoencoderModel::on_demand(config, inputs.device)?,
+            autoencoder,
             inputs,
             model,
             average,
@@ -160,15 +171,22 @@ impl Trainer {
                 expected: self.model.heads.len(),
             });
         }
-        let figures = self.backward(batch, tokens)?;
         let step = self.step + 1;
+        let (figures, of_autoencoder) = match &self.autoencoder {
+            Autoencoding::Frozen(_) => (self.backward(batch, tokens)?, None),
+            Autoencoding::Trained(_) => {
+                let figures = self.joint_pass(batch, tokens, step)?;
+                (figures.denoiser, Some(figures.autoencoder))
+            }
+        };
         let norm = self.adamw.step(step)?;
-        let weights = self.model.params.trainable();
         let train = &self.config.train;
-        optim::ema_(&self.average.params.trainable(), &weights, train.ema_decay)?;
+        update_average(&self.average.params, &self.model.params, train.ema_decay)?;
         if let (Some(second), Some(decay)) = (&self.second_average, train.second_ema_decay) {
-            optim::ema_(&second.trainable(), &weights, decay)?;
+            update_average(second, &self.model.params, decay)?;
         }
+        let mut figures = vec![figures, norm.f_reshape([1])?];
+        figures.extend(of_autoencoder);
         let before = self.finish_step()?;
         self.step = step;
         self.cursor = batch.cursor;
@@ -176,7 +194,7 @@ impl Trainer {
             step,
             lr: self.adamw.lr(step),
             samples: batch.ids.clone(),
-            figures: Tensor::f_cat(&[figures, norm.f_reshape([1])?], 0)?,
+            figures: Tensor::f_cat(&figures, 0)?,
         });
         Ok(before)
     }
@@ -216,9 +234,12 @@ impl Trainer {
         labels: &Tensor,
         tokens: &[Tensor],
     ) -> Result<(Tensor, Tensor), TrainError> {
-        let x0 = self
-            .autoencoder
-            .encode(images, moments, &mut self.generator)?;
+        let x0 = match &self.autoencoder {
+            Autoencoding::Frozen(autoencoder) => {
+                autoencoder.encode(images, moments, &mut self.generator)?
+            }
+            Autoencoding::Trained(_) => return Err(self.mismatch()),
+        };
         let precision = self.config.train.precision.autocast();
         let Pass {
             loss: denoising,
@@ -231,39 +252,79 @@ impl Trainer {
             &mut self.generator,
             (self.inputs.device, precision),
         )?;
-        if projected.is_empty() {
+        let targets = self.aligner.targets(tokens)?;
+        let Some(aligned) = self.aligner.compare(&targets, &projected)? else {
             let none = error.f_zeros_like()?;
             let figures = Tensor::f_stack(&[denoising.detach(), error, none], 0)?;
             return Ok((denoising, figures));
-        }
-        let grid = self.model.network.denoiser().token_grid();
-        let targets = tch::no_grad(|| {
-            tokens
-                .iter()
-                .zip(&self.inputs.encoders)
-                .map(|(tokens, encoder)| {
-                    let tokens = pool(tokens, encoder.grid, grid)?;
-                    Ok(self.config.alignment.spatial_norm.forward(&tokens)?)
-                })
-                .collect::<Result<Vec<_>, TrainError>>()
-        })?;
-        let projected = projected
-            .iter()
-            .map(|tokens| tokens.f_to_kind(Kind::Float))
-            .collect::<Result<Vec<_>, _>>()?;
-        let aligned = self.loss.forward(
-            &targets.iter().collect::<Vec<_>>(),
-            &projected.iter().collect::<Vec<_>>(),
-        )?;
-        let total = denoising.f_add(&aligned.total)?;
-        let terms: Vec<Tensor> = aligned
-            .terms
-            .iter()
-            .map(|term| term.value.detach())
-            .collect();
-        let alignment = Tensor::f_stack(&terms, 0)?.f_mean(Kind::Float)?;
+        };
+        let total = denoising.f_add(&aligned.weighted)?;
+        let alignment = aligned.mean.detach();
         let figures = Tensor::f_stack(&[total.detach(), error, alignment], 0)?;
         Ok((total, figures))
+    }
+
+    /// REPA-E's step up to the gradients of the denoiser.
+    fn joint_pass(
+        &mut self,
+        batch: &DeviceBatch,
+        tokens: &[Tensor],
+        step: u64,
+    ) -> Result<JointFigures, TrainError> {
+        let Self {
+            aligner,
+            model,
+            config,
+            inputs,
+            generator,
+            autoencoder,
+            ..
+        } = self;
+        let (aligner, heads, device) = (&*aligner, &model.heads, inputs.device);
+        let precision = config.train.precision.autocast();
+        let parts = config.train.accumulation as i64;
+        let part_len = batch.labels.size1()? / parts;
+        let portions = (0..parts)
+            .map(|part| {
+                let cut = |tensor: &Tensor| tensor.f_narrow(0, part * part_len, part_len);
+                let tokens = tokens.iter().map(cut).collect::<Result<Vec<_>, _>>()?;
+                let targets = aligner.targets(&tokens)?;
+                Ok(Portion {
+                    images: cut(&batch.images)?,
+                    labels: cut(&batch.labels)?,
+                    align: move |hidden: &Tensor| {
+                        let projected =
+                            autocast::run(device, precision, || project(heads, hidden))??;
+                        if let Some(aligned) = aligner.compare(&targets, &projected)? {
+                            return Ok(aligned);
+                        }
+                        let nothing = Tensor::f_zeros([0; 0], (Kind::Float, device))?;
+                        Ok(Aligned {
+                            mean: nothing.shallow_clone(),
+                            weighted: nothing,
+                        })
+                    },
+                })
+            })
+            .collect::<Result<Vec<_>, TrainError>>()?;
+        match (autoencoder, &model.network, &model.latent_norm) {
+            (Autoencoding::Trained(joint), Network::Sit(sit), Some(norm)) => {
+                joint.step((sit, norm), &portions, step, generator)
+            }
+            _ => {
+                drop(portions);
+                Err(self.mismatch())
+            }
+        }
+    }
+
+    /// The objective and the network do not go together; a configuration that was checked never
+    /// gets here.
+    fn mismatch(&self) -> TrainError {
+        TrainError::Objective {
+            objective: self.config.objective.name(),
+            network: self.model.network.family(),
+        }
     }
 
     /// Waits for the last step and returns its figures, once.
@@ -275,16 +336,27 @@ impl Trainer {
             return Ok(None);
         };
         let figures = Vec::<f32>::try_from(pending.figures.f_to_kind(Kind::Float)?)?;
-        let &[loss, denoising, alignment, norm] = figures.as_slice() else {
+        let &[loss, denoising, alignment, norm, ref of_autoencoder @ ..] = figures.as_slice()
+        else {
             return Ok(None);
         };
         let aligned = !self.model.heads.is_empty();
-        for (what, value) in [
+        let autoencoder = <[f32; 11]>::try_from(of_autoencoder).ok();
+        let of_autoencoder = autoencoder.iter().flat_map(|figures| {
+            [
+                ("the autoencoder's loss", figures[0]),
+                ("the discriminator's loss", figures[6]),
+                ("the norm of the autoencoder's gradient", figures[9]),
+                ("the norm of the discriminator's gradient", figures[10]),
+            ]
+        });
+        let of_denoiser = [
             ("the denoising loss", denoising),
             ("the alignment loss", alignment),
             ("the loss", loss),
             ("the norm of the gradient", norm),
-        ] {
+        ];
+        for (what, value) in of_denoiser.into_iter().chain(of_autoencoder) {
             if !value.is_finite() {
                 return Err(TrainError::NotFinite {
                     what,
@@ -301,6 +373,7 @@ impl Trainer {
             alignment_loss: aligned.then_some(f64::from(alignment)),
             grad_norm: f64::from(norm),
             lr: pending.lr,
+            autoencoder: autoencoder.map(|figures| AutoencoderMetrics::new(figures.map(f64::from))),
             steps_per_s: None,
         }))
     }
@@ -319,6 +392,10 @@ impl Trainer {
             second_ema: self.second_average.as_ref().map(Params::state_dict),
             optimizer: self.adamw.state(),
             random: vec![("training".to_owned(), self.generator.state()?)],
+            others: match &self.autoencoder {
+                Autoencoding::Frozen(_) => BTreeMap::new(),
+                Autoencoding::Trained(joint) => joint.state(),
+            },
         })
     }
 
@@ -347,6 +424,11 @@ impl Trainer {
         self.adamw
             .load(&checkpoint.optimizer)
             .map_err(|reason| TrainError::Resume { step, reason })?;
+        if let Autoencoding::Trained(joint) = &self.autoencoder {
+            joint
+                .load(&checkpoint.others)
+                .map_err(|reason| TrainError::Resume { step, reason })?;
+        }
         let state = checkpoint
             .random
             .iter()
@@ -398,16 +480,25 @@ impl Trainer {
         labels: &[i64],
         progress: impl FnMut(usize),
     ) -> Result<Tensor, TrainError> {
+        let decode = |latents: &Tensor| match &self.autoencoder {
+            Autoencoding::Frozen(autoencoder) => autoencoder.decode(latents),
+            Autoencoding::Trained(joint) => match &self.average.latent_norm {
+                Some(norm) => joint.decode(latents, norm),
+                None => Err(self.mismatch()),
+            },
+        };
         let samples = draw_samples(
             &self.average.network,
-            &self.autoencoder,
+            decode,
             &self.config,
             labels,
             self.inputs.device,
             progress,
         );
-        // Trainers of one sweep sample in turn: one autoencoder in memory is enough.
-        self.autoencoder.unload();
+        if let Autoencoding::Frozen(autoencoder) = &self.autoencoder {
+            // Trainers of one sweep sample in turn: one autoencoder in memory is enough.
+            autoencoder.unload();
+        }
         samples
     }
 }
@@ -424,12 +515,15 @@ pub struct Sampling {
 
 impl Sampling {
     /// Builds the denoiser of `config` and loads `weights` into it; heads among them are left out.
+    /// `vae` are the weights of an autoencoder that was trained with it, from the same checkpoint;
+    /// without them, and for one that was not, they are read from `model.autoencoder.weights`.
     ///
     /// # Errors
-    /// Weights of another model.
+    /// Weights of another model; no weights of the autoencoder.
     pub fn new(
         config: &Config,
         weights: &[(String, Tensor)],
+        vae: Option<&[(String, Tensor)]>,
         device: Device,
     ) -> Result<Self, TrainError> {
         let num_classes = num_classes(config, weights)?;
@@ -448,7 +542,20 @@ impl Sampling {
         model.params.load(&denoiser_weights)?;
         Ok(Self {
             config: config.clone(),
-            autoencoder: AutoencoderModel::load(config, device)?,
+            autoencoder: match (&config.model.autoencoder, &model.latent_norm) {
+                (Autoencoder::Kl(settings), Some(norm)) => {
+                    let read;
+                    let vae = match vae {
+                        Some(vae) => vae,
+                        None => {
+                            read = read_weights(&settings.weights)?;
+                            &read
+                        }
+                    };
+                    AutoencoderModel::of_weights(settings, vae, norm.scaling()?, device)?
+                }
+                _ => AutoencoderModel::load(config, device)?,
+            },
             network: model.network,
             num_classes,
             device,
@@ -471,7 +578,7 @@ impl Sampling {
     ) -> Result<Tensor, TrainError> {
         draw_samples(
             &self.network,
-            &self.autoencoder,
+            |latents| self.autoencoder.decode(latents),
             &self.config,
             labels,
             self.device,
@@ -482,7 +589,7 @@ impl Sampling {
 
 fn draw_samples(
     network: &Network,
-    autoencoder: &AutoencoderModel,
+    decode: impl Fn(&Tensor) -> Result<Tensor, TrainError>,
     config: &Config,
     labels: &[i64],
     device: Device,
@@ -503,7 +610,7 @@ fn draw_samples(
         let latents = autocast::run(device, precision, || {
             sampler.sample(network, &latents, &labels, &mut generator)
         })??;
-        images.push(autoencoder.decode(&latents)?.f_to_device(Device::Cpu)?);
+        images.push(decode(&latents)?.f_to_device(Device::Cpu)?);
         done += labels.size1()? as usize;
         progress(done);
     }

@@ -5,15 +5,18 @@ use std::path::Path;
 
 use alignment::{HeadConfig, SpatialNorm};
 use data::{Cursor, Loader, LoaderConfig, OpenOptions};
+use diffusion::autoencoder::{KlAutoencoder, KlConfig};
 use diffusion::objective::meanflow::MeanFlow;
 use diffusion::objective::x_prediction::XPrediction;
+use diffusion::repa_e::AutoencoderLossConfig;
 use diffusion::samplers::Method;
 use tch::{Device, Kind, Tensor};
-use torch_ext::Generator;
+use torch_ext::{Generator, Params};
 use training::checkpoint::{self, Checkpoint};
 use training::{
-    Config, DeviceBatch, EncoderShape, Inputs, MetricsLog, Objective, Run, Schedule, TrainError,
-    Trainer, read_tensors,
+    Autoencoder, Config, DeviceBatch, EncoderShape, Inputs, JointTraining, KlLayout, KlSettings,
+    MetricsLog, Objective, Run, Sampling, Schedule, TrainError, Trainer, read_tensors,
+    write_tensors,
 };
 
 const TOKENS: i64 = 16;
@@ -139,9 +142,44 @@ fn meanflow(mut config: Config) -> Config {
     config
 }
 
+/// An autoencoder that halves images of 16 pixels: 4 x 4 tokens of 2 x 2 latent pixels.
+fn trained_autoencoder() -> KlSettings {
+    KlSettings {
+        layout: KlLayout::Other(KlConfig {
+            latent_channels: 4,
+            base_channels: 8,
+            channel_multipliers: vec![1, 2],
+            num_res_blocks: 1,
+            norm_groups: 4,
+            attention_levels: Vec::new(),
+        }),
+        train: true,
+        ..KlSettings::default()
+    }
+}
+
+fn repa_e(mut config: Config) -> Config {
+    config.model.name = "SiT-XS/2".into();
+    config.model.autoencoder = Autoencoder::Kl(trained_autoencoder());
+    config.objective = Objective::RepaE(Box::new(JointTraining {
+        autoencoder_lr: Some(2e-3),
+        discriminator_lr: Some(5e-4),
+        loss: AutoencoderLossConfig {
+            perceptual_weight: 0.0,
+            lecam_weight: 0.01,
+            discriminator_start: 1,
+            ..AutoencoderLossConfig::default()
+        },
+        discriminator_channels: 4,
+        discriminator_layers: 2,
+        ..JointTraining::default()
+    }));
+    config
+}
+
 #[test]
 fn every_variant_goes_on_to_the_same_bits() {
-    for variant in [jit, meanflow] {
+    for variant in [jit, meanflow, repa_e] {
         let folder = tempfile::tempdir().unwrap();
         let config = variant(config(5));
         advance(&folder.path().join("whole"), &config, 5, 0);
@@ -155,11 +193,173 @@ fn every_variant_goes_on_to_the_same_bits() {
         // It samples, and another number of classes is another network.
         let newest = checkpoint::list(&part.join("checkpoints")).pop().unwrap();
         let saved = Checkpoint::load(&newest).unwrap();
-        let sampling = training::Sampling::new(&config, &saved.ema, Device::Cpu).unwrap();
+        let sampling = Sampling::new(&config, &saved.ema, vae(&saved), Device::Cpu).unwrap();
         assert_eq!(sampling.num_classes(), inputs().num_classes);
         let images = sampling.sample(&[0, 1, 2], |_| {}).unwrap();
         assert_eq!(images.size(), [3, 3, 16, 16]);
     }
+}
+
+/// The weights of the trained autoencoder, if there is one.
+fn vae(saved: &Checkpoint) -> Option<&[(String, Tensor)]> {
+    saved.others.get("vae").map(Vec::as_slice)
+}
+
+#[test]
+fn repa_e_trains_three_networks_and_saves_them_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = repa_e(config(4));
+    let run = advance(folder.path(), &config, 4, 0);
+    let saved = |step: usize| {
+        let found = checkpoint::list(&folder.path().join("checkpoints"));
+        Checkpoint::load(&found[step]).unwrap()
+    };
+    let (before, after) = (saved(0), saved(1));
+    assert_eq!((before.step, after.step), (2, 4));
+    let names: Vec<&str> = after.others.keys().map(String::as_str).collect();
+    let expected = [
+        "discriminator",
+        "discriminator_optimizer",
+        "vae",
+        "vae_optimizer",
+    ];
+    assert_eq!(names, expected);
+    for name in expected {
+        let moved = before.others[name]
+            .iter()
+            .zip(&after.others[name])
+            .filter(|(before, after)| before.1 != after.1)
+            .count();
+        assert!(moved > 5, "{name}: {moved} tensors moved");
+    }
+    let of = |tensors: &[(String, Tensor)], name: &str| {
+        let found = tensors.iter().find(|(found, _)| found == name);
+        found.map(|(_, tensor)| tensor.copy()).unwrap()
+    };
+    let lecam = of(&after.others["discriminator"], "ema_real_logits_mean");
+    assert_ne!(lecam.double_value(&[0]), 0.0);
+
+    // The statistics of latents move, and their average follows; two parts a step.
+    let mean = |tensors: &[(String, Tensor)]| of(tensors, "bn.running_mean");
+    assert_ne!(mean(&after.model), mean(&before.model));
+    assert_ne!(mean(&after.ema), mean(&before.ema));
+    assert_ne!(mean(&after.ema), mean(&after.model));
+    for tensors in [&after.model, &after.ema] {
+        assert_eq!(of(tensors, "bn.num_batches_tracked").int64_value(&[]), 8);
+    }
+    let position = |tensors: &[(String, Tensor)]| of(tensors, "pos_embed");
+    assert_ne!(position(&after.model), position(&before.model));
+
+    let log = MetricsLog::read(&folder.path().join("metrics.jsonl")).unwrap();
+    let figures: Vec<_> = log
+        .iter()
+        .map(|line| line.autoencoder.clone().unwrap())
+        .collect();
+    // The discriminator begins with the second step.
+    assert_eq!(figures[0].gan_loss, 0.0);
+    assert!(figures[1].gan_loss != 0.0 && figures[1].discriminator_loss > 0.0);
+    assert!(figures[3].reconstruction_loss < figures[0].reconstruction_loss);
+    assert!(
+        figures
+            .iter()
+            .all(|f| f.autoencoder_alignment_loss != 0.0 && f.kl_loss > 0.0)
+    );
+
+    // A saved run draws the images that the trainer draws.
+    let sampling = Sampling::new(&config, &after.ema, vae(&after), Device::Cpu).unwrap();
+    let labels = [0, 1, 2];
+    let drawn = run.trainer().sample(&labels, |_| {}).unwrap();
+    assert_eq!(sampling.sample(&labels, |_| {}).unwrap(), drawn);
+    // Without the autoencoder there are none.
+    let error = Sampling::new(&config, &after.ema, None, Device::Cpu).unwrap_err();
+    assert!(
+        error.to_string().contains("model.autoencoder.weights"),
+        "{error}"
+    );
+}
+
+#[test]
+fn repa_e_starts_from_the_weights_and_the_scale_it_is_given() {
+    let folder = tempfile::tempdir().unwrap();
+    let params = Params::new(Device::Cpu, 3).unwrap();
+    let layout = trained_autoencoder().layout.config();
+    let _vae = KlAutoencoder::new(&params.root(), &layout).unwrap();
+    let weights = folder.path().join("vae.safetensors");
+    write_tensors(&weights, &params.state_dict()).unwrap();
+    let mut config = repa_e(config(1));
+    let mut settings = trained_autoencoder();
+    settings.weights = weights.clone();
+    settings.scale = vec![0.5, 1.0, 2.0, 4.0].into();
+    settings.bias = vec![0.25].into();
+    config.model.autoencoder = Autoencoder::Kl(settings);
+    let trainer = Trainer::new(&config, inputs()).unwrap();
+    let saved = trainer.checkpoint().unwrap();
+    assert_eq!(saved.others["vae"], params.state_dict());
+    let of = |name: &str| {
+        let found = saved.ema.iter().find(|(found, _)| found == name).unwrap();
+        Vec::<f32>::try_from(&found.1).unwrap()
+    };
+    assert_eq!(of("bn.running_mean"), [0.25; 4]);
+    assert_eq!(of("bn.running_var"), [4.0, 1.0, 0.25, 0.0625]);
+
+    // Rubbish in that file names it.
+    write_tensors(&weights, &params.state_dict()[1..]).unwrap();
+    let error = Trainer::new(&config, inputs()).unwrap_err().to_string();
+    assert!(
+        error.contains("vae.safetensors") && error.contains("encoder.conv_in"),
+        "{error}"
+    );
+    fs::write(&weights, b"rubbish").unwrap();
+    let error = Trainer::new(&config, inputs()).unwrap_err().to_string();
+    assert!(error.contains("vae.safetensors"), "{error}");
+}
+
+#[test]
+fn repa_e_without_alignment_is_the_control() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut run = Run::open(
+        folder.path(),
+        &repa_e(config(2)),
+        Inputs {
+            encoders: Vec::new(),
+            ..inputs()
+        },
+    )
+    .unwrap();
+    let config = run.trainer().config().loader();
+    for batch in Loader::new(dataset(), config, Cursor::default())
+        .unwrap()
+        .take(2)
+    {
+        let batch = DeviceBatch::new(batch.unwrap(), Device::Cpu).unwrap();
+        run.step(&batch, &[]).unwrap();
+    }
+    let last = run.last_metrics().unwrap().clone();
+    assert_eq!(last.alignment_loss, None);
+    assert_eq!(last.autoencoder.unwrap().autoencoder_alignment_loss, 0.0);
+}
+
+#[test]
+fn a_loss_of_the_autoencoder_that_is_not_finite_stops_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = repa_e(config(3));
+    if let Objective::RepaE(joint) = &mut config.objective {
+        joint.loss.reconstruction_weight = f64::MAX;
+    }
+    let mut run = Run::open(folder.path(), &config, inputs()).unwrap();
+    let mut loader = Loader::new(dataset(), config.loader(), Cursor::default()).unwrap();
+    let error = loop {
+        let batch = DeviceBatch::new(loader.next().unwrap().unwrap(), Device::Cpu).unwrap();
+        let tokens = tokens(&batch);
+        if let Err(error) = run.step(&batch, &[tokens]) {
+            break error.to_string();
+        }
+    };
+    assert!(
+        error.contains("the autoencoder's") && error.contains("step 1"),
+        "{error}"
+    );
+    assert!(checkpoint::list(&folder.path().join("checkpoints")).is_empty());
 }
 
 #[test]
@@ -189,6 +389,36 @@ fn variants_that_make_no_sense_are_refused_with_the_reason() {
     let mut wrong = jit(sit.clone());
     wrong.sample.sampler.method = Method::EulerMaruyama;
     refused(&wrong, &["sample.sampler.method", "euler and heun"]);
+    let mut wrong = jit(sit.clone());
+    wrong.model.autoencoder = Autoencoder::Kl(trained_autoencoder());
+    refused(&wrong, &["model.autoencoder", "JiT predicts pixels"]);
+    let mut wrong = repa_e(sit.clone());
+    wrong.model.autoencoder = Autoencoder::Identity;
+    refused(&wrong, &["model.autoencoder", "train = true", "REPA-E"]);
+    let mut frozen = trained_autoencoder();
+    frozen.train = false;
+    wrong.model.autoencoder = Autoencoder::Kl(frozen.clone());
+    refused(&wrong, &["model.autoencoder.weights", "not trained"]);
+    frozen.weights = "vae.safetensors".into();
+    wrong.model.autoencoder = Autoencoder::Kl(frozen);
+    refused(&wrong, &["model.autoencoder", "train = true", "REPA-E"]);
+    let mut wrong = sit.clone();
+    wrong.model.autoencoder = Autoencoder::Kl(trained_autoencoder());
+    refused(&wrong, &["model.autoencoder.train", "velocity", "repa-e"]);
+    let mut wrong = repa_e(sit.clone());
+    wrong.data.resolution = 10;
+    refused(&wrong, &["data.resolution", "discriminator_layers"]);
+    wrong.data.resolution = 15;
+    refused(&wrong, &["data.resolution", "multiples of 2"]);
+    let mut wrong = repa_e(sit.clone());
+    if let Objective::RepaE(joint) = &mut wrong.objective {
+        joint.loss.perceptual_weight = 1.0;
+    }
+    refused(&wrong, &["objective", "lpips", "perceptual_weight"]);
+    let mut settings = trained_autoencoder();
+    settings.scale = vec![1.0, 2.0].into();
+    wrong.model.autoencoder = Autoencoder::Kl(settings);
+    refused(&wrong, &["model.autoencoder.scale", "4 of them"]);
     let mut wrong = jit(sit);
     wrong.model.name = "JiT-XS/5".into();
     refused(&wrong, &["model.name", "JiT-XS/4"]);

@@ -33,6 +33,10 @@ pub struct LatentNorm(BatchNorm2d);
 impl LatentNorm {
     /// Upstream's share of the batch in the running statistics.
     pub const MOMENTUM: f64 = 0.1;
+    /// Names of the statistics at the root of a state dict, which a moving average follows.
+    pub const AVERAGED: [&str; 2] = ["bn.running_mean", "bn.running_var"];
+    /// Name of the number of batches seen, likewise, which a moving average copies.
+    pub const COUNT: &str = "bn.num_batches_tracked";
 
     /// Declares the statistics as `bn.running_mean`, `bn.running_var` and
     /// `bn.num_batches_tracked` below `scope`, the denoiser's.

@@ -57,6 +57,8 @@ pub struct Lpips {
 impl Lpips {
     /// Channels of VGG16's five slices.
     pub const VGG16: [i64; 5] = [64, 128, 256, 512, 512];
+    /// The least side of an image: VGG16 halves it four times.
+    pub const SMALLEST_SIDE: u32 = 16;
 
     /// Declares the frozen weights below `scope`, zero until they are loaded. `widths` are the
     /// channels of the five slices.
@@ -147,12 +149,10 @@ impl Lpips {
         check::shape("the image of LPIPS", images, &[-1, 3, -1, -1])?;
         let (_, _, height, width) = images.size4()?;
         let side = height.min(width);
-        check::setting(
-            side >= 16,
-            "the images' side",
-            side,
-            "at least 16, for LPIPS",
-        )?;
+        let smallest = Self::SMALLEST_SIDE;
+        let allowed = format!("at least {smallest}, for LPIPS");
+        let fits = side >= i64::from(smallest);
+        check::setting(fits, "the images' side", side, allowed)?;
         let mut x = self.scaled(images)?;
         let mut features = Vec::with_capacity(self.slices.len());
         for (index, slice) in self.slices.iter().enumerate() {

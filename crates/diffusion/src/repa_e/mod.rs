@@ -38,11 +38,11 @@
 //! let denoiser = Sit::new(&of_denoiser.root(), &config)?;
 //! let latent_norm = LatentNorm::new(&of_denoiser.root(), 4, LatentNorm::MOMENTUM)?;
 //! let repa_e = RepaE {
-//!     autoencoder,
-//!     loss,
-//!     denoiser,
-//!     latent_norm,
-//!     denoiser_weights: of_denoiser.trainable(),
+//!     autoencoder: &autoencoder,
+//!     loss: &loss,
+//!     denoiser: &denoiser,
+//!     latent_norm: &latent_norm,
+//!     denoiser_weights: &of_denoiser.trainable(),
 //!     objective: Velocity::default(),
 //!     config: RepaEConfig::default(),
 //!     precision: None,
@@ -66,7 +66,7 @@
 //!
 //! // Latents that the denoiser samples go back to the autoencoder's scale first.
 //! let z = generator.randn(&[2, 4, 4, 4], Kind::Float)?;
-//! let pixels = repa_e.autoencoder.to_pixels(&repa_e.latent_norm.scaling()?.to_decoder(&z)?)?;
+//! let pixels = autoencoder.to_pixels(&latent_norm.scaling()?.to_decoder(&z)?)?;
 //! assert_eq!(pixels.size(), [2, 3, 32, 32]);
 //! # Ok(())
 //! # }

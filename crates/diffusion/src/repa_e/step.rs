@@ -31,25 +31,25 @@ impl Default for RepaEConfig {
 
 /// The networks of REPA-E and the three passes of its training step (`train_repae.py` upstream).
 ///
-/// It owns no optimiser. The caller runs, in this order and with one batch:
+/// It owns neither networks nor optimisers. The caller runs, in this order and with one batch:
 /// [`RepaE::autoencoder_pass`], backward, the autoencoder's optimiser; then
 /// [`RepaE::discriminator_pass`] likewise; then [`RepaE::denoiser_pass`]. The later passes work
 /// on the latents and the reconstructions of the first, from before the autoencoder's update.
 /// Each pass records gradients of its own network's weights only. See the
 /// [module](crate::repa_e) for an example.
 #[derive(Debug)]
-pub struct RepaE<D> {
+pub struct RepaE<'a, D> {
     /// The autoencoder.
-    pub autoencoder: KlAutoencoder,
+    pub autoencoder: &'a KlAutoencoder,
     /// Its losses, and the discriminator.
-    pub loss: AutoencoderLoss,
+    pub loss: &'a AutoencoderLoss,
     /// The denoiser.
-    pub denoiser: D,
+    pub denoiser: &'a D,
     /// The normalisation of its input.
-    pub latent_norm: LatentNorm,
+    pub latent_norm: &'a LatentNorm,
     /// The trained weights of the denoiser and of the heads that `align` uses, which must record
     /// no gradient while the autoencoder learns.
-    pub denoiser_weights: Vec<Tensor>,
+    pub denoiser_weights: &'a [Tensor],
     /// The denoiser's objective.
     pub objective: Velocity,
     /// How much alignment counts.
@@ -101,7 +101,7 @@ pub struct DenoiserPass {
     pub alignment: Tensor,
 }
 
-impl<D: Denoiser> RepaE<D> {
+impl<D: Denoiser> RepaE<'_, D> {
     /// Draws a step's numbers for `images` `[B, 3, H, W]`, bytes, in upstream's order: the
     /// posterior's noise, times, the path's noise. Label dropout draws after them.
     ///
@@ -137,7 +137,7 @@ impl<D: Denoiser> RepaE<D> {
     /// statistics, made noisy and taken through the denoiser to its hidden tokens `[B, T, D]`, of
     /// which `align` makes the alignment loss, a scalar. The denoiser is in evaluation mode, so
     /// that no label is dropped and no statistic moves, and neither its weights nor the heads'
-    /// record gradients.
+    /// record gradients. Without a coefficient, `align` is not called.
     ///
     /// # Errors
     /// Shapes or dtypes that do not fit; what `align` refuses.
@@ -158,8 +158,13 @@ impl<D: Denoiser> RepaE<D> {
         let generator = self
             .loss
             .generator(&pixels, &reconstructions, &posterior, step)?;
-        let alignment = {
-            let _frozen = Frozen::new(&self.denoiser_weights)?;
+        let alignment = if self.config.autoencoder_alignment == 0.0 {
+            generator
+                .total
+                .f_zeros_like()
+                .map_err(DiffusionError::from)?
+        } else {
+            let _frozen = Frozen::new(self.denoiser_weights)?;
             let x0 = self.latent_norm.forward(&latents, Statistics::Running)?;
             let noisy = self.objective.given(&x0, &draws.t, &draws.noise)?;
             let hidden = self.mixed(device, || {

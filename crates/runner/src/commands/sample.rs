@@ -8,6 +8,7 @@ use ndarray_npy::NpzWriter;
 use runner::image_grid::{GridLayout, write_grid, write_image};
 use runner::{config_file, image_array};
 use tch::Tensor;
+use training::checkpoint::VAE;
 use training::{Checkpoint, Config, Sampling, read_tensors};
 
 use crate::cli::SampleArgs;
@@ -19,8 +20,8 @@ pub fn run(arguments: &SampleArgs) -> Result<ExitCode, Failure> {
         None => config_of(&arguments.checkpoint, &arguments.settings)?,
     };
     let device = super::device(&arguments.device)?;
-    let weights = weights(arguments)?;
-    let sampling = Sampling::new(&config, &weights, device)
+    let (weights, vae) = weights(arguments)?;
+    let sampling = Sampling::new(&config, &weights, vae.as_deref(), device)
         .with_context(|| arguments.checkpoint.display().to_string())?;
     let labels = labels(&arguments.labels, arguments.count, sampling.num_classes())?;
     let images = image_array(&sampling.sample(&labels, |done| {
@@ -39,20 +40,25 @@ pub fn run(arguments: &SampleArgs) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn weights(arguments: &SampleArgs) -> Result<Vec<(String, Tensor)>, Failure> {
+type Weights = Vec<(String, Tensor)>;
+
+/// Those of the denoiser, and of an autoencoder that was trained with it.
+fn weights(arguments: &SampleArgs) -> Result<(Weights, Option<Weights>), Failure> {
     if arguments.checkpoint.is_file() {
         if arguments.no_ema {
             return Err(Failure::usage(anyhow!(
                 "--no-ema goes with a checkpoint folder; name the file of the weights you want"
             )));
         }
-        return Ok(read_tensors(&arguments.checkpoint)?);
+        return Ok((read_tensors(&arguments.checkpoint)?, None));
     }
-    let checkpoint = Checkpoint::load(&arguments.checkpoint)?;
-    Ok(match arguments.no_ema {
+    let mut checkpoint = Checkpoint::load(&arguments.checkpoint)?;
+    let vae = checkpoint.others.remove(VAE);
+    let weights = match arguments.no_ema {
         true => checkpoint.model,
         false => checkpoint.ema,
-    })
+    };
+    Ok((weights, vae))
 }
 
 /// The configuration beside a checkpoint: `RUN/checkpoints/step-N` has `RUN/config.toml`.

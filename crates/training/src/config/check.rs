@@ -169,7 +169,9 @@ impl Config {
                     format!("is x-prediction, which trains a JiT; model.name is {name}"),
                 );
             }
-            objective @ (Objective::Velocity(_) | Objective::Meanflow(_)) if jit => {
+            objective @ (Objective::Velocity(_) | Objective::Meanflow(_) | Objective::RepaE(_))
+                if jit =>
+            {
                 return invalid(
                     "objective.kind",
                     format!(
@@ -182,6 +184,37 @@ impl Config {
                 return invalid(
                     "model.autoencoder",
                     "must be identity: JiT predicts pixels, not latents".to_owned(),
+                );
+            }
+            Objective::RepaE(_) if !self.model.autoencoder.is_trained() => {
+                return invalid(
+                    "model.autoencoder",
+                    "must be a table with kind = \"kl\" and train = true: REPA-E trains the \
+                     autoencoder; with a fixed one, the objective is velocity"
+                        .to_owned(),
+                );
+            }
+            objective
+                if self.model.autoencoder.is_trained()
+                    && !matches!(objective, Objective::RepaE(_)) =>
+            {
+                return invalid(
+                    "model.autoencoder.train",
+                    format!(
+                        "is true, but objective.kind {} does not train an autoencoder; repa-e does",
+                        objective.name()
+                    ),
+                );
+            }
+            Objective::RepaE(joint) if self.data.resolution < joint.smallest_side() => {
+                return invalid(
+                    "data.resolution",
+                    format!(
+                        "is {}, but the autoencoder's losses take images from {} pixels on; lower \
+                         objective.discriminator_layers",
+                        self.data.resolution,
+                        joint.smallest_side()
+                    ),
                 );
             }
             Objective::XPrediction(_) if method == Method::EulerMaruyama => {

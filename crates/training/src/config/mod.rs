@@ -434,6 +434,9 @@ impl Config {
         if let Autoencoder::Kl(settings) = &mut relevant.model.autoencoder {
             settings.weights = PathBuf::new();
         }
+        if let Objective::RepaE(joint) = &mut relevant.objective {
+            joint.lpips = PathBuf::new();
+        }
         // A struct of plain fields always serialises; the Debug form keeps this total.
         let text = serde_json::to_string(&relevant).unwrap_or_else(|_| format!("{relevant:?}"));
         let mut hash = hex(&Sha256::digest(format!("{identity}\n{text}").as_bytes()));
@@ -453,12 +456,12 @@ impl Config {
 
     /// The objective, with the settings that it takes from other sections.
     pub fn objective(&self) -> Objective {
-        match self.objective {
+        match &self.objective {
             Objective::XPrediction(objective) => Objective::XPrediction(XPrediction {
                 label_dropout: self.model.label_dropout,
-                ..objective
+                ..*objective
             }),
-            other => other,
+            other => other.clone(),
         }
     }
 

@@ -16,7 +16,12 @@ struct Setup {
     of_autoencoder: Params,
     of_discriminator: Params,
     of_denoiser: Params,
-    repa_e: RepaE<Sit>,
+    autoencoder: KlAutoencoder,
+    loss: AutoencoderLoss,
+    denoiser: Sit,
+    latent_norm: LatentNorm,
+    denoiser_weights: Vec<Tensor>,
+    precision: Option<Kind>,
 }
 
 fn setup() -> Setup {
@@ -51,16 +56,12 @@ fn setup() -> Setup {
         generator.normal_(&mut weight, 0.0, 0.1).unwrap();
     }
     Setup {
-        repa_e: RepaE {
-            autoencoder,
-            loss,
-            denoiser,
-            latent_norm,
-            denoiser_weights: of_denoiser.trainable(),
-            objective: Velocity::default(),
-            config: RepaEConfig::default(),
-            precision: None,
-        },
+        autoencoder,
+        loss,
+        denoiser,
+        latent_norm,
+        denoiser_weights: of_denoiser.trainable(),
+        precision: None,
         of_autoencoder,
         of_discriminator,
         of_denoiser,
@@ -80,10 +81,23 @@ fn align(hidden: &Tensor) -> Result<Tensor, DiffusionError> {
 }
 
 impl Setup {
+    fn repa_e(&self) -> RepaE<'_, Sit> {
+        RepaE {
+            autoencoder: &self.autoencoder,
+            loss: &self.loss,
+            denoiser: &self.denoiser,
+            latent_norm: &self.latent_norm,
+            denoiser_weights: &self.denoiser_weights,
+            objective: Velocity::default(),
+            config: RepaEConfig::default(),
+            precision: self.precision,
+        }
+    }
+
     fn first(&self, seed: u64) -> AutoencoderPass {
         let mut generator = Generator::new(Device::Cpu, seed).unwrap();
-        let draws = self.repa_e.draw(&images(), &mut generator).unwrap();
-        self.repa_e
+        let draws = self.repa_e().draw(&images(), &mut generator).unwrap();
+        self.repa_e()
             .autoencoder_pass(&images(), &labels(), &draws, 0, align)
             .unwrap()
     }
@@ -118,11 +132,11 @@ fn each_pass_reaches_its_own_network_only() {
     );
     first.total.backward();
     assert_eq!(found(), [all(&setup.of_autoencoder), 0, 0]);
-    let second = setup.repa_e.discriminator_pass(&first, 0).unwrap();
+    let second = setup.repa_e().discriminator_pass(&first, 0).unwrap();
     second.total.backward();
     assert_eq!(found(), [0, all(&setup.of_discriminator), 0]);
     let third = setup
-        .repa_e
+        .repa_e()
         .denoiser_pass(&first, &labels(), Mode::Eval, align)
         .unwrap();
     third.total.backward();
@@ -133,11 +147,11 @@ fn each_pass_reaches_its_own_network_only() {
 fn weights_are_trained_again_when_alignment_fails() {
     let setup = setup();
     let mut generator = Generator::new(Device::Cpu, 0).unwrap();
-    let draws = setup.repa_e.draw(&images(), &mut generator).unwrap();
+    let draws = setup.repa_e().draw(&images(), &mut generator).unwrap();
     let failing =
         |_: &Tensor| -> Result<Tensor, DiffusionError> { Err(DiffusionError::NoNullClass(2.0)) };
     let error = setup
-        .repa_e
+        .repa_e()
         .autoencoder_pass(&images(), &labels(), &draws, 0, failing);
     assert!(matches!(error, Err(DiffusionError::NoNullClass(_))));
     assert!(
@@ -155,7 +169,7 @@ fn the_denoisers_pass_takes_the_latents_from_before_the_update() {
     let first = setup.first(0);
     let third = || {
         setup
-            .repa_e
+            .repa_e()
             .denoiser_pass(&first, &labels(), Mode::Eval, align)
             .unwrap()
             .denoising
@@ -172,10 +186,10 @@ fn latent_statistics_move_in_the_denoisers_pass_only() {
     let setup = setup();
     let count = || state(&setup.of_denoiser, "bn.num_batches_tracked").int64_value(&[]);
     let first = setup.first(0);
-    setup.repa_e.discriminator_pass(&first, 0).unwrap();
+    setup.repa_e().discriminator_pass(&first, 0).unwrap();
     assert_eq!(count(), 0);
     setup
-        .repa_e
+        .repa_e()
         .denoiser_pass(&first, &labels(), Mode::Eval, align)
         .unwrap();
     assert_eq!(count(), 1);
@@ -186,7 +200,8 @@ fn latent_statistics_move_in_the_denoisers_pass_only() {
 
 #[test]
 fn numbers_are_drawn_in_upstreams_order_and_decided_by_the_seed() {
-    let repa_e = setup().repa_e;
+    let networks = setup();
+    let repa_e = networks.repa_e();
     let generator = |seed| Generator::new(Device::Cpu, seed).unwrap();
     let draws = repa_e.draw(&images(), &mut generator(5)).unwrap();
     let mut source = generator(5);
@@ -210,11 +225,11 @@ fn numbers_are_drawn_in_upstreams_order_and_decided_by_the_seed() {
 fn losses_are_float32_when_the_networks_run_in_bfloat16() {
     let plain = setup();
     let mut mixed = setup();
-    mixed.repa_e.precision = Some(Kind::BFloat16);
+    mixed.precision = Some(Kind::BFloat16);
     let mut generator = Generator::new(Device::Cpu, 0).unwrap();
-    let draws = mixed.repa_e.draw(&images(), &mut generator).unwrap();
+    let draws = mixed.repa_e().draw(&images(), &mut generator).unwrap();
     let first = mixed
-        .repa_e
+        .repa_e()
         .autoencoder_pass(&images(), &labels(), &draws, 0, align)
         .unwrap();
     first.total.backward();
@@ -231,7 +246,7 @@ fn losses_are_float32_when_the_networks_run_in_bfloat16() {
         "{difference}"
     );
     let third = mixed
-        .repa_e
+        .repa_e()
         .denoiser_pass(&first, &labels(), Mode::Eval, align)
         .unwrap();
     third.total.backward();
@@ -240,4 +255,24 @@ fn losses_are_float32_when_the_networks_run_in_bfloat16() {
         reached(&mixed.of_denoiser),
         mixed.of_denoiser.trainable().len()
     );
+}
+
+#[test]
+fn without_a_coefficient_alignment_is_not_computed() {
+    let setup = setup();
+    let repa_e = RepaE {
+        config: RepaEConfig {
+            autoencoder_alignment: 0.0,
+            ..RepaEConfig::default()
+        },
+        ..setup.repa_e()
+    };
+    let mut generator = Generator::new(Device::Cpu, 5).unwrap();
+    let draws = repa_e.draw(&images(), &mut generator).unwrap();
+    let align = |_: &Tensor| -> Result<Tensor, DiffusionError> { panic!("it was called") };
+    let first = repa_e
+        .autoencoder_pass(&images(), &labels(), &draws, 0, align)
+        .unwrap();
+    assert_eq!(first.total, first.generator.total);
+    assert_eq!(first.alignment.double_value(&[]), 0.0);
 }

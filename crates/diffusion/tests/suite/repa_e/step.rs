@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use diffusion::autoencoder::{KlAutoencoder, KlConfig};
 use diffusion::latents::LatentScaling;
 use diffusion::objective::velocity::Velocity;
-use diffusion::repa_e::{AutoencoderLoss, AutoencoderLossConfig, Draws, RepaE, RepaEConfig};
+use diffusion::repa_e::{
+    AutoencoderLoss, AutoencoderLossConfig, Draws, LatentNorm, RepaE, RepaEConfig,
+};
 use diffusion::{Denoiser, DiffusionError, Mode, Sit, drop_labels};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
@@ -183,7 +185,12 @@ struct Setup {
     of_autoencoder: Params,
     of_discriminator: Params,
     of_denoiser: Params,
-    repa_e: RepaE<Sit>,
+    autoencoder: KlAutoencoder,
+    loss: AutoencoderLoss,
+    denoiser: Sit,
+    latent_norm: LatentNorm,
+    denoiser_weights: Vec<Tensor>,
+    config: RepaEConfig,
     heads: Vec<alignment::Head>,
     average: Model,
 }
@@ -220,24 +227,35 @@ impl Setup {
         let args = golden.config("args");
         let coefficient = |key: &str| args[key].as_f64().unwrap();
         Self {
-            repa_e: RepaE {
-                autoencoder,
-                loss,
-                denoiser: model.sit,
-                latent_norm: model.latent_norm,
-                denoiser_weights: model.params.trainable(),
-                objective: Velocity::default(),
-                config: RepaEConfig {
-                    autoencoder_alignment: coefficient("vae_align_proj_coeff"),
-                    denoiser_alignment: coefficient("proj_coeff"),
-                },
-                precision: None,
+            autoencoder,
+            loss,
+            denoiser: model.sit,
+            latent_norm: model.latent_norm,
+            denoiser_weights: model.params.trainable(),
+            config: RepaEConfig {
+                autoencoder_alignment: coefficient("vae_align_proj_coeff"),
+                denoiser_alignment: coefficient("proj_coeff"),
             },
             of_autoencoder,
             of_discriminator,
             of_denoiser: model.params,
             heads: model.heads,
             average,
+        }
+    }
+}
+
+impl Setup {
+    fn repa_e(&self) -> RepaE<'_, Sit> {
+        RepaE {
+            autoencoder: &self.autoencoder,
+            loss: &self.loss,
+            denoiser: &self.denoiser,
+            latent_norm: &self.latent_norm,
+            denoiser_weights: &self.denoiser_weights,
+            objective: Velocity::default(),
+            config: self.config,
+            precision: None,
         }
     }
 }
@@ -250,7 +268,7 @@ fn no_gradient(params: &Params) -> bool {
 fn two_steps_follow_upstream() {
     let golden = Golden::open("repae/repae_step");
     let setup = Setup::new(&golden);
-    let repa_e = &setup.repa_e;
+    let repa_e = setup.repa_e();
     let args = golden.config("args");
     let mut autoencoder_adamw = Optimizer::new(&setup.of_autoencoder, args, "vae_learning_rate");
     let mut discriminator_adamw =

@@ -1,0 +1,410 @@
+//! REPA-E: what a run trains besides the denoiser, and the passes of its step.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use data::seed;
+use diffusion::Sit;
+use diffusion::autoencoder::{Autoencoder as _, KlAutoencoder};
+use diffusion::interpolant::{Path, TimeSampling};
+use diffusion::objective::velocity::Velocity;
+use diffusion::repa_e::{
+    AutoencoderLoss, AutoencoderLossConfig, AutoencoderPass, Discriminator, LatentNorm, Lpips,
+    RepaE, RepaEConfig,
+};
+use diffusion::{DiffusionError, Mode};
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+use torch_ext::{Generator, Params};
+
+use crate::adamw::AdamW;
+use crate::aligner::Aligned;
+use crate::autoencoder::{in_parts, scaling, trained};
+use crate::checkpoint::VAE;
+use crate::model::Model;
+use crate::{Autoencoder, Config, Objective, TrainError};
+
+/// `[objective]` with `kind = "repa-e"`: denoiser and autoencoder trained together, the denoiser
+/// with SiT's objective (arXiv 2504.10483; `train_repae.py` upstream). The defaults are upstream's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct JointTraining {
+    /// The path from latents to noise.
+    pub path: Path,
+    /// How times are drawn.
+    pub time: TimeSampling,
+    /// Weight of the alignment loss, averaged over `alignment.losses` without their coefficients,
+    /// in the autoencoder's loss.
+    pub autoencoder_alignment: f64,
+    /// Learning rate of the autoencoder; `optimizer.lr` where it is left out. Warm-up and schedule
+    /// are the denoiser's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub autoencoder_lr: Option<f64>,
+    /// Learning rate of the discriminator, likewise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub discriminator_lr: Option<f64>,
+    /// The autoencoder's losses.
+    pub loss: AutoencoderLossConfig,
+    /// Weights of LPIPS, a safetensors file; not needed where `loss.perceptual_weight` is 0.
+    pub lpips: PathBuf,
+    /// Channels of the discriminator's first layer.
+    pub discriminator_channels: i64,
+    /// Layers of the discriminator that halve the image.
+    pub discriminator_layers: i64,
+    /// Share of a batch in the running statistics that normalise latents.
+    pub latent_norm_momentum: f64,
+}
+
+impl Default for JointTraining {
+    fn default() -> Self {
+        Self {
+            path: Path::default(),
+            time: TimeSampling::default(),
+            autoencoder_alignment: RepaEConfig::default().autoencoder_alignment,
+            autoencoder_lr: None,
+            discriminator_lr: None,
+            loss: AutoencoderLossConfig::default(),
+            lpips: PathBuf::new(),
+            discriminator_channels: Discriminator::CHANNELS,
+            discriminator_layers: Discriminator::LAYERS,
+            latent_norm_momentum: LatentNorm::MOMENTUM,
+        }
+    }
+}
+
+impl JointTraining {
+    /// The denoiser's objective.
+    pub fn velocity(&self) -> Velocity {
+        Velocity {
+            path: self.path,
+            time: self.time,
+        }
+    }
+
+    /// Checks its own settings.
+    ///
+    /// # Errors
+    /// Names the first setting with a value it may not have.
+    pub fn validate(&self) -> Result<(), DiffusionError> {
+        let setting = |name, found: String, allowed: &str| {
+            Err(DiffusionError::Setting {
+                name,
+                found,
+                allowed: allowed.to_owned(),
+            })
+        };
+        for (name, value) in [
+            ("autoencoder_alignment", Some(self.autoencoder_alignment)),
+            ("autoencoder_lr", self.autoencoder_lr),
+            ("discriminator_lr", self.discriminator_lr),
+        ] {
+            if value.is_some_and(|value| !value.is_finite() || value < 0.0) {
+                let found = value.unwrap_or_default().to_string();
+                return setting(name, found, "a finite number, not negative");
+            }
+        }
+        if self.discriminator_channels < 1 {
+            let found = self.discriminator_channels.to_string();
+            return setting("discriminator_channels", found, "at least 1");
+        }
+        if !(1..=8).contains(&self.discriminator_layers) {
+            let found = self.discriminator_layers.to_string();
+            return setting("discriminator_layers", found, "1 to 8");
+        }
+        if !(self.latent_norm_momentum > 0.0 && self.latent_norm_momentum <= 1.0) {
+            let found = self.latent_norm_momentum.to_string();
+            return setting("latent_norm_momentum", found, "above 0, and at most 1");
+        }
+        if self.loss.perceptual_weight > 0.0 && self.lpips.as_os_str().is_empty() {
+            let allowed = "the file that crates/diffusion/python/convert_lpips.py makes, or \
+                           loss.perceptual_weight 0";
+            return setting("lpips", "empty".to_owned(), allowed);
+        }
+        self.loss.validate()
+    }
+
+    /// The smallest side of an image that the losses can take.
+    pub(crate) fn smallest_side(&self) -> u32 {
+        let discriminator = 3_u32 << self.discriminator_layers.clamp(1, 8);
+        match self.loss.perceptual_weight > 0.0 {
+            true => discriminator.max(Lpips::SMALLEST_SIDE),
+            false => discriminator,
+        }
+    }
+}
+
+/// A network, its weights and what trains them.
+#[derive(Debug)]
+struct Learner<N> {
+    network: N,
+    params: Params,
+    adamw: AdamW,
+}
+
+/// Autoencoder and discriminator, with an optimiser each.
+#[derive(Debug)]
+pub(crate) struct Joint {
+    autoencoder: Learner<KlAutoencoder>,
+    discriminator: Learner<AutoencoderLoss>,
+    /// Of the denoiser and its heads.
+    denoiser_weights: Vec<Tensor>,
+    objective: Velocity,
+    alignment: RepaEConfig,
+    precision: Option<Kind>,
+}
+
+/// A part of a batch, and what is aligned on it.
+pub(crate) struct Portion<A> {
+    /// u8 `[B, 3, H, W]`.
+    pub(crate) images: Tensor,
+    /// i64 `[B]`.
+    pub(crate) labels: Tensor,
+    /// The alignment loss of hidden tokens `[B, T, D]`.
+    pub(crate) align: A,
+}
+
+/// What a step leaves behind; the gradients of denoiser and heads are not used yet.
+pub(crate) struct JointFigures {
+    /// Total, denoising and alignment loss of the denoiser, `[3]`.
+    pub(crate) denoiser: Tensor,
+    /// In the order of [`AutoencoderMetrics::new`].
+    pub(crate) autoencoder: Tensor,
+}
+
+impl Joint {
+    /// What `config` trains besides the denoiser; `None` if nothing. Latents start from the
+    /// statistics that the configuration states.
+    pub(crate) fn new(
+        config: &Config,
+        model: &Model,
+        device: Device,
+    ) -> Result<Option<Self>, TrainError> {
+        let (Objective::RepaE(settings), Autoencoder::Kl(kl), Some(norm)) = (
+            &config.objective,
+            &config.model.autoencoder,
+            &model.latent_norm,
+        ) else {
+            return Ok(None);
+        };
+        norm.set_statistics(&scaling(kl, device)?)?;
+        let rate = |lr: Option<f64>| match lr {
+            Some(lr) => config.learning_rate().with_peak(lr),
+            None => config.learning_rate(),
+        };
+        let learner = |params: Params, lr| {
+            let adamw = AdamW::new(&params, &config.optimizer, rate(lr))?;
+            Ok::<_, TrainError>((params, adamw))
+        };
+
+        let (params, network) = trained(kl, config.train.seed, device)?;
+        let (params, adamw) = learner(params, settings.autoencoder_lr)?;
+        let autoencoder = Learner {
+            network,
+            params,
+            adamw,
+        };
+
+        let params = Params::new(
+            device,
+            seed::derive(config.train.seed, "discriminator", &[]),
+        )?;
+        let (channels, layers) = (
+            settings.discriminator_channels,
+            settings.discriminator_layers,
+        );
+        let network = Discriminator::new(&params.root(), channels, layers)?;
+        let lpips = match settings.loss.perceptual_weight > 0.0 {
+            true => Some(Lpips::load(&settings.lpips, device)?),
+            false => None,
+        };
+        let loss = AutoencoderLoss::new(&params.root(), settings.loss.clone(), network, lpips)?;
+        let (params, adamw) = learner(params, settings.discriminator_lr)?;
+        let discriminator = Learner {
+            network: loss,
+            params,
+            adamw,
+        };
+
+        let aligned = !model.heads.is_empty();
+        Ok(Some(Self {
+            autoencoder,
+            discriminator,
+            denoiser_weights: model.params.trainable(),
+            objective: settings.velocity(),
+            alignment: RepaEConfig {
+                autoencoder_alignment: match aligned {
+                    true => settings.autoencoder_alignment,
+                    false => 0.0,
+                },
+                // The losses' own coefficients are in already.
+                denoiser_alignment: 1.0,
+            },
+            precision: config.train.precision.autocast(),
+        }))
+    }
+
+    /// Images `[B, 3, H, W]`, bytes, of normalised latents `[B, C, h, w]`, by the autoencoder as it
+    /// is now.
+    pub(crate) fn decode(&self, x: &Tensor, norm: &LatentNorm) -> Result<Tensor, TrainError> {
+        tch::no_grad(|| {
+            let latents = norm.scaling()?.to_decoder(&x.f_to_kind(Kind::Float)?)?;
+            in_parts(&latents, latents.device(), |latents| {
+                Ok(self.autoencoder.network.decode(latents)?)
+            })
+        })
+    }
+
+    /// Step number `step`, counted from 1, on a batch that is cut into `portions`: updates
+    /// autoencoder and discriminator, and leaves the gradients of the denoiser.
+    pub(crate) fn step<A>(
+        &self,
+        (sit, latent_norm): (&Sit, &LatentNorm),
+        portions: &[Portion<A>],
+        step: u64,
+        generator: &mut Generator,
+    ) -> Result<JointFigures, TrainError>
+    where
+        A: Fn(&Tensor) -> Result<Aligned, TrainError>,
+    {
+        let repa_e = RepaE {
+            autoencoder: &self.autoencoder.network,
+            loss: &self.discriminator.network,
+            denoiser: sit,
+            latent_norm,
+            denoiser_weights: &self.denoiser_weights,
+            objective: self.objective,
+            config: self.alignment,
+            precision: self.precision,
+        };
+        let share = 1.0 / portions.len().max(1) as f64;
+        let backward = |loss: &Tensor| loss.f_mul_scalar(share)?.f_backward();
+        let from_0 = step.saturating_sub(1);
+
+        let mut firsts: Vec<AutoencoderPass> = Vec::with_capacity(portions.len());
+        let mut figures = Mean::new(share);
+        for portion in portions {
+            let (images, labels) = (&portion.images, &portion.labels);
+            let draws = repa_e.draw(images, generator)?;
+            let align = |hidden: &Tensor| Ok::<_, TrainError>((portion.align)(hidden)?.mean);
+            let mut first = repa_e.autoencoder_pass(images, labels, &draws, from_0, align)?;
+            backward(&first.total)?;
+            // The graph is not needed any more, and large.
+            first.total = first.total.f_detach()?;
+            let parts = &first.generator;
+            figures.add(&[
+                &first.total,
+                &parts.reconstruction,
+                &parts.perceptual,
+                &parts.kl,
+                &parts.gan,
+                &first.alignment,
+            ])?;
+            firsts.push(first);
+        }
+        let autoencoder_norm = self.autoencoder.adamw.step(step)?;
+
+        let mut of_discriminator = Mean::new(share);
+        for first in &firsts {
+            let second = repa_e.discriminator_pass(first, from_0)?;
+            backward(&second.total)?;
+            of_discriminator.add(&[&second.total, &second.logits_real, &second.logits_fake])?;
+        }
+        let discriminator_norm = self.discriminator.adamw.step(step)?;
+
+        let mut of_denoiser = Mean::new(share);
+        for (first, portion) in firsts.iter().zip(portions) {
+            let mean = RefCell::new(None);
+            let align = |hidden: &Tensor| {
+                let aligned = (portion.align)(hidden)?;
+                mean.replace(Some(aligned.mean.f_detach()?));
+                Ok::<_, TrainError>(aligned.weighted)
+            };
+            let mode = Mode::Train(&mut *generator);
+            let third = repa_e.denoiser_pass(first, &portion.labels, mode, align)?;
+            backward(&third.total)?;
+            let alignment = mean.into_inner().unwrap_or(third.alignment);
+            let denoising = third.denoising.f_mean(Kind::Float)?;
+            of_denoiser.add(&[&third.total.f_detach()?, &denoising, &alignment])?;
+        }
+        let norms = [autoencoder_norm, discriminator_norm];
+        let mut of_autoencoder = vec![figures.value()?, of_discriminator.value()?];
+        for norm in norms {
+            of_autoencoder.push(norm.f_reshape([1])?);
+        }
+        Ok(JointFigures {
+            denoiser: of_denoiser.value()?,
+            autoencoder: Tensor::f_cat(&of_autoencoder, 0)?,
+        })
+    }
+
+    /// Weights and moments, by the name of the file that holds them.
+    pub(crate) fn state(&self) -> BTreeMap<String, Vec<(String, Tensor)>> {
+        let (vae, discriminator) = (&self.autoencoder, &self.discriminator);
+        [
+            (VAE, vae.params.state_dict()),
+            (DISCRIMINATOR, discriminator.params.state_dict()),
+            ("vae_optimizer", vae.adamw.state()),
+            ("discriminator_optimizer", discriminator.adamw.state()),
+        ]
+        .map(|(name, tensors)| (name.to_owned(), tensors))
+        .into()
+    }
+
+    /// Copies saved weights and moments in; `Err` says what does not fit.
+    pub(crate) fn load(
+        &self,
+        saved: &BTreeMap<String, Vec<(String, Tensor)>>,
+    ) -> Result<(), String> {
+        let (vae, discriminator) = (&self.autoencoder, &self.discriminator);
+        let part = |name: &str| {
+            saved
+                .get(name)
+                .ok_or_else(|| format!("it has no {name}.safetensors"))
+        };
+        let weights = |params: &Params, name| {
+            let loaded = params.load(part(name)?);
+            loaded.map_err(|error| format!("{name}.safetensors: {error}"))
+        };
+        weights(&vae.params, VAE)?;
+        weights(&discriminator.params, DISCRIMINATOR)?;
+        vae.adamw.load(part("vae_optimizer")?)?;
+        discriminator.adamw.load(part("discriminator_optimizer")?)
+    }
+}
+
+/// Name, in a checkpoint, of the discriminator's weights.
+const DISCRIMINATOR: &str = "discriminator";
+
+/// The mean of figures over the parts of a batch.
+struct Mean {
+    share: f64,
+    sum: Option<Tensor>,
+}
+
+impl Mean {
+    fn new(share: f64) -> Self {
+        Self { share, sum: None }
+    }
+
+    /// Adds a part's figures, scalars.
+    fn add(&mut self, figures: &[&Tensor]) -> Result<(), TrainError> {
+        let figures = figures
+            .iter()
+            .map(|figure| figure.f_to_kind(Kind::Float)?.f_reshape([1]))
+            .collect::<Result<Vec<_>, _>>()?;
+        let figures = Tensor::f_cat(&figures, 0)?;
+        self.sum = Some(match &self.sum {
+            Some(sum) => sum.f_add(&figures)?,
+            None => figures,
+        });
+        Ok(())
+    }
+
+    fn value(self) -> Result<Tensor, TrainError> {
+        match self.sum {
+            Some(sum) => Ok(sum.f_mul_scalar(self.share)?),
+            None => Ok(Tensor::f_zeros([0], (Kind::Float, Device::Cpu))?),
+        }
+    }
+}
