@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use data::Dataset;
+use diffusion::DiffusionError;
 use encoders::Precision;
 use encoders::feature_cache::{CacheKey, Contents};
 use tch::Device;
-use training::{Autoencoder, CheckpointError, Config, TrainError, checkpoint};
+use training::{Autoencoder, CheckpointError, Config, Objective, TrainError, checkpoint};
 
 use crate::encoder_bank::device_kind;
 
@@ -21,20 +22,31 @@ pub struct AutoencoderFiles {
 impl AutoencoderFiles {
     /// Why `config` cannot run for want of its autoencoder: which file, and how to get it.
     pub fn missing(config: &Config) -> Option<String> {
-        let weights = weights(config)?;
-        (!weights.is_file()).then(|| TrainError::NoAutoencoder(weights.to_owned()).to_string())
+        if let Some(path) = weights(config).filter(|path| !path.is_file()) {
+            return Some(TrainError::NoAutoencoder(path.to_owned()).to_string());
+        }
+        let (key, path) = files_of_losses(config).find(|(_, path)| !path.is_file())?;
+        Some(match key {
+            "objective.lpips" => DiffusionError::NoLpips {
+                path: path.to_owned(),
+            }
+            .to_string(),
+            key => format!("`{key}` is {}, and there is no such file", path.display()),
+        })
     }
 
     /// What makes the latents that `config` trains on what they are, besides its settings: the
-    /// SHA-256 of the weights, and how a cache rounds. A cache in float32 from the same kind of
+    /// SHA-256 of the weights, of the files that its losses read where it is trained, and how a
+    /// cache rounds. A cache in float32 from the same kind of
     /// device changes no bit, so it does not count. Empty without an autoencoder.
     pub fn identity(&self, config: &Config, device: Device) -> String {
-        let Some(weights) = weights(config) else {
-            return String::new();
-        };
-        // A file that cannot be read is an error when it is loaded.
-        let checksum = self.sha256(weights).unwrap_or_else(|_| "?".to_owned());
-        let mut identity = format!(" autoencoder:{checksum}");
+        let files = weights(config).map(|path| ("autoencoder", path));
+        let mut identity = String::new();
+        for (name, path) in files.into_iter().chain(files_of_losses(config)) {
+            // A file that cannot be read is an error when it is loaded.
+            let checksum = self.sha256(path).unwrap_or_else(|_| "?".to_owned());
+            identity.push_str(&format!(" {name}:{checksum}"));
+        }
         let cached = cache_of(config).and_then(|folder| Contents::read(folder).ok().flatten());
         if let Some(Contents { layout, .. }) = cached {
             if layout.stored != Precision::Fp32 {
@@ -91,6 +103,15 @@ fn weights(config: &Config) -> Option<&Path> {
             named.then_some(settings.weights.as_path())
         }
     }
+}
+
+/// The files that the losses of a trained autoencoder read, with their keys.
+fn files_of_losses(config: &Config) -> impl Iterator<Item = (&'static str, &Path)> {
+    let joint = match &config.objective {
+        Objective::RepaE(joint) => Some(joint),
+        _ => None,
+    };
+    joint.into_iter().flat_map(|joint| joint.files())
 }
 
 /// The cache of moments that `config` names; `None` if it names none or has no autoencoder.

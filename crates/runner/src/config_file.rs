@@ -155,11 +155,12 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
 }
 
 /// The settings that name files or folders beside the configuration.
-const PATHS: [&[&str]; 4] = [
+const PATHS: [&[&str]; 5] = [
     &["data", "path"],
     &["data", "latent_cache"],
     &["model", "autoencoder", "weights"],
     &["objective", "lpips"],
+    &["objective", "discriminator_weights"],
 ];
 
 /// Makes relative paths among the settings relative to the file that states them.

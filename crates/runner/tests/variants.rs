@@ -9,7 +9,7 @@ use encoders::Registry;
 use runner::config_file;
 use runner::experiment::{DeviceKind, Plan};
 
-/// SiT, MeanFlow and JiT, without alignment and with iREPA.
+/// SiT, MeanFlow, JiT and REPA-E, without alignment and with iREPA.
 fn playground() -> Playground {
     let place = Playground::new();
     place.edit(
@@ -20,7 +20,7 @@ fn playground() -> Playground {
     place.edit(
         "experiment.toml",
         "model = [\"SiT-XS/4\"]",
-        "variant = [\"sit\", \"meanflow\", \"jit\"]",
+        "variant = [\"sit\", \"meanflow\", \"jit\", \"repa-e\"]",
     );
     place.edit("experiment.toml", ", \"good\"]", "]");
     place.write(
@@ -34,6 +34,13 @@ fn playground() -> Playground {
          [train]\nsecond_ema_decay = 0.5\n",
     );
     place.write(
+        "variants/repa-e.toml",
+        "[model]\nname = \"SiT-XS/2\"\n[model.autoencoder]\nkind = \"kl\"\ntrain = true\n\
+         layout = { base_channels = 8, channel_multipliers = [1, 1], num_res_blocks = 1, norm_groups = 4 }\n\
+         [objective]\nkind = \"repa-e\"\ndiscriminator_channels = 4\ndiscriminator_layers = 1\n\
+         [objective.loss]\nperceptual_weight = 0.0\n",
+    );
+    place.write(
         "recipes/jit/irepa.toml",
         "base = \"../irepa.toml\"\n[alignment]\nlosses = [{ kind = \"cosine\", coefficient = 0.25 }]\n",
     );
@@ -43,14 +50,14 @@ fn playground() -> Playground {
 #[test]
 fn every_variant_trains_with_every_recipe_and_draws_samples() {
     let place = playground();
-    place.sweep(&[]).expect(0, &["6 done, 0 failed"]);
+    place.sweep(&[]).expect(0, &["8 done, 0 failed"]);
     let rows = runner::results::read_csv(&place.path("runs/small/results.csv")).unwrap();
     let found: Vec<(&str, &str, &str)> = rows
         .iter()
         .map(|row| (&*row.cell, &*row.variant, &*row.model))
         .collect();
     let aligned = "irepa.hog-vit-g4_d128.s0";
-    let ids: Vec<String> = ["sit-xs4", "sit-xs4.meanflow", "jit-xs4"]
+    let ids: Vec<String> = ["sit-xs4", "sit-xs4.meanflow", "jit-xs4", "sit-xs2.repa-e"]
         .iter()
         .flat_map(|name| [format!("{name}.none.s0"), format!("{name}.{aligned}")])
         .collect();
@@ -63,6 +70,8 @@ fn every_variant_trains_with_every_recipe_and_draws_samples() {
             (&*ids[3], "meanflow", "SiT-XS/4"),
             (&*ids[4], "jit", "JiT-XS/4"),
             (&*ids[5], "jit", "JiT-XS/4"),
+            (&*ids[6], "repa-e", "SiT-XS/2"),
+            (&*ids[7], "repa-e", "SiT-XS/2"),
         ]
     );
     for row in &rows {
@@ -73,12 +82,14 @@ fn every_variant_trains_with_every_recipe_and_draws_samples() {
             .path(&cell)
             .join("checkpoints/step-0000006/ema2.safetensors");
         assert_eq!(second.is_file(), row.variant == "jit");
+        let vae = second.with_file_name("vae.safetensors");
+        assert_eq!(vae.is_file(), row.variant == "repa-e");
         // A variant's own recipe comes before the general one.
         let config = place.read(&format!("{cell}/config.toml"));
         let own = row.variant == "jit" && row.recipe == "irepa";
         assert_eq!(config.contains("coefficient = 0.25"), own, "{}", row.cell);
     }
-    place.sweep(&[]).expect(0, &["0 to run, 6 done"]);
+    place.sweep(&[]).expect(0, &["0 to run, 8 done"]);
 }
 
 #[test]
@@ -103,7 +114,51 @@ fn variants_that_do_not_exist_or_make_no_sense_are_refused() {
     let place = playground();
     place.edit("variants/meanflow.toml", "cfg_kappa", "cfg_kapa");
     place.sweep(&[]).expect(2, &["meanflow.toml", "cfg_kapa"]);
+    let place = playground();
+    place.edit(
+        "variants/repa-e.toml",
+        "train = true",
+        "train = false\nweights = \"vae.safetensors\"",
+    );
+    place.sweep(&[]).expect(
+        2,
+        &[
+            "sit-xs2.repa-e.none.s0",
+            "model.autoencoder",
+            "train = true",
+        ],
+    );
     assert!(!place.path("runs").exists());
+}
+
+#[test]
+fn repa_e_without_its_files_is_skipped_and_the_others_run() {
+    let place = playground();
+    place.edit(
+        "variants/repa-e.toml",
+        "perceptual_weight = 0.0",
+        "perceptual_weight = 1.0",
+    );
+    place.edit(
+        "variants/repa-e.toml",
+        "[objective]\n",
+        "[objective]\nlpips = \"lpips.safetensors\"\n",
+    );
+    place
+        .sweep(&["--only", "*.none.*"])
+        .expect(0, &["3 done, 0 failed", "2 skipped"]);
+    let rows = runner::results::read_csv(&place.path("runs/small/results.csv")).unwrap();
+    let skipped = rows.iter().find(|row| row.variant == "repa-e").unwrap();
+    assert!(
+        skipped.reason.contains("variants/lpips.safetensors"),
+        "{}",
+        skipped.reason
+    );
+    assert!(
+        skipped.reason.contains("convert_lpips.py"),
+        "{}",
+        skipped.reason
+    );
 }
 
 #[test]

@@ -8,7 +8,8 @@ state dict) and writes `model.safetensors`, `ema.safetensors`, ... and `source.j
 the names that `runner` reads: `runner sample converted/ema.safetensors --config CONFIG`, `runner train CONFIG --init
 converted/ema.safetensors`. Optimiser states are left out.
 
-`export` writes a file that upstream's code loads with `load_state_dict(..., strict=True)`.
+`export` writes a file that upstream's code loads with `load_state_dict(..., strict=True)`. `repa` has the heads of iREPA's
+code, `projectors.N.projection_layer`; REPA-E's are called `projectors.N`, as those of REPA's first checkpoints.
 
 Needs torch and safetensors. Checkpoints are loaded with `weights_only`: code in them is not run.
 """
@@ -33,7 +34,9 @@ from torch import Tensor
 # Upstream's key of each of our files; JiT has other keys than the rest.
 FILES = {"model": "model", "ema": "ema", "ema2": "ema2", "vae": "vae", "discriminator": "discriminator"}
 JIT_KEYS = {"model": "model", "model_ema1": "ema", "model_ema2": "ema2"}
-FORMATS = ("repa", "meanflow", "sit", "jit")
+FORMATS = ("repa", "repa-e", "meanflow", "sit", "jit")
+# Our state of LeCam, which upstream's checkpoints leave out.
+LECAM = ("ema_real_logits_mean", "ema_fake_logits_mean")
 
 
 class ConversionError(Exception):
@@ -87,6 +90,11 @@ def renamed(state: Mapping[str, Any]) -> dict[str, Tensor]:
     return out
 
 
+def with_older_heads(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """MLP heads under the names of REPA and REPA-E, `projectors.N.{0,2,4}`; the inverse of `renamed`."""
+    return {re.sub(r"^(projectors\.\d+\.)projection_layer\.(\d+\.)", r"\1\2", key): state[key] for key in state}
+
+
 def import_checkpoint(path: Path, folder: Path) -> list[Path]:
     """Writes the state dicts of `path` into `folder`; returns the files."""
     checkpoint = read_checkpoint(path)
@@ -134,6 +142,12 @@ def export_checkpoint(folder: Path, target: Path, layout: str) -> None:
         }
         second = prefixed.get("ema2", prefixed["ema"])
         content = {"model": prefixed["model"], "model_ema1": prefixed["ema"], "model_ema2": second, "epoch": 0}
+    elif layout == "repa-e":
+        missing = [name for name in ("vae", "discriminator") if name not in states]
+        if missing:
+            raise ConversionError(f"{folder} has no {missing[0]}.safetensors: not a checkpoint of REPA-E")
+        states["discriminator"] = {key: value for key, value in states["discriminator"].items() if key not in LECAM}
+        content = {name: with_older_heads(state) for name, state in states.items()} | {"steps": steps}
     else:
         content = {**states, "steps": steps}
     partial = target.with_name(f".{target.name}.partial")

@@ -1,10 +1,10 @@
 //! The autoencoder of a run, with its weights.
 
 use std::cell::RefCell;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use data::seed;
-use diffusion::autoencoder::{Autoencoder as _, Identity, KlAutoencoder, KlConfig};
+use diffusion::autoencoder::{Autoencoder as _, Identity, KlAutoencoder};
 use diffusion::latents::LatentScaling;
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Generator, Params};
@@ -19,11 +19,9 @@ pub struct AutoencoderModel(Option<Box<Latents>>);
 /// A frozen autoencoder and the scale of its latents.
 #[derive(Debug)]
 struct Latents {
-    layout: KlConfig,
+    settings: KlSettings,
     scaling: LatentScaling,
     device: Device,
-    /// Where the weights can be read again, if they come from a file.
-    file: Option<PathBuf>,
     /// Read when it is first needed, where it is loaded on demand.
     network: RefCell<Option<KlAutoencoder>>,
 }
@@ -54,10 +52,9 @@ impl AutoencoderModel {
             return Err(TrainError::NoAutoencoder(settings.weights.clone()));
         }
         Ok(Self(Some(Box::new(Latents {
-            layout: settings.layout.config(),
             scaling: scaling(settings, device)?,
+            settings: settings.clone(),
             device,
-            file: Some(settings.weights.clone()),
             network: RefCell::new(None),
         }))))
     }
@@ -72,22 +69,18 @@ impl AutoencoderModel {
         scaling: LatentScaling,
         device: Device,
     ) -> Result<Self, TrainError> {
-        let layout = settings.layout.config();
-        let network = frozen(&layout, weights, device)?;
+        let network = frozen(settings, device, |params| Ok(params.load(weights)?))?;
         Ok(Self(Some(Box::new(Latents {
-            layout,
+            settings: settings.clone(),
             scaling,
             device,
-            file: None,
             network: RefCell::new(Some(network)),
         }))))
     }
 
-    /// Gives the memory of weights from a file back; they are read again when they are needed.
+    /// Gives the memory of the weights back; they are read again when they are needed again.
     pub fn unload(&self) {
-        if let Some(latents) = &self.0
-            && latents.file.is_some()
-        {
+        if let Some(latents) = &self.0 {
             latents.network.replace(None);
         }
     }
@@ -140,10 +133,7 @@ impl AutoencoderModel {
         tch::no_grad(|| match &self.0 {
             None => Ok(Identity.decode(x)?),
             Some(latents) => {
-                let x = latents.scaling.to_decoder(&x.f_to_kind(Kind::Float)?)?;
-                latents.with_network(|network| {
-                    in_parts(&x, latents.device, |x| Ok(network.decode(x)?))
-                })
+                latents.with_network(|network| decode(network, &latents.scaling, x, latents.device))
             }
         })
     }
@@ -167,20 +157,29 @@ impl Latents {
         let mut loaded = self.network.borrow_mut();
         let network = match loaded.take() {
             Some(network) => network,
-            None => {
-                let path = self.file.as_deref().unwrap_or(Path::new(""));
-                let weights = read_weights(path)?;
-                frozen(&self.layout, &weights, self.device).map_err(|error| of_file(path, error))?
-            }
+            None => frozen(&self.settings, self.device, |params| {
+                load_weights(params, &self.settings.weights)
+            })?,
         };
         run(loaded.insert(network))
     }
 }
 
+/// Images `[B, 3, H, W]`, bytes, of scaled latents `x` `[B, C, h, w]`.
+pub(crate) fn decode(
+    network: &KlAutoencoder,
+    scaling: &LatentScaling,
+    x: &Tensor,
+    device: Device,
+) -> Result<Tensor, TrainError> {
+    let latents = scaling.to_decoder(&x.f_to_kind(Kind::Float)?)?;
+    in_parts(&latents, device, |part| Ok(network.decode(part)?))
+}
+
 /// Runs over a batch in parts: an image of 256 pixels takes some 200 MB on its way. On the CPU
 /// the parts are single images, whose bits then cannot depend on the batch; elsewhere they are as
 /// large as upstream's.
-pub(crate) fn in_parts(
+fn in_parts(
     batch: &Tensor,
     device: Device,
     run: impl Fn(&Tensor) -> Result<Tensor, TrainError>,
@@ -194,32 +193,6 @@ pub(crate) fn in_parts(
     Ok(Tensor::f_cat(&done, 0)?)
 }
 
-/// A network with these weights, which are not trained.
-fn frozen(
-    layout: &KlConfig,
-    weights: &[(String, Tensor)],
-    device: Device,
-) -> Result<KlAutoencoder, TrainError> {
-    let params = Params::new(device, 0)?;
-    let network = KlAutoencoder::new(&params.root(), layout)?;
-    params.load(weights)?;
-    for param in params.entries().iter() {
-        let _frozen = param.tensor.f_set_requires_grad(false)?;
-    }
-    Ok(network)
-}
-
-/// Names the file whose weights do not fit.
-fn of_file(path: &Path, error: TrainError) -> TrainError {
-    match error {
-        TrainError::Torch(source) => TrainError::AutoencoderWeights {
-            path: path.to_owned(),
-            source,
-        },
-        other => other,
-    }
-}
-
 /// The weights of an autoencoder that is to be trained, on `device`: those of the file that
 /// `settings` names, or drawn from `seed_of_run`.
 pub(crate) fn trained(
@@ -230,17 +203,38 @@ pub(crate) fn trained(
     let params = Params::new(device, seed::derive(seed_of_run, "autoencoder", &[]))?;
     let network = KlAutoencoder::new(&params.root(), &settings.layout.config())?;
     if !settings.weights.as_os_str().is_empty() {
-        let path = settings.weights.clone();
-        let loaded = params.load(&read_weights(&path)?);
-        loaded.map_err(|source| TrainError::AutoencoderWeights { path, source })?;
+        load_weights(&params, &settings.weights)?;
     }
     Ok((params, network))
+}
+
+/// An autoencoder whose weights `load` fills and nothing trains.
+fn frozen(
+    settings: &KlSettings,
+    device: Device,
+    load: impl FnOnce(&Params) -> Result<(), TrainError>,
+) -> Result<KlAutoencoder, TrainError> {
+    let params = Params::new(device, 0)?;
+    let network = KlAutoencoder::new(&params.root(), &settings.layout.config())?;
+    load(&params)?;
+    for param in params.entries().iter() {
+        let _frozen = param.tensor.f_set_requires_grad(false)?;
+    }
+    Ok(network)
 }
 
 /// The affine map that `settings` gives.
 pub(crate) fn scaling(settings: &KlSettings, device: Device) -> Result<LatentScaling, TrainError> {
     let (scale, bias) = (settings.scale.values(), settings.bias.values());
     Ok(LatentScaling::new(scale, bias, device)?)
+}
+
+fn load_weights(params: &Params, path: &Path) -> Result<(), TrainError> {
+    let loaded = params.load(&read_weights(path)?);
+    loaded.map_err(|source| TrainError::AutoencoderWeights {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// The weights in the file of `model.autoencoder.weights`.

@@ -101,6 +101,15 @@ pub enum TrainError {
         source: TorchError,
     },
 
+    /// Weights of the discriminator that cannot be used.
+    #[error("`objective.discriminator_weights`, {}: {source}", .path.display())]
+    DiscriminatorWeights {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: TorchError,
+    },
+
     /// A checkpoint could not be written or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),

@@ -2,11 +2,11 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path as FilePath, PathBuf};
 
 use data::seed;
 use diffusion::Sit;
-use diffusion::autoencoder::{Autoencoder as _, KlAutoencoder};
+use diffusion::autoencoder::KlAutoencoder;
 use diffusion::interpolant::{Path, TimeSampling};
 use diffusion::objective::velocity::Velocity;
 use diffusion::repa_e::{
@@ -20,10 +20,10 @@ use torch_ext::{Generator, Params};
 
 use crate::adamw::AdamW;
 use crate::aligner::Aligned;
-use crate::autoencoder::{in_parts, scaling, trained};
+use crate::autoencoder::{decode, scaling, trained};
 use crate::checkpoint::VAE;
 use crate::model::Model;
-use crate::{Autoencoder, Config, Objective, TrainError};
+use crate::{Autoencoder, Config, Objective, TrainError, read_tensors};
 
 /// `[objective]` with `kind = "repa-e"`: denoiser and autoencoder trained together, the denoiser
 /// with SiT's objective (arXiv 2504.10483; `train_repae.py` upstream). The defaults are upstream's.
@@ -48,6 +48,9 @@ pub struct JointTraining {
     pub loss: AutoencoderLossConfig,
     /// Weights of LPIPS, a safetensors file; not needed where `loss.perceptual_weight` is 0.
     pub lpips: PathBuf,
+    /// Weights that the discriminator starts from, a safetensors file; drawn where it is left out.
+    #[serde(skip_serializing_if = "is_empty")]
+    pub discriminator_weights: PathBuf,
     /// Channels of the discriminator's first layer.
     pub discriminator_channels: i64,
     /// Layers of the discriminator that halve the image.
@@ -66,6 +69,7 @@ impl Default for JointTraining {
             discriminator_lr: None,
             loss: AutoencoderLossConfig::default(),
             lpips: PathBuf::new(),
+            discriminator_weights: PathBuf::new(),
             discriminator_channels: Discriminator::CHANNELS,
             discriminator_layers: Discriminator::LAYERS,
             latent_norm_momentum: LatentNorm::MOMENTUM,
@@ -73,7 +77,27 @@ impl Default for JointTraining {
     }
 }
 
+fn is_empty(path: &FilePath) -> bool {
+    path.as_os_str().is_empty()
+}
+
 impl JointTraining {
+    /// The files that it reads, with the key of each.
+    pub fn files(&self) -> impl Iterator<Item = (&'static str, &FilePath)> {
+        let lpips = match self.loss.perceptual_weight > 0.0 {
+            true => self.lpips.as_path(),
+            false => FilePath::new(""),
+        };
+        let files = [
+            ("objective.lpips", lpips),
+            (
+                "objective.discriminator_weights",
+                self.discriminator_weights.as_path(),
+            ),
+        ];
+        files.into_iter().filter(|(_, path)| !is_empty(path))
+    }
+
     /// The denoiser's objective.
     pub fn velocity(&self) -> Velocity {
         Velocity {
@@ -214,6 +238,14 @@ impl Joint {
             settings.discriminator_layers,
         );
         let network = Discriminator::new(&params.root(), channels, layers)?;
+        if !is_empty(&settings.discriminator_weights) {
+            let path = &settings.discriminator_weights;
+            let loaded = params.load(&read_tensors(path)?);
+            loaded.map_err(|source| TrainError::DiscriminatorWeights {
+                path: path.clone(),
+                source,
+            })?;
+        }
         let lpips = match settings.loss.perceptual_weight > 0.0 {
             true => Some(Lpips::load(&settings.lpips, device)?),
             false => None,
@@ -247,12 +279,8 @@ impl Joint {
     /// Images `[B, 3, H, W]`, bytes, of normalised latents `[B, C, h, w]`, by the autoencoder as it
     /// is now.
     pub(crate) fn decode(&self, x: &Tensor, norm: &LatentNorm) -> Result<Tensor, TrainError> {
-        tch::no_grad(|| {
-            let latents = norm.scaling()?.to_decoder(&x.f_to_kind(Kind::Float)?)?;
-            in_parts(&latents, latents.device(), |latents| {
-                Ok(self.autoencoder.network.decode(latents)?)
-            })
-        })
+        let network = &self.autoencoder.network;
+        tch::no_grad(|| decode(network, &norm.scaling()?, x, x.device()))
     }
 
     /// Step number `step`, counted from 1, on a batch that is cut into `portions`: updates

@@ -495,8 +495,8 @@ impl Trainer {
             self.inputs.device,
             progress,
         );
+        // Trainers of one sweep sample in turn: one autoencoder in memory is enough.
         if let Autoencoding::Frozen(autoencoder) = &self.autoencoder {
-            // Trainers of one sweep sample in turn: one autoencoder in memory is enough.
             autoencoder.unload();
         }
         samples

@@ -66,8 +66,23 @@ class Conversion(unittest.TestCase):
         parts = {"model": STATE, "ema": STATE, "vae": {"quant_conv.bias": torch.ones(1)}, "discriminator": STATE}
         written = convert.import_checkpoint(self.save(parts | {"steps": 1}), self.folder / "out")
         self.assertEqual(len(written), 4)
-        convert.export_checkpoint(self.folder / "out", self.folder / "back.pt", "repa")
+        convert.export_checkpoint(self.folder / "out", self.folder / "back.pt", "repa-e")
         self.assertEqual(set(torch.load(self.folder / "back.pt", weights_only=True)), set(parts) | {"steps"})
+
+    def test_repa_e_has_its_own_names_of_heads_and_no_lecam(self) -> None:
+        theirs = STATE | {"projectors.0.2.bias": torch.ones(3), "bn.running_mean": torch.zeros(4)}
+        parts = {"model": theirs, "ema": theirs, "vae": STATE, "discriminator": STATE, "steps": 5}
+        convert.import_checkpoint(self.save(parts), self.folder / "out")
+        ours = load_file(self.folder / "out/model.safetensors")
+        self.assertIn("projectors.0.projection_layer.2.bias", ours)
+        lecam = {"ema_real_logits_mean": torch.ones(1), "ema_fake_logits_mean": torch.ones(1)}
+        save_file(STATE | lecam, self.folder / "out/discriminator.safetensors")
+        convert.export_checkpoint(self.folder / "out", self.folder / "back.pt", "repa-e")
+        back = torch.load(self.folder / "back.pt", weights_only=True)
+        self.assertTrue(same(back["model"], theirs) and same(back["discriminator"], STATE))
+        (self.folder / "out/vae.safetensors").unlink()
+        with self.assertRaisesRegex(convert.ConversionError, "vae.safetensors"):
+            convert.export_checkpoint(self.folder / "out", self.folder / "back.pt", "repa-e")
 
     def test_a_bare_state_dict_is_the_average(self) -> None:
         convert.import_checkpoint(self.save(STATE), self.folder / "out")

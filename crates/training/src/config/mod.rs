@@ -436,6 +436,7 @@ impl Config {
         }
         if let Objective::RepaE(joint) = &mut relevant.objective {
             joint.lpips = PathBuf::new();
+            joint.discriminator_weights = PathBuf::new();
         }
         // A struct of plain fields always serialises; the Debug form keeps this total.
         let text = serde_json::to_string(&relevant).unwrap_or_else(|_| format!("{relevant:?}"));
