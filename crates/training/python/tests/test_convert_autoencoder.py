@@ -175,7 +175,7 @@ class Autoencoders(unittest.TestCase):
         self.assertEqual(convert.NAMED["f8d4"].toml(), '"f8d4"')
         # Those of the published files, as their authors count them.
         counts = {name: 2 * len(list(layout.names())) for name, layout in convert.NAMED.items()}
-        self.assertEqual(counts["f8d4"], 248)
+        self.assertEqual(counts, {"f8d4": 248, "f16d32": 342})
 
     def test_bad_files_are_named(self) -> None:
         lacking = dict(self.weights)
