@@ -108,7 +108,7 @@ fn step(precision: Precision, fused: bool) -> Outcome<Case> {
     config.train.batch_size = 8;
     config.train.precision = precision;
     config.alignment.encoder = "given".to_owned();
-    config.alignment.fused = fused;
+    config.train.fused = fused;
     let inputs = Inputs {
         device: Device::Cpu,
         num_classes: 1000,
@@ -122,7 +122,10 @@ fn step(precision: Precision, fused: bool) -> Outcome<Case> {
     let mut trainer = Trainer::new(&config, inputs)?;
     let pixels = random(0, [8, 3, 32 * 32])? * 60.0 + 128.0;
     let batch = DeviceBatch {
-        images: pixels.clamp(0.0, 255.0).to_kind(Kind::Uint8).view([8, 3, 32, 32]),
+        images: pixels
+            .clamp(0.0, 255.0)
+            .to_kind(Kind::Uint8)
+            .view([8, 3, 32, 32]),
         labels: Tensor::arange(8, (Kind::Int64, Device::Cpu)),
         ids: (0..8).collect(),
         flipped: vec![false; 8],

@@ -92,7 +92,7 @@ impl Trainer {
         };
         Ok(Self {
             adamw: AdamW::new(&model.params, config)?,
-            loss: AlignmentLoss::new(&config.alignment.losses)?.with_fused(config.alignment.fused),
+            loss: AlignmentLoss::new(&config.alignment.losses)?.with_fused(config.train.fused),
             generator: Generator::new(
                 inputs.device,
                 seed::derive(config.train.seed, "training", &[]),

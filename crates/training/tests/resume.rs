@@ -519,7 +519,7 @@ fn fusion_changes_training_by_roundings_alone() {
             let folder = tempfile::tempdir().unwrap();
             let mut config = config(6);
             config.train.precision = precision;
-            config.alignment.fused = fused;
+            config.train.fused = fused;
             advance(folder.path(), &config, 6, 0);
             MetricsLog::read(&folder.path().join("metrics.jsonl")).unwrap()
         });
@@ -535,7 +535,7 @@ fn fusion_changes_training_by_roundings_alone() {
     }
     let composed = |fused| {
         let mut config = config(1);
-        config.alignment.fused = fused;
+        config.train.fused = fused;
         config.training_hash("")
     };
     assert_ne!(
