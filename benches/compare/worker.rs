@@ -24,6 +24,12 @@ fn main() -> Outcome<()> {
         tch::set_num_threads(threads);
     }
     let arguments: Vec<String> = std::env::args().collect();
+    if arguments.iter().any(|argument| argument == "--bench") {
+        eprintln!(
+            "compare: run by benches/compare/run.py, which gives it a PyTorch to compare with"
+        );
+        return Ok(());
+    }
     if let Some(index) = arguments.iter().position(|argument| argument == "memory") {
         let case = arguments.get(index + 1).ok_or("memory of which case?")?;
         println!("{:.1}", memory(case)?);

@@ -55,7 +55,7 @@ pub struct SitConfig {
     /// trained so, by a slip of its code.
     pub train_pos_embed: bool,
     /// Compute modulated layer norms and gated residuals in one operation each, on the CPU. Off, they are
-    /// composed of libtorch's; results differ by roundings.
+    /// composed of libtorch's; results differ by roundings. MeanFlow's pass with tangents always is.
     pub fused: bool,
 }
 
