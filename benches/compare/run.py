@@ -3,7 +3,7 @@ ratios as Markdown.
 
     .venv/bin/python benches/compare/run.py [--upstream CHECKOUT] [--rounds 7] [--only loss] [--threads 2]
 
-Every contender is a process of its own that waits while another works. A figure is the median over all
+Every contender is a process of its own that waits while another works. A time is the median over all
 iterations of all rounds; a ratio is the median over the rounds, of medians within each, so that what slows a
 round slows both sides of it. `--upstream` names a checkout of github.com/End2End-Diffusion/iREPA (its network
 needs timm); it runs eagerly, as its code is. Needs PyTorch with its dependencies (`cargo xtask setup --python`).

@@ -24,6 +24,12 @@ fn main() -> Outcome<()> {
         tch::set_num_threads(threads);
     }
     let arguments: Vec<String> = std::env::args().collect();
+    if arguments.iter().any(|argument| argument == "--bench") {
+        eprintln!(
+            "compare: run by benches/compare/run.py, which gives it a PyTorch to compare with"
+        );
+        return Ok(());
+    }
     if let Some(index) = arguments.iter().position(|argument| argument == "memory") {
         let case = arguments.get(index + 1).ok_or("memory of which case?")?;
         println!("{:.1}", memory(case)?);
@@ -108,7 +114,7 @@ fn step(precision: Precision, fused: bool) -> Outcome<Case> {
     config.train.batch_size = 8;
     config.train.precision = precision;
     config.alignment.encoder = "given".to_owned();
-    config.alignment.fused = fused;
+    config.train.fused = fused;
     let inputs = Inputs {
         device: Device::Cpu,
         num_classes: 1000,

@@ -21,7 +21,11 @@ use tch::{TchError, Tensor};
 
 use crate::DiffusionError;
 use crate::embedding::{sinusoids, sinusoids_derivative};
+use crate::fused;
 use tangent::Tangent;
+
+/// Added to the variance by layer norms without weights.
+const NORM_EPS: f64 = 1e-6;
 
 /// The operations that denoisers are made of.
 pub(crate) trait Activation: Sized {
@@ -63,6 +67,27 @@ pub(crate) trait Activation: Sized {
 
     /// `x (1 + scale) + shift` in one pass.
     fn modulate(&self, shift: &Self, scale: &Self) -> Result<Self, DiffusionError>;
+
+    /// Layer norm without weights, then [`Activation::modulate`]; in one pass where there is one, unless
+    /// `fused` is off.
+    fn norm_modulate(
+        &self,
+        width: i64,
+        shift: &Self,
+        scale: &Self,
+        fused: bool,
+    ) -> Result<Self, DiffusionError> {
+        let _ = fused;
+        self.layer_norm(width, None, NORM_EPS)?
+            .modulate(shift, scale)
+    }
+
+    /// As [`Activation::add_product`], with gradients in one pass where there is one, unless `fused` is
+    /// off.
+    fn add_gated(&self, gate: &Self, x: &Self, fused: bool) -> Result<Self, DiffusionError> {
+        let _ = fused;
+        self.add_product(gate, x)
+    }
 
     /// `softmax(q k^T / sqrt(d)) v` for `[B, heads, T, d]` each.
     fn attention(q: &Self, k: &Self, v: &Self) -> Result<Self, DiffusionError>;
@@ -124,6 +149,26 @@ impl Activation for Tensor {
 
     fn modulate(&self, shift: &Self, scale: &Self) -> Result<Self, DiffusionError> {
         Ok(shift.f_addcmul(self, &scale.f_add_scalar(1.0)?)?)
+    }
+
+    fn norm_modulate(
+        &self,
+        width: i64,
+        shift: &Self,
+        scale: &Self,
+        fused: bool,
+    ) -> Result<Self, DiffusionError> {
+        if fused && let Some(y) = fused::norm_modulate(self, shift, scale, NORM_EPS)? {
+            return Ok(y);
+        }
+        Activation::layer_norm(self, width, None, NORM_EPS)?.modulate(shift, scale)
+    }
+
+    fn add_gated(&self, gate: &Self, x: &Self, fused: bool) -> Result<Self, DiffusionError> {
+        if fused && let Some(y) = fused::gate(self, gate, x)? {
+            return Ok(y);
+        }
+        self.add_product(gate, x)
     }
 
     fn attention(q: &Self, k: &Self, v: &Self) -> Result<Self, DiffusionError> {

@@ -32,11 +32,6 @@ impl Linear {
     }
 }
 
-/// Layer norm over the last dimension without weights.
-pub(crate) fn layer_norm<V: Activation>(x: &V, width: i64) -> Result<V, DiffusionError> {
-    x.layer_norm(width, None, 1e-6)
-}
-
 /// Layer norm of queries or keys over the head's width, with weights.
 #[derive(Debug)]
 struct HeadNorm {

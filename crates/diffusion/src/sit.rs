@@ -11,7 +11,7 @@ use torch_ext::{Init, Scope, optim};
 use crate::denoiser::{Denoiser, Mode, Output};
 use crate::dual::Activation;
 use crate::embedding::{LabelEmbedder, PatchEmbedder, TimestepEmbedder, sincos_2d};
-use crate::layers::{Attention, Linear, Mlp, layer_norm};
+use crate::layers::{Attention, Linear, Mlp};
 use crate::{DiffusionError, check};
 pub use config::SitConfig;
 
@@ -243,6 +243,7 @@ struct Block {
     mlp: Mlp,
     modulation: Modulation<6>,
     width: i64,
+    fused: bool,
 }
 
 impl Block {
@@ -254,6 +255,7 @@ impl Block {
             mlp: Mlp::new(&scope.sub("mlp"), width, inner)?,
             modulation: Modulation::new(scope, width)?,
             width,
+            fused: config.fused,
         })
     }
 
@@ -267,10 +269,11 @@ impl Block {
             scale_mlp,
             gate_mlp,
         ] = self.modulation.forward(c)?;
-        let y = layer_norm(x, self.width)?.modulate(&shift_msa, &scale_msa)?;
-        let x = x.add_product(&gate_msa, &self.attn.forward(&y)?)?;
-        let y = layer_norm(&x, self.width)?.modulate(&shift_mlp, &scale_mlp)?;
-        x.add_product(&gate_mlp, &self.mlp.forward(&y)?)
+        let fused = self.fused;
+        let y = x.norm_modulate(self.width, &shift_msa, &scale_msa, fused)?;
+        let x = x.add_gated(&gate_msa, &self.attn.forward(&y)?, fused)?;
+        let y = x.norm_modulate(self.width, &shift_mlp, &scale_mlp, fused)?;
+        x.add_gated(&gate_mlp, &self.mlp.forward(&y)?, fused)
     }
 }
 
@@ -280,6 +283,7 @@ struct FinalLayer {
     linear: Linear,
     modulation: Modulation<2>,
     width: i64,
+    fused: bool,
 }
 
 impl FinalLayer {
@@ -290,12 +294,13 @@ impl FinalLayer {
             linear: Linear::new(&scope.sub("linear"), width, patch, Init::Zeros)?,
             modulation: Modulation::new(scope, width)?,
             width,
+            fused: config.fused,
         })
     }
 
     fn forward<V: Activation>(&self, x: &V, c: &V) -> Result<V, DiffusionError> {
         let [shift, scale] = self.modulation.forward(c)?;
-        let x = layer_norm(x, self.width)?.modulate(&shift, &scale)?;
+        let x = x.norm_modulate(self.width, &shift, &scale, self.fused)?;
         self.linear.forward(&x)
     }
 }

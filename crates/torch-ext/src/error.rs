@@ -13,14 +13,14 @@ pub enum TorchError {
     Tch(#[from] TchError),
 
     /// A function of one's own failed or panicked.
-    #[error("autograd function `{name}`, {pass} pass: {source}")]
+    #[error("autograd function `{name}`, {pass} pass: {reason}")]
     Function {
         /// Its name.
         name: &'static str,
         /// `forward` or `backward`.
         pass: &'static str,
         /// What it said.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        reason: Box<dyn std::error::Error + Send + Sync>,
     },
 
     /// A tensor whose memory a kernel cannot read as it is.

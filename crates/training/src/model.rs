@@ -44,6 +44,7 @@ impl Network {
             num_classes,
             class_dropout: model.label_dropout,
             qk_norm: model.qk_norm,
+            fused: config.train.fused,
             alignment_depth: model.alignment_depth.unwrap_or(named.alignment_depth),
             // As upstream's REPA-E does, by a slip.
             train_pos_embed: matches!(config.objective, Objective::RepaE(_)),

@@ -743,14 +743,14 @@ fn bf16_trains_within_a_few_percent_of_fp32() {
 fn fusion_changes_training_by_roundings_alone() {
     for (precision, limit) in [
         (training::Precision::Fp32, 1e-5),
-        // The gradient is rounded to bfloat16 on its way to the head, so roundings grow.
-        (training::Precision::Bf16, 1e-3),
+        // What a rounding turns over in bfloat16 is 4e-3 of it.
+        (training::Precision::Bf16, 5e-3),
     ] {
         let logs = [true, false].map(|fused| {
             let folder = tempfile::tempdir().unwrap();
             let mut config = config(6);
             config.train.precision = precision;
-            config.alignment.fused = fused;
+            config.train.fused = fused;
             advance(folder.path(), &config, 6, 0);
             MetricsLog::read(&folder.path().join("metrics.jsonl")).unwrap()
         });
@@ -766,7 +766,7 @@ fn fusion_changes_training_by_roundings_alone() {
     }
     let composed = |fused| {
         let mut config = config(1);
-        config.alignment.fused = fused;
+        config.train.fused = fused;
         config.training_hash("")
     };
     assert_ne!(

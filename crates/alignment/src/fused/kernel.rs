@@ -5,90 +5,10 @@
 //! are in the nearest cache. Sums are over [`LANES`] partial sums in a fixed order, the same on any
 //! processor.
 
-use std::ops::{Add, AddAssign, Div, Mul, Sub};
+use torch_ext::kernel::{LANES, Real, Row, Stored, Vectorised, sum_lanes};
 
-use half::bf16;
-use torch_ext::kernel::{Element, Vectorised};
-
-/// Partial sums of a row.
-const LANES: usize = 16;
 /// Rows whose statistics are taken at once. A power of two: the mean of equal values is exact.
 const ROWS: usize = 8;
-
-/// What a kernel computes in.
-pub(super) trait Real:
-    Element
-    + Default
-    + Add<Output = Self>
-    + Sub<Output = Self>
-    + Mul<Output = Self>
-    + Div<Output = Self>
-    + AddAssign
-{
-    fn from_f64(value: f64) -> Self;
-    fn to_f64(self) -> f64;
-    fn sqrt(self) -> Self;
-}
-
-macro_rules! real {
-    ($($type:ty),*) => {
-        $(
-            impl Real for $type {
-                #[inline(always)]
-                fn from_f64(value: f64) -> Self {
-                    value as Self
-                }
-
-                #[inline(always)]
-                fn to_f64(self) -> f64 {
-                    self.into()
-                }
-
-                #[inline(always)]
-                fn sqrt(self) -> Self {
-                    self.sqrt()
-                }
-            }
-        )*
-    };
-}
-
-real!(f32, f64);
-
-/// A dtype of tokens, and what is computed from it.
-pub(super) trait Token<A>: Element {
-    fn widen(self) -> A;
-    fn narrow(value: A) -> Self;
-}
-
-impl<A: Real> Token<A> for A {
-    #[inline(always)]
-    fn widen(self) -> A {
-        self
-    }
-
-    #[inline(always)]
-    fn narrow(value: A) -> Self {
-        value
-    }
-}
-
-impl Token<f32> for bf16 {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        f32::from_bits(u32::from(self.to_bits()) << 16)
-    }
-
-    #[inline(always)]
-    fn narrow(value: f32) -> Self {
-        // Round to nearest, ties to even; written out, for it to be vectorised.
-        let bits = value.to_bits();
-        let rounded = (bits + (0x7fff + ((bits >> 16) & 1))) >> 16;
-        let quiet = (bits >> 16) | 0x40;
-        let bits = if value.is_nan() { quiet } else { rounded };
-        Self::from_bits(bits as u16)
-    }
-}
 
 /// The settings of a z-score.
 #[derive(Debug, Clone, Copy)]
@@ -115,7 +35,7 @@ pub(super) struct CosineSum<'a, Z, P, A> {
     pub(super) accumulate_in: std::marker::PhantomData<A>,
 }
 
-impl<Z: Token<A>, P: Token<A>, A: Real> Vectorised for CosineSum<'_, Z, P, A> {
+impl<Z: Stored<A>, P: Stored<A>, A: Real> Vectorised for CosineSum<'_, Z, P, A> {
     type Output = f64;
 
     #[inline(always)]
@@ -129,7 +49,11 @@ impl<Z: Token<A>, P: Token<A>, A: Real> Vectorised for CosineSum<'_, Z, P, A> {
             slope,
         } = self.image;
         let [mut shift, mut scale, mut row] = [0.0, 1.0, 0.0].map(|value| Row::new(value, width));
-        let (shift, scale, row) = (shift.slice(), scale.slice(), row.slice());
+        let (shift, scale, row) = (
+            shift.as_mut_slice(),
+            scale.as_mut_slice(),
+            row.as_mut_slice(),
+        );
         if let Some(norm) = norm {
             // Deviations from the first token: where a channel's mean is large against its deviation,
             // as in many encoders, its roundings would spoil both.
@@ -164,36 +88,12 @@ impl<Z: Token<A>, P: Token<A>, A: Real> Vectorised for CosineSum<'_, Z, P, A> {
     }
 }
 
-/// `width` numbers that begin where a cache line does, as libtorch's do: no vector lies in two.
-struct Row<A> {
-    numbers: Vec<A>,
-    start: usize,
-    width: usize,
-}
-
-impl<A: Real> Row<A> {
-    fn new(value: f64, width: usize) -> Self {
-        const LINE: usize = 64;
-        let numbers = vec![A::from_f64(value); width + LINE / size_of::<A>()];
-        let start = numbers.as_ptr().align_offset(LINE);
-        Self {
-            numbers,
-            start,
-            width,
-        }
-    }
-
-    fn slice(&mut self) -> &mut [A] {
-        &mut self.numbers[self.start..][..self.width]
-    }
-}
-
 /// Mean less `origin`, and sum of squared deviations, of each column of `rows`; both start at anything.
 ///
 /// Blocks of rows are merged as Chan, Golub and LeVeque do: no cancellation, and constant columns give
 /// their value and exactly 0.
 #[inline(always)]
-fn statistics<Z: Token<A>, A: Real>(rows: &[Z], origin: &[A], mean: &mut [A], squares: &mut [A]) {
+fn statistics<Z: Stored<A>, A: Real>(rows: &[Z], origin: &[A], mean: &mut [A], squares: &mut [A]) {
     let width = mean.len();
     mean.fill(A::default());
     squares.fill(A::default());
@@ -218,7 +118,7 @@ fn statistics<Z: Token<A>, A: Real>(rows: &[Z], origin: &[A], mean: &mut [A], sq
 
 /// Merges [`ROWS`] rows into the statistics of the `seen` before them.
 #[inline(always)]
-fn merge_block<Z: Token<A>, A: Real>(
+fn merge_block<Z: Stored<A>, A: Real>(
     block: &[Z],
     origin: &[A],
     seen: f64,
@@ -240,7 +140,7 @@ fn merge_block<Z: Token<A>, A: Real>(
 /// As [`merge_block`], in pieces of `N` columns. Within a piece nothing is written to memory, so that
 /// the loop over its lanes can become vector instructions.
 #[inline(always)]
-fn merge_columns<Z: Token<A>, A: Real, const N: usize>(
+fn merge_columns<Z: Stored<A>, A: Real, const N: usize>(
     rows: &[&[[Z; N]]; ROWS],
     origin: &[[A; N]],
     seen: f64,
@@ -294,7 +194,7 @@ struct Products {
 
 /// Writes the normalised token `z` to `row`, and sums it up against `p`.
 #[inline(always)]
-fn normalise<Z: Token<A>, P: Token<A>, A: Real>(
+fn normalise<Z: Stored<A>, P: Stored<A>, A: Real>(
     z: &[Z],
     p: &[P],
     shift: &[A],
@@ -312,18 +212,8 @@ fn normalise<Z: Token<A>, P: Token<A>, A: Real>(
         scale_rest.as_chunks().0,
         row_rest.as_chunks_mut().0,
     );
-    let [product, target, projected] = [0, 1, 2].map(|which| {
-        // Halves onto each other, as a processor's vectors are summed.
-        let mut lanes = sums[which].map(A::to_f64);
-        let mut half = LANES / 2;
-        while half > 0 {
-            for lane in 0..half {
-                lanes[lane] += lanes[lane + half];
-            }
-            half /= 2;
-        }
-        lanes[0] + rest[which][0].to_f64()
-    });
+    let [product, target, projected] =
+        [0, 1, 2].map(|which| sum_lanes(sums[which]) + rest[which][0].to_f64());
     Products {
         product,
         target,
@@ -333,7 +223,7 @@ fn normalise<Z: Token<A>, P: Token<A>, A: Real>(
 
 /// Partial sums of `y p`, `y y` and `p p` over pieces of `N` elements; `y` goes to `row`.
 #[inline(always)]
-fn products<Z: Token<A>, P: Token<A>, A: Real, const N: usize>(
+fn products<Z: Stored<A>, P: Stored<A>, A: Real, const N: usize>(
     z: &[[Z; N]],
     p: &[[P; N]],
     shift: &[[A; N]],
@@ -384,7 +274,13 @@ impl Products {
 
 /// `of_target * row + of_projected * p`.
 #[inline(always)]
-fn combine<P: Token<A>, A: Real>(row: &[A], p: &[P], of_target: A, of_projected: A, out: &mut [P]) {
+fn combine<P: Stored<A>, A: Real>(
+    row: &[A],
+    p: &[P],
+    of_target: A,
+    of_projected: A,
+    out: &mut [P],
+) {
     for ((out, &y), p) in out.iter_mut().zip(row).zip(p) {
         *out = P::narrow(of_target * y + of_projected * p.widen());
     }

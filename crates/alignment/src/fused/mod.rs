@@ -8,9 +8,9 @@ use std::marker::PhantomData;
 use half::bf16;
 use tch::{Device, Kind, Tensor};
 use torch_ext::autograd::{self, Backward, Forward, Function, Gradients, Outputs};
-use torch_ext::kernel::{self as cpu, Element, Input, Output};
+use torch_ext::kernel::{self as cpu, Element, Input, Output, Real, Stored};
 
-use self::kernel::{CosineSum, Image, Real, Token, ZScore};
+use self::kernel::{CosineSum, Image, ZScore};
 use crate::{AlignmentError, SpatialNorm, tokens};
 
 /// `CosineLoss::forward(norm.forward(target), projected)`, for `target` and `projected` `[B, T, D]`; a
@@ -109,7 +109,7 @@ impl Function for FusedCosine {
     }
 }
 
-fn cosines<Z: Token<A>, P: Token<A>, A: Real>(
+fn cosines<Z: Stored<A>, P: Stored<A>, A: Real>(
     target: &Tensor,
     projected: &Tensor,
     norm: Option<ZScore>,

@@ -54,6 +54,9 @@ pub struct SitConfig {
     /// Train the position embedding too, from its fixed values on. REPA-E's published models were
     /// trained so, by a slip of its code.
     pub train_pos_embed: bool,
+    /// Compute modulated layer norms and gated residuals in one operation each, on the CPU. Off, they are
+    /// composed of libtorch's; results differ by roundings. MeanFlow's pass with tangents always is.
+    pub fused: bool,
 }
 
 impl Default for SitConfig {
@@ -72,6 +75,7 @@ impl Default for SitConfig {
             alignment_depth: 8,
             qk_norm: false,
             train_pos_embed: false,
+            fused: true,
         }
     }
 }
@@ -126,6 +130,7 @@ impl SitConfig {
             alignment_depth,
             qk_norm: _,
             train_pos_embed: _,
+            fused: _,
         } = *self;
         for (name, value) in [
             ("patch_size", patch_size),

@@ -37,6 +37,8 @@ fn build(golden: &Golden, alignment_depth: i64) -> (Params, MeanFlowSit) {
         alignment_depth,
         qk_norm: golden.config("qk_norm") == &Value::Bool(true),
         train_pos_embed: false,
+        // The pass with tangents is composed; without this, the plain one has other bits.
+        fused: false,
     };
     let params = Params::new(Device::Cpu, 0).unwrap();
     let network = MeanFlowSit::new(&params.root(), &config).unwrap();

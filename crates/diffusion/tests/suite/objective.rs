@@ -10,7 +10,13 @@ use crate::sit::{Case, awake, tiny};
 
 fn loss(name: &str, path: Path, spatial_norm: SpatialNorm) {
     let golden = Golden::open(name);
-    let case = Case::build(&golden);
+    for fused in [true, false] {
+        loss_in_form(&golden, path, spatial_norm, fused);
+    }
+}
+
+fn loss_in_form(golden: &Golden, path: Path, spatial_norm: SpatialNorm, fused: bool) {
+    let case = Case::with_fused(golden, fused);
     let objective = Velocity {
         path,
         ..Velocity::default()
@@ -19,7 +25,8 @@ fn loss(name: &str, path: Path, spatial_norm: SpatialNorm) {
         kind: LossKind::Cosine,
         coefficient: golden.config("proj_coeff").as_f64().unwrap(),
     }])
-    .unwrap();
+    .unwrap()
+    .with_fused(fused);
     let [x0, noise, t, y] = ["in.images", "in.noise", "in.t", "in.y"].map(|key| golden.tensor(key));
 
     let noisy = objective.given(&x0, &t, &noise).unwrap();
@@ -28,11 +35,12 @@ fn loss(name: &str, path: Path, spatial_norm: SpatialNorm) {
         .forward(&noisy.x, &noisy.t, &y, Mode::Eval)
         .unwrap();
     let denoising = objective.loss(&output.prediction, &noisy).unwrap();
-    let target = spatial_norm
-        .forward(&golden.tensor("in.encoder_features"))
-        .unwrap();
+    let features = golden.tensor("in.encoder_features");
+    let target = spatial_norm.forward(&features).unwrap();
     let projected = case.head.forward(&output.hidden).unwrap();
-    let aligned = alignment.forward(&[&target], &[&projected]).unwrap();
+    let aligned = alignment
+        .forward_tokens(&spatial_norm, &[&features], &[&projected])
+        .unwrap();
     let total = denoising.mean(None) + &aligned.total;
     total.backward();
 

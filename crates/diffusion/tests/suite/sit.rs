@@ -14,6 +14,10 @@ pub struct Case {
 
 impl Case {
     pub fn build(golden: &Golden) -> Self {
+        Self::with_fused(golden, true)
+    }
+
+    pub fn with_fused(golden: &Golden, fused: bool) -> Self {
         let number = |key| golden.config(key).as_i64().unwrap();
         let config = SitConfig {
             input_size: number("input_size"),
@@ -28,6 +32,7 @@ impl Case {
             alignment_depth: number("encoder_depth"),
             qk_norm: golden.config("qk_norm").as_bool().unwrap(),
             train_pos_embed: false,
+            fused,
         };
         let head = match golden.config("projection_layer_type").as_str() {
             Some("mlp") => HeadConfig::Mlp {
@@ -66,16 +71,18 @@ fn forward(name: &str, with_tokens: bool) {
     let Some(golden) = Golden::find(name) else {
         return;
     };
-    let case = Case::build(&golden);
-    let [x, t, y] = ["in.x", "in.t", "in.y"].map(|key| golden.tensor(key));
-    let output = case.sit.forward(&x, &t, &y, Mode::Eval).unwrap();
-    golden.check("out.velocity", &output.prediction);
-    golden.check("out.hidden", &output.hidden);
-    golden.check("out.zs", &case.head.forward(&output.hidden).unwrap());
-    let condition = case.sit.conditioning(&t, &y, Mode::Eval).unwrap();
-    golden.check("out.cond", &condition);
-    if with_tokens {
-        golden.check("out.tokens", &case.sit.tokens(&x).unwrap());
+    for fused in [true, false] {
+        let case = Case::with_fused(&golden, fused);
+        let [x, t, y] = ["in.x", "in.t", "in.y"].map(|key| golden.tensor(key));
+        let output = case.sit.forward(&x, &t, &y, Mode::Eval).unwrap();
+        golden.check("out.velocity", &output.prediction);
+        golden.check("out.hidden", &output.hidden);
+        golden.check("out.zs", &case.head.forward(&output.hidden).unwrap());
+        let condition = case.sit.conditioning(&t, &y, Mode::Eval).unwrap();
+        golden.check("out.cond", &condition);
+        if with_tokens {
+            golden.check("out.tokens", &case.sit.tokens(&x).unwrap());
+        }
     }
 }
 

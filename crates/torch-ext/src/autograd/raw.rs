@@ -33,10 +33,10 @@ pub(super) fn apply<F: Function>(
     inputs: &[&Tensor],
 ) -> std::result::Result<Outputs, TorchError> {
     let name = function.name();
-    let failed = |source| TorchError::Function {
+    let failed = |reason| TorchError::Function {
         name,
         pass: "forward",
-        source,
+        reason,
     };
     let before = versions(inputs)?;
     // SAFETY: no argument; it reads a thread-local flag.

@@ -1,12 +1,13 @@
 //! Kernels in Rust: tensors' memory as slices, libtorch's threads, and the processor's widest vectors.
 //!
-//! Three parts, each of use alone:
+//! Its parts, each of use alone:
 //!
 //! - [`run`] opens a scope in which an [`Input`] is a slice; an [`Output`] is a tensor in the making,
 //!   whose elements are the caller's alone until it becomes a tensor;
 //! - [`for_each`] shares work among libtorch's own threads, so that there is one pool, of the size that
 //!   libtorch was told, and not two that spin against each other;
-//! - [`vectorised`] compiles a loop for AVX-512, AVX2 and the baseline, and picks when it runs.
+//! - [`vectorised`] compiles a loop for AVX-512, AVX2 and the baseline, and picks when it runs;
+//! - [`Real`] and [`Stored`] let one loop be written for float32, float64 and bfloat16.
 //!
 //! ```
 //! use tch::{Device, Kind, Tensor};
@@ -26,9 +27,11 @@
 //! ```
 
 mod memory;
+mod number;
 mod parallel;
 mod simd;
 
 pub use memory::{Element, Input, Output, Scope, run};
+pub use number::{LANES, Real, Row, Stored, sum_lanes};
 pub use parallel::for_each;
 pub use simd::{Vectorised, vectorised};

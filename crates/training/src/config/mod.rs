@@ -197,10 +197,6 @@ pub struct AlignmentConfig {
     /// Where the encoder's token grid is a multiple of the denoiser's, average its tokens over
     /// blocks before the normalisation. Otherwise grids that differ are refused, as upstream does.
     pub pool_tokens: bool,
-    /// Compute normalisation and loss in one operation where there is one (on the CPU). Off, they are
-    /// composed of libtorch's operators; results differ by roundings.
-    #[serde(skip_serializing_if = "is_true")]
-    pub fused: bool,
 }
 
 /// The name of the encoder of a run without alignment.
@@ -230,7 +226,6 @@ impl Default for AlignmentConfig {
                 coefficient: 1.0,
             }],
             pool_tokens: false,
-            fused: true,
         }
     }
 }
@@ -291,6 +286,10 @@ pub struct TrainConfig {
     pub accumulation: usize,
     /// Precision of matrix products; weights and losses stay in float32.
     pub precision: Precision,
+    /// Fused operations where there are some, on the CPU: alignment loss, modulated layer norms, gated
+    /// residuals. Off, they are composed of libtorch's; results differ by roundings.
+    #[serde(skip_serializing_if = "is_true")]
+    pub fused: bool,
     /// Seed of everything random.
     pub seed: u64,
     /// Decay of the weights' moving average, per step.
@@ -315,6 +314,7 @@ impl Default for TrainConfig {
             batch_size: 256,
             accumulation: 1,
             precision: Precision::Fp32,
+            fused: true,
             seed: 0,
             ema_decay: 0.9999,
             second_ema_decay: None,
@@ -417,6 +417,7 @@ impl Config {
             batch_size: self.train.batch_size,
             accumulation: self.train.accumulation,
             precision: self.train.precision,
+            fused: self.train.fused,
             seed: self.train.seed,
             ema_decay: self.train.ema_decay,
             second_ema_decay: self.train.second_ema_decay,

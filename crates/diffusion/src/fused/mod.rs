@@ -1,0 +1,332 @@
+//! The modulated layer norms and gated residuals of a block as one operation each, on the CPU: layer
+//! norm, `(1 + scale)` and shift in one pass over the tokens, and the gradients of each in one.
+
+mod kernel;
+#[cfg(test)]
+mod tests;
+
+use half::bf16;
+use tch::{Device, Kind, TchError, Tensor};
+use torch_ext::autograd::{self, Backward, Forward, Function, Gradients, Outputs};
+use torch_ext::kernel::{self as cpu, Element, Input, Output, Real, Stored};
+
+use self::kernel::{GateBackward, NormModulate, NormModulateBackward};
+use crate::DiffusionError;
+
+/// Tokens that are worked on at once. Sums over the tokens are of these parts, whatever the number of
+/// threads.
+const PART: i64 = 64;
+
+/// Layer norm of `x` `[B, T, D]` without weights, times `1 + scale`, plus `shift`, `[B, 1, D]` each.
+///
+/// The result has the dtype of `scale`: under autocast it goes to a linear layer, which would cast it.
+/// `None` where there is no fused form: on other devices, and for other dtypes than float32 tokens with
+/// float32 or bfloat16 modulation, or float64.
+pub(crate) fn norm_modulate(
+    x: &Tensor,
+    shift: &Tensor,
+    scale: &Tensor,
+    eps: f64,
+) -> Result<Option<Tensor>, DiffusionError> {
+    let Some(passes) = passes(x, &[shift, scale])? else {
+        return Ok(None);
+    };
+    let function = FusedNormModulate { eps, passes };
+    Ok(Some(
+        autograd::apply(function, &[x, shift, scale])?.remove(0),
+    ))
+}
+
+/// `x + gate y` for `x` and `y` `[B, T, D]` and `gate` `[B, 1, D]`, with the dtype of `x`; `None` as
+/// [`norm_modulate`].
+pub(crate) fn gate(
+    x: &Tensor,
+    gate: &Tensor,
+    y: &Tensor,
+) -> Result<Option<Tensor>, DiffusionError> {
+    if y.size() != x.size() || y.kind() != gate.kind() {
+        return Ok(None);
+    }
+    let Some(passes) = passes(x, &[gate])? else {
+        return Ok(None);
+    };
+    Ok(Some(
+        autograd::apply(FusedGate { passes }, &[x, gate, y])?.remove(0),
+    ))
+}
+
+/// The passes for these dtypes, if the tensors have the shapes and the device.
+fn passes(x: &Tensor, conditions: &[&Tensor]) -> Result<Option<Passes>, DiffusionError> {
+    let size = x.size();
+    let &[batch, _, width] = size.as_slice() else {
+        return Ok(None);
+    };
+    let fits =
+        |tensor: &&Tensor| tensor.size() == [batch, 1, width] && tensor.device() == Device::Cpu;
+    if x.numel() == 0 || x.device() != Device::Cpu || !conditions.iter().all(fits) {
+        return Ok(None);
+    }
+    let kinds: Vec<Kind> = conditions
+        .iter()
+        .map(|c| c.f_kind())
+        .collect::<Result<_, _>>()?;
+    Ok(match (x.f_kind()?, kinds.as_slice()) {
+        (Kind::Float, [Kind::Float] | [Kind::Float, Kind::Float]) => Some(Passes::of::<f32, f32>()),
+        (Kind::Float, [Kind::BFloat16] | [Kind::BFloat16, Kind::BFloat16]) => {
+            Some(Passes::of::<bf16, f32>())
+        }
+        (Kind::Double, [Kind::Double] | [Kind::Double, Kind::Double]) => {
+            Some(Passes::of::<f64, f64>())
+        }
+        _ => None,
+    })
+}
+
+/// The passes as compiled for one pair of dtypes.
+#[derive(Clone, Copy)]
+struct Passes {
+    norm_modulate: fn(&[&Tensor; 3], f64) -> autograd::Result<[Tensor; 2]>,
+    norm_modulate_backward: fn(&[&Tensor; 4]) -> autograd::Result<[Tensor; 3]>,
+    gate_backward: fn(&[&Tensor; 3]) -> autograd::Result<[Tensor; 2]>,
+}
+
+impl Passes {
+    fn of<C: Stored<A>, A: Real + Stored<A>>() -> Self {
+        Self {
+            norm_modulate: norm_modulate_pass::<C, A>,
+            norm_modulate_backward: norm_modulate_backward::<C, A>,
+            gate_backward: gate_backward::<C, A>,
+        }
+    }
+}
+
+struct FusedNormModulate {
+    eps: f64,
+    passes: Passes,
+}
+
+impl Function for FusedNormModulate {
+    fn name(&self) -> &'static str {
+        "fused layer norm and modulation"
+    }
+
+    fn forward(
+        &mut self,
+        context: &mut Forward<'_>,
+        inputs: &[&Tensor],
+    ) -> autograd::Result<Outputs> {
+        let &[x, shift, scale] = inputs else {
+            return Err("it takes tokens, shift and scale".into());
+        };
+        let (x, shift, scale) = (
+            x.f_contiguous()?,
+            shift.f_contiguous()?,
+            scale.f_contiguous()?,
+        );
+        let [y, statistics] = (self.passes.norm_modulate)(&[&x, &shift, &scale], self.eps)?;
+        if context.needs_any_grad() {
+            context.save(&x);
+            context.save(&scale);
+            context.save(&statistics);
+        }
+        Ok(vec![y])
+    }
+
+    fn backward(
+        &self,
+        context: &Backward<'_>,
+        gradients: &Gradients,
+    ) -> autograd::Result<Gradients> {
+        let Some(dy) = &gradients[0] else {
+            return Ok(vec![None, None, None]);
+        };
+        let [x, scale, statistics] = [context.saved(0)?, context.saved(1)?, context.saved(2)?];
+        let inputs = [&x, &scale, &statistics, &dy.f_contiguous()?];
+        let gradients = (self.passes.norm_modulate_backward)(&inputs)?;
+        Ok(gradients.map(Some).into())
+    }
+}
+
+struct FusedGate {
+    passes: Passes,
+}
+
+impl Function for FusedGate {
+    fn name(&self) -> &'static str {
+        "fused gated residual"
+    }
+
+    fn forward(
+        &mut self,
+        context: &mut Forward<'_>,
+        inputs: &[&Tensor],
+    ) -> autograd::Result<Outputs> {
+        let &[x, gate, y] = inputs else {
+            return Err("it takes tokens, gate and what is gated".into());
+        };
+        if context.needs_any_grad() {
+            context.save(gate);
+            context.save(y);
+        }
+        // The forward pass is one in libtorch too.
+        Ok(vec![x.f_addcmul(gate, y)?])
+    }
+
+    fn backward(
+        &self,
+        context: &Backward<'_>,
+        gradients: &Gradients,
+    ) -> autograd::Result<Gradients> {
+        let Some(gradient) = &gradients[0] else {
+            return Ok(vec![None, None, None]);
+        };
+        let (gate, y) = (
+            context.saved(0)?.f_contiguous()?,
+            context.saved(1)?.f_contiguous()?,
+        );
+        let inputs = [&gate, &y, &gradient.f_contiguous()?];
+        let [dgate, dy] = (self.passes.gate_backward)(&inputs)?;
+        Ok(vec![Some(gradient.shallow_clone()), Some(dgate), Some(dy)])
+    }
+}
+
+/// Parts of an image, and elements of a part.
+fn parts(count: i64, width: i64) -> (usize, usize) {
+    (
+        (count as usize).div_ceil(PART as usize),
+        (PART * width) as usize,
+    )
+}
+
+/// `values` cut into the parts of each image, each image of `len` values.
+fn cut<T>(values: &[T], len: usize, part: usize) -> impl Iterator<Item = &[T]> {
+    values.chunks(len).flat_map(move |image| image.chunks(part))
+}
+
+fn cut_mut<T>(values: &mut [T], len: usize, part: usize) -> impl Iterator<Item = &mut [T]> {
+    values
+        .chunks_mut(len)
+        .flat_map(move |image| image.chunks_mut(part))
+}
+
+fn norm_modulate_pass<C: Stored<A>, A: Real + Stored<A>>(
+    inputs: &[&Tensor; 3],
+    eps: f64,
+) -> autograd::Result<[Tensor; 2]> {
+    let (batch, count, width) = inputs[0].size3()?;
+    let mut y = Output::<C>::new(&[batch, count, width])?;
+    let mut statistics = Output::<A>::new(&[batch, count, 2])?;
+    let x = Input::<A>::new(inputs[0])?;
+    let (shift, scale) = (Input::<C>::new(inputs[1])?, Input::<C>::new(inputs[2])?);
+    let (y_slice, statistics_slice) = (y.as_mut_slice(), statistics.as_mut_slice());
+    cpu::run(|scope| {
+        let (parts, part) = parts(count, width);
+        let (len, width) = ((count * width) as usize, width as usize);
+        let (shift, scale) = (scope.read(&shift), scope.read(&scale));
+        let mut work: Vec<_> = cut(scope.read(&x), len, part)
+            .zip(cut_mut(y_slice, len, part))
+            .zip(cut_mut(
+                statistics_slice,
+                2 * count as usize,
+                2 * PART as usize,
+            ))
+            .enumerate()
+            .map(|(index, ((x, y), statistics))| {
+                let image = index / parts * width;
+                Some(NormModulate {
+                    x,
+                    shift: &shift[image..][..width],
+                    scale: &scale[image..][..width],
+                    eps,
+                    y,
+                    statistics,
+                })
+            })
+            .collect();
+        cpu::for_each(&mut work, |work| {
+            work.take().map(cpu::vectorised);
+        })
+    })?;
+    Ok([y.into_tensor(), statistics.into_tensor()])
+}
+
+fn norm_modulate_backward<C: Stored<A>, A: Real + Stored<A>>(
+    inputs: &[&Tensor; 4],
+) -> autograd::Result<[Tensor; 3]> {
+    let (batch, count, width) = inputs[0].size3()?;
+    let (parts, part) = parts(count, width);
+    let mut dx = Output::<A>::new(&[batch, count, width])?;
+    let mut sums = Output::<A>::new(&[batch, parts as i64, 2, width])?;
+    let (x, scale) = (Input::<A>::new(inputs[0])?, Input::<C>::new(inputs[1])?);
+    let (statistics, dy) = (Input::<A>::new(inputs[2])?, Input::<C>::new(inputs[3])?);
+    let (dx_slice, sums_slice) = (dx.as_mut_slice(), sums.as_mut_slice());
+    cpu::run(|scope| {
+        let (len, width) = ((count * width) as usize, width as usize);
+        let scale = scope.read(&scale);
+        let mut work: Vec<_> = cut(scope.read(&x), len, part)
+            .zip(cut(scope.read(&dy), len, part))
+            .zip(cut(
+                scope.read(&statistics),
+                2 * count as usize,
+                2 * PART as usize,
+            ))
+            .zip(cut_mut(dx_slice, len, part))
+            .zip(sums_slice.chunks_mut(2 * width))
+            .enumerate()
+            .map(|(index, ((((x, dy), statistics), dx), sums))| {
+                Some(NormModulateBackward {
+                    x,
+                    scale: &scale[index / parts * width..][..width],
+                    statistics,
+                    dy,
+                    dx,
+                    sums,
+                })
+            })
+            .collect();
+        cpu::for_each(&mut work, |work| {
+            work.take().map(cpu::vectorised);
+        })
+    })?;
+    let sums = sums.into_tensor().f_sum_dim_intlist(1, false, None)?; // [B, 2, D]
+    let of = |index| -> Result<Tensor, TchError> {
+        sums.f_narrow(1, index, 1)?.f_to_kind(<C as Element>::KIND)
+    };
+    Ok([dx.into_tensor(), of(0)?, of(1)?])
+}
+
+fn gate_backward<C: Stored<A>, A: Real + Stored<A>>(
+    inputs: &[&Tensor; 3],
+) -> autograd::Result<[Tensor; 2]> {
+    let (batch, count, width) = inputs[1].size3()?;
+    let (parts, part) = parts(count, width);
+    let mut dy = Output::<C>::new(&[batch, count, width])?;
+    let mut dgate = Output::<A>::new(&[batch, parts as i64, width])?;
+    let (gate, y) = (Input::<C>::new(inputs[0])?, Input::<C>::new(inputs[1])?);
+    let gradient = Input::<A>::new(inputs[2])?;
+    let (dy_slice, dgate_slice) = (dy.as_mut_slice(), dgate.as_mut_slice());
+    cpu::run(|scope| {
+        let (len, width) = ((count * width) as usize, width as usize);
+        let gate = scope.read(&gate);
+        let mut work: Vec<_> = cut(scope.read(&y), len, part)
+            .zip(cut(scope.read(&gradient), len, part))
+            .zip(cut_mut(dy_slice, len, part))
+            .zip(dgate_slice.chunks_mut(width))
+            .enumerate()
+            .map(|(index, (((y, gradient), dy), dgate))| {
+                Some(GateBackward {
+                    y,
+                    gate: &gate[index / parts * width..][..width],
+                    gradient,
+                    dy,
+                    dgate,
+                })
+            })
+            .collect();
+        cpu::for_each(&mut work, |work| {
+            work.take().map(cpu::vectorised);
+        })
+    })?;
+    let dgate = dgate.into_tensor().f_sum_dim_intlist(1, true, None)?;
+    Ok([dgate.f_to_kind(<C as Element>::KIND)?, dy.into_tensor()])
+}
