@@ -212,6 +212,15 @@ fn statistics_survive_a_file_to_the_bit() {
     assert!((direct - stored).abs() < 1e-12 * direct);
 }
 
+/// ADM's references hold statistics of many images and a few of the images.
+#[test]
+fn the_images_of_a_file_do_not_tell_the_count_behind_its_statistics() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/quality/ref_adm.npz");
+    let file = ReferenceFile::open(&path).unwrap();
+    assert_eq!(file.images().unwrap().unwrap().shape()[0], 2);
+    assert_eq!(file.pooled().unwrap().unwrap().count, None);
+}
+
 #[test]
 fn statistics_of_the_wrong_shape_are_refused() {
     let folder = tempfile::tempdir().unwrap();

@@ -22,7 +22,8 @@ pub(super) struct Member {
     pub shape: Vec<usize>,
     reader: Box<dyn Read + Send>,
     checksum: crc32fast::Hasher,
-    expected: u32,
+    /// The archive's checksum.
+    pub expected: u32,
 }
 
 /// Names of the arrays in a file, without `.npy`.

@@ -63,6 +63,11 @@ impl SampleReader {
         self.shape
     }
 
+    /// The archive's CRC-32 of the images, which tells one file from another.
+    pub fn checksum(&self) -> u32 {
+        self.member.expected
+    }
+
     /// The next images u8 `[B, H, W, 3]`, at most `count`; none at the end.
     ///
     /// # Errors
