@@ -1,30 +1,27 @@
 //! Feature caches: the tokens of a whole data set, by each of some encoders, computed once.
 
-use std::io::IsTerminal;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use data::{Batch, DataError, Dataset};
 use encoders::feature_cache::{self, CacheError, CacheLayout, CacheWriter, Contents};
 use encoders::{Encoder, EncoderError, Precision, Registry, Tokens};
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use indicatif::HumanBytes;
 use tch::{Device, Tensor};
 use thiserror::Error;
 use training::{Config, TrainError, images_to_device};
 
 use crate::encoder_bank::{EncoderBank, device_kind};
+use crate::image_progress::ImageProgress;
 
 /// Images that an encoder sees at once.
 const BATCH: usize = 32;
 /// Batches that are decoded ahead of the encoder.
 const AHEAD: usize = 4;
-/// How often a line is printed where there is no terminal.
-const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// What to make.
 #[derive(Debug, Clone)]
@@ -228,7 +225,7 @@ fn make(
     }
     let config = &options.config;
     let encoder = bank.load_for(&job.encoder, config)?;
-    let mut progress = Progress::new(&job.encoder, job.samples);
+    let mut progress = ImageProgress::new(&job.encoder, job.samples);
     let mut skipped = Skipped::new(config, dataset.as_ref());
     let (send, receive) = mpsc::sync_channel(AHEAD);
     thread::scope(|scope| {
@@ -270,7 +267,10 @@ fn make(
             }
             writer.write(rows)?;
         }
-        progress.finish(skipped.count);
+        progress.finish(&match skipped.count {
+            0 => String::new(),
+            count => format!(", {count} of them could not be read and have no tokens"),
+        });
         Ok(true)
     })
 }
@@ -347,63 +347,5 @@ fn encode(encoder: &dyn Encoder, images: &Tensor, mirrored: bool) -> Result<Toke
     match mirrored {
         true => encoder.encode(&images.f_flip([-1])?),
         false => encoder.encode(images),
-    }
-}
-
-/// Progress on stderr: a bar on a terminal, a plain line now and then elsewhere.
-struct Progress {
-    encoder: String,
-    bar: Option<ProgressBar>,
-    total: u64,
-    done: u64,
-    started: Instant,
-    last_line: Instant,
-}
-
-impl Progress {
-    fn new(encoder: &str, total: u64) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let template = "{prefix:28!} {bar:24} {pos:>8}/{len} images  {per_sec}  {eta} left";
-            let style = ProgressStyle::with_template(template);
-            ProgressBar::new(total)
-                .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-                .with_prefix(encoder.to_owned())
-        });
-        Self {
-            encoder: encoder.to_owned(),
-            bar,
-            total,
-            done: 0,
-            started: Instant::now(),
-            last_line: Instant::now(),
-        }
-    }
-
-    fn add(&mut self, images: u64) {
-        self.done += images;
-        match &self.bar {
-            Some(bar) => bar.inc(images),
-            None if self.last_line.elapsed() >= LINE_EVERY => {
-                self.last_line = Instant::now();
-                eprintln!("{}: {}", self.encoder, self.line());
-            }
-            None => {}
-        }
-    }
-
-    fn line(&self) -> String {
-        let rate = self.done as f64 / self.started.elapsed().as_secs_f64().max(1e-9);
-        format!("{}/{} images, {rate:.1} images/s", self.done, self.total)
-    }
-
-    fn finish(&self, skipped: u64) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-        let skipped = match skipped {
-            0 => String::new(),
-            count => format!(", {count} of them could not be read and have no tokens"),
-        };
-        eprintln!("{}: {}{skipped}", self.encoder, self.line());
     }
 }

@@ -1,0 +1,66 @@
+//! Progress over images, on stderr: a bar on a terminal, a plain line now and then elsewhere.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// How often a line is printed where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// How far a pass over images is.
+pub struct ImageProgress {
+    name: String,
+    bar: Option<ProgressBar>,
+    total: u64,
+    done: u64,
+    started: Instant,
+    last_line: Instant,
+}
+
+impl ImageProgress {
+    /// Begins at none of `total`; `name` says what goes over them.
+    pub fn new(name: &str, total: u64) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let template = "{prefix:28!} {bar:24} {pos:>8}/{len} images  {per_sec}  {eta} left";
+            let style = ProgressStyle::with_template(template);
+            ProgressBar::new(total)
+                .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+                .with_prefix(name.to_owned())
+        });
+        Self {
+            name: name.to_owned(),
+            bar,
+            total,
+            done: 0,
+            started: Instant::now(),
+            last_line: Instant::now(),
+        }
+    }
+
+    /// So many images more.
+    pub fn add(&mut self, images: u64) {
+        self.done += images;
+        match &self.bar {
+            Some(bar) => bar.inc(images),
+            None if self.last_line.elapsed() >= LINE_EVERY => {
+                self.last_line = Instant::now();
+                eprintln!("{}: {}", self.name, self.line());
+            }
+            None => {}
+        }
+    }
+
+    fn line(&self) -> String {
+        let rate = self.done as f64 / self.started.elapsed().as_secs_f64().max(1e-9);
+        format!("{}/{} images, {rate:.1} images/s", self.done, self.total)
+    }
+
+    /// Ends with a line that stays; `remark` is put behind it.
+    pub fn finish(&self, remark: &str) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+        eprintln!("{}: {}{remark}", self.name, self.line());
+    }
+}
