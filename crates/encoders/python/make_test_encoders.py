@@ -2,7 +2,8 @@
 
     python crates/encoders/python/make_test_encoders.py
 
-The files go to `crates/encoders/tests/data/broken`. Each sidecar is valid and its checksum right:
+The files go to `crates/encoders/tests/data/broken`, and a tiny stand-in for the network of FID to
+`crates/encoders/tests/data/inception`. Each sidecar is valid and its checksum right:
 what is wrong with an encoder shows only when it is run.
 """
 
@@ -13,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from export.sidecar import Preprocessing, Sidecar, write_encoder
+from export import inception
+from export.sidecar import Preprocessing, Sidecar, sha256_of, write_encoder, write_text, write_torchscript
 
 FOLDER = Path(__file__).resolve().parents[1] / "tests/data/broken"
+INCEPTION = FOLDER.parent / "inception/inception.pt"
 GRID = (4, 4)
 WIDTH = 8
 INPUT_SIZE = 16
@@ -72,6 +75,30 @@ class NotAnEncoder(nn.Module):
         return left + right
 
 
+class TinyInception(nn.Module):
+    """Means over parts of the image, of any size: pool [B, 12], spatial [B, 9], logits [B, 5]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("classes", torch.linspace(-3, 3, 60).view(12, 5).sin())
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = images.to(torch.float32) / 255.0
+        pool = F.adaptive_avg_pool2d(x, [2, 2]).flatten(1)
+        spatial = F.adaptive_avg_pool2d(x[:, :1], [3, 3]).flatten(1)
+        return pool, spatial, 8.0 * (pool @ self.classes)
+
+
+def write_inception() -> None:
+    module = TinyInception().eval()
+    INCEPTION.parent.mkdir(exist_ok=True)
+    write_torchscript(torch.jit.script(module), INCEPTION)
+    flavour = inception.Flavour("inception", True, "Means over parts of an image")
+    description = inception.describe(flavour, "none", sha256_of(INCEPTION), module)
+    write_text(INCEPTION.with_suffix(".toml"), description)
+    print(f"{INCEPTION}: {INCEPTION.stat().st_size} bytes")
+
+
 def sidecar(name: str, description: str, **changes: object) -> Sidecar:
     fields = {
         "name": name,
@@ -106,6 +133,7 @@ def main() -> None:
     for module, description in encoders:
         path = write_encoder(torch.jit.script(module.eval()), description, FOLDER)
         print(f"{path}: {path.stat().st_size} bytes")
+    write_inception()
 
 
 if __name__ == "__main__":

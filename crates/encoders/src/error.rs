@@ -123,6 +123,26 @@ pub enum EncoderError {
         found: String,
     },
 
+    /// The module returned something other than the three kinds of features.
+    #[error("{name} does not return pooled features, spatial features and logits: {found}")]
+    Features {
+        /// The network.
+        name: String,
+        /// What it returned, or why it did not run.
+        found: String,
+    },
+
+    /// The module does not compute what Python computed when it wrote the file.
+    #[error("{name}: {what} differ by {difference:.1e} from what Python computed; export it again")]
+    NotPythons {
+        /// The network.
+        name: String,
+        /// Which output.
+        what: &'static str,
+        /// Largest difference relative to the largest value.
+        difference: f64,
+    },
+
     /// Tokens are NaN or infinite.
     #[error("encoder {name}: {what} holds NaN or infinite values for a plain test image")]
     NotFinite {

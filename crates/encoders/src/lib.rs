@@ -4,7 +4,8 @@
 //! has one, a class token. It declares its grid, width and [`Preprocessing`] in an
 //! [`EncoderSpec`]. There are two kinds: [`TorchScript`] files with a TOML sidecar, which is the
 //! spec, and the hand-made features of [`classic`]. A [`Registry`] finds them by name. A
-//! [`feature_cache`] keeps the tokens of a whole data set on the disk.
+//! [`feature_cache`] keeps the tokens of a whole data set on the disk. [`Inception`] is no encoder but the
+//! network of FID.
 //!
 //! # Example
 //!
@@ -52,6 +53,7 @@ mod error;
 pub mod feature_cache;
 #[cfg(test)]
 mod golden;
+mod inception;
 mod native;
 mod precision;
 mod preprocess;
@@ -62,6 +64,7 @@ mod torchscript;
 pub use catalogue::{KnownEncoder, catalogue, known};
 pub use encoder::{Dtype, Encoder, EncoderSpec, Grid, Tokens};
 pub use error::EncoderError;
+pub use inception::{Inception, InceptionFeatures, InceptionReference, InceptionSpec};
 pub use precision::Precision;
 pub use preprocess::{Order, Preprocessing, Resize, resample_pos_embed};
 pub use reference::Reference;

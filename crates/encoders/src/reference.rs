@@ -85,7 +85,13 @@ impl Reference {
     }
 }
 
-fn relative(tokens: &Tensor, index: &[i64], expected: &[f64]) -> Result<f64, EncoderError> {
+/// Largest difference of a tensor from the values at some places, relative to the largest of these; infinite if one is
+/// not a number.
+pub(crate) fn relative(
+    tokens: &Tensor,
+    index: &[i64],
+    expected: &[f64],
+) -> Result<f64, EncoderError> {
     let index = Tensor::f_from_slice(index)?;
     let found = tokens
         .f_flatten(0, -1)?

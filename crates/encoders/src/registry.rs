@@ -5,7 +5,9 @@ use tch::Device;
 
 use crate::native::Native;
 use crate::torchscript::{self, TorchScript};
-use crate::{Encoder, EncoderError, EncoderSpec, KnownEncoder, Precision, catalogue, known};
+use crate::{
+    Encoder, EncoderError, EncoderSpec, Inception, KnownEncoder, Precision, catalogue, known,
+};
 
 /// More folders with encoder files, separated as in `PATH`.
 const FOLDERS: &str = "IREPA_ENCODERS";
@@ -108,10 +110,17 @@ impl Registry {
                 let stem = path.file_stem()?.to_str()?;
                 Some(stem.split('@').next().unwrap_or(stem).to_owned())
             })
+            // The network of FID lies in the same folder.
+            .filter(|name| !Inception::NAMES.contains(&name.as_str()))
             .collect()
     }
 
-    fn find(&self, stem: &str) -> Option<PathBuf> {
+    /// The folders that are looked in.
+    pub fn folders(&self) -> &[PathBuf] {
+        &self.folders
+    }
+
+    pub(crate) fn find(&self, stem: &str) -> Option<PathBuf> {
         // A name is a file's name, never a path.
         if stem.contains(['/', '\\']) {
             return None;

@@ -4,6 +4,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 
+use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use tch::{CModule, Device, IValue, Kind, Tensor};
 
@@ -35,14 +36,7 @@ impl TorchScript {
     pub fn load(path: &Path, device: Device, precision: Precision) -> Result<Self, EncoderError> {
         let spec = read_sidecar(path)?;
         if let Some(expected) = &spec.sha256 {
-            let found = checksum(path)?;
-            if !found.eq_ignore_ascii_case(expected) {
-                return Err(EncoderError::Checksum {
-                    path: path.to_owned(),
-                    found,
-                    expected: expected.clone(),
-                });
-            }
+            check_sha256(path, expected)?;
         }
         keep_the_same_bits();
         let refused = |error: tch::TchError| EncoderError::NotTorchScript {
@@ -221,6 +215,19 @@ fn cast(
     })
 }
 
+/// Refuses a file that is not the one its sidecar describes.
+pub(crate) fn check_sha256(path: &Path, expected: &str) -> Result<(), EncoderError> {
+    let found = checksum(path)?;
+    if found.eq_ignore_ascii_case(expected) {
+        return Ok(());
+    }
+    Err(EncoderError::Checksum {
+        path: path.to_owned(),
+        found,
+        expected: expected.to_owned(),
+    })
+}
+
 /// SHA-256 of a file, hexadecimal, read in pieces: the largest encoders have 27 GB.
 fn checksum(path: &Path) -> Result<String, EncoderError> {
     let unreadable = |source| EncoderError::Io {
@@ -242,7 +249,7 @@ fn checksum(path: &Path) -> Result<String, EncoderError> {
 
 /// libtorch's profiling executor rewrites a module after its first runs, which changes bits: a
 /// resumed run would see other tokens than the one it continues.
-fn keep_the_same_bits() {
+pub(crate) fn keep_the_same_bits() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         if let Err(error) = tch::jit::f_set_graph_executor_optimize(false) {
@@ -251,8 +258,8 @@ fn keep_the_same_bits() {
     });
 }
 
-/// Reads the sidecar of the TorchScript file `path`.
-pub(crate) fn read_sidecar(path: &Path) -> Result<EncoderSpec, EncoderError> {
+/// Reads the sidecar of the TorchScript file `path`, whatever it describes.
+pub(crate) fn read_toml<T: DeserializeOwned>(path: &Path) -> Result<T, EncoderError> {
     let sidecar = path.with_extension("toml");
     let text = match fs::read_to_string(&sidecar) {
         Ok(text) => text,
@@ -269,8 +276,13 @@ pub(crate) fn read_sidecar(path: &Path) -> Result<EncoderSpec, EncoderError> {
             });
         }
     };
-    let spec: EncoderSpec =
-        toml::from_str(&text).map_err(|error| invalid(&sidecar, error.to_string()))?;
+    toml::from_str(&text).map_err(|error| invalid(&sidecar, error.to_string()))
+}
+
+/// Reads the sidecar of the encoder in the TorchScript file `path`.
+pub(crate) fn read_sidecar(path: &Path) -> Result<EncoderSpec, EncoderError> {
+    let sidecar = path.with_extension("toml");
+    let spec: EncoderSpec = read_toml(path)?;
     if spec.sha256.is_none() {
         return Err(invalid(
             &sidecar,
@@ -307,7 +319,7 @@ fn invalid(path: &Path, message: String) -> EncoderError {
 }
 
 /// libtorch appends a C++ backtrace to what it says.
-fn first_line(text: &str) -> String {
+pub(crate) fn first_line(text: &str) -> String {
     text.lines()
         .map(str::trim)
         .find(|line| !line.is_empty())

@@ -117,6 +117,15 @@ pub enum MetricsError {
         size: usize,
     },
 
+    /// A descent ran away with every learning rate.
+    #[error("{what} diverged with every learning rate of {rates:?}: give smaller ones")]
+    Diverged {
+        /// What was trained.
+        what: &'static str,
+        /// The rates that were tried.
+        rates: Vec<f64>,
+    },
+
     /// A statistic is undefined on most bootstrap resamples.
     #[error(
         "the statistic is defined on only {defined} of {resamples} bootstrap resamples (the others are \

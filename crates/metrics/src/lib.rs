@@ -6,6 +6,9 @@
 //!   [`spatial::anchor_similarity`] and [`spatial::pca_rgb`] make maps of them to look at.
 //! - [`quality`]: how far generated images are from real ones. [`quality::Moments`] takes features in
 //!   one pass, batch by batch; [`quality::frechet_distance`] compares two of them.
+//!   [`quality::kid`], [`quality::precision_recall`] and [`quality::inception_score`] are the others.
+//! - [`npz`]: the files in which samples and reference statistics go around.
+//! - [`linear_probe`]: how well a linear classifier on an encoder's features does.
 //! - [`statistics`]: whether one of those numbers predicts another. [`statistics::pearson`],
 //!   [`statistics::spearman`], [`statistics::fit_line`], and
 //!   [`statistics::bootstrap_interval`] around any of them.
@@ -50,6 +53,8 @@
 
 mod error;
 mod linalg;
+pub mod linear_probe;
+pub mod npz;
 pub mod quality;
 pub mod spatial;
 pub mod statistics;

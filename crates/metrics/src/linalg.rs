@@ -52,6 +52,20 @@ pub(crate) fn cross_product(left: MatRef<'_, f64>, right: MatRef<'_, f64>) -> Ma
     product
 }
 
+/// `left^T * right` on the calling thread, for tasks that are parallel themselves.
+pub(crate) fn sequential_product(left: MatRef<'_, f64>, right: MatRef<'_, f64>) -> Mat<f64> {
+    let mut product = Mat::zeros(left.ncols(), right.ncols());
+    matmul::matmul(
+        product.as_mut(),
+        Accum::Replace,
+        left.transpose(),
+        right,
+        1.0,
+        Par::Seq,
+    );
+    product
+}
+
 /// Eigenvalues in ascending order and eigenvectors (columns) of the symmetric matrix with this lower part.
 pub(crate) fn symmetric_eigen(
     matrix: MatRef<'_, f64>,

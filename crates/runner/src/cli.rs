@@ -33,6 +33,14 @@ pub enum Command {
         after_help = "Example:\n  runner sample runs/encoders/cells/sit-xs4.irepa.hog.s0/checkpoints/step-0000300 --count 36 --out samples"
     )]
     Sample(SampleArgs),
+    /// Measure samples: FID, sFID, Inception score, KID, precision and recall, or the Frechet distance
+    /// over an encoder.
+    ///
+    /// Prints a table and writes JSON. Statistics of reference images are computed once and kept.
+    #[command(
+        after_help = "Examples:\n  runner evaluate samples.npz --reference VIRTUAL_imagenet256_labeled.npz --metrics fid,sfid,inception-score,precision-recall\n  runner evaluate samples --reference experiments/data/emoji64 --reference-split val --encoder efficientnet-lite2"
+    )]
+    Evaluate(EvaluateArgs),
     /// Spatial metrics (LDS, CDS, SRSS, RMSC) of encoders on a data set.
     #[command(after_help = "Example:\n  runner metrics hog sift efficientnet-lite0 --images 256")]
     Metrics(MetricsArgs),
@@ -149,6 +157,73 @@ pub struct SampleArgs {
     /// Change a setting, such as sample.sampler.num_steps=50.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub settings: Vec<String>,
+}
+
+/// `runner evaluate`.
+#[derive(Debug, Args)]
+pub struct EvaluateArgs {
+    /// A folder of images, or an ADM .npz (arr_0, u8 [N, H, W, 3]).
+    pub samples: PathBuf,
+    /// What to compare with: an .npz of statistics (mu, sigma) or of images, a folder, or a data set.
+    #[arg(long, value_name = "PATH")]
+    pub reference: PathBuf,
+    /// Split of the reference data set.
+    #[arg(long, value_name = "NAME")]
+    pub reference_split: Option<String>,
+    /// Network whose features are compared: inception, inception-pytorch-fid, or an encoder.
+    #[arg(long, value_name = "NAME", default_value = "inception")]
+    pub encoder: String,
+    /// Measures: fid, sfid, inception-score, kid, precision-recall, or fd of an encoder. By default those that
+    /// keep no features in memory.
+    #[arg(long, value_delimiter = ',', value_name = "NAME,...")]
+    pub metrics: Vec<runner::evaluation::Metric>,
+    /// Side to which the samples of a folder are cropped and resized; as they are by default. Reference images
+    /// always get the samples' size.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=8192))]
+    pub resolution: Option<u32>,
+    /// What is put under transparent pixels: drop (ignore alpha, as upstream), white or black.
+    #[arg(long, default_value = "drop", value_parser = parse_background)]
+    pub background: data::Background,
+    /// Samples in each part of the Inception score.
+    #[arg(long, value_name = "N", default_value_t = 5000, value_parser = at_least_one)]
+    pub split_size: usize,
+    /// Subsets of KID.
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = at_least_one)]
+    pub kid_subsets: usize,
+    /// Images in each of them.
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = at_least_one)]
+    pub kid_subset_size: usize,
+    /// Seed of KID's subsets.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Neighbours of precision and recall.
+    #[arg(long, value_name = "K", default_value_t = 3, value_parser = at_least_one)]
+    pub neighbours: usize,
+    /// Folder in which statistics of reference images are kept.
+    #[arg(long, value_name = "DIR", default_value = "runs/statistics")]
+    pub cache: PathBuf,
+    /// The JSON file; by default beside the samples, SAMPLES.evaluation.json.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Where to run: auto, cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+}
+
+fn parse_background(text: &str) -> Result<data::Background, String> {
+    match text {
+        "drop" => Ok(data::Background::Drop),
+        "white" => Ok(data::Background::White),
+        "black" => Ok(data::Background::Black),
+        _ => Err("expected drop, white or black".to_owned()),
+    }
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number) if number > 0 => Ok(number),
+        _ => Err("expected a whole number of at least 1".to_owned()),
+    }
 }
 
 /// `runner metrics`.

@@ -2,7 +2,7 @@
 //!
 //! [`experiment`] turns an experiment file into cells, each with a full configuration;
 //! [`sweep`] runs them, several from one stream of batches; [`report`] turns a run folder into
-//! tables, plots and a page; [`visualize`] draws what encoders see in an image. The program
+//! tables, plots and a page; [`evaluation`] measures samples and encoders; [`visualize`] draws what encoders see in an image. The program
 //! `runner` is a thin layer of arguments on top.
 //!
 //! # Example
@@ -35,6 +35,7 @@ pub mod encoder_bank;
 pub mod evaluation;
 pub mod experiment;
 pub mod image_grid;
+pub mod image_progress;
 pub mod prepare;
 pub mod report;
 pub mod results;

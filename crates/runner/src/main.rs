@@ -38,6 +38,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Sweep(arguments) => commands::sweep::run(&arguments),
         Command::Train(arguments) => commands::train::run(&arguments),
         Command::Sample(arguments) => commands::sample::run(&arguments),
+        Command::Evaluate(arguments) => commands::evaluate::run(&arguments),
         Command::Metrics(arguments) => commands::metrics::run(&arguments),
         Command::Visualize(arguments) => commands::visualize::run(&arguments),
         Command::Encoders(EncodersCommand::List) => commands::encoders::list(),

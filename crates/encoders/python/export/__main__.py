@@ -7,7 +7,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import catalogue
+from . import catalogue, measures
 from .catalogue import Entry
 from .errors import ExportError, UsageError
 
@@ -20,6 +20,7 @@ EPILOG = """examples:
   python -m export --all                               goes on after a failure; run it again to go on where it stopped
   python -m export --all --random-weights --depth 2    the real networks cut short, without a download, for tests
   python -m export mocov3-vit-l --weights vitl.pth.tar
+  python -m export inception --weights weights-inception-2015-12-05-6726825d.pth   the network of FID
 """
 REQUIREMENTS = "pip install -r crates/encoders/python/requirements.txt"
 
@@ -80,6 +81,8 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.list:
         print("\n".join(catalogue.load()))
         return 0
+    if any(name in measures.NAMES for name in arguments.names):
+        return measures.main(arguments)
     try:
         chosen = selection(arguments)
     except UsageError as error:

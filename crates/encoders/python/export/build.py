@@ -174,4 +174,4 @@ def _seed_of(name: str, seed: int) -> int:
 
 def _is_norm_weight(encoder: nn.Module, name: str) -> bool:
     owner, _, leaf = name.rpartition(".")
-    return leaf == "weight" and isinstance(encoder.get_submodule(owner), nn.LayerNorm)
+    return leaf == "weight" and isinstance(encoder.get_submodule(owner), nn.LayerNorm | nn.BatchNorm2d)

@@ -96,7 +96,7 @@ class Sidecar:
             "mean": pre.mean,
             "std": pre.std,
         }
-        lines = [*_entries(keys), "", "[preprocessing]", *_entries(preprocessing), ""]
+        lines = [*entries(keys), "", "[preprocessing]", *entries(preprocessing), ""]
         if self.reference is not None:
             values = {
                 "patch_index": self.reference.patch_index,
@@ -104,7 +104,7 @@ class Sidecar:
                 "class_index": self.reference.class_index,
                 "class": self.reference.class_values,
             }
-            lines += ["[reference]", *_entries(values), ""]
+            lines += ["[reference]", *entries(values), ""]
         return "\n".join(lines)
 
 
@@ -198,7 +198,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _entries(values: dict[str, Any]) -> list[str]:
+def entries(values: dict[str, Any]) -> list[str]:
+    """Lines of TOML; what is None is left out."""
     return [f"{key} = {_value(value)}" for key, value in values.items() if value is not None]
 
 

@@ -26,13 +26,50 @@ impl Gaussian {
     ///
     /// [`MetricsError::Shape`] for different numbers of features, [`MetricsError::NoConvergence`].
     pub fn frechet_distance(&self, other: &Self) -> Result<f64, MetricsError> {
+        Ok(self.frechet_terms(other)?.distance())
+    }
+
+    /// The terms of [`frechet_distance`](Self::frechet_distance), which tell whether two sets differ in
+    /// their means or in their covariances.
+    ///
+    /// # Errors
+    ///
+    /// As [`frechet_distance`](Self::frechet_distance).
+    pub fn frechet_terms(&self, other: &Self) -> Result<FrechetTerms, MetricsError> {
         check_same_dimension(self.dimension(), other.dimension())?;
         let means = self.mean().into_iter().zip(other.mean());
-        let mean_term: f64 = means.map(|(own, other)| (own - other).powi(2)).sum();
-        let (own, other) = (self.factor(), other.factor());
-        let root_trace = nuclear_norm(cross_product(own.as_ref(), other.as_ref()).as_ref())?;
-        let traces = own.squared_norm_l2() + other.squared_norm_l2();
-        Ok(mean_term + (traces - 2.0 * root_trace))
+        let (own, fake) = (self.factor(), other.factor());
+        Ok(FrechetTerms {
+            mean: means.map(|(own, other)| (own - other).powi(2)).sum(),
+            trace_real: own.squared_norm_l2(),
+            trace_fake: fake.squared_norm_l2(),
+            trace_root: nuclear_norm(cross_product(own.as_ref(), fake.as_ref()).as_ref())?,
+        })
+    }
+}
+
+/// What a Frechet distance is the sum of.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct FrechetTerms {
+    /// `|m_r - m_f|^2`.
+    pub mean: f64,
+    /// `tr S_r`.
+    pub trace_real: f64,
+    /// `tr S_f`.
+    pub trace_fake: f64,
+    /// `tr (S_r S_f)^(1/2)`.
+    pub trace_root: f64,
+}
+
+impl FrechetTerms {
+    /// `tr S_r + tr S_f - 2 tr (S_r S_f)^(1/2)`, what the covariances add.
+    pub fn covariance(&self) -> f64 {
+        (self.trace_real + self.trace_fake) - 2.0 * self.trace_root
+    }
+
+    /// The distance.
+    pub fn distance(&self) -> f64 {
+        self.mean + self.covariance()
     }
 }
 

@@ -222,7 +222,7 @@ pub(super) fn feature_means(features: ArrayView2<'_, f32>) -> Vec<f64> {
 }
 
 /// Refuses features `[N, D]` that are not finite.
-pub(super) fn check_finite(features: ArrayView2<'_, f32>) -> Result<(), MetricsError> {
+pub(crate) fn check_finite(features: ArrayView2<'_, f32>) -> Result<(), MetricsError> {
     match features.indexed_iter().find(|(_, x)| !x.is_finite()) {
         Some(((i, j), &value)) => Err(MetricsError::NonFinite {
             what: "the set of features",

@@ -1,7 +1,9 @@
 //! A golden case: named tensors, and a page that says what they are and how close to come.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ndarray::{Array1, Array2, Array3};
 use safetensors::SafeTensors;
@@ -11,13 +13,24 @@ pub struct Case {
     name: String,
     tensors: Vec<u8>,
     page: Value,
+    compared: RefCell<BTreeSet<String>>,
 }
+
+/// Names a folder with all cases, in sub-folders as below `tests/data`.
+const FOLDER: &str = "IREPA_GOLDEN";
 
 /// How far a value may be from the expected one: `atol + rtol * |expected|`.
 #[derive(Clone, Copy)]
 pub struct Tolerance {
     pub atol: f64,
     pub rtol: f64,
+}
+
+impl Tolerance {
+    pub const EXACT: Self = Self {
+        atol: 0.0,
+        rtol: 0.0,
+    };
 }
 
 impl Case {
@@ -29,12 +42,52 @@ impl Case {
     /// Opens `tests/data/<name>.json` and the tensors of another path below `tests/data`.
     pub fn with_tensors(name: &str, tensors: &str) -> Self {
         let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
-        let page = fs::read(data.join(format!("{name}.json"))).unwrap();
+        Self::read(
+            name,
+            &data.join(format!("{name}.json")),
+            &data.join(tensors),
+        )
+    }
+
+    /// As [`Case::open`], for a case that is not part of the project for its size: a folder with all of them
+    /// can be named in `IREPA_GOLDEN`. `None`, said on stderr, without it.
+    pub fn find(name: &str) -> Option<Self> {
+        let Some(folder) = std::env::var_os(FOLDER) else {
+            eprintln!(
+                "not run: {name} is not part of the project; {FOLDER} names a folder that has it"
+            );
+            return None;
+        };
+        let path = |extension| PathBuf::from(&folder).join(format!("{name}.{extension}"));
+        Some(Self::read(name, &path("json"), &path("safetensors")))
+    }
+
+    fn read(name: &str, page: &Path, tensors: &Path) -> Self {
+        let read = |path: &Path| {
+            fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        };
         Self {
             name: name.to_owned(),
-            tensors: fs::read(data.join(tensors)).unwrap(),
-            page: serde_json::from_slice(&page).unwrap(),
+            tensors: read(tensors),
+            page: serde_json::from_slice(&read(page)).unwrap(),
+            compared: RefCell::default(),
         }
+    }
+
+    /// Fails if an output of the case was not compared.
+    pub fn all_compared(&self) {
+        let tensors = SafeTensors::deserialize(&self.tensors).unwrap();
+        let compared = self.compared.borrow();
+        let left_out: Vec<&str> = tensors
+            .names()
+            .into_iter()
+            .filter(|key| key.starts_with("out.") && !compared.contains(*key))
+            .collect();
+        assert!(
+            left_out.is_empty(),
+            "{}: {left_out:?} were not compared",
+            self.name
+        );
     }
 
     pub fn config(&self) -> &Value {
@@ -75,6 +128,14 @@ impl Case {
         Array1::from_vec(self.values(key).1)
     }
 
+    pub fn floats(&self, key: &str) -> Array2<f32> {
+        self.matrix(key).mapv(|x| x as f32)
+    }
+
+    pub fn indices(&self, key: &str) -> Array2<usize> {
+        self.matrix(key).mapv(|x| x as usize)
+    }
+
     pub fn matrix(&self, key: &str) -> Array2<f64> {
         let (shape, values) = self.values(key);
         Array2::from_shape_vec((shape[0], shape[1]), values).unwrap()
@@ -87,6 +148,7 @@ impl Case {
 
     /// Compares with the tensor `key`; NaN must meet NaN.
     pub fn check(&self, key: &str, actual: &[f64], tolerance: Tolerance) {
+        self.compared.borrow_mut().insert(key.to_owned());
         let (_, expected) = self.values(key);
         assert_eq!(actual.len(), expected.len(), "{} {key}", self.name);
         for (i, (&actual, &expected)) in actual.iter().zip(&expected).enumerate() {

@@ -2,6 +2,7 @@
 
 pub mod doctor;
 pub mod encoders;
+pub mod evaluate;
 pub mod metrics;
 pub mod prepare;
 pub mod report;

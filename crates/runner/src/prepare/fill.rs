@@ -14,7 +14,7 @@ use tch::{Device, Tensor};
 use training::{Config, TrainError, images_to_device};
 
 use super::PrepareError;
-use super::progress::Progress;
+use crate::image_progress::ImageProgress;
 
 /// Images that are read, and seen by an encoder, at once.
 const BATCH: usize = 32;
@@ -100,7 +100,7 @@ impl Job {
             return Ok(true);
         }
         let put = load()?;
-        let mut progress = Progress::new(&self.name, self.samples);
+        let mut progress = ImageProgress::new(&self.name, self.samples);
         let mut skipped = Skipped::new(config, dataset.as_ref());
         let (send, receive) = mpsc::sync_channel(AHEAD);
         thread::scope(|scope| {
@@ -140,7 +140,10 @@ impl Job {
                 }
                 writer.write(rows)?;
             }
-            progress.finish(skipped.count, noun);
+            progress.finish(&match skipped.count {
+                0 => String::new(),
+                count => format!(", {count} of them could not be read and have no {noun}"),
+            });
             Ok(true)
         })
     }

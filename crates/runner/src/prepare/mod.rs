@@ -4,7 +4,6 @@
 mod features;
 mod fill;
 mod latents;
-mod progress;
 
 use data::DataError;
 use encoders::EncoderError;

@@ -1,3 +1,5 @@
+//! Progress over images, on stderr: a bar on a terminal, a plain line now and then elsewhere.
+
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
@@ -6,8 +8,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 /// How often a line is printed where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
-/// Progress on stderr: a bar on a terminal, a plain line now and then elsewhere.
-pub(super) struct Progress {
+/// How far a pass over images is.
+pub struct ImageProgress {
     name: String,
     bar: Option<ProgressBar>,
     total: u64,
@@ -16,8 +18,9 @@ pub(super) struct Progress {
     last_line: Instant,
 }
 
-impl Progress {
-    pub(super) fn new(name: &str, total: u64) -> Self {
+impl ImageProgress {
+    /// Begins at none of `total`; `name` says what goes over them.
+    pub fn new(name: &str, total: u64) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let template = "{prefix:28!} {bar:24} {pos:>8}/{len} images  {per_sec}  {eta} left";
             let style = ProgressStyle::with_template(template);
@@ -35,7 +38,8 @@ impl Progress {
         }
     }
 
-    pub(super) fn add(&mut self, images: u64) {
+    /// So many images more.
+    pub fn add(&mut self, images: u64) {
         self.done += images;
         match &self.bar {
             Some(bar) => bar.inc(images),
@@ -52,14 +56,11 @@ impl Progress {
         format!("{}/{} images, {rate:.1} images/s", self.done, self.total)
     }
 
-    pub(super) fn finish(&self, skipped: u64, noun: &str) {
+    /// Ends with a line that stays; `remark` is put behind it.
+    pub fn finish(&self, remark: &str) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
-        let skipped = match skipped {
-            0 => String::new(),
-            count => format!(", {count} of them could not be read and have no {noun}"),
-        };
-        eprintln!("{}: {}{skipped}", self.name, self.line());
+        eprintln!("{}: {}{remark}", self.name, self.line());
     }
 }

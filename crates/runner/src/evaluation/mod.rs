@@ -1,4 +1,22 @@
 //! What is measured of encoders and samples.
+//!
+//! [`evaluate`] takes an [`ImageSet`] of samples and a reference and gives a [`QualityReport`]: FID, sFID,
+//! Inception score, KID, precision and recall, from one pass with an [`Extractor`]. A sweep's cells are
+//! measured by [`Reference`] and [`spatial_metrics`].
+
+mod features;
+mod images;
+mod measure;
+mod quality;
+mod statistics;
+
+pub use features::{Extractor, Features};
+pub use images::{Batches, ImageOptions, ImageSet};
+pub use measure::{Measured, Wanted, measure};
+pub use quality::{
+    FeatureReport, Metric, QualityOptions, QualityReport, Results, SetReport, Stage, evaluate,
+};
+pub use statistics::{ReferenceOptions, ReferenceStatistics, reference};
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -6,10 +24,11 @@ use std::sync::Arc;
 use data::{Batch, DataError, Dataset};
 use encoders::{Encoder, EncoderError};
 use metrics::MetricsError;
+use metrics::npz::NpzError;
 use metrics::quality::{Moments, frechet_distance};
 use metrics::spatial::{Grid, SpatialMetrics, SpatialOptions, evaluate_images, patch_mask};
 use ndarray::{Array2, ArrayView2, ArrayView3};
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{Device, TchError, Tensor};
 use thiserror::Error;
 use training::{Config, TrainError, images_to_device, read_tensors};
 
@@ -36,6 +55,76 @@ pub enum EvaluationError {
     /// libtorch failed.
     #[error(transparent)]
     Tch(#[from] TchError),
+    /// An `.npz` file is not what it must be.
+    #[error(transparent)]
+    Npz(#[from] NpzError),
+    /// An image file cannot be read.
+    #[error("{}: {reason}; sample it again or remove it", path.display())]
+    Image {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// There is no image.
+    #[error("{} holds no image", path.display())]
+    NoImages {
+        /// The folder or file.
+        path: PathBuf,
+    },
+    /// An image, or a set, has another size than it must have.
+    #[error(
+        "{} has {} x {} pixels (height x width), {} x {} are needed: {way_out}",
+        path.display(), found.0, found.1, expected.0, expected.1
+    )]
+    Size {
+        /// The image or set.
+        path: PathBuf,
+        /// Its height and width.
+        found: (u32, u32),
+        /// The size needed.
+        expected: (u32, u32),
+        /// What to do.
+        way_out: &'static str,
+    },
+    /// A reference file has neither statistics nor images.
+    #[error(
+        "{} holds neither statistics (mu, sigma) nor images (arr_0), only {found}",
+        path.display()
+    )]
+    NoStatistics {
+        /// The file.
+        path: PathBuf,
+        /// What is in it.
+        found: String,
+    },
+    /// Statistics are of other features.
+    #[error(
+        "`{name}` of {} is of {found} features, but the network gives {expected}: it was computed with \
+         another network",
+        path.display()
+    )]
+    Width {
+        /// The file.
+        path: PathBuf,
+        /// The array.
+        name: &'static str,
+        /// Its number of features.
+        found: usize,
+        /// That of the network.
+        expected: usize,
+    },
+    /// A measure that was asked for cannot be computed.
+    #[error("{metric} cannot be computed: {reason}")]
+    NotAllowed {
+        /// The measure.
+        metric: Metric,
+        /// Why.
+        reason: String,
+    },
+    /// The user stopped it.
+    #[error("interrupted; the same command begins again and gives the same result")]
+    Interrupted,
 }
 
 /// Features and labels of real images, that samples are compared with.
@@ -58,16 +147,14 @@ pub fn pooled_features(
     mut progress: impl FnMut(usize),
 ) -> Result<Array2<f32>, EvaluationError> {
     let count = images.size().first().copied().unwrap_or(0);
-    let mut features = Vec::new();
+    let mut rows = Vec::new();
     for start in (0..count).step_by(BATCH) {
         let length = (count - start).min(BATCH as i64);
         let batch = images.f_narrow(0, start, length)?.f_to_device(device)?;
-        let tokens = encoder.encode(&batch)?.patch;
-        let pooled = tokens.f_mean_dim(1, false, Kind::Float)?;
-        features.push(pooled.f_to_device(Device::Cpu)?);
+        rows.push(features::pooled_tokens(encoder, &batch)?);
         progress(length as usize);
     }
-    Ok(tensors::array2(&Tensor::f_cat(&features, 0)?)?)
+    Ok(tensors::array2(&Tensor::f_cat(&rows, 0)?)?)
 }
 
 impl Reference {

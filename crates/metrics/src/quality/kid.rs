@@ -1,0 +1,245 @@
+//! The kernel inception distance.
+
+use faer::Mat;
+use ndarray::{ArrayView2, Axis};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+
+use super::mean_and_deviation;
+use super::moments::check_finite;
+use crate::MetricsError;
+use crate::linalg::sequential_product;
+
+/// Subsets on which [`kid`] is computed. The default is torch-fidelity's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KidOptions {
+    /// Number of subsets (100).
+    pub subsets: usize,
+    /// Samples of each set in a subset, drawn without replacement (1000); all, if a set has fewer.
+    pub subset_size: usize,
+    /// Seed of the draws.
+    pub seed: u64,
+}
+
+impl Default for KidOptions {
+    fn default() -> Self {
+        Self {
+            subsets: 100,
+            subset_size: 1000,
+            seed: 0,
+        }
+    }
+}
+
+/// Kernel inception distance over subsets.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Kid {
+    /// Mean over subsets; around 0 for equal distributions, and below 0 as often as above.
+    pub mean: f64,
+    /// Population standard deviation over subsets.
+    pub deviation: f64,
+    /// Squared maximum mean discrepancy of each subset.
+    pub subsets: Vec<f64>,
+}
+
+/// How the squared maximum mean discrepancy of `m` samples of each set is estimated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Estimator {
+    /// Within a set over pairs of different samples, across sets over all pairs. What is called KID.
+    Unbiased,
+    /// Over all pairs, each sample with itself too.
+    Biased,
+    /// Over pairs of different indices, across sets too.
+    UStatistic,
+}
+
+/// Kernel inception distance (Binkowski et al. 2018, arXiv 1801.01401) of features `[N, D]`: the mean of
+/// the unbiased [`mmd2`] over random subsets.
+///
+/// # Errors
+///
+/// [`MetricsError::Shape`] for different numbers of features, [`MetricsError::TooFew`] for sets or
+/// subsets of fewer than 2 samples, [`MetricsError::OutOfRange`] without subsets,
+/// [`MetricsError::NonFinite`].
+pub fn kid(
+    real: ArrayView2<'_, f32>,
+    fake: ArrayView2<'_, f32>,
+    options: &KidOptions,
+) -> Result<Kid, MetricsError> {
+    let size = options.subset_size.min(real.nrows()).min(fake.nrows());
+    let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
+    let mut draw = |count| rand::seq::index::sample(&mut rng, count, size).into_vec();
+    let indices: Vec<_> = (0..options.subsets)
+        .map(|_| (draw(real.nrows()), draw(fake.nrows())))
+        .collect();
+    kid_of_subsets(real, fake, &indices)
+}
+
+/// [`kid`] over given subsets: for each, the rows of `real` and as many of `fake`.
+///
+/// # Errors
+///
+/// As [`kid`]; [`MetricsError::OutOfRange`] for a row that is not there.
+pub fn kid_of_subsets(
+    real: ArrayView2<'_, f32>,
+    fake: ArrayView2<'_, f32>,
+    subsets: &[(Vec<usize>, Vec<usize>)],
+) -> Result<Kid, MetricsError> {
+    if subsets.is_empty() {
+        return Err(MetricsError::OutOfRange {
+            what: "the number of KID's subsets",
+            found: 0.0,
+            allowed: "1 or more",
+        });
+    }
+    check_finite(real)?;
+    check_finite(fake)?;
+    let largest = subsets.iter().map(|(rows, _)| rows.iter().max());
+    let largest = largest.max().flatten().copied();
+    let largest_fake = subsets.iter().map(|(_, rows)| rows.iter().max());
+    let largest_fake = largest_fake.max().flatten().copied();
+    for (largest, set) in [(largest, real), (largest_fake, fake)] {
+        if let Some(row) = largest.filter(|&row| row >= set.nrows()) {
+            return Err(MetricsError::OutOfRange {
+                what: "a row of a subset of KID",
+                found: row as f64,
+                allowed: "below the number of samples",
+            });
+        }
+    }
+    let values = subsets
+        .par_iter()
+        .map(|(rows, fake_rows)| {
+            let real = real.select(Axis(0), rows);
+            let fake = fake.select(Axis(0), fake_rows);
+            discrepancy(real.view(), fake.view(), Estimator::Unbiased)
+        })
+        .collect::<Result<Vec<f64>, _>>()?;
+    let (mean, deviation) = mean_and_deviation(&values);
+    Ok(Kid {
+        mean,
+        deviation,
+        subsets: values,
+    })
+}
+
+/// Squared maximum mean discrepancy of two sets of as many features `[m, D]`, with the
+/// [`polynomial_kernel`].
+///
+/// # Errors
+///
+/// [`MetricsError::Shape`] for sets of different shape, [`MetricsError::TooFew`] for fewer than 2
+/// samples, [`MetricsError::NonFinite`].
+pub fn mmd2(
+    real: ArrayView2<'_, f32>,
+    fake: ArrayView2<'_, f32>,
+    estimator: Estimator,
+) -> Result<f64, MetricsError> {
+    check_finite(real)?;
+    check_finite(fake)?;
+    discrepancy(real, fake, estimator)
+}
+
+/// `k(x, y) = (x . y / D + 1)^3`, float64, of all pairs of rows of `[N, D]` and `[M, D]`, `[N, M]`.
+///
+/// # Errors
+///
+/// [`MetricsError::Shape`] for different numbers of features.
+pub fn polynomial_kernel(
+    left: ArrayView2<'_, f32>,
+    right: ArrayView2<'_, f32>,
+) -> Result<ndarray::Array2<f64>, MetricsError> {
+    check_shape(left, &[right.nrows(), left.ncols()], right)?;
+    let kernel = kernel(&columns(left), &columns(right));
+    Ok(ndarray::Array2::from_shape_fn(
+        (left.nrows(), right.nrows()),
+        |index| kernel[index],
+    ))
+}
+
+fn discrepancy(
+    real: ArrayView2<'_, f32>,
+    fake: ArrayView2<'_, f32>,
+    estimator: Estimator,
+) -> Result<f64, MetricsError> {
+    check_shape(real, real.shape(), fake)?;
+    super::moments::check_count(real.nrows())?;
+    let (real, fake) = (columns(real), columns(fake));
+    let (within_real, within_fake) = (kernel(&real, &real), kernel(&fake, &fake));
+    let across = kernel(&real, &fake);
+    let count = across.nrows() as f64;
+    let (all, different) = (count * count, count * (count - 1.0));
+    let (within_real, within_fake, across) =
+        (sums(&within_real), sums(&within_fake), sums(&across));
+    Ok(match estimator {
+        Estimator::Unbiased => {
+            (within_real.off_diagonal + within_fake.off_diagonal) / different
+                - 2.0 * across.all() / all
+        }
+        Estimator::Biased => (within_real.all() + within_fake.all() - 2.0 * across.all()) / all,
+        Estimator::UStatistic => {
+            (within_real.off_diagonal + within_fake.off_diagonal - 2.0 * across.off_diagonal)
+                / different
+        }
+    })
+}
+
+/// Samples `[N, D]` as float64 columns `[D, N]`.
+fn columns(samples: ArrayView2<'_, f32>) -> Mat<f64> {
+    Mat::from_fn(samples.ncols(), samples.nrows(), |i, j| {
+        f64::from(samples[(j, i)])
+    })
+}
+
+/// The kernel of all pairs of columns of `[D, N]` and `[D, M]`.
+fn kernel(left: &Mat<f64>, right: &Mat<f64>) -> Mat<f64> {
+    let dimension = left.nrows() as f64;
+    let mut products = sequential_product(left.as_ref(), right.as_ref());
+    for column in products.col_iter_mut() {
+        for value in column.iter_mut() {
+            *value = (*value / dimension + 1.0).powi(3);
+        }
+    }
+    products
+}
+
+struct Sums {
+    diagonal: f64,
+    off_diagonal: f64,
+}
+
+impl Sums {
+    fn all(&self) -> f64 {
+        self.diagonal + self.off_diagonal
+    }
+}
+
+fn sums(square: &Mat<f64>) -> Sums {
+    let mut sums = Sums {
+        diagonal: 0.0,
+        off_diagonal: 0.0,
+    };
+    for j in 0..square.ncols() {
+        let diagonal = square[(j, j)];
+        let column: f64 = square.col(j).iter().sum();
+        sums.diagonal += diagonal;
+        sums.off_diagonal += column - diagonal;
+    }
+    sums
+}
+
+fn check_shape(
+    real: ArrayView2<'_, f32>,
+    expected: &[usize],
+    fake: ArrayView2<'_, f32>,
+) -> Result<(), MetricsError> {
+    if fake.shape() != expected || real.ncols() == 0 {
+        return Err(MetricsError::Shape {
+            what: "the second set of features",
+            found: fake.shape().to_vec(),
+            expected: expected.to_vec(),
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,294 @@
+//! Files of samples and statistics: round trips, and what is refused.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use metrics::npz::{
+    Compression, NpzError, ReferenceFile, SampleReader, SampleWriter, Statistics, write_statistics,
+};
+use metrics::quality::{Moments, frechet_distance};
+use ndarray::{Array1, Array2, Array4, Axis, array, s};
+use proptest::prelude::*;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use tempfile::TempDir;
+
+fn images(count: usize, height: usize, width: usize) -> Array4<u8> {
+    let mut rng = ChaCha8Rng::seed_from_u64(7);
+    Array4::from_shape_fn((count, height, width, 3), |_| rng.random())
+}
+
+fn write(path: &Path, images: &Array4<u8>, compression: Compression) {
+    let (count, height, width, _) = images.dim();
+    let mut writer = SampleWriter::create(path, [count, height, width], compression).unwrap();
+    writer.push(images.view()).unwrap();
+    writer.finish(None).unwrap();
+}
+
+/// A file with one array whose header and content are given.
+fn write_raw(folder: &TempDir, name: &str, header: &str, content: &[u8]) -> PathBuf {
+    let path = folder.path().join("raw.npz");
+    let mut archive = zip::ZipWriter::new(fs::File::create(&path).unwrap());
+    let stored =
+        zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+    archive.start_file(format!("{name}.npy"), stored).unwrap();
+    archive.write_all(b"\x93NUMPY\x01\x00").unwrap();
+    let length = u16::try_from(header.len() + 1).unwrap();
+    archive.write_all(&length.to_le_bytes()).unwrap();
+    archive.write_all(header.as_bytes()).unwrap();
+    archive.write_all(b"\n").unwrap();
+    archive.write_all(content).unwrap();
+    archive.finish().unwrap();
+    path
+}
+
+fn message<T>(result: Result<T, NpzError>) -> String {
+    match result {
+        Ok(_) => panic!("accepted"),
+        Err(error) => error.to_string(),
+    }
+}
+
+fn read_all(path: &Path) -> Result<usize, NpzError> {
+    let mut reader = SampleReader::open(path)?;
+    let mut count = 0;
+    loop {
+        let batch = reader.next_batch(2)?;
+        if batch.is_empty() {
+            return Ok(count);
+        }
+        count += batch.dim().0;
+    }
+}
+
+#[test]
+fn labels_are_stored_beside_the_images() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("samples.npz");
+    let mut writer = SampleWriter::create(&path, [2, 4, 4], Compression::Stored).unwrap();
+    writer.push(images(2, 4, 4).view()).unwrap();
+    writer.finish(Some(&[5, 1])).unwrap();
+    let file = ReferenceFile::open(&path).unwrap();
+    assert_eq!(file.names(), ["arr_0", "arr_1"]);
+    assert!(file.pooled().unwrap().is_none() && file.spatial().unwrap().is_none());
+    let mut npz = ndarray_npy::NpzReader::new(fs::File::open(&path).unwrap()).unwrap();
+    let labels: Array1<i64> = npz.by_name("arr_1").unwrap();
+    assert_eq!(labels, array![5, 1]);
+}
+
+#[test]
+fn equal_images_make_equal_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = |name: &str, batch: usize| {
+        let path = folder.path().join(name);
+        let images = images(7, 5, 4);
+        let mut writer = SampleWriter::create(&path, [7, 5, 4], Compression::Deflated).unwrap();
+        for part in images.axis_chunks_iter(Axis(0), batch) {
+            writer.push(part).unwrap();
+        }
+        writer.finish(None).unwrap();
+        fs::read(path).unwrap()
+    };
+    assert_eq!(bytes("a.npz", 7), bytes("b.npz", 2));
+}
+
+#[test]
+fn a_file_appears_whole_or_not_at_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("samples.npz");
+    let mut writer = SampleWriter::create(&path, [4, 4, 4], Compression::Stored).unwrap();
+    writer.push(images(3, 4, 4).view()).unwrap();
+    assert!(!path.exists());
+    assert!(message(writer.finish(None)).contains("begun for 4 images and got 3"));
+    let mut writer = SampleWriter::create(&path, [1, 4, 4], Compression::Stored).unwrap();
+    assert!(message(writer.push(images(1, 4, 5).view())).contains("[B, 4, 4, 3]"));
+    assert!(message(writer.push(images(2, 4, 4).view())).contains("got 2"));
+    drop(writer);
+    let mut writer = SampleWriter::create(&path, [1, 4, 4], Compression::Stored).unwrap();
+    writer.push(images(1, 4, 4).view()).unwrap();
+    assert!(message(writer.finish(Some(&[1, 2]))).contains("arr_1"));
+    // No half of a file is left either.
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    let nowhere = SampleWriter::create(&path.join("x.npz"), [1, 1, 1], Compression::Stored);
+    assert!(message(nowhere).contains("cannot create"));
+}
+
+#[test]
+fn files_that_are_no_samples_are_refused_with_the_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let raw = |header: &str, size: usize| write_raw(&folder, "arr_0", header, &vec![0; size]);
+    let header = |descr: &str, order: &str, shape: &str| {
+        format!("{{'descr': '{descr}', 'fortran_order': {order}, 'shape': {shape}, }}")
+    };
+    for (descr, order, shape, size, expected) in [
+        ("<f4", "False", "(1, 2, 2, 3)", 48, "`arr_0` of"),
+        ("|u1", "False", "(1, 3, 2, 2)", 12, "u1 [N, H, W, 3]"),
+        ("|u1", "False", "(12,)", 12, "u1 [N, H, W, 3]"),
+        ("|u1", "False", "(0, 2, 2, 3)", 0, "u1 [N, H, W, 3]"),
+        ("|u1", "True", "(1, 2, 2, 3)", 12, "C order"),
+        (
+            "|u1",
+            "False",
+            "(2, 2, 2, 3)",
+            12,
+            "not as many as its header says",
+        ),
+        ("|O", "False", "(1, 2, 2, 3)", 96, "little-endian"),
+        (
+            "|u1",
+            "False",
+            "(9223372036854775807, 9223372036854775807, 2, 3)",
+            12,
+            "not as many",
+        ),
+    ] {
+        let path = raw(&header(descr, order, shape), size);
+        let found = message(SampleReader::open(&path));
+        assert!(found.contains(expected), "{found}");
+    }
+    let path = raw("{'descr': '|u1'}", 12);
+    assert!(message(SampleReader::open(&path)).contains("is no .npz file or is damaged"));
+    let path = write_raw(&folder, "images", &header("|u1", "False", "(1,)"), &[0]);
+    let found = message(SampleReader::open(&path));
+    assert!(found.contains("no array `arr_0`, only images"), "{found}");
+    let missing = message(SampleReader::open(&folder.path().join("none.npz")));
+    assert!(missing.contains("cannot open"), "{missing}");
+}
+
+#[test]
+fn a_file_that_was_cut_short_or_changed_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, compression) in [
+        ("stored.npz", Compression::Stored),
+        ("deflated.npz", Compression::Deflated),
+    ] {
+        let path = folder.path().join(name);
+        write(&path, &images(5, 8, 8), compression);
+        assert_eq!(read_all(&path).unwrap(), 5);
+        let whole = fs::read(&path).unwrap();
+        fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+        assert!(message(read_all(&path)).contains("damaged"));
+        let mut flipped = whole.clone();
+        flipped[whole.len() / 2] ^= 4;
+        fs::write(&path, &flipped).unwrap();
+        let found = message(read_all(&path));
+        assert!(found.contains("damaged"), "{found}");
+    }
+}
+
+fn moments(seed: u64, count: usize, dimension: usize) -> Moments {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let features = Array2::from_shape_fn((count, dimension), |_| rng.random_range(-1.0_f32..1.0));
+    let mut moments = Moments::new(dimension);
+    moments.push(features.view()).unwrap();
+    moments
+}
+
+#[test]
+fn statistics_survive_a_file_to_the_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("statistics.npz");
+    let pooled = Statistics::of(&moments(1, 40, 6)).unwrap();
+    let spatial = Statistics::of(&moments(2, 40, 4)).unwrap();
+    let features = Array2::from_shape_fn((3, 2), |(i, j)| i as f32 / 3.0 + j as f32);
+    write_statistics(&path, &pooled, Some(&spatial), &[("features", &features)]).unwrap();
+    let file = ReferenceFile::open(&path).unwrap();
+    assert_eq!(file.pooled().unwrap().as_ref(), Some(&pooled));
+    assert_eq!(file.spatial().unwrap().as_ref(), Some(&spatial));
+    assert_eq!(file.features("features").unwrap().as_ref(), Some(&features));
+    assert!(file.features("others").unwrap().is_none());
+    assert!(file.images().unwrap().is_none());
+    assert_eq!(pooled.count, Some(40));
+
+    // numpy's reader, or one like it, finds the same.
+    let mut npz = ndarray_npy::NpzReader::new(fs::File::open(&path).unwrap()).unwrap();
+    let covariance: Array2<f64> = npz.by_name("sigma_s").unwrap();
+    assert_eq!(covariance, spatial.covariance);
+
+    let other = moments(3, 30, 6);
+    let direct = frechet_distance(&moments(1, 40, 6), &other).unwrap();
+    let stored = frechet_distance(&pooled.moments().unwrap(), &other).unwrap();
+    assert!((direct - stored).abs() < 1e-12 * direct);
+}
+
+/// ADM's references hold statistics of many images and a few of the images.
+#[test]
+fn the_images_of_a_file_do_not_tell_the_count_behind_its_statistics() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/quality/ref_adm.npz");
+    let file = ReferenceFile::open(&path).unwrap();
+    assert_eq!(file.images().unwrap().unwrap().shape()[0], 2);
+    assert_eq!(file.pooled().unwrap().unwrap().count, None);
+}
+
+#[test]
+fn statistics_of_the_wrong_shape_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |arrays: &[(&str, Array2<f64>)], mean: Array1<f64>| {
+        let path = folder.path().join("statistics.npz");
+        let mut npz = ndarray_npy::NpzWriter::new(fs::File::create(&path).unwrap());
+        npz.add_array("mu", &mean).unwrap();
+        for (name, array) in arrays {
+            npz.add_array(*name, array).unwrap();
+        }
+        npz.finish().unwrap();
+        message(ReferenceFile::open(&path).unwrap().pooled())
+    };
+    let mean = || Array1::zeros(3);
+    let found = write(&[("sigma", Array2::zeros((3, 2)))], mean());
+    assert!(
+        found.contains("f8 [3, 3], as `mu` has 3 numbers"),
+        "{found}"
+    );
+    let found = write(&[("sigma", Array2::zeros((1, 9)))], mean());
+    assert!(found.contains("`sigma` of"), "{found}");
+    let found = write(&[], mean());
+    assert!(found.contains("no array `sigma`, only mu"), "{found}");
+    let mut skewed = Array2::eye(3);
+    skewed[(0, 2)] = 0.5;
+    let found = write(&[("sigma", skewed)], mean());
+    assert!(found.contains("not symmetric"), "{found}");
+    let mut infinite = Array2::eye(3);
+    infinite[(1, 1)] = f64::NAN;
+    let found = write(&[("sigma", infinite)], mean());
+    assert!(found.contains("NaN"), "{found}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn any_batches_give_the_images_back(
+        count in 1_usize..12, height in 1_usize..6, width in 1_usize..6, batch in 1_usize..14,
+        deflated: bool,
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("samples.npz");
+        let compression = if deflated { Compression::Deflated } else { Compression::Stored };
+        let written = images(count, height, width);
+        write(&path, &written, compression);
+        let mut reader = SampleReader::open(&path).unwrap();
+        prop_assert_eq!(reader.shape(), [count, height, width]);
+        for start in (0..count).step_by(batch) {
+            let end = (start + batch).min(count);
+            prop_assert_eq!(&reader.next_batch(batch).unwrap(), &written.slice(s![start..end, .., .., ..]));
+        }
+        prop_assert!(reader.next_batch(batch).unwrap().is_empty());
+    }
+
+    #[test]
+    fn rubbish_is_refused_and_never_panics(change in 0_usize..4000, byte: u8, cut in 0_usize..4000) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("samples.npz");
+        write(&path, &images(4, 6, 6), Compression::Deflated);
+        let mut bytes = fs::read(&path).unwrap();
+        let place = change % bytes.len();
+        bytes[place] = byte;
+        bytes.truncate(1 + cut % bytes.len());
+        fs::write(&path, &bytes).unwrap();
+        // A byte of a date or a name may change without harm; what is read is then whole.
+        if let Ok(count) = read_all(&path) {
+            prop_assert_eq!(count, 4);
+        }
+    }
+}

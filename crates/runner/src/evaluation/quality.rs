@@ -1,0 +1,435 @@
+//! Samples against a reference: every measure that was asked for, from one pass.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::atomic::AtomicBool;
+
+use data::Background;
+use metrics::npz::Statistics;
+use metrics::quality::{KidOptions, Moments, Splits, frechet_distance, kid, precision_recall};
+use serde::Serialize;
+
+use super::statistics::{ReferenceOptions, ReferenceStatistics, reference};
+use super::{EvaluationError, Extractor, ImageOptions, ImageSet, Wanted, measure};
+use crate::atomic_file;
+
+/// A measure of samples.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Metric {
+    /// Frechet distance of the pooled features; of Inception's it is the FID.
+    Frechet,
+    /// Frechet distance of Inception's spatial features.
+    Sfid,
+    /// Inception score.
+    InceptionScore,
+    /// Kernel inception distance.
+    Kid,
+    /// Improved precision and recall, density and coverage.
+    PrecisionRecall,
+}
+
+impl Metric {
+    const NAMES: [(&'static str, Self); 6] = [
+        ("fid", Self::Frechet),
+        ("fd", Self::Frechet),
+        ("sfid", Self::Sfid),
+        ("inception-score", Self::InceptionScore),
+        ("kid", Self::Kid),
+        ("precision-recall", Self::PrecisionRecall),
+    ];
+
+    /// Whether it is of Inception's features only.
+    fn needs_inception(self) -> bool {
+        matches!(self, Self::Sfid | Self::InceptionScore)
+    }
+
+    /// Whether it needs the features of single images.
+    fn needs_features(self) -> bool {
+        matches!(self, Self::Kid | Self::PrecisionRecall)
+    }
+}
+
+impl FromStr for Metric {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = Self::NAMES.iter().find(|(name, _)| *name == text);
+        known.map(|&(_, metric)| metric).ok_or_else(|| {
+            let names = Self::NAMES.map(|(name, _)| name);
+            format!("no such measure; there are {}", names.join(", "))
+        })
+    }
+}
+
+impl fmt::Display for Metric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let known = Self::NAMES.iter().find(|(_, metric)| metric == self);
+        f.write_str(known.map_or("", |(name, _)| name))
+    }
+}
+
+/// What to measure.
+#[derive(Debug, Clone)]
+pub struct QualityOptions {
+    /// Measures; without any those that need no features in memory and that the reference allows.
+    pub metrics: Vec<Metric>,
+    /// Parts of the Inception score.
+    pub splits: Splits,
+    /// Subsets of KID.
+    pub kid: KidOptions,
+    /// Neighbours of precision and recall.
+    pub neighbours: usize,
+    /// What is put under transparent pixels of reference images.
+    pub background: Background,
+    /// Split of the reference data set.
+    pub reference_split: Option<String>,
+    /// Folder where statistics of reference images are kept.
+    pub cache: PathBuf,
+}
+
+/// The result, as it is written to JSON. Holds no times, so that the same input gives the same bytes.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct QualityReport {
+    /// The samples.
+    pub samples: SetReport,
+    /// What they were compared with.
+    pub reference: SetReport,
+    /// By which features.
+    pub features: FeatureReport,
+    /// The measures; those that were not computed are left out.
+    pub results: Results,
+    /// What to know when reading them.
+    pub warnings: Vec<String>,
+}
+
+/// A set of images.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SetReport {
+    /// As it was named.
+    pub path: String,
+    /// Number of images, where it is known.
+    pub count: Option<usize>,
+    /// Height and width in pixels, of images.
+    pub size: Option<(u32, u32)>,
+}
+
+/// A network.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct FeatureReport {
+    /// Its name.
+    pub name: String,
+    /// Its weights.
+    pub weights: String,
+    /// SHA-256 of its file, or a version.
+    pub identity: String,
+    /// Number of pooled features.
+    pub dimension: usize,
+}
+
+/// The figures.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Results {
+    /// Frechet distance of Inception's pooled features.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fid: Option<f64>,
+    /// Frechet distance of Inception's spatial features.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sfid: Option<f64>,
+    /// Frechet distance of an encoder's mean tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fd: Option<f64>,
+    /// Inception score, mean over parts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inception_score: Option<f64>,
+    /// Its deviation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inception_score_deviation: Option<f64>,
+    /// Kernel inception distance, mean over subsets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kid: Option<f64>,
+    /// Its deviation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kid_deviation: Option<f64>,
+    /// Share of samples among real images.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub precision: Option<f64>,
+    /// Share of real images among samples.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recall: Option<f64>,
+    /// Real balls around a sample, over the neighbours.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub density: Option<f64>,
+    /// Share of real balls with a sample.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub coverage: Option<f64>,
+}
+
+/// Which images a pass goes over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The reference's.
+    Reference,
+    /// The samples.
+    Samples,
+}
+
+/// Measures samples against the reference at `against`.
+///
+/// # Errors
+/// As [`measure`] and [`reference`]; a measure that was asked for and that features or reference do not
+/// allow.
+pub fn evaluate(
+    images: &ImageSet,
+    against: &Path,
+    extractor: &Extractor,
+    options: &QualityOptions,
+    interrupted: &AtomicBool,
+    mut progress: impl FnMut(Stage, usize, usize),
+) -> Result<QualityReport, EvaluationError> {
+    let inception = extractor.inception().is_some();
+    if let Some(&metric) = options
+        .metrics
+        .iter()
+        .find(|metric| metric.needs_inception())
+        && !inception
+    {
+        return Err(EvaluationError::NotAllowed {
+            metric,
+            reason: format!(
+                "it is of Inception's features, not of {}'s",
+                extractor.name()
+            ),
+        });
+    }
+    let mut metrics: BTreeSet<Metric> = options.metrics.iter().copied().collect();
+    if metrics.is_empty() {
+        metrics.insert(Metric::Frechet);
+        if inception {
+            metrics.extend([Metric::Sfid, Metric::InceptionScore]);
+        }
+    }
+    let features = metrics.iter().any(|metric| metric.needs_features());
+    let reference = reference_for(
+        images,
+        against,
+        extractor,
+        options,
+        features,
+        interrupted,
+        &mut progress,
+    )?;
+    let mut warnings = Vec::new();
+    check(&mut metrics, options, &reference, against, &mut warnings)?;
+
+    let wanted = Wanted {
+        splits: metrics
+            .contains(&Metric::InceptionScore)
+            .then_some(options.splits),
+        features,
+    };
+    let mut done = 0;
+    progress(Stage::Samples, done, images.len());
+    let measured = measure(images, extractor, wanted, interrupted, |count| {
+        done += count;
+        progress(Stage::Samples, done, images.len());
+    })?;
+    let mut results = Results::default();
+    for &metric in &metrics {
+        match metric {
+            Metric::Frechet => {
+                let distance = distance(&reference.pooled, &measured.pooled)?;
+                *(if inception {
+                    &mut results.fid
+                } else {
+                    &mut results.fd
+                }) = Some(distance);
+            }
+            Metric::Sfid => {
+                if let (Some(real), Some(fake)) = (&reference.spatial, &measured.spatial) {
+                    results.sfid = Some(distance(real, fake)?);
+                }
+            }
+            Metric::InceptionScore => {
+                if let Some(score) = &measured.score {
+                    results.inception_score = Some(score.mean);
+                    results.inception_score_deviation = Some(score.deviation);
+                }
+            }
+            Metric::Kid => {
+                if let (Some(real), Some(fake)) = (&reference.features, &measured.features) {
+                    let kid = kid(real.view(), fake.view(), &options.kid)?;
+                    results.kid = Some(kid.mean);
+                    results.kid_deviation = Some(kid.deviation);
+                }
+            }
+            Metric::PrecisionRecall => {
+                if let (Some(real), Some(fake)) = (&reference.features, &measured.features) {
+                    let found = precision_recall(real.view(), fake.view(), options.neighbours)?;
+                    results.precision = Some(found.precision);
+                    results.recall = Some(found.recall);
+                    results.density = Some(found.density);
+                    results.coverage = Some(found.coverage);
+                }
+            }
+        }
+    }
+    let dimension = extractor.dimension();
+    for (what, count) in [
+        ("samples", Some(images.len())),
+        ("reference images", reference.pooled.count),
+    ] {
+        if let Some(count) = count.filter(|&count| count <= dimension) {
+            warnings.push(format!(
+                "{count} {what} for {dimension} features: the covariance is singular and Frechet distances \
+                 come out too large; compare only with figures of as many"
+            ));
+        }
+    }
+    Ok(QualityReport {
+        samples: SetReport {
+            path: images.path().display().to_string(),
+            count: Some(images.len()),
+            size: Some(images.size()),
+        },
+        reference: SetReport {
+            path: against.display().to_string(),
+            count: reference.pooled.count,
+            size: None,
+        },
+        features: FeatureReport {
+            name: extractor.name().to_owned(),
+            weights: extractor.weights().to_owned(),
+            identity: extractor.identity().to_owned(),
+            dimension,
+        },
+        results,
+        warnings,
+    })
+}
+
+fn distance(real: &Statistics, fake: &Moments) -> Result<f64, EvaluationError> {
+    Ok(frechet_distance(&real.moments()?, fake)?)
+}
+
+/// The reference, whose images are brought to the samples' size.
+fn reference_for(
+    images: &ImageSet,
+    against: &Path,
+    extractor: &Extractor,
+    options: &QualityOptions,
+    features: bool,
+    interrupted: &AtomicBool,
+    progress: &mut impl FnMut(Stage, usize, usize),
+) -> Result<ReferenceStatistics, EvaluationError> {
+    let (height, width) = images.size();
+    if height != width && !super::images::is_npz(against) {
+        return Err(EvaluationError::Size {
+            path: images.path().to_owned(),
+            found: (height, width),
+            expected: (height, height),
+            way_out: "images of a folder can only be cropped to squares: give statistics as the reference",
+        });
+    }
+    let options = ReferenceOptions {
+        path: against,
+        images: ImageOptions {
+            split: options.reference_split.clone(),
+            resolution: Some(height),
+            background: options.background,
+        },
+        features,
+        cache: &options.cache,
+    };
+    reference(&options, extractor, interrupted, |done, total| {
+        progress(Stage::Reference, done, total);
+    })
+}
+
+/// Takes away what the reference does not allow; an error if it was asked for.
+fn check(
+    metrics: &mut BTreeSet<Metric>,
+    options: &QualityOptions,
+    reference: &ReferenceStatistics,
+    path: &Path,
+    warnings: &mut Vec<String>,
+) -> Result<(), EvaluationError> {
+    let reason = |metric: Metric| match metric {
+        Metric::Sfid if reference.spatial.is_none() => Some(format!(
+            "{} has no statistics of spatial features (mu_s, sigma_s)",
+            path.display()
+        )),
+        Metric::Kid | Metric::PrecisionRecall if reference.features.is_none() => Some(format!(
+            "it compares single images, and {} has statistics only; give a folder, a data set, or an .npz with \
+             arr_0",
+            path.display()
+        )),
+        _ => None,
+    };
+    for metric in metrics.clone() {
+        let Some(reason) = reason(metric) else {
+            continue;
+        };
+        if options.metrics.contains(&metric) {
+            return Err(EvaluationError::NotAllowed { metric, reason });
+        }
+        warnings.push(format!("{metric} is not computed: {reason}"));
+        metrics.remove(&metric);
+    }
+    Ok(())
+}
+
+impl QualityReport {
+    /// The figures as lines of a table, name, value and deviation.
+    pub fn table(&self) -> String {
+        let results = &self.results;
+        let rows = [
+            ("FID", results.fid, None),
+            ("sFID", results.sfid, None),
+            ("Frechet distance", results.fd, None),
+            (
+                "Inception score",
+                results.inception_score,
+                results.inception_score_deviation,
+            ),
+            ("KID", results.kid, results.kid_deviation),
+            ("precision", results.precision, None),
+            ("recall", results.recall, None),
+            ("density", results.density, None),
+            ("coverage", results.coverage, None),
+        ];
+        let count = |set: &SetReport| match set.count {
+            Some(count) => format!("{} ({count})", set.path),
+            None => set.path.clone(),
+        };
+        let mut text = format!(
+            "{:18} {}\n{:18} {}\n{:18} {} ({})\n",
+            "samples",
+            count(&self.samples),
+            "reference",
+            count(&self.reference),
+            "features",
+            self.features.name,
+            self.features.dimension,
+        );
+        for (name, value, deviation) in rows {
+            let Some(value) = value else { continue };
+            let deviation = deviation.map(|x| format!(" +- {x:.6}")).unwrap_or_default();
+            text.push_str(&format!("{name:18} {value:.6}{deviation}\n"));
+        }
+        text
+    }
+
+    /// Writes the report as JSON, whole or not at all.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write(&self, path: &Path) -> std::io::Result<()> {
+        atomic_file::write(path, |file| {
+            serde_json::to_writer_pretty(&mut *file, self)?;
+            file.write_all(b"\n")
+        })
+    }
+}

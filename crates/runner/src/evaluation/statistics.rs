@@ -1,0 +1,210 @@
+//! What samples are compared with: statistics of a file, or of images, kept for the next time.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use metrics::npz::{ReferenceFile, Statistics, write_statistics};
+use ndarray::Array2;
+
+use super::images::is_npz;
+use super::{EvaluationError, Extractor, ImageOptions, ImageSet, Wanted, measure};
+
+/// Name of the features in a kept file.
+const FEATURES: &str = "features";
+
+/// Statistics of real images.
+pub struct ReferenceStatistics {
+    /// Of the pooled features.
+    pub pooled: Statistics,
+    /// Of Inception's spatial features, where the file has them.
+    pub spatial: Option<Statistics>,
+    /// Pooled features `[N, D]`, where they were wanted.
+    pub features: Option<Array2<f32>>,
+    /// Where the statistics are or were put, if they were computed.
+    pub kept: Option<PathBuf>,
+}
+
+/// Where and how to get a reference.
+#[derive(Debug, Clone)]
+pub struct ReferenceOptions<'a> {
+    /// An `.npz` of statistics or images, a folder, or a data set.
+    pub path: &'a Path,
+    /// How images of a folder are read.
+    pub images: ImageOptions,
+    /// Whether the features themselves are needed.
+    pub features: bool,
+    /// Folder where computed statistics are kept.
+    pub cache: &'a Path,
+}
+
+/// Reads or computes the statistics of the reference. Those of images are computed once and kept; a file that
+/// was kept and can no longer be read is made again.
+///
+/// Computed statistics take the way through their file, so that the second call has the bits of the first.
+///
+/// # Errors
+/// Nothing usable at the path, statistics of another number of features than the network gives, an image
+/// that cannot be read, or `interrupted` was set.
+pub fn reference(
+    options: &ReferenceOptions,
+    extractor: &Extractor,
+    interrupted: &AtomicBool,
+    progress: impl FnMut(usize, usize),
+) -> Result<ReferenceStatistics, EvaluationError> {
+    if !is_npz(options.path) {
+        let images = ImageSet::open(options.path, &options.images)?;
+        return of_images(&images, options, extractor, interrupted, progress);
+    }
+    let file = ReferenceFile::open(options.path)?;
+    let stored = file.pooled()?;
+    let spatial = file.spatial()?;
+    let images = match file.images()? {
+        Some(_) if stored.is_none() || options.features => {
+            let unchanged = ImageOptions::default();
+            let images = ImageSet::open(options.path, &unchanged)?;
+            Some(of_images(
+                &images,
+                options,
+                extractor,
+                interrupted,
+                progress,
+            )?)
+        }
+        _ => None,
+    };
+    match (stored, images) {
+        (Some(pooled), images) => {
+            check_width(
+                options.path,
+                "mu",
+                pooled.dimension(),
+                extractor.dimension(),
+            )?;
+            if let (Some(spatial), Some((width, _))) = (&spatial, extractor.inception()) {
+                check_width(options.path, "mu_s", spatial.dimension(), width)?;
+            }
+            Ok(ReferenceStatistics {
+                pooled,
+                spatial,
+                features: images.and_then(|images| images.features),
+                kept: None,
+            })
+        }
+        (None, Some(images)) => Ok(images),
+        (None, None) => Err(EvaluationError::NoStatistics {
+            path: options.path.to_owned(),
+            found: file.names().join(", "),
+        }),
+    }
+}
+
+fn check_width(
+    path: &Path,
+    name: &'static str,
+    found: usize,
+    expected: usize,
+) -> Result<(), EvaluationError> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(EvaluationError::Width {
+        path: path.to_owned(),
+        name,
+        found,
+        expected,
+    })
+}
+
+fn of_images(
+    images: &ImageSet,
+    options: &ReferenceOptions,
+    extractor: &Extractor,
+    interrupted: &AtomicBool,
+    mut progress: impl FnMut(usize, usize),
+) -> Result<ReferenceStatistics, EvaluationError> {
+    let kept = kept_at(options.cache, images, extractor);
+    if let Some(found) = read_kept(&kept, options.features, extractor) {
+        return Ok(found);
+    }
+    let wanted = Wanted {
+        splits: None,
+        features: options.features,
+    };
+    let (mut done, total) = (0, images.len());
+    progress(done, total);
+    let measured = measure(images, extractor, wanted, interrupted, |count| {
+        done += count;
+        progress(done, total);
+    })?;
+    let spatial = measured.spatial.as_ref().map(Statistics::of).transpose()?;
+    let found = ReferenceStatistics {
+        pooled: Statistics::of(&measured.pooled)?,
+        spatial,
+        features: measured.features,
+        kept: Some(kept),
+    };
+    keep(&found);
+    Ok(found)
+}
+
+/// The file's name says what it depends on: the network, the images, their size.
+fn kept_at(cache: &Path, images: &ImageSet, extractor: &Extractor) -> PathBuf {
+    let identity: String = extractor.identity().chars().take(16).collect();
+    cache.join(format!(
+        "{}-{identity}-{}.npz",
+        extractor.name(),
+        images.identity()
+    ))
+}
+
+fn read_kept(path: &Path, features: bool, extractor: &Extractor) -> Option<ReferenceStatistics> {
+    let read = || -> Result<ReferenceStatistics, EvaluationError> {
+        let file = ReferenceFile::open(path)?;
+        let pooled = file.pooled()?;
+        Ok(ReferenceStatistics {
+            pooled: pooled.ok_or_else(|| EvaluationError::NoStatistics {
+                path: path.to_owned(),
+                found: file.names().join(", "),
+            })?,
+            spatial: file.spatial()?,
+            features: match features {
+                true => file.features(FEATURES)?,
+                false => None,
+            },
+            kept: Some(path.to_owned()),
+        })
+    };
+    if !path.is_file() {
+        return None;
+    }
+    match read() {
+        Ok(found) => {
+            let complete = found.pooled.dimension() == extractor.dimension()
+                && found.spatial.is_some() == extractor.inception().is_some()
+                && found.features.is_some() == features;
+            complete.then_some(found)
+        }
+        Err(error) => {
+            tracing::warn!("statistics that were kept are computed again: {error}");
+            None
+        }
+    }
+}
+
+/// What cannot be kept costs time, not the result.
+fn keep(found: &ReferenceStatistics) {
+    let Some(path) = &found.kept else { return };
+    let features: Vec<(&str, &Array2<f32>)> =
+        found.features.iter().map(|f| (FEATURES, f)).collect();
+    let written = path
+        .parent()
+        .map_or(Ok(()), std::fs::create_dir_all)
+        .map_err(|error| error.to_string())
+        .and_then(|()| {
+            write_statistics(path, &found.pooled, found.spatial.as_ref(), &features)
+                .map_err(|error| error.to_string())
+        });
+    if let Err(error) = written {
+        tracing::warn!("statistics of the reference are not kept: {error}");
+    }
+}

@@ -1,0 +1,515 @@
+//! `runner evaluate`, with a tiny stand-in for Inception: figures, files, and bad input.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use common::{Playground, repository};
+use metrics::npz::{Compression, SampleWriter, Statistics, write_statistics};
+use metrics::quality::{Moments, Splits, frechet_distance, inception_score, precision_recall};
+use ndarray::{Array2, Array4, Axis, s};
+use serde_json::Value;
+
+const SIDE: usize = 12;
+
+/// Images u8 `[N, H, W, 3]` by a formula; `shift` makes another distribution.
+fn images(count: usize, shift: usize) -> Array4<u8> {
+    Array4::from_shape_fn((count, SIDE, SIDE, 3), |(n, y, x, c)| {
+        let mixed =
+            (n * 7919 + shift * 104_729 + (y / 6) * 31 + (x / 6) * 57 + c * 11) * 2_654_435_761;
+        let texture = (x * y + n) % 5;
+        ((mixed >> 16) % (160 + 40 * (shift % 3)) + texture) as u8
+    })
+}
+
+struct Bench {
+    playground: Playground,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let playground = Playground::new();
+        let source = repository().join("crates/encoders/tests/data/inception");
+        for file in ["inception.pt", "inception.toml"] {
+            fs::copy(source.join(file), playground.path("encoders").join(file)).unwrap();
+        }
+        Self { playground }
+    }
+
+    fn folder(&self, name: &str, images: &Array4<u8>) {
+        fs::create_dir_all(self.playground.path(name)).unwrap();
+        for (index, image) in images.outer_iter().enumerate() {
+            let bytes: Vec<u8> = image.iter().copied().collect();
+            let (height, width, _) = image.dim();
+            let path = self.playground.path(&format!("{name}/{index:06}.png"));
+            image::RgbImage::from_raw(width as u32, height as u32, bytes)
+                .unwrap()
+                .save(path)
+                .unwrap();
+        }
+    }
+
+    fn npz(&self, name: &str, images: &Array4<u8>) {
+        let (count, height, width, _) = images.dim();
+        let path = self.playground.path(name);
+        let shape = [count, height, width];
+        let mut writer = SampleWriter::create(&path, shape, Compression::Deflated).unwrap();
+        writer.push(images.view()).unwrap();
+        writer.finish(None).unwrap();
+    }
+
+    fn statistics(&self, name: &str, pooled: &Moments, spatial: Option<&Moments>) {
+        let spatial = spatial.map(|moments| Statistics::of(moments).unwrap());
+        let path = self.playground.path(name);
+        write_statistics(
+            &path,
+            &Statistics::of(pooled).unwrap(),
+            spatial.as_ref(),
+            &[],
+        )
+        .unwrap();
+    }
+
+    fn evaluate(&self, arguments: &[&str]) -> common::Outcome {
+        let mut all = vec!["evaluate"];
+        all.extend(arguments);
+        all.extend(["--device", "cpu"]);
+        self.playground.run(&all)
+    }
+
+    fn json(&self, name: &str) -> Value {
+        serde_json::from_str(&self.playground.read(name)).unwrap()
+    }
+}
+
+/// What the stand-in gives: means of quarters, of ninths of red, and logits.
+fn features(images: &Array4<u8>) -> (Array2<f32>, Array2<f32>, Array2<f32>) {
+    let mean = |n: usize, c: usize, y: usize, x: usize, size: usize| {
+        let part = images.slice(s![n, y * size..(y + 1) * size, x * size..(x + 1) * size, c]);
+        part.iter()
+            .map(|&byte| f32::from(byte) / 255.0)
+            .sum::<f32>()
+            / (size * size) as f32
+    };
+    let count = images.dim().0;
+    let pool = Array2::from_shape_fn((count, 12), |(n, i)| {
+        mean(n, i / 4, i % 4 / 2, i % 2, SIDE / 2)
+    });
+    let spatial = Array2::from_shape_fn((count, 9), |(n, i)| mean(n, 0, i / 3, i % 3, SIDE / 3));
+    let classes = Array2::from_shape_fn((12, 5), |(i, c)| {
+        (-3.0 + 6.0 * (i * 5 + c) as f32 / 59.0).sin()
+    });
+    let logits = pool.dot(&classes) * 8.0;
+    (pool, spatial, logits)
+}
+
+fn moments(features: &Array2<f32>) -> Moments {
+    let mut moments = Moments::new(features.ncols());
+    moments.push(features.view()).unwrap();
+    moments
+}
+
+fn close(found: &Value, expected: f64) {
+    let found = found.as_f64().unwrap();
+    let bound = 1e-4 * expected.abs().max(1e-3);
+    assert!(
+        (found - expected).abs() < bound,
+        "{found} instead of {expected}"
+    );
+}
+
+#[test]
+fn a_folder_against_a_folder_gives_every_measure() {
+    let bench = Bench::new();
+    let (real, fake) = (images(60, 0), images(70, 1));
+    bench.folder("real", &real);
+    bench.folder("fake", &fake);
+    // The overview of `runner sample` is no sample.
+    fs::write(bench.playground.path("fake/grid.png"), "no image at all").unwrap();
+    let metrics = "fid,sfid,inception-score,kid,precision-recall";
+    let arguments = [
+        "fake",
+        "--reference",
+        "real",
+        "--metrics",
+        metrics,
+        "--split-size",
+        "40",
+    ];
+    let outcome = bench.evaluate(&arguments);
+    let outcome = outcome.expect(
+        0,
+        &["FID", "Inception score", "recall", "fake.evaluation.json"],
+    );
+    assert!(!outcome.stderr.contains("warning"), "{}", outcome.stderr);
+
+    let report = bench.json("fake.evaluation.json");
+    let results = &report["results"];
+    let (real, fake) = (features(&real), features(&fake));
+    let distance = |real, fake| frechet_distance(&moments(real), &moments(fake)).unwrap();
+    close(&results["fid"], distance(&real.0, &fake.0));
+    close(&results["sfid"], distance(&real.1, &fake.1));
+    let score = inception_score(fake.2.view(), Splits::Size(40)).unwrap();
+    close(&results["inception_score"], score.mean);
+    close(&results["inception_score_deviation"], score.deviation);
+    let expected = precision_recall(real.0.view(), fake.0.view(), 3).unwrap();
+    close(&results["precision"], expected.precision);
+    close(&results["recall"], expected.recall);
+    assert!(results["kid"].is_number() && results["kid_deviation"].is_number());
+    assert!(results.get("fd").is_none());
+    assert_eq!(report["samples"]["count"], 70);
+    assert_eq!(report["reference"]["count"], 60);
+    assert_eq!(report["features"]["name"], "inception");
+}
+
+#[test]
+fn an_npz_and_a_folder_of_the_same_images_give_the_same_bits() {
+    let bench = Bench::new();
+    let fake = images(50, 1);
+    bench.folder("real", &images(60, 0));
+    bench.folder("fake", &fake);
+    bench.npz("packed.npz", &fake);
+    bench.npz("real.npz", &images(60, 0));
+    let results = |samples: &str, reference: &str| {
+        let metrics = "fid,sfid,inception-score,precision-recall";
+        let arguments = [
+            samples,
+            "--reference",
+            reference,
+            "--metrics",
+            metrics,
+            "--out",
+            "out.json",
+        ];
+        bench.evaluate(&arguments).expect(0, &["FID"]);
+        bench.json("out.json")["results"].clone()
+    };
+    let expected = results("fake", "real");
+    assert_eq!(results("packed.npz", "real"), expected);
+    assert_eq!(results("packed.npz", "real.npz"), expected);
+}
+
+#[test]
+fn statistics_of_a_file_are_a_reference() {
+    let bench = Bench::new();
+    let (real, fake) = (images(60, 0), images(50, 1));
+    bench.npz("fake.npz", &fake);
+    let (pool, spatial, _) = features(&real);
+    bench.statistics("adm.npz", &moments(&pool), Some(&moments(&spatial)));
+    bench.statistics("jit.npz", &moments(&pool), None);
+
+    bench
+        .evaluate(&["fake.npz", "--reference", "adm.npz"])
+        .expect(0, &["sFID"]);
+    let report = bench.json("fake.evaluation.json");
+    let fake = features(&fake);
+    let distance = frechet_distance(&moments(&pool), &moments(&fake.0)).unwrap();
+    close(&report["results"]["fid"], distance);
+    let distance = frechet_distance(&moments(&spatial), &moments(&fake.1)).unwrap();
+    close(&report["results"]["sfid"], distance);
+
+    let outcome = bench.evaluate(&["fake.npz", "--reference", "jit.npz"]);
+    outcome.expect(
+        0,
+        &["warning: sfid is not computed: jit.npz has no statistics of spatial"],
+    );
+    let report = bench.json("fake.evaluation.json");
+    assert!(report["results"].get("sfid").is_none());
+    assert_eq!(report["warnings"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn an_encoder_gives_the_frechet_distance_of_its_mean_tokens() {
+    let bench = Bench::new();
+    bench.folder("real", &images(40, 0));
+    bench.folder("fake", &images(30, 1));
+    let run = |samples: &str| {
+        let arguments = [
+            samples,
+            "--reference",
+            "real",
+            "--encoder",
+            "good_patch_only",
+            "--out",
+            "o.json",
+        ];
+        bench.evaluate(&arguments).expect(0, &["Frechet distance"]);
+        bench.json("o.json")["results"]["fd"].as_f64().unwrap()
+    };
+    assert!(run("fake") > 1e-3);
+    assert!(run("real").abs() < 1e-3);
+    let arguments = [
+        "fake",
+        "--reference",
+        "real",
+        "--encoder",
+        "good",
+        "--metrics",
+        "sfid",
+    ];
+    bench
+        .evaluate(&arguments)
+        .expect(2, &["sfid cannot be computed", "not of good's"]);
+}
+
+#[test]
+fn statistics_are_kept_and_damaged_ones_are_made_again() {
+    let bench = Bench::new();
+    bench.folder("real", &images(40, 0));
+    bench.npz("fake.npz", &images(30, 1));
+    let arguments = [
+        "fake.npz",
+        "--reference",
+        "real",
+        "--metrics",
+        "fid,kid",
+        "--cache",
+        "kept",
+    ];
+    let run = || {
+        bench.evaluate(&arguments).expect(0, &["FID"]);
+        bench.playground.read("fake.evaluation.json")
+    };
+    let first = run();
+    let kept: Vec<_> = fs::read_dir(bench.playground.path("kept"))
+        .unwrap()
+        .collect();
+    assert_eq!(kept.len(), 1);
+    let kept = kept[0].as_ref().unwrap().path();
+    let bytes = fs::read(&kept).unwrap();
+    assert_eq!(run(), first);
+    assert_eq!(fs::read(&kept).unwrap(), bytes);
+
+    fs::write(&kept, &bytes[..bytes.len() / 2]).unwrap();
+    let outcome = bench.evaluate(&arguments).expect(0, &["computed again"]);
+    assert!(outcome.stderr.contains("reference"), "{}", outcome.stderr);
+    assert_eq!(bench.playground.read("fake.evaluation.json"), first);
+    assert_eq!(fs::read(&kept).unwrap(), bytes);
+
+    // Other images are another file.
+    fs::remove_file(bench.playground.path("real/000003.png")).unwrap();
+    assert_ne!(run(), first);
+    assert_eq!(
+        fs::read_dir(bench.playground.path("kept")).unwrap().count(),
+        2
+    );
+}
+
+#[test]
+fn a_killed_evaluation_gives_the_same_bytes_when_it_is_run_again() {
+    let bench = Bench::new();
+    bench.npz("real.npz", &images(900, 0));
+    bench.npz("fake.npz", &images(900, 1));
+    let arguments = [
+        "evaluate",
+        "fake.npz",
+        "--reference",
+        "real.npz",
+        "--device",
+        "cpu",
+        "--cache",
+    ];
+    let run = |cache: &str, out: &str| {
+        let mut all = arguments.to_vec();
+        all.extend([cache, "--out", out]);
+        all.extend(["--metrics", "fid,sfid,inception-score,precision-recall"]);
+        bench.playground.command(&all)
+    };
+    assert!(
+        run("whole", "whole.json")
+            .output()
+            .unwrap()
+            .status
+            .success()
+    );
+    for delay in [150, 300, 450, 700] {
+        let mut child = run("cut", "cut.json").spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(delay));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    assert!(run("cut", "cut.json").output().unwrap().status.success());
+    assert_eq!(
+        bench.playground.read("cut.json"),
+        bench.playground.read("whole.json")
+    );
+    let bytes = |cache: &str| -> Vec<Vec<u8>> {
+        let files = fs::read_dir(bench.playground.path(cache)).unwrap();
+        let npz = files.map(|file| file.unwrap().path()).filter(|path| {
+            // What a kill leaves of a file that was not finished is hidden.
+            !path.file_name().unwrap().to_string_lossy().starts_with('.')
+        });
+        npz.map(|path| fs::read(path).unwrap()).collect()
+    };
+    assert_eq!(bytes("cut"), bytes("whole"));
+}
+
+#[test]
+fn broken_and_odd_images_among_samples_are_refused() {
+    let bench = Bench::new();
+    bench.folder("real", &images(20, 0));
+    let bad = |name: &str, change: &dyn Fn(&Path), words: &[&str]| {
+        bench.folder(name, &images(20, 1));
+        change(&bench.playground.path(&format!("{name}/000007.png")));
+        bench
+            .evaluate(&[name, "--reference", "real"])
+            .expect(words[0].parse().unwrap(), &words[1..]);
+        assert!(
+            !bench
+                .playground
+                .path(&format!("{name}.evaluation.json"))
+                .exists()
+        );
+    };
+    let cut = |path: &Path| {
+        let bytes = fs::read(path).unwrap();
+        fs::write(path, &bytes[..bytes.len() * 2 / 3]).unwrap();
+    };
+    bad("cut", &cut, &["1", "000007.png"]);
+    let rubbish = |path: &Path| fs::write(path, "not an image").unwrap();
+    bad(
+        "rubbish",
+        &rubbish,
+        &["2", "000007.png", "sample it again or remove it"],
+    );
+    let larger = |path: &Path| image::RgbImage::new(20, 20).save(path).unwrap();
+    bad(
+        "larger",
+        &larger,
+        &[
+            "2",
+            "000007.png has 20 x 20",
+            "12 x 12 are needed",
+            "--resolution",
+        ],
+    );
+
+    // Cropped, they all have one size.
+    let arguments = ["larger", "--reference", "real", "--resolution", "8"];
+    bench.evaluate(&arguments).expect(0, &["FID"]);
+    fs::create_dir(bench.playground.path("empty")).unwrap();
+    bench
+        .evaluate(&["empty", "--reference", "real"])
+        .expect(2, &["holds no image"]);
+    bench
+        .evaluate(&["none", "--reference", "real"])
+        .expect(2, &["none"]);
+    bench
+        .evaluate(&["real", "--reference", "none"])
+        .expect(2, &["--reference none"]);
+}
+
+#[test]
+fn npz_files_of_the_wrong_shape_are_refused() {
+    let bench = Bench::new();
+    bench.folder("real", &images(20, 0));
+    let write = |name: &str, array: &Array4<f32>| {
+        let path = bench.playground.path(name);
+        let mut npz = ndarray_npy::NpzWriter::new(fs::File::create(path).unwrap());
+        npz.add_array("arr_0", array).unwrap();
+        npz.finish().unwrap();
+    };
+    write("floats.npz", &Array4::zeros((3, 4, 4, 3)));
+    let outcome = bench.evaluate(&["floats.npz", "--reference", "real"]);
+    outcome.expect(
+        2,
+        &[
+            "`arr_0` of floats.npz is <f4 [3, 4, 4, 3]",
+            "u1 [N, H, W, 3]",
+        ],
+    );
+    fs::write(bench.playground.path("rubbish.npz"), "rubbish").unwrap();
+    let outcome = bench.evaluate(&["rubbish.npz", "--reference", "real"]);
+    outcome.expect(2, &["rubbish.npz is no .npz file or is damaged"]);
+    bench.npz("cut.npz", &images(40, 1));
+    let path = bench.playground.path("cut.npz");
+    let mut bytes = fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 64;
+    fs::write(&path, bytes).unwrap();
+    bench
+        .evaluate(&["cut.npz", "--reference", "real"])
+        .expect(1, &["cut.npz", "damaged"]);
+}
+
+#[test]
+fn references_that_do_not_fit_are_refused() {
+    let bench = Bench::new();
+    bench.npz("fake.npz", &images(20, 1));
+    let narrow = features(&images(30, 0)).1;
+    bench.statistics("narrow.npz", &moments(&narrow), None);
+    let outcome = bench.evaluate(&["fake.npz", "--reference", "narrow.npz"]);
+    outcome.expect(
+        1,
+        &["`mu` of narrow.npz is of 9 features, but the network gives 12"],
+    );
+    let pool = features(&images(30, 0)).0;
+    bench.statistics("spatial.npz", &moments(&pool), Some(&moments(&pool)));
+    let outcome = bench.evaluate(&["fake.npz", "--reference", "spatial.npz"]);
+    outcome.expect(
+        1,
+        &["`mu_s` of spatial.npz is of 12 features, but the network gives 9"],
+    );
+
+    bench.statistics("only.npz", &moments(&pool), None);
+    for (metric, words) in [
+        ("sfid", "no statistics of spatial features"),
+        ("kid", "only.npz has statistics only; give a folder"),
+        ("precision-recall", "compares single images"),
+    ] {
+        let arguments = ["fake.npz", "--reference", "only.npz", "--metrics", metric];
+        bench
+            .evaluate(&arguments)
+            .expect(2, &["cannot be computed", words]);
+    }
+    let path = bench.playground.path("odd.npz");
+    let mut npz = ndarray_npy::NpzWriter::new(fs::File::create(path).unwrap());
+    npz.add_array("weights", &Array2::<f32>::zeros((2, 2)))
+        .unwrap();
+    npz.finish().unwrap();
+    let outcome = bench.evaluate(&["fake.npz", "--reference", "odd.npz"]);
+    outcome.expect(
+        1,
+        &["neither statistics (mu, sigma) nor images (arr_0), only weights"],
+    );
+    let outcome = bench.evaluate(&["fake.npz", "--reference", "only.npz", "--metrics", "fidd"]);
+    outcome.expect(2, &["no such measure; there are fid, fd, sfid"]);
+    let outcome = bench.evaluate(&["fake.npz", "--reference", "only.npz", "--encoder", "goood"]);
+    outcome.expect(2, &["did you mean good"]);
+    let outcome = bench.evaluate(&[
+        "fake.npz",
+        "--reference",
+        "only.npz",
+        "--encoder",
+        "inception-pytorch-fid",
+    ]);
+    outcome.expect(
+        1,
+        &["cargo xtask export inception-pytorch-fid --weights FILE"],
+    );
+}
+
+#[test]
+fn fewer_samples_than_features_are_warned_of() {
+    let bench = Bench::new();
+    let all = images(60, 0);
+    bench.npz("real.npz", &all);
+    bench.npz("fake.npz", &all.slice(s![..12, .., .., ..]).to_owned());
+    let outcome = bench.evaluate(&["fake.npz", "--reference", "real.npz"]);
+    outcome.expect(
+        0,
+        &[
+            "warning: 12 samples for 12 features",
+            "covariance is singular",
+        ],
+    );
+    let report = bench.json("fake.evaluation.json");
+    assert_eq!(report["warnings"].as_array().unwrap().len(), 1);
+    bench.npz("one.npz", &all.select(Axis(0), &[0]));
+    let outcome = bench.evaluate(&["one.npz", "--reference", "real.npz"]);
+    outcome.expect(1, &["1 of the at least 2 samples"]);
+    let outcome = bench.evaluate(&["fake.npz", "--reference", "one.npz"]);
+    outcome.expect(1, &["1 of the at least 2 samples"]);
+}
