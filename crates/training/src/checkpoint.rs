@@ -367,6 +367,14 @@ fn sync(path: &Path) -> Result<(), CheckpointError> {
         .map_err(|e| CheckpointError::io("sync", path, e))
 }
 
+/// SHA-256 of a file, in hexadecimal.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn checksum(path: &Path) -> Result<String, CheckpointError> {
+    Ok(describe(path)?.sha256)
+}
+
 fn describe(path: &Path) -> Result<FileEntry, CheckpointError> {
     let read = |e| CheckpointError::io("read back", path, e);
     let mut file = File::open(path).map_err(read)?;

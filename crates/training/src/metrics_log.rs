@@ -22,9 +22,31 @@ pub struct StepMetrics {
     pub grad_norm: f64,
     /// Learning rate of the step.
     pub lr: f64,
+    /// Frechet distance of samples of the averaged weights after the step; absent where
+    /// `evaluate.every` does not ask for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fd: Option<f64>,
     /// Optimiser steps a second since the line before; absent when not logged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps_per_s: Option<f64>,
+}
+
+impl StepMetrics {
+    /// Names and values, without the step and what is absent.
+    pub fn figures(&self) -> Vec<(&'static str, f64)> {
+        [
+            ("loss", Some(self.loss)),
+            ("denoising_loss", Some(self.denoising_loss)),
+            ("alignment_loss", self.alignment_loss),
+            ("grad_norm", Some(self.grad_norm)),
+            ("lr", Some(self.lr)),
+            ("fd", self.fd),
+            ("steps_per_s", self.steps_per_s),
+        ]
+        .into_iter()
+        .filter_map(|(name, figure)| Some((name, figure?)))
+        .collect()
+    }
 }
 
 /// Appends to `metrics.jsonl`.

@@ -3,6 +3,7 @@
 
 mod cohort;
 mod progress;
+mod sheet;
 mod single;
 mod token_source;
 
