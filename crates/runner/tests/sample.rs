@@ -34,10 +34,15 @@ fn place() -> Playground {
 /// The sampler with the most randomness.
 fn arguments<'a>(out: &'a str, count: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let mut all = vec!["sample", CHECKPOINT, "--out", out, "--count", count];
-    if !more.contains(&"--device") {
-        all.extend(["--device", "cpu"]);
+    for (flag, value) in [
+        ("--device", "cpu"),
+        ("--sampler", "euler-maruyama"),
+        ("--cfg-scale", "1.5"),
+    ] {
+        if !more.contains(&flag) {
+            all.extend([flag, value]);
+        }
     }
-    all.extend(["--sampler", "euler-maruyama", "--cfg-scale", "1.5"]);
     all.extend(more);
     all
 }

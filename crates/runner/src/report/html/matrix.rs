@@ -8,6 +8,7 @@ use crate::report::comparison::{Group, Mean, groups};
 use crate::report::correlation::{Agreement, predictions};
 use crate::report::number::{decimals, plain, signed};
 use crate::report::run_folder::Run;
+use crate::report::words::capital;
 
 /// One table a group and figure: a row an encoder, a column a recipe, the better of them marked.
 pub(super) fn recipes_by_encoder(run: &Run) -> String {
@@ -45,7 +46,7 @@ fn table(group: &Group<'_>, column: &Column) -> String {
     let digits = decimals(values.chain(&baseline).map(|mean| mean.value));
     let mut html = format!(
         "<h3>{}, {}</h3>\n<div class=\"table\"><table class=\"matrix\">\n<thead><tr><th>encoder</th>",
-        escape(column.title),
+        escape(&capital(column.title)),
         escape(&group.label)
     );
     for recipe in &recipes {
