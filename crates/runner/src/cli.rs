@@ -30,7 +30,7 @@ pub enum Command {
     Train(TrainArgs),
     /// Draw samples from a checkpoint, as PNG files or an ADM .npz.
     #[command(
-        after_help = "Example:\n  runner sample runs/encoders/cells/sit-xs4.irepa.hog.s0/checkpoints/step-0000300 --count 36 --out samples"
+        after_help = "Example:\n  runner sample runs/encoders/cells/sit-xs4.irepa.hog.s0/checkpoints/step-0000300 --count 36 --out samples\n  runner sample CHECKPOINT --count 50000 --cfg-scale 1.8 --guidance-interval 0.0,0.7 --device cuda:0,cuda:1 --out samples.npz"
     )]
     Sample(SampleArgs),
     /// Measure samples: FID, sFID, Inception score, KID, precision and recall, or the Frechet distance
@@ -42,7 +42,9 @@ pub enum Command {
     )]
     Evaluate(EvaluateArgs),
     /// Spatial metrics (LDS, CDS, SRSS, RMSC) of encoders on a data set.
-    #[command(after_help = "Example:\n  runner metrics hog sift efficientnet-lite0 --images 256")]
+    #[command(
+        after_help = "Example:\n  runner metrics hog sift efficientnet-lite0 --images 256\n  runner metrics --rank hog sift efficientnet-lite0 paper27 --json runs/encoders/ranking.json"
+    )]
     Metrics(MetricsArgs),
     /// Draw what encoders see in images: similarity to anchor patches and principal components of the
     /// patch tokens, with and without spatial normalisation.
@@ -139,22 +141,55 @@ pub struct SampleArgs {
     /// The configuration, where it is not beside the checkpoint.
     #[arg(long)]
     pub config: Option<PathBuf>,
-    /// A folder for PNG files, or a file ending in .npz.
+    /// A folder for PNG files, or a file ending in .npz. What an interrupted call left there, or
+    /// in the folder FILE.npz.partial, is gone on with.
     #[arg(long, default_value = "samples")]
     pub out: PathBuf,
+    /// Forget samples that are there.
+    #[arg(long)]
+    pub fresh: bool,
     /// Number of images.
-    #[arg(long, default_value_t = 36)]
-    pub count: usize,
-    /// Classes, in turn; all by default.
+    #[arg(long, default_value_t = 36, value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: u64,
+    /// Classes; all by default.
     #[arg(long, value_delimiter = ',', value_name = "CLASS,...")]
     pub labels: Vec<i64>,
+    /// Draw the class of each image, instead of taking them in turn.
+    #[arg(long)]
+    pub random_labels: bool,
+    /// Also write a picture of the first images, at most 64.
+    #[arg(long, value_name = "FILE.png")]
+    pub grid: Option<PathBuf>,
     /// Use the weights themselves instead of their moving average.
     #[arg(long)]
     pub no_ema: bool,
-    /// Where to run: auto, cpu, cuda or cuda:N.
-    #[arg(long, default_value = "auto")]
-    pub device: String,
-    /// Change a setting, such as sample.sampler.num_steps=50.
+    /// Where to run: auto, cpu, cuda or cuda:N; several share the work, such as cuda:0,cuda:1.
+    #[arg(
+        long,
+        default_value = "auto",
+        value_delimiter = ',',
+        value_name = "DEVICE,..."
+    )]
+    pub device: Vec<String>,
+    /// Seed of noise and random classes.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Integrator: euler, heun or euler-maruyama.
+    #[arg(long, value_parser = parse_sampler)]
+    pub sampler: Option<diffusion::samplers::Method>,
+    /// Steps of the sampler.
+    #[arg(long)]
+    pub steps: Option<usize>,
+    /// Strength of classifier-free guidance; 1 is none.
+    #[arg(long, value_name = "SCALE")]
+    pub cfg_scale: Option<f64>,
+    /// Times between which guidance acts, 1 being noise and 0 the image (for JiT the reverse).
+    #[arg(long, value_name = "LOW,HIGH", value_parser = parse_interval)]
+    pub guidance_interval: Option<Interval>,
+    /// Images drawn at once on a device, 8 on the CPU; batches are always whole.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub batch_size: Option<u32>,
+    /// Change a setting, such as sample.sampler.num_steps=50; the flags above come after it.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub settings: Vec<String>,
 }
@@ -226,21 +261,60 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     }
 }
 
+/// Two times, the lower one first.
+#[derive(Debug, Clone, Copy)]
+pub struct Interval {
+    /// The lower.
+    pub low: f64,
+    /// The higher.
+    pub high: f64,
+}
+
+fn parse_interval(text: &str) -> Result<Interval, String> {
+    text.split_once(',')
+        .and_then(|(low, high)| {
+            Some(Interval {
+                low: low.trim().parse().ok()?,
+                high: high.trim().parse().ok()?,
+            })
+        })
+        .ok_or_else(|| "expected LOW,HIGH, such as 0.0,0.7".to_owned())
+}
+
+fn parse_sampler(text: &str) -> Result<diffusion::samplers::Method, String> {
+    serde_json::from_value(text.into())
+        .map_err(|_| "expected euler, heun or euler-maruyama".to_owned())
+}
+
 /// `runner metrics`.
 #[derive(Debug, Args)]
 pub struct MetricsArgs {
-    /// Encoders by name.
-    #[arg(required = true)]
+    /// Encoders by name, or a set such as paper27, of which those that are here are taken.
+    #[arg(required = true, value_name = "ENCODER")]
     pub encoders: Vec<String>,
+    /// Print the encoders in the order of a metric, lds where none is named: the more spatial
+    /// structure, the better an alignment target is to be expected.
+    #[arg(
+        long,
+        value_name = "METRIC",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "lds"
+    )]
+    pub rank: Option<runner::ranking::Metric>,
+    /// Also write the order to a JSON file. As ranking.json in a run folder, it is compared with
+    /// the results of the sweep by `runner report`.
+    #[arg(long, value_name = "FILE", requires = "rank")]
+    pub json: Option<PathBuf>,
     /// The data set.
     #[arg(long, default_value = "experiments/data/emoji64")]
     pub data: PathBuf,
     /// Split of the data set.
     #[arg(long, default_value = "val")]
     pub split: String,
-    /// Number of images.
-    #[arg(long, default_value_t = 64)]
-    pub images: usize,
+    /// Number of images; 64 by default, 256 with --rank.
+    #[arg(long)]
+    pub images: Option<usize>,
     /// Side to which the images are cropped and resized, in pixels.
     #[arg(long, default_value_t = 64)]
     pub resolution: u32,

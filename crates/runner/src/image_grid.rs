@@ -143,7 +143,8 @@ pub fn write_grid(
         }
     }
     // Both sides are at most MAX_SIDE.
-    write_png(path, &pixels, grid_width as u32, grid_height as u32)
+    let size = (grid_width as u32, grid_height as u32);
+    write_png(path, &pixels, size, Compression::Best)
 }
 
 /// Writes one RGB `image` (`[3, H, W]`, 0 to 255), each pixel enlarged to `upscale` x `upscale`.
@@ -163,16 +164,29 @@ pub fn write_image(
     write_grid(path, image.insert_axis(ndarray::Axis(0)), layout)
 }
 
+/// How hard a picture is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Compression {
+    /// For pictures to look at.
+    Best,
+    /// For many samples, which hardly get smaller.
+    Fast,
+}
+
 /// Writes RGB bytes `[height, width, 3]`.
 pub(crate) fn write_png(
     path: &Path,
     rgb: &[u8],
-    width: u32,
-    height: u32,
+    (width, height): (u32, u32),
+    compression: Compression,
 ) -> Result<(), ImageGridError> {
+    let compression = match compression {
+        Compression::Best => CompressionType::Best,
+        Compression::Fast => CompressionType::Fast,
+    };
     atomic_file::write(path, |file| {
         // Enlarged images repeat their lines, which only the adaptive filters notice.
-        PngEncoder::new_with_quality(&mut *file, CompressionType::Best, FilterType::Adaptive)
+        PngEncoder::new_with_quality(&mut *file, compression, FilterType::Adaptive)
             .write_image(rgb, width, height, ExtendedColorType::Rgb8)
             .map_err(|error| match error {
                 ImageError::IoError(source) => source,

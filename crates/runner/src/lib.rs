@@ -1,8 +1,9 @@
 //! The command line, the sweep engine and the report.
 //!
 //! [`experiment`] turns an experiment file into cells, each with a full configuration;
-//! [`sweep`] runs them, several from one stream of batches; [`report`] turns a run folder into
-//! tables, plots and a page; [`evaluation`] measures samples and encoders; [`visualize`] draws what encoders see in an image. The program
+//! [`sweep`] runs them, several from one stream of batches; [`evaluation`] measures samples and
+//! encoders; [`sampling`] draws many samples of a checkpoint; [`report`] turns a run folder into
+//! tables, plots and a page; [`visualize`] draws what encoders see in an image. The program
 //! `runner` is a thin layer of arguments on top.
 //!
 //! # Example
@@ -37,8 +38,10 @@ pub mod experiment;
 pub mod image_grid;
 pub mod image_progress;
 pub mod prepare;
+pub mod ranking;
 pub mod report;
 pub mod results;
+pub mod sampling;
 pub mod sweep;
 mod tensors;
 pub mod visualize;

@@ -93,7 +93,7 @@ fn finished(run: &Path, encoder: &str, recipe: &str, structure: f64, other: f64)
     .unwrap();
     fs::write(
         folder.join("result.json"),
-        r#"{"hardware": "2 CPU cores, 24 GiB", "started_at": 1774102259, "finished_at": 1774102799}"#,
+        r#"{"hash": "0123456789abcdef", "hardware": "2 CPU cores, 24 GiB", "started_at": 1774102259, "finished_at": 1774102799}"#,
     )
     .unwrap();
     let grid = folder.join("samples/grid-0001000.png");
@@ -249,6 +249,169 @@ fn a_whole_sweep_becomes_one_page_and_plots() {
     assert!(text.contains("cargo xtask encoder NAME"));
     assert!(text.contains("encoder = &quot;hog&quot;"));
     assert_eq!(page.matches("data:image/png;base64,").count(), 11);
+}
+
+/// The cells of the table's row that starts with `first`.
+fn table_row(page: &str, table: &str, first: &str) -> Vec<String> {
+    let table = page.split_once(table).unwrap().1;
+    let row = table
+        .split_once(&format!("<tr><td>{first}</td>"))
+        .unwrap()
+        .1;
+    let row = row.split_once("</tr>").unwrap().0;
+    row.split("</td>").map(text).collect()
+}
+
+#[test]
+fn the_better_recipe_of_each_encoder_is_marked() {
+    let run = tempfile::tempdir().unwrap();
+    let rows = sweep(run.path());
+    let page = page(run.path());
+    let matrix = "<h3>Frechet distance, sit-xs4</h3>";
+    for (encoder, ..) in ENCODERS {
+        let of = |recipe: &str| {
+            let cell = format!("sit-xs4.{recipe}.{encoder}.s0");
+            rows.iter().find(|row| row.cell == cell).unwrap().fd
+        };
+        let found = table_row(&page, matrix, encoder);
+        let irepa = of("irepa").unwrap();
+        assert!(found[0].ends_with(&format!("{irepa:.2}")), "{found:?}");
+        let Some(repa) = of("repa") else {
+            assert_eq!((&*found[1], &*found[2]), ("", ""));
+            assert!(!found[0].contains('\u{25cf}'), "nothing to be better than");
+            continue;
+        };
+        assert!(found[1].ends_with(&format!("{repa:.2}")), "{found:?}");
+        let marks = [0, 1].map(|index: usize| found[index].contains('\u{25cf}'));
+        assert_eq!(marks, [irepa < repa, repa < irepa], "{found:?}");
+        assert!(
+            found[2].ends_with(&format!("{:.2}", (irepa - repa).abs())),
+            "{found:?}"
+        );
+    }
+}
+
+#[test]
+fn distances_measured_during_training_are_a_plot() {
+    let run = tempfile::tempdir().unwrap();
+    sweep(run.path());
+    let plot = run.path().join("plots/distance-sit-xs4.svg");
+    page(run.path());
+    assert!(!plot.exists());
+    for (cell, last) in [("sit-xs4.irepa.hog.s0", 21.5), ("sit-xs4.none.s0", 30.25)] {
+        let path = run.path().join("cells").join(cell).join("metrics.jsonl");
+        let lines = fs::read_to_string(&path).unwrap();
+        let with = |step: u64, fd: f64| {
+            let old = format!("{{\"step\":{step},");
+            (old.clone(), format!("{old}\"fd\":{fd},"))
+        };
+        let (first, first_with) = with(500, last + 9.0);
+        let (second, second_with) = with(1000, last);
+        let lines = lines
+            .replace(&first, &first_with)
+            .replace(&second, &second_with);
+        fs::write(&path, lines).unwrap();
+    }
+    page(run.path());
+    let svg = fs::read_to_string(plot).unwrap();
+    assert!(svg.contains("hog, irepa 21.50") && svg.contains("baseline 30.25"));
+    assert!(!svg.contains("sift"));
+}
+
+#[test]
+fn panels_without_values_say_why() {
+    let run = tempfile::tempdir().unwrap();
+    let mut rows = sweep(run.path());
+    let svg = |rows: &[ResultRow]| {
+        write_csv(&run.path().join("results.csv"), rows).unwrap();
+        build(run.path()).unwrap();
+        fs::read_to_string(run.path().join("plots/metrics-sit-xs4.svg")).unwrap()
+    };
+    let first = svg(&rows);
+    assert!(first.contains("no linear probe was trained"));
+    assert!(!first.contains("needs foreground masks"));
+    for row in &mut rows {
+        row.srss = None;
+        row.linear_probe = row.lds.map(|lds| 0.3 + lds);
+    }
+    let second = svg(&rows);
+    assert!(second.contains("needs foreground masks") && second.contains("n = 5"));
+    assert!(!second.contains("no linear probe"));
+}
+
+#[test]
+fn the_order_before_training_is_compared_with_the_result() {
+    let run = tempfile::tempdir().unwrap();
+    sweep(run.path());
+    let heading = "<h3>The order before training, sit-xs4</h3>";
+    let first = page(run.path());
+    // Of the fixture, LDS orders the gains; dinov2-vit-b has the most of it.
+    let row = table_row(&first, heading, "irepa");
+    assert_eq!((&*row[0], &*row[1]), ("lds", "5"));
+    let rho: f64 = row[2].parse().unwrap();
+    assert!(rho > 0.8, "{row:?}");
+    assert!(row[3].contains(" to "), "{row:?}");
+    assert_eq!((&*row[4], &*row[5]), ("dinov2-vit-b", "1 of 5"));
+    assert!(text(&first).contains("that of the table's metrics"));
+
+    // An order that was made before, by which the encoders stand the other way round.
+    let encoders: Vec<String> = ENCODERS
+        .iter()
+        .map(|(name, lds, _)| {
+            let figures = format!("\"lds\":{},\"cds\":0.1,\"srss\":null,\"rmsc\":0.2", -lds);
+            format!("{{\"encoder\":\"{name}\",{figures},\"places\":{{}}}}")
+        })
+        .collect();
+    let ranking = format!(
+        "{{\"by\":\"lds\",\"data\":\"emoji64\",\"fingerprint\":\"\",\"images\":300,\
+         \"resolution\":64,\"encoders\":[{}]}}",
+        encoders.join(",")
+    );
+    fs::write(run.path().join("ranking.json"), ranking).unwrap();
+    let second = page(run.path());
+    let row = table_row(&second, heading, "irepa");
+    let reversed: f64 = row[2].replace('\u{2212}', "-").parse().unwrap();
+    assert_eq!(reversed, -rho);
+    assert_eq!((&*row[4], &*row[5]), ("clip-vit-L", "5 of 5"));
+    assert!(text(&second).contains("made from 300 images of emoji64"));
+
+    fs::write(run.path().join("ranking.json"), "{").unwrap();
+    let report = build(run.path()).unwrap();
+    assert!(
+        report
+            .notes
+            .iter()
+            .any(|note| note.starts_with("ranking.json"))
+    );
+}
+
+#[test]
+fn encoder_sheets_and_hashes_are_on_the_page() {
+    let run = tempfile::tempdir().unwrap();
+    sweep(run.path());
+    assert!(!page(run.path()).contains("What the encoders see"));
+    let folder = run.path().join("encoders");
+    fs::create_dir(&folder).unwrap();
+    let pictures = Array4::from_elem((1, 3, 20, 30), 7);
+    let layout = GridLayout {
+        columns: 1,
+        upscale: 1,
+        gap: 0,
+    };
+    write_grid(&folder.join("hog.png"), pictures.view(), layout).unwrap();
+    fs::write(folder.join("sift.png"), "no picture").unwrap();
+    let report = build(run.path()).unwrap();
+    let page = fs::read_to_string(&report.html).unwrap();
+    assert!(page.contains("<figure><h3>hog</h3><img width=\"30\" height=\"20\""));
+    assert!(!page.contains("<h3>sift</h3>"));
+    assert!(
+        report
+            .notes
+            .iter()
+            .any(|note| note.starts_with("encoders/sift.png"))
+    );
+    let row = table_row(&page, "<section id=\"configurations\">", "sit-xs4.none.s0");
+    assert_eq!(row[0], "0123456789abcdef");
 }
 
 #[test]

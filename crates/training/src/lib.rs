@@ -52,6 +52,7 @@ mod batch;
 pub mod checkpoint;
 mod config;
 mod error;
+pub mod event_log;
 mod learning_rate;
 mod metrics_log;
 mod model;
@@ -70,6 +71,7 @@ pub use config::{
     TrainConfig,
 };
 pub use error::TrainError;
+pub use event_log::EventLog;
 pub use learning_rate::{LearningRate, Schedule};
 pub use metrics_log::{AutoencoderMetrics, MetricsLog, StepMetrics};
 pub use objective::Objective;

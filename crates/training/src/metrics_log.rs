@@ -25,6 +25,10 @@ pub struct StepMetrics {
     /// Figures of the autoencoder; absent where it is not trained.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub autoencoder: Option<AutoencoderMetrics>,
+    /// Frechet distance of samples of the averaged weights after the step; absent where
+    /// `evaluate.every` does not ask for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fd: Option<f64>,
     /// Optimiser steps a second since the line before; absent when not logged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps_per_s: Option<f64>,
@@ -87,6 +91,49 @@ impl AutoencoderMetrics {
             autoencoder_grad_norm,
             discriminator_grad_norm,
         }
+    }
+
+    /// Names and values.
+    fn figures(&self) -> [(&'static str, f64); 11] {
+        [
+            ("autoencoder_loss", self.autoencoder_loss),
+            ("reconstruction_loss", self.reconstruction_loss),
+            ("perceptual_loss", self.perceptual_loss),
+            ("kl_loss", self.kl_loss),
+            ("gan_loss", self.gan_loss),
+            (
+                "autoencoder_alignment_loss",
+                self.autoencoder_alignment_loss,
+            ),
+            ("discriminator_loss", self.discriminator_loss),
+            ("logits_real", self.logits_real),
+            ("logits_fake", self.logits_fake),
+            ("autoencoder_grad_norm", self.autoencoder_grad_norm),
+            ("discriminator_grad_norm", self.discriminator_grad_norm),
+        ]
+    }
+}
+
+impl StepMetrics {
+    /// Names and values, without the step and what is absent.
+    pub fn figures(&self) -> Vec<(&'static str, f64)> {
+        let own = [
+            ("loss", Some(self.loss)),
+            ("denoising_loss", Some(self.denoising_loss)),
+            ("alignment_loss", self.alignment_loss),
+            ("grad_norm", Some(self.grad_norm)),
+            ("lr", Some(self.lr)),
+            ("fd", self.fd),
+            ("steps_per_s", self.steps_per_s),
+        ];
+        let of_autoencoder = self
+            .autoencoder
+            .iter()
+            .flat_map(AutoencoderMetrics::figures);
+        own.into_iter()
+            .filter_map(|(name, figure)| Some((name, figure?)))
+            .chain(of_autoencoder)
+            .collect()
     }
 }
 

@@ -204,18 +204,19 @@ pub(crate) enum AnySampler {
 }
 
 impl AnySampler {
-    /// Images (or latents) of standard normal `noise` `[B, C, H, W]` and `labels` `[B]`.
+    /// Images (or latents) of standard normal `noise` `[B, C, H, W]` and `labels` `[B]`. A sampler
+    /// that adds noise on its way takes it from `step_noise`, `[B, C, H, W]` in float64.
     pub(crate) fn sample(
         &self,
         network: &Network,
         noise: &Tensor,
         labels: &Tensor,
-        generator: &mut Generator,
+        mut step_noise: impl FnMut() -> Result<Tensor, DiffusionError>,
     ) -> Result<Tensor, TrainError> {
         let denoiser = network.denoiser();
         Ok(match (self, network) {
             (Self::Velocity(sampler), _) => {
-                sampler.sample(denoiser, noise, labels, generator, |_| {})?
+                sampler.sample_with(denoiser, noise, labels, |_| step_noise(), |_| {})?
             }
             (Self::Jit(sampler), _) => sampler.sample(denoiser, noise, labels, |_| {})?,
             (Self::MeanFlow(sampler), Network::MeanFlow(network)) => {

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crate::{
-    Checkpoint, Config, DeviceBatch, Inputs, MetricsLog, StepMetrics, TrainError, Trainer,
-    checkpoint,
+    Checkpoint, Config, DeviceBatch, EventLog, Inputs, MetricsLog, StepMetrics, TrainError,
+    Trainer, checkpoint,
 };
 use tch::Tensor;
 use torch_ext::Mismatch;
@@ -14,6 +14,7 @@ use torch_ext::Mismatch;
 ///
 /// ```text
 /// metrics.jsonl
+/// events.out.tfevents.*   the same figures for TensorBoard
 /// checkpoints/step-NNNNNNN/
 /// ```
 ///
@@ -22,6 +23,7 @@ use torch_ext::Mismatch;
 pub struct Run {
     trainer: Trainer,
     log: MetricsLog,
+    events: EventLog,
     folder: PathBuf,
     resumed_from: u64,
     speed: Speed,
@@ -51,6 +53,7 @@ impl Run {
         let resumed_from = trainer.steps_done();
         Ok(Self {
             log: MetricsLog::open(&folder.join("metrics.jsonl"), resumed_from)?,
+            events: EventLog::open(folder, resumed_from)?,
             folder: folder.to_owned(),
             speed: Speed {
                 since: Instant::now(),
@@ -108,14 +111,61 @@ impl Run {
     /// # Errors
     /// As [`Trainer::step`], or the folder cannot be written.
     pub fn step(&mut self, batch: &DeviceBatch, tokens: &[Tensor]) -> Result<(), TrainError> {
+        self.step_and_evaluate(batch, tokens, |_| Ok(None))
+    }
+
+    /// As [`Run::step`], with the evaluation that may be due after the step.
+    ///
+    /// `evaluate` gives the Frechet distance of samples of the averaged weights. It is called
+    /// after steps that `evaluate.every` divides, before the checkpoint: a checkpoint never lacks
+    /// an evaluation that the log should have.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`] and `evaluate`, or the folder cannot be written.
+    pub fn step_and_evaluate<E: From<TrainError>>(
+        &mut self,
+        batch: &DeviceBatch,
+        tokens: &[Tensor],
+        evaluate: impl FnOnce(&Trainer) -> Result<Option<f64>, E>,
+    ) -> Result<(), E> {
         let before = self.trainer.step(batch, tokens)?;
         self.record(before)?;
         let step = self.trainer.steps_done();
-        let every = self.trainer.config().train.checkpoint_every;
-        if self.is_finished() || step.is_multiple_of(every) {
+        let Config {
+            train,
+            evaluate: settings,
+            ..
+        } = self.trainer.config();
+        let save = self.is_finished() || step.is_multiple_of(train.checkpoint_every);
+        if settings.every > 0 && step.is_multiple_of(settings.every) {
+            let mut last = self.trainer.finish_step()?;
+            let started = Instant::now();
+            let fd = evaluate(&self.trainer)?;
+            self.speed.since += started.elapsed();
+            if let Some(metrics) = &mut last {
+                metrics.fd = fd;
+            }
+            self.record(last)?;
+        }
+        if save {
             self.save()?;
         }
         Ok(())
+    }
+
+    /// Adds a PNG picture of the state as it is to the event file.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn log_picture(
+        &mut self,
+        tag: &str,
+        png: &[u8],
+        size: (u32, u32),
+    ) -> Result<(), TrainError> {
+        let step = self.trainer.steps_done();
+        self.events.image(step, tag, png, size)?;
+        Ok(self.events.sync()?)
     }
 
     /// Saves a checkpoint of the state as it is, unless the newest one is of this step.
@@ -127,6 +177,7 @@ impl Run {
         let last = self.trainer.finish_step()?;
         self.record(last)?;
         self.log.sync()?;
+        self.events.sync()?;
         let checkpoints = self.folder.join("checkpoints");
         self.trainer.checkpoint()?.save(&checkpoints)?;
         checkpoint::prune(&checkpoints, self.trainer.config().train.keep_checkpoints)?;
@@ -138,7 +189,8 @@ impl Run {
             return Ok(());
         };
         let train = &self.trainer.config().train;
-        if metrics.step.is_multiple_of(train.log_every) || metrics.step == train.steps {
+        let is_due = metrics.step.is_multiple_of(train.log_every) || metrics.step == train.steps;
+        if is_due || metrics.fd.is_some() {
             if train.log_speed {
                 let seconds = self.speed.since.elapsed().as_secs_f64();
                 let steps = metrics.step.saturating_sub(self.speed.step);
@@ -149,6 +201,7 @@ impl Run {
                 step: metrics.step,
             };
             self.log.append(&metrics)?;
+            self.events.scalars(metrics.step, &metrics.figures())?;
         }
         self.last = Some(metrics);
         Ok(())

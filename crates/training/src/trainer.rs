@@ -1,8 +1,9 @@
 use std::collections::BTreeMap;
 
 use data::{Cursor, seed};
+use diffusion::DiffusionError;
 use tch::{Device, Kind, Tensor};
-use torch_ext::{Generator, Mismatch, Params, autocast};
+use torch_ext::{Generator, Mismatch, Params, TorchError, autocast};
 
 use crate::adamw::AdamW;
 use crate::aligner::{Aligned, Aligner};
@@ -374,6 +375,7 @@ impl Trainer {
             grad_norm: f64::from(norm),
             lr: pending.lr,
             autoencoder: autoencoder.map(|figures| AutoencoderMetrics::new(figures.map(f64::from))),
+            fd: None,
             steps_per_s: None,
         }))
     }
@@ -471,7 +473,8 @@ impl Trainer {
     }
 
     /// Draws one image for each of `labels` from the averaged weights, u8 `[N, 3, H, W]` on the
-    /// CPU. `progress` is told the number of images done.
+    /// CPU. `progress` is told the number of images done. Image `i` has the noise of index `i`,
+    /// see [`Sampling::sample`]; the generator of the training is not touched.
     ///
     /// # Errors
     /// A label out of range, settings that the sampler refuses, out of memory.
@@ -491,7 +494,7 @@ impl Trainer {
             &self.average.network,
             decode,
             &self.config,
-            labels,
+            (0, labels),
             self.inputs.device,
             progress,
         );
@@ -567,12 +570,25 @@ impl Sampling {
         self.num_classes
     }
 
-    /// As [`Trainer::sample`].
+    /// Samples drawn at once: `sample.batch_size`, but 8 on the CPU.
+    pub fn batch_size(&self) -> usize {
+        batch_size(&self.config, self.device)
+    }
+
+    /// Draws the images of indices `first`, `first + 1` and so on, one for each of `labels`,
+    /// u8 `[N, 3, H, W]` on the CPU, [`Sampling::batch_size`] at once. `progress` is told the
+    /// number of images done.
+    ///
+    /// The noise of an image comes from `sample.seed` and its index alone, and it is computed in
+    /// a batch of the same length every time. So an index gives the same image however many are
+    /// drawn and wherever one starts; on CUDA, for one `sample.batch_size`: another one may change
+    /// last bits.
     ///
     /// # Errors
-    /// As [`Trainer::sample`].
+    /// A label out of range, settings that the sampler refuses, out of memory.
     pub fn sample(
         &self,
+        first: u64,
         labels: &[i64],
         progress: impl FnMut(usize),
     ) -> Result<Tensor, TrainError> {
@@ -580,42 +596,95 @@ impl Sampling {
             &self.network,
             |latents| self.autoencoder.decode(latents),
             &self.config,
-            labels,
+            (first, labels),
             self.device,
             progress,
         )
     }
 }
 
+/// Samples drawn at once on the CPU: enough for the matrix products to be fast.
+const CPU_BATCH: usize = 8;
+
+/// Samples drawn at once.
+fn batch_size(config: &Config, device: Device) -> usize {
+    match device {
+        Device::Cpu => CPU_BATCH,
+        _ => config.sample.batch_size.max(1),
+    }
+}
+
+/// Draws the images of `labels`, whose indices count from `first`.
+///
+/// Matrix products round differently in batches of another length, so batches start at multiples
+/// of theirs and are whole: at both ends they are filled up with images that nobody wants.
 fn draw_samples(
     network: &Network,
     decode: impl Fn(&Tensor) -> Result<Tensor, TrainError>,
     config: &Config,
-    labels: &[i64],
+    (first, labels): (u64, &[i64]),
     device: Device,
     mut progress: impl FnMut(usize),
 ) -> Result<Tensor, TrainError> {
     let sampler = config.objective.sampler(config.sample.sampler)?;
-    let [channels, height, width] = network.denoiser().image_shape();
+    let shape = network.denoiser().image_shape();
+    let precision = config.train.precision.autocast();
+    let length = batch_size(config, device);
     let mut images = Vec::new();
     let mut done = 0;
-    for (chunk, labels) in labels.chunks(config.sample.batch_size.max(1)).enumerate() {
-        // A generator for each chunk: the first images do not depend on how many there are.
-        let chunk_seed = seed::derive(config.sample.seed, "sample", &[chunk as u64]);
-        let mut generator = Generator::new(device, chunk_seed)?;
-        let count = labels.len() as i64;
-        let latents = generator.randn(&[count, channels, height, width], Kind::Float)?;
-        let labels = Tensor::f_from_slice(labels)?.f_to_device(device)?;
-        let precision = config.train.precision.autocast();
+    while let Some(&filler) = labels.get(done) {
+        let start = first + done as u64;
+        let before = (start % length as u64) as usize;
+        let wanted = (length - before).min(labels.len() - done);
+        let mut batch_labels = vec![filler; length];
+        batch_labels[before..before + wanted].copy_from_slice(&labels[done..done + wanted]);
+        let start = start - before as u64;
+
+        let mut noise =
+            IndexedNoise::new(config.sample.seed, start..start + length as u64, device)?;
+        let latents = noise.draw(&shape, Kind::Float)?;
+        let batch_labels = Tensor::f_from_slice(&batch_labels)?.f_to_device(device)?;
         let latents = autocast::run(device, precision, || {
-            sampler.sample(network, &latents, &labels, &mut generator)
+            sampler.sample(network, &latents, &batch_labels, || {
+                noise.draw(&shape, Kind::Double)
+            })
         })??;
-        images.push(decode(&latents)?.f_to_device(Device::Cpu)?);
-        done += labels.size1()? as usize;
+        let decoded = decode(&latents)?.f_to_device(Device::Cpu)?;
+        images.push(decoded.f_narrow(0, before as i64, wanted as i64)?);
+        done += wanted;
         progress(done);
     }
     if images.is_empty() {
         return Ok(Tensor::f_zeros([0, 3, 1, 1], (Kind::Uint8, Device::Cpu))?);
     }
     Ok(Tensor::f_cat(&images, 0)?)
+}
+
+/// Noise of a batch of images, each from a generator of its own: an image is the same in any
+/// batch.
+struct IndexedNoise {
+    generators: Vec<Generator>,
+}
+
+impl IndexedNoise {
+    fn new(
+        seed: u64,
+        indices: impl Iterator<Item = u64>,
+        device: Device,
+    ) -> Result<Self, TorchError> {
+        let generators = indices
+            .map(|index| Generator::new(device, seed::derive(seed, "sample", &[index])))
+            .collect::<Result<_, _>>()?;
+        Ok(Self { generators })
+    }
+
+    /// The next standard normal numbers, `[B, C, H, W]`.
+    fn draw(&mut self, shape: &[i64; 3], kind: Kind) -> Result<Tensor, DiffusionError> {
+        let noise = self
+            .generators
+            .iter_mut()
+            .map(|generator| generator.randn(shape, kind))
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(Tensor::f_stack(&noise, 0)?)
+    }
 }

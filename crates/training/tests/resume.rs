@@ -195,7 +195,7 @@ fn every_variant_goes_on_to_the_same_bits() {
         let saved = Checkpoint::load(&newest).unwrap();
         let sampling = Sampling::new(&config, &saved.ema, vae(&saved), Device::Cpu).unwrap();
         assert_eq!(sampling.num_classes(), inputs().num_classes);
-        let images = sampling.sample(&[0, 1, 2], |_| {}).unwrap();
+        let images = sampling.sample(0, &[0, 1, 2], |_| {}).unwrap();
         assert_eq!(images.size(), [3, 3, 16, 16]);
     }
 }

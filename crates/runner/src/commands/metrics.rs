@@ -1,47 +1,88 @@
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
+use anyhow::{Context, anyhow};
+use data::Dataset;
 use encoders::Encoder;
 use metrics::spatial::SpatialMetrics;
 use runner::encoder_bank::EncoderBank;
 use runner::evaluation;
+use runner::ranking::Ranking;
 use tch::Device;
 use training::Config;
 
 use crate::cli::MetricsArgs;
 use crate::failure::Failure;
 
+/// Images where none are asked for: a first look, and enough for an order.
+const FEW: usize = 64;
+const MANY: usize = 256;
+
 pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
     let device = super::device(&arguments.device)?;
-    let bank = EncoderBank::new(super::registry(), device);
-    println!("encoder,lds,cds,srss,rmsc");
+    let registry = super::registry();
+    let names = super::encoders_here(&arguments.encoders, arguments.resolution, &registry)?;
+    if names.is_empty() {
+        return Err(Failure::usage(anyhow!(
+            "none of these encoders is here; `runner encoders list` shows how to get them"
+        )));
+    }
+    let bank = EncoderBank::new(registry, device);
+    let default = if arguments.rank.is_some() { MANY } else { FEW };
+    let data = Images {
+        path: &arguments.data,
+        split: &arguments.split,
+        resolution: arguments.resolution,
+        count: arguments.images.unwrap_or(default),
+    };
+    let dataset = data.open()?;
+    if arguments.rank.is_none() {
+        println!("encoder,lds,cds,srss,rmsc");
+    }
+    let mut measured = Vec::new();
     let mut failed = false;
-    for name in &arguments.encoders {
-        let data = Images {
-            path: &arguments.data,
-            split: &arguments.split,
-            resolution: arguments.resolution,
-            count: arguments.images,
-        };
-        let measured = bank
+    for (index, name) in names.iter().enumerate() {
+        if arguments.rank.is_some() {
+            eprintln!("{name}, {} of {}", index + 1, names.len());
+        }
+        let metrics = bank
             .load(name, arguments.resolution, arguments.precision)
             .map_err(Failure::from)
             .and_then(|encoder| spatial(encoder.as_ref(), device, &data));
-        match measured {
-            Ok(metrics) => println!(
-                "{name},{},{},{},{}",
-                metrics.lds,
-                metrics.cds,
-                metrics
-                    .srss
-                    .map(|srss| srss.to_string())
-                    .unwrap_or_default(),
-                metrics.rmsc
-            ),
+        match metrics {
+            Ok(metrics) => {
+                if arguments.rank.is_none() {
+                    let srss = metrics.srss.map(|srss| srss.to_string());
+                    println!(
+                        "{name},{},{},{},{}",
+                        metrics.lds,
+                        metrics.cds,
+                        srss.unwrap_or_default(),
+                        metrics.rmsc
+                    );
+                }
+                measured.push((name.clone(), metrics));
+            }
             Err(error) => {
                 failed = true;
                 eprintln!("error: {name}: {error}");
             }
+        }
+    }
+    if let (Some(by), false) = (arguments.rank, measured.is_empty()) {
+        let images = data.count.min(dataset.len() as usize);
+        let described = (dataset.name(), dataset.fingerprint());
+        let ranking = Ranking::new(by, described, images, data.resolution, measured);
+        println!("{}", ranking.table());
+        eprintln!(
+            "{images} images of {}; * decides, higher comes first",
+            ranking.data
+        );
+        if let Some(path) = &arguments.json {
+            ranking
+                .write(path)
+                .with_context(|| format!("--json {}", path.display()))?;
         }
     }
     Ok(ExitCode::from(u8::from(failed)))
@@ -59,21 +100,32 @@ pub struct Images<'a> {
     pub count: usize,
 }
 
+impl Images<'_> {
+    fn config(&self) -> Config {
+        let mut config = Config::default();
+        config.data.path = self.path.to_owned();
+        config.data.split = self.split.to_owned();
+        config.data.resolution = self.resolution;
+        config
+    }
+
+    fn open(&self) -> Result<Arc<dyn Dataset>, Failure> {
+        let options = self.config().data.training_split();
+        data::open(self.path, &options).map_err(|error| Failure::usage(anyhow!("--data {error}")))
+    }
+}
+
 /// The spatial metrics of an encoder.
 pub fn spatial(
     encoder: &dyn Encoder,
     device: Device,
     images: &Images,
 ) -> Result<SpatialMetrics, Failure> {
-    let mut config = Config::default();
-    config.data.path = images.path.to_owned();
-    config.data.split = images.split.to_owned();
-    config.data.resolution = images.resolution;
-    let dataset = data::open(&config.data.path, &config.data.training_split())?;
+    let dataset = images.open()?;
     Ok(evaluation::spatial_metrics(
         encoder,
         &dataset,
-        &config,
+        &images.config(),
         images.count,
         device,
     )?)

@@ -14,7 +14,7 @@ pub mod visualize;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ::encoders::Registry;
+use ::encoders::{Registry, Status};
 use tch::Device;
 
 use crate::failure::Failure;
@@ -43,4 +43,37 @@ fn registry() -> Registry {
 fn device(name: &str) -> Result<Device, Failure> {
     torch_ext::device::resolve(name)
         .map_err(|error| Failure::usage(anyhow::anyhow!("--device {name}: {error}")))
+}
+
+/// The encoders that were asked for, each once. Of a named set such as paper27, those that are
+/// here, and a line about the others.
+fn encoders_here(
+    asked: &[String],
+    resolution: u32,
+    registry: &Registry,
+) -> Result<Vec<String>, Failure> {
+    let mut names: Vec<String> = Vec::new();
+    for name in asked {
+        match ::encoders::named_set(name) {
+            Some(set) => {
+                let mut missing = Vec::new();
+                for name in set {
+                    match registry.status_for(name, i64::from(resolution)) {
+                        Ok(Status::Missing { .. }) | Err(_) => missing.push(name),
+                        Ok(_) => names.push(name.to_owned()),
+                    }
+                }
+                if !missing.is_empty() {
+                    eprintln!("not on this machine: {}", missing.join(", "));
+                }
+            }
+            None => {
+                registry.check_name(name).map_err(Failure::usage)?;
+                names.push(name.clone());
+            }
+        }
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    names.retain(|name| seen.insert(name.clone()));
+    Ok(names)
 }

@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::anyhow;
-use encoders::{Registry, Status};
+use encoders::Registry;
 use runner::config_file;
 use runner::prepare::{self, FeatureOptions, LatentOptions, PrepareError};
 use training::{Config, TrainError};
@@ -104,29 +104,7 @@ fn encoders(
         true => config.alignment.encoders(),
         false => arguments.encoders.clone(),
     };
-    let mut names: Vec<String> = Vec::new();
-    for name in asked {
-        match encoders::named_set(&name) {
-            Some(set) => {
-                let mut missing = Vec::new();
-                for name in set {
-                    match registry.status_for(name, i64::from(config.data.resolution)) {
-                        Ok(Status::Missing { .. }) | Err(_) => missing.push(name),
-                        Ok(_) => names.push(name.to_owned()),
-                    }
-                }
-                if !missing.is_empty() {
-                    eprintln!("not on this machine: {}", missing.join(", "));
-                }
-            }
-            None => {
-                registry.check_name(&name).map_err(Failure::usage)?;
-                names.push(name);
-            }
-        }
-    }
-    let mut seen = std::collections::BTreeSet::new();
-    names.retain(|name| seen.insert(name.clone()));
+    let names = super::encoders_here(&asked, config.data.resolution, registry)?;
     if names.is_empty() {
         return Err(Failure::usage(anyhow!(
             "{}: `alignment.encoder` names no encoder that is here; name some with --encoder \

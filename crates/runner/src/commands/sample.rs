@@ -1,68 +1,146 @@
-use std::fs::File;
-use std::path::Path;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use ndarray::{Array1, Array4, Axis};
-use ndarray_npy::NpzWriter;
-use runner::image_grid::{GridLayout, write_grid, write_image};
-use runner::{config_file, image_array};
-use tch::Tensor;
+use indicatif::{ProgressBar, ProgressStyle};
+use ndarray::{Array4, Axis};
+use runner::config_file::{self, ConfigError};
+use runner::image_grid::{GridLayout, write_grid};
+use runner::sampling::{self, ClassOrder, ClassRule, Recipe, SampleFolder, SamplingError};
+use tch::{Device, Tensor};
 use training::checkpoint::VAE;
-use training::{Checkpoint, Config, Sampling, read_tensors};
+use training::{Checkpoint, Config, Sampling, checkpoint, read_tensors};
 
 use crate::cli::SampleArgs;
 use crate::failure::Failure;
 
+/// Images in the picture of `--grid`.
+const GRID: u64 = 64;
+/// How often a line is printed where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
 pub fn run(arguments: &SampleArgs) -> Result<ExitCode, Failure> {
-    let config = match &arguments.config {
-        Some(path) => config_file::load(path, &arguments.settings)?,
-        None => config_of(&arguments.checkpoint, &arguments.settings)?,
-    };
-    let device = super::device(&arguments.device)?;
-    let (weights, vae) = weights(arguments)?;
-    let sampling = Sampling::new(&config, &weights, vae.as_deref(), device)
+    let config = config(arguments)?;
+    let devices = devices(&arguments.device)?;
+    let Weights {
+        file,
+        denoiser,
+        vae,
+    } = weights(arguments)?;
+    let samplers = devices
+        .iter()
+        .map(|device| Sampling::new(&config, &denoiser, vae.as_deref(), *device))
+        .collect::<Result<Vec<_>, _>>()
         .with_context(|| arguments.checkpoint.display().to_string())?;
-    let labels = labels(&arguments.labels, arguments.count, sampling.num_classes())?;
-    let images = image_array(&sampling.sample(&labels, |done| {
-        eprintln!("{done} of {} samples", labels.len());
-    })?)?;
-    if arguments
-        .out
-        .extension()
-        .is_some_and(|extension| extension == "npz")
-    {
-        write_npz(&arguments.out, &images, &labels)?;
+    drop((denoiser, vae));
+    let (Some(device), Some(first)) = (devices.first(), samplers.first()) else {
+        return Err(Failure::usage(anyhow!("--device names none")));
+    };
+    let order = match arguments.random_labels {
+        true => ClassOrder::Random,
+        false => ClassOrder::Balanced,
+    };
+    let seed = config.sample.seed;
+    let classes = ClassRule::new(&arguments.labels, first.num_classes(), order, seed)
+        .map_err(|error| Failure::usage(anyhow!("--labels: {error}")))?;
+    let recipe = Recipe::new(checkpoint::file_sha256(&file)?, &config, classes, *device);
+
+    let npz = arguments.out.extension().is_some_and(|end| end == "npz");
+    let path = match npz {
+        true => arguments.out.with_extension("npz.partial"),
+        false => arguments.out.clone(),
+    };
+    // A whole file beside an unfinished folder is being drawn anew.
+    if npz && arguments.out.exists() && !arguments.fresh && !path.exists() {
+        return Err(Failure::usage(anyhow!(
+            "{} is there already; --fresh draws it anew",
+            arguments.out.display()
+        )));
+    }
+    let folder = SampleFolder::open(&path, &recipe, arguments.fresh).map_err(failure)?;
+    let count = arguments.count;
+    let progress = Progress::new(count);
+    let outcome = sampling::draw(
+        &folder,
+        samplers,
+        &recipe.classes,
+        count,
+        super::watch_interrupts()?,
+        |done| progress.at(done),
+    );
+    progress.finish();
+    let outcome = outcome?;
+    if outcome.interrupted {
+        eprintln!(
+            "interrupted after {} of {count} images: the same command goes on",
+            outcome.found + outcome.drawn
+        );
+        return Ok(ExitCode::from(130));
+    }
+    if outcome.found > 0 {
+        eprintln!(
+            "{} of {count} images were there, {} were drawn",
+            outcome.found, outcome.drawn
+        );
+    }
+    if let Some(picture) = &arguments.grid {
+        write_picture(picture, &folder, count.min(GRID))?;
+    }
+    if npz {
+        sampling::pack(&arguments.out, &folder, &recipe.classes, count)?;
+        folder.remove()?;
     } else {
-        write_pngs(&arguments.out, &images)?;
+        let more = folder.beyond(count)?;
+        if more > 0 {
+            eprintln!("note: the folder holds {more} more images of the same settings");
+        }
     }
     println!("{}", arguments.out.display());
     Ok(ExitCode::SUCCESS)
 }
 
-type Weights = Vec<(String, Tensor)>;
-
-/// Those of the denoiser, and of an autoencoder that was trained with it.
-fn weights(arguments: &SampleArgs) -> Result<(Weights, Option<Weights>), Failure> {
-    if arguments.checkpoint.is_file() {
-        if arguments.no_ema {
-            return Err(Failure::usage(anyhow!(
-                "--no-ema goes with a checkpoint folder; name the file of the weights you want"
-            )));
-        }
-        return Ok((read_tensors(&arguments.checkpoint)?, None));
+fn failure(error: SamplingError) -> Failure {
+    match error.is_usage() {
+        true => Failure::usage(error),
+        false => error.into(),
     }
-    let mut checkpoint = Checkpoint::load(&arguments.checkpoint)?;
-    let vae = checkpoint.others.remove(VAE);
-    let weights = match arguments.no_ema {
-        true => checkpoint.model,
-        false => checkpoint.ema,
+}
+
+/// The configuration, with the flags on top.
+fn config(arguments: &SampleArgs) -> Result<Config, Failure> {
+    let (path, mut config) = match &arguments.config {
+        Some(path) => (path.clone(), config_file::load(path, &arguments.settings)?),
+        None => {
+            let path = config_of(&arguments.checkpoint)?;
+            let config = config_file::load(&path, &arguments.settings)?;
+            (path, config)
+        }
     };
-    Ok((weights, vae))
+    let sample = &mut config.sample;
+    // Settings of the sampler are checked where samples are drawn.
+    sample.count = arguments.count as usize;
+    let sampler = &mut sample.sampler;
+    sampler.method = arguments.sampler.unwrap_or(sampler.method);
+    sampler.num_steps = arguments.steps.unwrap_or(sampler.num_steps);
+    sampler.cfg_scale = arguments.cfg_scale.unwrap_or(sampler.cfg_scale);
+    if let Some(interval) = arguments.guidance_interval {
+        (sampler.guidance_low, sampler.guidance_high) = (interval.low, interval.high);
+    }
+    sample.seed = arguments.seed.unwrap_or(sample.seed);
+    if let Some(batch_size) = arguments.batch_size {
+        sample.batch_size = batch_size as usize;
+    }
+    config.validate().map_err(|source| ConfigError::Invalid {
+        origin: path.display().to_string(),
+        source,
+    })?;
+    Ok(config)
 }
 
 /// The configuration beside a checkpoint: `RUN/checkpoints/step-N` has `RUN/config.toml`.
-fn config_of(checkpoint: &Path, settings: &[String]) -> Result<Config, Failure> {
+fn config_of(checkpoint: &Path) -> Result<PathBuf, Failure> {
     let run = checkpoint.parent().and_then(Path::parent).ok_or_else(|| {
         Failure::usage(anyhow!(
             "{} is not a checkpoint folder RUN/checkpoints/step-N; name its configuration with --config",
@@ -75,54 +153,117 @@ fn config_of(checkpoint: &Path, settings: &[String]) -> Result<Config, Failure> 
             checkpoint.display()
         )));
     }
-    Ok(config_file::load(&run.join("config.toml"), settings)?)
+    Ok(run.join("config.toml"))
 }
 
-fn labels(given: &[i64], count: usize, classes: i64) -> Result<Vec<i64>, Failure> {
-    if let Some(wrong) = given.iter().find(|label| !(0..classes).contains(*label)) {
+/// All of one kind: the other's images would not be the same to the bit.
+fn devices(names: &[String]) -> Result<Vec<Device>, Failure> {
+    let devices = names
+        .iter()
+        .map(|name| super::device(name.trim()))
+        .collect::<Result<Vec<_>, _>>()?;
+    let on_cpu = devices.iter().filter(|device| **device == Device::Cpu);
+    if !matches!(on_cpu.count(), count if count == 0 || count == devices.len()) {
         return Err(Failure::usage(anyhow!(
-            "--labels {wrong}: the model has classes 0 to {}",
-            classes - 1
+            "--device {}: CPU and CUDA do not give the same images; name devices of one kind",
+            names.join(",")
         )));
     }
-    if count == 0 {
-        return Err(Failure::usage(anyhow!("--count 0: at least 1")));
-    }
-    let all: Vec<i64> = (0..classes).collect();
-    let given = if given.is_empty() { &all } else { given };
-    Ok(given.iter().cycle().take(count).copied().collect())
+    Ok(devices)
 }
 
-fn write_pngs(folder: &Path, images: &Array4<u8>) -> Result<(), Failure> {
-    std::fs::create_dir_all(folder)
-        .with_context(|| format!("cannot create {}", folder.display()))
-        .map_err(Failure::usage)?;
-    for (index, image) in images.axis_iter(Axis(0)).enumerate() {
-        write_image(&folder.join(format!("{index:06}.png")), image, 1)?;
+/// What images are drawn from.
+struct Weights {
+    /// The file of the denoiser's.
+    file: PathBuf,
+    denoiser: Vec<(String, Tensor)>,
+    /// Those of an autoencoder that was trained with it.
+    vae: Option<Vec<(String, Tensor)>>,
+}
+
+fn weights(arguments: &SampleArgs) -> Result<Weights, Failure> {
+    let path = &arguments.checkpoint;
+    if path.is_file() {
+        if arguments.no_ema {
+            return Err(Failure::usage(anyhow!(
+                "--no-ema goes with a checkpoint folder; name the file of the weights you want"
+            )));
+        }
+        return Ok(Weights {
+            file: path.clone(),
+            denoiser: read_tensors(path)?,
+            vae: None,
+        });
     }
+    let mut saved = Checkpoint::load(path)?;
+    let vae = saved.others.remove(VAE);
+    let (name, denoiser) = match arguments.no_ema {
+        true => ("model.safetensors", saved.model),
+        false => ("ema.safetensors", saved.ema),
+    };
+    Ok(Weights {
+        file: path.join(name),
+        denoiser,
+        vae,
+    })
+}
+
+fn write_picture(path: &Path, folder: &SampleFolder, count: u64) -> Result<(), Failure> {
+    let images = (0..count)
+        .map(|index| folder.read(index))
+        .collect::<Result<Vec<_>, _>>()?;
+    let views: Vec<_> = images.iter().map(|image| image.view()).collect();
+    let images: Array4<u8> = ndarray::stack(Axis(0), &views)
+        .with_context(|| format!("{}: images of several sizes", folder.path().display()))?;
+    let images = images.permuted_axes([0, 3, 1, 2]);
     let (count, _, height, width) = images.dim();
     let layout = GridLayout::for_images(count, height, width);
-    write_grid(&folder.join("grid.png"), images.view(), layout)?;
+    write_grid(path, images.view(), layout)?;
     Ok(())
 }
 
-/// The ADM evaluator's layout: `arr_0` u8 `[N, H, W, 3]`, `arr_1` the labels `[N]`.
-fn write_npz(path: &Path, images: &Array4<u8>, labels: &[i64]) -> Result<(), Failure> {
-    let context = || format!("cannot write {}", path.display());
-    let temporary = path.with_extension("npz.partial");
-    let file = File::create(&temporary)
-        .with_context(context)
-        .map_err(Failure::usage)?;
-    let mut npz = NpzWriter::new_compressed(file);
-    let pixels = images.view().permuted_axes([0, 2, 3, 1]);
-    npz.add_array("arr_0", &pixels.as_standard_layout())
-        .with_context(context)?;
-    npz.add_array("arr_1", &Array1::from(labels.to_vec()))
-        .with_context(context)?;
-    npz.finish()
-        .with_context(context)?
-        .sync_all()
-        .with_context(context)?;
-    std::fs::rename(&temporary, path).with_context(context)?;
-    Ok(())
+/// A bar on a terminal, a line now and then elsewhere.
+struct Progress {
+    bar: Option<ProgressBar>,
+    last_line: std::cell::Cell<Instant>,
+    count: u64,
+}
+
+impl Progress {
+    fn new(count: u64) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let style = "{bar:32} {pos}/{len} images  {per_sec}  {eta} left";
+            let style = ProgressStyle::with_template(style)
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
+            ProgressBar::new(count).with_style(style)
+        });
+        Self {
+            bar,
+            last_line: Instant::now().into(),
+            count,
+        }
+    }
+
+    fn at(&self, done: u64) {
+        match &self.bar {
+            Some(bar) if bar.position() == 0 => {
+                // What was found says nothing of the speed.
+                bar.set_position(done);
+                bar.reset_eta();
+            }
+            Some(bar) => bar.set_position(done),
+            None => {
+                if done == self.count || self.last_line.get().elapsed() >= LINE_EVERY {
+                    eprintln!("{done} of {} images", self.count);
+                    self.last_line.set(Instant::now());
+                }
+            }
+        }
+    }
+
+    fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
 }

@@ -88,8 +88,11 @@ pub(super) const COLUMNS: [Column; 17] = [
     column!(peak_memory_mib, "peak memory, MiB", Lower),
 ];
 
-/// Properties of an encoder that may predict the quality of the generator.
-pub(super) const ENCODER_METRICS: [Column; 5] = [LDS, CDS, SRSS, RMSC, LINEAR_PROBE];
+/// Properties of an encoder that may predict the quality of the generator, in the paper's order.
+pub(super) const ENCODER_METRICS: [Column; 5] = [LINEAR_PROBE, LDS, CDS, SRSS, RMSC];
+
+/// Those that are known before any training.
+pub(super) const SPATIAL_METRICS: [Column; 4] = [LDS, CDS, SRSS, RMSC];
 
 /// The Frechet distance that more finished cells have: `fid`, or else `fd`.
 pub(super) fn frechet(run: &Run) -> Column {

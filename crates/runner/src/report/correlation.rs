@@ -1,9 +1,10 @@
 //! How well a metric of the encoder predicts the Frechet distance.
 
-use metrics::statistics::{bootstrap_interval, fit_line, pearson};
+use metrics::statistics::{bootstrap_interval, fit_line, pearson, spearman};
 
-use super::columns::Column;
+use super::columns::{Column, SPATIAL_METRICS};
 use super::comparison::Group;
+use super::run_folder::Run;
 
 /// Below this number of encoders no correlation is claimed.
 pub(super) const FEWEST: usize = 4;
@@ -90,9 +91,114 @@ pub(super) fn relation(points: &[Point]) -> Relation {
     }
 }
 
+/// How well the order of encoders by a spatial metric, known before any training, predicted the
+/// order of the results.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Prediction {
+    pub metric: &'static str,
+    pub recipe: String,
+    /// Encoders with both figures.
+    pub n: usize,
+    pub agreement: Agreement,
+    /// The encoder that the metric put first, and its place among the results, from 1.
+    pub first: (String, usize),
+}
+
+/// Spearman's rank correlation of the metric with the *negative* Frechet distance: 1 where the
+/// orders are the same.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Agreement {
+    Known {
+        rho: f64,
+        /// Ends of its bootstrap interval, where it could be computed.
+        interval: Option<(f64, f64)>,
+    },
+    TooFew,
+    /// All encoders share one value of the metric or of the distance.
+    Undefined,
+}
+
+/// The predictions of a group, for every recipe and metric that has points.
+pub(super) fn predictions(run: &Run, group: &Group<'_>, frechet: &Column) -> Vec<Prediction> {
+    let mut predictions = Vec::new();
+    for recipe in group.recipes() {
+        for metric in SPATIAL_METRICS {
+            let mut points = points(group, recipe, &metric, frechet);
+            if let Some(ranking) = &run.ranking {
+                points.retain_mut(|point| {
+                    let figure = ranking.figure(&point.encoder, metric.name);
+                    point.x = figure.unwrap_or(f64::NAN);
+                    point.x.is_finite()
+                });
+            }
+            predictions.extend(prediction(metric.name, recipe, &points));
+        }
+    }
+    predictions
+}
+
+fn prediction(metric: &'static str, recipe: &str, points: &[Point]) -> Option<Prediction> {
+    let first = points
+        .iter()
+        .reduce(|best, next| if next.x > best.x { next } else { best })?;
+    let better = points.iter().filter(|other| other.y < first.y).count();
+    let x: Vec<f64> = points.iter().map(|point| point.x).collect();
+    let y: Vec<f64> = points.iter().map(|point| -point.y).collect();
+    let agreement = if points.len() < FEWEST {
+        Agreement::TooFew
+    } else {
+        match spearman(&x, &y) {
+            Ok(rho) if rho.is_finite() => Agreement::Known {
+                rho,
+                interval: bootstrap_interval(&x, &y, spearman, RESAMPLES, LEVEL, SEED)
+                    .ok()
+                    .map(|interval| (interval.low, interval.high))
+                    .filter(|(low, high)| low.is_finite() && high.is_finite()),
+            },
+            _ => Agreement::Undefined,
+        }
+    };
+    Some(Prediction {
+        metric,
+        recipe: recipe.to_owned(),
+        n: points.len(),
+        agreement,
+        first: (first.encoder.clone(), better + 1),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_order_that_came_true_agrees_fully() {
+        let mut line = points(&[(4.0, 1.0), (3.0, 2.0), (2.0, 4.0), (1.0, 8.0)]);
+        line[0].encoder = "best".into();
+        let found = prediction("lds", "irepa", &line).unwrap();
+        assert_eq!(found.first, ("best".into(), 1));
+        let Agreement::Known { rho, interval } = found.agreement else {
+            panic!("{found:?}");
+        };
+        assert!((rho - 1.0).abs() < 1e-12);
+        let (low, high) = interval.unwrap();
+        assert!(low <= 1.0 && (high - 1.0).abs() < 1e-12);
+        let reversed = points(&[(1.0, 1.0), (2.0, 2.0), (3.0, 4.0), (4.0, 8.0)]);
+        let found = prediction("lds", "irepa", &reversed).unwrap();
+        assert_eq!(found.first.1, 4);
+        assert!(matches!(found.agreement, Agreement::Known { rho, .. } if rho < -0.99));
+    }
+
+    #[test]
+    fn few_or_equal_encoders_predict_nothing() {
+        let few = points(&[(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)]);
+        let found = prediction("lds", "irepa", &few).unwrap();
+        assert_eq!((found.agreement, found.n), (Agreement::TooFew, 3));
+        let equal = points(&[(1.0, 1.0), (1.0, 2.0), (1.0, 3.0), (1.0, 4.0)]);
+        let found = prediction("lds", "irepa", &equal).unwrap();
+        assert_eq!(found.agreement, Agreement::Undefined);
+        assert_eq!(prediction("lds", "irepa", &[]), None);
+    }
 
     fn points(values: &[(f64, f64)]) -> Vec<Point> {
         let points = values.iter().map(|&(x, y)| Point {

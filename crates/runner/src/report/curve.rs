@@ -20,6 +20,11 @@ pub(super) fn alignment_loss(cell: &Cell) -> Curve {
     logged(cell, |step| step.alignment_loss)
 }
 
+/// The Frechet distance of `cell` as logged, at the steps at which it was measured.
+pub(super) fn distance(cell: &Cell) -> Curve {
+    logged(cell, |step| step.fd)
+}
+
 fn logged(cell: &Cell, value: impl Fn(&LoggedStep) -> Option<f64>) -> Curve {
     let steps = cell.curve.iter();
     steps

@@ -8,10 +8,12 @@
 //! |---|---|
 //! | `results.csv` | the table, the findings, Frechet distances, encoder metrics |
 //! | `plan.toml` | `name` and `description` |
-//! | `cells/ID/metrics.jsonl` | curves: `step`, `denoising_loss`, `alignment_loss` |
+//! | `cells/ID/metrics.jsonl` | curves: `step`, `denoising_loss`, `alignment_loss`, `fd` |
 //! | `cells/ID/samples/*.png` | the last picture by name; pictures with `grid` in their name first |
+//! | `encoders/NAME.png` | what an encoder sees |
+//! | `ranking.json` | the order of encoders that `runner metrics --rank` gave |
 //! | `cells/ID/config.toml` | shown folded |
-//! | `cells/ID/result.json` | `hardware` (text), `started_at` and `finished_at` (text, or seconds since 1970) |
+//! | `cells/ID/result.json` | `hash`, `hardware` (text), `started_at` and `finished_at` (text, or seconds since 1970) |
 
 mod columns;
 mod comparison;
@@ -34,6 +36,7 @@ use crate::results::{ResultsError, Status};
 pub(crate) use html::escape;
 use plots::Plots;
 use run_folder::Run;
+pub(crate) use run_folder::encoder_sheet;
 
 /// What [`build`] wrote and found.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,12 +4,14 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::ranking::Ranking;
 use crate::results::{ResultRow, ResultsError, Status, read_csv};
 
+use super::comparison::distinct;
 use super::time;
 
 /// A sample grid larger than this stays out of the page, which is meant to be sent by mail.
@@ -27,8 +29,19 @@ pub(super) struct Run {
     /// Earliest start and latest end of the cells, as text.
     pub started: Option<String>,
     pub finished: Option<String>,
+    /// What encoders see, in the order of their first cell.
+    pub sheets: Vec<Sheet>,
+    /// The order of encoders that was made before the sweep, if there is one.
+    pub ranking: Option<Ranking>,
     /// What could not be read.
     pub notes: Vec<String>,
+}
+
+/// The sheet of an encoder.
+#[derive(Debug)]
+pub(super) struct Sheet {
+    pub encoder: String,
+    pub picture: Sample,
 }
 
 /// One cell with what its folder holds.
@@ -39,6 +52,8 @@ pub(super) struct Cell {
     pub curve: Vec<LoggedStep>,
     pub sample: Option<Sample>,
     pub config: Option<String>,
+    /// Hash of configuration, data set and encoder files.
+    pub hash: Option<String>,
 }
 
 /// The part of a line of `metrics.jsonl` that is plotted.
@@ -49,9 +64,11 @@ pub(super) struct LoggedStep {
     pub denoising_loss: Option<f64>,
     #[serde(default)]
     pub alignment_loss: Option<f64>,
+    #[serde(default)]
+    pub fd: Option<f64>,
 }
 
-/// The newest picture in a cell's `samples` folder.
+/// A picture, such as the newest in a cell's `samples` folder.
 #[derive(Debug)]
 pub(super) struct Sample {
     pub file_name: String,
@@ -62,6 +79,8 @@ pub(super) struct Sample {
 
 #[derive(Debug, Default, Deserialize)]
 struct ResultJson {
+    #[serde(default)]
+    hash: Option<String>,
     #[serde(default)]
     hardware: Option<String>,
     #[serde(default)]
@@ -100,11 +119,19 @@ impl Run {
                 curve,
                 sample,
                 config,
+                hash: result.hash,
             });
         }
+        let encoders = cells.iter().map(|cell: &Cell| cell.row.encoder.as_str());
+        let sheets = distinct(encoders)
+            .into_iter()
+            .filter_map(|encoder| read_sheet(run_dir, encoder, &mut notes))
+            .collect();
         Ok(Run {
             name,
             description,
+            sheets,
+            ranking: read_ranking(run_dir, &mut notes),
             cells,
             hardware: hardware.into_iter().collect(),
             started: starts.pop_first(),
@@ -150,6 +177,59 @@ fn read_plan(run_dir: &Path, notes: &mut Vec<String>) -> (String, String) {
         text("name").unwrap_or_else(folder_name),
         text("description").unwrap_or_default(),
     )
+}
+
+/// Where the sheet of `encoder` is in a run folder.
+pub(crate) fn encoder_sheet(run_dir: &Path, encoder: &str) -> PathBuf {
+    // Names of encoders are plain; a `/` in one must not lead out of the folder.
+    let name = encoder.replace(['/', '\\'], "-");
+    run_dir.join("encoders").join(format!("{name}.png"))
+}
+
+fn read_sheet(run_dir: &Path, encoder: &str, notes: &mut Vec<String>) -> Option<Sheet> {
+    let path = encoder_sheet(run_dir, encoder);
+    let png = fs::read(&path).ok()?;
+    let file = format!("encoders/{}", path.file_name()?.to_string_lossy());
+    match picture(file.clone(), png) {
+        Ok(picture) => Some(Sheet {
+            encoder: encoder.to_owned(),
+            picture,
+        }),
+        Err(problem) => {
+            notes.push(format!("{file}: {problem}"));
+            None
+        }
+    }
+}
+
+fn read_ranking(run_dir: &Path, notes: &mut Vec<String>) -> Option<Ranking> {
+    let bytes = fs::read(run_dir.join("ranking.json")).ok()?;
+    match serde_json::from_slice(&bytes) {
+        Ok(ranking) => Some(ranking),
+        Err(error) => {
+            notes.push(format!("ranking.json: {error}"));
+            None
+        }
+    }
+}
+
+/// A PNG that fits on the page, or what is wrong with it.
+fn picture(file_name: String, png: Vec<u8>) -> Result<Sample, String> {
+    if png.len() > MAX_SAMPLE_BYTES {
+        return Err(format!(
+            "{} MiB, left out of the report (at most {} MiB)",
+            png.len() >> 20,
+            MAX_SAMPLE_BYTES >> 20
+        ));
+    }
+    let picture = image::load_from_memory_with_format(&png, image::ImageFormat::Png);
+    let picture = picture.map_err(|error| error.to_string())?;
+    Ok(Sample {
+        file_name,
+        width: picture.width(),
+        height: picture.height(),
+        png,
+    })
 }
 
 /// One folder below `cells/`, and where to note what is wrong in it.
@@ -262,26 +342,10 @@ impl<'a> CellFolder<'a> {
         let file_name = names.into_iter().max()?;
         let file = format!("samples/{file_name}");
         let png = self.read(&file, true)?;
-        if png.len() > MAX_SAMPLE_BYTES {
-            self.note(
-                &file,
-                format_args!(
-                    "{} MiB, left out of the report (at most {} MiB)",
-                    png.len() >> 20,
-                    MAX_SAMPLE_BYTES >> 20
-                ),
-            );
-            return None;
-        }
-        match image::load_from_memory_with_format(&png, image::ImageFormat::Png) {
-            Ok(picture) => Some(Sample {
-                file_name,
-                width: picture.width(),
-                height: picture.height(),
-                png,
-            }),
-            Err(error) => {
-                self.note(&file, error);
+        match picture(file_name, png) {
+            Ok(sample) => Some(sample),
+            Err(problem) => {
+                self.note(&file, problem);
                 None
             }
         }

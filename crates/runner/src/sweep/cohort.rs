@@ -3,18 +3,18 @@
 use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use data::Loader;
 use encoders::{Encoder, Precision};
 use metrics::spatial::SpatialMetrics;
 use tch::Device;
-use training::{Autoencoder, DeviceBatch, Inputs, MetricsLog, Run};
+use training::{Autoencoder, DeviceBatch, Inputs, MetricsLog, Run, Trainer};
 
 use super::latent_source::LatentSource;
 use super::progress::CellProgress;
 use super::token_source::TokenSource;
-use super::{Context, InitialWeights, Planned, empty_row};
+use super::{Context, InitialWeights, Planned, empty_row, sheet};
 use crate::cell_folder::{CellLock, CellResult};
 use crate::evaluation::{self, Reference};
 use crate::image_grid::{GridLayout, write_grid};
@@ -145,6 +145,7 @@ impl Cohort {
             None => return Ok(()),
         };
         let mut loader = None;
+        let mut judge = None;
         while active.iter().any(|cell| !cell.run.is_finished()) {
             if context.interrupted.load(Ordering::Relaxed) {
                 return self.suspend(context, active);
@@ -164,7 +165,7 @@ impl Cohort {
                 if cell.run.trainer().steps_done() != position || cell.run.is_finished() {
                     return true;
                 }
-                match cell.step(context, &batch, &tokens) {
+                match cell.step(context, &batch, &tokens, &mut judge) {
                     Ok(()) => true,
                     Err(reason) => {
                         fail(
@@ -181,7 +182,7 @@ impl Cohort {
             position += 1;
         }
         drop((loader, latents));
-        self.evaluate(context, active, &source)
+        self.evaluate(context, active, &source, judge)
     }
 
     fn open<'a>(
@@ -241,6 +242,7 @@ impl Cohort {
         context: &Context,
         active: Vec<Active>,
         source: &TokenSource,
+        judge: Option<Judge>,
     ) -> Result<(), Reason> {
         let Some(first) = active.first() else {
             return Ok(());
@@ -259,6 +261,7 @@ impl Cohort {
                         from_bank.as_ref()
                     }
                 };
+                sheet::draw(context, first.planned, encoder);
                 Some(evaluation::spatial_metrics(
                     encoder,
                     &first.planned.reference,
@@ -269,11 +272,14 @@ impl Cohort {
             }
             _ => None,
         };
-        let judge = match config.evaluate.fd_encoder.as_str() {
-            "" => None,
-            name => Some(Judge::load(context, first, name)?),
+        let judge = match config.evaluate.fd_encoder.is_empty() {
+            true => None,
+            false => Some(match judge {
+                Some(judge) => judge,
+                None => Judge::load(context, first.planned, &first.progress)?,
+            }),
         };
-        for cell in active {
+        for mut cell in active {
             if context.interrupted.load(Ordering::Relaxed) {
                 break;
             }
@@ -294,9 +300,10 @@ struct Judge {
 }
 
 impl Judge {
-    fn load(context: &Context, cell: &Active, name: &str) -> Result<Self, Reason> {
-        let planned = cell.planned;
+    /// The judge of a cell's cohort.
+    fn load(context: &Context, planned: &Planned, progress: &CellProgress) -> Result<Self, Reason> {
         let config = &planned.cell.config;
+        let name = config.evaluate.fd_encoder.as_str();
         let resolution = config.data.resolution;
         let encoder = context.bank.load(name, resolution, Precision::Fp32)?;
         let key = format!(
@@ -316,7 +323,7 @@ impl Judge {
             &cache,
             |done, total| {
                 let stage = format!("reference features {done}/{total}");
-                context.progress.stage(&cell.progress, &stage);
+                context.progress.stage(progress, &stage);
             },
         )?;
         Ok(Self {
@@ -324,6 +331,27 @@ impl Judge {
             name: name.to_owned(),
             reference,
         })
+    }
+
+    /// The Frechet distance of samples of the averaged weights; `None` where none are wanted.
+    fn distance(
+        &self,
+        context: &Context,
+        trainer: &Trainer,
+        progress: &CellProgress,
+    ) -> Result<Option<f64>, Reason> {
+        let count = trainer.config().sample.count;
+        if count == 0 {
+            return Ok(None);
+        }
+        let labels = self.reference.labels(count);
+        let samples = trainer.sample(&labels, |done| {
+            let stage = format!("samples {done}/{count}");
+            context.progress.stage(progress, &stage);
+        })?;
+        let encoder = self.encoder.as_ref();
+        let features = evaluation::pooled_features(encoder, &samples, context.device, |_| {})?;
+        Ok(Some(self.reference.distance(features.view())?))
     }
 }
 
@@ -333,10 +361,22 @@ impl Active<'_> {
         context: &Context,
         batch: &DeviceBatch,
         tokens: &[tch::Tensor],
+        judge: &mut Option<Judge>,
     ) -> Result<(), Reason> {
         let started = Instant::now();
-        self.run.step(batch, tokens)?;
-        self.seconds += started.elapsed().as_secs_f64();
+        let mut evaluating = Duration::ZERO;
+        let (planned, progress) = (self.planned, &self.progress);
+        self.run.step_and_evaluate(batch, tokens, |trainer| {
+            let started = Instant::now();
+            let judge = match judge {
+                Some(judge) => judge,
+                None => judge.insert(Judge::load(context, planned, progress)?),
+            };
+            let distance = judge.distance(context, trainer, progress);
+            evaluating = started.elapsed();
+            distance
+        })?;
+        self.seconds += started.elapsed().saturating_sub(evaluating).as_secs_f64();
         self.steps += 1;
         context.progress.step(
             &self.progress,
@@ -349,7 +389,7 @@ impl Active<'_> {
     }
 
     fn finish(
-        &self,
+        &mut self,
         context: &Context,
         spatial: Option<SpatialMetrics>,
         judge: Option<&Judge>,
@@ -361,7 +401,7 @@ impl Active<'_> {
         self.draw_grid(context)?;
         if let Some(judge) = judge {
             row.fd_encoder = judge.name.clone();
-            row.fd = self.distance(context, judge)?;
+            row.fd = judge.distance(context, self.run.trainer(), &self.progress)?;
         }
         if let Some(spatial) = spatial {
             row.lds = Some(spatial.lds);
@@ -394,7 +434,7 @@ impl Active<'_> {
     }
 
     /// A grid with the classes in turn, for the report.
-    fn draw_grid(&self, context: &Context) -> Result<(), Reason> {
+    fn draw_grid(&mut self, context: &Context) -> Result<(), Reason> {
         let config = &self.planned.cell.config;
         let classes = self.planned.training.class_names().len().max(1);
         if config.sample.grid == 0 {
@@ -417,22 +457,9 @@ impl Active<'_> {
             std::fs::create_dir_all(folder)?;
         }
         write_grid(&path, images.view(), layout)?;
+        let (png, size) = (std::fs::read(&path)?, image::image_dimensions(&path)?);
+        self.run.log_picture("samples", &png, size)?;
         Ok(())
-    }
-
-    fn distance(&self, context: &Context, judge: &Judge) -> Result<Option<f64>, Reason> {
-        let count = self.planned.cell.config.sample.count;
-        if count == 0 {
-            return Ok(None);
-        }
-        let labels = judge.reference.labels(count);
-        let samples = self.run.trainer().sample(&labels, |done| {
-            let stage = format!("samples {done}/{count}");
-            context.progress.stage(&self.progress, &stage);
-        })?;
-        let features =
-            evaluation::pooled_features(judge.encoder.as_ref(), &samples, context.device, |_| {})?;
-        Ok(Some(judge.reference.distance(features.view())?))
     }
 }
 

@@ -4,6 +4,7 @@
 mod cohort;
 mod latent_source;
 mod progress;
+mod sheet;
 mod single;
 mod token_source;
 

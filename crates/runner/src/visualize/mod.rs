@@ -36,7 +36,7 @@ use thiserror::Error;
 use training::TrainError;
 
 use crate::atomic_file;
-use crate::image_grid::{ImageGridError, MAX_SIDE, visible_upscale, write_png};
+use crate::image_grid::{Compression, ImageGridError, MAX_SIDE, visible_upscale, write_png};
 use font::Fonts;
 
 pub use anchor::{Anchor, Patch};
@@ -200,7 +200,8 @@ impl Sheet {
         match format {
             Format::Png => {
                 let raster = raster::render(&picture, &fonts);
-                write_png(path, &raster.pixels, raster.width, raster.height)?;
+                let size = (raster.width, raster.height);
+                write_png(path, &raster.pixels, size, Compression::Best)?;
             }
             Format::Svg => {
                 let text = svg::render(&picture)?;

@@ -77,6 +77,14 @@ impl Config {
                 return Err(InvalidConfig::new(key, value, allowed));
             }
         }
+        let evaluate = &self.evaluate;
+        if evaluate.every > 0 && (evaluate.fd_encoder.is_empty() || self.sample.count == 0) {
+            return Err(InvalidConfig::new(
+                "evaluate.every",
+                evaluate.every,
+                "0 without evaluate.fd_encoder and sample.count",
+            ));
+        }
         self.check_autoencoder()?;
         self.check_variant()?;
         if !self

@@ -357,7 +357,8 @@ pub struct SampleConfig {
     pub grid: usize,
     /// Samples that the metrics see; 0 for none.
     pub count: usize,
-    /// Samples drawn at once.
+    /// Samples drawn at once; 8 on the CPU, whatever it says. Batches are always whole, so that
+    /// an image is the same in any number of them.
     pub batch_size: usize,
     /// Seed of noise and labels.
     pub seed: u64,
@@ -375,12 +376,16 @@ impl Default for SampleConfig {
     }
 }
 
-/// `[evaluate]`: what is measured at the end of a run.
+/// `[evaluate]`: what is measured at the end of a run, and on the way.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EvaluateConfig {
     /// Encoder in whose feature space samples are compared with real images; empty for none.
     pub fd_encoder: String,
+    /// Steps between Frechet distances on the way, which `metrics.jsonl` gets as `fd`; 0 for none.
+    /// They are those of `fd_encoder` and the first `sample.count` samples.
+    #[serde(skip_serializing_if = "is_default")]
+    pub every: u64,
     /// Real images that samples are compared with; 0 for all.
     pub reference_images: usize,
     /// Images on which LDS, CDS, SRSS and RMSC of the aligned encoder are computed; 0 for none.
@@ -391,6 +396,7 @@ impl Default for EvaluateConfig {
     fn default() -> Self {
         Self {
             fd_encoder: String::new(),
+            every: 0,
             reference_images: 0,
             spatial_images: 64,
         }

@@ -1,5 +1,6 @@
 //! The page: one file with everything in it, readable without a network and without scripts.
 
+mod matrix;
 mod table;
 
 use std::fmt::Write as _;
@@ -16,7 +17,7 @@ use super::curve::SMOOTHING;
 use super::findings::findings;
 use super::number::short;
 use super::plots::{Plot, Plots, dark_rules};
-use super::run_folder::{Cell, Run};
+use super::run_folder::{Cell, Run, Sample};
 use super::words::{capital, counted};
 
 const CSS: &str = include_str!("page.css");
@@ -50,8 +51,13 @@ pub(super) fn page(run: &Run, plots: &Plots) -> String {
         ("quality", "Quality", figures(&plots.quality)),
         ("results", "Results", results_section(run)),
         ("convergence", "Convergence", figures(&plots.convergence)),
-        ("metrics", "What predicts quality", figures(&plots.metrics)),
+        (
+            "metrics",
+            "What predicts quality",
+            metrics_section(run, plots),
+        ),
         ("samples", "Samples", samples_section(run)),
+        ("encoders", "What the encoders see", encoders_section(run)),
         (
             "configurations",
             "Configurations",
@@ -181,7 +187,12 @@ fn figures(plots: &[Plot]) -> String {
 }
 
 fn results_section(run: &Run) -> String {
-    let mut html = table::results(run);
+    let mut html = matrix::recipes_by_encoder(run);
+    let all = table::results(run);
+    if !html.is_empty() && !all.is_empty() {
+        html += "<h3>All cells</h3>\n";
+    }
+    html += &all;
     html += &table::failed(run);
     html += &skipped(run);
     if html.is_empty() {
@@ -249,13 +260,8 @@ fn samples_section(run: &Run) -> String {
         };
         let _ = writeln!(
             html,
-            "<figure><img width=\"{}\" height=\"{}\" alt=\"Samples of {}\" \
-             src=\"data:image/png;base64,{}\">\
-             <figcaption><strong>{}</strong>{status}<br>{}</figcaption></figure>",
-            sample.width,
-            sample.height,
-            escape(&row.cell),
-            BASE64.encode(&sample.png),
+            "<figure>{}<figcaption><strong>{}</strong>{status}<br>{}</figcaption></figure>",
+            image(sample, &format!("Samples of {}", row.cell)),
             escape(&row.cell),
             escape(&lines.join("\n")).replace('\n', "<br>"),
         );
@@ -274,17 +280,67 @@ fn samples_section(run: &Run) -> String {
     )
 }
 
+fn metrics_section(run: &Run, plots: &Plots) -> String {
+    figures(&plots.metrics) + &matrix::ranking(run)
+}
+
+fn encoders_section(run: &Run) -> String {
+    let mut html = String::new();
+    for sheet in &run.sheets {
+        let _ = writeln!(
+            html,
+            "<figure><h3>{}</h3>{}</figure>",
+            escape(&sheet.encoder),
+            image(&sheet.picture, &format!("Maps of {}", sheet.encoder))
+        );
+    }
+    if html.is_empty() {
+        return html;
+    }
+    format!(
+        "<p class=\"note\">Cosine similarity of each patch token with the marked patch, and the \
+         first three principal components as colours, of the tokens as they are and after spatial \
+         normalisation.</p>\n<div class=\"sheets\">\n{html}</div>\n"
+    )
+}
+
+/// An `<img>` with the picture in it.
+fn image(picture: &Sample, description: &str) -> String {
+    format!(
+        "<img width=\"{}\" height=\"{}\" alt=\"{}\" src=\"data:image/png;base64,{}\">",
+        picture.width,
+        picture.height,
+        escape(description),
+        BASE64.encode(&picture.png)
+    )
+}
+
+/// What each cell was computed from: hashes, and the configurations folded.
 fn configurations_section(run: &Run) -> String {
+    let mut hashes = String::new();
     let mut html = String::new();
     for cell in &run.cells {
+        let id = escape(&cell.row.cell);
+        if let Some(hash) = &cell.hash {
+            let _ = writeln!(
+                hashes,
+                "<tr><td>{id}</td><td><code>{}</code></td></tr>",
+                escape(hash)
+            );
+        }
         if let Some(config) = &cell.config {
             let _ = writeln!(
                 html,
-                "<details><summary><code>{}</code></summary><pre>{}</pre></details>",
-                escape(&cell.row.cell),
+                "<details><summary><code>{id}</code></summary><pre>{}</pre></details>",
                 escape(config)
             );
         }
+    }
+    if !hashes.is_empty() {
+        html += &format!(
+            "<div class=\"table\"><table>\n<thead><tr><th>cell</th><th>hash of configuration, \
+             data set and encoder files</th></tr></thead>\n<tbody>\n{hashes}</tbody></table></div>\n"
+        );
     }
     html
 }
@@ -308,7 +364,8 @@ fn methods_section(run: &Run) -> String {
          <p>Correlations are Pearson's r over encoders, each averaged over its seeds first, for \
          every recipe by itself, and from {FEWEST} encoders on. Intervals are the {:.0} % percentile \
          bootstrap with {RESAMPLES} resamples of encoders and a fixed seed. Encoders are few and not \
-         drawn at random, so intervals describe this selection.</p>\n\
+         drawn at random, so intervals describe this selection. The order before training is compared \
+         with the result by Spearman's rank correlation, with the same bootstrap.</p>\n\
          <p>In the table the best value of each column is bold, among the cells of one model and \
          variant.</p>\n",
         SMOOTHING * 100.0,

@@ -1,4 +1,5 @@
-//! The denoising loss of all cells of one model over training.
+//! A figure of all cells of one model over training: the denoising loss, and the Frechet distance where
+//! it was measured on the way.
 
 use super::axis::{Axis, extent};
 use super::canvas::{Align, DrawError, INK, Look, MUTED, Rect, SMALL, TEXT, picture, text_width};
@@ -7,7 +8,7 @@ use super::panel::Panel;
 use super::recipes::Recipes;
 use super::{Plot, STEP_TITLE, WIDTH};
 use crate::report::comparison::{Group, distinct};
-use crate::report::curve::{Curve, denoising_loss, smooth, thin};
+use crate::report::curve::{Curve, denoising_loss, distance, smooth, thin};
 use crate::report::number::{plain, short};
 use crate::report::run_folder::Cell;
 use crate::results::Status;
@@ -28,14 +29,48 @@ struct Line<'a> {
     smooth: Curve,
 }
 
-/// Smoothed curves in front of the raw ones; `None` where no cell has logged a loss.
-pub(super) fn plot(group: &Group<'_>, recipes: &Recipes) -> Result<Option<Plot>, DrawError> {
+/// What is drawn.
+pub(super) struct Subject {
+    file_stem: &'static str,
+    title: &'static str,
+    /// [`Subject::title`] in a sentence.
+    name: &'static str,
+    curve: fn(&Cell) -> Curve,
+    /// Whether the values are noisy: smoothed curves then lie in front of the raw ones.
+    noisy: bool,
+}
+
+pub(super) const LOSS: Subject = Subject {
+    file_stem: "denoising-loss",
+    title: "Denoising loss",
+    name: "denoising loss",
+    curve: denoising_loss,
+    noisy: true,
+};
+
+pub(super) const DISTANCE: Subject = Subject {
+    file_stem: "distance",
+    title: "Frechet distance during training",
+    name: "Frechet distance",
+    curve: distance,
+    noisy: false,
+};
+
+/// A line a cell; `None` where no cell has logged the figure twice.
+pub(super) fn plot(
+    subject: &Subject,
+    group: &Group<'_>,
+    recipes: &Recipes,
+) -> Result<Option<Plot>, DrawError> {
     let mut lines: Vec<Line<'_>> = group
         .cells
         .iter()
         .map(|cell| {
-            let raw = denoising_loss(cell);
-            let smooth = smooth(&raw, group.last_step());
+            let raw = (subject.curve)(cell);
+            let smooth = match subject.noisy {
+                true => smooth(&raw, group.last_step()),
+                false => raw.clone(),
+            };
             Line { cell, raw, smooth }
         })
         .filter(|line| line.raw.len() > 1)
@@ -63,10 +98,11 @@ pub(super) fn plot(group: &Group<'_>, recipes: &Recipes) -> Result<Option<Plot>,
         width: WIDTH - LEFT - right,
         height,
     };
-    let description = format!("Denoising loss against training step, {}", group.label);
+    let description = format!("{} against training step, {}", subject.title, group.label);
+    let raw_behind = subject.noisy && lines.len() <= MOST_RAW;
     let svg = picture((WIDTH, TOP + height + BELOW), &description, |canvas| {
         let panel = Panel::draw(canvas, plot, (&x, &y), true)?;
-        if lines.len() <= MOST_RAW {
+        if raw_behind {
             for line in &lines {
                 let colour = recipes.style(&line.cell.row.recipe).colour;
                 panel.curve(&thin(&line.raw, POINTS), colour, 0.7, 0.16)?;
@@ -103,7 +139,7 @@ pub(super) fn plot(group: &Group<'_>, recipes: &Recipes) -> Result<Option<Plot>,
         } else {
             ""
         };
-        let title = format!("denoising loss{scale}");
+        let title = format!("{}{scale}", subject.name);
         let middle = plot.y + plot.height / 2.0;
         let look = Look::new(TEXT, INK).align(Align::Centre);
         canvas.text(&title, (12.0, middle), look.vertical())?;
@@ -112,20 +148,19 @@ pub(super) fn plot(group: &Group<'_>, recipes: &Recipes) -> Result<Option<Plot>,
         if cut {
             let corner = (plot.right() - 8.0, plot.y + 10.0);
             let look = Look::new(SMALL, MUTED).align(Align::Right);
-            canvas.text("earlier losses lie above the frame", corner, look)?;
+            canvas.text("earlier values lie above the frame", corner, look)?;
         }
         Ok(())
     })?;
     Ok(Some(Plot {
-        file_stem: format!("denoising-loss-{}", group.slug),
-        title: format!("Denoising loss, {}", group.label),
+        file_stem: format!("{}-{}", subject.file_stem, group.slug),
+        title: format!("{}, {}", subject.title, group.label),
         caption: format!(
-            "Each line is a cell, smoothed{}; labels give the final smoothed loss, \
-             from the highest to the lowest.",
-            if lines.len() <= MOST_RAW {
-                ", its logged values faint behind it"
-            } else {
-                ""
+            "Each line is a cell{}; labels give the last value, from the highest to the lowest.",
+            match (subject.noisy, raw_behind) {
+                (true, true) => ", smoothed, its logged values faint behind it",
+                (true, false) => ", smoothed",
+                (false, _) => ", measured on samples of its averaged weights",
             }
         ),
         svg,

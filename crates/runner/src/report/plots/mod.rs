@@ -64,9 +64,10 @@ impl Plots {
         let mut plots = Plots::default();
         for group in groups(run) {
             plots.quality.extend(quality::plot(run, &group, &recipes)?);
-            plots
-                .convergence
-                .extend(convergence::plot(&group, &recipes)?);
+            for subject in [convergence::LOSS, convergence::DISTANCE] {
+                let plot = convergence::plot(&subject, &group, &recipes)?;
+                plots.convergence.extend(plot);
+            }
             plots
                 .convergence
                 .extend(multiples::differences(&group, &recipes)?);

@@ -33,7 +33,7 @@ struct Series<'a> {
     relation: Relation,
 }
 
-/// One panel a metric; `None` where no finished cell has both figures.
+/// One panel a metric, of which those without points say why; `None` where no panel has any.
 pub(super) fn plot(
     run: &Run,
     group: &Group<'_>,
@@ -43,12 +43,12 @@ pub(super) fn plot(
     let panels: Vec<(Column, Vec<Series<'_>>)> = ENCODER_METRICS
         .into_iter()
         .map(|metric| (metric, series(group, &metric, &frechet)))
-        .filter(|(_, series)| !series.is_empty())
         .collect();
     let most = panels.iter().map(|(_, series)| series.len()).max();
-    let Some(most) = most else {
+    let most = most.unwrap_or(0);
+    if most == 0 {
         return Ok(None);
-    };
+    }
     let labels = group.encoders().len();
     let height = HEIGHT + HEIGHT_PER_LABEL * labels.saturating_sub(FEW) as f64;
     let height = height.min(2.0 * HEIGHT);
@@ -75,6 +75,10 @@ pub(super) fn plot(
                 (plot.x, plot.y - head + 12.0),
                 Look::new(TEXT + 1.0, INK).bold(),
             )?;
+            if series.is_empty() {
+                empty(canvas, why_empty(group, metric), plot)?;
+                continue;
+            }
             let heights = (plot.y - head + TITLE + 8.0, plot);
             statements(canvas, recipes, series, heights)?;
             panel(canvas, recipes, series, baseline, plot)?;
@@ -95,6 +99,46 @@ pub(super) fn plot(
             .to_owned(),
         svg,
     }))
+}
+
+/// Why no cell has both figures, in two short lines.
+fn why_empty(group: &Group<'_>, metric: &Column) -> [&'static str; 2] {
+    let aligned = group.done().filter(|cell| !cell.row.is_baseline());
+    if aligned.filter_map(|cell| metric.of(&cell.row)).count() > 0 {
+        return [
+            "no finished cell has both",
+            "this metric and a Frechet distance",
+        ];
+    }
+    match metric.name {
+        "linear_probe" => ["no linear probe was trained", "on these encoders"],
+        "srss" => [
+            "SRSS needs foreground masks,",
+            "which these images do not have",
+        ],
+        _ => [
+            "not computed: evaluate.spatial_images is 0,",
+            "or encoders are joined",
+        ],
+    }
+}
+
+/// A panel without points.
+fn empty(canvas: &Canvas<'_>, reason: [&str; 2], plot: Rect) -> Result<(), DrawError> {
+    let corners = [
+        (plot.x, plot.y),
+        (plot.right(), plot.y),
+        (plot.right(), plot.bottom()),
+        (plot.x, plot.bottom()),
+        (plot.x, plot.y),
+    ];
+    canvas.line(&corners, GRID, 1.0, 1.0)?;
+    let look = Look::new(TEXT, MUTED).align(Align::Centre);
+    let middle = (plot.x + plot.width / 2.0, plot.y + plot.height / 2.0);
+    for (line, text) in reason.into_iter().enumerate() {
+        canvas.text(text, (middle.0, middle.1 - 9.0 + 18.0 * line as f64), look)?;
+    }
+    Ok(())
 }
 
 fn series<'a>(group: &Group<'a>, metric: &Column, frechet: &Column) -> Vec<Series<'a>> {

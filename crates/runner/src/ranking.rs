@@ -1,0 +1,238 @@
+//! Encoders in the order of the spatial structure of their tokens: a prediction, made before any
+//! training, of which of them is the best alignment target.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use metrics::spatial::SpatialMetrics;
+use serde::{Deserialize, Serialize};
+
+use crate::atomic_file;
+
+/// A spatial metric. Higher is more structure in all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Metric {
+    /// Local against distant similarity.
+    Lds,
+    /// Correlation decay slope.
+    Cds,
+    /// Semantic-region self-similarity.
+    Srss,
+    /// Root mean square contrast.
+    Rmsc,
+}
+
+impl Metric {
+    /// All of them, in the order of the paper.
+    pub const ALL: [Self; 4] = [Self::Lds, Self::Cds, Self::Srss, Self::Rmsc];
+
+    fn of(self, metrics: &SpatialMetrics) -> Option<f64> {
+        match self {
+            Self::Lds => Some(metrics.lds),
+            Self::Cds => Some(metrics.cds),
+            Self::Srss => metrics.srss,
+            Self::Rmsc => Some(metrics.rmsc),
+        }
+    }
+}
+
+impl fmt::Display for Metric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Lds => "lds",
+            Self::Cds => "cds",
+            Self::Srss => "srss",
+            Self::Rmsc => "rmsc",
+        })
+    }
+}
+
+impl std::str::FromStr for Metric {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = Self::ALL.into_iter();
+        known
+            .clone()
+            .find(|metric| metric.to_string() == text)
+            .ok_or_else(|| "expected lds, cds, srss or rmsc".to_owned())
+    }
+}
+
+/// The order, and what it was measured on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Ranking {
+    /// What decides the order.
+    pub by: Metric,
+    /// The data set.
+    pub data: String,
+    /// Fingerprint of its images.
+    pub fingerprint: String,
+    /// How many of them were looked at.
+    pub images: usize,
+    /// Their side in pixels.
+    pub resolution: u32,
+    /// Best first; encoders without the metric last.
+    pub encoders: Vec<Ranked>,
+}
+
+/// One encoder's place.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Ranked {
+    /// Its name.
+    pub encoder: String,
+    /// Its metrics.
+    #[serde(flatten)]
+    pub metrics: SpatialMetrics,
+    /// Its place by each metric, from 1; equal values share the better place.
+    pub places: BTreeMap<Metric, usize>,
+}
+
+impl Ranking {
+    /// Puts `measured` encoders, by name, in the order of `by`.
+    pub fn new(
+        by: Metric,
+        (data, fingerprint): (&str, &str),
+        images: usize,
+        resolution: u32,
+        measured: Vec<(String, SpatialMetrics)>,
+    ) -> Self {
+        let place = |metric: Metric, metrics: &SpatialMetrics| {
+            let own = metric.of(metrics)?;
+            let others = measured.iter().filter_map(|(_, other)| metric.of(other));
+            Some(1 + others.filter(|other| *other > own).count())
+        };
+        let mut encoders: Vec<Ranked> = measured
+            .iter()
+            .map(|(encoder, metrics)| Ranked {
+                encoder: encoder.clone(),
+                metrics: *metrics,
+                places: Metric::ALL
+                    .into_iter()
+                    .filter_map(|metric| Some((metric, place(metric, metrics)?)))
+                    .collect(),
+            })
+            .collect();
+        encoders.sort_by_key(|ranked| ranked.place(by).unwrap_or(usize::MAX));
+        Self {
+            by,
+            data: data.to_owned(),
+            fingerprint: fingerprint.to_owned(),
+            images,
+            resolution,
+            encoders,
+        }
+    }
+
+    /// The order as a table, each figure with its own place in brackets.
+    pub fn table(&self) -> String {
+        let name = |ranked: &Ranked| ranked.encoder.len();
+        let width = self.encoders.iter().map(name).max().unwrap_or(0).max(7);
+        // Writing to a String cannot fail.
+        let mut text = format!("place  {:width$}", "encoder");
+        for metric in Metric::ALL {
+            let mark = if metric == self.by { "*" } else { "" };
+            let _infallible = write!(text, "  {:>12}", format!("{metric}{mark}"));
+        }
+        for ranked in &self.encoders {
+            let place = ranked.place(self.by).map(|place| place.to_string());
+            let place = place.unwrap_or_else(|| "-".to_owned());
+            let _infallible = write!(text, "\n{place:>5}  {:width$}", ranked.encoder);
+            for metric in Metric::ALL {
+                let figure = match (metric.of(&ranked.metrics), ranked.place(metric)) {
+                    (Some(value), Some(place)) => format!("{value:.4} ({place})"),
+                    _ => "-".to_owned(),
+                };
+                let _infallible = write!(text, "  {figure:>12}");
+            }
+        }
+        text
+    }
+
+    /// Writes it as JSON, whole or not at all.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write(&self, path: &Path) -> io::Result<()> {
+        atomic_file::write(path, |file| {
+            serde_json::to_writer_pretty(&mut *file, self)?;
+            file.write_all(b"\n")
+        })
+    }
+
+    /// The figure of an encoder by the name of a metric.
+    pub(crate) fn figure(&self, encoder: &str, metric: &str) -> Option<f64> {
+        let metric: Metric = metric.parse().ok()?;
+        let mut encoders = self.encoders.iter();
+        metric.of(&encoders.find(|ranked| ranked.encoder == encoder)?.metrics)
+    }
+}
+
+impl Ranked {
+    /// Its place by a metric.
+    pub fn place(&self, metric: Metric) -> Option<usize> {
+        self.places.get(&metric).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ranking(by: Metric) -> Ranking {
+        let metrics = |lds, srss| SpatialMetrics {
+            lds,
+            cds: 1.0,
+            srss,
+            rmsc: -lds,
+        };
+        let measured = vec![
+            ("low".to_owned(), metrics(0.1, Some(0.5))),
+            ("high".to_owned(), metrics(0.3, None)),
+            ("middle".to_owned(), metrics(0.2, Some(0.7))),
+        ];
+        Ranking::new(by, ("data", "hash"), 3, 64, measured)
+    }
+
+    fn order(by: Metric) -> Vec<String> {
+        let encoders = ranking(by).encoders.into_iter();
+        encoders.map(|ranked| ranked.encoder).collect()
+    }
+
+    #[test]
+    fn more_structure_comes_first_and_none_last() {
+        assert_eq!(order(Metric::Lds), ["high", "middle", "low"]);
+        assert_eq!(order(Metric::Rmsc), ["low", "middle", "high"]);
+        assert_eq!(order(Metric::Srss), ["middle", "low", "high"]);
+        // Equal values keep the order in which they were asked for.
+        assert_eq!(order(Metric::Cds), ["low", "high", "middle"]);
+        let ranking = ranking(Metric::Lds);
+        assert_eq!(ranking.encoders[2].place(Metric::Cds), Some(1));
+        assert_eq!(ranking.encoders[0].place(Metric::Srss), None);
+    }
+
+    #[test]
+    fn the_table_marks_what_decides() {
+        let table = ranking(Metric::Srss).table();
+        let lines: Vec<&str> = table.lines().collect();
+        assert!(lines[0].contains("srss*") && !lines[0].contains("lds*"));
+        assert!(lines[1].contains("middle") && lines[1].contains("0.7000 (1)"));
+        assert!(lines[3].trim_start().starts_with("-  high"));
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ranking.json");
+        let ranking = ranking(Metric::Lds);
+        ranking.write(&path).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(serde_json::from_str::<Ranking>(&text).unwrap(), ranking);
+        assert_eq!(ranking.figure("middle", "srss"), Some(0.7));
+        assert_eq!(ranking.figure("high", "srss"), None);
+        assert_eq!(ranking.figure("other", "lds"), None);
+    }
+}

@@ -1,0 +1,238 @@
+//! `runner sample` as the program runs: what an image depends on, interruptions, and refusals.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use common::{Outcome, Playground};
+use ndarray::{Array1, Array4};
+use ndarray_npy::NpzReader;
+
+const CHECKPOINT: &str = "run/checkpoints/step-0000002";
+
+/// A trained run, whose weights give images with structure.
+fn place() -> Playground {
+    let place = Playground::new();
+    let settings = [
+        "train.steps=2",
+        "optimizer.lr=0.02",
+        "evaluate.fd_encoder=\"\"",
+        "sample.grid=0",
+    ];
+    let mut all = vec!["train", "base.toml", "--device", "cpu", "--out", "run"];
+    for setting in settings {
+        all.extend(["--set", setting]);
+    }
+    place.run(&all).expect(0, &[]);
+    place
+}
+
+/// The sampler with the most randomness.
+fn arguments<'a>(out: &'a str, count: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let mut all = vec!["sample", CHECKPOINT, "--out", out, "--count", count];
+    for (flag, value) in [
+        ("--device", "cpu"),
+        ("--sampler", "euler-maruyama"),
+        ("--cfg-scale", "1.5"),
+    ] {
+        if !more.contains(&flag) {
+            all.extend([flag, value]);
+        }
+    }
+    all.extend(more);
+    all
+}
+
+fn sample(place: &Playground, out: &str, count: &str, more: &[&str]) -> Outcome {
+    place.run(&arguments(out, count, more))
+}
+
+/// The bytes of a folder's images by name.
+fn images(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = fs::read_dir(folder).into_iter().flatten();
+    entries
+        .map(|entry| entry.unwrap())
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().unwrap();
+            let image = name.ends_with(".png") && !name.starts_with('.');
+            image.then(|| (name, fs::read(entry.path()).unwrap()))
+        })
+        .collect()
+}
+
+fn npz(path: &Path) -> (Array4<u8>, Array1<i64>) {
+    let mut npz = NpzReader::new(fs::File::open(path).unwrap()).unwrap();
+    (npz.by_name("arr_0").unwrap(), npz.by_name("arr_1").unwrap())
+}
+
+/// Starts the program and kills it when `enough` images are there.
+fn kill_after(place: &Playground, arguments: &[&str], folder: &str, enough: usize) {
+    let mut child = place.command(arguments).spawn().unwrap();
+    let started = Instant::now();
+    while images(&place.path(folder)).len() < enough {
+        assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+        assert!(started.elapsed() < Duration::from_secs(300));
+        sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn an_image_depends_on_its_index_alone() {
+    let place = place();
+    sample(&place, "whole", "11", &[]).expect(0, &["whole"]);
+    let whole = images(&place.path("whole"));
+    assert_eq!(whole.len(), 11);
+    let distinct: std::collections::BTreeSet<_> = whole.values().collect();
+    assert_eq!(distinct.len(), 11, "some images are the same");
+
+    // Fewer, then more: the folder is gone on with.
+    sample(&place, "grown", "4", &[]).expect(0, &[]);
+    assert!(
+        images(&place.path("grown"))
+            .iter()
+            .all(|(name, bytes)| whole[name] == *bytes)
+    );
+    sample(&place, "grown", "11", &[]).expect(0, &["4 of 11 images were there, 7 were drawn"]);
+    assert!(images(&place.path("grown")) == whole);
+    sample(&place, "grown", "3", &[]).expect(0, &["8 more images"]);
+
+    for (out, more) in [
+        ("two", ["--device", "cpu,cpu"]),
+        ("three", ["--batch-size", "3"]),
+        ("four", ["--batch-size", "64"]),
+    ] {
+        sample(&place, out, "11", &more).expect(0, &[]);
+        assert!(images(&place.path(out)) == whole, "{more:?}");
+    }
+    sample(&place, "other", "11", &["--seed", "1"]).expect(0, &[]);
+    assert!(
+        images(&place.path("other"))
+            .iter()
+            .all(|(name, bytes)| whole[name] != *bytes)
+    );
+}
+
+#[test]
+fn a_killed_call_goes_on_to_the_same_bytes() {
+    let place = place();
+    let slow = ["--steps", "60"];
+    sample(&place, "whole", "20", &slow).expect(0, &[]);
+    sample(&place, "whole.npz", "20", &slow).expect(0, &[]);
+    assert!(!place.path("whole.npz.partial").exists());
+
+    for enough in [1, 7] {
+        kill_after(&place, &arguments("part", "20", &slow), "part", enough);
+        kill_after(
+            &place,
+            &arguments("part.npz", "20", &slow),
+            "part.npz.partial",
+            enough,
+        );
+    }
+    assert!(!place.path("part.npz").exists());
+    let there = images(&place.path("part")).len();
+    assert!((7..20).contains(&there), "{there}");
+    // What else a crash can leave: a torn image and a file that was being written.
+    fs::write(place.path("part/000002.png"), b"\x89PNG\r\n").unwrap();
+    fs::write(place.path("part/.000019.png.1.tmp"), b"half").unwrap();
+    let devices = [&slow[..], &["--device", "cpu,cpu"]].concat();
+    sample(&place, "part", "20", &devices).expect(0, &["20 images were there"]);
+    sample(&place, "part.npz", "20", &slow).expect(0, &["part.npz"]);
+
+    assert!(images(&place.path("part")) == images(&place.path("whole")));
+    let read = |name: &str| fs::read(place.path(name)).unwrap();
+    assert!(read("part.npz") == read("whole.npz"));
+    assert!(read("part/samples.json") == read("whole/samples.json"));
+    let names = fs::read_dir(place.path("part")).unwrap();
+    let leftovers = names.filter(|entry| {
+        let name = entry.as_ref().unwrap().file_name();
+        name.to_string_lossy().ends_with(".tmp")
+    });
+    assert_eq!(leftovers.count(), 0);
+}
+
+#[test]
+fn an_npz_holds_the_images_of_the_folder_and_their_classes() {
+    let place = place();
+    let labels = ["--labels", "2,0,5"];
+    sample(&place, "pngs", "7", &labels).expect(0, &[]);
+    let grid = [&labels[..], &["--grid", "grid.png"]].concat();
+    sample(&place, "seven.npz", "7", &grid).expect(0, &[]);
+    let (pixels, classes) = npz(&place.path("seven.npz"));
+    assert_eq!(pixels.dim(), (7, 16, 16, 3));
+    assert_eq!(classes.to_vec(), [2, 0, 5, 2, 0, 5, 2]);
+    for (index, image) in pixels.outer_iter().enumerate() {
+        let path = place.path(&format!("pngs/{index:06}.png"));
+        let picture = image::open(path).unwrap().into_rgb8();
+        assert!(image.iter().copied().eq(picture.into_raw()));
+    }
+    assert!(image::open(place.path("grid.png")).is_ok());
+    sample(&place, "seven.npz", "7", &labels).expect(2, &["seven.npz", "--fresh"]);
+    sample(&place, "seven.npz", "8", &["--fresh"]).expect(0, &[]);
+    assert_eq!(npz(&place.path("seven.npz")).0.dim().0, 8);
+}
+
+#[test]
+fn random_classes_follow_the_seed() {
+    let place = place();
+    let classes = |out: &str, more: &[&str]| {
+        sample(&place, out, "30", &[&["--random-labels"], more].concat()).expect(0, &[]);
+        npz(&place.path(out)).1.to_vec()
+    };
+    let first = classes("a.npz", &[]);
+    assert_eq!(classes("b.npz", &["--batch-size", "7"]), first);
+    assert_ne!(classes("c.npz", &["--seed", "9"]), first);
+    let among = classes("d.npz", &["--labels", "1,3"]);
+    assert!(among.contains(&1) && among.contains(&3));
+    assert!(among.iter().all(|class| [1, 3].contains(class)));
+}
+
+#[test]
+fn what_does_not_go_together_is_refused() {
+    let place = place();
+    sample(&place, "out", "3", &[]).expect(0, &[]);
+    let before = images(&place.path("out"));
+    for (more, words) in [
+        (
+            ["--steps", "3"],
+            ["settings.sampler.num_steps", "is 2 there and 3 here"],
+        ),
+        (["--seed", "3"], ["settings.seed", "--fresh"]),
+        (["--labels", "1"], ["classes.among", "--out"]),
+    ] {
+        sample(&place, "out", "3", &more).expect(2, &words);
+    }
+    sample(&place, "out", "3", &["--no-ema"]).expect(2, &["weights is"]);
+    sample(&place, "out", "3", &["--random-labels"]).expect(2, &["classes.order", "balanced"]);
+    assert!(images(&place.path("out")) == before);
+    sample(&place, "out", "2", &["--seed", "3", "--fresh"]).expect(0, &[]);
+    assert_eq!(images(&place.path("out")).len(), 2);
+
+    place.write("mine/holiday.png", "not a sample");
+    sample(&place, "mine", "3", &[]).expect(2, &["holiday.png", "no folder of samples"]);
+    place.write("out/samples.json", "{");
+    sample(&place, "out", "2", &[]).expect(2, &["samples.json", "--fresh"]);
+
+    for (more, words) in [
+        (["--cfg-scale", "0.5"], ["cfg_scale", "0.5"]),
+        (["--guidance-interval", "0.7,0.2"], ["guidance_high", "0.2"]),
+        (["--guidance-interval", "0.7"], ["LOW,HIGH", "0.7"]),
+        (["--sampler", "magic"], ["magic", "heun"]),
+        (["--labels", "0,99"], ["99", "classes 0 to 8"]),
+        (["--steps", "0"], ["num_steps", "at least 1"]),
+        (["--batch-size", "0"], ["--batch-size", "0"]),
+        (["--device", "cpu,tpu"], ["--device", "tpu"]),
+    ] {
+        sample(&place, "new", "3", &more).expect(2, &words);
+        assert!(!place.path("new").exists(), "{more:?}");
+    }
+    sample(&place, "new", "0", &[]).expect(2, &["--count"]);
+    place.write("file", "");
+    sample(&place, "file", "1", &[]).expect(1, &["file"]);
+}

@@ -1,0 +1,421 @@
+//! A TensorBoard event file beside `metrics.jsonl`, with the same figures and the sample grids.
+//!
+//! The format is that of TensorFlow's record files: each record is its length (u64), a checksum of
+//! the length, an `Event` protocol buffer and a checksum of that; checksums are masked CRC-32C.
+//! Of the protocol (`event.proto`, `summary.proto`) only scalars and images are needed, so the few
+//! fields are written by hand.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+/// TensorBoard finds event files by `tfevents` in their name.
+const NAME: &str = "events.out.tfevents.0.irepa";
+/// What TensorBoard wants to read first.
+const VERSION: &str = "brain.Event:2";
+
+/// Appends to the event file of a run.
+#[derive(Debug)]
+pub struct EventLog {
+    file: File,
+    path: PathBuf,
+}
+
+/// What an event says of one tag.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Value {
+    /// A figure.
+    Scalar(f32),
+    /// A picture, encoded as PNG.
+    Image(Vec<u8>),
+}
+
+/// One entry of an event file.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Event {
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Tags and their values; the entry at the head of a file has none.
+    pub values: Vec<(String, Value)>,
+}
+
+impl EventLog {
+    /// Opens the event file in `folder` for a run that continues after `step`: later entries, and
+    /// an entry cut short when the run was killed, are dropped, since their steps will be run again.
+    ///
+    /// # Errors
+    /// The file cannot be read or written; the error names it.
+    pub fn open(folder: &Path, step: u64) -> io::Result<Self> {
+        let path = Self::path_in(folder);
+        let file = rewrite(&path, |event| event.step <= step).map_err(|e| named(&path, e))?;
+        Ok(Self { file, path })
+    }
+
+    /// Where the event file of a run in `folder` is.
+    pub fn path_in(folder: &Path) -> PathBuf {
+        folder.join(NAME)
+    }
+
+    /// Appends figures of a step, in a single write.
+    ///
+    /// # Errors
+    /// The file cannot be written; the error names it.
+    pub fn scalars(&mut self, step: u64, figures: &[(&str, f64)]) -> io::Result<()> {
+        let mut summary = Vec::new();
+        for (tag, figure) in figures {
+            let mut value = Vec::new();
+            bytes(&mut value, 1, tag.as_bytes());
+            key(&mut value, 2, FIXED32);
+            value.extend((*figure as f32).to_le_bytes());
+            bytes(&mut summary, 1, &value);
+        }
+        self.append(step, &summary)
+    }
+
+    /// Adds a PNG picture of `width` x `height` pixels, in place of one of the same tag and step.
+    ///
+    /// # Errors
+    /// The file cannot be written; the error names it.
+    pub fn image(
+        &mut self,
+        step: u64,
+        tag: &str,
+        png: &[u8],
+        (width, height): (u32, u32),
+    ) -> io::Result<()> {
+        let same = |event: &Event| {
+            let mut tags = event.values.iter().map(|(tag, _)| tag);
+            event.step == step && tags.any(|other| other == tag)
+        };
+        let named = |error| named(&self.path, error);
+        if Self::read(&self.path).map_err(named)?.iter().any(same) {
+            self.file = rewrite(&self.path, |event| !same(event)).map_err(named)?;
+        }
+        let mut image = Vec::new();
+        for (field, number) in [(1, height), (2, width), (3, RGB)] {
+            key(&mut image, field, VARINT);
+            varint(&mut image, number.into());
+        }
+        bytes(&mut image, 4, png);
+        let mut value = Vec::new();
+        bytes(&mut value, 1, tag.as_bytes());
+        bytes(&mut value, 4, &image);
+        let mut summary = Vec::new();
+        bytes(&mut summary, 1, &value);
+        self.append(step, &summary)
+    }
+
+    fn append(&mut self, step: u64, summary: &[u8]) -> io::Result<()> {
+        let mut event = event_at(step);
+        bytes(&mut event, 5, summary);
+        self.file
+            .write_all(&record(&event))
+            .map_err(|error| named(&self.path, error))
+    }
+
+    /// Waits until all entries are on disk.
+    ///
+    /// # Errors
+    /// The file cannot be synced; the error names it.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file
+            .sync_all()
+            .map_err(|error| named(&self.path, error))
+    }
+
+    /// The entries of an event file, up to the first that is not whole.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn read(path: &Path) -> io::Result<Vec<Event>> {
+        let file = fs::read(path)?;
+        Ok(records(&file).map(|(event, _)| event).collect())
+    }
+}
+
+/// Writes the entries that `keep` wants into a new file in place of `path`, or a file without
+/// entries; returns it, to be appended to.
+fn rewrite(path: &Path, keep: impl Fn(&Event) -> bool) -> io::Result<File> {
+    let old = match fs::read(path) {
+        Ok(old) => old,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    let mut kept = Vec::new();
+    for (event, record) in records(&old) {
+        // The head is an entry of step 0 without values.
+        if !event.values.is_empty() && keep(&event) {
+            kept.extend_from_slice(record);
+        }
+    }
+    let mut head = event_at(0);
+    bytes(&mut head, 3, VERSION.as_bytes());
+    // Through a second file: a crash in between must not lose the entries before.
+    let temporary = path.with_extension("irepa.partial");
+    let mut file = File::create(&temporary)?;
+    file.write_all(&record(&head))?;
+    file.write_all(&kept)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    OpenOptions::new().append(true).open(path)
+}
+
+/// Wire types of protocol buffers.
+const VARINT: u8 = 0;
+const FIXED64: u8 = 1;
+const BYTES: u8 = 2;
+const FIXED32: u8 = 5;
+/// `colorspace` of an image.
+const RGB: u32 = 3;
+
+/// The start of an `Event`: its time and step.
+fn event_at(step: u64) -> Vec<u8> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let mut event = Vec::new();
+    key(&mut event, 1, FIXED64);
+    event.extend(now.map_or(0.0, |now| now.as_secs_f64()).to_le_bytes());
+    key(&mut event, 2, VARINT);
+    varint(&mut event, step);
+    event
+}
+
+fn key(buffer: &mut Vec<u8>, field: u8, wire_type: u8) {
+    // Fields up to 15 take one byte.
+    buffer.push(field << 3 | wire_type);
+}
+
+fn varint(buffer: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        buffer.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    buffer.push(number as u8);
+}
+
+fn bytes(buffer: &mut Vec<u8>, field: u8, bytes: &[u8]) {
+    key(buffer, field, BYTES);
+    varint(buffer, bytes.len() as u64);
+    buffer.extend_from_slice(bytes);
+}
+
+fn record(event: &[u8]) -> Vec<u8> {
+    let length = (event.len() as u64).to_le_bytes();
+    let mut record = length.to_vec();
+    record.extend(checksum(&length));
+    record.extend_from_slice(event);
+    record.extend(checksum(event));
+    record
+}
+
+fn checksum(bytes: &[u8]) -> [u8; 4] {
+    let crc = crc32c::crc32c(bytes);
+    crc.rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
+}
+
+/// The entries of a file and their bytes, up to the first that is not whole.
+fn records(mut file: &[u8]) -> impl Iterator<Item = (Event, &[u8])> {
+    std::iter::from_fn(move || {
+        let (length, rest) = file.split_at_checked(8)?;
+        let (length_sum, rest) = rest.split_at_checked(4)?;
+        if checksum(length) != length_sum {
+            return None;
+        }
+        let length = u64::from_le_bytes(length.try_into().ok()?);
+        let (event, rest) = rest.split_at_checked(usize::try_from(length).ok()?)?;
+        let (event_sum, rest) = rest.split_at_checked(4)?;
+        if checksum(event) != event_sum {
+            return None;
+        }
+        let (record, _) = file.split_at_checked(file.len() - rest.len())?;
+        file = rest;
+        Some((parse(event)?, record))
+    })
+}
+
+fn parse(event: &[u8]) -> Option<Event> {
+    let mut parsed = Event::default();
+    for field in fields(event) {
+        match field? {
+            (2, Field::Number(step)) => parsed.step = step,
+            (5, Field::Bytes(summary)) => {
+                for value in fields(summary) {
+                    let (1, Field::Bytes(value)) = value? else {
+                        continue;
+                    };
+                    parsed.values.extend(parse_value(value)?);
+                }
+            }
+            _ => {}
+        }
+    }
+    Some(parsed)
+}
+
+/// `Some(None)` for a kind of value that is not written here.
+fn parse_value(value: &[u8]) -> Option<Option<(String, Value)>> {
+    let (mut tag, mut content) = (String::new(), None);
+    for field in fields(value) {
+        match field? {
+            (1, Field::Bytes(text)) => tag = String::from_utf8_lossy(text).into_owned(),
+            (2, Field::Four(number)) => content = Some(Value::Scalar(f32::from_le_bytes(number))),
+            (4, Field::Bytes(image)) => {
+                for field in fields(image) {
+                    if let (4, Field::Bytes(png)) = field? {
+                        content = Some(Value::Image(png.to_vec()));
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    Some(content.map(|content| (tag, content)))
+}
+
+/// A field of a protocol buffer.
+enum Field<'a> {
+    Number(u64),
+    Four([u8; 4]),
+    Eight,
+    Bytes(&'a [u8]),
+}
+
+/// The fields of a message by number; `None`, once, where it is not a message.
+fn fields(mut message: &[u8]) -> impl Iterator<Item = Option<(u64, Field<'_>)>> {
+    std::iter::from_fn(move || {
+        if message.is_empty() {
+            return None;
+        }
+        let field = next_field(&mut message);
+        if field.is_none() {
+            message = &[];
+        }
+        Some(field)
+    })
+}
+
+fn next_field<'a>(message: &mut &'a [u8]) -> Option<(u64, Field<'a>)> {
+    let key = read_varint(message)?;
+    let field = match (key & 7) as u8 {
+        VARINT => Field::Number(read_varint(message)?),
+        FIXED64 => {
+            let _double = message.split_off(..8)?;
+            Field::Eight
+        }
+        BYTES => {
+            let length = usize::try_from(read_varint(message)?).ok()?;
+            Field::Bytes(message.split_off(..length)?)
+        }
+        FIXED32 => Field::Four(message.split_off(..4)?.try_into().ok()?),
+        _ => return None,
+    };
+    Some((key >> 3, field))
+}
+
+fn read_varint(message: &mut &[u8]) -> Option<u64> {
+    let mut number = 0;
+    for shift in (0..64).step_by(7) {
+        let byte = *message.split_off_first()?;
+        number |= u64::from(byte & 0x7f) << shift;
+        if byte < 0x80 {
+            return Some(number);
+        }
+    }
+    None
+}
+
+fn named(path: &Path, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn steps(log: &EventLog) -> Vec<u64> {
+        let events = EventLog::read(&log.path).unwrap();
+        events.iter().map(|event| event.step).collect()
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut log = EventLog::open(folder.path(), 0).unwrap();
+        log.scalars(300, &[("loss", 0.5), ("lr", 1e-4)]).unwrap();
+        log.image(70_000, "samples", b"png", (640, 480)).unwrap();
+        let events = EventLog::read(&log.path).unwrap();
+        assert_eq!(events[0], Event::default());
+        let scalars = [
+            ("loss".to_owned(), Value::Scalar(0.5)),
+            ("lr".to_owned(), Value::Scalar(1e-4)),
+        ];
+        assert_eq!((events[1].step, &events[1].values[..]), (300, &scalars[..]));
+        let image = ("samples".to_owned(), Value::Image(b"png".to_vec()));
+        assert_eq!((events[2].step, &events[2].values), (70_000, &vec![image]));
+        assert_eq!(events.len(), 3);
+    }
+
+    /// The head, with its time replaced, as TensorBoard's own writer puts it.
+    #[test]
+    fn records_are_tensorflows() {
+        let mut event = event_at(0);
+        event[1..9].copy_from_slice(&1.5e9_f64.to_le_bytes());
+        event.truncate(9);
+        bytes(&mut event, 3, VERSION.as_bytes());
+        let record = record(&event);
+        assert_eq!(record[..8], 24_u64.to_le_bytes());
+        assert_eq!(record[12..16], [9, 0, 0, 0]);
+        // Known answer of CRC-32C, masked as in TensorFlow's crc32c.h.
+        assert_eq!(
+            u32::from_le_bytes(checksum(b"123456789")),
+            0xe306_9283_u32.rotate_right(15).wrapping_add(0xa282_ead8)
+        );
+    }
+
+    #[test]
+    fn a_run_that_goes_on_drops_what_it_will_write_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut log = EventLog::open(folder.path(), 0).unwrap();
+        for step in 1..=5 {
+            log.scalars(step, &[("loss", step as f64)]).unwrap();
+        }
+        let path = log.path.clone();
+        // Killed in the middle of a write.
+        let mut torn = fs::read(&path).unwrap();
+        torn.truncate(torn.len() - 3);
+        fs::write(&path, &torn).unwrap();
+        let mut log = EventLog::open(folder.path(), 3).unwrap();
+        assert_eq!(steps(&log), [0, 1, 2, 3]);
+        log.scalars(4, &[("loss", 4.0)]).unwrap();
+        assert_eq!(steps(&log), [0, 1, 2, 3, 4]);
+        let log = EventLog::open(folder.path(), 0).unwrap();
+        assert_eq!(steps(&log), [0]);
+    }
+
+    #[test]
+    fn a_picture_takes_the_place_of_an_earlier_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut log = EventLog::open(folder.path(), 0).unwrap();
+        log.scalars(2, &[("loss", 1.0)]).unwrap();
+        for png in [b"one", b"two"] {
+            log.image(2, "samples", png, (1, 1)).unwrap();
+            log.image(1, "samples", png, (1, 1)).unwrap();
+        }
+        assert_eq!(steps(&log), [0, 2, 2, 1]);
+        let events = EventLog::read(&log.path).unwrap();
+        assert_eq!(events[2].values[0].1, Value::Image(b"two".to_vec()));
+    }
+
+    #[test]
+    fn rubbish_is_an_empty_log() {
+        let folder = tempfile::tempdir().unwrap();
+        for rubbish in [&b"rubbish that is no record at all"[..], &[0xff; 64]] {
+            fs::write(EventLog::path_in(folder.path()), rubbish).unwrap();
+            let log = EventLog::open(folder.path(), 9).unwrap();
+            assert_eq!(steps(&log), [0]);
+        }
+        let place = Path::new("/nowhere");
+        let error = EventLog::open(place, 0).unwrap_err().to_string();
+        assert!(error.contains("/nowhere/events"), "{error}");
+    }
+}
