@@ -5,6 +5,9 @@
 //! are in the nearest cache. Sums are over [`LANES`] partial sums in a fixed order, the same on any
 //! processor.
 
+// Lanes of several rows, one index for all: what becomes a vector instruction.
+#![allow(clippy::needless_range_loop)]
+
 use torch_ext::kernel::{LANES, Real, Row, Stored, Vectorised, sum_lanes};
 
 /// Rows whose statistics are taken at once. A power of two: the mean of equal values is exact.

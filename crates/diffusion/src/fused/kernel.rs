@@ -1,6 +1,9 @@
 //! Layer norm and modulation of some tokens of one image, forward and backward. Sums are over
 //! [`LANES`] partial sums in a fixed order.
 
+// Lanes of several rows, one index for all: what becomes a vector instruction.
+#![allow(clippy::needless_range_loop)]
+
 use torch_ext::kernel::{LANES, Real, Row, Stored, Vectorised, sum_lanes};
 
 /// `y = (x - mean) r (1 + scale) + shift`, for rows of `x` of the width of `shift`.

@@ -244,7 +244,9 @@ fn norm_modulate_pass<C: Stored<A>, A: Real + Stored<A>>(
             })
             .collect();
         cpu::for_each(&mut work, |work| {
-            work.take().map(cpu::vectorised);
+            if let Some(work) = work.take() {
+                cpu::vectorised(work);
+            }
         })
     })?;
     Ok([y.into_tensor(), statistics.into_tensor()])
@@ -285,7 +287,9 @@ fn norm_modulate_backward<C: Stored<A>, A: Real + Stored<A>>(
             })
             .collect();
         cpu::for_each(&mut work, |work| {
-            work.take().map(cpu::vectorised);
+            if let Some(work) = work.take() {
+                cpu::vectorised(work);
+            }
         })
     })?;
     let sums = sums.into_tensor().f_sum_dim_intlist(1, false, None)?; // [B, 2, D]
@@ -324,7 +328,9 @@ fn gate_backward<C: Stored<A>, A: Real + Stored<A>>(
             })
             .collect();
         cpu::for_each(&mut work, |work| {
-            work.take().map(cpu::vectorised);
+            if let Some(work) = work.take() {
+                cpu::vectorised(work);
+            }
         })
     })?;
     let dgate = dgate.into_tensor().f_sum_dim_intlist(1, true, None)?;
