@@ -99,7 +99,8 @@ fn extractor(name: &str, side: u32, device: Device) -> Result<Extractor, Failure
     let registry: Registry = super::registry();
     if Inception::NAMES.contains(&name) {
         let path = Inception::find(&registry, name)?;
-        return Ok(Extractor::Inception(Inception::load(&path, device)?));
+        let inception = Inception::load(&path, device)?;
+        return Ok(Extractor::Inception(Box::new(inception)));
     }
     registry.check_name(name).map_err(Failure::usage)?;
     let identity = registry.identity(name, i64::from(side));

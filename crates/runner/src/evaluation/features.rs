@@ -10,7 +10,7 @@ use crate::tensors;
 /// A network that turns images into features.
 pub enum Extractor {
     /// Inception-v3: FID, sFID, Inception score.
-    Inception(Inception),
+    Inception(Box<Inception>),
     /// An encoder's patch tokens, their mean: `fd`.
     Encoder {
         /// The encoder.

@@ -231,6 +231,7 @@ pub fn evaluate(
         features,
     };
     let mut done = 0;
+    progress(Stage::Samples, done, images.len());
     let measured = measure(images, extractor, wanted, interrupted, |count| {
         done += count;
         progress(Stage::Samples, done, images.len());

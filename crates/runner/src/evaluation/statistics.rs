@@ -131,6 +131,7 @@ fn of_images(
         features: options.features,
     };
     let (mut done, total) = (0, images.len());
+    progress(done, total);
     let measured = measure(images, extractor, wanted, interrupted, |count| {
         done += count;
         progress(done, total);
