@@ -23,6 +23,8 @@ use super::words::{capital, counted};
 const CSS: &str = include_str!("page.css");
 /// Sample grids of more pixels than this get half the page each.
 const WIDE: u32 = 800;
+/// More reasons why cells were skipped than this are folded.
+const MOST_REASONS: usize = 3;
 const SORT: &str = include_str!("sort.js");
 
 /// `text` for HTML and XML, in content and in quoted attributes. Characters that XML does not
@@ -217,7 +219,9 @@ fn skipped(run: &Run) -> String {
         })
         .collect();
     let mut html = String::new();
-    for template in distinct(skipped.iter().map(|(template, _)| template)) {
+    let templates = distinct(skipped.iter().map(|(template, _)| template));
+    let folded = templates.len() > MOST_REASONS;
+    for template in templates {
         let cells = skipped.iter().filter(|(other, _)| other == template);
         let names = distinct(cells.clone().map(|(_, cell)| {
             if cell.row.encoder.is_empty() {
@@ -237,6 +241,12 @@ fn skipped(run: &Run) -> String {
             counted(cells.count(), "cell"),
             escape(&names.join(", ")),
             with_code(&capital(&reason))
+        );
+    }
+    if folded {
+        return format!(
+            "<details><summary>{} skipped</summary>\n{html}</details>\n",
+            counted(skipped.len(), "cell")
         );
     }
     html
