@@ -133,6 +133,7 @@ fn step(precision: Precision, fused: bool) -> Outcome<Case> {
             .to_kind(Kind::Uint8)
             .view([8, 3, 32, 32]),
         labels: Tensor::arange(8, (Kind::Int64, Device::Cpu)),
+        moments: None,
         ids: (0..8).collect(),
         flipped: vec![false; 8],
         cursor: Cursor::default(),

@@ -269,7 +269,7 @@ fn repa_e_trains_three_networks_and_saves_them_all() {
     let sampling = Sampling::new(&config, &after.ema, vae(&after), Device::Cpu).unwrap();
     let labels = [0, 1, 2];
     let drawn = run.trainer().sample(&labels, |_| {}).unwrap();
-    assert_eq!(sampling.sample(&labels, |_| {}).unwrap(), drawn);
+    assert_eq!(sampling.sample(0, &labels, |_| {}).unwrap(), drawn);
     // Without the autoencoder there are none.
     let error = Sampling::new(&config, &after.ema, None, Device::Cpu).unwrap_err();
     assert!(

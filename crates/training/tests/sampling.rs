@@ -24,8 +24,8 @@ fn config(model: &str, objective: Objective, method: Method) -> Config {
 fn configs() -> Vec<Config> {
     let sit = Objective::default();
     let mut all = vec![
-        config("SiT-XS/4", sit, Method::Euler),
-        config("SiT-XS/4", sit, Method::Heun),
+        config("SiT-XS/4", sit.clone(), Method::Euler),
+        config("SiT-XS/4", sit.clone(), Method::Heun),
         config("SiT-XS/4", sit, Method::EulerMaruyama),
         config(
             "SiT-XS/4",
@@ -77,7 +77,7 @@ fn an_image_is_the_same_in_any_company() {
         let sampling = |batch_size| {
             let mut config = config.clone();
             config.sample.batch_size = batch_size;
-            Sampling::new(&config, &weights, Device::Cpu).unwrap()
+            Sampling::new(&config, &weights, None, Device::Cpu).unwrap()
         };
         let draw = |sampling: &Sampling, first, count| {
             let mut done = 0;
@@ -108,7 +108,7 @@ fn noise_follows_the_seed() {
     let mut config = config("SiT-XS/4", Objective::default(), Method::Euler);
     let weights = weights(&config);
     let draw = |config: &Config| {
-        let sampling = Sampling::new(config, &weights, Device::Cpu).unwrap();
+        let sampling = Sampling::new(config, &weights, None, Device::Cpu).unwrap();
         sampling.sample(0, &labels(0, 3), |_| {}).unwrap()
     };
     let first = draw(&config);
