@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use encoders::{Encoder, EncoderError, LoadOptions, Precision, Registry, Status, TorchScript};
 use tch::{Device, Kind, Tensor};
+use torch_ext::Generator;
 
 fn data() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data")
@@ -33,8 +34,15 @@ fn copy_of_good() -> (tempfile::TempDir, PathBuf) {
     (folder, path)
 }
 
+/// The same noise in every run.
 fn images(batch: i64, side: i64) -> Tensor {
-    Tensor::randint(256, [batch, 3, side, side], (Kind::Uint8, Device::Cpu))
+    let mut generator = Generator::new(Device::Cpu, 0).unwrap();
+    let noise = generator
+        .randn(&[batch, 3, side, side], Kind::Float)
+        .unwrap();
+    (noise * 64.0 + 128.0)
+        .clamp(0.0, 255.0)
+        .to_kind(Kind::Uint8)
 }
 
 fn reference(name: &str) -> (Tensor, Tensor) {
