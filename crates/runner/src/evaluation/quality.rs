@@ -179,7 +179,7 @@ pub enum Stage {
 /// Measures samples against the reference at `against`.
 ///
 /// # Errors
-/// As [`measure`] and [`reference`]; a measure that was asked for and that features or reference do not
+/// As [`measure`] and [`reference()`]; a measure that was asked for and that features or reference do not
 /// allow.
 pub fn evaluate(
     images: &ImageSet,
