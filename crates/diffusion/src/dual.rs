@@ -76,18 +76,11 @@ pub(crate) trait Activation: Sized {
         shift: &Self,
         scale: &Self,
         fused: bool,
-    ) -> Result<Self, DiffusionError> {
-        let _ = fused;
-        self.layer_norm(width, None, NORM_EPS)?
-            .modulate(shift, scale)
-    }
+    ) -> Result<Self, DiffusionError>;
 
     /// As [`Activation::add_product`], with gradients in one pass where there is one, unless `fused` is
     /// off.
-    fn add_gated(&self, gate: &Self, x: &Self, fused: bool) -> Result<Self, DiffusionError> {
-        let _ = fused;
-        self.add_product(gate, x)
-    }
+    fn add_gated(&self, gate: &Self, x: &Self, fused: bool) -> Result<Self, DiffusionError>;
 
     /// `softmax(q k^T / sqrt(d)) v` for `[B, heads, T, d]` each.
     fn attention(q: &Self, k: &Self, v: &Self) -> Result<Self, DiffusionError>;
@@ -197,6 +190,18 @@ impl Dual {
         Self::new(value, move || Ok(tangent))
     }
 
+    /// This plus `a b`, whose `value` is known.
+    fn with_product(&self, value: Tensor, a: &Self, b: &Self) -> Result<Self, DiffusionError> {
+        let (dx, a, b) = (self.tangent.clone(), a.clone(), b.clone());
+        Self::new(value, move || {
+            let (da, db) = (a.tangent.compute()?, b.tangent.compute()?);
+            Ok(dx
+                .compute()?
+                .f_addcmul(&da, &b.value)?
+                .f_addcmul_(&a.value, &db)?)
+        })
+    }
+
     /// `tangent` is brought to the dtype of `value`: under autocast the two may differ where a
     /// constant in float32 was added to the value.
     fn new(
@@ -212,6 +217,21 @@ impl Dual {
         }
         Ok(Self { value, tangent })
     }
+}
+
+/// The tangent of `n = (x - mean) r`, with `r` the reciprocal deviation:
+/// `dn = r (dx - mean(dx) - n mean(n dx))`.
+fn layer_norm_tangent(
+    normal: &Tensor,
+    reciprocal: &Tensor,
+    dx: &Tensor,
+) -> Result<Tensor, DiffusionError> {
+    let average = |x: &Tensor| x.f_mean_dim(-1, true, None);
+    let slope = average(&normal.f_mul(dx)?)?.f_neg_()?;
+    Ok(dx
+        .f_sub(&average(dx)?)?
+        .f_addcmul_(normal, &slope)?
+        .f_mul_(reciprocal)?)
 }
 
 impl Activation for Dual {
@@ -243,8 +263,6 @@ impl Activation for Dual {
         })
     }
 
-    /// With `n = (x - mean) r` and `r` the reciprocal deviation,
-    /// `dn = r (dx - mean(dx) - n mean(n dx))`.
     fn layer_norm(
         &self,
         width: i64,
@@ -262,13 +280,7 @@ impl Activation for Dual {
                 None => y,
                 Some(_) => x.f_sub(&mean)?.f_mul_(&reciprocal)?,
             };
-            let dx = dx.compute()?;
-            let average = |x: &Tensor| x.f_mean_dim(-1, true, None);
-            let slope = average(&normal.f_mul(&dx)?)?.f_neg_()?;
-            let tangent = dx
-                .f_sub(&average(&dx)?)?
-                .f_addcmul_(&normal, &slope)?
-                .f_mul_(&reciprocal)?;
+            let tangent = layer_norm_tangent(&normal, &reciprocal, &dx.compute()?)?;
             Ok(match weight {
                 None => tangent,
                 Some(weight) => tangent.f_mul(&weight)?,
@@ -303,14 +315,42 @@ impl Activation for Dual {
     }
 
     fn add_product(&self, a: &Self, b: &Self) -> Result<Self, DiffusionError> {
-        let value = self.value.add_product(&a.value, &b.value)?;
-        let (dx, a, b) = (self.tangent.clone(), a.clone(), b.clone());
+        self.with_product(self.value.add_product(&a.value, &b.value)?, a, b)
+    }
+
+    fn add_gated(&self, gate: &Self, x: &Self, fused: bool) -> Result<Self, DiffusionError> {
+        let value = self.value.add_gated(&gate.value, &x.value, fused)?;
+        self.with_product(value, gate, x)
+    }
+
+    fn norm_modulate(
+        &self,
+        width: i64,
+        shift: &Self,
+        scale: &Self,
+        fused: bool,
+    ) -> Result<Self, DiffusionError> {
+        let value = match fused {
+            true => fused::norm_modulate(&self.value, &shift.value, &scale.value, NORM_EPS)?,
+            false => None,
+        };
+        let Some(value) = value else {
+            return self
+                .layer_norm(width, None, NORM_EPS)?
+                .modulate(shift, scale);
+        };
+        let (x, dshift, scale) = (self.clone(), shift.tangent.clone(), scale.clone());
         Self::new(value, move || {
-            let (da, db) = (a.tangent.compute()?, b.tangent.compute()?);
-            Ok(dx
+            // The normalised tokens are made again: the fused form does not keep them.
+            let none: Option<&Tensor> = None;
+            let (normal, _, reciprocal) =
+                x.value.f_native_layer_norm([width], none, none, NORM_EPS)?;
+            let dnormal = layer_norm_tangent(&normal, &reciprocal, &x.tangent.compute()?)?;
+            let dscale = scale.tangent.compute()?;
+            Ok(dshift
                 .compute()?
-                .f_addcmul(&da, &b.value)?
-                .f_addcmul_(&a.value, &db)?)
+                .f_addcmul(&dnormal, &scale.value.f_add_scalar(1.0)?)?
+                .f_addcmul_(&normal, &dscale)?)
         })
     }
 

@@ -37,7 +37,7 @@ fn build(golden: &Golden, alignment_depth: i64) -> (Params, MeanFlowSit) {
         alignment_depth,
         qk_norm: golden.config("qk_norm") == &Value::Bool(true),
         train_pos_embed: false,
-        fused: composed().fused,
+        fused: true,
     };
     let params = Params::new(Device::Cpu, 0).unwrap();
     let network = MeanFlowSit::new(&params.root(), &config).unwrap();
@@ -74,15 +74,6 @@ fn awake(config: &SitConfig) -> (Params, MeanFlowSit) {
 
 fn tiny() -> SitConfig {
     crate::sit::tiny()
-}
-
-/// [`tiny`] without fused operations: the pass with tangents has none, and where both have none their
-/// bits are the same.
-fn composed() -> SitConfig {
-    SitConfig {
-        fused: false,
-        ..tiny()
-    }
 }
 
 fn generator(seed: u64) -> Generator {

@@ -4,7 +4,7 @@ use diffusion::{Denoiser, DiffusionError, Mode, Path, SitConfig, drop_labels};
 use tch::{Device, Kind, Tensor};
 use torch_ext::autocast;
 
-use super::{awake, batch, build, composed, find, generator, in_double, largest, open, tiny};
+use super::{awake, batch, build, find, generator, in_double, largest, open, tiny};
 
 #[test]
 fn forward_follows_upstream() {
@@ -77,7 +77,7 @@ fn the_derivative_equals_a_finite_difference_in_float64() {
 
 #[test]
 fn the_value_and_its_gradients_are_those_of_the_plain_network_and_the_tangent_has_none() {
-    let (params, network) = awake(&composed());
+    let (params, network) = awake(&tiny());
     let [z, r, t, y, v] = batch(Kind::Float);
     let direction = Direction::along(&v);
     let gradients = |u: &Tensor, hidden: &Tensor| {

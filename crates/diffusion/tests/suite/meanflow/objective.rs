@@ -6,7 +6,7 @@ use diffusion::{Denoiser, DiffusionError, Path, SitConfig, drop_labels};
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Params, autocast};
 
-use super::{awake, batch, build, composed, find, generator, largest, open, tiny};
+use super::{awake, batch, build, find, generator, largest, open, tiny};
 use crate::golden::Golden;
 
 /// The settings of a golden case and of its random numbers, which the page holds.
@@ -188,7 +188,7 @@ fn numbers_are_drawn_in_upstreams_order() {
 
 #[test]
 fn the_loss_has_the_gradients_of_the_two_pass_form() {
-    let (params, network) = awake(&composed());
+    let (params, network) = awake(&tiny());
     let (x0, labels) = images();
     let objective = guided();
     let noisy = objective.draw(&network, &x0, &labels, &mut generator(4));
