@@ -138,6 +138,16 @@ impl ArrowDataset {
         Ok((0..=largest).map(|label| label.to_string()).collect())
     }
 
+    /// The record batch of a sample that is there, and its row in it.
+    fn group_of(&self, index: u64) -> (&Group, u64) {
+        let group = self
+            .groups
+            .partition_point(|group| group.first_row <= index)
+            - 1;
+        let group = &self.groups[group];
+        (group, index - group.first_row)
+    }
+
     fn corrupt(&self, index: u64, reason: String) -> DataError {
         DataError::Sample {
             dataset: self.name.clone(),
@@ -172,6 +182,23 @@ impl Dataset for ArrowDataset {
     }
 
     fn read(&self, index: u64) -> Result<Sample, DataError> {
+        let label = self.label(index)?;
+        let (group, row) = self.group_of(index);
+        let (_, file) = &self.files[group.file];
+        let bytes = group
+            .rows
+            .image(file, row)
+            .map_err(|error| self.cell_error(group.file, index, "image", error))?;
+        let image =
+            Image::decode(&bytes).map_err(|error| self.corrupt(index, error.to_string()))?;
+        Ok(Sample {
+            index,
+            image,
+            label,
+        })
+    }
+
+    fn label(&self, index: u64) -> Result<i64, DataError> {
         if index >= self.len {
             return Err(DataError::Index {
                 dataset: self.name.clone(),
@@ -179,14 +206,8 @@ impl Dataset for ArrowDataset {
                 len: self.len,
             });
         }
-        let group = self
-            .groups
-            .partition_point(|group| group.first_row <= index)
-            - 1;
-        let group = &self.groups[group];
-        let row = index - group.first_row;
+        let (group, row) = self.group_of(index);
         let (_, file) = &self.files[group.file];
-
         let label = group
             .rows
             .label(file, row)
@@ -200,17 +221,7 @@ impl Dataset for ArrowDataset {
                 format!("label {label}, and there are {classes} classes"),
             ));
         }
-        let bytes = group
-            .rows
-            .image(file, row)
-            .map_err(|error| self.cell_error(group.file, index, "image", error))?;
-        let image =
-            Image::decode(&bytes).map_err(|error| self.corrupt(index, error.to_string()))?;
-        Ok(Sample {
-            index,
-            image,
-            label,
-        })
+        Ok(label)
     }
 
     fn fingerprint(&self) -> &str {

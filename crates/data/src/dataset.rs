@@ -36,6 +36,15 @@ pub trait Dataset: Send + Sync {
     /// [`DataError::Io`] if the file system fails.
     fn read(&self, index: u64) -> Result<Sample, DataError>;
 
+    /// The label of one sample, without decoding its image where the data set can do that.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read).
+    fn label(&self, index: u64) -> Result<i64, DataError> {
+        Ok(self.read(index)?.label)
+    }
+
     /// A stable hash, 32 hexadecimal digits, of what the samples are: file names and sizes, columns,
     /// and what `save_to_disk` recorded. It does not depend on where the folder is. Checkpoints and
     /// feature caches keep it, so as not to be used with other data.

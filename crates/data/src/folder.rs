@@ -105,8 +105,20 @@ impl FolderDataset {
 
     /// The file of a sample.
     pub fn path(&self, index: u64) -> Option<&Path> {
-        let (path, _) = self.files.get(usize::try_from(index).ok()?)?;
+        let (path, _) = self.file(index).ok()?;
         Some(path)
+    }
+
+    fn file(&self, index: u64) -> Result<(&Path, i64), DataError> {
+        let entry = usize::try_from(index)
+            .ok()
+            .and_then(|index| self.files.get(index));
+        let (path, label) = entry.ok_or_else(|| DataError::Index {
+            dataset: self.name.clone(),
+            index,
+            len: self.len(),
+        })?;
+        Ok((path, *label))
     }
 }
 
@@ -149,16 +161,7 @@ impl Dataset for FolderDataset {
     }
 
     fn read(&self, index: u64) -> Result<Sample, DataError> {
-        let entry = usize::try_from(index)
-            .ok()
-            .and_then(|index| self.files.get(index));
-        let Some((path, label)) = entry else {
-            return Err(DataError::Index {
-                dataset: self.name.clone(),
-                index,
-                len: self.len(),
-            });
-        };
+        let (path, label) = self.file(index)?;
         let bytes = fs::read(path).map_err(DataError::io(path, "read the image"))?;
         let image = Image::decode(&bytes).map_err(|error| DataError::Sample {
             dataset: self.name.clone(),
@@ -168,8 +171,12 @@ impl Dataset for FolderDataset {
         Ok(Sample {
             index,
             image,
-            label: *label,
+            label,
         })
+    }
+
+    fn label(&self, index: u64) -> Result<i64, DataError> {
+        Ok(self.file(index)?.1)
     }
 
     fn fingerprint(&self) -> &str {

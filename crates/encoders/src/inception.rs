@@ -105,6 +105,13 @@ impl Inception {
         })
     }
 
+    /// The checksum that the sidecar of `inception` declares, where the registry's folders hold it.
+    pub fn identity(registry: &Registry) -> Option<String> {
+        let path = registry.find(Self::NAMES[0])?;
+        let spec: InceptionSpec = read_toml(&path).ok()?;
+        Some(spec.sha256)
+    }
+
     /// Loads a file to `device` and compares it with the values that Python recorded.
     ///
     /// # Errors

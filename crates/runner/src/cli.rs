@@ -136,7 +136,8 @@ pub struct TrainArgs {
 /// `runner sample`.
 #[derive(Debug, Args)]
 pub struct SampleArgs {
-    /// A checkpoint folder, `.../checkpoints/step-N`, or a .safetensors file of weights.
+    /// The folder of a run, whose newest checkpoint is taken, a checkpoint folder, `.../checkpoints/step-N`, or a
+    /// .safetensors file of weights.
     pub checkpoint: PathBuf,
     /// The configuration, where it is not beside the checkpoint.
     #[arg(long)]
@@ -312,12 +313,22 @@ pub struct MetricsArgs {
     /// Split of the data set.
     #[arg(long, default_value = "val")]
     pub split: String,
+    /// Also train linear probes, on at most so many images of --probe-split, and score them on as many of
+    /// --split: one on mean patch tokens, one on class tokens.
+    #[arg(long, value_name = "N", conflicts_with = "rank", value_parser = at_least_one)]
+    pub probe: Option<usize>,
+    /// Split that probes are trained on. If it is that of --split, every second image is held out.
+    #[arg(long, value_name = "NAME", default_value = "train", requires = "probe")]
+    pub probe_split: String,
     /// Number of images; 64 by default, 256 with --rank.
     #[arg(long)]
     pub images: Option<usize>,
     /// Side to which the images are cropped and resized, in pixels.
     #[arg(long, default_value_t = 64)]
     pub resolution: u32,
+    /// What is put under transparent pixels: drop (ignore alpha, as upstream), white or black.
+    #[arg(long, default_value = "drop", value_parser = parse_background)]
+    pub background: data::Background,
     /// What the encoders' weights are cast to: fp32, bf16 or fp16.
     #[arg(long, default_value = "fp32")]
     pub precision: encoders::Precision,

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use data::Dataset;
 use encoders::feature_cache::{self, CacheKey, Contents};
-use encoders::{Encoder, EncoderError, EncoderSpec, LoadOptions, Precision, Registry, Status};
+use encoders::{
+    Encoder, EncoderError, EncoderSpec, Inception, LoadOptions, Precision, Registry, Status,
+};
 use tch::Device;
 use training::Config;
 
@@ -45,6 +47,25 @@ impl EncoderBank {
                 _ => None,
             })
             .next()
+    }
+
+    /// Where the files of encoders, and of Inception, are looked for.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// What makes the networks that measure samples what they are: the encoder `evaluate.fd_encoder`, and
+    /// Inception where it is wanted and here.
+    pub fn judges_identity(&self, config: &Config) -> String {
+        let evaluate = &config.evaluate;
+        let encoder = std::slice::from_ref(&evaluate.fd_encoder);
+        let mut identity = self.identity(encoder, config.data.resolution);
+        if !evaluate.inception.is_empty()
+            && let Some(inception) = Inception::identity(&self.registry)
+        {
+            identity.push_str(&format!(" inception:{inception}"));
+        }
+        identity
     }
 
     /// The files of autoencoders.

@@ -23,7 +23,7 @@ fn distances(place: &Playground, out: &str) -> Vec<(u64, f64)> {
     let log = MetricsLog::read(&place.path(out).join("metrics.jsonl")).unwrap();
     let lines = log.into_iter();
     lines
-        .filter_map(|line| Some((line.step, line.fd?)))
+        .filter_map(|line| Some((line.step, line.quality.fd?)))
         .collect()
 }
 

@@ -66,14 +66,14 @@ pub use autoencoder::AutoencoderModel;
 pub use batch::{DeviceBatch, images_to_device};
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use config::{
-    AlignmentConfig, Autoencoder, Config, DataConfig, EvaluateConfig, InvalidConfig, KlLayout,
-    KlSettings, ModelConfig, NO_ENCODER, OptimizerConfig, PerChannel, Precision, SampleConfig,
-    TrainConfig,
+    AlignmentConfig, Autoencoder, Config, DataConfig, EvaluateConfig, InceptionMetric,
+    InvalidConfig, KlLayout, KlSettings, ModelConfig, NO_ENCODER, OptimizerConfig, PerChannel,
+    Precision, SampleConfig, TrainConfig,
 };
 pub use error::TrainError;
 pub use event_log::EventLog;
 pub use learning_rate::{LearningRate, Schedule};
-pub use metrics_log::{AutoencoderMetrics, MetricsLog, StepMetrics};
+pub use metrics_log::{AutoencoderMetrics, MetricsLog, Quality, StepMetrics};
 pub use objective::Objective;
 pub use repa_e::JointTraining;
 pub use run::Run;

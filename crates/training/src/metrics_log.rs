@@ -25,13 +25,59 @@ pub struct StepMetrics {
     /// Figures of the autoencoder; absent where it is not trained.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub autoencoder: Option<AutoencoderMetrics>,
-    /// Frechet distance of samples of the averaged weights after the step; absent where
-    /// `evaluate.every` does not ask for it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fd: Option<f64>,
+    /// What samples of the averaged weights after the step are like; empty where `evaluate.every`
+    /// does not ask for it.
+    #[serde(flatten)]
+    pub quality: Quality,
     /// Optimiser steps a second since the line before; absent when not logged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps_per_s: Option<f64>,
+}
+
+/// What is measured of samples. What was not is absent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Quality {
+    /// Frechet distance on Inception's pooled features.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fid: Option<f64>,
+    /// Frechet distance on Inception's spatial features.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sfid: Option<f64>,
+    /// Inception score.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inception_score: Option<f64>,
+    /// Share of samples inside the manifold of real images, 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<f64>,
+    /// Share of real images inside the manifold of samples, 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recall: Option<f64>,
+    /// Kernel Inception distance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kid: Option<f64>,
+    /// Frechet distance on the features of `evaluate.fd_encoder`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fd: Option<f64>,
+}
+
+impl Quality {
+    /// Names and values.
+    fn figures(&self) -> [(&'static str, Option<f64>); 7] {
+        [
+            ("fid", self.fid),
+            ("sfid", self.sfid),
+            ("inception_score", self.inception_score),
+            ("precision", self.precision),
+            ("recall", self.recall),
+            ("kid", self.kid),
+            ("fd", self.fd),
+        ]
+    }
+
+    /// Whether nothing was measured.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// What REPA-E logs of autoencoder and discriminator. Weighted figures are summands of
@@ -123,7 +169,6 @@ impl StepMetrics {
             ("alignment_loss", self.alignment_loss),
             ("grad_norm", Some(self.grad_norm)),
             ("lr", Some(self.lr)),
-            ("fd", self.fd),
             ("steps_per_s", self.steps_per_s),
         ];
         let of_autoencoder = self
@@ -131,6 +176,7 @@ impl StepMetrics {
             .iter()
             .flat_map(AutoencoderMetrics::figures);
         own.into_iter()
+            .chain(self.quality.figures())
             .filter_map(|(name, figure)| Some((name, figure?)))
             .chain(of_autoencoder)
             .collect()

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crate::{
-    Checkpoint, Config, DeviceBatch, EventLog, Inputs, MetricsLog, StepMetrics, TrainError,
-    Trainer, checkpoint,
+    Checkpoint, Config, DeviceBatch, EventLog, Inputs, MetricsLog, Quality, StepMetrics,
+    TrainError, Trainer, checkpoint,
 };
 use tch::Tensor;
 use torch_ext::Mismatch;
@@ -111,13 +111,12 @@ impl Run {
     /// # Errors
     /// As [`Trainer::step`], or the folder cannot be written.
     pub fn step(&mut self, batch: &DeviceBatch, tokens: &[Tensor]) -> Result<(), TrainError> {
-        self.step_and_evaluate(batch, tokens, |_| Ok(None))
+        self.step_and_evaluate(batch, tokens, |_| Ok(Quality::default()))
     }
 
     /// As [`Run::step`], with the evaluation that may be due after the step.
     ///
-    /// `evaluate` gives the Frechet distance of samples of the averaged weights. It is called
-    /// after steps that `evaluate.every` divides, before the checkpoint: a checkpoint never lacks
+    /// `evaluate` says what samples of the averaged weights are like. It is called after steps that `evaluate.every` divides, before the checkpoint: a checkpoint never lacks
     /// an evaluation that the log should have.
     ///
     /// # Errors
@@ -126,7 +125,7 @@ impl Run {
         &mut self,
         batch: &DeviceBatch,
         tokens: &[Tensor],
-        evaluate: impl FnOnce(&Trainer) -> Result<Option<f64>, E>,
+        evaluate: impl FnOnce(&Trainer) -> Result<Quality, E>,
     ) -> Result<(), E> {
         let before = self.trainer.step(batch, tokens)?;
         self.record(before)?;
@@ -140,10 +139,10 @@ impl Run {
         if settings.every > 0 && step.is_multiple_of(settings.every) {
             let mut last = self.trainer.finish_step()?;
             let started = Instant::now();
-            let fd = evaluate(&self.trainer)?;
+            let quality = evaluate(&self.trainer)?;
             self.speed.since += started.elapsed();
             if let Some(metrics) = &mut last {
-                metrics.fd = fd;
+                metrics.quality = quality;
             }
             self.record(last)?;
         }
@@ -190,7 +189,7 @@ impl Run {
         };
         let train = &self.trainer.config().train;
         let is_due = metrics.step.is_multiple_of(train.log_every) || metrics.step == train.steps;
-        if is_due || metrics.fd.is_some() {
+        if is_due || !metrics.quality.is_empty() {
             if train.log_speed {
                 let seconds = self.speed.since.elapsed().as_secs_f64();
                 let steps = metrics.step.saturating_sub(self.speed.step);

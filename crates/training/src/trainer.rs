@@ -12,7 +12,7 @@ use crate::model::{Model, Network, num_classes, update_average};
 use crate::objective::{Pass, project};
 use crate::repa_e::{Joint, JointFigures, Portion};
 use crate::{
-    Autoencoder, AutoencoderMetrics, AutoencoderModel, Checkpoint, Config, DeviceBatch,
+    Autoencoder, AutoencoderMetrics, AutoencoderModel, Checkpoint, Config, DeviceBatch, Quality,
     StepMetrics, TrainError,
 };
 
@@ -375,7 +375,7 @@ impl Trainer {
             grad_norm: f64::from(norm),
             lr: pending.lr,
             autoencoder: autoencoder.map(|figures| AutoencoderMetrics::new(figures.map(f64::from))),
-            fd: None,
+            quality: Quality::default(),
             steps_per_s: None,
         }))
     }
@@ -473,13 +473,14 @@ impl Trainer {
     }
 
     /// Draws one image for each of `labels` from the averaged weights, u8 `[N, 3, H, W]` on the
-    /// CPU. `progress` is told the number of images done. Image `i` has the noise of index `i`,
-    /// see [`Sampling::sample`]; the generator of the training is not touched.
+    /// CPU. `progress` is told the number of images done. Their indices count from `first`, as in
+    /// [`Sampling::sample`]; the generator of the training is not touched.
     ///
     /// # Errors
     /// A label out of range, settings that the sampler refuses, out of memory.
     pub fn sample(
         &self,
+        first: u64,
         labels: &[i64],
         progress: impl FnMut(usize),
     ) -> Result<Tensor, TrainError> {
@@ -494,7 +495,7 @@ impl Trainer {
             &self.average.network,
             decode,
             &self.config,
-            (0, labels),
+            (first, labels),
             self.inputs.device,
             progress,
         );

@@ -268,7 +268,7 @@ fn repa_e_trains_three_networks_and_saves_them_all() {
     // A saved run draws the images that the trainer draws.
     let sampling = Sampling::new(&config, &after.ema, vae(&after), Device::Cpu).unwrap();
     let labels = [0, 1, 2];
-    let drawn = run.trainer().sample(&labels, |_| {}).unwrap();
+    let drawn = run.trainer().sample(0, &labels, |_| {}).unwrap();
     assert_eq!(sampling.sample(0, &labels, |_| {}).unwrap(), drawn);
     // Without the autoencoder there are none.
     let error = Sampling::new(&config, &after.ema, None, Device::Cpu).unwrap_err();
@@ -713,7 +713,7 @@ fn the_recipes_train_and_the_average_follows() {
             .map(|((_, model), (_, average))| (model - average).abs().max().double_value(&[]))
             .fold(0.0, f64::max);
         assert!(difference > 0.0 && difference < 0.1, "{difference}");
-        let samples = run.trainer().sample(&[0, 1, 2], |_| {});
+        let samples = run.trainer().sample(0, &[0, 1, 2], |_| {});
         assert!(samples.is_ok(), "{samples:?}");
     }
 }

@@ -1,6 +1,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use data::Background;
 use encoders::check::{CheckOptions, CheckReport, check as check_encoder};
 use encoders::{LoadOptions, Registry, Status};
 use runner::encoder_bank::EncoderBank;
@@ -232,6 +233,7 @@ pub fn inspect(arguments: &InspectArgs) -> Result<ExitCode, Failure> {
             path: Path::new(EMBEDDED),
             split: "val",
             resolution: 64,
+            background: Background::default(),
             count: arguments.images,
         };
         let metrics = spatial(encoder.as_ref(), device, &images)?;

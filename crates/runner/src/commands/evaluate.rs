@@ -2,14 +2,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow};
-use encoders::{Inception, Precision, Registry};
+use encoders::Inception;
 use metrics::quality::{KidOptions, Splits};
 use runner::encoder_bank::EncoderBank;
 use runner::evaluation::{
-    EvaluationError, Extractor, ImageOptions, ImageSet, QualityOptions, Stage, evaluate,
+    EvaluationError, Extractor, ImageOptions, ImageSet, QualityOptions, Scoring, Stage, evaluate,
 };
 use runner::image_progress::ImageProgress;
-use tch::Device;
 
 use crate::cli::EvaluateArgs;
 use crate::failure::Failure;
@@ -29,16 +28,24 @@ pub fn run(arguments: &EvaluateArgs) -> Result<ExitCode, Failure> {
             arguments.reference.display()
         )));
     }
-    let extractor = extractor(&arguments.encoder, samples.size().0, device)?;
+    let registry = super::registry();
+    let name = arguments.encoder.as_str();
+    if !Inception::NAMES.contains(&name) {
+        registry.check_name(name).map_err(Failure::usage)?;
+    }
+    let bank = EncoderBank::new(registry, device);
+    let extractor = Extractor::load(&bank, name, samples.size().0)?;
     let options = QualityOptions {
         metrics: arguments.metrics.clone(),
-        splits: Splits::Size(arguments.split_size),
-        kid: KidOptions {
-            subsets: arguments.kid_subsets,
-            subset_size: arguments.kid_subset_size,
-            seed: arguments.seed,
+        scoring: Scoring {
+            splits: Splits::Size(arguments.split_size),
+            kid: KidOptions {
+                subsets: arguments.kid_subsets,
+                subset_size: arguments.kid_subset_size,
+                seed: arguments.seed,
+            },
+            neighbours: arguments.neighbours,
         },
-        neighbours: arguments.neighbours,
         background: arguments.background,
         reference_split: arguments.reference_split.clone(),
         cache: arguments.cache.clone(),
@@ -92,23 +99,6 @@ pub fn run(arguments: &EvaluateArgs) -> Result<ExitCode, Failure> {
     print!("{}", report.table());
     println!("{}", out.display());
     Ok(ExitCode::SUCCESS)
-}
-
-/// The network of that name, for images of `side` pixels.
-fn extractor(name: &str, side: u32, device: Device) -> Result<Extractor, Failure> {
-    let registry: Registry = super::registry();
-    if Inception::NAMES.contains(&name) {
-        let path = Inception::find(&registry, name)?;
-        let inception = Inception::load(&path, device)?;
-        return Ok(Extractor::Inception(Box::new(inception)));
-    }
-    registry.check_name(name).map_err(Failure::usage)?;
-    let identity = registry.identity(name, i64::from(side));
-    let bank = EncoderBank::new(registry, device);
-    Ok(Extractor::Encoder {
-        encoder: bank.load(name, side, Precision::Fp32)?,
-        identity: identity.unwrap_or_default(),
-    })
 }
 
 /// `samples/` and `samples.npz` have `samples.evaluation.json`.

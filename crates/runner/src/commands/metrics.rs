@@ -1,13 +1,14 @@
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, anyhow};
-use data::Dataset;
+use data::{Background, Dataset};
 use encoders::Encoder;
 use metrics::spatial::SpatialMetrics;
 use runner::encoder_bank::EncoderBank;
-use runner::evaluation;
+use runner::evaluation::{self, ProbeAccuracy, ProbeData};
 use runner::ranking::Ranking;
 use tch::Device;
 use training::Config;
@@ -34,11 +35,31 @@ pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
         path: &arguments.data,
         split: &arguments.split,
         resolution: arguments.resolution,
+        background: arguments.background,
         count: arguments.images.unwrap_or(default),
     };
     let dataset = data.open()?;
+    let probe = arguments
+        .probe
+        .map(|images| {
+            let split = Images {
+                split: &arguments.probe_split,
+                ..data
+            };
+            Ok::<_, Failure>(Probe {
+                training: split.open()?,
+                held_out: Arc::clone(&dataset),
+                images,
+            })
+        })
+        .transpose()?;
     if arguments.rank.is_none() {
-        println!("encoder,lds,cds,srss,rmsc");
+        let more = if probe.is_some() {
+            ",linear_probe,linear_probe_class"
+        } else {
+            ""
+        };
+        println!("encoder,lds,cds,srss,rmsc{more}");
     }
     let mut measured = Vec::new();
     let mut failed = false;
@@ -49,18 +70,36 @@ pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
         let metrics = bank
             .load(name, arguments.resolution, arguments.precision)
             .map_err(Failure::from)
-            .and_then(|encoder| spatial(encoder.as_ref(), device, &data));
+            .and_then(|encoder| {
+                let metrics = spatial(encoder.as_ref(), device, &data)?;
+                let accuracy = match &probe {
+                    Some(probe) => probe.accuracy(encoder.as_ref(), device, &data)?,
+                    None => None,
+                };
+                Ok((metrics, accuracy))
+            });
         match metrics {
-            Ok(metrics) => {
+            Ok((metrics, accuracy)) => {
                 if arguments.rank.is_none() {
                     let srss = metrics.srss.map(|srss| srss.to_string());
-                    println!(
+                    print!(
                         "{name},{},{},{},{}",
                         metrics.lds,
                         metrics.cds,
                         srss.unwrap_or_default(),
                         metrics.rmsc
                     );
+                    if probe.is_some() {
+                        let patch = accuracy.map(|accuracy| accuracy.patch.to_string());
+                        let class = accuracy.and_then(|accuracy| accuracy.class);
+                        let class = class.map(|class| class.to_string());
+                        print!(
+                            ",{},{}",
+                            patch.unwrap_or_default(),
+                            class.unwrap_or_default()
+                        );
+                    }
+                    println!();
                 }
                 measured.push((name.clone(), metrics));
             }
@@ -88,7 +127,38 @@ pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
     Ok(ExitCode::from(u8::from(failed)))
 }
 
+/// What linear probes are trained and scored on.
+struct Probe {
+    training: Arc<dyn Dataset>,
+    held_out: Arc<dyn Dataset>,
+    images: usize,
+}
+
+impl Probe {
+    fn accuracy(
+        &self,
+        encoder: &dyn Encoder,
+        device: Device,
+        images: &Images,
+    ) -> Result<Option<ProbeAccuracy>, Failure> {
+        let data = ProbeData {
+            training: &self.training,
+            held_out: &self.held_out,
+            images: self.images,
+            cache: None,
+        };
+        // Without a cache it may be killed at any time.
+        let never = AtomicBool::new(false);
+        let config = images.config();
+        let progress = |_, _| {};
+        Ok(evaluation::probe(
+            encoder, "", data, &config, device, &never, progress,
+        )?)
+    }
+}
+
 /// Images on which an encoder is measured.
+#[derive(Clone, Copy)]
 pub struct Images<'a> {
     /// The data set.
     pub path: &'a Path,
@@ -96,6 +166,8 @@ pub struct Images<'a> {
     pub split: &'a str,
     /// Side in pixels.
     pub resolution: u32,
+    /// What is put under transparent pixels.
+    pub background: Background,
     /// How many.
     pub count: usize,
 }
@@ -106,6 +178,7 @@ impl Images<'_> {
         config.data.path = self.path.to_owned();
         config.data.split = self.split.to_owned();
         config.data.resolution = self.resolution;
+        config.data.background = self.background;
         config
     }
 

@@ -27,7 +27,7 @@ fn watch_interrupts() -> Result<&'static AtomicBool, Failure> {
         if INTERRUPTED.swap(true, Ordering::Relaxed) {
             std::process::exit(130);
         }
-        eprintln!("interrupted: saving; press Ctrl-C again to stop at once");
+        eprintln!("interrupted: ending in good order; press Ctrl-C again to stop at once");
     })?;
     Ok(&INTERRUPTED)
 }

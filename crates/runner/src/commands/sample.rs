@@ -22,18 +22,19 @@ const GRID: u64 = 64;
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
 pub fn run(arguments: &SampleArgs) -> Result<ExitCode, Failure> {
-    let config = config(arguments)?;
+    let source = source(&arguments.checkpoint)?;
+    let config = config(arguments, &source)?;
     let devices = devices(&arguments.device)?;
     let Weights {
         file,
         denoiser,
         vae,
-    } = weights(arguments)?;
+    } = weights(&source, arguments.no_ema)?;
     let samplers = devices
         .iter()
         .map(|device| Sampling::new(&config, &denoiser, vae.as_deref(), *device))
         .collect::<Result<Vec<_>, _>>()
-        .with_context(|| arguments.checkpoint.display().to_string())?;
+        .with_context(|| source.display().to_string())?;
     drop((denoiser, vae));
     let (Some(device), Some(first)) = (devices.first(), samplers.first()) else {
         return Err(Failure::usage(anyhow!("--device names none")));
@@ -108,12 +109,25 @@ fn failure(error: SamplingError) -> Failure {
     }
 }
 
+/// What was named, or of the folder of a run its newest checkpoint.
+fn source(named: &Path) -> Result<PathBuf, Failure> {
+    let checkpoints = named.join("checkpoints");
+    if !checkpoints.is_dir() {
+        return Ok(named.to_owned());
+    }
+    let newest = checkpoint::list(&checkpoints).pop().ok_or_else(|| {
+        Failure::usage(anyhow!("{} has no checkpoint yet", checkpoints.display()))
+    })?;
+    eprintln!("{}", newest.display());
+    Ok(newest)
+}
+
 /// The configuration, with the flags on top.
-fn config(arguments: &SampleArgs) -> Result<Config, Failure> {
+fn config(arguments: &SampleArgs, source: &Path) -> Result<Config, Failure> {
     let (path, mut config) = match &arguments.config {
         Some(path) => (path.clone(), config_file::load(path, &arguments.settings)?),
         None => {
-            let path = config_of(&arguments.checkpoint)?;
+            let path = config_of(source)?;
             let config = config_file::load(&path, &arguments.settings)?;
             (path, config)
         }
@@ -181,23 +195,22 @@ struct Weights {
     vae: Option<Vec<(String, Tensor)>>,
 }
 
-fn weights(arguments: &SampleArgs) -> Result<Weights, Failure> {
-    let path = &arguments.checkpoint;
+fn weights(path: &Path, no_ema: bool) -> Result<Weights, Failure> {
     if path.is_file() {
-        if arguments.no_ema {
+        if no_ema {
             return Err(Failure::usage(anyhow!(
                 "--no-ema goes with a checkpoint folder; name the file of the weights you want"
             )));
         }
         return Ok(Weights {
-            file: path.clone(),
+            file: path.to_owned(),
             denoiser: read_tensors(path)?,
             vae: None,
         });
     }
     let mut saved = Checkpoint::load(path)?;
     let vae = saved.others.remove(VAE);
-    let (name, denoiser) = match arguments.no_ema {
+    let (name, denoiser) = match no_ema {
         true => ("model.safetensors", saved.model),
         false => ("ema.safetensors", saved.ema),
     };

@@ -1,10 +1,11 @@
 //! What images are compared by.
 
-use encoders::{Encoder, Inception};
+use encoders::{Encoder, EncoderError, Inception, Precision};
 use ndarray::Array2;
 use tch::{Device, Kind, Tensor};
 
 use super::EvaluationError;
+use crate::encoder_bank::EncoderBank;
 use crate::tensors;
 
 /// A network that turns images into features.
@@ -31,6 +32,23 @@ pub struct Features {
 }
 
 impl Extractor {
+    /// The network `name`, Inception or an encoder, for images of `side` pixels.
+    ///
+    /// # Errors
+    /// Its file is not there, or is not what its sidecar says.
+    pub fn load(bank: &EncoderBank, name: &str, side: u32) -> Result<Self, EncoderError> {
+        if Inception::NAMES.contains(&name) {
+            let path = Inception::find(bank.registry(), name)?;
+            let inception = Inception::load(&path, bank.device())?;
+            return Ok(Self::Inception(Box::new(inception)));
+        }
+        let identity = bank.registry().identity(name, i64::from(side));
+        Ok(Self::Encoder {
+            encoder: bank.load(name, side, Precision::Fp32)?,
+            identity: identity.unwrap_or_default(),
+        })
+    }
+
     /// Name of the network.
     pub fn name(&self) -> &str {
         match self {
@@ -95,10 +113,7 @@ impl Extractor {
 }
 
 /// The mean of an encoder's patch tokens, float32 `[B, D]` on the CPU.
-pub(super) fn pooled_tokens(
-    encoder: &dyn Encoder,
-    images: &Tensor,
-) -> Result<Tensor, EvaluationError> {
+fn pooled_tokens(encoder: &dyn Encoder, images: &Tensor) -> Result<Tensor, EvaluationError> {
     let tokens = encoder.encode(images)?.patch;
     let pooled = tokens.f_mean_dim(1, false, Kind::Float)?;
     Ok(pooled.f_to_device(Device::Cpu)?)

@@ -9,7 +9,7 @@ use metrics::npz::SampleReader;
 use ndarray::Array4;
 use tch::{Device, TchError, Tensor};
 
-use super::{BATCH, EvaluationError};
+use super::{BATCH, EvaluationError, evenly_spaced, limit};
 
 /// The overview that `runner sample` puts beside its images; it is no sample.
 const OVERVIEW: &str = "grid.png";
@@ -127,29 +127,57 @@ impl ImageSet {
                 way_out: "images of a folder must be square: --resolution crops them",
             });
         }
-        if indices.is_empty() {
-            return Err(EvaluationError::NoImages {
+        let set = Self::of_images(dataset, indices, size.0, options.background);
+        match set.is_empty() {
+            true => Err(EvaluationError::NoImages {
                 path: path.to_owned(),
-            });
+            }),
+            false => Ok(Self {
+                path: path.to_owned(),
+                ..set
+            }),
         }
-        let background = options.background;
-        Ok(Self {
-            path: path.to_owned(),
+    }
+
+    /// The images at `indices` of a data set, cropped and resized to squares of `side` pixels.
+    fn of_images(
+        dataset: Arc<dyn Dataset>,
+        indices: Vec<u64>,
+        side: u32,
+        background: Background,
+    ) -> Self {
+        let background_name = format!("{background:?}")
+            .to_lowercase()
+            .replace(|c: char| !c.is_ascii_alphanumeric(), "");
+        Self {
+            path: PathBuf::from(dataset.name()),
             count: indices.len(),
-            size,
-            identity: format!(
-                "{}-{}",
-                dataset.fingerprint(),
-                format!("{background:?}")
-                    .to_lowercase()
-                    .replace(|c: char| !c.is_ascii_alphanumeric(), "")
-            ),
+            size: (side, side),
+            identity: format!("{}-{background_name}", dataset.fingerprint()),
             source: Source::Dataset {
                 dataset,
                 indices,
                 background,
             },
-        })
+        }
+    }
+
+    /// `count` images of a data set, evenly spaced, as [`of_images`](Self::of_images); all when 0.
+    pub(super) fn spaced(
+        dataset: Arc<dyn Dataset>,
+        count: usize,
+        side: u32,
+        background: Background,
+    ) -> Self {
+        let (count, total) = (limit(&dataset, count), dataset.len());
+        let set = Self::of_images(dataset, evenly_spaced(count, total), side, background);
+        match count == total {
+            true => set,
+            false => Self {
+                identity: format!("{}-{count}", set.identity),
+                ..set
+            },
+        }
     }
 
     /// Number of images.

@@ -6,6 +6,7 @@ use std::thread;
 
 use metrics::quality::{InceptionScore, InceptionScores, Moments, Splits};
 use ndarray::Array2;
+use tch::Tensor;
 
 use super::{EvaluationError, Extractor, ImageSet};
 
@@ -33,6 +34,89 @@ pub struct Measured {
     pub features: Option<Array2<f32>>,
 }
 
+/// A pass over images that come a batch at a time, in batches of any kind as long as they are the same
+/// every time: sums round by batch.
+pub struct Pass<'a> {
+    extractor: &'a Extractor,
+    count: usize,
+    pooled: Moments,
+    spatial: Option<Moments>,
+    scores: Option<InceptionScores>,
+    rows: Option<Vec<f32>>,
+}
+
+impl<'a> Pass<'a> {
+    /// A pass over `count` images.
+    ///
+    /// # Errors
+    /// Parts of the Inception score that so few images cannot fill.
+    pub fn new(
+        extractor: &'a Extractor,
+        wanted: Wanted,
+        count: usize,
+    ) -> Result<Self, EvaluationError> {
+        let mut spatial = None;
+        let mut scores = None;
+        if let Some((spatial_dimension, classes)) = extractor.inception() {
+            spatial = Some(Moments::new(spatial_dimension));
+            scores = wanted
+                .splits
+                .map(|splits| InceptionScores::new(classes, splits, count))
+                .transpose()?;
+        }
+        let dimension = extractor.dimension();
+        Ok(Self {
+            extractor,
+            count,
+            pooled: Moments::new(dimension),
+            spatial,
+            scores,
+            rows: wanted
+                .features
+                .then(|| Vec::with_capacity(count * dimension)),
+        })
+    }
+
+    /// Adds images u8 `[B, 3, H, W]`, and says how many they were.
+    ///
+    /// # Errors
+    /// The network failed, or a feature is not finite.
+    pub fn push(&mut self, images: &Tensor) -> Result<usize, EvaluationError> {
+        let features = self.extractor.features(images)?;
+        self.pooled.push(features.pooled.view())?;
+        if let (Some(moments), Some(features)) = (&mut self.spatial, &features.spatial) {
+            moments.push(features.view())?;
+        }
+        if let (Some(scores), Some(logits)) = (&mut self.scores, &features.logits) {
+            scores.push(logits.view())?;
+        }
+        let count = features.pooled.nrows();
+        if let Some(rows) = &mut self.rows {
+            rows.extend(features.pooled);
+        }
+        Ok(count)
+    }
+
+    /// What was found.
+    ///
+    /// # Errors
+    /// Other images came than were announced.
+    pub fn finish(self) -> Result<Measured, EvaluationError> {
+        let shape = (self.count, self.extractor.dimension());
+        let features = self
+            .rows
+            .map(|rows| Array2::from_shape_vec(shape, rows))
+            .transpose()
+            .map_err(|error| tch::TchError::Shape(error.to_string()))?;
+        Ok(Measured {
+            pooled: self.pooled,
+            spatial: self.spatial,
+            score: self.scores.map(InceptionScores::finish).transpose()?,
+            features,
+        })
+    }
+}
+
 /// Measures images in one pass, in their order and in fixed batches, so that the same images give the same
 /// bits. Memory does not grow with their number unless the features are wanted.
 ///
@@ -45,20 +129,7 @@ pub fn measure(
     interrupted: &AtomicBool,
     mut progress: impl FnMut(usize),
 ) -> Result<Measured, EvaluationError> {
-    let dimension = extractor.dimension();
-    let mut pooled = Moments::new(dimension);
-    let mut spatial = None;
-    let mut scores = None;
-    if let Some((spatial_dimension, classes)) = extractor.inception() {
-        spatial = Some(Moments::new(spatial_dimension));
-        scores = wanted
-            .splits
-            .map(|splits| InceptionScores::new(classes, splits, images.len()))
-            .transpose()?;
-    }
-    let mut rows = wanted
-        .features
-        .then(|| Vec::with_capacity(images.len() * dimension));
+    let mut pass = Pass::new(extractor, wanted, images.len())?;
     let batches = images.batches()?;
     let (send, receive) = mpsc::sync_channel(AHEAD);
     thread::scope(|scope| {
@@ -76,29 +147,9 @@ pub fn measure(
             if interrupted.load(Ordering::Relaxed) {
                 return Err(EvaluationError::Interrupted);
             }
-            let features = extractor.features(&batch?)?;
-            pooled.push(features.pooled.view())?;
-            if let (Some(moments), Some(features)) = (&mut spatial, &features.spatial) {
-                moments.push(features.view())?;
-            }
-            if let (Some(scores), Some(logits)) = (&mut scores, &features.logits) {
-                scores.push(logits.view())?;
-            }
-            progress(features.pooled.nrows());
-            if let Some(rows) = &mut rows {
-                rows.extend(features.pooled);
-            }
+            progress(pass.push(&batch?)?);
         }
         Ok(())
     })?;
-    let features = rows
-        .map(|rows| Array2::from_shape_vec((images.len(), dimension), rows))
-        .transpose()
-        .map_err(|error| tch::TchError::Shape(error.to_string()))?;
-    Ok(Measured {
-        pooled,
-        spatial,
-        score: scores.map(InceptionScores::finish).transpose()?,
-        features,
-    })
+    pass.finish()
 }

@@ -2,35 +2,39 @@
 //!
 //! [`evaluate`] takes an [`ImageSet`] of samples and a reference and gives a [`QualityReport`]: FID, sFID,
 //! Inception score, KID, precision and recall, from one pass with an [`Extractor`]. A sweep's cells are
-//! measured by [`Reference`] and [`spatial_metrics`].
+//! measured by [`Judges`], their encoders by [`spatial_metrics`] and [`probe`].
 
 mod features;
 mod images;
+mod judges;
 mod measure;
+mod probe;
 mod quality;
 mod statistics;
 
 pub use features::{Extractor, Features};
 pub use images::{Batches, ImageOptions, ImageSet};
-pub use measure::{Measured, Wanted, measure};
+pub use judges::{JudgeStage, Judges};
+pub use measure::{Measured, Pass, Wanted, measure};
+pub use probe::{ProbeAccuracy, ProbeData, probe};
 pub use quality::{
-    FeatureReport, Metric, QualityOptions, QualityReport, Results, SetReport, Stage, evaluate,
+    FeatureReport, Metric, QualityOptions, QualityReport, Results, Scoring, SetReport, Stage,
+    evaluate,
 };
 pub use statistics::{ReferenceOptions, ReferenceStatistics, reference};
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use data::{Batch, DataError, Dataset};
 use encoders::{Encoder, EncoderError};
 use metrics::MetricsError;
 use metrics::npz::NpzError;
-use metrics::quality::{Moments, frechet_distance};
 use metrics::spatial::{Grid, SpatialMetrics, SpatialOptions, evaluate_images, patch_mask};
 use ndarray::{Array2, ArrayView2, ArrayView3};
-use tch::{Device, TchError, Tensor};
+use tch::{Device, TchError};
 use thiserror::Error;
-use training::{Config, TrainError, images_to_device, read_tensors};
+use training::{Config, TrainError, images_to_device};
 
 use crate::tensors;
 
@@ -127,100 +131,6 @@ pub enum EvaluationError {
     Interrupted,
 }
 
-/// Features and labels of real images, that samples are compared with.
-#[derive(Debug, Clone)]
-pub struct Reference {
-    /// Mean and covariance of the features.
-    pub moments: Moments,
-    /// Classes of the images, so that samples can have the same.
-    pub labels: Vec<i64>,
-}
-
-/// Mean-pooled patch tokens `[N, D]` of images u8 `[N, 3, H, W]`, in batches.
-///
-/// # Errors
-/// The encoder failed.
-pub fn pooled_features(
-    encoder: &dyn Encoder,
-    images: &Tensor,
-    device: Device,
-    mut progress: impl FnMut(usize),
-) -> Result<Array2<f32>, EvaluationError> {
-    let count = images.size().first().copied().unwrap_or(0);
-    let mut rows = Vec::new();
-    for start in (0..count).step_by(BATCH) {
-        let length = (count - start).min(BATCH as i64);
-        let batch = images.f_narrow(0, start, length)?.f_to_device(device)?;
-        rows.push(features::pooled_tokens(encoder, &batch)?);
-        progress(length as usize);
-    }
-    Ok(tensors::array2(&Tensor::f_cat(&rows, 0)?)?)
-}
-
-impl Reference {
-    /// Features of `evaluate.reference_images` images of the data set, all when 0.
-    /// They are kept in `cache` and read from there when it is of the same `key`.
-    ///
-    /// # Errors
-    /// An image cannot be read, or the encoder failed.
-    pub fn compute(
-        encoder: &dyn Encoder,
-        dataset: &Arc<dyn Dataset>,
-        config: &Config,
-        device: Device,
-        cache: &Path,
-        mut progress: impl FnMut(usize, usize),
-    ) -> Result<Self, EvaluationError> {
-        if let Some(cached) = read_cache(cache) {
-            return Self::from_features(cached.0.view(), cached.1);
-        }
-        let total = limit(dataset, config.evaluate.reference_images);
-        let mut rows = Vec::new();
-        let mut labels = Vec::new();
-        let mut width = 0;
-        let indices = evenly_spaced(total, dataset.len());
-        for batch in batches(dataset, &indices, config) {
-            let batch = batch?;
-            labels.extend_from_slice(&batch.labels);
-            let images = images_to_device(&batch, device)?;
-            let features = pooled_features(encoder, &images, device, |_| {})?;
-            width = features.ncols();
-            rows.extend(features);
-            progress(labels.len(), total as usize);
-        }
-        let features = Array2::from_shape_vec((labels.len(), width), rows)
-            .map_err(|error| TchError::Shape(error.to_string()))?;
-        write_cache(cache, &features, &labels);
-        Self::from_features(features.view(), labels)
-    }
-
-    fn from_features(features: ArrayView2<f32>, labels: Vec<i64>) -> Result<Self, EvaluationError> {
-        let mut moments = Moments::new(features.ncols());
-        moments.push(features)?;
-        Ok(Self { moments, labels })
-    }
-
-    /// The Frechet distance of samples, given their features `[N, D]`.
-    ///
-    /// # Errors
-    /// Too few samples, or features that are not finite.
-    pub fn distance(&self, samples: ArrayView2<f32>) -> Result<f64, EvaluationError> {
-        let mut moments = Moments::new(samples.ncols());
-        moments.push(samples)?;
-        Ok(frechet_distance(&self.moments, &moments)?)
-    }
-
-    /// `count` labels with the frequencies of the real images.
-    pub fn labels(&self, count: usize) -> Vec<i64> {
-        // Evenly spaced over the images, which a folder or a data set often has sorted by class.
-        let total = self.labels.len().max(1);
-        (0..count)
-            .filter_map(|index| self.labels.get(index * total / count.max(1) % total))
-            .copied()
-            .collect()
-    }
-}
-
 /// The images at `indices`, a few at a time.
 fn batches<'a>(
     dataset: &'a Arc<dyn Dataset>,
@@ -242,38 +152,6 @@ fn limit(dataset: &Arc<dyn Dataset>, wanted: usize) -> u64 {
     match wanted as u64 {
         0 => dataset.len(),
         wanted => wanted.min(dataset.len()),
-    }
-}
-
-fn read_cache(path: &Path) -> Option<(Array2<f32>, Vec<i64>)> {
-    let tensors = path.is_file().then(|| read_tensors(path))?.ok()?;
-    let find = |wanted: &str| {
-        tensors
-            .iter()
-            .find(|(name, _)| name == wanted)
-            .map(|(_, t)| t)
-    };
-    let features = tensors::array2(find("features")?).ok()?;
-    let labels = Vec::<i64>::try_from(find("labels")?).ok()?;
-    (features.nrows() == labels.len() && !labels.is_empty()).then_some((features, labels))
-}
-
-/// A cache that cannot be written costs time, not the result.
-fn write_cache(path: &Path, features: &Array2<f32>, labels: &[i64]) {
-    let written = (|| {
-        let (rows, columns) = features.dim();
-        let flat: Vec<f32> = features.iter().copied().collect();
-        let tensors = [
-            (
-                "features".to_owned(),
-                Tensor::f_from_slice(&flat)?.f_view([rows as i64, columns as i64])?,
-            ),
-            ("labels".to_owned(), Tensor::f_from_slice(labels)?),
-        ];
-        training::write_tensors(path, &tensors)
-    })();
-    if let Err(error) = written {
-        tracing::warn!("reference features are not kept: {error}");
     }
 }
 
@@ -332,11 +210,4 @@ fn foreground(
     }
     Ok(Array2::from_shape_vec((count, grid.tokens()), patches)
         .map_err(|error| TchError::Shape(error.to_string()))?)
-}
-
-/// Where the features of real images are kept in a run folder.
-pub(crate) fn reference_cache(run_folder: &Path, key: &str) -> PathBuf {
-    run_folder
-        .join("reference")
-        .join(format!("{key}.safetensors"))
 }

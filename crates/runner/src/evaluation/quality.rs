@@ -11,9 +11,10 @@ use data::Background;
 use metrics::npz::Statistics;
 use metrics::quality::{KidOptions, Moments, Splits, frechet_distance, kid, precision_recall};
 use serde::Serialize;
+use training::InceptionMetric;
 
 use super::statistics::{ReferenceOptions, ReferenceStatistics, reference};
-use super::{EvaluationError, Extractor, ImageOptions, ImageSet, Wanted, measure};
+use super::{EvaluationError, Extractor, ImageOptions, ImageSet, Measured, Wanted, measure};
 use crate::atomic_file;
 
 /// A measure of samples.
@@ -71,17 +72,47 @@ impl fmt::Display for Metric {
     }
 }
 
-/// What to measure.
+impl From<InceptionMetric> for Metric {
+    fn from(metric: InceptionMetric) -> Self {
+        match metric {
+            InceptionMetric::Fid => Self::Frechet,
+            InceptionMetric::Sfid => Self::Sfid,
+            InceptionMetric::InceptionScore => Self::InceptionScore,
+            InceptionMetric::Kid => Self::Kid,
+            InceptionMetric::PrecisionRecall => Self::PrecisionRecall,
+        }
+    }
+}
+
+/// How measures are computed.
 #[derive(Debug, Clone)]
-pub struct QualityOptions {
-    /// Measures; without any those that need no features in memory and that the reference allows.
-    pub metrics: Vec<Metric>,
+pub struct Scoring {
     /// Parts of the Inception score.
     pub splits: Splits,
     /// Subsets of KID.
     pub kid: KidOptions,
     /// Neighbours of precision and recall.
     pub neighbours: usize,
+}
+
+impl Default for Scoring {
+    /// ADM's parts of 5000 samples, KID's 100 subsets of 1000, 3 neighbours.
+    fn default() -> Self {
+        Self {
+            splits: Splits::Size(5000),
+            kid: KidOptions::default(),
+            neighbours: 3,
+        }
+    }
+}
+
+/// What to measure.
+#[derive(Debug, Clone)]
+pub struct QualityOptions {
+    /// Measures; without any those that need no features in memory and that the reference allows.
+    pub metrics: Vec<Metric>,
+    /// How they are computed.
+    pub scoring: Scoring,
     /// What is put under transparent pixels of reference images.
     pub background: Background,
     /// Split of the reference data set.
@@ -211,71 +242,26 @@ pub fn evaluate(
             metrics.extend([Metric::Sfid, Metric::InceptionScore]);
         }
     }
-    let features = metrics.iter().any(|metric| metric.needs_features());
+    let keep = wanted(&metrics, &options.scoring);
     let reference = reference_for(
         images,
         against,
         extractor,
         options,
-        features,
+        keep.features,
         interrupted,
         &mut progress,
     )?;
     let mut warnings = Vec::new();
     check(&mut metrics, options, &reference, against, &mut warnings)?;
 
-    let wanted = Wanted {
-        splits: metrics
-            .contains(&Metric::InceptionScore)
-            .then_some(options.splits),
-        features,
-    };
     let mut done = 0;
     progress(Stage::Samples, done, images.len());
-    let measured = measure(images, extractor, wanted, interrupted, |count| {
+    let measured = measure(images, extractor, keep, interrupted, |count| {
         done += count;
         progress(Stage::Samples, done, images.len());
     })?;
-    let mut results = Results::default();
-    for &metric in &metrics {
-        match metric {
-            Metric::Frechet => {
-                let distance = distance(&reference.pooled, &measured.pooled)?;
-                *(if inception {
-                    &mut results.fid
-                } else {
-                    &mut results.fd
-                }) = Some(distance);
-            }
-            Metric::Sfid => {
-                if let (Some(real), Some(fake)) = (&reference.spatial, &measured.spatial) {
-                    results.sfid = Some(distance(real, fake)?);
-                }
-            }
-            Metric::InceptionScore => {
-                if let Some(score) = &measured.score {
-                    results.inception_score = Some(score.mean);
-                    results.inception_score_deviation = Some(score.deviation);
-                }
-            }
-            Metric::Kid => {
-                if let (Some(real), Some(fake)) = (&reference.features, &measured.features) {
-                    let kid = kid(real.view(), fake.view(), &options.kid)?;
-                    results.kid = Some(kid.mean);
-                    results.kid_deviation = Some(kid.deviation);
-                }
-            }
-            Metric::PrecisionRecall => {
-                if let (Some(real), Some(fake)) = (&reference.features, &measured.features) {
-                    let found = precision_recall(real.view(), fake.view(), options.neighbours)?;
-                    results.precision = Some(found.precision);
-                    results.recall = Some(found.recall);
-                    results.density = Some(found.density);
-                    results.coverage = Some(found.coverage);
-                }
-            }
-        }
-    }
+    let results = results(&metrics, extractor, &reference, &measured, &options.scoring)?;
     let dimension = extractor.dimension();
     for (what, count) in [
         ("samples", Some(images.len())),
@@ -308,6 +294,69 @@ pub fn evaluate(
         results,
         warnings,
     })
+}
+
+/// The figures that a pass and the reference give.
+///
+/// # Errors
+/// Too few images for a measure.
+pub(super) fn results(
+    metrics: &BTreeSet<Metric>,
+    extractor: &Extractor,
+    reference: &ReferenceStatistics,
+    measured: &Measured,
+    scoring: &Scoring,
+) -> Result<Results, EvaluationError> {
+    let mut results = Results::default();
+    for &metric in metrics {
+        match metric {
+            Metric::Frechet => {
+                let distance = distance(&reference.pooled, &measured.pooled)?;
+                match extractor.inception() {
+                    Some(_) => results.fid = Some(distance),
+                    None => results.fd = Some(distance),
+                }
+            }
+            Metric::Sfid => {
+                if let (Some(real), Some(fake)) = (&reference.spatial, &measured.spatial) {
+                    results.sfid = Some(distance(real, fake)?);
+                }
+            }
+            Metric::InceptionScore => {
+                if let Some(score) = &measured.score {
+                    results.inception_score = Some(score.mean);
+                    results.inception_score_deviation = Some(score.deviation);
+                }
+            }
+            Metric::Kid => {
+                if let (Some(real), Some(fake)) = (&reference.features, &measured.features) {
+                    let kid = kid(real.view(), fake.view(), &scoring.kid)?;
+                    results.kid = Some(kid.mean);
+                    results.kid_deviation = Some(kid.deviation);
+                }
+            }
+            Metric::PrecisionRecall => {
+                if let (Some(real), Some(fake)) = (&reference.features, &measured.features) {
+                    let found = precision_recall(real.view(), fake.view(), scoring.neighbours)?;
+                    results.precision = Some(found.precision);
+                    results.recall = Some(found.recall);
+                    results.density = Some(found.density);
+                    results.coverage = Some(found.coverage);
+                }
+            }
+        }
+    }
+    Ok(results)
+}
+
+/// What a pass must keep for `metrics`.
+pub(super) fn wanted(metrics: &BTreeSet<Metric>, scoring: &Scoring) -> Wanted {
+    Wanted {
+        splits: metrics
+            .contains(&Metric::InceptionScore)
+            .then_some(scoring.splits),
+        features: metrics.iter().any(|metric| metric.needs_features()),
+    }
 }
 
 fn distance(real: &Statistics, fake: &Moments) -> Result<f64, EvaluationError> {

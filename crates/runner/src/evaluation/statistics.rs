@@ -53,7 +53,8 @@ pub fn reference(
 ) -> Result<ReferenceStatistics, EvaluationError> {
     if !is_npz(options.path) {
         let images = ImageSet::open(options.path, &options.images)?;
-        return of_images(&images, options, extractor, interrupted, progress);
+        let keep = (options.features, options.cache);
+        return of_images(&images, keep, extractor, interrupted, progress);
     }
     let file = ReferenceFile::open(options.path)?;
     let stored = file.pooled()?;
@@ -64,7 +65,7 @@ pub fn reference(
             let images = ImageSet::open(options.path, &unchanged)?;
             Some(of_images(
                 &images,
-                options,
+                (options.features, options.cache),
                 extractor,
                 interrupted,
                 progress,
@@ -115,20 +116,21 @@ fn check_width(
     })
 }
 
-fn of_images(
+/// The statistics of images, and their features if `wanted`, kept in the folder `cache`.
+pub(super) fn of_images(
     images: &ImageSet,
-    options: &ReferenceOptions,
+    (wanted, cache): (bool, &Path),
     extractor: &Extractor,
     interrupted: &AtomicBool,
     mut progress: impl FnMut(usize, usize),
 ) -> Result<ReferenceStatistics, EvaluationError> {
-    let kept = kept_at(options.cache, images, extractor);
-    if let Some(found) = read_kept(&kept, options.features, extractor) {
+    let kept = kept_at(cache, images, extractor);
+    if let Some(found) = read_kept(&kept, wanted, extractor) {
         return Ok(found);
     }
     let wanted = Wanted {
         splits: None,
-        features: options.features,
+        features: wanted,
     };
     let (mut done, total) = (0, images.len());
     progress(done, total);

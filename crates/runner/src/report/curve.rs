@@ -20,9 +20,14 @@ pub(super) fn alignment_loss(cell: &Cell) -> Curve {
     logged(cell, |step| step.alignment_loss)
 }
 
-/// The Frechet distance of `cell` as logged, at the steps at which it was measured.
+/// The FID of `cell` as logged, or else its distance on an encoder's features, at the steps at which it was
+/// measured.
 pub(super) fn distance(cell: &Cell) -> Curve {
-    logged(cell, |step| step.fd)
+    let fid = logged(cell, |step| step.fid);
+    match fid.is_empty() {
+        true => logged(cell, |step| step.fd),
+        false => fid,
+    }
 }
 
 fn logged(cell: &Cell, value: impl Fn(&LoggedStep) -> Option<f64>) -> Curve {

@@ -65,6 +65,8 @@ pub(super) struct LoggedStep {
     #[serde(default)]
     pub alignment_loss: Option<f64>,
     #[serde(default)]
+    pub fid: Option<f64>,
+    #[serde(default)]
     pub fd: Option<f64>,
 }
 

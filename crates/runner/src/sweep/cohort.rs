@@ -1,22 +1,22 @@
 //! Cells that see the same batches and the same encoder: both run once for all of them.
 
 use std::error::Error;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use data::Loader;
-use encoders::{Encoder, Precision};
 use metrics::spatial::SpatialMetrics;
 use tch::Device;
-use training::{Autoencoder, DeviceBatch, Inputs, MetricsLog, Run, Trainer};
+use training::{Autoencoder, DeviceBatch, Inputs, MetricsLog, Run};
 
 use super::latent_source::LatentSource;
 use super::progress::CellProgress;
 use super::token_source::TokenSource;
 use super::{Context, InitialWeights, Planned, empty_row, sheet};
 use crate::cell_folder::{CellLock, CellResult};
-use crate::evaluation::{self, Reference};
+use crate::evaluation::{self, EvaluationError, JudgeStage, Judges, ProbeData};
 use crate::image_grid::{GridLayout, write_grid};
 use crate::results::Status;
 use crate::tensors;
@@ -72,14 +72,15 @@ impl Cohort {
             let config = &planned.cell.config;
             let loader = config.loader();
             let key = format!(
-                "{} {loader:?} {} {} {} {} {} {}",
+                "{} {} {loader:?} {} {} {} {} {:?} {}",
                 planned.training.fingerprint(),
+                planned.reference.fingerprint(),
                 config.data.token_cache.display(),
                 config.data.latent_cache.display(),
                 autoencoder(config),
                 config.alignment.encoder,
-                config.evaluate.fd_encoder,
-                config.evaluate.spatial_images,
+                config.evaluate,
+                config.sample.count,
             );
             match cohorts.iter_mut().find(|(known, _)| *known == key) {
                 Some((_, cohort)) => cohort.cells.push(planned),
@@ -145,7 +146,7 @@ impl Cohort {
             None => return Ok(()),
         };
         let mut loader = None;
-        let mut judge = None;
+        let mut shared = None;
         while active.iter().any(|cell| !cell.run.is_finished()) {
             if context.interrupted.load(Ordering::Relaxed) {
                 return self.suspend(context, active);
@@ -165,7 +166,7 @@ impl Cohort {
                 if cell.run.trainer().steps_done() != position || cell.run.is_finished() {
                     return true;
                 }
-                match cell.step(context, &batch, &tokens, &mut judge) {
+                match cell.step(context, &batch, &tokens, &mut shared) {
                     Ok(()) => true,
                     Err(reason) => {
                         fail(
@@ -182,7 +183,7 @@ impl Cohort {
             position += 1;
         }
         drop((loader, latents));
-        self.evaluate(context, active, &source, judge)
+        self.evaluate(context, active, &source, shared)
     }
 
     fn open<'a>(
@@ -242,48 +243,27 @@ impl Cohort {
         context: &Context,
         active: Vec<Active>,
         source: &TokenSource,
-        judge: Option<Judge>,
+        shared: Option<Judges>,
     ) -> Result<(), Reason> {
         let Some(first) = active.first() else {
             return Ok(());
         };
-        let config = &first.planned.cell.config;
-        let images = config.evaluate.spatial_images;
-        let spatial = match config.alignment.encoders().as_slice() {
-            // Tokens of several encoders together have no grid of their own.
-            [name] if images > 0 => {
-                context.progress.stage(&first.progress, "spatial metrics");
-                let from_bank;
-                let encoder = match source.loaded().next() {
-                    Some(encoder) => encoder,
-                    None => {
-                        from_bank = context.bank.load_for(name, config)?;
-                        from_bank.as_ref()
-                    }
-                };
-                sheet::draw(context, first.planned, encoder);
-                Some(evaluation::spatial_metrics(
-                    encoder,
-                    &first.planned.reference,
-                    config,
-                    images,
-                    context.device,
-                )?)
-            }
-            _ => None,
+        let figures = match self.measure_encoder(context, first, source) {
+            Err(EvaluationError::Interrupted) => return Ok(()),
+            figures => figures?,
         };
-        let judge = match config.evaluate.fd_encoder.is_empty() {
-            true => None,
-            false => Some(match judge {
-                Some(judge) => judge,
-                None => Judge::load(context, first.planned, &first.progress)?,
-            }),
+        let judges = match shared {
+            Some(judges) => judges,
+            None => match judges(context, first.planned, context.interrupted, &first.progress) {
+                Err(EvaluationError::Interrupted) => return Ok(()),
+                judges => judges?,
+            },
         };
         for mut cell in active {
             if context.interrupted.load(Ordering::Relaxed) {
                 break;
             }
-            if let Err(reason) = cell.finish(context, spatial, judge.as_ref()) {
+            if let Err(reason) = cell.finish(context, &figures, &judges) {
                 let steps = cell.run.trainer().steps_done();
                 fail(context, cell.planned, Some(&cell.progress), steps, &reason);
             }
@@ -292,67 +272,114 @@ impl Cohort {
     }
 }
 
-/// The encoder in whose space samples are compared with real images.
-struct Judge {
-    encoder: Box<dyn Encoder>,
-    name: String,
-    reference: Reference,
-}
-
-impl Judge {
-    /// The judge of a cell's cohort.
-    fn load(context: &Context, planned: &Planned, progress: &CellProgress) -> Result<Self, Reason> {
-        let config = &planned.cell.config;
-        let name = config.evaluate.fd_encoder.as_str();
-        let resolution = config.data.resolution;
-        let encoder = context.bank.load(name, resolution, Precision::Fp32)?;
-        let key = format!(
-            "{name}-{}",
-            config.reference_hash(&format!(
-                "{} {}",
-                planned.reference.fingerprint(),
-                context.bank.identity(&[name.to_owned()], resolution)
-            ))
-        );
-        let cache = evaluation::reference_cache(&context.folder, &key);
-        let reference = Reference::compute(
-            encoder.as_ref(),
-            &planned.reference,
-            config,
-            context.device,
-            &cache,
-            |done, total| {
-                let stage = format!("reference features {done}/{total}");
-                context.progress.stage(progress, &stage);
-            },
-        )?;
-        Ok(Self {
-            encoder,
-            name: name.to_owned(),
-            reference,
-        })
-    }
-
-    /// The Frechet distance of samples of the averaged weights; `None` where none are wanted.
-    fn distance(
+impl Cohort {
+    /// LDS, CDS, SRSS, RMSC and the accuracy of a linear probe of the encoder that the cells align with, and
+    /// its sheet.
+    fn measure_encoder(
         &self,
         context: &Context,
-        trainer: &Trainer,
-        progress: &CellProgress,
-    ) -> Result<Option<f64>, Reason> {
-        let count = trainer.config().sample.count;
-        if count == 0 {
-            return Ok(None);
+        first: &Active,
+        source: &TokenSource,
+    ) -> Result<EncoderFigures, EvaluationError> {
+        let Planned {
+            cell,
+            training,
+            reference,
+            ..
+        } = first.planned;
+        let config = &cell.config;
+        let evaluate = &config.evaluate;
+        let mut figures = EncoderFigures::default();
+        // Tokens of several encoders together have no grid of their own.
+        let names = config.alignment.encoders();
+        let [name] = names.as_slice() else {
+            return Ok(figures);
+        };
+        if evaluate.spatial_images == 0 && evaluate.probe_images == 0 {
+            return Ok(figures);
         }
-        let labels = self.reference.labels(count);
-        let samples = trainer.sample(&labels, |done| {
-            let stage = format!("samples {done}/{count}");
-            context.progress.stage(progress, &stage);
-        })?;
-        let encoder = self.encoder.as_ref();
-        let features = evaluation::pooled_features(encoder, &samples, context.device, |_| {})?;
-        Ok(Some(self.reference.distance(features.view())?))
+        let stage = |text: &str| context.progress.stage(&first.progress, text);
+        stage("spatial metrics");
+        let from_bank;
+        let encoder = match source.loaded().next() {
+            Some(encoder) => encoder,
+            None => {
+                from_bank = context.bank.load_for(name, config)?;
+                from_bank.as_ref()
+            }
+        };
+        sheet::draw(context, first.planned, encoder);
+        if evaluate.spatial_images > 0 {
+            figures.spatial = Some(evaluation::spatial_metrics(
+                encoder,
+                reference,
+                config,
+                evaluate.spatial_images,
+                context.device,
+            )?);
+        }
+        if evaluate.probe_images > 0 {
+            let identity = format!(
+                "{}-{:?}",
+                context.bank.identity(&names, config.data.resolution),
+                config.alignment.encoder_precision
+            );
+            let data = ProbeData {
+                training,
+                held_out: reference,
+                images: evaluate.probe_images,
+                cache: Some(&reference_folder(context)),
+            };
+            figures.linear_probe = evaluation::probe(
+                encoder,
+                &identity,
+                data,
+                config,
+                context.device,
+                context.interrupted,
+                |done, total| stage(&format!("linear probe {done}/{total}")),
+            )?
+            .map(|accuracy| accuracy.patch);
+        }
+        Ok(figures)
     }
+}
+
+/// The judges of a cell's cohort.
+fn judges(
+    context: &Context,
+    planned: &Planned,
+    interrupted: &AtomicBool,
+    progress: &CellProgress,
+) -> Result<Judges, EvaluationError> {
+    Judges::load(
+        context.bank,
+        &planned.cell.config,
+        &planned.reference,
+        &reference_folder(context),
+        interrupted,
+        |stage| context.progress.stage(progress, &described(stage)),
+    )
+}
+
+/// Where what is found in real images is kept in a run folder.
+fn reference_folder(context: &Context) -> PathBuf {
+    context.folder.join("reference")
+}
+
+fn described(stage: JudgeStage) -> String {
+    match stage {
+        JudgeStage::Reference(done, total) => format!("reference features {done}/{total}"),
+        JudgeStage::Samples(done, total) => format!("samples {done}/{total}"),
+        JudgeStage::Features(done, total) => format!("features of samples {done}/{total}"),
+    }
+}
+
+/// What is measured of a cohort's encoder.
+#[derive(Default)]
+struct EncoderFigures {
+    spatial: Option<SpatialMetrics>,
+    linear_probe: Option<f64>,
 }
 
 impl Active<'_> {
@@ -361,20 +388,24 @@ impl Active<'_> {
         context: &Context,
         batch: &DeviceBatch,
         tokens: &[tch::Tensor],
-        judge: &mut Option<Judge>,
+        shared: &mut Option<Judges>,
     ) -> Result<(), Reason> {
         let started = Instant::now();
         let mut evaluating = Duration::ZERO;
         let (planned, progress) = (self.planned, &self.progress);
         self.run.step_and_evaluate(batch, tokens, |trainer| {
             let started = Instant::now();
-            let judge = match judge {
-                Some(judge) => judge,
-                None => judge.insert(Judge::load(context, planned, progress)?),
+            // The log must not lack what the next checkpoint has behind it, so this goes on to its end.
+            let never = AtomicBool::new(false);
+            let judges = match shared {
+                Some(judges) => judges,
+                None => shared.insert(judges(context, planned, &never, progress)?),
             };
-            let distance = judge.distance(context, trainer, progress);
+            let quality = judges.measure(trainer, &never, |stage| {
+                context.progress.stage(progress, &described(stage));
+            });
             evaluating = started.elapsed();
-            distance
+            Ok::<_, Reason>(quality?)
         })?;
         self.seconds += started.elapsed().saturating_sub(evaluating).as_secs_f64();
         self.steps += 1;
@@ -391,19 +422,32 @@ impl Active<'_> {
     fn finish(
         &mut self,
         context: &Context,
-        spatial: Option<SpatialMetrics>,
-        judge: Option<&Judge>,
+        figures: &EncoderFigures,
+        judges: &Judges,
     ) -> Result<(), Reason> {
         let cell = &self.planned.cell;
         let config = &cell.config;
         let mut row = empty_row(cell, Status::Done);
         row.steps = Some(self.run.trainer().steps_done());
         self.draw_grid(context)?;
-        if let Some(judge) = judge {
-            row.fd_encoder = judge.name.clone();
-            row.fd = judge.distance(context, self.run.trainer(), &self.progress)?;
-        }
-        if let Some(spatial) = spatial {
+        row.fd_encoder = config.evaluate.fd_encoder.clone();
+        let measured = judges.measure(self.run.trainer(), context.interrupted, |stage| {
+            context.progress.stage(&self.progress, &described(stage));
+        });
+        let quality = match measured {
+            // It stays unfinished, for the next time.
+            Err(EvaluationError::Interrupted) => return Ok(()),
+            quality => quality?,
+        };
+        row.fid = quality.fid;
+        row.sfid = quality.sfid;
+        row.inception_score = quality.inception_score;
+        row.precision = quality.precision;
+        row.recall = quality.recall;
+        row.kid = quality.kid;
+        row.fd = quality.fd;
+        row.linear_probe = figures.linear_probe;
+        if let Some(spatial) = figures.spatial {
             row.lds = Some(spatial.lds);
             row.cds = Some(spatial.cds);
             row.srss = spatial.srss;
@@ -417,7 +461,11 @@ impl Active<'_> {
         row.steps_per_s = (self.steps > 0).then(|| self.steps as f64 / self.seconds.max(1e-9));
         row.peak_memory_mib =
             torch_ext::device::peak_memory(context.device)?.map(|bytes| (bytes >> 20) as f64);
-        let fd = row.fd.map(|fd| format!(", fd {fd:.2}")).unwrap_or_default();
+        let distances = [("fid", row.fid), ("fd", row.fd)];
+        let distances: String = distances
+            .iter()
+            .filter_map(|(name, distance)| Some(format!(", {name} {:.2}", (*distance)?)))
+            .collect();
         let loss = row
             .denoising_loss
             .map(|loss| format!("denoising loss {loss:.4}"));
@@ -428,7 +476,7 @@ impl Active<'_> {
             finished_at: now(),
             row,
         })?;
-        let line = format!("done, {}{fd}", loss.unwrap_or_default());
+        let line = format!("done, {}{distances}", loss.unwrap_or_default());
         context.progress.done(&self.progress, &line);
         Ok(())
     }
@@ -444,7 +492,7 @@ impl Active<'_> {
         let labels: Vec<i64> = (0..config.sample.grid)
             .map(|i| (i % classes) as i64)
             .collect();
-        let samples = self.run.trainer().sample(&labels, |_| {})?;
+        let samples = self.run.trainer().sample(0, &labels, |_| {})?;
         let images = tensors::images(&samples)?;
         let (count, _, height, width) = images.dim();
         let layout = GridLayout {

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use data::{DataError, Dataset};
-use encoders::Registry;
+use encoders::{Inception, Registry};
 use globset::Glob;
 use tch::Device;
 use thiserror::Error;
@@ -210,6 +210,12 @@ pub fn run(
     }
     let todo = |planned: &Planned| options.fresh || !is_done(planned);
     print_plan(&plan, &cohorts, &missing, &selected, &folder, &todo);
+    let wants_inception = |cell: &Cell| !cell.config.evaluate.inception.is_empty();
+    if plan.cells.iter().any(wants_inception)
+        && let Err(error) = Inception::find(bank.registry(), Inception::NAMES[0])
+    {
+        eprintln!("  left empty: fid, sfid, inception_score, precision, recall, kid: {error}");
+    }
     if options.dry_run {
         for planned in cohorts.iter().flat_map(|cohort| &cohort.cells) {
             let state = if todo(planned) { "to run" } else { "done" };
@@ -348,13 +354,10 @@ fn prepare(
         bank.tokens_identity(&cell.config),
         bank.autoencoders().identity(&cell.config, bank.device())
     );
-    let judge = bank.identity(
-        std::slice::from_ref(&cell.config.evaluate.fd_encoder),
-        data.resolution,
-    );
+    let judges = bank.judges_identity(&cell.config);
     let hash = cell
         .config
-        .hash(&format!("{identity} {} {judge}", reference.fingerprint()));
+        .hash(&format!("{identity} {} {judges}", reference.fingerprint()));
     Ok(Planned {
         folder: CellFolder::new(folder, &cell.id),
         cell: cell.clone(),

@@ -78,11 +78,12 @@ impl Config {
             }
         }
         let evaluate = &self.evaluate;
-        if evaluate.every > 0 && (evaluate.fd_encoder.is_empty() || self.sample.count == 0) {
+        let judged = !evaluate.fd_encoder.is_empty() || !evaluate.inception.is_empty();
+        if evaluate.every > 0 && (!judged || self.sample.count == 0) {
             return Err(InvalidConfig::new(
                 "evaluate.every",
                 evaluate.every,
-                "0 without evaluate.fd_encoder and sample.count",
+                "0 without evaluate.fd_encoder or evaluate.inception, and sample.count",
             ));
         }
         self.check_autoencoder()?;

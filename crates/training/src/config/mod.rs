@@ -376,29 +376,55 @@ impl Default for SampleConfig {
     }
 }
 
+/// A measure of samples that is of Inception's features.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InceptionMetric {
+    /// Frechet distance of the pooled features.
+    Fid,
+    /// Frechet distance of the spatial features.
+    Sfid,
+    /// Inception score.
+    InceptionScore,
+    /// Kernel Inception distance.
+    Kid,
+    /// Improved precision and recall.
+    PrecisionRecall,
+}
+
 /// `[evaluate]`: what is measured at the end of a run, and on the way.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EvaluateConfig {
     /// Encoder in whose feature space samples are compared with real images; empty for none.
     pub fd_encoder: String,
-    /// Steps between Frechet distances on the way, which `metrics.jsonl` gets as `fd`; 0 for none.
-    /// They are those of `fd_encoder` and the first `sample.count` samples.
+    /// What else samples are measured by, on Inception's features: all of them where Inception is on
+    /// the machine, none where it is not.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub inception: Vec<InceptionMetric>,
+    /// Steps between evaluations on the way, which `metrics.jsonl` gets; 0 for none. They are those
+    /// of the end, of the same samples.
     #[serde(skip_serializing_if = "is_default")]
     pub every: u64,
     /// Real images that samples are compared with; 0 for all.
     pub reference_images: usize,
     /// Images on which LDS, CDS, SRSS and RMSC of the aligned encoder are computed; 0 for none.
     pub spatial_images: usize,
+    /// Images of the training split, at most, on whose mean patch tokens a linear probe of the aligned
+    /// encoder is trained, and of the reference split on which it is scored; 0 for none.
+    #[serde(skip_serializing_if = "is_default")]
+    pub probe_images: usize,
 }
 
 impl Default for EvaluateConfig {
     fn default() -> Self {
         Self {
             fd_encoder: String::new(),
+            inception: Vec::new(),
             every: 0,
             reference_images: 0,
             spatial_images: 64,
+            probe_images: 0,
         }
     }
 }
@@ -455,16 +481,6 @@ impl Config {
         let mut hash = hex(&Sha256::digest(format!("{identity}\n{text}").as_bytes()));
         hash.truncate(16);
         hash
-    }
-
-    /// Hash of what shapes the features of real images; `identity` as in
-    /// [`Config::training_hash`], of the reference images and the judging encoder.
-    pub fn reference_hash(&self, identity: &str) -> String {
-        let mut relevant = Self::default();
-        relevant.data.resolution = self.data.resolution;
-        relevant.data.background = self.data.background;
-        relevant.evaluate.reference_images = self.evaluate.reference_images;
-        relevant.hash(identity)
     }
 
     /// The objective, with the settings that it takes from other sections.

@@ -111,7 +111,10 @@ fn why_empty(group: &Group<'_>, metric: &Column) -> [&'static str; 2] {
         ];
     }
     match metric.name {
-        "linear_probe" => ["no linear probe was trained", "on these encoders"],
+        "linear_probe" => [
+            "no linear probe was trained: evaluate.probe_images",
+            "is 0, or encoders are joined",
+        ],
         "srss" => [
             "SRSS needs foreground masks,",
             "which these images do not have",
