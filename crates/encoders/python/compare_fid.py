@@ -3,7 +3,7 @@
     pip install torch-fidelity pytorch-fid scipy
     PYTHONPATH=crates/encoders/python python crates/encoders/python/compare_fid.py FOLDER
 
-Writes FOLDER/real and FOLDER/fake (500 images of 64 px each), FOLDER/pretrained with the exported networks, and prints
+Writes FOLDER/real and FOLDER/fake (1,000 images of 64 px each), FOLDER/pretrained with the exported networks, and prints
 what the packages give. Then `runner evaluate FOLDER/fake --reference FOLDER/real` with IREPA_ENCODERS=FOLDER/pretrained
 gives ours.
 """
@@ -70,7 +70,7 @@ def pytorch_fid(folder: Path, weights: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--count", type=int, default=500, help="images of each set; default: 500")
+    parser.add_argument("--count", type=int, default=1000, help="images of each set; default: 1000")
     arguments = parser.parse_args()
     make_images(arguments.folder, arguments.count)
     pretrained = arguments.folder / "pretrained"

@@ -1,4 +1,4 @@
-"""Makes the small encoders of the Rust tests: two that load and three that must be refused.
+"""Makes the small encoders of the Rust tests: two that load, one that fails late, and three that must be refused.
 
     python crates/encoders/python/make_test_encoders.py
 
@@ -68,6 +68,21 @@ class NanTokens(nn.Module):
         return torch.full_like(self.patches(images), self.nan)
 
 
+class OutOfMemory(nn.Module):
+    """As PatchMeans, but once, at the sixth call after it was loaded, memory runs out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = PatchMeans()
+        self.calls = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == 6:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return self.patches(images)
+
+
 class NotAnEncoder(nn.Module):
     """Takes no images at all."""
 
@@ -128,6 +143,7 @@ def main() -> None:
             ),
         ),
         (NanTokens(), sidecar("nan_tokens", "Returns tokens that are NaN")),
+        (OutOfMemory(), sidecar("out_of_memory", "Runs out of memory at the sixth call")),
         (NotAnEncoder(), sidecar("not_an_encoder", "Takes two integers")),
     ]
     for module, description in encoders:

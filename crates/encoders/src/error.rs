@@ -112,6 +112,15 @@ pub enum EncoderError {
         declared: Vec<i64>,
     },
 
+    /// The network was run and broke off, for want of memory for example.
+    #[error("{name} failed on a batch of images: {reason}")]
+    Failed {
+        /// The encoder, or Inception.
+        name: String,
+        /// What the network said.
+        reason: String,
+    },
+
     /// The module returned something other than tokens.
     #[error(
         "encoder {name} does not return patch tokens, or a pair of patch tokens and class token: {found}"

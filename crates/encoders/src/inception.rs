@@ -5,7 +5,7 @@ use tch::{CModule, Device, IValue, Kind, Tensor};
 
 use crate::encoder::check_images;
 use crate::reference::relative;
-use crate::torchscript::{check_sha256, first_line, keep_the_same_bits, read_toml};
+use crate::torchscript::{check_sha256, failure, first_line, keep_the_same_bits, read_toml};
 use crate::{EncoderError, Reference, Registry};
 
 /// Largest difference from Python's values that passes on loading, relative to the largest of them: far more
@@ -182,7 +182,10 @@ impl Inception {
         let output = self
             .module
             .forward_is(&[IValue::Tensor(images.shallow_clone())])
-            .map_err(|error| output_error(first_line(&error.to_string())))?;
+            .map_err(|error| {
+                failure(&self.spec.name, &error)
+                    .unwrap_or_else(|| output_error(first_line(&error.to_string())))
+            })?;
         let IValue::Tuple(parts) = output else {
             return Err(output_error("no tuple".to_owned()));
         };

@@ -6,7 +6,7 @@ use std::sync::Once;
 
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
-use tch::{CModule, Device, IValue, Kind, Tensor};
+use tch::{CModule, Device, IValue, Kind, TchError, Tensor};
 
 use crate::encoder::check_images;
 use crate::{Encoder, EncoderError, EncoderSpec, Precision, Reference, Resize, Tokens};
@@ -173,7 +173,10 @@ impl TorchScript {
         let output = self
             .module
             .forward_is(&[IValue::Tensor(input)])
-            .map_err(|error| self.output_error(first_line(&error.to_string())))?;
+            .map_err(|error| {
+                failure(&self.spec.name, &error)
+                    .unwrap_or_else(|| self.output_error(first_line(&error.to_string())))
+            })?;
         let float = |tensor: Tensor| tensor.f_to_kind(Kind::Float);
         let tokens = match output {
             IValue::Tensor(patch) => Tokens {
@@ -319,6 +322,21 @@ fn invalid(path: &Path, message: String) -> EncoderError {
 }
 
 /// libtorch appends a C++ backtrace to what it says.
+/// What made a network break off while it ran. `None` where it did not even start.
+pub(crate) fn failure(name: &str, error: &TchError) -> Option<EncoderError> {
+    let text = error.to_string();
+    if !text.contains("TorchScript interpreter") {
+        return None;
+    }
+    // Below where in the code it happened.
+    let mut lines = text.lines().rev().map(str::trim);
+    let reason = lines.find_map(|line| Some(line.split_once("RuntimeError: ")?.1));
+    Some(EncoderError::Failed {
+        name: name.to_owned(),
+        reason: reason.map_or_else(|| first_line(&text), str::to_owned),
+    })
+}
+
 pub(crate) fn first_line(text: &str) -> String {
     text.lines()
         .map(str::trim)

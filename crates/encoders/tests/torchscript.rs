@@ -117,6 +117,17 @@ fn a_module_that_is_no_encoder_is_refused_on_load() {
 }
 
 #[test]
+fn a_network_that_breaks_off_says_why() {
+    let encoder = broken("out_of_memory").unwrap();
+    let errors = (0..6).filter_map(|_| encoder.encode(&images(1, 16)).err());
+    let error = errors.map(|error| error.to_string()).next().unwrap();
+    assert_eq!(
+        error,
+        "out_of_memory failed on a batch of images: CUDA out of memory. Tried to allocate 2.00 GiB."
+    );
+}
+
+#[test]
 fn a_damaged_file_is_refused_by_its_checksum() {
     let (_folder, path) = copy_of_good();
     let mut bytes = fs::read(&path).unwrap();

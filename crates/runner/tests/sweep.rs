@@ -372,3 +372,48 @@ fn encoders_joined_by_a_comma_are_one_target() {
         "{cells:?}"
     );
 }
+
+#[test]
+fn cells_that_do_not_fit_together_go_on_apart_to_the_same_bits() {
+    let place = Playground::new();
+    place.add_encoder("out_of_memory");
+    place.write(
+        "recipes/repa.toml",
+        "[alignment]\nlosses = [{ kind = \"cosine\", coefficient = 0.3 }]\n",
+    );
+    place.edit(
+        "experiment.toml",
+        "[\"none\", \"irepa\"]",
+        "[\"repa\", \"irepa\"]",
+    );
+    place.edit(
+        "experiment.toml",
+        "\"hog-vit-g4_d128\", \"good\"",
+        "\"good_patch_only\", \"out_of_memory\"",
+    );
+    place.edit("base.toml", "spatial_images = 4", "spatial_images = 0");
+    // The encoder sees such a batch in one call.
+    place.edit("base.toml", "batch_size = 8", "batch_size = 4");
+    place.sweep(&[]).expect(
+        0,
+        &[
+            "out of memory with 2 cells at once: 1 go on first, then 1",
+            "4 done, 0 failed",
+        ],
+    );
+    for recipe in ["repa", "irepa"] {
+        let cell =
+            |encoder: &str| place.path(&format!("runs/small/cells/sit-xs4.{recipe}.{encoder}.s0"));
+        // The same tokens, from an encoder that has memory enough.
+        let expected = trained(&cell("good_patch_only"));
+        for (name, bytes) in trained(&cell("out_of_memory")) {
+            // Which encoder it was is written into every checkpoint.
+            let same = bytes == expected[&name] || name.ends_with(".json");
+            assert!(same, "{name} of {recipe}");
+        }
+    }
+    // A cell alone that does not fit fails with a way out.
+    place
+        .sweep(&["--only", "*.irepa.out_of_memory.*", "--fresh"])
+        .expect(1, &["out of memory", "train.accumulation", "1 failed"]);
+}

@@ -1,8 +1,11 @@
 //! The sweep engine: plans the cells, groups them into cohorts, runs what is not done, and keeps
 //! `results.csv` and the report up to date.
 
+mod active_cell;
 mod cohort;
+mod failure;
 mod latent_source;
+mod measures;
 mod progress;
 mod sheet;
 mod single;

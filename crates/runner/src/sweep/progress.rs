@@ -115,6 +115,13 @@ impl Progress {
         self.print(&format!("{}: {line}", cell.id));
     }
 
+    /// Takes a cell's bar away; the cell will come back.
+    pub(crate) fn leave(&self, cell: &CellProgress) {
+        if let Some(bar) = &cell.bar {
+            bar.finish_and_clear();
+        }
+    }
+
     /// Prints a line above the bars.
     pub(crate) fn print(&self, line: &str) {
         match &self.bars {

@@ -370,7 +370,8 @@ fn methods_section(run: &Run) -> String {
          <p>Frechet distances are computed {features}, between generated and real images; they \
          depend on the number of images, and compare only within this report. LDS, CDS, SRSS and \
          RMSC describe the spatial structure of the encoder's patch tokens; higher means more \
-         of it.</p>\n\
+         of it. Linear probes are softmax regressions on the mean patch token; their accuracy is that \
+         on images held out.</p>\n\
          <p>Correlations are Pearson's r over encoders, each averaged over its seeds first, for \
          every recipe by itself, and from {FEWEST} encoders on. Intervals are the {:.0} % percentile \
          bootstrap with {RESAMPLES} resamples of encoders and a fixed seed. Encoders are few and not \

@@ -1,0 +1,238 @@
+//! A cell while it is trained and measured.
+
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use training::{DeviceBatch, Inputs, MetricsLog, Run};
+
+use super::failure::{Reason, hardware, now};
+use super::measures::{EncoderFigures, described, judges};
+use super::progress::CellProgress;
+use super::token_source::TokenSource;
+use super::{Context, InitialWeights, Planned, empty_row};
+use crate::cell_folder::{CellLock, CellResult};
+use crate::evaluation::{EvaluationError, Judges};
+use crate::image_grid::{GridLayout, write_grid};
+use crate::results::Status;
+use crate::tensors;
+
+/// Share of the logged steps, at the end, whose mean is a cell's final loss.
+const FINAL_SHARE: f64 = 0.1;
+
+/// A cell that is being trained.
+pub(super) struct Active<'a> {
+    pub(super) planned: &'a Planned,
+    pub(super) run: Run,
+    pub(super) progress: CellProgress,
+    _lock: CellLock,
+    /// Whether a step was broken off: the state is that of no step, and must not be saved.
+    pub(super) spoilt: bool,
+    started_at: u64,
+    /// Seconds in this cell's own steps, and their number, since it was opened.
+    seconds: f64,
+    steps: u64,
+}
+
+impl<'a> Active<'a> {
+    /// Opens a cell, where it stands.
+    pub(super) fn open(
+        context: &Context,
+        planned: &'a Planned,
+        source: &TokenSource,
+    ) -> Result<Self, Reason> {
+        let lock = planned.folder.lock()?;
+        planned.folder.write_config(&planned.cell.config)?;
+        let inputs = Inputs {
+            device: context.device,
+            num_classes: planned.training.class_names().len() as i64,
+            encoders: source.shapes(),
+            identity: planned.identity.clone(),
+        };
+        let mut run = Run::open(planned.folder.path(), &planned.cell.config, inputs)?;
+        if let Some(init) = context.init {
+            initialise(context, &mut run, init)?;
+        }
+        let progress = context.progress.cell(
+            &planned.cell.id,
+            run.trainer().steps_done(),
+            planned.cell.config.train.steps,
+        );
+        Ok(Self {
+            planned,
+            run,
+            progress,
+            _lock: lock,
+            spoilt: false,
+            started_at: now(),
+            seconds: 0.0,
+            steps: 0,
+        })
+    }
+
+    /// Trains one step, and evaluates if that is due.
+    pub(super) fn step(
+        &mut self,
+        context: &Context,
+        batch: &DeviceBatch,
+        tokens: &[tch::Tensor],
+        shared: &mut Option<Judges>,
+    ) -> Result<(), Reason> {
+        let started = Instant::now();
+        let mut evaluating = Duration::ZERO;
+        let (planned, progress) = (self.planned, &self.progress);
+        self.run.step_and_evaluate(batch, tokens, |trainer| {
+            let started = Instant::now();
+            // The log must not lack what the next checkpoint has behind it, so this goes on to its end.
+            let never = AtomicBool::new(false);
+            let judges = match shared {
+                Some(judges) => judges,
+                None => shared.insert(judges(context, planned, &never, progress)?),
+            };
+            let quality = judges.measure(trainer, &never, |stage| {
+                context.progress.stage(progress, &described(stage));
+            });
+            evaluating = started.elapsed();
+            Ok::<_, Reason>(quality?)
+        })?;
+        self.seconds += started.elapsed().saturating_sub(evaluating).as_secs_f64();
+        self.steps += 1;
+        context.progress.step(
+            &self.progress,
+            self.run.trainer().steps_done(),
+            self.planned.cell.config.train.steps,
+            self.run.last_metrics().map(|metrics| metrics.loss),
+            self.steps as f64 / self.seconds.max(1e-9),
+        );
+        Ok(())
+    }
+
+    /// Draws and measures samples, and writes the cell's result.
+    pub(super) fn finish(
+        &mut self,
+        context: &Context,
+        figures: &EncoderFigures,
+        judges: &Judges,
+    ) -> Result<(), Reason> {
+        let cell = &self.planned.cell;
+        let config = &cell.config;
+        let mut row = empty_row(cell, Status::Done);
+        row.steps = Some(self.run.trainer().steps_done());
+        self.draw_grid(context)?;
+        row.fd_encoder = config.evaluate.fd_encoder.clone();
+        let measured = judges.measure(self.run.trainer(), context.interrupted, |stage| {
+            context.progress.stage(&self.progress, &described(stage));
+        });
+        let quality = match measured {
+            // It stays unfinished, for the next time.
+            Err(EvaluationError::Interrupted) => return Ok(()),
+            quality => quality?,
+        };
+        row.fid = quality.fid;
+        row.sfid = quality.sfid;
+        row.inception_score = quality.inception_score;
+        row.precision = quality.precision;
+        row.recall = quality.recall;
+        row.kid = quality.kid;
+        row.fd = quality.fd;
+        row.linear_probe = figures.linear_probe;
+        if let Some(spatial) = figures.spatial {
+            row.lds = Some(spatial.lds);
+            row.cds = Some(spatial.cds);
+            row.srss = spatial.srss;
+            row.rmsc = Some(spatial.rmsc);
+        }
+        let log = MetricsLog::read(&self.run.folder().join("metrics.jsonl"))?;
+        let last = ((log.len() as f64 * FINAL_SHARE).ceil() as usize).min(log.len());
+        let tail = &log[log.len() - last..];
+        row.denoising_loss = mean(tail.iter().map(|line| Some(line.denoising_loss)));
+        row.alignment_loss = mean(tail.iter().map(|line| line.alignment_loss));
+        row.steps_per_s = (self.steps > 0).then(|| self.steps as f64 / self.seconds.max(1e-9));
+        row.peak_memory_mib =
+            torch_ext::device::peak_memory(context.device)?.map(|bytes| (bytes >> 20) as f64);
+        let distances = [("fid", row.fid), ("fd", row.fd)];
+        let distances: String = distances
+            .iter()
+            .filter_map(|(name, distance)| Some(format!(", {name} {:.2}", (*distance)?)))
+            .collect();
+        let loss = row
+            .denoising_loss
+            .map(|loss| format!("denoising loss {loss:.4}"));
+        self.planned.folder.write_result(&CellResult {
+            hash: self.planned.hash.clone(),
+            hardware: hardware(context.device, config),
+            started_at: self.started_at,
+            finished_at: now(),
+            row,
+        })?;
+        let line = format!("done, {}{distances}", loss.unwrap_or_default());
+        context.progress.done(&self.progress, &line);
+        Ok(())
+    }
+
+    /// A grid with the classes in turn, for the report.
+    fn draw_grid(&mut self, context: &Context) -> Result<(), Reason> {
+        let config = &self.planned.cell.config;
+        let classes = self.planned.training.class_names().len().max(1);
+        if config.sample.grid == 0 {
+            return Ok(());
+        }
+        context.progress.stage(&self.progress, "sample grid");
+        let labels: Vec<i64> = (0..config.sample.grid)
+            .map(|i| (i % classes) as i64)
+            .collect();
+        let samples = self.run.trainer().sample(0, &labels, |_| {})?;
+        let images = tensors::images(&samples)?;
+        let (count, _, height, width) = images.dim();
+        let layout = GridLayout {
+            columns: classes.min(12),
+            ..GridLayout::for_images(count, height, width)
+        };
+        let name = format!("samples/step-{:07}.png", self.run.trainer().steps_done());
+        let path = self.planned.folder.path().join(name);
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        write_grid(&path, images.view(), layout)?;
+        let (png, size) = (std::fs::read(&path)?, image::image_dimensions(&path)?);
+        self.run.log_picture("samples", &png, size)?;
+        Ok(())
+    }
+}
+
+/// Loads the weights that a new run starts from, and says which it had to leave out.
+fn initialise(context: &Context, run: &mut Run, init: &InitialWeights) -> Result<(), Reason> {
+    let path = init.path.display();
+    let mismatch = run
+        .initialise(&init.tensors, init.partial)
+        .map_err(|error| Reason(format!("{path}: {error}; --partial loads what fits")))?;
+    let Some(mismatch) = mismatch else {
+        return Ok(());
+    };
+    let left_out: Vec<String> =
+        mismatch
+            .unexpected
+            .iter()
+            .map(|(name, _)| name.clone())
+            .chain(mismatch.reshaped.iter().map(|(name, found, declared)| {
+                format!("{name} ({found:?} there, {declared:?} here)")
+            }))
+            .collect();
+    for (what, names) in [
+        ("drawn anew", mismatch.missing),
+        ("not taken from it", left_out),
+    ] {
+        if !names.is_empty() {
+            let count = names.len();
+            let line = format!("{path}: {count} {what}: {}", names.join(", "));
+            context.progress.print(&line);
+        }
+    }
+    Ok(())
+}
+
+fn mean(values: impl Iterator<Item = Option<f64>>) -> Option<f64> {
+    let values: Option<Vec<f64>> = values.collect();
+    values
+        .filter(|values| !values.is_empty())
+        .map(|values| values.iter().sum::<f64>() / values.len() as f64)
+}

@@ -1,0 +1,96 @@
+//! Why cells fail, and how that is written down.
+
+use std::error::Error;
+use std::time::SystemTime;
+
+use tch::Device;
+
+use super::progress::CellProgress;
+use super::{Context, Planned, empty_row};
+use crate::cell_folder::CellResult;
+use crate::results::Status;
+
+/// Why a cell failed, as it will stand in `results.csv`.
+#[derive(Clone)]
+pub(super) struct Reason(pub(super) String);
+
+impl<E: Error> From<E> for Reason {
+    fn from(error: E) -> Self {
+        let mut text = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            let cause_text = cause.to_string();
+            // A transparent error repeats its source.
+            if !text.contains(&cause_text) {
+                text = format!("{text}: {cause_text}");
+            }
+            source = cause.source();
+        }
+        let mut reason = Self(text);
+        if reason.is_out_of_memory() {
+            reason
+                .0
+                .push_str("; raise train.accumulation or lower train.batch_size, then start again");
+        }
+        reason
+    }
+}
+
+impl Reason {
+    /// Whether there was too little memory, by what libtorch says on the CPU and on CUDA.
+    pub(super) fn is_out_of_memory(&self) -> bool {
+        ["out of memory", "not enough memory", "bad_alloc"]
+            .iter()
+            .any(|words| self.0.contains(words))
+    }
+}
+
+/// Writes a failed cell's result and says so. An earlier result of other inputs is replaced.
+pub(super) fn fail(
+    context: &Context,
+    planned: &Planned,
+    progress: Option<&CellProgress>,
+    steps: u64,
+    reason: &Reason,
+) {
+    let mut row = empty_row(&planned.cell, Status::Failed);
+    row.steps = Some(steps);
+    row.reason = reason.0.clone();
+    let written = planned.folder.write_result(&CellResult {
+        hash: planned.hash.clone(),
+        hardware: hardware(context.device, &planned.cell.config),
+        started_at: now(),
+        finished_at: now(),
+        row,
+    });
+    let line = format!("failed: {}", reason.0);
+    match progress {
+        Some(progress) => context.progress.done(progress, &line),
+        None => context
+            .progress
+            .print(&format!("{}: {line}", planned.cell.id)),
+    }
+    if let Err(error) = written {
+        context
+            .progress
+            .print(&format!("{}: {error}", planned.cell.id));
+    }
+}
+
+/// Seconds since 1970.
+pub(super) fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |elapsed| elapsed.as_secs())
+}
+
+/// Device, precision and threads in words.
+pub(super) fn hardware(device: Device, config: &training::Config) -> String {
+    let threads = tch::get_num_threads();
+    let precision = format!("{:?}", config.train.precision).to_lowercase();
+    match device {
+        Device::Cpu => format!("CPU, {threads} threads, {precision}"),
+        Device::Cuda(index) => format!("CUDA device {index}, {precision}"),
+        other => format!("{other:?}, {precision}"),
+    }
+}
