@@ -117,8 +117,10 @@ fn an_error_in_a_source_comes_with_the_compilers_log() {
 fn a_missing_compiler_is_an_error_that_names_the_way_out() {
     const CHILD: &str = "IREPA_TEST_NVRTC_CHILD";
     if std::env::var_os(CHILD).is_some() {
-        let error = cuda::compile(&program(&DOUBLED, layout(8)), HOPPER).unwrap_err();
-        println!("error: {error}");
+        let program = program(&DOUBLED, layout(8));
+        println!("error: {}", cuda::compile(&program, HOPPER).unwrap_err());
+        // With a GPU or without: those who can do without kernels are told that there are none.
+        assert!(cuda::usable(Device::Cuda(0), &program).is_none());
         return;
     }
     // In a process of its own, since what came of loading it is kept.
@@ -134,14 +136,33 @@ fn a_missing_compiler_is_an_error_that_names_the_way_out() {
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}");
-    assert!(
-        text.contains("error: cannot load NVRTC: /nowhere/libnvrtc.so"),
-        "{text}"
-    );
-    assert!(
-        text.contains("`nvidia-cuda-nvrtc`") && text.contains("IREPA_NVRTC"),
-        "{text}"
-    );
+    for part in [
+        "error: cannot load NVRTC: /nowhere/libnvrtc.so",
+        "`nvidia-cuda-nvrtc`",
+        "IREPA_NVRTC",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+#[test]
+fn a_missing_driver_is_an_error_that_names_the_way_out() {
+    if device::load_cuda().is_ok() {
+        eprintln!("CUDA is here, so its absence is not tested");
+        return;
+    }
+    let program = program(&DOUBLED, layout(8));
+    let text = Kernels::load(Device::Cuda(0), &program)
+        .unwrap_err()
+        .to_string();
+    // A driver without a device is another case.
+    if text.starts_with("cannot load") {
+        assert!(
+            text.contains("libcuda.so.1") && text.contains("install NVIDIA's driver"),
+            "{text}"
+        );
+    }
+    assert!(cuda::usable(Device::Cuda(0), &program).is_none());
 }
 
 fn doubled_on(kernels: &Kernels, layout: Layout, size: [i64; 2]) {

@@ -30,7 +30,7 @@ use tch::{Device, Tensor};
 use crate::{TorchError, ffi};
 
 pub use error::CudaError;
-pub use nvrtc::compile;
+pub use nvrtc::{compile, compiler_version};
 
 /// Threads of a block.
 pub const BLOCK: i64 = 256;

@@ -26,6 +26,7 @@ struct Nvrtc {
     cubin: unsafe extern "C" fn(Handle, *mut c_char) -> Status,
     ptx_size: unsafe extern "C" fn(Handle, *mut usize) -> Status,
     ptx: unsafe extern "C" fn(Handle, *mut c_char) -> Status,
+    version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> Status,
     architecture_count: unsafe extern "C" fn(*mut c_int) -> Status,
     architectures: unsafe extern "C" fn(*mut c_int) -> Status,
     error_string: unsafe extern "C" fn(Status) -> Text,
@@ -77,6 +78,7 @@ impl Nvrtc {
                 cubin: library.function("nvrtcGetCUBIN")?,
                 ptx_size: library.function("nvrtcGetPTXSize")?,
                 ptx: library.function("nvrtcGetPTX")?,
+                version: library.function("nvrtcVersion")?,
                 architecture_count: library.function("nvrtcGetNumSupportedArchs")?,
                 architectures: library.function("nvrtcGetSupportedArchs")?,
                 error_string: library.function("nvrtcGetErrorString")?,
@@ -119,6 +121,19 @@ impl Nvrtc {
         self.check(call, unsafe { pair.1(handle, bytes.as_mut_ptr().cast()) })?;
         Ok(bytes)
     }
+}
+
+/// The version of NVRTC, such as 13.0.
+///
+/// # Errors
+/// NVRTC is not there.
+pub fn compiler_version() -> Result<(i32, i32), CudaError> {
+    let nvrtc = nvrtc()?;
+    let (mut major, mut minor) = (0, 0);
+    // SAFETY: it writes two integers.
+    let status = unsafe { (nvrtc.version)(&mut major, &mut minor) };
+    nvrtc.check("nvrtcVersion", status)?;
+    Ok((major, minor))
 }
 
 /// Machine code of `program` (a cubin, or PTX for a device that is newer than NVRTC), for the driver to
