@@ -190,6 +190,19 @@ fn the_bits_are_the_same_whichever_block_does_what() {
     for _ in 0..5 {
         assert_eq!(run(), first);
     }
+    // Nor does the loss depend on whether there is a gradient to write.
+    let kernels = Cosine::emulated(shape(&target, &projected, &SpatialNorm::default()));
+    let norm = ZScore {
+        alpha: 0.6,
+        eps: 1e-6,
+    };
+    let (loss, gradient) = kernels
+        .unwrap()
+        .unwrap()
+        .cosines(&target, &projected, Some(norm), None)
+        .unwrap();
+    assert_eq!(loss.double_value(&[]), first.0);
+    assert!(gradient.is_none());
 }
 
 #[test]

@@ -201,6 +201,31 @@ fn emulated_cuda_kernels_equal_the_composition() {
             assert_cuda_agrees(size, kind, apply_norm, apply_gate, Device::Cpu);
         }
     }
+    // Slices of a modulation, and tokens and gradients that are not contiguous.
+    let parts = random(1, [4, 3, 24], Kind::Float);
+    let x = random(2, [4, 24, 6], Kind::Float).transpose(1, 2);
+    let inputs = [x, parts.narrow(1, 0, 1), parts.narrow(1, 2, 1)];
+    let on_leaves = |function: &dyn Fn(&[Tensor]) -> Tensor| {
+        let leaves = [0, 1, 2].map(|index| inputs[index].detach().set_requires_grad(true));
+        let y = function(&leaves).transpose(1, 2);
+        let weights = random(9, [4, 24, 6], Kind::Float).detach();
+        (y * weights).sum(Kind::Float).f_backward().unwrap();
+        leaves.map(|leaf| leaf.grad())
+    };
+    let fused = on_leaves(&|i| {
+        let function = FusedNormModulate {
+            eps: 1e-6,
+            passes: Passes::Cuda(Modulation::emulated(Kind::Float, 24).unwrap()),
+        };
+        let y = autograd::apply(function, &[&i[0], &i[1], &i[2]]);
+        y.unwrap().remove(0)
+    });
+    let plain = on_leaves(&|i| {
+        i[0].layer_norm([24], None::<&Tensor>, None::<&Tensor>, 1e-6, true)
+            .modulate(&i[1], &i[2])
+            .unwrap()
+    });
+    assert_close(&fused, &plain, 3e-6);
     assert!(Modulation::emulated(Kind::Double, 384).is_none());
     assert!(Modulation::emulated(Kind::Float, 6000).is_none());
 }

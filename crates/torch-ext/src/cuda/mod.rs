@@ -208,11 +208,7 @@ impl Kernels {
         match &self.code {
             Code::Device(module) => {
                 let name = CString::new(name).unwrap_or_default();
-                let mut stream = ptr::null_mut();
-                // SAFETY: `stream` is valid for writes.
-                ffi::check(unsafe {
-                    ffi::te_current_stream(ffi::device(self.device)?, &mut stream)
-                })?;
+                let stream = current_stream(self.device)?;
                 // SAFETY: the pointers are to `values`, which outlive the call. The stream is libtorch's,
                 // on this device. That the values are what the kernel's parameters ask for is a matter
                 // of the sources of this project, which are compiled into it like its C++; they are
@@ -248,6 +244,14 @@ impl Kernels {
             Argument::Double(value) => Value::Double(value),
         })
     }
+}
+
+/// The stream on which this thread's operators run on a CUDA device (a `cudaStream_t`).
+fn current_stream(device: Device) -> Result<*mut c_void, TorchError> {
+    let mut stream = ptr::null_mut();
+    // SAFETY: `stream` is valid for writes.
+    ffi::check(unsafe { ffi::te_current_stream(ffi::device(device)?, &mut stream) })?;
+    Ok(stream)
 }
 
 /// An argument as it lies in memory.
@@ -346,5 +350,26 @@ impl Layout {
         [("WIDTH", width), ("VEC", vector), ("WARPS", warps)]
             .map(|(name, value)| (name, value.to_string()))
             .into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_current_stream_is_libtorchs_or_an_error() {
+        match crate::device::load_cuda() {
+            // The default stream, whose handle is null.
+            Ok(()) => assert!(current_stream(Device::Cuda(0)).unwrap().is_null()),
+            Err(error) => {
+                eprintln!("no stream was asked for on a GPU: {error}");
+                assert!(matches!(
+                    current_stream(Device::Cuda(0)),
+                    Err(TorchError::Libtorch(_))
+                ));
+            }
+        }
+        assert!(current_stream(Device::Mps).is_err());
     }
 }
