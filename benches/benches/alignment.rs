@@ -1,5 +1,6 @@
 //! The alignment part of a training step: the loss alone, fused and composed, at the widths of the
-//! paper's encoders; and with head, for REPA and iREPA at the sizes of SiT-B/2 and DINOv2-B.
+//! paper's encoders, on the CPU and on a CUDA device where there is one; and with head, for REPA and iREPA
+//! at the sizes of SiT-B/2 and DINOv2-B.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use alignment::{
     AlignmentError, AlignmentLoss, Head, HeadConfig, Kernel, LossConfig, LossKind, SpatialNorm,
 };
 use criterion::{Criterion, criterion_group, criterion_main};
-use tch::{Device, Kind, Tensor};
+use tch::{Cuda, Device, Kind, Tensor};
 use torch_ext::{Params, optim};
 
 const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
@@ -17,27 +18,44 @@ const COSINE: [LossConfig; 1] = [LossConfig {
     coefficient: 1.0,
 }];
 
-/// Batch and tokens of the loss alone.
-const BATCH: i64 = 32;
+/// Tokens of an image.
 const TOKENS: i64 = 256;
 /// Widths of the paper's encoders, from ViT-B to a seven-billion-parameter DINOv3.
 const WIDTHS: [i64; 4] = [768, 1024, 1536, 4096];
 
-/// z-score and cosine, forward and with the backward pass, beside one copy of a token tensor.
 fn loss(criterion: &mut Criterion) {
     torch_ext::device::keep_freed_memory();
-    let mut group = criterion.benchmark_group("loss");
+    loss_on(criterion, "loss", Device::Cpu, 32);
+    match torch_ext::device::load_cuda() {
+        Ok(()) => loss_on(criterion, "loss_cuda", Device::Cuda(0), 256),
+        Err(error) => eprintln!("loss_cuda: not measured: {error}"),
+    }
+}
+
+/// z-score and cosine, forward and with the backward pass, beside one copy of a token tensor.
+fn loss_on(criterion: &mut Criterion, name: &str, device: Device, batch: i64) {
+    let mut group = criterion.benchmark_group(name);
     group
         .sample_size(20)
         .warm_up_time(Duration::from_secs(1))
         .measurement_time(Duration::from_secs(3));
     let norm = SpatialNorm::default();
+    // Operators of CUDA have only begun when they return.
+    let wait = || {
+        if let Device::Cuda(index) = device {
+            Cuda::synchronize(index as i64);
+        }
+    };
     for width in WIDTHS {
-        let tokens = Tensor::randn([BATCH, TOKENS, width], FLOAT);
-        let projected = Tensor::randn([BATCH, TOKENS, width], FLOAT).set_requires_grad(true);
+        let tokens = Tensor::randn([batch, TOKENS, width], (Kind::Float, device));
+        let projected = Tensor::randn([batch, TOKENS, width], (Kind::Float, device));
+        let projected = projected.set_requires_grad(true);
         let mut copy = tokens.copy();
         group.bench_function(format!("copy/{width}"), |bencher| {
-            bencher.iter(|| copy.copy_(black_box(&tokens)));
+            bencher.iter(|| {
+                copy.copy_(black_box(&tokens));
+                wait();
+            });
         });
         for (form, fused) in [("fused", true), ("composed", false)] {
             let Ok(loss) = AlignmentLoss::new(&COSINE) else {
@@ -46,11 +64,17 @@ fn loss(criterion: &mut Criterion) {
             let loss = loss.with_fused(fused);
             let forward = || loss.forward_tokens(&norm, &[black_box(&tokens)], &[&projected]);
             group.bench_function(format!("forward/{form}/{width}"), |bencher| {
-                bencher.iter(|| tch::no_grad(forward));
+                bencher.iter(|| {
+                    let output = tch::no_grad(forward);
+                    wait();
+                    output
+                });
             });
             let step = || -> Result<(), AlignmentError> {
                 forward()?.total.f_backward()?;
-                Ok(optim::clear_grads(&[projected.shallow_clone()])?)
+                optim::clear_grads(&[projected.shallow_clone()])?;
+                wait();
+                Ok(())
             };
             group.bench_function(format!("forward_backward/{form}/{width}"), |bencher| {
                 bencher.iter(step);

@@ -61,7 +61,7 @@ class SiT(nn.Module):
     def forward(self, x, t, labels):
         batch = x.shape[0]
         x = self.patches(x).flatten(2).transpose(1, 2) + self.pos
-        frequencies = torch.exp(-math.log(10000) * torch.arange(128, dtype=torch.float32) / 128)
+        frequencies = torch.exp(-math.log(10000) * torch.arange(128, dtype=torch.float32, device=t.device) / 128)
         angles = t[:, None] * frequencies
         c = self.time(torch.cat([angles.cos(), angles.sin()], -1)) + self.labels(labels)
         c = F.silu(c)

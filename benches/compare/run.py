@@ -30,12 +30,12 @@ CASES = {
 }
 
 
-def build(profile):
-    command = ["cargo", "bench", "--profile", profile, "-p", "benches", "--bench", "compare", "--no-run",
+def build(profile, bench="compare"):
+    command = ["cargo", "bench", "--profile", profile, "-p", "benches", "--bench", bench, "--no-run",
                "--message-format", "json"]
     lines = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True).stdout.splitlines()
     for message in map(json.loads, filter(lambda line: line.startswith("{"), lines)):
-        if message.get("executable") and message["target"]["name"] == "compare":
+        if message.get("executable") and message["target"]["name"] == bench:
             return message["executable"]
     sys.exit("cargo did not say where the benchmark is")
 

@@ -49,6 +49,7 @@ fn main() {
             "cpp/generator.cpp",
             "cpp/optim.cpp",
             "cpp/shim.cpp",
+            "cpp/stream.cpp",
         ])
         .compile("torch_ext_shim");
 }

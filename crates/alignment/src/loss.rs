@@ -148,7 +148,7 @@ impl AlignmentLoss {
     /// there is a fused one ([`TokenLoss::fused`]).
     ///
     /// Tokens of lower precision are compared in float32, as accelerate hands them to upstream's
-    /// loss. There is a fused form of [`CosineLoss`] on the CPU, for targets without gradient; it equals
+    /// loss. There is a fused form of [`CosineLoss`], for targets without gradient; it equals
     /// the composition up to the order of its sums.
     ///
     /// # Errors

@@ -93,6 +93,10 @@ pub enum TorchError {
         declared: Vec<i64>,
     },
 
+    /// A CUDA kernel could not be compiled, loaded or launched.
+    #[error(transparent)]
+    Kernel(#[from] crate::cuda::CudaError),
+
     /// CUDA was asked for and cannot be used.
     #[error("CUDA is not available: {0}")]
     Cuda(String),

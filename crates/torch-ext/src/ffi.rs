@@ -162,6 +162,7 @@ unsafe extern "C" {
         count: usize,
     ) -> c_int;
 
+    pub(crate) fn te_current_stream(device: c_int, out: *mut *mut c_void) -> c_int;
     pub(crate) fn te_library_dir(out: *mut c_char, capacity: usize) -> c_int;
     pub(crate) fn te_load_cuda() -> c_int;
     pub(crate) fn te_peak_memory(device: c_int, bytes: *mut u64) -> c_int;

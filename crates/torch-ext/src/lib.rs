@@ -10,6 +10,7 @@
 //! - [`autograd`]: functions with a derivative of one's own, written in Rust;
 //! - [`autocast`]: mixed precision with a chosen dtype, on CPU too;
 //! - [`kernel`]: tensors' memory as slices, libtorch's threads and vector units, for kernels in Rust;
+//! - [`cuda`]: CUDA kernels of one's own, compiled at run time and run on libtorch's streams;
 //! - [`optim`]: fused AdamW, EMA, gradient norm and clipping over whole lists of tensors;
 //! - [`device`]: `libtorch_cuda.so` loaded at run time, so that one binary serves machines with
 //!   and without CUDA; memory figures; TF32 and determinism switches.
@@ -42,6 +43,7 @@
 
 pub mod autocast;
 pub mod autograd;
+pub mod cuda;
 pub mod device;
 mod error;
 mod ffi;

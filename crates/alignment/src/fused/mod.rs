@@ -1,7 +1,10 @@
-//! Spatial normalisation and cosine loss as one operation on the CPU: no tensor of tokens is made but
-//! the gradient, and that while the loss is computed.
+//! Spatial normalisation and cosine loss as one operation: no tensor of tokens is made but the gradient,
+//! and that while the loss is computed.
 
+mod cuda;
 mod kernel;
+#[cfg(test)]
+mod tests;
 
 use std::marker::PhantomData;
 
@@ -10,12 +13,14 @@ use tch::{Device, Kind, Tensor};
 use torch_ext::autograd::{self, Backward, Forward, Function, Gradients, Outputs};
 use torch_ext::kernel::{self as cpu, Element, Input, Output, Real, Stored};
 
+use self::cuda::{Cosine, Shape};
 use self::kernel::{CosineSum, Image, ZScore};
 use crate::{AlignmentError, SpatialNorm, tokens};
 
 /// `CosineLoss::forward(norm.forward(target), projected)`, for `target` and `projected` `[B, T, D]`; a
-/// scalar. `None` where there is no fused form: on another device, for other dtypes than float32,
-/// bfloat16 and (both) float64, or when `target` requires a gradient.
+/// scalar. `None` where there is no fused form: for other dtypes than float32, bfloat16 and (on the CPU,
+/// both) float64, when `target` requires a gradient, or on a device other than the CPU and CUDA; on CUDA
+/// also for tokens wider than 5,120, and where kernels cannot be compiled.
 ///
 /// Computed in float32 (float64) whatever the dtypes, as if bfloat16 tokens had been widened first. Not
 /// contiguous tokens are copied. `expected` is the gradient that the loss will be given, usually its
@@ -27,7 +32,7 @@ pub(crate) fn cosine(
     expected: f64,
 ) -> Result<Option<Tensor>, AlignmentError> {
     norm.validate()?;
-    let (_, count, _) = tokens::pair(target, projected)?;
+    let (_, count, width) = tokens::pair(target, projected)?;
     let norm = match *norm {
         SpatialNorm::None => None,
         SpatialNorm::ZScore { .. } if count < 2 => {
@@ -35,23 +40,34 @@ pub(crate) fn cosine(
         }
         SpatialNorm::ZScore { alpha, eps } => Some(ZScore { alpha, eps }),
     };
-    let fits = |tensor: &Tensor| tensor.device() == Device::Cpu && !tensor.is_sparse();
+    let device = target.device();
+    let fits = |tensor: &Tensor| tensor.device() == device && !tensor.is_sparse();
     if !fits(target) || !fits(projected) || target.requires_grad() || target.numel() == 0 {
         return Ok(None);
     }
-    let kernel = match (target.f_kind()?, projected.f_kind()?) {
-        (Kind::Float, Kind::Float) => cosines::<f32, f32, f32>,
-        (Kind::Float, Kind::BFloat16) => cosines::<f32, bf16, f32>,
-        (Kind::BFloat16, Kind::Float) => cosines::<bf16, f32, f32>,
-        (Kind::BFloat16, Kind::BFloat16) => cosines::<bf16, bf16, f32>,
-        (Kind::Double, Kind::Double) => cosines::<f64, f64, f64>,
+    let shape = Shape {
+        target: target.f_kind()?,
+        projected: projected.f_kind()?,
+        zscore: norm.is_some(),
+        width,
+    };
+    let form = match (device, shape.target, shape.projected) {
+        (Device::Cuda(_), ..) => match Cosine::new(device, shape) {
+            Some(kernels) => Form::Cuda(kernels),
+            None => return Ok(None),
+        },
+        (Device::Cpu, Kind::Float, Kind::Float) => Form::Cpu(cosines::<f32, f32, f32>),
+        (Device::Cpu, Kind::Float, Kind::BFloat16) => Form::Cpu(cosines::<f32, bf16, f32>),
+        (Device::Cpu, Kind::BFloat16, Kind::Float) => Form::Cpu(cosines::<bf16, f32, f32>),
+        (Device::Cpu, Kind::BFloat16, Kind::BFloat16) => Form::Cpu(cosines::<bf16, bf16, f32>),
+        (Device::Cpu, Kind::Double, Kind::Double) => Form::Cpu(cosines::<f64, f64, f64>),
         _ => return Ok(None),
     };
     let function = FusedCosine {
         norm,
         // A gradient prepared for 0 could not be scaled to anything else.
         expected: if expected == 0.0 { 1.0 } else { expected },
-        kernel,
+        form,
     };
     Ok(Some(
         autograd::apply(function, &[target, projected])?.remove(0),
@@ -65,7 +81,13 @@ type Computed = autograd::Result<(Tensor, Option<Tensor>)>;
 struct FusedCosine {
     norm: Option<ZScore>,
     expected: f64,
-    kernel: Kernel,
+    form: Form,
+}
+
+/// What computes it.
+enum Form {
+    Cpu(Kernel),
+    Cuda(Cosine),
 }
 
 impl Function for FusedCosine {
@@ -81,9 +103,14 @@ impl Function for FusedCosine {
         let &[target, projected] = inputs else {
             return Err("it takes encoder tokens and projected tokens".into());
         };
-        let (target, projected) = (target.f_contiguous()?, projected.f_contiguous()?);
         let expected = context.needs_input_grad(1).then_some(self.expected);
-        let (loss, gradient) = (self.kernel)(&target, &projected, self.norm, expected)?;
+        let (loss, gradient) = match &self.form {
+            Form::Cpu(kernel) => {
+                let (target, projected) = (target.f_contiguous()?, projected.f_contiguous()?);
+                kernel(&target, &projected, self.norm, expected)?
+            }
+            Form::Cuda(kernels) => kernels.cosines(target, projected, self.norm, expected)?,
+        };
         if let Some(gradient) = gradient {
             context.save(&gradient);
         }
@@ -98,6 +125,19 @@ impl Function for FusedCosine {
         let Some(given) = &gradients[0] else {
             return Ok(vec![None, None]);
         };
+        if let Form::Cuda(kernels) = &self.form {
+            let gradient = match context.take_saved(0)? {
+                Some(own) => {
+                    kernels.rescale(&own, given, self.expected)?;
+                    own
+                }
+                None => {
+                    let factor = given.f_div_scalar(self.expected)?;
+                    context.saved(0)?.f_mul(&factor)?
+                }
+            };
+            return Ok(vec![None, Some(gradient)]);
+        }
         let factor = given.f_double_value(&[])? / self.expected;
         let gradient = match (factor == 1.0, context.take_saved(0)?) {
             (true, Some(own)) => own,

@@ -1,6 +1,7 @@
-//! The modulated layer norms and gated residuals of a block as one operation each, on the CPU: layer
-//! norm, `(1 + scale)` and shift in one pass over the tokens, and the gradients of each in one.
+//! The modulated layer norms and gated residuals of a block as one operation each: layer norm,
+//! `(1 + scale)` and shift in one pass over the tokens, and the gradients of each in one.
 
+mod cuda;
 mod kernel;
 #[cfg(test)]
 mod tests;
@@ -10,6 +11,7 @@ use tch::{Device, Kind, TchError, Tensor};
 use torch_ext::autograd::{self, Backward, Forward, Function, Gradients, Outputs};
 use torch_ext::kernel::{self as cpu, Element, Input, Output, Real, Stored};
 
+use self::cuda::Modulation;
 use self::kernel::{GateBackward, NormModulate, NormModulateBackward};
 use crate::DiffusionError;
 
@@ -20,8 +22,9 @@ const PART: i64 = 64;
 /// Layer norm of `x` `[B, T, D]` without weights, times `1 + scale`, plus `shift`, `[B, 1, D]` each.
 ///
 /// The result has the dtype of `scale`: under autocast it goes to a linear layer, which would cast it.
-/// `None` where there is no fused form: on other devices, and for other dtypes than float32 tokens with
-/// float32 or bfloat16 modulation, or float64.
+/// `None` where there is no fused form: for other dtypes than float32 tokens with float32 or bfloat16
+/// modulation, or (on the CPU) float64, and on devices other than the CPU and CUDA; on CUDA also for tokens
+/// wider than 5,120, and where kernels cannot be compiled.
 pub(crate) fn norm_modulate(
     x: &Tensor,
     shift: &Tensor,
@@ -44,7 +47,7 @@ pub(crate) fn gate(
     gate: &Tensor,
     y: &Tensor,
 ) -> Result<Option<Tensor>, DiffusionError> {
-    if y.size() != x.size() || y.kind() != gate.kind() {
+    if y.size() != x.size() || y.kind() != gate.kind() || y.device() != x.device() {
         return Ok(None);
     }
     let Some(passes) = passes(x, &[gate])? else {
@@ -61,41 +64,72 @@ fn passes(x: &Tensor, conditions: &[&Tensor]) -> Result<Option<Passes>, Diffusio
     let &[batch, _, width] = size.as_slice() else {
         return Ok(None);
     };
-    let fits =
-        |tensor: &&Tensor| tensor.size() == [batch, 1, width] && tensor.device() == Device::Cpu;
-    if x.numel() == 0 || x.device() != Device::Cpu || !conditions.iter().all(fits) {
+    let device = x.device();
+    let fits = |tensor: &&Tensor| tensor.size() == [batch, 1, width] && tensor.device() == device;
+    if x.numel() == 0 || !conditions.iter().all(fits) {
         return Ok(None);
     }
     let kinds: Vec<Kind> = conditions
         .iter()
         .map(|c| c.f_kind())
         .collect::<Result<_, _>>()?;
-    Ok(match (x.f_kind()?, kinds.as_slice()) {
-        (Kind::Float, [Kind::Float] | [Kind::Float, Kind::Float]) => Some(Passes::of::<f32, f32>()),
-        (Kind::Float, [Kind::BFloat16] | [Kind::BFloat16, Kind::BFloat16]) => {
-            Some(Passes::of::<bf16, f32>())
+    let condition = match *kinds.as_slice() {
+        [kind] => kind,
+        [first, second] if first == second => first,
+        _ => return Ok(None),
+    };
+    Ok(match (device, x.f_kind()?, condition) {
+        (Device::Cuda(_), Kind::Float, _) => {
+            Modulation::new(device, condition, width).map(Passes::Cuda)
         }
-        (Kind::Double, [Kind::Double] | [Kind::Double, Kind::Double]) => {
-            Some(Passes::of::<f64, f64>())
-        }
+        (Device::Cpu, Kind::Float, Kind::Float) => Some(Passes::cpu::<f32, f32>()),
+        (Device::Cpu, Kind::Float, Kind::BFloat16) => Some(Passes::cpu::<bf16, f32>()),
+        (Device::Cpu, Kind::Double, Kind::Double) => Some(Passes::cpu::<f64, f64>()),
         _ => None,
     })
 }
 
-/// The passes as compiled for one pair of dtypes.
-#[derive(Clone, Copy)]
-struct Passes {
-    norm_modulate: fn(&[&Tensor; 3], f64) -> autograd::Result<[Tensor; 2]>,
-    norm_modulate_backward: fn(&[&Tensor; 4]) -> autograd::Result<[Tensor; 3]>,
-    gate_backward: fn(&[&Tensor; 3]) -> autograd::Result<[Tensor; 2]>,
+/// The passes as compiled for one pair of dtypes, and on CUDA for one width.
+#[derive(Clone)]
+enum Passes {
+    Cpu {
+        norm_modulate: fn(&[&Tensor; 3], f64) -> autograd::Result<[Tensor; 2]>,
+        norm_modulate_backward: fn(&[&Tensor; 4]) -> autograd::Result<[Tensor; 3]>,
+        gate_backward: fn(&[&Tensor; 3]) -> autograd::Result<[Tensor; 2]>,
+    },
+    Cuda(Modulation),
 }
 
 impl Passes {
-    fn of<C: Stored<A>, A: Real + Stored<A>>() -> Self {
-        Self {
+    fn cpu<C: Stored<A>, A: Real + Stored<A>>() -> Self {
+        Self::Cpu {
             norm_modulate: norm_modulate_pass::<C, A>,
             norm_modulate_backward: norm_modulate_backward::<C, A>,
             gate_backward: gate_backward::<C, A>,
+        }
+    }
+
+    fn norm_modulate(&self, inputs: &[&Tensor; 3], eps: f64) -> autograd::Result<[Tensor; 2]> {
+        match self {
+            Self::Cpu { norm_modulate, .. } => norm_modulate(inputs, eps),
+            Self::Cuda(kernels) => kernels.norm_modulate(inputs, eps),
+        }
+    }
+
+    fn norm_modulate_backward(&self, inputs: &[&Tensor; 4]) -> autograd::Result<[Tensor; 3]> {
+        match self {
+            Self::Cpu {
+                norm_modulate_backward,
+                ..
+            } => norm_modulate_backward(inputs),
+            Self::Cuda(kernels) => kernels.norm_modulate_backward(inputs),
+        }
+    }
+
+    fn gate_backward(&self, inputs: &[&Tensor; 3]) -> autograd::Result<[Tensor; 2]> {
+        match self {
+            Self::Cpu { gate_backward, .. } => gate_backward(inputs),
+            Self::Cuda(kernels) => kernels.gate_backward(inputs),
         }
     }
 }
@@ -123,7 +157,7 @@ impl Function for FusedNormModulate {
             shift.f_contiguous()?,
             scale.f_contiguous()?,
         );
-        let [y, statistics] = (self.passes.norm_modulate)(&[&x, &shift, &scale], self.eps)?;
+        let [y, statistics] = self.passes.norm_modulate(&[&x, &shift, &scale], self.eps)?;
         if context.needs_any_grad() {
             context.save(&x);
             context.save(&scale);
@@ -142,7 +176,7 @@ impl Function for FusedNormModulate {
         };
         let [x, scale, statistics] = [context.saved(0)?, context.saved(1)?, context.saved(2)?];
         let inputs = [&x, &scale, &statistics, &dy.f_contiguous()?];
-        let gradients = (self.passes.norm_modulate_backward)(&inputs)?;
+        let gradients = self.passes.norm_modulate_backward(&inputs)?;
         Ok(gradients.map(Some).into())
     }
 }
@@ -185,7 +219,7 @@ impl Function for FusedGate {
             context.saved(1)?.f_contiguous()?,
         );
         let inputs = [&gate, &y, &gradient.f_contiguous()?];
-        let [dgate, dy] = (self.passes.gate_backward)(&inputs)?;
+        let [dgate, dy] = self.passes.gate_backward(&inputs)?;
         Ok(vec![Some(gradient.shallow_clone()), Some(dgate), Some(dy)])
     }
 }

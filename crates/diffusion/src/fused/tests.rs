@@ -1,8 +1,9 @@
 use tch::{Device, Kind, Tensor};
-use torch_ext::autograd::check_gradients;
-use torch_ext::{Generator, TorchError};
+use torch_ext::autograd::{self, check_gradients};
+use torch_ext::{Generator, TorchError, device};
 
-use super::{gate, norm_modulate};
+use super::cuda::Modulation;
+use super::{FusedGate, FusedNormModulate, Passes, gate, norm_modulate};
 use crate::DiffusionError;
 use crate::dual::Activation;
 
@@ -24,6 +25,7 @@ fn run(inputs: &[Tensor], function: impl Fn(&[Tensor]) -> Tensor) -> Vec<Tensor>
         .collect();
     let output = function(&inputs).to_kind(Kind::Float);
     let weights = random(9, output.size().try_into().unwrap(), Kind::Float).detach();
+    let weights = weights.to_device(output.device());
     (&output * weights).sum(Kind::Float).f_backward().unwrap();
     let gradients = inputs.iter().map(|input| {
         assert_eq!(input.grad().kind(), input.kind());
@@ -133,4 +135,139 @@ fn what_has_no_fused_form_is_left_to_the_composition() {
     );
     assert!(norm_modulate(&x, &x, &x, 1e-6).unwrap().is_none());
     assert!(gate(&x, &a, &x.to_kind(Kind::BFloat16)).unwrap().is_none());
+}
+
+/// Widths of one and of several warps, of whole vectors and single numbers; parts of an image that are
+/// not full.
+const CUDA_SIZES: [[i64; 3]; 5] = [
+    [1, 1, 1],
+    [2, 65, 24],
+    [3, 20, 384],
+    [2, 9, 1150],
+    [2, 7, 33],
+];
+
+/// Fused by `norm` and `gated`, against the composition; where they return the tensors is all the same.
+fn assert_cuda_agrees(
+    size: [i64; 3],
+    kind: Kind,
+    norm: impl Fn(&[Tensor]) -> Tensor,
+    gated: impl Fn(&[Tensor]) -> Tensor,
+    on: Device,
+) {
+    let limit = match kind {
+        Kind::BFloat16 => 8e-3,
+        _ => 3e-6,
+    };
+    let [batch, _, width] = size;
+    let [a, b] = [3, 4].map(|seed| random(seed, [batch, 1, width], kind).to_device(on));
+    let x = random(1, size, Kind::Float).to_device(on);
+    let inputs = [x.shallow_clone(), a.shallow_clone(), b];
+    let plain = run(&inputs, |i| {
+        i[0].layer_norm([width], None::<&Tensor>, None::<&Tensor>, 1e-6, true)
+            .modulate(&i[1], &i[2])
+            .unwrap()
+    });
+    let fused = run(&inputs, &norm);
+    assert_close(&fused, &plain, limit);
+    assert_eq!(run(&inputs, &norm), fused, "the same bits again");
+    let inputs = [x, a, random(2, size, kind).to_device(on)];
+    let plain = run(&inputs, |i| i[0].add_product(&i[1], &i[2]).unwrap());
+    let fused = run(&inputs, &gated);
+    assert_close(&fused, &plain, limit);
+    assert_eq!(run(&inputs, &gated), fused, "the same bits again");
+}
+
+#[test]
+fn emulated_cuda_kernels_equal_the_composition() {
+    for size in CUDA_SIZES {
+        for kind in [Kind::Float, Kind::BFloat16] {
+            let passes = || Passes::Cuda(Modulation::emulated(kind, size[2]).unwrap());
+            let apply_norm = |i: &[Tensor]| {
+                let function = FusedNormModulate {
+                    eps: 1e-6,
+                    passes: passes(),
+                };
+                let y = autograd::apply(function, &[&i[0], &i[1], &i[2]]);
+                let y = y.unwrap().remove(0);
+                assert_eq!(y.kind(), kind);
+                y
+            };
+            let apply_gate = |i: &[Tensor]| {
+                let function = FusedGate { passes: passes() };
+                let y = autograd::apply(function, &[&i[0], &i[1], &i[2]]);
+                y.unwrap().remove(0)
+            };
+            assert_cuda_agrees(size, kind, apply_norm, apply_gate, Device::Cpu);
+        }
+    }
+    // Slices of a modulation, and tokens and gradients that are not contiguous.
+    let parts = random(1, [4, 3, 24], Kind::Float);
+    let x = random(2, [4, 24, 6], Kind::Float).transpose(1, 2);
+    let inputs = [x, parts.narrow(1, 0, 1), parts.narrow(1, 2, 1)];
+    let on_leaves = |function: &dyn Fn(&[Tensor]) -> Tensor| {
+        let leaves = [0, 1, 2].map(|index| inputs[index].detach().set_requires_grad(true));
+        let y = function(&leaves).transpose(1, 2);
+        let weights = random(9, [4, 24, 6], Kind::Float).detach();
+        (y * weights).sum(Kind::Float).f_backward().unwrap();
+        leaves.map(|leaf| leaf.grad())
+    };
+    let fused = on_leaves(&|i| {
+        let function = FusedNormModulate {
+            eps: 1e-6,
+            passes: Passes::Cuda(Modulation::emulated(Kind::Float, 24).unwrap()),
+        };
+        let y = autograd::apply(function, &[&i[0], &i[1], &i[2]]);
+        y.unwrap().remove(0)
+    });
+    let plain = on_leaves(&|i| {
+        i[0].layer_norm([24], None::<&Tensor>, None::<&Tensor>, 1e-6, true)
+            .modulate(&i[1], &i[2])
+            .unwrap()
+    });
+    assert_close(&fused, &plain, 3e-6);
+    assert!(Modulation::emulated(Kind::Double, 384).is_none());
+    assert!(Modulation::emulated(Kind::Float, 6000).is_none());
+}
+
+#[test]
+fn a_cuda_device_computes_what_the_composition_does() {
+    if let Err(error) = device::load_cuda() {
+        eprintln!("modulation did not run on a GPU: {error}");
+        return;
+    }
+    let fused = "a fused form on CUDA";
+    for size in CUDA_SIZES
+        .into_iter()
+        .chain([[64, 256, 768], [8, 256, 1152]])
+    {
+        for kind in [Kind::Float, Kind::BFloat16] {
+            assert_cuda_agrees(
+                size,
+                kind,
+                |i| {
+                    norm_modulate(&i[0], &i[1], &i[2], 1e-6)
+                        .unwrap()
+                        .expect(fused)
+                },
+                |i| gate(&i[0], &i[1], &i[2]).unwrap().expect(fused),
+                Device::Cuda(0),
+            );
+        }
+    }
+    // Slices of a modulation, and tokens that are not contiguous.
+    let on = Device::Cuda(0);
+    let parts = random(1, [4, 3, 20], Kind::Float).to_device(on);
+    let (shift, scale) = (parts.narrow(1, 0, 1), parts.narrow(1, 2, 1));
+    let x = random(2, [4, 20, 6], Kind::Float)
+        .to_device(on)
+        .transpose(1, 2);
+    let y = norm_modulate(&x, &shift, &scale, 1e-6)
+        .unwrap()
+        .expect(fused);
+    let plain = x
+        .layer_norm([20], None::<&Tensor>, None::<&Tensor>, 1e-6, true)
+        .modulate(&shift, &scale)
+        .unwrap();
+    assert_close(&[y], &[plain], 3e-6);
 }

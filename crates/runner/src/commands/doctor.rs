@@ -3,7 +3,7 @@ use std::process::ExitCode;
 
 use encoders::Status;
 use tch::{Cuda, Device};
-use torch_ext::device;
+use torch_ext::{cuda, device};
 
 use crate::failure::Failure;
 
@@ -23,6 +23,10 @@ pub fn run() -> Result<ExitCode, Failure> {
             println!("cuDNN          {}", yes_no(Cuda::cudnn_is_available()));
         }
         Err(error) => println!("CUDA           no: {error}"),
+    }
+    match cuda::compiler_version() {
+        Ok((major, minor)) => println!("CUDA kernels   compiled by NVRTC {major}.{minor}"),
+        Err(error) => println!("CUDA kernels   composed of libtorch's operators: {error}"),
     }
     let bf16 = bf16_speed()?;
     println!("bf16 on CPU    {bf16:.1} times the speed of float32");

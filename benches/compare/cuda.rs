@@ -1,0 +1,151 @@
+//! The Rust side of `cuda.py`: reads lines `CASE BATCH ITERATIONS` and answers each with the seconds of every
+//! iteration, and last the peak of the device's memory meanwhile, in MiB. A line that cannot be done is
+//! answered with `failed:` and the reason.
+
+use std::error::Error;
+use std::hint::black_box;
+use std::io::{self, BufRead, Write};
+use std::time::Instant;
+
+use alignment::{AlignmentLoss, LossConfig, LossKind, SpatialNorm};
+use data::Cursor;
+use tch::{Cuda, Device, Kind, Tensor};
+use torch_ext::{Generator, device, optim};
+use training::{Config, DeviceBatch, EncoderShape, Inputs, Precision, Trainer};
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+/// One iteration of a case.
+type Case = Box<dyn FnMut() -> Outcome<()>>;
+
+const CUDA: Device = Device::Cuda(0);
+const TOKENS: i64 = 256;
+const WIDTH: i64 = 768;
+
+fn main() -> Outcome<()> {
+    if std::env::args().any(|argument| argument == "--bench") {
+        eprintln!("compare_cuda: run by benches/compare/cuda.sh");
+        return Ok(());
+    }
+    device::load_cuda()?;
+    device::set_tf32(true)?;
+    for line in io::stdin().lock().lines() {
+        match answer(&line?) {
+            Ok(figures) => println!("{}", figures.join(" ")),
+            Err(error) => println!("failed: {}", error.to_string().replace('\n', " ")),
+        }
+        io::stdout().flush()?;
+        device::empty_cache(CUDA)?;
+    }
+    Ok(())
+}
+
+fn answer(line: &str) -> Outcome<Vec<String>> {
+    let words: Vec<&str> = line.split(' ').collect();
+    let [name, batch, iterations] = words[..] else {
+        return Err("CASE BATCH ITERATIONS".into());
+    };
+    let mut case = case(name, batch.parse()?)?;
+    for _ in 0..3 {
+        case()?;
+    }
+    Cuda::synchronize(0);
+    device::reset_peak_memory(CUDA)?;
+    let mut figures = Vec::new();
+    for _ in 0..iterations.parse()? {
+        let start = Instant::now();
+        case()?;
+        Cuda::synchronize(0);
+        figures.push(start.elapsed().as_secs_f64().to_string());
+    }
+    let peak = device::peak_memory(CUDA)?.unwrap_or_default();
+    figures.push((peak as f64 / f64::from(1 << 20)).to_string());
+    Ok(figures)
+}
+
+fn case(name: &str, batch: i64) -> Outcome<Case> {
+    let (name, fused) = match name.strip_suffix("_composed") {
+        Some(name) => (name, false),
+        None => (name, true),
+    };
+    match name {
+        "copy" => copy(batch),
+        "loss" => loss(batch, Kind::Float, fused),
+        "loss_bf16" => loss(batch, Kind::BFloat16, fused),
+        "sit_b2" => step("SiT-B/2", batch, fused),
+        "sit_xl2" => step("SiT-XL/2", batch, fused),
+        other => Err(format!("no case {other}").into()),
+    }
+}
+
+fn random(seed: u64, size: &[i64], kind: Kind) -> Outcome<Tensor> {
+    Ok(Generator::new(CUDA, seed)?.randn(size, kind)?)
+}
+
+/// Reads a token tensor and writes another.
+fn copy(batch: i64) -> Outcome<Case> {
+    let source = random(0, &[batch, TOKENS, WIDTH], Kind::Float)?;
+    let mut target = source.f_zeros_like()?;
+    Ok(Box::new(move || {
+        target.f_copy_(black_box(&source))?;
+        Ok(())
+    }))
+}
+
+/// z-score and cosine, forward and backward.
+fn loss(batch: i64, kind: Kind, fused: bool) -> Outcome<Case> {
+    let tokens = random(0, &[batch, TOKENS, WIDTH], kind)?;
+    let projected = random(1, &[batch, TOKENS, WIDTH], kind)?.set_requires_grad(true);
+    let norm = SpatialNorm::default();
+    let loss = AlignmentLoss::new(&[LossConfig {
+        kind: LossKind::Cosine,
+        coefficient: 1.0,
+    }])?
+    .with_fused(fused);
+    Ok(Box::new(move || {
+        let output = loss.forward_tokens(&norm, &[&tokens], &[&projected])?;
+        output.total.f_backward()?;
+        Ok(optim::clear_grads(&[projected.shallow_clone()])?)
+    }))
+}
+
+/// A training step with iREPA in bfloat16 on images of 32 pixels (256 tokens), with clipping, AdamW and
+/// EMA, for tokens of width 768 that are given.
+fn step(model: &str, batch: i64, fused: bool) -> Outcome<Case> {
+    let mut config = Config::default();
+    config.model.name = model.to_owned();
+    config.data.resolution = 32;
+    config.train.batch_size = usize::try_from(batch)?;
+    config.train.precision = Precision::Bf16;
+    config.train.fused = fused;
+    config.alignment.encoder = "given".to_owned();
+    let inputs = Inputs {
+        device: CUDA,
+        num_classes: 1000,
+        encoders: vec![EncoderShape {
+            name: "given".to_owned(),
+            width: WIDTH,
+            grid: (16, 16),
+        }],
+        identity: String::new(),
+    };
+    let mut trainer = Trainer::new(&config, inputs)?;
+    let pixels = random(0, &[batch, 3, 32, 32], Kind::Float)? * 60.0 + 128.0;
+    let ids = 0..u64::try_from(batch)?;
+    let batch = DeviceBatch {
+        images: pixels.clamp(0.0, 255.0).to_kind(Kind::Uint8),
+        labels: Tensor::arange(batch, (Kind::Int64, CUDA)).remainder(1000),
+        moments: None,
+        flipped: ids.clone().map(|_| false).collect(),
+        ids: ids.collect(),
+        cursor: Cursor::default(),
+    };
+    let tokens = [random(
+        2,
+        &[batch.labels.size()[0], TOKENS, WIDTH],
+        Kind::Float,
+    )?];
+    Ok(Box::new(move || {
+        trainer.step(&batch, &tokens)?;
+        Ok(())
+    }))
+}

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Runs all tests of the CUDA kernels and the benchmarks on a CUDA device, and writes docs/results/cuda.md.
+# Usage: benches/compare/cuda.sh [arguments of cuda.py, such as --upstream CHECKOUT]
+# Needs a CUDA device, and PyTorch with its dependencies (`cargo xtask setup --python`).
+
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+python=.venv/bin/python
+if ! "$python" -c "import torch; raise SystemExit(not torch.cuda.is_available())"; then
+    echo "cuda.sh: no CUDA device: PyTorch in $python finds none, so nothing was run" >&2
+    exit 1
+fi
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+export IREPA_REQUIRE_PYTHON=1
+for arguments in "torch-ext --test cuda" "alignment --lib fused" "diffusion --lib fused"; do
+    # shellcheck disable=SC2086
+    cargo test -p $arguments -- --nocapture 2>&1 | tee -a "$work/tests"
+done
+counted=$(grep -o '[0-9]* passed' "$work/tests" | awk '{ sum += $1 } END { print sum + 0 }')
+if grep -q 'on a GPU:' "$work/tests"; then
+    echo "cuda.sh: a test found no CUDA device" >&2
+    exit 1
+fi
+"$python" benches/compare/cuda.py "$@" | tee "$work/table"
+cargo bench -p benches --bench alignment -- loss_cuda | tee "$work/criterion"
+
+{
+    echo "# CUDA"
+    echo
+    echo "Written by \`benches/compare/cuda.sh $*\` on $(date -u +%F), commit $(git rev-parse --short HEAD)."
+    echo "The tests of the CUDA kernels passed before, $counted in all."
+    echo
+    echo "## Against PyTorch"
+    echo
+    cat "$work/table"
+    echo
+    echo "## By width"
+    echo
+    echo "Alignment loss, 256 x 256 x width, float32; lower bound, median and upper bound of criterion."
+    echo
+    echo "| benchmark | time |"
+    echo "| --- | --- |"
+    awk '/^loss_cuda/ { name = $1 } /time:/ { sub(/.*time: */, ""); print "| " name " | " $0 " |" }' "$work/criterion"
+} >"$work/page"
+mv "$work/page" docs/results/cuda.md
+echo "cuda.sh: wrote docs/results/cuda.md" >&2

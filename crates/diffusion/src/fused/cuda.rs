@@ -1,0 +1,232 @@
+//! The operations on a CUDA device, by the kernels in `modulation.cu`.
+
+use std::sync::Arc;
+
+use tch::{Device, Kind, Tensor};
+use torch_ext::autograd;
+use torch_ext::cuda::{self, Argument, Kernels, Layout, Program, Source};
+
+static MODULATION: Source = Source {
+    name: "modulation.cu",
+    text: include_str!("modulation.cu"),
+};
+
+/// Numbers of a token that a thread holds: four such arrays leave enough of the 128 registers that a
+/// thread has when two blocks share a multiprocessor.
+const HELD: i64 = 20;
+
+/// The kernels for tokens of one width, and modulation of one dtype.
+#[derive(Debug, Clone)]
+pub(super) struct Modulation {
+    kernels: Arc<Kernels>,
+    layout: Layout,
+    condition: Kind,
+}
+
+/// How the tokens of an image are shared out among blocks, so that their sums over tokens are few. It
+/// depends on shapes only, and so do the bits.
+struct Parts {
+    batch: i64,
+    count: i64,
+    parts: i64,
+    tokens: i64,
+}
+
+impl Modulation {
+    /// `None` where there is no kernel, or it cannot be compiled and loaded; the latter is logged.
+    pub(super) fn new(device: Device, condition: Kind, width: i64) -> Option<Self> {
+        let (program, layout) = program(condition, width)?;
+        Some(Self {
+            kernels: cuda::usable(device, &program)?,
+            layout,
+            condition,
+        })
+    }
+
+    /// On the CPU, for tests.
+    #[cfg(test)]
+    pub(super) fn emulated(condition: Kind, width: i64) -> Option<Self> {
+        let (program, layout) = program(condition, width)?;
+        Some(Self {
+            kernels: Kernels::emulate(&program).unwrap(),
+            layout,
+            condition,
+        })
+    }
+
+    fn empty(&self, size: &[i64], kind: Kind) -> autograd::Result<Tensor> {
+        Ok(Tensor::f_empty(size, (kind, self.kernels.device()))?)
+    }
+
+    fn parts(&self, x: &Tensor) -> autograd::Result<Parts> {
+        // Blocks of one launch that keep the largest GPUs busy.
+        const BLOCKS: i64 = 1024;
+        let (batch, count, _) = x.size3()?;
+        let at_once = self.layout.tokens();
+        let tokens = at_once * (batch * count / at_once / BLOCKS).clamp(1, 8);
+        Ok(Parts {
+            batch,
+            count,
+            parts: ceil(count, tokens),
+            tokens,
+        })
+    }
+
+    /// `y` and statistics, of tokens, shift and scale.
+    pub(super) fn norm_modulate(
+        &self,
+        inputs: &[&Tensor; 3],
+        eps: f64,
+    ) -> autograd::Result<[Tensor; 2]> {
+        let [x, shift, scale] = readable(inputs)?;
+        let (batch, count, width) = x.size3()?;
+        let y = self.empty(&[batch, count, width], self.condition)?;
+        let statistics = self.empty(&[batch, count, 2], Kind::Float)?;
+        self.kernels.launch(
+            "norm_modulate",
+            ceil(batch * count, self.layout.tokens()),
+            &[
+                Argument::Tensor(&x),
+                Argument::Tensor(&shift),
+                Argument::Tensor(&scale),
+                Argument::Tensor(&y),
+                Argument::Tensor(&statistics),
+                Argument::Int(batch * count),
+                Argument::Int(count),
+                Argument::Float(eps),
+            ],
+        )?;
+        Ok([y, statistics])
+    }
+
+    /// Gradients of tokens, shift and scale, of tokens, scale, statistics and the gradient of `y`.
+    pub(super) fn norm_modulate_backward(
+        &self,
+        inputs: &[&Tensor; 4],
+    ) -> autograd::Result<[Tensor; 3]> {
+        let [x, scale, statistics, dy] = readable(inputs)?;
+        let parts = self.parts(&x)?;
+        let (batch, _, width) = x.size3()?;
+        let dx = x.f_empty_like()?;
+        let sums = self.empty(&[batch, parts.parts, 2, width], Kind::Float)?;
+        self.kernels.launch(
+            "norm_modulate_backward",
+            batch * parts.parts,
+            &[
+                Argument::Tensor(&x),
+                Argument::Tensor(&scale),
+                Argument::Tensor(&statistics),
+                Argument::Tensor(&dy),
+                Argument::Tensor(&dx),
+                Argument::Tensor(&sums),
+                Argument::Int(parts.count),
+                Argument::Int(parts.parts),
+                Argument::Int(parts.tokens),
+            ],
+        )?;
+        let [dshift, dscale] = [(); 2].map(|()| self.empty(&[batch, 1, width], self.condition));
+        let (dshift, dscale) = (dshift?, dscale?);
+        self.sum_parts(&sums, &[&dshift, &dscale], &parts)?;
+        Ok([dx, dshift, dscale])
+    }
+
+    /// Gradients of gate and what is gated, of gate, what is gated and the gradient of the sum.
+    pub(super) fn gate_backward(&self, inputs: &[&Tensor; 3]) -> autograd::Result<[Tensor; 2]> {
+        let [gate, y, gradient] = readable(inputs)?;
+        let parts = self.parts(&y)?;
+        let (batch, _, width) = y.size3()?;
+        let dy = y.f_empty_like()?;
+        let sums = self.empty(&[batch, parts.parts, 1, width], Kind::Float)?;
+        self.kernels.launch(
+            "gate_backward",
+            batch * parts.parts,
+            &[
+                Argument::Tensor(&y),
+                Argument::Tensor(&gate),
+                Argument::Tensor(&gradient),
+                Argument::Tensor(&dy),
+                Argument::Tensor(&sums),
+                Argument::Int(parts.count),
+                Argument::Int(parts.parts),
+                Argument::Int(parts.tokens),
+            ],
+        )?;
+        let dgate = self.empty(&[batch, 1, width], self.condition)?;
+        self.sum_parts(&sums, &[&dgate], &parts)?;
+        Ok([dgate, dy])
+    }
+
+    fn sum_parts(&self, sums: &Tensor, results: &[&Tensor], parts: &Parts) -> autograd::Result<()> {
+        let kinds = results.len() as i64;
+        let width = sums.size()[3];
+        Ok(self.kernels.launch(
+            "sum_parts",
+            parts.batch * kinds * ceil(width, cuda::BLOCK),
+            &[
+                Argument::Tensor(sums),
+                Argument::Tensor(results[0]),
+                results
+                    .get(1)
+                    .map_or(Argument::Null, |&second| Argument::Tensor(second)),
+                Argument::Int(parts.parts),
+                Argument::Int(kinds),
+            ],
+        )?)
+    }
+}
+
+fn program(condition: Kind, width: i64) -> Option<(Program, Layout)> {
+    let name = match condition {
+        Kind::Float => "float",
+        Kind::BFloat16 => "bf16",
+        _ => return None,
+    };
+    let layout = Layout::new(width, 4, HELD)?;
+    let mut defines = layout.defines();
+    defines.push(("CONDITION", name.to_owned()));
+    let source = &MODULATION;
+    Some((Program { source, defines }, layout))
+}
+
+fn readable<const N: usize>(inputs: &[&Tensor; N]) -> autograd::Result<[Tensor; N]> {
+    let readable: Vec<Tensor> = inputs
+        .iter()
+        .map(|input| cuda::readable(input))
+        .collect::<Result<_, _>>()?;
+    readable
+        .try_into()
+        .map_err(|_| "as many as there were".into())
+}
+
+fn ceil(count: i64, part: i64) -> i64 {
+    (count + part - 1) / part
+}
+
+#[cfg(test)]
+mod tests {
+    use torch_ext::cuda::{Architecture, CudaError};
+
+    use super::*;
+
+    #[test]
+    fn every_kernel_compiles_for_a100_and_h100() {
+        for width in [33, 384, 768, 1152, 4096] {
+            for condition in [Kind::Float, Kind::BFloat16] {
+                for major in [8, 9] {
+                    let architecture = Architecture { major, minor: 0 };
+                    let (program, _) = program(condition, width).unwrap();
+                    match cuda::compile(&program, architecture) {
+                        Ok(code) => assert_eq!(code[..4], *b"\x7fELF"),
+                        Err(error @ CudaError::Library { .. }) => {
+                            let required = std::env::var_os("IREPA_REQUIRE_PYTHON");
+                            assert!(required.is_none(), "{error}");
+                            eprintln!("the modulation's kernels were not compiled: {error}");
+                            return;
+                        }
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,181 @@
+// Layer norm with modulation, and the gradients of it and of a gated residual, in one pass over the tokens
+// each. The formulas are those of `kernel.rs`. Sums over tokens are of parts of an image first, then of the
+// parts in order, so that they have the same bits each time.
+//
+// Defined besides the prelude's: CONDITION, float or bf16, the dtype of modulation and of what goes to the
+// linear layers; tokens are float.
+#include "prelude.cuh"
+
+// `y = (x - mean) r (1 + scale) + shift` for `tokens` tokens, `count` an image; `statistics` [tokens, 2]
+// takes mean and `r`.
+KERNEL(norm_modulate, (const float *x, const CONDITION *shift, const CONDITION *scale, CONDITION *y,
+                       float *statistics, int tokens, int count, float eps)) {
+  const int token = blockIdx.x * TOKENS + own_token();
+  const bool valid = token < tokens;
+  const size_t start = size_t(token) * WIDTH;
+  const size_t image = valid ? size_t(token / count) * WIDTH : 0;
+  float row[PIECES][VEC] = {};
+  float sum[1] = {};
+#pragma unroll
+  for (int k = 0; k < PIECES; ++k) {
+    const int vector = own_vector() + k * STRIDE;
+    if (valid && vector < VECTORS)
+      load(x + start, vector, row[k]);
+  }
+#pragma unroll
+  for (int k = 0; k < PIECES; ++k)
+#pragma unroll
+    for (int i = 0; i < VEC; ++i)
+      sum[0] += row[k][i];
+  sum_over_token(sum);
+  const float mean = sum[0] / WIDTH;
+  sum[0] = 0;
+#pragma unroll
+  for (int k = 0; k < PIECES; ++k)
+    if (own_vector() + k * STRIDE < VECTORS)
+#pragma unroll
+      for (int i = 0; i < VEC; ++i)
+        sum[0] += (row[k][i] - mean) * (row[k][i] - mean);
+  sum_over_token(sum);
+  const float reciprocal = 1.0f / sqrtf(sum[0] / WIDTH + eps);
+#pragma unroll
+  for (int k = 0; k < PIECES; ++k) {
+    const int vector = own_vector() + k * STRIDE;
+    if (!valid || vector >= VECTORS)
+      continue;
+    float by[VEC], offset[VEC], out[VEC];
+    load(scale + image, vector, by);
+    load(shift + image, vector, offset);
+#pragma unroll
+    for (int i = 0; i < VEC; ++i)
+      out[i] = (row[k][i] - mean) * reciprocal * (1.0f + by[i]) + offset[i];
+    store(y + start, vector, out);
+  }
+  if (valid && own_vector() == 0) {
+    statistics[2 * size_t(token)] = mean;
+    statistics[2 * size_t(token) + 1] = reciprocal;
+  }
+}
+
+// Writes N sums over a block's tokens to `out` [N, WIDTH], of what each thread summed over its own ones:
+// token after token.
+template <int N> __device__ inline void sum_over_block(const float (&own)[N][PIECES][VEC], float *out) {
+  __shared__ float columns[WIDTH];
+  for (int n = 0; n < N; ++n) {
+    for (int token = 0; token < TOKENS; ++token) {
+      if (token == own_token())
+#pragma unroll
+        for (int k = 0; k < PIECES; ++k) {
+          const int vector = own_vector() + k * STRIDE;
+          if (vector >= VECTORS)
+            continue;
+#pragma unroll
+          for (int i = 0; i < VEC; ++i) {
+            float &column = columns[vector * VEC + i];
+            column = token == 0 ? own[n][k][i] : column + own[n][k][i];
+          }
+        }
+      __syncthreads();
+    }
+    for (int column = threadIdx.x; column < WIDTH; column += BLOCK)
+      out[size_t(n) * WIDTH + column] = columns[column];
+    __syncthreads();
+  }
+}
+
+// The gradients of `norm_modulate`. A block has one of `parts` parts of an image, of `tokens_of_part`
+// tokens; `sums` [batch, parts, 2, WIDTH] takes its share of the gradients of shift and scale.
+KERNEL(norm_modulate_backward, (const float *x, const CONDITION *scale, const float *statistics,
+                                const CONDITION *dy, float *dx, float *sums, int count, int parts,
+                                int tokens_of_part)) {
+  const size_t image = blockIdx.x / parts;
+  const int begin = blockIdx.x % parts * tokens_of_part;
+  const int end = begin + tokens_of_part < count ? begin + tokens_of_part : count;
+  float own[2][PIECES][VEC] = {};
+  for (int first = begin; first < end; first += TOKENS) {
+    const bool valid = first + own_token() < end;
+    const size_t token = image * count + (valid ? first + own_token() : begin);
+    const float mean = statistics[2 * token], reciprocal = statistics[2 * token + 1];
+    float normal[PIECES][VEC] = {}, slope[PIECES][VEC] = {};
+    // Of the slopes, and along the normalised token.
+    float products[2] = {};
+#pragma unroll
+    for (int k = 0; k < PIECES; ++k) {
+      const int vector = own_vector() + k * STRIDE;
+      if (!valid || vector >= VECTORS)
+        continue;
+      float by[VEC];
+      load(scale + image * WIDTH, vector, by);
+      load_once(x + token * WIDTH, vector, normal[k]);
+      load_once(dy + token * WIDTH, vector, slope[k]);
+#pragma unroll
+      for (int i = 0; i < VEC; ++i) {
+        normal[k][i] = (normal[k][i] - mean) * reciprocal;
+        own[0][k][i] += slope[k][i];
+        own[1][k][i] += slope[k][i] * normal[k][i];
+        slope[k][i] *= 1.0f + by[i];
+        products[0] += slope[k][i];
+        products[1] += slope[k][i] * normal[k][i];
+      }
+    }
+    sum_over_token(products);
+    const float average = products[0] / WIDTH, along = products[1] / WIDTH;
+#pragma unroll
+    for (int k = 0; k < PIECES; ++k) {
+      const int vector = own_vector() + k * STRIDE;
+      if (!valid || vector >= VECTORS)
+        continue;
+      float out[VEC];
+#pragma unroll
+      for (int i = 0; i < VEC; ++i)
+        out[i] = reciprocal * (slope[k][i] - average - normal[k][i] * along);
+      store(dx + token * WIDTH, vector, out);
+    }
+  }
+  sum_over_block(own, sums + size_t(blockIdx.x) * 2 * WIDTH);
+}
+
+// The gradients of `x + gate y` with respect to `y` and `gate`; parts as above, `sums` [batch, parts, 1,
+// WIDTH].
+KERNEL(gate_backward, (const CONDITION *y, const CONDITION *gate, const float *gradient, CONDITION *dy,
+                       float *sums, int count, int parts, int tokens_of_part)) {
+  const size_t image = blockIdx.x / parts;
+  const int begin = blockIdx.x % parts * tokens_of_part;
+  const int end = begin + tokens_of_part < count ? begin + tokens_of_part : count;
+  float own[1][PIECES][VEC] = {};
+  for (int token = begin + own_token(); token < end; token += TOKENS) {
+    const size_t start = (image * count + token) * WIDTH;
+#pragma unroll
+    for (int k = 0; k < PIECES; ++k) {
+      const int vector = own_vector() + k * STRIDE;
+      if (vector >= VECTORS)
+        continue;
+      float g[VEC], by[VEC], of[VEC];
+      load(gradient + start, vector, g);
+      load_once(y + start, vector, of);
+      load(gate + image * WIDTH, vector, by);
+#pragma unroll
+      for (int i = 0; i < VEC; ++i) {
+        own[0][k][i] += g[i] * of[i];
+        g[i] *= by[i];
+      }
+      store(dy + start, vector, g);
+    }
+  }
+  sum_over_block(own, sums + size_t(blockIdx.x) * WIDTH);
+}
+
+// The sums of `sums` [batch, parts, kinds, WIDTH] over the parts, in their order: the first kind to `first`
+// [batch, WIDTH], the second to `second`. A block has BLOCK columns of one kind of one image.
+KERNEL(sum_parts, (const float *sums, CONDITION *first, CONDITION *second, int parts, int kinds)) {
+  const int pieces = (WIDTH + BLOCK - 1) / BLOCK;
+  const int column = blockIdx.x % pieces * BLOCK + threadIdx.x;
+  const int kind = blockIdx.x / pieces % kinds;
+  const size_t image = blockIdx.x / pieces / kinds;
+  if (column >= WIDTH)
+    return;
+  float sum = 0;
+  for (int part = 0; part < parts; ++part)
+    sum += sums[((image * parts + part) * kinds + kind) * WIDTH + column];
+  (kind == 0 ? first : second)[image * WIDTH + column] = narrow<CONDITION>(sum);
+}

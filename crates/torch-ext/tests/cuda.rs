@@ -1,0 +1,270 @@
+//! Kernels compiled at run time: for GPUs that need not be there, emulated on the host, and on a CUDA
+//! device where there is one.
+
+use std::process::Command;
+
+use tch::{Device, Kind, Tensor};
+use torch_ext::cuda::{self, Architecture, Argument, CudaError, Kernels, Layout, Program, Source};
+use torch_ext::{TorchError, device};
+
+const HOPPER: Architecture = Architecture { major: 9, minor: 0 };
+
+/// `y = 2 x`, and the sum of each token.
+static DOUBLED: Source = Source {
+    name: "doubled.cu",
+    text: r#"
+#include "prelude.cuh"
+
+KERNEL(doubled, (const float *x, float *y, float *sums, int count, double factor)) {
+  const int token = blockIdx.x * TOKENS + own_token();
+  float sum[1] = {0};
+  float value[VEC];
+  for (int k = 0; k < PIECES; ++k) {
+    const int index = own_vector() + k * STRIDE;
+    if (token >= count || index >= VECTORS)
+      continue;
+    load(x + size_t(token) * WIDTH, index, value);
+    for (int i = 0; i < VEC; ++i) {
+      sum[0] += value[i];
+      value[i] *= float(factor);
+    }
+    store(y + size_t(token) * WIDTH, index, value);
+  }
+  sum_over_token(sum);
+  if (token < count && own_vector() == 0)
+    sums[token] = sum[0];
+}
+"#,
+};
+
+static BROKEN: Source = Source {
+    name: "broken.cu",
+    text: "#include \"prelude.cuh\"\nKERNEL(broken, (float *x)) { x[0] = not_declared; }\n",
+};
+
+static LOPSIDED: Source = Source {
+    name: "lopsided.cu",
+    text: "#include \"prelude.cuh\"\nKERNEL(lopsided, ()) { if (threadIdx.x < 3) __syncthreads(); }\n",
+};
+
+fn program(source: &'static Source, layout: Layout) -> Program {
+    Program {
+        source,
+        defines: layout.defines(),
+    }
+}
+
+fn layout(width: i64) -> Layout {
+    Layout::new(width, 4, 8).unwrap()
+}
+
+/// Whether NVRTC is here; says why not, and does not let it be missing where Python is required.
+fn has_nvrtc() -> bool {
+    match cuda::compile(&program(&DOUBLED, layout(8)), HOPPER) {
+        Err(error @ CudaError::Library { .. }) => {
+            assert!(
+                std::env::var_os("IREPA_REQUIRE_PYTHON").is_none(),
+                "{error}"
+            );
+            eprintln!("nothing was compiled: {error}");
+            false
+        }
+        outcome => {
+            outcome.unwrap();
+            true
+        }
+    }
+}
+
+#[test]
+fn a_source_compiles_for_a_gpu_that_is_not_here() {
+    if !has_nvrtc() {
+        return;
+    }
+    for (major, minor) in [(8, 0), (9, 0)] {
+        let code = cuda::compile(
+            &program(&DOUBLED, layout(12)),
+            Architecture { major, minor },
+        );
+        assert_eq!(code.unwrap()[..4], *b"\x7fELF");
+    }
+    // Of an architecture still to come, PTX of the newest that is known.
+    let newer = Architecture {
+        major: 99,
+        minor: 0,
+    };
+    let code = cuda::compile(&program(&DOUBLED, layout(12)), newer).unwrap();
+    assert!(String::from_utf8_lossy(&code).contains(".target sm_"));
+}
+
+#[test]
+fn an_error_in_a_source_comes_with_the_compilers_log() {
+    if !has_nvrtc() {
+        return;
+    }
+    let program = program(&BROKEN, layout(4));
+    let error = cuda::compile(&program, HOPPER).unwrap_err();
+    assert!(matches!(error, CudaError::Compile { .. }));
+    let text = error.to_string();
+    assert!(text.starts_with("broken.cu WIDTH=4 VEC=4 WARPS=1 does not compile for sm_90"));
+    assert!(text.contains("broken.cu(2): error"), "{text}");
+    assert!(text.contains("not_declared"), "{text}");
+    let text = Kernels::emulate(&program).unwrap_err().to_string();
+    assert!(text.contains("not_declared"), "{text}");
+}
+
+#[test]
+fn a_missing_compiler_is_an_error_that_names_the_way_out() {
+    const CHILD: &str = "IREPA_TEST_NVRTC_CHILD";
+    if std::env::var_os(CHILD).is_some() {
+        let program = program(&DOUBLED, layout(8));
+        println!("error: {}", cuda::compile(&program, HOPPER).unwrap_err());
+        // With a GPU or without: those who can do without kernels are told that there are none.
+        assert!(cuda::usable(Device::Cuda(0), &program).is_none());
+        return;
+    }
+    // In a process of its own, since what came of loading it is kept.
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args([
+            "a_missing_compiler_is_an_error_that_names_the_way_out",
+            "--exact",
+            "--nocapture",
+        ])
+        .env(CHILD, "1")
+        .env("IREPA_NVRTC", "/nowhere/libnvrtc.so")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
+    for part in [
+        "error: cannot load NVRTC: /nowhere/libnvrtc.so",
+        "`nvidia-cuda-nvrtc`",
+        "IREPA_NVRTC",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+#[test]
+fn a_missing_driver_is_an_error_that_names_the_way_out() {
+    if device::load_cuda().is_ok() {
+        eprintln!("CUDA is here, so its absence is not tested");
+        return;
+    }
+    let program = program(&DOUBLED, layout(8));
+    let text = Kernels::load(Device::Cuda(0), &program)
+        .unwrap_err()
+        .to_string();
+    // A driver without a device is another case.
+    if text.starts_with("cannot load") {
+        assert!(
+            text.contains("libcuda.so.1") && text.contains("install NVIDIA's driver"),
+            "{text}"
+        );
+    }
+    assert!(cuda::usable(Device::Cuda(0), &program).is_none());
+}
+
+fn doubled_on(kernels: &Kernels, layout: Layout, size: [i64; 2]) {
+    let x = Tensor::arange(size[0] * size[1], (Kind::Float, Device::Cpu));
+    let x = (x.view(size) * 0.25).to_device(kernels.device());
+    let (y, sums) = (
+        x.zeros_like(),
+        x.new_zeros([size[0]], (Kind::Float, kernels.device())),
+    );
+    let arguments = [
+        Argument::Tensor(&x),
+        Argument::Tensor(&y),
+        Argument::Tensor(&sums),
+        Argument::Int(size[0]),
+        Argument::Double(2.0),
+    ];
+    let blocks = (size[0] + layout.tokens() - 1) / layout.tokens();
+    kernels.launch("doubled", blocks, &arguments).unwrap();
+    assert_eq!(y, &x * 2.0);
+    // Small enough integers over 4: any order gives the same sum.
+    assert_eq!(sums, x.sum_dim_intlist(1, false, Kind::Float));
+}
+
+/// Of one warp a token and of several, whole vectors and single numbers, some left over.
+const SIZES: [[i64; 2]; 5] = [[1, 1], [9, 128], [5, 600], [3, 33], [2, 2044]];
+
+#[test]
+fn an_emulated_kernel_computes() {
+    for size in SIZES {
+        let layout = layout(size[1]);
+        let kernels = Kernels::emulate(&program(&DOUBLED, layout)).unwrap();
+        doubled_on(&kernels, layout, size);
+    }
+}
+
+#[test]
+fn a_kernel_computes_on_a_cuda_device() {
+    if let Err(error) = device::load_cuda() {
+        eprintln!("no kernel ran on a GPU: {error}");
+        return;
+    }
+    for size in SIZES {
+        let layout = layout(size[1]);
+        let kernels = Kernels::load(Device::Cuda(0), &program(&DOUBLED, layout)).unwrap();
+        doubled_on(&kernels, layout, size);
+    }
+}
+
+#[test]
+fn a_barrier_that_some_threads_never_reach_is_an_error() {
+    let kernels = Kernels::emulate(&program(&LOPSIDED, layout(4))).unwrap();
+    let error = kernels.launch("lopsided", 2, &[]).unwrap_err().to_string();
+    assert!(
+        error.contains("`lopsided`") && error.contains("barrier"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_a_kernel_cannot_take_is_refused() {
+    let kernels = Kernels::emulate(&program(&DOUBLED, layout(8))).unwrap();
+    let x = Tensor::zeros([2, 8], (Kind::Float, Device::Cpu));
+    let launch = |blocks, argument| kernels.launch("doubled", blocks, &[argument]).unwrap_err();
+    let message = |error: TorchError| error.to_string();
+    let (transposed, undefined) = (x.transpose(0, 1), Tensor::new());
+    assert!(message(launch(1, Argument::Tensor(&transposed))).contains("[8, 2] is not contiguous"));
+    assert!(message(launch(1, Argument::Tensor(&undefined))).contains("not dense"));
+    assert!(message(launch(1, Argument::Int(1 << 40))).contains("1099511627776 is no `int`"));
+    assert!(message(launch(0, Argument::Null)).contains("0 blocks"));
+    assert!(matches!(
+        kernels.launch("tripled", 1, &[]),
+        Err(TorchError::Kernel(CudaError::Library { .. }))
+    ));
+    let error = Kernels::load(Device::Cpu, &program(&DOUBLED, layout(8))).unwrap_err();
+    assert!(error.to_string().contains("not a CUDA device"));
+}
+
+#[test]
+fn tokens_are_laid_out_in_vectors_that_divide_them() {
+    let defines = |width, bytes, limit| {
+        let layout = Layout::new(width, bytes, limit)?;
+        let values = layout.defines().into_iter().map(|(_, value)| value);
+        Some(values.collect::<Vec<_>>().join(" "))
+    };
+    assert_eq!(defines(768, 4, 40).unwrap(), "768 4 1");
+    assert_eq!(defines(768, 2, 40).unwrap(), "768 8 1");
+    assert_eq!(defines(4096, 4, 40).unwrap(), "4096 4 4");
+    assert_eq!(defines(33, 2, 40).unwrap(), "33 1 1");
+    assert_eq!(defines(6, 4, 40).unwrap(), "6 2 1");
+    assert_eq!(defines(20_000, 4, 40), None);
+    assert_eq!(defines(0, 4, 40), None);
+}
+
+#[test]
+fn a_readable_tensor_begins_at_16_bytes() {
+    let x = Tensor::arange(12, (Kind::Float, Device::Cpu));
+    let (rest, columns) = (x.narrow(0, 1, 8), x.view([3, 4]).transpose(0, 1));
+    for tensor in [&x, &rest, &columns] {
+        let readable = cuda::readable(tensor).unwrap();
+        assert!(readable.is_contiguous());
+        assert_eq!(readable.data_ptr() as usize % 16, 0);
+        assert_eq!(&readable, tensor);
+    }
+    assert_eq!(cuda::readable(&x).unwrap().data_ptr(), x.data_ptr());
+}
