@@ -7,7 +7,8 @@
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::{evd, matmul, qr, svd};
-use faer::{Accum, Mat, MatRef, Par};
+use faer::reborrow::ReborrowMut;
+use faer::{Accum, Mat, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use crate::MetricsError;
@@ -63,6 +64,39 @@ pub(crate) fn sequential_product(left: MatRef<'_, f64>, right: MatRef<'_, f64>) 
         1.0,
         Par::Seq,
     );
+    product
+}
+
+/// `columns^T * columns` `[T, T]` for `columns` `[D, T]`, on the calling thread; symmetric to the bit.
+pub(crate) fn gram(columns: MatRef<'_, f32>) -> Vec<f32> {
+    /// Columns of the product at once: the narrower, the less is computed above the diagonal.
+    const BLOCK: usize = 32;
+    /// Side of the squares that are mirrored at once, so that both sides stay in the cache.
+    const TILE: usize = 16;
+    let count = columns.ncols();
+    let mut product = vec![0.0; count * count];
+    let mut lower = MatMut::from_column_major_slice_mut(&mut product, count, count);
+    for start in (0..count).step_by(BLOCK) {
+        let width = BLOCK.min(count - start);
+        let below = count - start;
+        matmul::matmul(
+            lower.rb_mut().submatrix_mut(start, start, below, width),
+            Accum::Replace,
+            columns.subcols(start, below).transpose(),
+            columns.subcols(start, width),
+            1.0,
+            Par::Seq,
+        );
+    }
+    for top in (0..count).step_by(TILE) {
+        for left in (0..=top).step_by(TILE) {
+            for row in top..count.min(top + TILE) {
+                for column in left..row.min(left + TILE) {
+                    product[row * count + column] = product[column * count + row];
+                }
+            }
+        }
+    }
     product
 }
 

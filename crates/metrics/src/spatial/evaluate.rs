@@ -5,8 +5,8 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::Grid;
-use super::measures::{contrast, decay, foreground_contrast, local_minus_far};
-use super::similarity::{DistanceProfile, NORM_FLOOR, SRSS_NORM_FLOOR, gram, norms, unit_tokens};
+use super::measures::{decay, foreground_contrast, local_minus_far};
+use super::similarity::{DistanceProfile, NORM_FLOOR, SRSS_NORM_FLOOR, UnitTokens, norms};
 use crate::MetricsError;
 
 /// Distances of the spatial metrics, in patches. The default is upstream's.
@@ -151,30 +151,31 @@ fn image_metrics(
     options: &SpatialOptions,
 ) -> Result<SpatialMetrics, MetricsError> {
     let norms = norms(tokens)?;
-    let unit = unit_tokens(tokens, &norms, NORM_FLOOR);
-    let similarity = gram(&unit);
-    let profile = DistanceProfile::new(similarity.view(), grid);
+    let unit = UnitTokens::new(tokens, &norms, NORM_FLOOR);
+    let cosines = unit.cosines();
+    let profile = DistanceProfile::new(&cosines, grid);
     let srss = mask.and_then(|mask| {
-        let contrast = |similarity| {
+        let mask: Vec<bool> = mask.iter().copied().collect();
+        let contrast = |cosines| {
             foreground_contrast(
-                similarity,
+                cosines,
                 grid,
-                mask,
+                &mask,
                 options.srss_near_distance,
                 options.srss_far_distance,
             )
         };
         // The two floors differ for very short tokens only; without any, the cosines can be shared.
         if norms.iter().any(|&norm| norm > 0.0 && norm < NORM_FLOOR) {
-            contrast(&gram(&unit_tokens(tokens, &norms, SRSS_NORM_FLOOR)))
+            contrast(&UnitTokens::new(tokens, &norms, SRSS_NORM_FLOOR).cosines())
         } else {
-            contrast(&similarity)
+            contrast(&cosines)
         }
     });
     Ok(SpatialMetrics {
         lds: local_minus_far(&profile, options.lds_far_distance),
         cds: decay(&profile, options.cds_max_distance),
         srss,
-        rmsc: contrast(&unit),
+        rmsc: unit.contrast(),
     })
 }
