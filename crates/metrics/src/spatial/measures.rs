@@ -6,7 +6,7 @@ use ndarray::ArrayView2;
 use pulp::{Arch, Simd, WithSimd};
 
 use super::Grid;
-use super::similarity::{DistanceProfile, NORM_FLOOR, SRSS_NORM_FLOOR, UnitTokens, norms};
+use super::similarity::{DistanceProfile, NORM_FLOOR, SRSS_NORM_FLOOR, UnitTokens};
 use crate::MetricsError;
 
 /// Local-vs-distant similarity of one image's tokens `[T, D]`, in [-2, 2].
@@ -79,7 +79,7 @@ pub fn srss(
             expected: vec![grid.tokens()],
         });
     }
-    let unit = UnitTokens::new(tokens, &norms(tokens)?, SRSS_NORM_FLOOR);
+    let unit = UnitTokens::new(tokens, SRSS_NORM_FLOOR)?;
     Ok(foreground_contrast(
         &unit.cosines(),
         grid,
@@ -106,12 +106,12 @@ pub fn rmsc(tokens: ArrayView2<'_, f32>) -> Result<f64, MetricsError> {
             needed: 1,
         });
     }
-    Ok(UnitTokens::new(tokens, &norms(tokens)?, NORM_FLOOR).contrast())
+    Ok(UnitTokens::new(tokens, NORM_FLOOR)?.contrast())
 }
 
 fn profile(tokens: ArrayView2<'_, f32>, grid: Grid) -> Result<DistanceProfile, MetricsError> {
     grid.check(tokens.nrows())?;
-    let unit = UnitTokens::new(tokens, &norms(tokens)?, NORM_FLOOR);
+    let unit = UnitTokens::new(tokens, NORM_FLOOR)?;
     Ok(DistanceProfile::new(&unit.cosines(), grid))
 }
 

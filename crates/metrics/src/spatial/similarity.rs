@@ -25,7 +25,7 @@ pub(super) const SRSS_NORM_FLOOR: f64 = 1e-12;
 ///
 /// [`MetricsError::NonFinite`].
 pub fn cosine_similarity(tokens: ArrayView2<'_, f32>) -> Result<Array2<f32>, MetricsError> {
-    let cosines = UnitTokens::new(tokens, &norms(tokens)?, NORM_FLOOR).cosines();
+    let cosines = UnitTokens::new(tokens, NORM_FLOOR)?.cosines();
     let count = tokens.nrows();
     Ok(Array2::from_shape_fn((count, count), |(i, j)| {
         cosines[i * count + j]
@@ -35,23 +35,30 @@ pub fn cosine_similarity(tokens: ArrayView2<'_, f32>) -> Result<Array2<f32>, Met
 /// Norm of each token of `[T, D]`, in float64 so that large float32 values do not overflow.
 pub(super) fn norms(tokens: ArrayView2<'_, f32>) -> Result<Vec<f64>, MetricsError> {
     let (count, width) = tokens.dim();
-    let squares = Arch::new().dispatch(Squares {
+    let norms = Arch::new().dispatch(Norms {
         values: &contiguous(tokens),
         count,
         width,
     });
-    // In float64 the squares of finite float32 values have a finite sum.
-    if let Some(t) = squares.iter().position(|square| !square.is_finite()) {
-        let values = tokens.row(t);
-        if let Some(channel) = values.iter().position(|value| !value.is_finite()) {
-            return Err(MetricsError::NonFinite {
-                what: "tokens",
-                index: vec![t, channel],
-                value: f64::from(values[channel]),
-            });
-        }
-    }
-    Ok(squares.into_iter().map(f64::sqrt).collect())
+    check_finite(tokens, &norms)?;
+    Ok(norms)
+}
+
+/// Refuses tokens that are not finite: only their norms are not, since the squares of finite float32
+/// values have a finite sum in float64.
+fn check_finite(tokens: ArrayView2<'_, f32>, norms: &[f64]) -> Result<(), MetricsError> {
+    let Some(t) = norms.iter().position(|norm| !norm.is_finite()) else {
+        return Ok(());
+    };
+    let values = tokens.row(t);
+    let channel = values.iter().position(|value| !value.is_finite());
+    channel.map_or(Ok(()), |channel| {
+        Err(MetricsError::NonFinite {
+            what: "tokens",
+            index: vec![t, channel],
+            value: f64::from(values[channel]),
+        })
+    })
 }
 
 /// The values of `[T, D]`, row by row.
@@ -62,113 +69,124 @@ fn contiguous(tokens: ArrayView2<'_, f32>) -> Cow<'_, [f32]> {
     }
 }
 
-/// The sum of squares of each of the tokens `[T, D]`.
-struct Squares<'a> {
+#[inline(always)]
+fn norm(token: &[f32]) -> f64 {
+    const LANES: usize = 64;
+    let mut sums = [0.0; LANES];
+    for chunk in token.chunks(LANES) {
+        for (sum, &value) in sums.iter_mut().zip(chunk) {
+            *sum += f64::from(value) * f64::from(value);
+        }
+    }
+    let mut lanes = LANES;
+    while lanes > 1 {
+        lanes /= 2;
+        let (left, right) = sums.split_at_mut(lanes);
+        for (left, right) in left.iter_mut().zip(right) {
+            *left += *right;
+        }
+    }
+    sums[0].sqrt()
+}
+
+/// The norms of tokens `[T, D]`.
+struct Norms<'a> {
     values: &'a [f32],
     count: usize,
     width: usize,
 }
 
-impl WithSimd for Squares<'_> {
+impl WithSimd for Norms<'_> {
     type Output = Vec<f64>;
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) -> Vec<f64> {
-        const LANES: usize = 64;
-        let mut squares = vec![0.0; self.count];
+        let mut norms = vec![0.0; self.count];
         let tokens = self.values.chunks_exact(self.width.max(1));
-        for (square, token) in squares.iter_mut().zip(tokens) {
-            let mut sums = [0.0; LANES];
-            for chunk in token.chunks(LANES) {
-                for (sum, &value) in sums.iter_mut().zip(chunk) {
-                    *sum += f64::from(value) * f64::from(value);
-                }
-            }
-            let mut lanes = LANES;
-            while lanes > 1 {
-                lanes /= 2;
-                let (left, right) = sums.split_at_mut(lanes);
-                for (left, right) in left.iter_mut().zip(right) {
-                    *left += *right;
-                }
-            }
-            *square = sums[0];
+        for (length, token) in norms.iter_mut().zip(tokens) {
+            *length = norm(token);
         }
-        squares
+        norms
     }
 }
 
-/// The tokens of one image divided by `max(norm, floor)`, as columns `[D, T]`.
-pub(super) struct UnitTokens(Mat<f32>);
+/// The tokens of one image divided by `max(norm, floor)`.
+pub(super) struct UnitTokens {
+    /// The tokens as columns, `[D, T]`.
+    columns: Mat<f32>,
+    norms: Vec<f64>,
+    contrast: f64,
+}
 
 impl UnitTokens {
-    /// From tokens `[T, D]` and their norms.
-    pub(super) fn new(tokens: ArrayView2<'_, f32>, norms: &[f64], floor: f64) -> Self {
+    /// From tokens `[T, D]`, which must be finite.
+    pub(super) fn new(tokens: ArrayView2<'_, f32>, floor: f64) -> Result<Self, MetricsError> {
         let (count, width) = tokens.dim();
-        let mut unit = Mat::zeros(width, count);
-        Arch::new().dispatch(Scale {
+        let unit = Arch::new().dispatch(Normalise {
             values: &contiguous(tokens),
-            norms,
+            count,
+            width,
             floor,
-            unit: &mut unit,
         });
-        Self(unit)
+        check_finite(tokens, &unit.norms)?;
+        Ok(unit)
+    }
+
+    /// Whether some token is shorter than `floor`, and not zero.
+    pub(super) fn any_shorter_than(&self, floor: f64) -> bool {
+        self.norms.iter().any(|&norm| norm > 0.0 && norm < floor)
     }
 
     /// Dot products `[T, T]` of the tokens, symmetric to the bit.
     pub(super) fn cosines(&self) -> Vec<f32> {
-        gram(self.0.as_ref())
+        gram(self.columns.as_ref())
     }
 
     /// `sqrt(mean over t of |x_t - mean x|^2)`.
     pub(super) fn contrast(&self) -> f64 {
-        Arch::new().dispatch(Contrast(&self.0))
+        self.contrast
     }
 }
 
-struct Scale<'a> {
+/// Makes [`UnitTokens`] in one pass.
+struct Normalise<'a> {
     values: &'a [f32],
-    norms: &'a [f64],
+    count: usize,
+    width: usize,
     floor: f64,
-    unit: &'a mut Mat<f32>,
 }
 
-impl WithSimd for Scale<'_> {
-    type Output = ();
+impl WithSimd for Normalise<'_> {
+    type Output = UnitTokens;
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        let tokens = self.values.chunks_exact(self.unit.nrows().max(1));
-        for (t, (token, norm)) in tokens.zip(self.norms).enumerate() {
-            let scale = norm.max(self.floor).recip();
-            for (unit, &value) in self.unit.col_as_slice_mut(t).iter_mut().zip(token) {
-                *unit = (f64::from(value) * scale) as f32;
-            }
-        }
-    }
-}
-
-struct Contrast<'a>(&'a Mat<f32>);
-
-impl WithSimd for Contrast<'_> {
-    type Output = f64;
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) -> f64 {
-        let (width, count) = self.0.shape();
+    fn with_simd<S: Simd>(self, _: S) -> UnitTokens {
+        let (count, width) = (self.count, self.width);
+        let mut columns = Mat::zeros(width, count);
+        let mut norms = vec![0.0; count];
         let (mut sums, mut squares) = (vec![0.0; width], vec![0.0; width]);
-        for t in 0..count {
-            let sums = sums.iter_mut().zip(&mut squares);
-            for ((sum, square), &value) in sums.zip(self.0.col_as_slice(t)) {
-                let value = f64::from(value);
-                *sum += value;
-                *square += value * value;
+        let tokens = self.values.chunks_exact(width.max(1));
+        for ((t, length), token) in norms.iter_mut().enumerate().zip(tokens) {
+            *length = norm(token);
+            let scale = length.max(self.floor).recip();
+            let moments = sums.iter_mut().zip(&mut squares);
+            let column = columns.col_as_slice_mut(t).iter_mut().zip(token);
+            for ((sum, square), (unit, &value)) in moments.zip(column) {
+                *unit = (f64::from(value) * scale) as f32;
+                let unit = f64::from(*unit);
+                *sum += unit;
+                *square += unit * unit;
             }
         }
         // The difference of two numbers up to 1 in float64: off by 1e-15, the root by 1e-7 at most.
-        let mean = |sums: f64| sums / count as f64;
-        let square_mean: f64 = sums.iter().map(|&sum| mean(sum) * mean(sum)).sum();
-        (mean(squares.iter().sum()) - square_mean).max(0.0).sqrt()
+        let mean = |sum: f64| sum / count as f64;
+        let square_of_mean: f64 = sums.iter().map(|&sum| mean(sum) * mean(sum)).sum();
+        let mean_of_squares = mean(squares.iter().sum());
+        UnitTokens {
+            columns,
+            norms,
+            contrast: (mean_of_squares - square_of_mean).max(0.0).sqrt(),
+        }
     }
 }
 
