@@ -1,19 +1,18 @@
 //! A cohort: 1, 2, 4 and 8 cells that share one forward pass of the encoder, and as many runs that
-//! each have their own. Images a second, summed over the cells.
+//! each have their own, in turns; prints the ratio of their throughputs as Markdown.
 //!
 //! `IREPA_BENCH_ENCODER` names the TorchScript file, with its sidecar beside it and 16 x 16 tokens of
-//! width 768: `cargo xtask export mocov3-vit-b --random-weights` makes one. What a cohort saves
+//! width 768: `cargo xtask export dinov2-vit-b --random-weights` makes one. What a cohort saves
 //! depends on the denoiser: with E and S the times of the encoder and of a cell's step, n cells gain
-//! n (E + S) / (E + n S), which is printed from E and S beside what was measured.
+//! n (E + S) / (E + n S), which is printed beside what was measured.
 
 use std::env;
 use std::error::Error;
 use std::hint::black_box;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use benches::cells::{GRID, WIDTH, batch, trainer};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use encoders::{Encoder, TorchScript};
 use tch::Device;
 use training::{DeviceBatch, Precision, Trainer};
@@ -25,6 +24,7 @@ const BATCH: i64 = 4;
 /// Denoisers and the side of their images; each has 16 x 16 tokens.
 const MODELS: [(&str, u32); 2] = [("SiT-XS/4", 64), ("SiT-S/2", 32)];
 const CELLS: [usize; 4] = [1, 2, 4, 8];
+const TURNS: usize = 3;
 
 /// One step of every cell.
 fn together(cells: &mut [Trainer], encoder: &dyn Encoder, batch: &DeviceBatch) -> Outcome<()> {
@@ -42,21 +42,18 @@ fn apart(cells: &mut [Trainer], encoder: &dyn Encoder, batch: &DeviceBatch) -> O
     Ok(())
 }
 
-/// The median of some calls' seconds.
-fn seconds(mut call: impl FnMut() -> Outcome<()>) -> Outcome<f64> {
-    let mut times = Vec::new();
-    for _ in 0..4 {
-        let start = Instant::now();
-        call()?;
-        times.push(start.elapsed().as_secs_f64());
-    }
-    // The first call is slower.
-    times.remove(0);
-    times.sort_by(f64::total_cmp);
-    Ok(times[1])
+fn seconds(call: impl FnOnce() -> Outcome<()>) -> Outcome<f64> {
+    let start = Instant::now();
+    call()?;
+    Ok(start.elapsed().as_secs_f64())
 }
 
-fn cohorts(criterion: &mut Criterion, path: &Path) -> Outcome<()> {
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn cohorts(path: &Path) -> Outcome<()> {
     torch_ext::device::keep_freed_memory();
     let encoder = TorchScript::load(path, Device::Cpu, encoders::Precision::Fp32)?;
     let spec = encoder.spec();
@@ -69,64 +66,49 @@ fn cohorts(criterion: &mut Criterion, path: &Path) -> Outcome<()> {
             format!("its tokens are {width} wide on {grid:?}, not {WIDTH} on {GRID:?}").into(),
         );
     }
-    let mut group = criterion.benchmark_group("cohort");
-    group
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(100))
-        .measurement_time(Duration::from_secs(2));
+    println!("batch {BATCH}, {} threads\n", tch::get_num_threads());
+    println!(
+        "| denoiser | cells | together, s | apart, s | gain | by E and S |\n| --- | --- | --- | --- | --- | --- |"
+    );
     for (model, resolution) in MODELS {
         let batch = batch(BATCH, resolution)?;
-        let cell = || trainer(model, resolution, BATCH, Precision::Fp32, true);
-        let mut one = cell()?;
+        let mut cells: Vec<Trainer> = Vec::new();
         let tokens = [encoder.encode(&batch.images)?.patch];
-        let encoding = seconds(|| Ok(drop(black_box(encoder.encode(&batch.images)?))))?;
-        let step = seconds(|| Ok(drop(one.step(&batch, &tokens)?)))?;
-        println!("{model}: encoder {encoding:.3} s, step {step:.3} s");
         for count in CELLS {
-            let mut cells = (0..count).map(|_| cell()).collect::<Result<Vec<_>, _>>()?;
-            // In turn, so that what slows one slows the other.
-            let mut ratios = Vec::new();
-            for _ in 0..3 {
-                let start = Instant::now();
-                apart(&mut cells, &encoder, &batch)?;
-                let apart = start.elapsed().as_secs_f64();
-                let start = Instant::now();
-                together(&mut cells, &encoder, &batch)?;
-                ratios.push(apart / start.elapsed().as_secs_f64());
+            while cells.len() < count {
+                let mut cell = trainer(model, resolution, BATCH, Precision::Fp32, true)?;
+                // The first step is slower.
+                cell.step(&batch, &tokens)?;
+                cells.push(cell);
             }
-            ratios.sort_by(f64::total_cmp);
-            let n = count as f64;
-            println!(
-                "{model}: {count} cells together have {:.2} times the throughput of {count} runs ({:.2} by \
-                 those times)",
-                ratios[1],
-                n * (encoding + step) / (encoding + n * step)
-            );
-            group.throughput(Throughput::Elements(count as u64 * BATCH as u64));
-            group.bench_function(format!("{model}/{count}"), |bencher| {
-                bencher.iter(|| black_box(together(&mut cells, &encoder, &batch).is_ok()));
-            });
+            // In turns, so that what slows one slows the others.
+            let [mut all, mut each, mut gain, mut expected] = [(); 4].map(|()| Vec::new());
+            for _ in 0..TURNS {
+                let apart = seconds(|| apart(&mut cells, &encoder, &batch))?;
+                let together = seconds(|| together(&mut cells, &encoder, &batch))?;
+                let encoding = seconds(|| Ok(drop(black_box(encoder.encode(&batch.images)?))))?;
+                let step = seconds(|| Ok(drop(cells[0].step(&batch, &tokens)?)))?;
+                let n = count as f64;
+                expected.push(n * (encoding + step) / (encoding + n * step));
+                gain.push(apart / together);
+                all.push(together);
+                each.push(apart);
+            }
+            let [all, each, gain, expected] = [all, each, gain, expected].map(median);
+            println!("| {model} | {count} | {all:.2} | {each:.2} | {gain:.2} | {expected:.2} |");
         }
     }
-    group.finish();
     Ok(())
 }
 
-fn benchmark(criterion: &mut Criterion) {
+fn main() -> Outcome<()> {
     let Some(path) = env::var_os(ENCODER) else {
         eprintln!(
             "cohort: not measured: {ENCODER} does not name a TorchScript encoder; \
-             `cargo xtask export mocov3-vit-b --random-weights` makes pretrained/mocov3-vit-b.pt"
+             `cargo xtask export dinov2-vit-b --random-weights` makes pretrained/dinov2-vit-b.pt"
         );
-        return;
+        return Ok(());
     };
-    if let Err(error) = cohorts(criterion, Path::new(&path)) {
-        eprintln!(
-            "cohort: not measured: {}: {error}",
-            Path::new(&path).display()
-        );
-    }
+    let path = Path::new(&path);
+    cohorts(path).map_err(|error| format!("{}: {error}", path.display()).into())
 }
-
-criterion_group!(benches, benchmark);
-criterion_main!(benches);
