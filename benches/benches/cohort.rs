@@ -42,9 +42,9 @@ fn apart(cells: &mut [Trainer], encoder: &dyn Encoder, batch: &DeviceBatch) -> O
     Ok(())
 }
 
-fn seconds(call: impl FnOnce() -> Outcome<()>) -> Outcome<f64> {
+fn seconds<T>(call: impl FnOnce() -> Outcome<T>) -> Outcome<f64> {
     let start = Instant::now();
-    call()?;
+    black_box(call()?);
     Ok(start.elapsed().as_secs_f64())
 }
 
@@ -86,8 +86,8 @@ fn cohorts(path: &Path) -> Outcome<()> {
             for _ in 0..TURNS {
                 let apart = seconds(|| apart(&mut cells, &encoder, &batch))?;
                 let together = seconds(|| together(&mut cells, &encoder, &batch))?;
-                let encoding = seconds(|| Ok(drop(black_box(encoder.encode(&batch.images)?))))?;
-                let step = seconds(|| Ok(drop(cells[0].step(&batch, &tokens)?)))?;
+                let encoding = seconds(|| Ok(encoder.encode(&batch.images)?))?;
+                let step = seconds(|| Ok(cells[0].step(&batch, &tokens)?))?;
                 let n = count as f64;
                 expected.push(n * (encoding + step) / (encoding + n * step));
                 gain.push(apart / together);
