@@ -1,5 +1,5 @@
-"""Times the alignment loss and a training step in PyTorch and in Rust, in turn in one run, and prints the
-ratios as Markdown.
+"""Times the alignment loss, a training step, the spatial metrics and the loader in Python and in Rust, in turn
+in one run, and prints the ratios as Markdown.
 
     .venv/bin/python benches/compare/run.py [--upstream CHECKOUT] [--rounds 7] [--only loss] [--threads 2]
 
@@ -15,6 +15,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -27,6 +28,15 @@ CASES = {
     "loss": ("alignment loss, forward and backward, 32 x 256 x 768", 20, "loss_composed"),
     "step_fp32": ("training step, SiT-S/2 with iREPA, batch 8, fp32", 3, "step_fp32_composed"),
     "step_bf16": ("training step, SiT-S/2 with iREPA, batch 8, bf16", 3, "step_bf16_composed"),
+    "spatial": ("LDS, CDS, SRSS and RMSC of 64 images, 256 x 768", 3, None),
+    "loader": ("32 JPEGs of 500 x 375, decoded and cropped to 256, one thread each", 3, None),
+}
+# Cases whose other contenders are not all workers: name, worker, and the case as the worker calls it.
+OTHERS = {
+    "copy": [("PyTorch", "PyTorch", "copy")],
+    "spatial": [("upstream", "upstream", "spatial")],
+    "loader": [("Pillow, ADM's crop", "PyTorch", "loader"), ("Pillow, torchvision", "PyTorch", "loader_torchvision"),
+               ("upstream's crop", "upstream", "loader")],
 }
 
 
@@ -67,7 +77,12 @@ def main():
     arguments = parser.parse_args()
 
     rust = build(arguments.profile)
-    environment = {**os.environ, "THREADS": str(arguments.threads)}
+    selected = [case for case in CASES if case.startswith(arguments.only or "")]
+    inputs = tempfile.TemporaryDirectory()
+    threads = str(arguments.threads)
+    environment = {**os.environ, "THREADS": threads, "RAYON_NUM_THREADS": threads, "INPUTS": inputs.name}
+    if {"spatial", "loader"}.intersection(selected):
+        subprocess.run([rust, "inputs", inputs.name], check=True)
     python = [sys.executable, str(HERE / "worker.py")]
     commands = {"Rust": [rust], "PyTorch": [*python, "eager"]}
     if not arguments.no_compile:
@@ -78,14 +93,13 @@ def main():
 
     print(f"{arguments.threads} threads, {arguments.rounds} rounds, load {os.getloadavg()[0]:.2f} at the start\n")
     print("| case | contender | median, ms | against Rust |\n| --- | --- | --- | --- |")
-    for case, (what, iterations, unfused) in CASES.items():
-        if arguments.only and not case.startswith(arguments.only):
-            continue
+    for case in selected:
+        what, iterations, unfused = CASES[case]
         contenders = [("Rust", workers["Rust"], case)]
         if unfused:
             contenders.append(("Rust, not fused", workers["Rust"], unfused))
-        others = ["PyTorch"] if case == "copy" else [name for name in workers if name != "Rust"]
-        contenders += [(name, workers[name], case) for name in others]
+        others = OTHERS.get(case) or [(name, name, case) for name in workers if name != "Rust"]
+        contenders += [(name, workers[worker], own) for name, worker, own in others if worker in workers]
         times = {name: [] for name, _, _ in contenders}
         for name, worker, own in contenders:
             worker.time(own, 1)
@@ -101,7 +115,12 @@ def main():
         worker.process.stdin.close()
         worker.process.wait()
 
-    if not arguments.only or "loss".startswith(arguments.only):
+    if "spatial" in selected and arguments.upstream:
+        import spatial
+
+        spatial.differences(commands, environment)
+
+    if "loss" in selected:
         print("\n| memory of the loss beyond its inputs | MiB |\n| --- | --- |")
         print(f"| one token tensor | {32 * 256 * 768 * 4 / 2**20:.1f} |")
         commands["Rust, not fused"] = commands["Rust"]

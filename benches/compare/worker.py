@@ -1,15 +1,19 @@
 """The PyTorch side of `run.py`: reads lines `CASE ITERATIONS` and answers each with the seconds of every
 iteration. The first argument says how: `eager`, `compile`, or `upstream` with a checkout as the second.
-`memory CASE` after it: the memory in MiB that one call of the case takes on top."""
+`memory CASE` after it: the memory in MiB that one call of the case takes on top. `values spatial`: the
+numbers that it computes."""
 
 import copy
+import json
 import os
 import sys
 import time
 
 import torch
 
+import loader
 import model as plain
+import spatial
 
 WIDTH = 768
 
@@ -119,6 +123,10 @@ def make(case, mode, checkout):
         return copy_case()
     if case == "loss":
         return loss_case(mode, checkout)
+    if case == "spatial":
+        return spatial.metrics(checkout)
+    if case.startswith("loader"):
+        return loader.batches(case, checkout)
     return step_case(mode, checkout, case == "step_bf16")
 
 
@@ -148,6 +156,9 @@ def main():
     torch.set_num_threads(int(os.environ.get("THREADS", torch.get_num_threads())))
     if rest and rest[0] == "memory":
         print(f"{memory(rest[1], mode, checkout):.1f}")
+        return
+    if rest == ["values", "spatial"]:
+        print(json.dumps(spatial.values(checkout)))
         return
     cases = {}
     for line in sys.stdin:

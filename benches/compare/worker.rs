@@ -1,17 +1,23 @@
 //! The Rust side of `run.py`: reads lines `CASE ITERATIONS` and answers each with the seconds of every
-//! iteration. `memory CASE` as arguments: the memory in MiB that one call of the case takes on top.
+//! iteration. As arguments instead: `memory CASE`, the memory in MiB that one call of the case takes on
+//! top; `inputs FOLDER`, to write what `spatial` and `loader` read, which are told of the folder by
+//! `INPUTS`; `values spatial`, the numbers that it computes.
+
+mod loader;
+mod spatial;
 
 use std::error::Error;
 use std::fs;
 use std::hint::black_box;
 use std::io::{self, BufRead, Write};
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use alignment::{AlignmentLoss, LossConfig, LossKind, SpatialNorm};
-use data::Cursor;
+use benches::cells;
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Generator, optim};
-use training::{Config, DeviceBatch, EncoderShape, Inputs, Precision, Trainer};
+use training::Precision;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 /// One iteration of a case.
@@ -34,6 +40,17 @@ fn main() -> Outcome<()> {
         let case = arguments.get(index + 1).ok_or("memory of which case?")?;
         println!("{:.1}", memory(case)?);
         return Ok(());
+    }
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [_, "inputs", folder] => {
+            loader::write_inputs(Path::new(folder))?;
+            return spatial::write_inputs(Path::new(folder));
+        }
+        [_, "values", "spatial"] => {
+            println!("{}", spatial::values()?);
+            return Ok(());
+        }
+        _ => {}
     }
     torch_ext::device::keep_freed_memory();
     let mut cases: Vec<(String, Case)> = Vec::new();
@@ -70,8 +87,17 @@ fn case(name: &str) -> Outcome<Case> {
         "step_fp32_composed" => step(Precision::Fp32, false),
         "step_bf16" => step(Precision::Bf16, true),
         "step_bf16_composed" => step(Precision::Bf16, false),
+        "spatial" => spatial::case(),
+        "loader" => loader::case(),
         other => Err(format!("no case {other}").into()),
     }
+}
+
+/// Where `inputs` has written.
+fn inputs_folder() -> Outcome<PathBuf> {
+    Ok(std::env::var_os("INPUTS")
+        .ok_or("INPUTS is not set")?
+        .into())
 }
 
 fn random(seed: u64, size: [i64; 3]) -> Outcome<Tensor> {
@@ -108,36 +134,8 @@ fn loss(fused: bool) -> Outcome<Case> {
 /// A training step of SiT-S/2 with iREPA on 8 images of 32 pixels (256 tokens), with clipping, AdamW and
 /// EMA, for tokens of width 768 that are given.
 fn step(precision: Precision, fused: bool) -> Outcome<Case> {
-    let mut config = Config::default();
-    config.model.name = "SiT-S/2".to_owned();
-    config.data.resolution = 32;
-    config.train.batch_size = 8;
-    config.train.precision = precision;
-    config.alignment.encoder = "given".to_owned();
-    config.train.fused = fused;
-    let inputs = Inputs {
-        device: Device::Cpu,
-        num_classes: 1000,
-        encoders: vec![EncoderShape {
-            name: "given".to_owned(),
-            width: WIDTH,
-            grid: (16, 16),
-        }],
-        identity: String::new(),
-    };
-    let mut trainer = Trainer::new(&config, inputs)?;
-    let pixels = random(0, [8, 3, 32 * 32])? * 60.0 + 128.0;
-    let batch = DeviceBatch {
-        images: pixels
-            .clamp(0.0, 255.0)
-            .to_kind(Kind::Uint8)
-            .view([8, 3, 32, 32]),
-        labels: Tensor::arange(8, (Kind::Int64, Device::Cpu)),
-        moments: None,
-        ids: (0..8).collect(),
-        flipped: vec![false; 8],
-        cursor: Cursor::default(),
-    };
+    let mut trainer = cells::trainer("SiT-S/2", 32, 8, precision, fused)?;
+    let batch = cells::batch(8, 32)?;
     let tokens = [random(2, [8, 256, WIDTH])?];
     Ok(Box::new(move || {
         trainer.step(&batch, &tokens)?;

@@ -1,1 +1,4 @@
 //! Criterion benchmarks, in the folder `benches`: `cargo bench -p benches`.
+
+pub mod cells;
+pub mod inputs;

@@ -21,6 +21,8 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+use pulp::{Arch, Simd, WithSimd};
+
 use crate::error::ImageError;
 use crate::sample::check_buffer;
 
@@ -167,7 +169,12 @@ fn passes<'a, const C: usize>(
 
     let narrowed = if out.width as usize != width {
         let taps = Taps::new(width, out.width as usize, columns.clone(), filter);
-        Cow::Owned(horizontal::<C>(source, width, &taps))
+        let taps = &taps;
+        Cow::Owned(Arch::new().dispatch(Across::<C> {
+            source,
+            width,
+            taps,
+        }))
     } else if columns == (0..width) {
         Cow::Borrowed(source)
     } else {
@@ -181,7 +188,12 @@ fn passes<'a, const C: usize>(
         )
     };
     match vertical {
-        Some(taps) => Cow::Owned(down(&narrowed, columns.len() * C, used.start, &taps)),
+        Some(taps) => Cow::Owned(Arch::new().dispatch(Down {
+            source: &narrowed,
+            row_len: columns.len() * C,
+            first: used.start,
+            taps: &taps,
+        })),
         None => narrowed,
     }
 }
@@ -246,43 +258,108 @@ impl Taps {
     }
 }
 
-fn to_byte(sum: i32) -> u8 {
-    (sum >> FRACTION_BITS).clamp(0, 255) as u8
+/// Bytes that a pass sums up at once: in the vertical pass those of a row, in the horizontal pass a
+/// pixel's channels in as many rows as fit.
+const LANES: usize = 32;
+
+/// The horizontal pass over rows of `width` pixels.
+struct Across<'a, const C: usize> {
+    source: &'a [u8],
+    width: usize,
+    taps: &'a Taps,
 }
 
-fn horizontal<const C: usize>(source: &[u8], width: usize, taps: &Taps) -> Vec<u8> {
-    let rows = source.len() / (width * C);
-    let mut out = Vec::with_capacity(rows * taps.spans.len() * C);
-    for row in source.chunks_exact(width * C) {
-        let (pixels, _) = row.as_chunks::<C>();
-        for (start, weights) in taps.iter() {
-            let mut sums = [ONE_HALF; C];
-            for (pixel, &weight) in pixels[start..].iter().zip(weights) {
-                for (sum, &value) in sums.iter_mut().zip(pixel) {
-                    *sum += i32::from(value) * weight;
+impl<const C: usize> WithSimd for Across<'_, C> {
+    type Output = Vec<u8>;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> Vec<u8> {
+        let row_len = self.width * C;
+        let out_len = self.taps.spans.len() * C;
+        let at_once = LANES / C;
+        let used = self.taps.inputs();
+        let mut out = vec![0; self.source.len() / row_len * out_len];
+        let mut columns = vec![[0; LANES]; used.len()];
+        let sources = self.source.chunks(at_once * row_len);
+        for (source, out) in sources.zip(out.chunks_mut(at_once * out_len)) {
+            for (row, bytes) in source.chunks_exact(row_len).enumerate() {
+                let (pixels, _) = bytes.as_chunks::<C>();
+                for (column, pixel) in columns.iter_mut().zip(&pixels[used.clone()]) {
+                    column[row * C..][..C].copy_from_slice(pixel);
                 }
             }
-            out.extend(sums.map(to_byte));
+            for (x, (start, weights)) in self.taps.iter().enumerate() {
+                let bytes = weighted(columns[start - used.start..].iter(), weights);
+                for (row, out) in out.chunks_exact_mut(out_len).enumerate() {
+                    out[x * C..][..C].copy_from_slice(&bytes[row * C..][..C]);
+                }
+            }
         }
+        out
     }
-    out
 }
 
 /// The vertical pass over rows of `row_len` bytes; the first row of `source` is input row `first`.
-fn down(source: &[u8], row_len: usize, first: usize, taps: &Taps) -> Vec<u8> {
-    let mut out = Vec::with_capacity(taps.spans.len() * row_len);
-    let mut sums = vec![ONE_HALF; row_len];
-    for (start, weights) in taps.iter() {
-        sums.fill(ONE_HALF);
-        let rows = source[(start - first) * row_len..].chunks_exact(row_len);
-        for (row, &weight) in rows.zip(weights) {
-            for (sum, &value) in sums.iter_mut().zip(row) {
-                *sum += i32::from(value) * weight;
+struct Down<'a> {
+    source: &'a [u8],
+    row_len: usize,
+    first: usize,
+    taps: &'a Taps,
+}
+
+impl WithSimd for Down<'_> {
+    type Output = Vec<u8>;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> Vec<u8> {
+        let row_len = self.row_len;
+        let mut out = vec![0; self.taps.spans.len() * row_len];
+        for (out, (start, weights)) in out.chunks_exact_mut(row_len).zip(self.taps.iter()) {
+            let source = &self.source[(start - self.first) * row_len..];
+            let (wide, rest) = out.as_chunks_mut::<LANES>();
+            let rest_start = wide.len() * LANES;
+            for (index, out) in wide.iter_mut().enumerate() {
+                *out = weighted(below(source, row_len, index * LANES), weights);
+            }
+            for (index, out) in rest.iter_mut().enumerate() {
+                [*out] = weighted(below(source, row_len, rest_start + index), weights);
             }
         }
-        out.extend(sums.iter().map(|&sum| to_byte(sum)));
+        out
     }
-    out
+}
+
+/// The `N` bytes from `column` on of each row.
+#[inline(always)]
+fn below<const N: usize>(
+    source: &[u8],
+    row_len: usize,
+    column: usize,
+) -> impl Iterator<Item = &[u8; N]> {
+    let rows = source[column..].chunks(row_len);
+    rows.filter_map(|row| row.first_chunk::<N>())
+}
+
+/// The weighted sums of the inputs, byte by byte.
+///
+/// They cannot overflow: the weights' magnitudes add up to less than 1.3. The operations that wrap
+/// are there because those that check keep the loop from being vectorised.
+#[inline(always)]
+fn weighted<'a, const N: usize>(
+    inputs: impl Iterator<Item = &'a [u8; N]>,
+    weights: &[i32],
+) -> [u8; N] {
+    let mut sums = [ONE_HALF; N];
+    for (input, &weight) in inputs.zip(weights) {
+        for (sum, &value) in sums.iter_mut().zip(input) {
+            *sum = sum.wrapping_add(i32::from(value).wrapping_mul(weight));
+        }
+    }
+    let mut bytes = [0; N];
+    for (byte, sum) in bytes.iter_mut().zip(&sums) {
+        *byte = (sum >> FRACTION_BITS).clamp(0, 255) as u8;
+    }
+    bytes
 }
 
 /// The input index of each output of the window, by Pillow's running sum in float64.

@@ -7,7 +7,7 @@
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::{evd, matmul, qr, svd};
-use faer::{Accum, Mat, MatRef, Par};
+use faer::{Accum, Mat, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use crate::MetricsError;
@@ -64,6 +64,60 @@ pub(crate) fn sequential_product(left: MatRef<'_, f64>, right: MatRef<'_, f64>) 
         Par::Seq,
     );
     product
+}
+
+/// `columns^T * columns` `[T, T]` for `columns` `[D, T]`, on the calling thread; symmetric to the bit.
+pub(crate) fn gram(columns: MatRef<'_, f32>) -> Vec<f32> {
+    let count = columns.ncols();
+    let mut product = vec![0.0; count * count];
+    let lower = MatMut::from_column_major_slice_mut(&mut product, count, count);
+    lower_gram(lower, columns);
+    mirror(&mut product, count);
+    product
+}
+
+/// The part of the product on and below the diagonal: the square below it, then both squares on it.
+fn lower_gram(product: MatMut<'_, f32>, columns: MatRef<'_, f32>) {
+    /// Side of the squares on the diagonal that are computed whole.
+    const SMALLEST: usize = 32;
+    let multiply = |product, left: MatRef<'_, f32>, right| {
+        let left = left.transpose();
+        matmul::matmul(product, Accum::Replace, left, right, 1.0, Par::Seq);
+    };
+    let count = columns.ncols();
+    if count <= SMALLEST {
+        return multiply(product, columns, columns);
+    }
+    let half = (count / 2).next_multiple_of(SMALLEST / 2);
+    let (first, second) = columns.split_at_col(half);
+    let (above, _, below, after) = product.split_at_mut(half, half);
+    multiply(below, second, first);
+    lower_gram(above, first);
+    lower_gram(after, second);
+}
+
+/// Copies what is below the diagonal of a column-major `[count, count]` matrix to above it, in tiles.
+fn mirror(matrix: &mut [f32], count: usize) {
+    const TILE: usize = 16;
+    let mut tile = [[0.0; TILE]; TILE];
+    for top in (0..count).step_by(TILE) {
+        let rows = TILE.min(count - top);
+        for left in (0..=top).step_by(TILE) {
+            let columns = TILE.min(count - left);
+            for (column, values) in tile[..columns].iter_mut().enumerate() {
+                let start = (left + column) * count + top;
+                values[..rows].copy_from_slice(&matrix[start..start + rows]);
+            }
+            for row in 0..rows {
+                let columns = if left == top { row } else { columns };
+                let start = (top + row) * count + left;
+                let mirrored = &mut matrix[start..start + columns];
+                for (value, column) in mirrored.iter_mut().zip(&tile) {
+                    *value = column[row];
+                }
+            }
+        }
+    }
 }
 
 /// Eigenvalues in ascending order and eigenvectors (columns) of the symmetric matrix with this lower part.

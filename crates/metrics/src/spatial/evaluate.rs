@@ -5,8 +5,8 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::Grid;
-use super::measures::{contrast, decay, foreground_contrast, local_minus_far};
-use super::similarity::{DistanceProfile, NORM_FLOOR, SRSS_NORM_FLOOR, gram, norms, unit_tokens};
+use super::measures::{decay, foreground_contrast, local_minus_far};
+use super::similarity::{DistanceProfile, NORM_FLOOR, SRSS_NORM_FLOOR, UnitTokens};
 use crate::MetricsError;
 
 /// Distances of the spatial metrics, in patches. The default is upstream's.
@@ -150,31 +150,26 @@ fn image_metrics(
     mask: Option<ArrayView1<'_, bool>>,
     options: &SpatialOptions,
 ) -> Result<SpatialMetrics, MetricsError> {
-    let norms = norms(tokens)?;
-    let unit = unit_tokens(tokens, &norms, NORM_FLOOR);
-    let similarity = gram(&unit);
-    let profile = DistanceProfile::new(similarity.view(), grid);
-    let srss = mask.and_then(|mask| {
-        let contrast = |similarity| {
-            foreground_contrast(
-                similarity,
-                grid,
-                mask,
-                options.srss_near_distance,
-                options.srss_far_distance,
-            )
-        };
-        // The two floors differ for very short tokens only; without any, the cosines can be shared.
-        if norms.iter().any(|&norm| norm > 0.0 && norm < NORM_FLOOR) {
-            contrast(&gram(&unit_tokens(tokens, &norms, SRSS_NORM_FLOOR)))
-        } else {
-            contrast(&similarity)
+    let unit = UnitTokens::new(tokens, NORM_FLOOR)?;
+    let cosines = unit.cosines();
+    let profile = DistanceProfile::new(&cosines, grid);
+    let srss = match mask {
+        Some(mask) => {
+            let mask: Vec<bool> = mask.iter().copied().collect();
+            let (near, far) = (options.srss_near_distance, options.srss_far_distance);
+            // The two floors differ for very short tokens only; without any, the cosines can be shared.
+            let own = match unit.any_shorter_than(NORM_FLOOR) {
+                true => Some(UnitTokens::new(tokens, SRSS_NORM_FLOOR)?.cosines()),
+                false => None,
+            };
+            foreground_contrast(own.as_ref().unwrap_or(&cosines), grid, &mask, near, far)
         }
-    });
+        None => None,
+    };
     Ok(SpatialMetrics {
         lds: local_minus_far(&profile, options.lds_far_distance),
         cds: decay(&profile, options.cds_max_distance),
         srss,
-        rmsc: contrast(&unit),
+        rmsc: unit.contrast(),
     })
 }

@@ -1,11 +1,12 @@
 //! The four metrics of one image.
 
-use ndarray::{Array2, ArrayView1, ArrayView2, aview1};
+use std::ops::Range;
+
+use ndarray::ArrayView2;
+use pulp::{Arch, Simd, WithSimd};
 
 use super::Grid;
-use super::similarity::{
-    DistanceProfile, NORM_FLOOR, SRSS_NORM_FLOOR, cosine_similarity, gram, norms, unit_tokens,
-};
+use super::similarity::{DistanceProfile, NORM_FLOOR, SRSS_NORM_FLOOR, UnitTokens};
 use crate::MetricsError;
 
 /// Local-vs-distant similarity of one image's tokens `[T, D]`, in [-2, 2].
@@ -78,10 +79,9 @@ pub fn srss(
             expected: vec![grid.tokens()],
         });
     }
-    let similarity = gram(&unit_tokens(tokens, &norms(tokens)?, SRSS_NORM_FLOOR));
-    let mask = aview1(mask);
+    let unit = UnitTokens::new(tokens, SRSS_NORM_FLOOR)?;
     Ok(foreground_contrast(
-        &similarity,
+        &unit.cosines(),
         grid,
         mask,
         near_distance,
@@ -106,15 +106,13 @@ pub fn rmsc(tokens: ArrayView2<'_, f32>) -> Result<f64, MetricsError> {
             needed: 1,
         });
     }
-    Ok(contrast(&unit_tokens(tokens, &norms(tokens)?, NORM_FLOOR)))
+    Ok(UnitTokens::new(tokens, NORM_FLOOR)?.contrast())
 }
 
 fn profile(tokens: ArrayView2<'_, f32>, grid: Grid) -> Result<DistanceProfile, MetricsError> {
     grid.check(tokens.nrows())?;
-    Ok(DistanceProfile::new(
-        cosine_similarity(tokens)?.view(),
-        grid,
-    ))
+    let unit = UnitTokens::new(tokens, NORM_FLOOR)?;
+    Ok(DistanceProfile::new(&unit.cosines(), grid))
 }
 
 pub(super) fn local_minus_far(profile: &DistanceProfile, far_distance: usize) -> f64 {
@@ -143,56 +141,103 @@ pub(super) fn decay(profile: &DistanceProfile, max_distance: usize) -> f64 {
     -covariance / variance
 }
 
+/// SRSS of the cosines `[T, T]` on the grid for the foreground `mask` `[T]`.
 pub(super) fn foreground_contrast(
-    similarity: &Array2<f32>,
+    cosines: &[f32],
     grid: Grid,
-    mask: ArrayView1<'_, bool>,
+    mask: &[bool],
     near_distance: usize,
     far_distance: usize,
 ) -> Option<f64> {
-    let (mut total, mut anchors) = (0.0, 0_u64);
-    for (i, row) in similarity.outer_iter().enumerate() {
-        if !mask[i] {
-            continue;
-        }
-        let (y, x) = grid.position(i);
-        let (mut near, mut near_count) = (0.0, 0_u64);
-        let (mut far, mut far_count) = (0.0, 0_u64);
-        for (j, (&cosine, &foreground)) in row.iter().zip(mask).enumerate() {
-            let (other_y, other_x) = grid.position(j);
-            let distance = y.abs_diff(other_y) + x.abs_diff(other_x);
-            if foreground {
-                if (1..=near_distance).contains(&distance) {
-                    near += f64::from(cosine);
-                    near_count += 1;
-                }
-            } else if distance >= far_distance {
-                far += f64::from(cosine);
-                far_count += 1;
-            }
-        }
-        if near_count > 0 && far_count > 0 {
-            total += near / near_count as f64 - far / far_count as f64;
-            anchors += 1;
-        }
-    }
-    (anchors > 0).then(|| total / anchors as f64)
+    Arch::new().dispatch(ForegroundContrast {
+        cosines,
+        grid,
+        mask,
+        near_distance,
+        far_distance,
+    })
 }
 
-pub(super) fn contrast(unit: &Array2<f32>) -> f64 {
-    let tokens = unit.nrows() as f64;
-    let mut mean = vec![0.0; unit.ncols()];
-    for token in unit.outer_iter() {
-        for (mean, &value) in mean.iter_mut().zip(token) {
-            *mean += f64::from(value) / tokens;
+struct ForegroundContrast<'a> {
+    cosines: &'a [f32],
+    grid: Grid,
+    mask: &'a [bool],
+    near_distance: usize,
+    far_distance: usize,
+}
+
+impl WithSimd for ForegroundContrast<'_> {
+    type Output = Option<f64>;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> Option<f64> {
+        let Grid { width, .. } = self.grid;
+        let background: Vec<f64> = self.mask.iter().map(|&fg| f64::from(!fg)).collect();
+        let columns_apart: Vec<f64> = (0..width)
+            .flat_map(|x| (0..width).map(move |other_x| x.abs_diff(other_x) as f64))
+            .collect();
+        // By column of the background token.
+        let (mut sums, mut counts) = (vec![0.0; width], vec![0.0; width]);
+        let (mut total, mut anchors) = (0.0, 0_u64);
+        for anchor in (0..self.mask.len()).filter(|&t| self.mask[t]) {
+            let Some(near) = self.near(anchor) else {
+                continue;
+            };
+            let (y, x) = self.grid.position(anchor);
+            let apart = &columns_apart[x * width..][..width];
+            sums.fill(0.0);
+            counts.fill(0.0);
+            let cosines = self.row(anchor).chunks_exact(width);
+            for (other_y, (cosines, background)) in
+                cosines.zip(background.chunks_exact(width)).enumerate()
+            {
+                let least = self.far_distance.saturating_sub(y.abs_diff(other_y)) as f64;
+                let sums = sums.iter_mut().zip(&mut counts);
+                let tokens = cosines.iter().zip(background).zip(apart);
+                for ((sum, count), ((&cosine, &background), &apart)) in sums.zip(tokens) {
+                    let far = if apart >= least { background } else { 0.0 };
+                    *sum += far * f64::from(cosine);
+                    *count += far;
+                }
+            }
+            let count: f64 = counts.iter().sum();
+            if count > 0.0 {
+                total += near - sums.iter().sum::<f64>() / count;
+                anchors += 1;
+            }
         }
+        (anchors > 0).then(|| total / anchors as f64)
     }
-    let mut square = 0.0;
-    for token in unit.outer_iter() {
-        for (mean, &value) in mean.iter().zip(token) {
-            let centred = f64::from(value) - mean;
-            square += centred * centred;
+}
+
+impl ForegroundContrast<'_> {
+    /// The cosines of a token.
+    fn row(&self, token: usize) -> &[f32] {
+        let count = self.grid.tokens();
+        &self.cosines[token * count..][..count]
+    }
+
+    /// Mean cosine to the other foreground tokens within the near distance.
+    fn near(&self, anchor: usize) -> Option<f64> {
+        let Grid { height, width } = self.grid;
+        let (y, x) = self.grid.position(anchor);
+        let cosines = self.row(anchor);
+        let (mut sum, mut count) = (0.0, 0_u64);
+        for other_y in around(y, self.near_distance, height) {
+            let columns = self.near_distance - y.abs_diff(other_y);
+            for other_x in around(x, columns, width) {
+                let other = other_y * width + other_x;
+                if other != anchor && self.mask[other] {
+                    sum += f64::from(cosines[other]);
+                    count += 1;
+                }
+            }
         }
+        (count > 0).then(|| sum / count as f64)
     }
-    (square / tokens).sqrt()
+}
+
+/// The places in `0..side` that are at most `distance` from one of them.
+fn around(place: usize, distance: usize, side: usize) -> Range<usize> {
+    place.saturating_sub(distance)..place.saturating_add(distance).saturating_add(1).min(side)
 }
