@@ -89,6 +89,10 @@ pub struct SweepArgs {
     /// Forget earlier results of the cells that are run.
     #[arg(long)]
     pub fresh: bool,
+    /// Most memory, in MiB, that cells trained at the same time may take for weights, averages, gradients and
+    /// optimiser state; by default four fifths of what is free. More cells wait for their turn.
+    #[arg(long, value_name = "MIB")]
+    pub memory_limit: Option<u64>,
     /// Run the i-th of n parts of the sweep, on several machines or devices that share the folder.
     #[arg(long, value_name = "I/N", value_parser = parse_shard)]
     pub shard: Option<runner::sweep::Shard>,

@@ -417,3 +417,33 @@ fn cells_that_do_not_fit_together_go_on_apart_to_the_same_bits() {
         .sweep(&["--only", "*.irepa.out_of_memory.*", "--fresh"])
         .expect(1, &["out of memory", "train.accumulation", "1 failed"]);
 }
+
+#[test]
+fn cells_wait_where_memory_has_no_room_for_them() {
+    let place = Playground::new();
+    place.edit(
+        "experiment.toml",
+        "\"hog-vit-g4_d128\", \"good\"",
+        "\"good\"",
+    );
+    place.edit(
+        "experiment.toml",
+        "seed = [0]",
+        "seed = [0]\n[set.alignment]\npool_tokens = true",
+    );
+    place.write("recipes/repa.toml", "");
+    place.edit(
+        "experiment.toml",
+        "\"none\", \"irepa\"",
+        "\"none\", \"repa\", \"irepa\"",
+    );
+    place.sweep(&["--out", "together"]).expect(0, &["3 done"]);
+    let outcome = place
+        .sweep(&["--out", "apart", "--memory-limit", "1"])
+        .expect(0, &["memory for 1 cells at once; 1 wait", "3 done"]);
+    assert_eq!(outcome.stderr.matches("memory for").count(), 1);
+    for cell in ["none", "repa.good", "irepa.good"] {
+        let cell = |out: &str| place.path(&format!("{out}/small/cells/sit-xs4.{cell}.s0"));
+        assert!(trained(&cell("apart")) == trained(&cell("together")));
+    }
+}

@@ -68,6 +68,22 @@ int te_reset_peak_memory(int device) {
   });
 }
 
+// What is free on the device, with what the allocator holds in reserve.
+int te_free_memory(int device, uint64_t *bytes) {
+  return guarded([&] {
+    const auto target = torch_ext::device_of(device);
+    auto *allocator = at::getDeviceAllocator(target.type());
+    const auto [free, total] = allocator->getMemoryInfo(target.index());
+    (void)total;
+    const auto stats = allocator->getDeviceStats(target.index());
+    constexpr auto all =
+        static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+    const auto reserve =
+        stats.reserved_bytes[all].current - stats.allocated_bytes[all].current;
+    *bytes = static_cast<uint64_t>(free) + static_cast<uint64_t>(reserve);
+  });
+}
+
 int te_empty_cache(int device) {
   return guarded([&] {
     at::getDeviceAllocator(torch_ext::device_of(device).type())->emptyCache();

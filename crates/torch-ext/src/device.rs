@@ -122,6 +122,24 @@ pub fn reset_peak_memory(device: Device) -> Result<(), TorchError> {
     ffi::check(unsafe { ffi::te_reset_peak_memory(ffi::device(device)?) })
 }
 
+/// Memory that tensors can still take, in bytes: on CUDA what is free, with what the allocator holds in
+/// reserve; on the CPU what the system could give without swapping, within the limits of this process's
+/// control group.
+///
+/// `None` where the system does not tell.
+///
+/// # Errors
+/// The device has no allocator figures.
+pub fn free_memory(device: Device) -> Result<Option<u64>, TorchError> {
+    if device == Device::Cpu {
+        return Ok(free_memory_of_system());
+    }
+    let mut bytes = 0;
+    // SAFETY: `bytes` is valid for writes.
+    ffi::check(unsafe { ffi::te_free_memory(ffi::device(device)?, &mut bytes) })?;
+    Ok(Some(bytes))
+}
+
 /// Gives the allocator's unused memory back to the device; nothing to do on the CPU.
 ///
 /// # Errors
@@ -158,6 +176,15 @@ pub fn set_tf32(enabled: bool) -> Result<(), TorchError> {
 pub fn set_deterministic(enabled: bool) -> Result<(), TorchError> {
     // SAFETY: plain number.
     ffi::check(unsafe { ffi::te_set_deterministic(i32::from(enabled)) })
+}
+
+fn free_memory_of_system() -> Option<u64> {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    let available = system.available_memory();
+    let limit = system.cgroup_limits().map(|limits| limits.free_memory);
+    let free = limit.map_or(available, |limit| limit.min(available));
+    (free > 0).then_some(free)
 }
 
 fn peak_resident() -> Option<u64> {

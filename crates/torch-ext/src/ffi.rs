@@ -167,6 +167,7 @@ unsafe extern "C" {
     pub(crate) fn te_load_cuda() -> c_int;
     pub(crate) fn te_peak_memory(device: c_int, bytes: *mut u64) -> c_int;
     pub(crate) fn te_reset_peak_memory(device: c_int) -> c_int;
+    pub(crate) fn te_free_memory(device: c_int, bytes: *mut u64) -> c_int;
     pub(crate) fn te_empty_cache(device: c_int) -> c_int;
     pub(crate) fn te_keep_freed_memory() -> c_int;
     pub(crate) fn te_set_tf32(enabled: c_int) -> c_int;

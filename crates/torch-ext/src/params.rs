@@ -111,6 +111,15 @@ impl Params {
             .collect()
     }
 
+    /// Bytes that they take.
+    pub fn bytes(&self) -> u64 {
+        let entries = self.state_dict();
+        let sizes = entries
+            .iter()
+            .map(|(_, tensor)| (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64);
+        sizes.sum()
+    }
+
     /// Number of trainable scalars.
     pub fn count(&self) -> usize {
         self.entries

@@ -123,3 +123,8 @@ impl AdamW {
         optim::copy_(&targets, &sources).map_err(|error| error.to_string())
     }
 }
+
+/// Bytes of weights that are trained, with their gradients and the two moments.
+pub(crate) fn trained_bytes(params: &Params) -> u64 {
+    4 * params.bytes()
+}

@@ -30,7 +30,7 @@ impl DeviceBatch {
         Ok(Self {
             images: images_to_device(&batch, device)?,
             moments: None,
-            labels: Tensor::f_from_slice(&batch.labels)?.f_to_device(device)?,
+            labels: to_device(&Tensor::f_from_slice(&batch.labels)?, device)?,
             cursor: batch.cursor,
             ids: batch.ids,
             flipped: batch.flipped,
@@ -46,5 +46,15 @@ pub fn images_to_device(batch: &Batch, device: Device) -> Result<Tensor, TrainEr
     let side = i64::from(batch.resolution);
     let shape = [batch.len() as i64, 3, side, side];
     let images = Tensor::f_from_data_size(&batch.images, &shape, Kind::Uint8)?;
-    Ok(images.f_to_device(device)?)
+    to_device(&images, device)
+}
+
+/// Copies to a device. To CUDA from page-locked memory and without waiting: what runs there next on the same stream
+/// comes after the copy, and libtorch keeps the memory until then.
+fn to_device(tensor: &Tensor, device: Device) -> Result<Tensor, TrainError> {
+    if !device.is_cuda() {
+        return Ok(tensor.f_to_device(device)?);
+    }
+    let pinned = tensor.f_pin_memory(device)?;
+    Ok(pinned.f_to_device_(device, tensor.kind(), true, false)?)
 }

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Generator, Params};
 
-use crate::adamw::AdamW;
+use crate::adamw::{AdamW, trained_bytes};
 use crate::aligner::Aligned;
 use crate::autoencoder::{decode, scaling, trained};
 use crate::checkpoint::VAE;
@@ -197,6 +197,11 @@ pub(crate) struct JointFigures {
 }
 
 impl Joint {
+    /// Bytes of autoencoder and discriminator, with gradients and optimiser state.
+    pub(crate) fn state_bytes(&self) -> u64 {
+        trained_bytes(&self.autoencoder.params) + trained_bytes(&self.discriminator.params)
+    }
+
     /// What `config` trains besides the denoiser; `None` if nothing. Latents start from the
     /// statistics that the configuration states.
     pub(crate) fn new(

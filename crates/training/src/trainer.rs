@@ -5,7 +5,7 @@ use diffusion::DiffusionError;
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Generator, Mismatch, Params, TorchError, autocast};
 
-use crate::adamw::AdamW;
+use crate::adamw::{AdamW, trained_bytes};
 use crate::aligner::{Aligned, Aligner};
 use crate::autoencoder::read_weights;
 use crate::model::{Model, Network, num_classes, update_average};
@@ -124,6 +124,17 @@ impl Trainer {
     /// Optimiser steps done.
     pub fn steps_done(&self) -> u64 {
         self.step
+    }
+
+    /// Bytes of weights, averages, gradients and optimiser state, once a step has made them all. What a step
+    /// takes besides is free again after it.
+    pub fn state_bytes(&self) -> u64 {
+        let second = self.second_average.as_ref().map_or(0, Params::bytes);
+        let trained = match &self.autoencoder {
+            Autoencoding::Frozen(_) => 0,
+            Autoencoding::Trained(joint) => joint.state_bytes(),
+        };
+        trained_bytes(&self.model.params) + self.average.params.bytes() + second + trained
     }
 
     /// Where the data stream stood after the last batch.

@@ -15,6 +15,9 @@ pub fn run(arguments: &SweepArgs) -> Result<ExitCode, Failure> {
         dry_run: arguments.dry_run,
         fresh: arguments.fresh,
         shard: arguments.shard,
+        memory_limit: arguments
+            .memory_limit
+            .map(|mib| mib.saturating_mul(1 << 20)),
     };
     let outcome = sweep::run(&options, super::registry(), super::watch_interrupts()?)?;
     if arguments.dry_run {

@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use data::Loader;
 use tch::Tensor;
@@ -15,6 +14,9 @@ use super::measures::{judges, measure_encoder};
 use super::token_source::TokenSource;
 use super::{Context, Planned};
 use crate::evaluation::{EvaluationError, Judges};
+
+/// Share of free memory that the state of cells may take; the rest is for a step and for evaluation.
+const FREE_SHARE: f64 = 0.8;
 
 /// Cells that share data, batches, encoder and autoencoder.
 pub(crate) struct Cohort {
@@ -54,8 +56,9 @@ impl Cohort {
 
     /// Runs all cells to their end. Failures are written to the cells' folders.
     ///
-    /// Where memory does not suffice for all cells at once, they go on from their checkpoints in two halves, one
-    /// after the other, to the same bits: a cell does not depend on which others run beside it.
+    /// As many are trained at the same time as memory has room for. Where it runs out all the same, they go on from
+    /// their checkpoints in two halves, one after the other. Both give the same bits: a cell does not depend on which
+    /// others run beside it.
     pub(crate) fn run(&self, context: &Context) {
         if self.cells.is_empty() {
             return;
@@ -68,7 +71,8 @@ impl Cohort {
                 tracing::debug!("the allocator keeps its memory: {error}");
             }
             match outcome {
-                Ok(()) => {}
+                Ok(later) if later.is_empty() || context.is_interrupted() => {}
+                Ok(later) => parts.push(later),
                 Err(Stopped {
                     mut left, splits, ..
                 }) if splits => {
@@ -91,22 +95,26 @@ impl Cohort {
         }
     }
 
-    /// `Err` is a failure of what the cells share, or too little memory for all of them; a failure of one cell
-    /// is handled here.
-    fn train<'a>(&self, context: &Context, cells: &[&'a Planned]) -> Result<(), Stopped<'a>> {
+    /// Gives back the cells that there was no room for. `Err` is a failure of what the cells share, or too little
+    /// memory for all of them; a failure of one cell is handled here.
+    fn train<'a>(
+        &self,
+        context: &Context,
+        cells: &[&'a Planned],
+    ) -> Result<Vec<&'a Planned>, Stopped<'a>> {
         let mut part = Part {
             waiting: cells.iter().copied().collect(),
             active: Vec::new(),
         };
         let Err(reason) = part.train(context) else {
-            return Ok(());
+            return Ok(part.waiting.into());
         };
         // A cell that waits was about to be opened beside those that are.
         let together = part.active.len() + usize::from(!part.waiting.is_empty());
         let splits = reason.is_out_of_memory()
             && !part.active.is_empty()
             && together > 1
-            && !context.interrupted.load(Ordering::Relaxed);
+            && !context.is_interrupted();
         let mut left = Vec::new();
         for mut cell in part.active {
             left.push(cell.planned);
@@ -158,7 +166,16 @@ impl Part<'_> {
         {
             context.progress.print(&line);
         }
+        let room = Room::new(context)?;
         while let Some(&planned) = self.waiting.front() {
+            if !room.has_place(&self.active) {
+                context.progress.print(&format!(
+                    "memory for {} cells at once; {} wait",
+                    self.active.len(),
+                    self.waiting.len()
+                ));
+                break;
+            }
             match Active::open(context, planned, &source) {
                 Ok(cell) => self.active.push(cell),
                 Err(reason) if self.may_split(&reason) => return Err(reason),
@@ -178,7 +195,7 @@ impl Part<'_> {
         let mut loader = None;
         let mut shared = None;
         while self.active.iter().any(|cell| !cell.run.is_finished()) {
-            if context.interrupted.load(Ordering::Relaxed) {
+            if context.is_interrupted() {
                 self.suspend(context);
                 return Ok(());
             }
@@ -275,7 +292,7 @@ impl Part<'_> {
             },
         };
         while let Some(cell) = self.active.first_mut() {
-            if context.interrupted.load(Ordering::Relaxed) {
+            if context.is_interrupted() {
                 break;
             }
             let outcome = cell.finish(context, &figures, &judges);
@@ -292,6 +309,32 @@ impl Part<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// Memory for the state of cells.
+struct Room {
+    bytes: Option<u64>,
+}
+
+impl Room {
+    /// Before a cell is opened: part of a cell's state is only made by its first step.
+    fn new(context: &Context) -> Result<Self, Reason> {
+        let bytes = match context.memory_limit {
+            Some(limit) => Some(limit),
+            None => torch_ext::device::free_memory(context.device)?
+                .map(|free| (free as f64 * FREE_SHARE) as u64),
+        };
+        Ok(Self { bytes })
+    }
+
+    /// Whether another cell, as large as the largest of these, fits beside them. The first always does.
+    fn has_place(&self, cells: &[Active]) -> bool {
+        let sizes = cells.iter().map(|cell| cell.run.trainer().state_bytes());
+        let (taken, largest) = sizes.fold((0, 0), |(sum, largest), size| {
+            (sum + size, size.max(largest))
+        });
+        cells.is_empty() || self.bytes.is_none_or(|bytes| taken + largest <= bytes)
     }
 }
 

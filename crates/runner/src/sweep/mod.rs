@@ -57,6 +57,8 @@ pub struct Options {
     pub fresh: bool,
     /// Of the cohorts, only every `count`-th, from `index`.
     pub shard: Option<Shard>,
+    /// Most bytes that the state of cells trained at the same time may take; `None` for most of what is free.
+    pub memory_limit: Option<u64>,
 }
 
 /// A part of a sweep: `1/3` is the first of three.
@@ -143,6 +145,14 @@ pub(crate) struct Context<'a> {
     pub(crate) interrupted: &'a AtomicBool,
     /// What a new run starts from, if not from drawn weights.
     pub(crate) init: Option<&'a InitialWeights>,
+    /// As in [`Options`].
+    pub(crate) memory_limit: Option<u64>,
+}
+
+impl Context<'_> {
+    pub(crate) fn is_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
+    }
 }
 
 /// A cell with the inputs it was found to have.
@@ -252,6 +262,7 @@ pub fn run(
         folder: folder.clone(),
         interrupted,
         init: None,
+        memory_limit: options.memory_limit,
     };
     for cohort in cohorts {
         if interrupted.load(Ordering::Relaxed) {

@@ -111,6 +111,7 @@ pub fn train(
         folder: options.folder.clone(),
         interrupted,
         init: options.init.as_ref(),
+        memory_limit: None,
     };
     for cohort in &cohorts {
         cohort.run(&context);
