@@ -22,6 +22,7 @@ use tch::{TchError, Tensor};
 use crate::DiffusionError;
 use crate::embedding::{sinusoids, sinusoids_derivative};
 use crate::fused;
+use crate::layers::{join_heads, split_heads};
 use tangent::Tangent;
 
 /// Added to the variance by layer norms without weights.
@@ -54,8 +55,8 @@ pub(crate) trait Activation: Sized {
 
     fn silu(&self) -> Result<Self, DiffusionError>;
 
-    /// The tanh form of GELU.
-    fn gelu(&self) -> Result<Self, DiffusionError>;
+    /// The tanh form of GELU; in a form of our own where there is one, unless `fused` is off.
+    fn gelu(&self, fused: bool) -> Result<Self, DiffusionError>;
 
     fn add(&self, other: &Self) -> Result<Self, DiffusionError>;
 
@@ -84,6 +85,10 @@ pub(crate) trait Activation: Sized {
 
     /// `softmax(q k^T / sqrt(d)) v` for `[B, heads, T, d]` each.
     fn attention(q: &Self, k: &Self, v: &Self) -> Result<Self, DiffusionError>;
+
+    /// [`Activation::attention`] for `self` `[B, T, 3 D]`, the heads of the queries, then those of keys and
+    /// values; `[B, T, D]`. In one operation where there is one, unless `fused` is off.
+    fn self_attention(&self, heads: i64, fused: bool) -> Result<Self, DiffusionError>;
 
     /// Times `[B]` to `[B, width]`, in the times' dtype; see
     /// [`timestep_sinusoids`](crate::timestep_sinusoids).
@@ -124,7 +129,10 @@ impl Activation for Tensor {
         Ok(self.f_silu()?)
     }
 
-    fn gelu(&self) -> Result<Self, DiffusionError> {
+    fn gelu(&self, fused: bool) -> Result<Self, DiffusionError> {
+        if fused && let Some(y) = fused::gelu(self)? {
+            return Ok(y);
+        }
         Ok(self.f_gelu("tanh")?)
     }
 
@@ -168,6 +176,14 @@ impl Activation for Tensor {
         Ok(Tensor::f_scaled_dot_product_attention::<&Tensor>(
             q, k, v, None, 0.0, false, None, false,
         )?)
+    }
+
+    fn self_attention(&self, heads: i64, fused: bool) -> Result<Self, DiffusionError> {
+        if fused && let Some(mixed) = fused::attention(self, heads)? {
+            return Ok(mixed);
+        }
+        let [q, k, v] = split_heads(self, heads)?;
+        join_heads(&Self::attention(&q, &k, &v)?)
     }
 
     fn sinusoids(&self, frequencies: &Tensor, width: i64) -> Result<Self, DiffusionError> {
@@ -295,9 +311,9 @@ impl Activation for Dual {
         })
     }
 
-    fn gelu(&self) -> Result<Self, DiffusionError> {
+    fn gelu(&self, fused: bool) -> Result<Self, DiffusionError> {
         let (x, dx) = (self.value.shallow_clone(), self.tangent.clone());
-        Self::new(self.value.f_gelu("tanh")?, move || {
+        Self::new(Activation::gelu(&self.value, fused)?, move || {
             Ok(x.f_gelu_backward(&dx.compute()?, "tanh")?)
         })
     }
@@ -370,6 +386,22 @@ impl Activation for Dual {
         let value = Tensor::attention(&q.value, &k.value, &v.value)?;
         let (q, k, v) = (q.clone(), k.clone(), v.clone());
         Self::new(value, move || attention::tangent(&q, &k, &v))
+    }
+
+    fn self_attention(&self, heads: i64, fused: bool) -> Result<Self, DiffusionError> {
+        let value = match fused {
+            true => fused::attention(&self.value, heads)?,
+            false => None,
+        };
+        let Some(value) = value else {
+            let [q, k, v] = split_heads(self, heads)?;
+            return join_heads(&Self::attention(&q, &k, &v)?);
+        };
+        let qkv = self.clone();
+        Self::new(value, move || {
+            let [q, k, v] = split_heads(&qkv, heads)?;
+            join_heads(&attention::tangent(&q, &k, &v)?)
+        })
     }
 
     fn sinusoids(&self, frequencies: &Tensor, width: i64) -> Result<Self, DiffusionError> {

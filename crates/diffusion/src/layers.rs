@@ -61,6 +61,28 @@ pub(crate) struct Attention {
     norms: Option<(HeadNorm, HeadNorm)>,
     proj: Linear,
     heads: i64,
+    fused: bool,
+}
+
+/// Queries, keys and values, `[B, heads, T, D / heads]` each, of `qkv` `[B, T, 3 D]`.
+pub(crate) fn split_heads<V: Activation>(qkv: &V, heads: i64) -> Result<[V; 3], DiffusionError> {
+    let (batch, count, width) = qkv.value().size3()?;
+    let qkv = qkv.map(move |qkv| {
+        qkv.f_view([batch, count, 3, heads, width / (3 * heads)])?
+            .f_permute([2, 0, 3, 1, 4])
+    })?;
+    let select = |index| qkv.map(move |qkv| qkv.f_select(0, index));
+    Ok([select(0)?, select(1)?, select(2)?])
+}
+
+/// `[B, heads, T, d]` to `[B, T, heads d]`.
+pub(crate) fn join_heads<V: Activation>(mixed: &V) -> Result<V, DiffusionError> {
+    let (batch, heads, count, width) = mixed.value().size4()?;
+    mixed.map(move |mixed| {
+        mixed
+            .f_transpose(1, 2)?
+            .f_reshape([batch, count, heads * width])
+    })
 }
 
 impl Attention {
@@ -69,6 +91,7 @@ impl Attention {
         width: i64,
         heads: i64,
         qk_norm: bool,
+        fused: bool,
     ) -> Result<Self, DiffusionError> {
         let head_width = width / heads;
         let qkv = Linear::new(&scope.sub("qkv"), width, 3 * width, Init::XavierUniform)?;
@@ -86,26 +109,21 @@ impl Attention {
             norms,
             proj,
             heads,
+            fused,
         })
     }
 
     /// `x` is `[B, T, D]`.
     pub fn forward<V: Activation>(&self, x: &V) -> Result<V, DiffusionError> {
-        let (batch, count, width) = x.value().size3()?;
-        let heads = self.heads;
-        let qkv = self.qkv.forward(x)?.map(move |qkv| {
-            qkv.f_view([batch, count, 3, heads, width / heads])?
-                .f_permute([2, 0, 3, 1, 4]) // [3, B, heads, T, D / heads]
-        })?;
-        let mut q = qkv.map(|qkv| qkv.f_select(0, 0))?;
-        let mut k = qkv.map(|qkv| qkv.f_select(0, 1))?;
-        let v = qkv.map(|qkv| qkv.f_select(0, 2))?;
-        if let Some((q_norm, k_norm)) = &self.norms {
-            q = q_norm.forward(&q)?;
-            k = k_norm.forward(&k)?;
-        }
-        let mixed = V::attention(&q, &k, &v)?
-            .map(move |mixed| mixed.f_transpose(1, 2)?.f_reshape([batch, count, width]))?;
+        let qkv = self.qkv.forward(x)?;
+        let mixed = match &self.norms {
+            None => qkv.self_attention(self.heads, self.fused)?,
+            Some((q_norm, k_norm)) => {
+                let [q, k, v] = split_heads(&qkv, self.heads)?;
+                let (q, k) = (q_norm.forward(&q)?, k_norm.forward(&k)?);
+                join_heads(&V::attention(&q, &k, &v)?)?
+            }
+        };
         self.proj.forward(&mixed)
     }
 }
@@ -115,17 +133,19 @@ impl Attention {
 pub(crate) struct Mlp {
     fc1: Linear,
     fc2: Linear,
+    fused: bool,
 }
 
 impl Mlp {
-    pub fn new(scope: &Scope, width: i64, inner: i64) -> Result<Self, DiffusionError> {
+    pub fn new(scope: &Scope, width: i64, inner: i64, fused: bool) -> Result<Self, DiffusionError> {
         Ok(Self {
             fc1: Linear::new(&scope.sub("fc1"), width, inner, Init::XavierUniform)?,
             fc2: Linear::new(&scope.sub("fc2"), inner, width, Init::XavierUniform)?,
+            fused,
         })
     }
 
     pub fn forward<V: Activation>(&self, x: &V) -> Result<V, DiffusionError> {
-        self.fc2.forward(&self.fc1.forward(x)?.gelu()?)
+        self.fc2.forward(&self.fc1.forward(x)?.gelu(self.fused)?)
     }
 }

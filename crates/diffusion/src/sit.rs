@@ -251,8 +251,14 @@ impl Block {
         let width = config.hidden_size;
         let inner = (width as f64 * config.mlp_ratio) as i64;
         Ok(Self {
-            attn: Attention::new(&scope.sub("attn"), width, config.num_heads, config.qk_norm)?,
-            mlp: Mlp::new(&scope.sub("mlp"), width, inner)?,
+            attn: Attention::new(
+                &scope.sub("attn"),
+                width,
+                config.num_heads,
+                config.qk_norm,
+                config.fused,
+            )?,
+            mlp: Mlp::new(&scope.sub("mlp"), width, inner, config.fused)?,
             modulation: Modulation::new(scope, width)?,
             width,
             fused: config.fused,

@@ -102,10 +102,12 @@ impl Operation for Silu {
     }
 }
 
-struct Gelu;
+struct Gelu {
+    fused: bool,
+}
 impl Operation for Gelu {
     fn run<V: Activation>(&self, inputs: &[V]) -> Result<V, DiffusionError> {
-        inputs[0].gelu()
+        inputs[0].gelu(self.fused)
     }
 }
 
@@ -184,12 +186,15 @@ proptest! {
         let c: &[i64] = &[batch, 1, width];
         agrees(&Linear(3), &[x], seed)?;
         agrees(&Silu, &[x], seed)?;
-        agrees(&Gelu, &[x], seed)?;
+        for fused in [false, true] {
+            agrees(&Gelu { fused }, &[x], seed)?;
+            let mlp = layer(|params| Mlp::new(&params.root(), width, 2 * width, fused));
+            agrees(&mlp, &[x], seed)?;
+        }
         agrees(&Sum, &[x, x], seed)?;
         agrees(&AddProduct, &[x, c, x], seed)?;
         agrees(&Modulate, &[x, c, c], seed)?;
         agrees(&Rearranged, &[x], seed)?;
-        agrees(&layer(|params| Mlp::new(&params.root(), width, 2 * width)), &[x], seed)?;
     }
 
     #[test]
@@ -208,8 +213,10 @@ proptest! {
         let size: &[i64] = &[batch, heads, count, 2 * half];
         agrees(&Mixed, &[size; 3], seed)?;
         let width = 2 * half * heads;
-        for qk_norm in [false, true] {
-            let attention = layer(|params| Attention::new(&params.root(), width, heads, qk_norm));
+        for (qk_norm, fused) in [(false, false), (false, true), (true, true)] {
+            let attention = layer(|params| {
+                Attention::new(&params.root(), width, heads, qk_norm, fused)
+            });
             agrees(&attention, &[&[batch, count, width]], seed)?;
         }
     }

@@ -1,7 +1,9 @@
-//! The modulated layer norms and gated residuals of a block as one operation each: layer norm,
-//! `(1 + scale)` and shift in one pass over the tokens, and the gradients of each in one.
+//! What a block consists of as one operation each: layer norm, `(1 + scale)` and shift in one pass over the
+//! tokens; gated residuals; attention with its heads; GELU; and the gradients of each.
 
+mod attention;
 mod cuda;
+mod gelu;
 mod kernel;
 #[cfg(test)]
 mod tests;
@@ -9,11 +11,18 @@ mod tests;
 use half::bf16;
 use tch::{Device, Kind, TchError, Tensor};
 use torch_ext::autograd::{self, Backward, Forward, Function, Gradients, Outputs};
-use torch_ext::kernel::{self as cpu, Element, Input, Output, Real, Stored};
+use torch_ext::kernel::{self as cpu, Element, Input, Operand, Output, Real, Stored};
 
+pub(crate) use self::attention::attention;
 use self::cuda::Modulation;
+pub(crate) use self::gelu::gelu;
 use self::kernel::{GateBackward, NormModulate, NormModulateBackward};
 use crate::DiffusionError;
+
+/// An element that is computed with in the dtype that its products are summed up in.
+trait Number: Operand + Stored<Self::Sum> {}
+
+impl<E: Operand + Stored<E::Sum>> Number for E {}
 
 /// Tokens that are worked on at once. Sums over the tokens are of these parts, whatever the number of
 /// threads.

@@ -7,7 +7,7 @@ use super::{FusedGate, FusedNormModulate, Passes, gate, norm_modulate};
 use crate::DiffusionError;
 use crate::dual::Activation;
 
-fn random(seed: u64, size: [i64; 3], kind: Kind) -> Tensor {
+pub(super) fn random(seed: u64, size: [i64; 3], kind: Kind) -> Tensor {
     let mut generator = Generator::new(Device::Cpu, seed).unwrap();
     let tensor = generator.randn(&size, Kind::Float).unwrap().to_kind(kind);
     tensor.set_requires_grad(true)
@@ -18,7 +18,7 @@ fn torch(error: DiffusionError) -> TorchError {
 }
 
 /// Value and gradients, in float32.
-fn run(inputs: &[Tensor], function: impl Fn(&[Tensor]) -> Tensor) -> Vec<Tensor> {
+pub(super) fn run(inputs: &[Tensor], function: impl Fn(&[Tensor]) -> Tensor) -> Vec<Tensor> {
     let inputs: Vec<Tensor> = inputs
         .iter()
         .map(|input| input.detach().copy().set_requires_grad(true))
@@ -34,7 +34,7 @@ fn run(inputs: &[Tensor], function: impl Fn(&[Tensor]) -> Tensor) -> Vec<Tensor>
     [output].into_iter().chain(gradients).collect()
 }
 
-fn assert_close(left: &[Tensor], right: &[Tensor], limit: f64) {
+pub(super) fn assert_close(left: &[Tensor], right: &[Tensor], limit: f64) {
     for (index, (left, right)) in left.iter().zip(right).enumerate() {
         let scale = right.abs().max().double_value(&[]).max(1.0);
         let error = (left - right).abs().max().double_value(&[]);

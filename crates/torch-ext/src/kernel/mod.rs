@@ -7,7 +7,9 @@
 //! - [`for_each`] shares work among libtorch's own threads, so that there is one pool, of the size that
 //!   libtorch was told, and not two that spin against each other;
 //! - [`vectorised`] compiles a loop for AVX-512, AVX2 and the baseline, and picks when it runs;
-//! - [`Real`] and [`Stored`] let one loop be written for float32, float64 and bfloat16.
+//! - [`Real`] and [`Stored`] let one loop be written for float32, float64 and bfloat16;
+//! - [`multiply`] multiplies small matrices, of rows in memory with what is [`Packed`] for it, and
+//!   [`Columns`] are a matrix cut up for several to write.
 //!
 //! ```
 //! use tch::{Device, Kind, Tensor};
@@ -26,11 +28,15 @@
 //! # }
 //! ```
 
+mod columns;
+mod matrix;
 mod memory;
 mod number;
 mod parallel;
 mod simd;
 
+pub use columns::Columns;
+pub use matrix::{Operand, Packed, Rows, multiply};
 pub use memory::{Element, Input, Output, Scope, run};
 pub use number::{LANES, Real, Row, Stored, sum_lanes};
 pub use parallel::for_each;

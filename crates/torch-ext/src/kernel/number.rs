@@ -8,6 +8,7 @@ use super::Element;
 pub trait Real:
     Element
     + Default
+    + PartialOrd
     + Add<Output = Self>
     + Sub<Output = Self>
     + Mul<Output = Self>
@@ -20,10 +21,13 @@ pub trait Real:
     fn to_f64(self) -> f64;
     /// Its square root.
     fn sqrt(self) -> Self;
+    /// `e` to its power. In float32 within two units of the last place, for exponents between -87.3 and
+    /// 87.3; what is beyond is taken for these, and NaN for NaN.
+    fn exp(self) -> Self;
 }
 
 macro_rules! real {
-    ($($type:ty),*) => {
+    ($($type:ty, $exp:path);*) => {
         $(
             impl Real for $type {
                 #[inline(always)]
@@ -40,12 +44,47 @@ macro_rules! real {
                 fn sqrt(self) -> Self {
                     self.sqrt()
                 }
+
+                #[inline(always)]
+                fn exp(self) -> Self {
+                    $exp(self)
+                }
             }
         )*
     };
 }
 
-real!(f32, f64);
+real!(f32, exp; f64, f64::exp);
+
+/// Without a call or a branch, so that a loop of it is vectorised.
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    /// Added to a number of less than 22 bits, it leaves the nearest integer in the lowest bits.
+    const TO_INTEGER: f32 = 12_582_912.0;
+    /// The logarithm of 2 in two parts; a small integer times the first is exact.
+    const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
+    /// `(e^r - 1 - r) / r^2` for `|r| <= ln(2) / 2`: the minimax polynomial of Cephes' `expf`.
+    const POLYNOMIAL: [f32; 6] = [
+        1.987_569_1e-4,
+        1.398_199_9e-3,
+        8.333_452e-3,
+        4.166_579_6e-2,
+        1.666_666_6e-1,
+        5.000_000_1e-1,
+    ];
+    let x = x.clamp(-87.3, 87.3);
+    let shifted = x * std::f32::consts::LOG2_E + TO_INTEGER;
+    let whole = shifted - TO_INTEGER;
+    let rest = x - whole * LN_2[0] - whole * LN_2[1];
+    let mut sum = POLYNOMIAL[0];
+    for factor in &POLYNOMIAL[1..] {
+        sum = sum * rest + factor;
+    }
+    let fraction = sum * rest * rest + rest + 1.0;
+    // 2 to the power of `whole`: its bits are its exponent's, which begins at 127.
+    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
+    fraction * power
+}
 
 /// An element that is stored in one dtype and computed with in `A`: itself, or bfloat16 in float32.
 pub trait Stored<A>: Element {

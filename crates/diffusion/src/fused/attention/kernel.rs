@@ -1,0 +1,321 @@
+//! Attention of one head of one image. Scores are computed for a few rows at a time and never stored as
+//! a whole; the backward pass computes them again, from the logarithms of their sums.
+
+// Lanes of several rows, one index for all: what becomes a vector instruction.
+#![allow(clippy::needless_range_loop)]
+
+use torch_ext::kernel::{
+    Columns, LANES, Operand, Packed, Real, Rows, Vectorised, multiply, sum_lanes, vectorised,
+};
+
+use super::super::Number;
+
+/// Rows of scores that are computed at once. Even, as pairs of bfloat16 are.
+const BLOCK: usize = 32;
+
+/// Queries, keys and values of a head, `[T, d]` each.
+#[derive(Clone, Copy)]
+pub(super) struct Head<'a, E> {
+    pub(super) q: Rows<'a, E>,
+    pub(super) k: Rows<'a, E>,
+    pub(super) v: Rows<'a, E>,
+}
+
+impl<E: Number> Head<'_, E> {
+    fn scale(&self) -> f64 {
+        (self.q.width() as f64).powf(-0.5)
+    }
+}
+
+/// What a head works in; worth keeping from one to the next.
+#[derive(Default)]
+pub(super) struct Scratch<E: Operand> {
+    packed: [Packed<E>; 5],
+    sums: [Vec<E::Sum>; 3],
+    rows: [Vec<E>; 3],
+}
+
+/// `o = softmax(q k^T / sqrt(d)) v`.
+pub(super) struct Forward<'a, E: Operand> {
+    pub(super) head: Head<'a, E>,
+    /// `[T, d]`.
+    pub(super) o: Columns<'a, E>,
+    /// Of each query, the logarithm of the sum of its exponentials.
+    pub(super) log_sums: &'a mut [E::Sum],
+}
+
+impl<E: Number> Forward<'_, E> {
+    pub(super) fn run(&mut self, scratch: &mut Scratch<E>) {
+        let Head { q, k, v } = self.head;
+        let (count, width) = (q.count(), q.width());
+        let padded = count.next_multiple_of(E::UNIT);
+        let [keys, values, ..] = &mut scratch.packed;
+        keys.pack_columns(k);
+        values.pack_rows(v);
+        let [scores, mixed, totals] = &mut scratch.sums;
+        let [weights, ..] = &mut scratch.rows;
+        for first in (0..count).step_by(BLOCK) {
+            let rows = BLOCK.min(count - first);
+            let scores = resized(scores, rows * count);
+            let weights = resized(weights, rows * padded);
+            let mixed = resized(mixed, rows * width);
+            let totals = resized(totals, rows);
+            multiply(q.part(first, rows), keys, scores, false);
+            vectorised(Softmax {
+                scores,
+                scale: self.head.scale(),
+                weights,
+                totals,
+                log_sums: &mut self.log_sums[first..][..rows],
+            });
+            multiply(
+                Rows::new(weights, padded, rows, padded),
+                values,
+                mixed,
+                false,
+            );
+            for (row, (mixed, total)) in mixed.chunks_exact(width).zip(totals).enumerate() {
+                let reciprocal = E::Sum::from_f64(1.0 / total.to_f64());
+                for (o, &mixed) in self.o.row_mut(first + row).iter_mut().zip(mixed) {
+                    *o = E::narrow(mixed * reciprocal);
+                }
+            }
+        }
+    }
+}
+
+/// Gradients of queries, keys and values.
+pub(super) struct Backward<'a, E: Operand> {
+    pub(super) head: Head<'a, E>,
+    pub(super) o: Rows<'a, E>,
+    /// Gradient of `o`.
+    pub(super) d_o: Rows<'a, E>,
+    pub(super) log_sums: &'a [E::Sum],
+    pub(super) dq: Columns<'a, E>,
+    pub(super) dk: Columns<'a, E>,
+    pub(super) dv: Columns<'a, E>,
+}
+
+impl<E: Number> Backward<'_, E> {
+    /// With `p = softmax(q k^T / sqrt(d))`: `dv = p^T do`, `ds = p (do v^T - sum(do o)) / sqrt(d)`,
+    /// `dk = ds^T q`, `dq = ds k`. Scores are transposed, a row for each key, so that all that is
+    /// multiplied lies in memory as it is computed.
+    pub(super) fn run(&mut self, scratch: &mut Scratch<E>) {
+        let Head { q, k, v } = self.head;
+        let (count, width) = (q.count(), q.width());
+        let padded = count.next_multiple_of(E::UNIT);
+        let [q_columns, o_columns, q_rows, o_rows, slopes_packed] = &mut scratch.packed;
+        q_columns.pack_columns(q);
+        o_columns.pack_columns(self.d_o);
+        q_rows.pack_rows(q);
+        o_rows.pack_rows(self.d_o);
+        let [scores, others, sums] = &mut scratch.sums;
+        let sums = resized(sums, count + width * count + BLOCK * width);
+        let (deltas, sums) = sums.split_at_mut(count);
+        let (dq, sums) = sums.split_at_mut(width * count); // [d, T]
+        dq.fill(E::Sum::default());
+        for (row, delta) in deltas.iter_mut().enumerate() {
+            *delta = vectorised(Product(self.o.row(row), self.d_o.row(row)));
+        }
+        let [weights, slopes, k_transposed] = &mut scratch.rows;
+        let k_transposed = resized(k_transposed, width * padded);
+        k_transposed.fill(E::default());
+        for key in 0..count {
+            for (column, &value) in k_transposed.chunks_exact_mut(padded).zip(k.row(key)) {
+                column[key] = value;
+            }
+        }
+        for first in (0..count).step_by(BLOCK) {
+            let rows = BLOCK.min(count - first);
+            let scores = resized(scores, rows * count);
+            let others = resized(others, rows * count);
+            let weights = resized(weights, rows * padded);
+            let slopes = resized(slopes, rows * padded);
+            multiply(k.part(first, rows), q_columns, scores, false);
+            multiply(v.part(first, rows), o_columns, others, false);
+            vectorised(SoftmaxBackward {
+                scores,
+                others,
+                scale: self.head.scale(),
+                log_sums: self.log_sums,
+                deltas,
+                weights,
+                slopes,
+            });
+            slopes_packed.pack_rows(Rows::new(slopes, padded, rows, count));
+            let weights = Rows::new(weights, padded, rows, padded);
+            let slopes = Rows::new(slopes, padded, rows, padded);
+            let sums = &mut sums[..rows * width];
+            multiply(weights, o_rows, sums, false);
+            narrow_rows(sums, width, &mut self.dv, first);
+            multiply(slopes, q_rows, sums, false);
+            narrow_rows(sums, width, &mut self.dk, first);
+            let keys = Rows::new(
+                &k_transposed[first..],
+                padded,
+                width,
+                rows.next_multiple_of(E::UNIT),
+            );
+            multiply(keys, slopes_packed, dq, true);
+        }
+        for query in 0..count {
+            let of_query = dq.chunks_exact(count).map(|column| column[query]);
+            for (out, value) in self.dq.row_mut(query).iter_mut().zip(of_query) {
+                *out = E::narrow(value);
+            }
+        }
+    }
+}
+
+/// The first `len` elements, after making sure that there are as many.
+fn resized<T: Clone + Default>(values: &mut Vec<T>, len: usize) -> &mut [T] {
+    if values.len() < len {
+        values.resize(len, T::default());
+    }
+    &mut values[..len]
+}
+
+fn narrow_rows<E: Number>(sums: &[E::Sum], width: usize, out: &mut Columns<'_, E>, first: usize) {
+    for (row, sums) in sums.chunks_exact(width).enumerate() {
+        for (out, &sum) in out.row_mut(first + row).iter_mut().zip(sums) {
+            *out = E::narrow(sum);
+        }
+    }
+}
+
+/// Exponentials of scores, for rows of as many scores as there are tokens.
+struct Softmax<'a, E: Operand> {
+    scores: &'a [E::Sum],
+    scale: f64,
+    /// `exp(scale (score - largest))`, in rows of whole units.
+    weights: &'a mut [E],
+    /// Their sums.
+    totals: &'a mut [E::Sum],
+    /// `log(sum(exp(scale score)))`.
+    log_sums: &'a mut [E::Sum],
+}
+
+impl<E: Number> Vectorised for Softmax<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let rows = self.totals.len();
+        let (count, padded) = (self.scores.len() / rows, self.weights.len() / rows);
+        let scale = E::Sum::from_f64(self.scale);
+        let rows = self
+            .scores
+            .chunks_exact(count)
+            .zip(self.weights.chunks_exact_mut(padded));
+        let results = self.totals.iter_mut().zip(self.log_sums);
+        for ((scores, weights), (total, log_sum)) in rows.zip(results) {
+            let shift = scale * largest(scores);
+            let (weights, filler) = weights.split_at_mut(count);
+            filler.fill(E::default());
+            let mut lanes = [E::Sum::default(); LANES];
+            let mut chunks = scores.chunks_exact(LANES);
+            let mut out = weights.chunks_exact_mut(LANES);
+            for (scores, weights) in chunks.by_ref().zip(out.by_ref()) {
+                for lane in 0..LANES {
+                    let weight = (scale * scores[lane] - shift).exp();
+                    weights[lane] = E::narrow(weight);
+                    lanes[lane] += weight;
+                }
+            }
+            let mut sum = sum_lanes(lanes);
+            for (&score, out) in chunks.remainder().iter().zip(out.into_remainder()) {
+                let weight = (scale * score - shift).exp();
+                *out = E::narrow(weight);
+                sum += weight.to_f64();
+            }
+            *total = E::Sum::from_f64(sum);
+            *log_sum = E::Sum::from_f64(shift.to_f64() + sum.ln());
+        }
+    }
+}
+
+/// Of one row of scores for each key: the weights again, and the gradient of the scores.
+struct SoftmaxBackward<'a, E: Operand> {
+    scores: &'a [E::Sum],
+    /// Gradients of the weights.
+    others: &'a [E::Sum],
+    scale: f64,
+    /// One a column, that is, a query.
+    log_sums: &'a [E::Sum],
+    /// Sums of `do o`.
+    deltas: &'a [E::Sum],
+    /// In rows of whole units, as the gradients.
+    weights: &'a mut [E],
+    slopes: &'a mut [E],
+}
+
+impl<E: Number> Vectorised for SoftmaxBackward<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let count = self.log_sums.len();
+        let padded = count.next_multiple_of(E::UNIT);
+        let scale = E::Sum::from_f64(self.scale);
+        let rows = self
+            .scores
+            .chunks_exact(count)
+            .zip(self.others.chunks_exact(count));
+        let results = self
+            .weights
+            .chunks_exact_mut(padded)
+            .zip(self.slopes.chunks_exact_mut(padded));
+        for ((scores, others), (weights, slopes)) in rows.zip(results) {
+            let columns = scores.iter().zip(others);
+            let columns = columns.zip(self.log_sums.iter().zip(self.deltas));
+            let results = weights.iter_mut().zip(slopes.iter_mut());
+            for (((&score, &other), (&log_sum, &delta)), (out, slope)) in columns.zip(results) {
+                let weight = (scale * score - log_sum).exp();
+                *out = E::narrow(weight);
+                *slope = E::narrow(weight * (other - delta) * scale);
+            }
+            weights[count..].fill(E::default());
+            slopes[count..].fill(E::default());
+        }
+    }
+}
+
+/// The sum of the products of two rows.
+struct Product<'a, E>(&'a [E], &'a [E]);
+
+impl<E: Number> Vectorised for Product<'_, E> {
+    type Output = E::Sum;
+
+    #[inline(always)]
+    fn run(self) -> E::Sum {
+        let mut lanes = [E::Sum::default(); LANES];
+        let (mut left, mut right) = (self.0.chunks_exact(LANES), self.1.chunks_exact(LANES));
+        for (left, right) in left.by_ref().zip(right.by_ref()) {
+            for lane in 0..LANES {
+                lanes[lane] += left[lane].widen() * right[lane].widen();
+            }
+        }
+        let mut sum = sum_lanes(lanes);
+        for (left, right) in left.remainder().iter().zip(right.remainder()) {
+            sum += (left.widen() * right.widen()).to_f64();
+        }
+        E::Sum::from_f64(sum)
+    }
+}
+
+/// The largest number; NaNs are passed over.
+#[inline(always)]
+fn largest<A: Real>(values: &[A]) -> A {
+    let larger = |a, b| if b > a { b } else { a };
+    let mut lanes = [values[0]; LANES];
+    let chunks = values.chunks_exact(LANES);
+    for &value in chunks.remainder() {
+        lanes[0] = larger(lanes[0], value);
+    }
+    for chunk in chunks {
+        for lane in 0..LANES {
+            lanes[lane] = larger(lanes[lane], chunk[lane]);
+        }
+    }
+    lanes.into_iter().fold(lanes[0], larger)
+}

@@ -1,0 +1,114 @@
+use tch::{Device, Kind, Tensor};
+use torch_ext::TorchError;
+use torch_ext::autograd::check_gradients;
+
+use super::super::tests::{assert_close, random, run};
+use super::attention;
+use crate::dual::Activation;
+use crate::layers::{join_heads, split_heads};
+
+fn fused(qkv: &Tensor, heads: i64) -> Tensor {
+    attention(qkv, heads).unwrap().expect("a fused form")
+}
+
+fn composed(qkv: &Tensor, heads: i64) -> Tensor {
+    let [q, k, v] = split_heads(qkv, heads).unwrap();
+    join_heads(&Tensor::attention(&q, &k, &v).unwrap()).unwrap()
+}
+
+#[test]
+fn gradients_are_those_of_finite_differences() {
+    let qkv = random(1, [2, 35, 18], Kind::Double);
+    let function = |inputs: &[Tensor]| {
+        let o = attention(&inputs[0], 2);
+        let o = o.map_err(|error| TorchError::Libtorch(error.to_string()))?;
+        Ok(vec![o.expect("a fused form")])
+    };
+    check_gradients(function, &[qkv], 1e-6, 1e-6).unwrap();
+}
+
+#[test]
+fn it_equals_the_composition() {
+    for (batch, count, heads, width) in [
+        (1, 1, 1, 2),
+        (2, 33, 3, 8),
+        (1, 64, 2, 72),
+        (2, 100, 1, 64),
+        (3, 49, 2, 24),
+    ] {
+        let size = [batch, count, 3 * heads * width];
+        for (kind, limit) in [(Kind::Float, 3e-6), (Kind::BFloat16, 8e-3)] {
+            let qkv = random(1, size, kind);
+            let what = [qkv];
+            let fused = run(&what, |i| {
+                let o = fused(&i[0], heads);
+                assert_eq!(
+                    (o.kind(), o.size()),
+                    (kind, vec![batch, count, heads * width])
+                );
+                o
+            });
+            // In float32 also where the tensors are not: two roundings of a sum tell little.
+            let exact = run(&[what[0].detach().to_kind(Kind::Float)], |i| {
+                composed(&i[0], heads)
+            });
+            assert_close(&fused, &exact, limit);
+        }
+    }
+}
+
+#[test]
+fn large_scores_do_not_overflow() {
+    let qkv = random(1, [1, 40, 48], Kind::Float) * 30.0;
+    let qkv = [qkv.detach()];
+    let fused = run(&qkv, |i| fused(&i[0], 2));
+    let plain = run(&qkv, |i| composed(&i[0], 2));
+    // The logarithms of sums are some thousands, whose roundings are of that size.
+    assert_close(&fused, &plain, 1e-3);
+}
+
+#[test]
+fn nan_stays_nan() {
+    let qkv = random(1, [1, 40, 48], Kind::Float).detach();
+    let _ = qkv.narrow(1, 7, 1).narrow(2, 16, 1).fill_(f64::NAN);
+    let o = fused(&qkv, 2);
+    // A key of the first head: all its queries, and none of the second's.
+    assert_eq!(o.isnan().sum(Kind::Int64).int64_value(&[]), 40 * 8);
+}
+
+#[test]
+fn the_bits_depend_on_neither_threads_nor_other_images() {
+    let before = tch::get_num_threads();
+    for kind in [Kind::Float, Kind::BFloat16] {
+        let qkv = [random(1, [3, 50, 72], kind)];
+        let results = [1, 2, 5].map(|threads| {
+            tch::set_num_threads(threads);
+            run(&qkv, |i| fused(&i[0], 3))
+        });
+        tch::set_num_threads(before);
+        assert_eq!(results[0], results[1]);
+        assert_eq!(results[0], results[2]);
+        let alone = fused(&qkv[0].detach().narrow(0, 1, 1), 3);
+        assert_eq!(alone.to_kind(Kind::Float), results[0][0].narrow(0, 1, 1));
+    }
+}
+
+#[test]
+fn without_gradients_nothing_is_kept() {
+    let qkv = random(1, [2, 20, 24], Kind::Float);
+    let recorded = fused(&qkv, 2);
+    let plain = tch::no_grad(|| fused(&qkv, 2));
+    assert!(recorded.requires_grad() && !plain.requires_grad());
+    assert_eq!(recorded, plain);
+}
+
+#[test]
+fn what_has_no_fused_form_is_left_to_the_composition() {
+    let none = |qkv: &Tensor, heads| assert!(attention(qkv, heads).unwrap().is_none());
+    let qkv = random(1, [2, 4, 18], Kind::Float);
+    none(&qkv.to_kind(Kind::Half), 2);
+    none(&qkv.to_kind(Kind::BFloat16), 2);
+    none(&qkv, 4);
+    none(&qkv.flatten(0, 1), 2);
+    none(&Tensor::zeros([0, 4, 18], (Kind::Float, Device::Cpu)), 2);
+}

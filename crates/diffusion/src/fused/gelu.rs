@@ -1,0 +1,199 @@
+//! The tanh form of GELU, `x sigmoid(2 u)` with `u = sqrt(2 / pi) (x + 0.044715 x^3)`, on the CPU: what
+//! libtorch spends most of it on is the tanh.
+
+use half::bf16;
+use tch::{Device, Kind, Tensor};
+use torch_ext::autograd::{self, Backward, Forward, Function, Gradients, Outputs};
+use torch_ext::kernel::{self as cpu, Input, Output, Real, Vectorised, vectorised};
+
+use super::Number;
+use crate::DiffusionError;
+
+/// Elements that are worked on at once.
+const PART: usize = 1 << 14;
+
+/// GELU of a tensor of any shape; `None` where there is no fused form: on other devices than the CPU, and
+/// for other dtypes than float32, bfloat16 and float64.
+pub(crate) fn gelu(x: &Tensor) -> Result<Option<Tensor>, DiffusionError> {
+    if x.device() != Device::Cpu {
+        return Ok(None);
+    }
+    let function = match x.f_kind()? {
+        Kind::Float => FusedGelu::of::<f32>(),
+        Kind::BFloat16 => FusedGelu::of::<bf16>(),
+        Kind::Double => FusedGelu::of::<f64>(),
+        _ => return Ok(None),
+    };
+    Ok(Some(autograd::apply(function, &[x])?.remove(0)))
+}
+
+struct FusedGelu {
+    forward: fn(&Tensor) -> autograd::Result<Tensor>,
+    backward: fn(&Tensor, &Tensor) -> autograd::Result<Tensor>,
+}
+
+impl FusedGelu {
+    fn of<E: Number>() -> Self {
+        Self {
+            forward: forward::<E>,
+            backward: backward::<E>,
+        }
+    }
+}
+
+impl Function for FusedGelu {
+    fn name(&self) -> &'static str {
+        "fused GELU"
+    }
+
+    fn forward(
+        &mut self,
+        context: &mut Forward<'_>,
+        inputs: &[&Tensor],
+    ) -> autograd::Result<Outputs> {
+        let &[x] = inputs else {
+            return Err("it takes one tensor".into());
+        };
+        let x = x.f_contiguous()?;
+        if context.needs_any_grad() {
+            context.save(&x);
+        }
+        Ok(vec![(self.forward)(&x)?])
+    }
+
+    fn backward(
+        &self,
+        context: &Backward<'_>,
+        gradients: &Gradients,
+    ) -> autograd::Result<Gradients> {
+        let Some(dy) = &gradients[0] else {
+            return Ok(vec![None]);
+        };
+        let x = context.saved(0)?;
+        Ok(vec![Some((self.backward)(&x, &dy.f_contiguous()?)?)])
+    }
+}
+
+fn forward<E: Number>(x: &Tensor) -> autograd::Result<Tensor> {
+    let mut y = Output::<E>::new(&x.size())?;
+    let x = Input::<E>::new(x)?;
+    let y_slice = y.as_mut_slice();
+    cpu::run(|scope| {
+        let parts = scope.read(&x).chunks(PART).zip(y_slice.chunks_mut(PART));
+        let mut parts: Vec<_> = parts.collect();
+        cpu::for_each(&mut parts, |(x, y)| {
+            vectorised(Map {
+                x,
+                with: x,
+                y,
+                f: |x: E::Sum, _| x * sigmoid(twice_u(x)),
+            });
+        })
+    })?;
+    Ok(y.into_tensor())
+}
+
+fn backward<E: Number>(x: &Tensor, dy: &Tensor) -> autograd::Result<Tensor> {
+    let mut dx = Output::<E>::new(&x.size())?;
+    let (x, dy) = (Input::<E>::new(x)?, Input::<E>::new(dy)?);
+    let dx_slice = dx.as_mut_slice();
+    cpu::run(|scope| {
+        let parts = scope.read(&x).chunks(PART);
+        let parts = parts.zip(scope.read(&dy).chunks(PART));
+        let mut parts: Vec<_> = parts.zip(dx_slice.chunks_mut(PART)).collect();
+        cpu::for_each(&mut parts, |((x, dy), dx)| {
+            vectorised(Map {
+                x,
+                with: dy,
+                y: dx,
+                f: |x: E::Sum, dy| {
+                    let s = sigmoid(twice_u(x));
+                    dy * (s + x * s * (E::Sum::from_f64(1.0) - s) * twice_u_slope(x))
+                },
+            });
+        })
+    })?;
+    Ok(dx.into_tensor())
+}
+
+/// `y = f(x, with)`, element by element.
+struct Map<'a, E, F> {
+    x: &'a [E],
+    with: &'a [E],
+    y: &'a mut [E],
+    f: F,
+}
+
+impl<E: Number, F: Fn(E::Sum, E::Sum) -> E::Sum> Vectorised for Map<'_, E, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for ((y, x), with) in self.y.iter_mut().zip(self.x).zip(self.with) {
+            *y = E::narrow((self.f)(x.widen(), with.widen()));
+        }
+    }
+}
+
+/// `2 sqrt(2 / pi)`.
+const SCALE: f64 = std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::SQRT_2;
+/// The weight of `x^3`.
+const CUBIC: f64 = 0.044715;
+
+#[inline(always)]
+fn twice_u<A: Real>(x: A) -> A {
+    x * (A::from_f64(SCALE) + A::from_f64(SCALE * CUBIC) * (x * x))
+}
+
+#[inline(always)]
+fn twice_u_slope<A: Real>(x: A) -> A {
+    A::from_f64(SCALE) + A::from_f64(3.0 * SCALE * CUBIC) * (x * x)
+}
+
+#[inline(always)]
+fn sigmoid<A: Real>(x: A) -> A {
+    let one = A::from_f64(1.0);
+    one / (one + (A::default() - x).exp())
+}
+
+#[cfg(test)]
+mod tests {
+    use torch_ext::TorchError;
+    use torch_ext::autograd::check_gradients;
+
+    use super::super::tests::{assert_close, random, run};
+    use super::*;
+
+    fn fused(x: &Tensor) -> Tensor {
+        gelu(x).unwrap().expect("a fused form")
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let function = |inputs: &[Tensor]| {
+            let y = gelu(&inputs[0]).map_err(|error| TorchError::Libtorch(error.to_string()))?;
+            Ok(vec![y.expect("a fused form")])
+        };
+        check_gradients(function, &[random(1, [2, 3, 17], Kind::Double)], 1e-6, 1e-6).unwrap();
+    }
+
+    #[test]
+    fn it_equals_libtorchs() {
+        for (kind, limit) in [(Kind::Float, 2e-6), (Kind::BFloat16, 8e-3)] {
+            for (scale, size) in [(1.0, [3, 100, 200]), (8.0, [1, 1, 33]), (60.0, [1, 7, 9])] {
+                let x = [(random(1, size, kind) * scale).detach()];
+                let fused = run(&x, |i| {
+                    let y = fused(&i[0]);
+                    assert_eq!(y.kind(), kind);
+                    y
+                });
+                let plain = run(&x, |i| i[0].gelu("tanh"));
+                assert_close(&fused, &plain, limit);
+            }
+        }
+        let odd = Tensor::from_slice(&[0f32, -0.0, 1e30, -1e30, f32::INFINITY, f32::NAN]);
+        let (fused, plain) = (fused(&odd), odd.gelu("tanh"));
+        assert!(fused.allclose(&plain, 0.0, 1e-7, true), "{fused} {plain}");
+        assert!(gelu(&odd.to_kind(Kind::Half)).unwrap().is_none());
+    }
+}

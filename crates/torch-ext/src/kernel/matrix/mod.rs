@@ -1,0 +1,271 @@
+//! Products of matrices that lie in the cache, for kernels that are made of several.
+
+mod avx512;
+mod tile;
+
+use half::bf16;
+
+use super::{Element, Real};
+
+/// Columns of a panel: what the products of a few rows are summed up for at once, in registers.
+pub(super) const PANEL: usize = 32;
+
+/// Elements that can be multiplied.
+pub trait Operand: Element + Default {
+    /// What products are summed up in: float32, for float64 float64.
+    type Sum: Real;
+    /// What a step of a product takes of a row: a number, or two of 16 bits.
+    type Unit: Copy + Default + std::fmt::Debug + Send + Sync + 'static;
+    /// Elements of a unit.
+    const UNIT: usize;
+
+    /// A unit of as many elements.
+    fn unit(elements: &[Self]) -> Self::Unit;
+
+    /// `sum + a b`, for pairs the sum of both products. `FUSED`: rounded once where it can be; only where
+    /// the processor does so itself.
+    fn multiply_add<const FUSED: bool>(sum: Self::Sum, a: Self::Unit, b: Self::Unit) -> Self::Sum;
+
+    /// [`multiply`] with instructions of its own, where the processor has some; whether it has.
+    #[doc(hidden)]
+    fn multiply_natively(_: &mut Product<'_, Self>) -> bool {
+        false
+    }
+}
+
+macro_rules! operand {
+    ($($type:ident, $native:path);*) => {
+        $(
+            impl Operand for $type {
+                type Sum = $type;
+                type Unit = $type;
+                const UNIT: usize = 1;
+
+                #[inline(always)]
+                fn unit(elements: &[Self]) -> $type {
+                    elements[0]
+                }
+
+                #[inline(always)]
+                fn multiply_add<const FUSED: bool>(sum: $type, a: $type, b: $type) -> $type {
+                    if FUSED { a.mul_add(b, sum) } else { sum + a * b }
+                }
+
+                fn multiply_natively(product: &mut Product<'_, Self>) -> bool {
+                    $native(product)
+                }
+            }
+        )*
+    };
+}
+
+operand!(f32, avx512::float32; f64, tile::nothing);
+
+impl Operand for bf16 {
+    type Sum = f32;
+    /// The first in the lower half, as in memory.
+    type Unit = u32;
+    const UNIT: usize = 2;
+
+    #[inline(always)]
+    fn unit(elements: &[Self]) -> u32 {
+        u32::from(elements[0].to_bits()) | (u32::from(elements[1].to_bits()) << 16)
+    }
+
+    #[inline(always)]
+    fn multiply_add<const FUSED: bool>(sum: f32, a: u32, b: u32) -> f32 {
+        let low = |pair: u32| f32::from_bits(pair << 16);
+        let high = |pair: u32| f32::from_bits(pair & 0xffff_0000);
+        let sum = f32::multiply_add::<FUSED>(sum, high(a), high(b));
+        f32::multiply_add::<FUSED>(sum, low(a), low(b))
+    }
+
+    fn multiply_natively(product: &mut Product<'_, Self>) -> bool {
+        avx512::bfloat16(product)
+    }
+}
+
+/// Rows of a matrix in memory, each `stride` elements after the one before.
+#[derive(Debug, Clone, Copy)]
+pub struct Rows<'a, E> {
+    values: &'a [E],
+    stride: usize,
+    count: usize,
+    width: usize,
+}
+
+impl<'a, E> Rows<'a, E> {
+    /// `count` rows of `width` elements; the first begins at the first of `values`.
+    ///
+    /// # Panics
+    /// `values` end before the last row does.
+    pub fn new(values: &'a [E], stride: usize, count: usize, width: usize) -> Self {
+        let last = count.saturating_sub(1) * stride + width;
+        assert!(
+            count == 0 || last <= values.len(),
+            "{count} rows of {width} elements, {stride} apart, in {}",
+            values.len()
+        );
+        Self {
+            values,
+            stride,
+            count,
+            width,
+        }
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Elements of each.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Row `index`.
+    #[inline(always)]
+    pub fn row(&self, index: usize) -> &'a [E] {
+        &self.values[index * self.stride..][..self.width]
+    }
+
+    /// `count` of them, from `first` on.
+    ///
+    /// # Panics
+    /// There are not as many.
+    pub fn part(&self, first: usize, count: usize) -> Self {
+        assert!(
+            first + count <= self.count,
+            "rows {first}..{}",
+            first + count
+        );
+        Self::new(
+            &self.values[first * self.stride..],
+            self.stride,
+            count,
+            self.width,
+        )
+    }
+}
+
+/// The right factor `[K, N]` of products, in the order in which they read it; filled up with zeros to
+/// whole panels and units.
+#[derive(Debug)]
+pub struct Packed<E: Operand> {
+    /// Panel after panel, in each step after step.
+    units: Vec<[E::Unit; PANEL]>,
+    /// Units of a column.
+    depth: usize,
+    columns: usize,
+}
+
+impl<E: Operand> Default for Packed<E> {
+    fn default() -> Self {
+        Self {
+            units: Vec::new(),
+            depth: 0,
+            columns: 0,
+        }
+    }
+}
+
+impl<E: Operand> Packed<E> {
+    fn resize(&mut self, depth: usize, columns: usize) {
+        self.depth = depth.div_ceil(E::UNIT);
+        self.columns = columns;
+        let len = self.depth * columns.div_ceil(PANEL);
+        self.units.resize(len, [E::Unit::default(); PANEL]);
+    }
+
+    /// Takes the matrix whose rows are `rows`; what it held before is gone.
+    pub fn pack_rows(&mut self, rows: Rows<'_, E>) {
+        self.resize(rows.count, rows.width);
+        let depth = self.depth;
+        for (index, panel) in self.units.chunks_mut(depth.max(1)).enumerate() {
+            let first = index * PANEL;
+            let width = PANEL.min(rows.width - first);
+            for (step, units) in panel.iter_mut().enumerate() {
+                let row = step * E::UNIT;
+                tile::interleave(
+                    units,
+                    &rows.row(row)[first..][..width],
+                    (E::UNIT > 1 && row + 1 < rows.count)
+                        .then(|| &rows.row(row + 1)[first..][..width]),
+                );
+            }
+        }
+    }
+
+    /// Takes the matrix whose columns are `columns`; what it held before is gone.
+    ///
+    /// # Panics
+    /// Columns that are not whole units.
+    pub fn pack_columns(&mut self, columns: Rows<'_, E>) {
+        assert!(columns.width.is_multiple_of(E::UNIT), "half a unit");
+        self.resize(columns.width, columns.count);
+        let depth = self.depth;
+        for (index, panel) in self.units.chunks_mut(depth.max(1)).enumerate() {
+            let first = index * PANEL;
+            let width = PANEL.min(columns.count - first);
+            if width < PANEL {
+                panel.fill([E::Unit::default(); PANEL]);
+            }
+            for lane in 0..width {
+                let column = columns.row(first + lane);
+                for (units, elements) in panel.iter_mut().zip(column.chunks_exact(E::UNIT)) {
+                    units[lane] = E::unit(elements);
+                }
+            }
+        }
+    }
+
+    /// Columns of the matrix.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// The panels, each of `depth` steps.
+    fn panels(&self) -> impl Iterator<Item = &[[E::Unit; PANEL]]> {
+        self.units.chunks_exact(self.depth.max(1))
+    }
+}
+
+/// A product that is to be computed.
+#[derive(Debug)]
+#[doc(hidden)]
+pub struct Product<'a, E: Operand> {
+    a: Rows<'a, E>,
+    b: &'a Packed<E>,
+    c: &'a mut [E::Sum],
+    add: bool,
+}
+
+/// `c = a b`, or `c += a b` if `add`: `a` `[M, K]`, `b` `[K, N]`, `c` `[M, N]` without gaps. Every element
+/// is a sum over `K` in ascending order; its bits depend on its row and column alone, and on what the
+/// processor can do.
+///
+/// # Panics
+/// The matrices do not fit together, or the rows of `a` are not whole units.
+pub fn multiply<E: Operand>(a: Rows<'_, E>, b: &Packed<E>, c: &mut [E::Sum], add: bool) {
+    assert!(
+        a.width.is_multiple_of(E::UNIT) && a.width / E::UNIT == b.depth,
+        "rows of {} elements and columns of {} units",
+        a.width,
+        b.depth
+    );
+    assert_eq!(c.len(), a.count * b.columns, "{} x {}", a.count, b.columns);
+    if a.count == 0 || b.columns == 0 {
+        return;
+    }
+    if b.depth == 0 {
+        if !add {
+            c.fill(E::Sum::default());
+        }
+        return;
+    }
+    let mut product = Product { a, b, c, add };
+    if !E::multiply_natively(&mut product) {
+        tile::multiply(&mut product);
+    }
+}
