@@ -130,6 +130,26 @@ impl Modulation {
         Ok([dx, dshift, dscale])
     }
 
+    /// `x + gate y`, of tokens, gate and what is gated.
+    pub(super) fn gate(&self, inputs: &[&Tensor; 3]) -> autograd::Result<Tensor> {
+        let [x, gate, y] = readable(inputs)?;
+        let (batch, count, _) = x.size3()?;
+        let z = x.f_empty_like()?;
+        self.kernels.launch(
+            "gate",
+            ceil(batch * count, self.layout.tokens()),
+            &[
+                Argument::Tensor(&x),
+                Argument::Tensor(&gate),
+                Argument::Tensor(&y),
+                Argument::Tensor(&z),
+                Argument::Int(batch * count),
+                Argument::Int(count),
+            ],
+        )?;
+        Ok(z)
+    }
+
     /// Gradients of gate and what is gated, of gate, what is gated and the gradient of the sum.
     pub(super) fn gate_backward(&self, inputs: &[&Tensor; 3]) -> autograd::Result<[Tensor; 2]> {
         let [gate, y, gradient] = readable(inputs)?;

@@ -139,6 +139,29 @@ fn product<A: Real>(left: &[A], right: &[A]) -> f64 {
     sum_lanes(lanes)
 }
 
+/// `z = x + gate y`, for rows of the width of `gate`.
+pub(super) struct Gate<'a, C, A> {
+    pub(super) x: &'a [A],
+    pub(super) gate: &'a [C],
+    pub(super) y: &'a [C],
+    pub(super) z: &'a mut [A],
+}
+
+impl<C: Stored<A>, A: Real> Vectorised for Gate<'_, C, A> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let width = self.gate.len();
+        let rows = self.x.chunks_exact(width).zip(self.y.chunks_exact(width));
+        for ((x, y), z) in rows.zip(self.z.chunks_exact_mut(width)) {
+            for (((z, &x), y), gate) in z.iter_mut().zip(x).zip(y).zip(self.gate) {
+                *z = x + gate.widen() * y.widen();
+            }
+        }
+    }
+}
+
 /// The gradients of `x + gate y` with respect to `y` and `gate`.
 pub(super) struct GateBackward<'a, C, A> {
     pub(super) y: &'a [C],

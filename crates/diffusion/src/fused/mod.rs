@@ -16,7 +16,7 @@ use torch_ext::kernel::{self as cpu, Element, Input, Operand, Output, Real, Stor
 pub(crate) use self::attention::attention;
 use self::cuda::Modulation;
 pub(crate) use self::gelu::gelu;
-use self::kernel::{GateBackward, NormModulate, NormModulateBackward};
+use self::kernel::{Gate, GateBackward, NormModulate, NormModulateBackward};
 use crate::DiffusionError;
 
 /// An element that is computed with in the dtype that its products are summed up in.
@@ -104,6 +104,7 @@ enum Passes {
     Cpu {
         norm_modulate: fn(&[&Tensor; 3], f64) -> autograd::Result<[Tensor; 2]>,
         norm_modulate_backward: fn(&[&Tensor; 4]) -> autograd::Result<[Tensor; 3]>,
+        gate: fn(&[&Tensor; 3]) -> autograd::Result<Tensor>,
         gate_backward: fn(&[&Tensor; 3]) -> autograd::Result<[Tensor; 2]>,
     },
     Cuda(Modulation),
@@ -114,6 +115,7 @@ impl Passes {
         Self::Cpu {
             norm_modulate: norm_modulate_pass::<C, A>,
             norm_modulate_backward: norm_modulate_backward::<C, A>,
+            gate: gate_pass::<C, A>,
             gate_backward: gate_backward::<C, A>,
         }
     }
@@ -132,6 +134,13 @@ impl Passes {
                 ..
             } => norm_modulate_backward(inputs),
             Self::Cuda(kernels) => kernels.norm_modulate_backward(inputs),
+        }
+    }
+
+    fn gate(&self, inputs: &[&Tensor; 3]) -> autograd::Result<Tensor> {
+        match self {
+            Self::Cpu { gate, .. } => gate(inputs),
+            Self::Cuda(kernels) => kernels.gate(inputs),
         }
     }
 
@@ -207,12 +216,12 @@ impl Function for FusedGate {
         let &[x, gate, y] = inputs else {
             return Err("it takes tokens, gate and what is gated".into());
         };
+        let (x, gate, y) = (x.f_contiguous()?, gate.f_contiguous()?, y.f_contiguous()?);
         if context.needs_any_grad() {
-            context.save(gate);
-            context.save(y);
+            context.save(&gate);
+            context.save(&y);
         }
-        // The forward pass is one in libtorch too.
-        Ok(vec![x.f_addcmul(gate, y)?])
+        Ok(vec![self.passes.gate(&[&x, &gate, &y])?])
     }
 
     fn backward(
@@ -223,10 +232,7 @@ impl Function for FusedGate {
         let Some(gradient) = &gradients[0] else {
             return Ok(vec![None, None, None]);
         };
-        let (gate, y) = (
-            context.saved(0)?.f_contiguous()?,
-            context.saved(1)?.f_contiguous()?,
-        );
+        let (gate, y) = (context.saved(0)?, context.saved(1)?);
         let inputs = [&gate, &y, &gradient.f_contiguous()?];
         let [dgate, dy] = self.passes.gate_backward(&inputs)?;
         Ok(vec![Some(gradient.shallow_clone()), Some(dgate), Some(dy)])
@@ -340,6 +346,38 @@ fn norm_modulate_backward<C: Stored<A>, A: Real + Stored<A>>(
         sums.f_narrow(1, index, 1)?.f_to_kind(<C as Element>::KIND)
     };
     Ok([dx.into_tensor(), of(0)?, of(1)?])
+}
+
+fn gate_pass<C: Stored<A>, A: Real + Stored<A>>(inputs: &[&Tensor; 3]) -> autograd::Result<Tensor> {
+    let (batch, count, width) = inputs[0].size3()?;
+    let mut z = Output::<A>::new(&[batch, count, width])?;
+    let x = Input::<A>::new(inputs[0])?;
+    let (gate, y) = (Input::<C>::new(inputs[1])?, Input::<C>::new(inputs[2])?);
+    let z_slice = z.as_mut_slice();
+    cpu::run(|scope| {
+        let (parts, part) = parts(count, width);
+        let (len, width) = ((count * width) as usize, width as usize);
+        let gate = scope.read(&gate);
+        let mut work: Vec<_> = cut(scope.read(&x), len, part)
+            .zip(cut(scope.read(&y), len, part))
+            .zip(cut_mut(z_slice, len, part))
+            .enumerate()
+            .map(|(index, ((x, y), z))| {
+                Some(Gate {
+                    x,
+                    gate: &gate[index / parts * width..][..width],
+                    y,
+                    z,
+                })
+            })
+            .collect();
+        cpu::for_each(&mut work, |work| {
+            if let Some(work) = work.take() {
+                cpu::vectorised(work);
+            }
+        })
+    })?;
+    Ok(z.into_tensor())
 }
 
 fn gate_backward<C: Stored<A>, A: Real + Stored<A>>(

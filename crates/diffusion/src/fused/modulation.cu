@@ -1,6 +1,6 @@
-// Layer norm with modulation, and the gradients of it and of a gated residual, in one pass over the tokens
-// each. The formulas are those of `kernel.rs`. Sums over tokens are of parts of an image first, then of the
-// parts in order, so that they have the same bits each time.
+// Layer norm with modulation, gated residuals, and the gradients of both, in one pass over the tokens each.
+// The formulas are those of `kernel.rs`. Sums over tokens are of parts of an image first, then of the parts in
+// order, so that they have the same bits each time.
 //
 // Defined besides the prelude's: CONDITION, float or bf16, the dtype of modulation and of what goes to the
 // linear layers; tokens are float.
@@ -133,6 +133,28 @@ KERNEL(norm_modulate_backward, (const float *x, const CONDITION *scale, const fl
     }
   }
   sum_over_block(own, sums + size_t(blockIdx.x) * 2 * WIDTH);
+}
+
+// `z = x + gate y` for `tokens` tokens, `count` an image.
+KERNEL(gate, (const float *x, const CONDITION *gate, const CONDITION *y, float *z, int tokens, int count)) {
+  const int token = blockIdx.x * TOKENS + own_token();
+  if (token >= tokens)
+    return;
+  const size_t start = size_t(token) * WIDTH, image = size_t(token / count) * WIDTH;
+#pragma unroll
+  for (int k = 0; k < PIECES; ++k) {
+    const int vector = own_vector() + k * STRIDE;
+    if (vector >= VECTORS)
+      continue;
+    float sum[VEC], by[VEC], of[VEC];
+    load(x + start, vector, sum);
+    load(gate + image, vector, by);
+    load(y + start, vector, of);
+#pragma unroll
+    for (int i = 0; i < VEC; ++i)
+      sum[i] += by[i] * of[i];
+    store(z + start, vector, sum);
+  }
 }
 
 // The gradients of `x + gate y` with respect to `y` and `gate`; parts as above, `sums` [batch, parts, 1,

@@ -70,7 +70,7 @@ fn exp(x: f32) -> f32 {
         8.333_452e-3,
         4.166_579_6e-2,
         1.666_666_6e-1,
-        5.000_000_1e-1,
+        0.5,
     ];
     let x = x.clamp(-87.3, 87.3);
     let shifted = x * std::f32::consts::LOG2_E + TO_INTEGER;

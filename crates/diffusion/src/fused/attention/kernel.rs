@@ -309,13 +309,20 @@ fn largest<A: Real>(values: &[A]) -> A {
     let larger = |a, b| if b > a { b } else { a };
     let mut lanes = [values[0]; LANES];
     let chunks = values.chunks_exact(LANES);
-    for &value in chunks.remainder() {
-        lanes[0] = larger(lanes[0], value);
+    for (lane, &value) in lanes.iter_mut().zip(chunks.remainder()) {
+        *lane = larger(*lane, value);
     }
     for chunk in chunks {
         for lane in 0..LANES {
             lanes[lane] = larger(lanes[lane], chunk[lane]);
         }
     }
-    lanes.into_iter().fold(lanes[0], larger)
+    let mut half = LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            lanes[lane] = larger(lanes[lane], lanes[lane + half]);
+        }
+        half /= 2;
+    }
+    lanes[0]
 }

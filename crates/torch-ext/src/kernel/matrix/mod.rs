@@ -1,7 +1,14 @@
 //! Products of matrices that lie in the cache, for kernels that are made of several.
 
-mod avx512;
 mod tile;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+/// No processor but this has instructions of its own here.
+#[cfg(not(target_arch = "x86_64"))]
+mod x86 {
+    pub(super) use super::tile::{nothing as bfloat16, nothing as float32};
+}
 
 use half::bf16;
 
@@ -59,7 +66,7 @@ macro_rules! operand {
     };
 }
 
-operand!(f32, avx512::float32; f64, tile::nothing);
+operand!(f32, x86::float32; f64, tile::nothing);
 
 impl Operand for bf16 {
     type Sum = f32;
@@ -81,7 +88,7 @@ impl Operand for bf16 {
     }
 
     fn multiply_natively(product: &mut Product<'_, Self>) -> bool {
-        avx512::bfloat16(product)
+        x86::bfloat16(product)
     }
 }
 
