@@ -36,7 +36,7 @@ mod parallel;
 mod simd;
 
 pub use columns::Columns;
-pub use matrix::{Operand, Packed, Rows, multiply};
+pub use matrix::{Operand, Packed, Rows, multiplies_fast, multiply};
 pub use memory::{Element, Input, Output, Scope, run};
 pub use number::{LANES, Real, Row, Stored, sum_lanes};
 pub use parallel::for_each;

@@ -238,6 +238,15 @@ impl<E: Operand> Packed<E> {
     }
 }
 
+/// Whether [`multiply`] is about as fast here as a library for matrix products: on a processor with AVX2 or
+/// AVX-512. Of float64 it never is.
+pub fn multiplies_fast() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 /// A product that is to be computed.
 #[derive(Debug)]
 #[doc(hidden)]
