@@ -83,11 +83,12 @@ pub(crate) trait Activation: Sized {
     /// off.
     fn add_gated(&self, gate: &Self, x: &Self, fused: bool) -> Result<Self, DiffusionError>;
 
-    /// `softmax(q k^T / sqrt(d)) v` for `[B, heads, T, d]` each.
-    fn attention(q: &Self, k: &Self, v: &Self) -> Result<Self, DiffusionError>;
+    /// `softmax(q k^T / sqrt(d)) v` for `[B, heads, T, d]` each; `[B, T, heads d]`. In one operation where
+    /// there is one, unless `fused` is off.
+    fn attention(q: &Self, k: &Self, v: &Self, fused: bool) -> Result<Self, DiffusionError>;
 
     /// [`Activation::attention`] for `self` `[B, T, 3 D]`, the heads of the queries, then those of keys and
-    /// values; `[B, T, D]`. In one operation where there is one, unless `fused` is off.
+    /// values; `[B, T, D]`.
     fn self_attention(&self, heads: i64, fused: bool) -> Result<Self, DiffusionError>;
 
     /// Times `[B]` to `[B, width]`, in the times' dtype; see
@@ -172,8 +173,11 @@ impl Activation for Tensor {
         self.add_product(gate, x)
     }
 
-    fn attention(q: &Self, k: &Self, v: &Self) -> Result<Self, DiffusionError> {
-        Ok(Tensor::f_scaled_dot_product_attention::<&Tensor>(
+    fn attention(q: &Self, k: &Self, v: &Self, fused: bool) -> Result<Self, DiffusionError> {
+        if fused && let Some(mixed) = fused::attention_of_heads(q, k, v)? {
+            return Ok(mixed);
+        }
+        join_heads(&Tensor::f_scaled_dot_product_attention::<&Tensor>(
             q, k, v, None, 0.0, false, None, false,
         )?)
     }
@@ -183,7 +187,7 @@ impl Activation for Tensor {
             return Ok(mixed);
         }
         let [q, k, v] = split_heads(self, heads)?;
-        join_heads(&Self::attention(&q, &k, &v)?)
+        Self::attention(&q, &k, &v, false)
     }
 
     fn sinusoids(&self, frequencies: &Tensor, width: i64) -> Result<Self, DiffusionError> {
@@ -382,10 +386,10 @@ impl Activation for Dual {
         })
     }
 
-    fn attention(q: &Self, k: &Self, v: &Self) -> Result<Self, DiffusionError> {
-        let value = Tensor::attention(&q.value, &k.value, &v.value)?;
+    fn attention(q: &Self, k: &Self, v: &Self, fused: bool) -> Result<Self, DiffusionError> {
+        let value = Tensor::attention(&q.value, &k.value, &v.value, fused)?;
         let (q, k, v) = (q.clone(), k.clone(), v.clone());
-        Self::new(value, move || attention::tangent(&q, &k, &v))
+        Self::new(value, move || join_heads(&attention::tangent(&q, &k, &v)?))
     }
 
     fn self_attention(&self, heads: i64, fused: bool) -> Result<Self, DiffusionError> {
@@ -395,7 +399,7 @@ impl Activation for Dual {
         };
         let Some(value) = value else {
             let [q, k, v] = split_heads(self, heads)?;
-            return join_heads(&Self::attention(&q, &k, &v)?);
+            return Self::attention(&q, &k, &v, false);
         };
         let qkv = self.clone();
         Self::new(value, move || {

@@ -14,6 +14,7 @@ use tch::{Kind, Tensor};
 use torch_ext::{Init, Scope};
 
 use crate::denoiser::{Denoiser, Mode, Output};
+use crate::dual::Activation;
 use crate::embedding::{LabelEmbedder, TimestepEmbedder, sincos_2d};
 use crate::layers::Linear;
 use crate::sit::Modulation;
@@ -245,6 +246,7 @@ struct Block {
     norm2: RmsNorm,
     mlp: SwiGlu,
     modulation: Modulation<6>,
+    fused: bool,
 }
 
 impl Block {
@@ -257,12 +259,13 @@ impl Block {
                 &scope.sub("attn"),
                 width,
                 config.num_heads,
-                attn_dropout,
-                proj_dropout,
+                (attn_dropout, proj_dropout),
+                config.fused,
             )?,
             norm2: RmsNorm::new(&scope.sub("norm2"), width)?,
             mlp: SwiGlu::new(&scope.sub("mlp"), width, config.mlp_width(), proj_dropout)?,
             modulation: Modulation::new(scope, width)?,
+            fused: config.fused,
         })
     }
 
@@ -283,9 +286,9 @@ impl Block {
             gate_mlp,
         ] = self.modulation.forward(c)?;
         let y = modulate(&self.norm1.forward(x)?, &shift_msa, &scale_msa)?;
-        let x = x.f_addcmul(&gate_msa, &self.attn.forward(&y, rotary, mode)?)?;
+        let x = x.add_gated(&gate_msa, &self.attn.forward(&y, rotary, mode)?, self.fused)?;
         let y = modulate(&self.norm2.forward(&x)?, &shift_mlp, &scale_mlp)?;
-        Ok(x.f_addcmul(&gate_mlp, &self.mlp.forward(&y, mode)?)?)
+        x.add_gated(&gate_mlp, &self.mlp.forward(&y, mode)?, self.fused)
     }
 }
 

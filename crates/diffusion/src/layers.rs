@@ -121,7 +121,7 @@ impl Attention {
             Some((q_norm, k_norm)) => {
                 let [q, k, v] = split_heads(&qkv, self.heads)?;
                 let (q, k) = (q_norm.forward(&q)?, k_norm.forward(&k)?);
-                join_heads(&V::attention(&q, &k, &v)?)?
+                V::attention(&q, &k, &v, self.fused)?
             }
         };
         self.proj.forward(&mixed)

@@ -32,6 +32,7 @@ impl Network {
                 num_classes,
                 attn_dropout: model.attn_dropout,
                 proj_dropout: model.proj_dropout,
+                fused: config.train.fused,
                 alignment_depth: model.alignment_depth.unwrap_or(named.alignment_depth),
                 ..named
             };

@@ -133,10 +133,12 @@ impl Operation for Modulate {
     }
 }
 
-struct Mixed;
+struct Mixed {
+    fused: bool,
+}
 impl Operation for Mixed {
     fn run<V: Activation>(&self, inputs: &[V]) -> Result<V, DiffusionError> {
-        V::attention(&inputs[0], &inputs[1], &inputs[2])
+        V::attention(&inputs[0], &inputs[1], &inputs[2], self.fused)
     }
 }
 
@@ -211,7 +213,9 @@ proptest! {
         batch in 1i64..4, heads in 1i64..4, count in 1i64..8, half in 2i64..4, seed in 0u64..1000,
     ) {
         let size: &[i64] = &[batch, heads, count, 2 * half];
-        agrees(&Mixed, &[size; 3], seed)?;
+        for fused in [false, true] {
+            agrees(&Mixed { fused }, &[size; 3], seed)?;
+        }
         let width = 2 * half * heads;
         for (qk_norm, fused) in [(false, false), (false, true), (true, true)] {
             let attention = layer(|params| {

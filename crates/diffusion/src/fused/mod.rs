@@ -13,7 +13,7 @@ use tch::{Device, Kind, TchError, Tensor};
 use torch_ext::autograd::{self, Backward, Forward, Function, Gradients, Outputs};
 use torch_ext::kernel::{self as cpu, Element, Input, Operand, Output, Real, Stored};
 
-pub(crate) use self::attention::attention;
+pub(crate) use self::attention::{attention, attention_of_heads};
 use self::cuda::Modulation;
 pub(crate) use self::gelu::gelu;
 use self::kernel::{Gate, GateBackward, NormModulate, NormModulateBackward};

@@ -5,7 +5,8 @@ use torch_ext::{Init, Scope};
 
 use super::{JitConfig, Rotary};
 use crate::denoiser::Mode;
-use crate::layers::Linear;
+use crate::dual::Activation;
+use crate::layers::{Linear, join_heads, split_heads};
 use crate::{DiffusionError, check};
 
 /// Images `[B, C, S, S]` to one token a patch `[B, T, D]`, row-major, by way of a narrow layer
@@ -107,6 +108,7 @@ pub(super) struct Attention {
     proj: Linear,
     proj_drop: Dropout,
     heads: i64,
+    fused: bool,
 }
 
 impl Attention {
@@ -114,8 +116,8 @@ impl Attention {
         scope: &Scope,
         width: i64,
         heads: i64,
-        attn_dropout: f64,
-        proj_dropout: f64,
+        (attn_dropout, proj_dropout): (f64, f64),
+        fused: bool,
     ) -> Result<Self, DiffusionError> {
         let head_width = width / heads;
         let init = Init::XavierUniform;
@@ -127,6 +129,7 @@ impl Attention {
             proj: Linear::new(&scope.sub("proj"), width, width, init)?,
             proj_drop: Dropout { rate: proj_dropout },
             heads,
+            fused,
         })
     }
 
@@ -137,19 +140,12 @@ impl Attention {
         rotary: &Rotary,
         mode: &mut Mode<'_>,
     ) -> Result<Tensor, DiffusionError> {
-        let (batch, count, width) = x.size3()?;
-        let qkv = self
-            .qkv
-            .forward(x)?
-            .f_view([batch, count, 3, self.heads, width / self.heads])?
-            .f_permute([2, 0, 3, 1, 4])?; // [3, B, heads, T, D / heads]
-        let q = rotary.forward(&self.q_norm.forward(&qkv.f_select(0, 0)?)?)?;
-        let k = rotary.forward(&self.k_norm.forward(&qkv.f_select(0, 1)?)?)?;
-        let v = qkv.f_select(0, 2)?;
+        let [q, k, v] = split_heads(&self.qkv.forward(x)?, self.heads)?;
+        let q = rotary.forward(&self.q_norm.forward(&q)?)?;
+        let k = rotary.forward(&self.k_norm.forward(&k)?)?;
         // Rotation is in float32; under autocast, values are not.
         let (q, k) = (q.f_to_kind(v.kind())?, k.f_to_kind(v.kind())?);
-        let mixed = self.mix(&q, &k, &v, mode)?; // [B, heads, T, D / heads]
-        let mixed = mixed.f_transpose(1, 2)?.f_reshape([batch, count, width])?;
+        let mixed = self.mix(&q, &k, &v, mode)?; // [B, T, D]
         self.proj_drop.forward(self.proj.forward(&mixed)?, mode)
     }
 
@@ -161,9 +157,7 @@ impl Attention {
         mode: &mut Mode<'_>,
     ) -> Result<Tensor, DiffusionError> {
         if !self.attn_drop.acts(mode) {
-            return Ok(Tensor::f_scaled_dot_product_attention::<&Tensor>(
-                q, k, v, None, 0.0, false, None, false,
-            )?);
+            return Tensor::attention(q, k, v, self.fused);
         }
         // The fused kernel would draw from the process-wide generator.
         let (.., head_width) = q.size4()?;
@@ -172,7 +166,7 @@ impl Attention {
             .f_div_scalar((head_width as f64).sqrt())?
             .f_softmax(-1, Kind::Float)?; // [B, heads, T, T]
         let weights = self.attn_drop.forward(weights, mode)?;
-        Ok(weights.f_to_kind(v.kind())?.f_matmul(v)?)
+        join_heads(&weights.f_to_kind(v.kind())?.f_matmul(v)?)
     }
 }
 

@@ -54,8 +54,9 @@ pub struct SitConfig {
     /// Train the position embedding too, from its fixed values on. REPA-E's published models were
     /// trained so, by a slip of its code.
     pub train_pos_embed: bool,
-    /// Compute modulated layer norms and gated residuals in one operation each, on the CPU. Off, they are
-    /// composed of libtorch's; results differ by roundings. MeanFlow's pass with tangents always is.
+    /// Compute modulated layer norms and gated residuals in one operation each, and on the CPU attention and
+    /// GELU in forms of our own. Off, they are composed of libtorch's; results differ by roundings. The
+    /// tangents of MeanFlow always are.
     pub fused: bool,
 }
 

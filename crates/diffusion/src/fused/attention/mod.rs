@@ -1,5 +1,5 @@
-//! Self-attention on the CPU, from the queries, keys and values as the linear layer leaves them to the
-//! tokens as the next one takes them.
+//! Self-attention on the CPU, from queries, keys and values as the linear layer leaves them, or as heads, to
+//! the tokens as the next one takes them.
 //!
 //! libtorch's form wants the heads apart: it copies gradients together again, and its products of blocks
 //! are slow in bfloat16.
@@ -24,31 +24,67 @@ use crate::DiffusionError;
 /// bfloat16 and float64, for bfloat16 heads of an odd width; and where our products of matrices are slow.
 pub(crate) fn attention(qkv: &Tensor, heads: i64) -> Result<Option<Tensor>, DiffusionError> {
     let size = qkv.size();
-    let &[_, _, width] = size.as_slice() else {
+    let &[batch, count, width] = size.as_slice() else {
         return Ok(None);
     };
-    if qkv.device() != Device::Cpu || qkv.numel() == 0 || heads < 1 || width % (3 * heads) != 0 {
+    if heads < 1 || width % (3 * heads) != 0 {
         return Ok(None);
     }
+    apply(&[qkv], [batch, count, heads, width / (3 * heads)])
+}
+
+/// [`attention`] for `q`, `k` and `v` `[B, heads, T, d]` each, in one dtype; `[B, T, heads d]`.
+pub(crate) fn attention_of_heads(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+) -> Result<Option<Tensor>, DiffusionError> {
+    let size = q.size();
+    let &[batch, heads, count, width] = size.as_slice() else {
+        return Ok(None);
+    };
+    let alike = |x: &Tensor| x.size() == size && x.kind() == q.kind() && x.device() == q.device();
+    if !(alike(k) && alike(v)) {
+        return Ok(None);
+    }
+    apply(&[q, k, v], [batch, count, heads, width])
+}
+
+fn apply(
+    inputs: &[&Tensor],
+    [batch, count, heads, width]: [i64; 4],
+) -> Result<Option<Tensor>, DiffusionError> {
     // Tests run it everywhere.
-    if !(cpu::multiplies_fast() || cfg!(test)) {
+    let fast = cpu::multiplies_fast() || cfg!(test);
+    if !fast || inputs[0].device() != Device::Cpu || inputs[0].numel() == 0 {
         return Ok(None);
     }
-    let passes = match qkv.f_kind()? {
+    let passes = match inputs[0].f_kind()? {
         Kind::Float => Passes::of::<f32>(),
         Kind::Double => Passes::of::<f64>(),
-        Kind::BFloat16 if (width / (3 * heads)) % 2 == 0 => Passes::of::<bf16>(),
+        Kind::BFloat16 if width % 2 == 0 => Passes::of::<bf16>(),
         _ => return Ok(None),
     };
-    let function = FusedAttention { heads, passes };
-    Ok(Some(autograd::apply(function, &[qkv])?.remove(0)))
+    let [batch, count, heads, width] = [batch, count, heads, width].map(|size| size as usize);
+    let layout = Layout {
+        batch,
+        count,
+        heads,
+        width,
+        packed: inputs.len() == 1,
+    };
+    let function = FusedAttention { layout, passes };
+    Ok(Some(autograd::apply(function, inputs)?.remove(0)))
 }
+
+type ForwardPass = fn(&[Tensor], Layout) -> autograd::Result<[Tensor; 2]>;
+type BackwardPass = fn(&[Tensor], &[&Tensor; 3], Layout) -> autograd::Result<Vec<Tensor>>;
 
 /// The passes for one dtype.
 #[derive(Clone, Copy)]
 struct Passes {
-    forward: fn(&Tensor, i64) -> autograd::Result<[Tensor; 2]>,
-    backward: fn(&[&Tensor; 4], i64) -> autograd::Result<Tensor>,
+    forward: ForwardPass,
+    backward: BackwardPass,
 }
 
 impl Passes {
@@ -61,7 +97,7 @@ impl Passes {
 }
 
 struct FusedAttention {
-    heads: i64,
+    layout: Layout,
     passes: Passes,
 }
 
@@ -75,15 +111,15 @@ impl Function for FusedAttention {
         context: &mut Forward<'_>,
         inputs: &[&Tensor],
     ) -> autograd::Result<Outputs> {
-        let &[qkv] = inputs else {
-            return Err("it takes queries, keys and values as one tensor".into());
-        };
-        let qkv = qkv.f_contiguous()?;
-        let [o, log_sums] = (self.passes.forward)(&qkv, self.heads)?;
+        let inputs: Vec<Tensor> = inputs
+            .iter()
+            .map(|input| input.f_contiguous())
+            .collect::<Result<_, _>>()?;
+        let [o, log_sums] = (self.passes.forward)(&inputs, self.layout)?;
         if context.needs_any_grad() {
-            context.save(&qkv);
-            context.save(&o);
-            context.save(&log_sums);
+            for saved in inputs.iter().chain([&o, &log_sums]) {
+                context.save(saved);
+            }
         }
         Ok(vec![o])
     }
@@ -93,12 +129,17 @@ impl Function for FusedAttention {
         context: &Backward<'_>,
         gradients: &Gradients,
     ) -> autograd::Result<Gradients> {
+        let count = if self.layout.packed { 1 } else { 3 };
         let Some(d_o) = &gradients[0] else {
-            return Ok(vec![None]);
+            return Ok((0..count).map(|_| None).collect());
         };
-        let [qkv, o, log_sums] = [context.saved(0)?, context.saved(1)?, context.saved(2)?];
-        let inputs = [&qkv, &o, &log_sums, &d_o.f_contiguous()?];
-        Ok(vec![Some((self.passes.backward)(&inputs, self.heads)?)])
+        let inputs: Vec<Tensor> = (0..count)
+            .map(|index| context.saved(index))
+            .collect::<Result<_, _>>()?;
+        let (o, log_sums) = (context.saved(count)?, context.saved(count + 1)?);
+        let results = [&o, &log_sums, &d_o.f_contiguous()?];
+        let gradients = (self.passes.backward)(&inputs, &results, self.layout)?;
+        Ok(gradients.into_iter().map(Some).collect())
     }
 }
 
@@ -109,22 +150,19 @@ struct Layout {
     count: usize,
     heads: usize,
     width: usize,
+    /// Queries, keys and values are one tensor `[B, T, 3 D]`, not three `[B, heads, T, d]`.
+    packed: bool,
 }
 
 impl Layout {
-    fn new(qkv: &Tensor, heads: i64) -> autograd::Result<Self> {
-        let (batch, count, width) = qkv.size3()?;
-        Ok(Self {
-            batch: batch as usize,
-            count: count as usize,
-            heads: heads as usize,
-            width: (width / (3 * heads)) as usize,
-        })
-    }
-
-    /// Elements of a token of `D` elements.
+    /// Elements of a token of the result.
     fn token(&self) -> usize {
         self.heads * self.width
+    }
+
+    /// `[B, T, D]`.
+    fn result(&self) -> [i64; 3] {
+        [self.batch, self.count, self.token()].map(|size| size as i64)
     }
 
     /// The images and heads in turn.
@@ -137,8 +175,7 @@ impl Layout {
     fn rows<'a, E>(
         &self,
         values: &'a [E],
-        image: usize,
-        block: usize,
+        (image, block): (usize, usize),
         blocks: usize,
     ) -> Rows<'a, E> {
         let stride = blocks * self.width;
@@ -146,25 +183,60 @@ impl Layout {
         Rows::new(&values[first..], stride, self.count, self.width)
     }
 
-    fn head<'a, E>(&self, qkv: &'a [E], image: usize, head: usize) -> Head<'a, E> {
-        let of = |kind: usize| self.rows(qkv, image, kind * self.heads + head, 3 * self.heads);
-        Head {
-            q: of(0),
-            k: of(1),
-            v: of(2),
+    /// A head of an image, of the inputs.
+    fn head<'a, E>(&self, inputs: &[&'a [E]], (image, head): (usize, usize)) -> Head<'a, E> {
+        let [q, k, v] = std::array::from_fn(|kind| match inputs {
+            [qkv] => self.rows(qkv, (image, kind * self.heads + head), 3 * self.heads),
+            parts => self.rows(parts[kind], (image * self.heads + head, 0), 1),
+        });
+        Head { q, k, v }
+    }
+
+    /// The heads of each image in turn, of gradients of the inputs.
+    fn split<'a, E>(&self, gradients: Vec<&'a mut [E]>) -> Vec<[Columns<'a, E>; 3]> {
+        let mut columns: Vec<_> = if self.packed {
+            let token = 3 * self.token();
+            let images = gradients
+                .into_iter()
+                .flat_map(|gradient| gradient.chunks_mut(self.count * token));
+            // For each image the heads of the queries, of the keys, of the values.
+            images
+                .flat_map(|image| Columns::split(image, token, self.width))
+                .collect()
+        } else {
+            let heads = gradients
+                .into_iter()
+                .flat_map(|gradient| gradient.chunks_mut(self.count * self.width));
+            heads
+                .flat_map(|head| Columns::split(head, self.width, self.width))
+                .collect()
+        };
+        // From groups of one kind to one of each kind.
+        let group = if self.packed {
+            self.heads
+        } else {
+            self.batch * self.heads
+        };
+        let mut triples = Vec::with_capacity(self.batch * self.heads);
+        while !columns.is_empty() {
+            let rest = columns.split_off((3 * group).min(columns.len()));
+            let mut kinds = std::mem::replace(&mut columns, rest).into_iter();
+            let [q, k, v]: [Vec<_>; 3] =
+                std::array::from_fn(|_| kinds.by_ref().take(group).collect());
+            triples.extend(q.into_iter().zip(k).zip(v).map(|((q, k), v)| [q, k, v]));
         }
+        triples
     }
 }
 
 /// Works on items with a scratch that each thread makes once. No item's result depends on which others
 /// a thread has had.
 fn for_each<E: Number, T: Send>(
-    items: Vec<T>,
+    mut items: Vec<T>,
     work: impl Fn(&mut T, &mut Scratch<E>) + Sync,
 ) -> autograd::Result<()> {
     let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1).max(1);
     let share = items.len().div_ceil(threads).max(1);
-    let mut items = items;
     let mut shares: Vec<&mut [T]> = items.chunks_mut(share).collect();
     Ok(cpu::for_each(&mut shares, |items| {
         let mut scratch = Scratch::default();
@@ -174,23 +246,27 @@ fn for_each<E: Number, T: Send>(
     })?)
 }
 
-fn forward<E: Number>(qkv: &Tensor, heads: i64) -> autograd::Result<[Tensor; 2]> {
-    let layout = Layout::new(qkv, heads)?;
-    let (batch, count, width) = qkv.size3()?;
-    let mut o = Output::<E>::new(&[batch, count, width / 3])?;
+/// Tensors as a kernel reads them.
+fn readable<E: Number>(tensors: &[Tensor]) -> autograd::Result<Vec<Input<'_, E>>> {
+    Ok(tensors.iter().map(Input::new).collect::<Result<_, _>>()?)
+}
+
+fn forward<E: Number>(inputs: &[Tensor], layout: Layout) -> autograd::Result<[Tensor; 2]> {
+    let [batch, count, heads] = [layout.batch, layout.count, layout.heads].map(|size| size as i64);
+    let mut o = Output::<E>::new(&layout.result())?;
     let mut log_sums = Output::<E::Sum>::new(&[batch, heads, count])?;
-    let qkv = Input::<E>::new(qkv)?;
+    let inputs = readable::<E>(inputs)?;
     let (o_slice, log_sums_slice) = (o.as_mut_slice(), log_sums.as_mut_slice());
     cpu::run(|scope| {
-        let qkv = scope.read(&qkv);
+        let inputs: Vec<&[E]> = inputs.iter().map(|input| scope.read(input)).collect();
         let token = layout.token();
         let images = o_slice.chunks_mut(layout.count * token);
         let items = images
             .flat_map(|image| Columns::split(image, token, layout.width))
             .zip(log_sums_slice.chunks_mut(layout.count))
             .zip(layout.each())
-            .map(|((o, log_sums), (image, head))| kernel::Forward {
-                head: layout.head(qkv, image, head),
+            .map(|((o, log_sums), place)| kernel::Forward {
+                head: layout.head(&inputs, place),
                 o,
                 log_sums,
             });
@@ -199,48 +275,39 @@ fn forward<E: Number>(qkv: &Tensor, heads: i64) -> autograd::Result<[Tensor; 2]>
     Ok([o.into_tensor(), log_sums.into_tensor()])
 }
 
-/// The gradient of queries, keys and values, of these, the result, the logarithms of sums and the gradient
-/// of the result.
-fn backward<E: Number>(inputs: &[&Tensor; 4], heads: i64) -> autograd::Result<Tensor> {
-    let &[qkv, o, log_sums, d_o] = inputs;
-    let layout = Layout::new(qkv, heads)?;
-    let mut gradient = Output::<E>::new(&qkv.size())?;
-    let (qkv, o, d_o) = (
-        Input::<E>::new(qkv)?,
-        Input::<E>::new(o)?,
-        Input::<E>::new(d_o)?,
-    );
+/// The gradients of the inputs, of these and the result, the logarithms of sums and the gradient of the
+/// result.
+fn backward<E: Number>(
+    inputs: &[Tensor],
+    &[o, log_sums, d_o]: &[&Tensor; 3],
+    layout: Layout,
+) -> autograd::Result<Vec<Tensor>> {
+    let mut gradients: Vec<Output<E>> = inputs
+        .iter()
+        .map(|input| Output::new(&input.size()))
+        .collect::<Result<_, _>>()?;
+    let inputs = readable::<E>(inputs)?;
+    let (o, d_o) = (Input::<E>::new(o)?, Input::<E>::new(d_o)?);
     let log_sums = Input::<E::Sum>::new(log_sums)?;
-    let gradient_slice = gradient.as_mut_slice();
+    let slices = gradients.iter_mut().map(Output::as_mut_slice).collect();
+    let columns = layout.split(slices);
     cpu::run(|scope| {
-        let (qkv, o, d_o) = (scope.read(&qkv), scope.read(&o), scope.read(&d_o));
-        let token = 3 * layout.token();
-        let mut blocks = gradient_slice
-            .chunks_mut(layout.count * token)
-            .map(|image| Columns::split(image, token, layout.width).into_iter())
-            .flat_map(|mut blocks| {
-                let [q, k, v] = [(); 3].map(|()| {
-                    let of_heads: Vec<_> = blocks.by_ref().take(layout.heads).collect();
-                    of_heads
-                });
-                q.into_iter().zip(k).zip(v)
-            });
+        let inputs: Vec<&[E]> = inputs.iter().map(|input| scope.read(input)).collect();
+        let (o, d_o) = (scope.read(&o), scope.read(&d_o));
         let items = layout
             .each()
-            .zip(blocks.by_ref())
+            .zip(columns)
             .zip(scope.read(&log_sums).chunks(layout.count))
-            .map(
-                |(((image, head), ((dq, dk), dv)), log_sums)| kernel::Backward {
-                    head: layout.head(qkv, image, head),
-                    o: layout.rows(o, image, head, layout.heads),
-                    d_o: layout.rows(d_o, image, head, layout.heads),
-                    log_sums,
-                    dq,
-                    dk,
-                    dv,
-                },
-            );
+            .map(|((place, [dq, dk, dv]), log_sums)| kernel::Backward {
+                head: layout.head(&inputs, place),
+                o: layout.rows(o, place, layout.heads),
+                d_o: layout.rows(d_o, place, layout.heads),
+                log_sums,
+                dq,
+                dk,
+                dv,
+            });
         for_each(items.collect(), kernel::Backward::run)
     })?;
-    Ok(gradient.into_tensor())
+    Ok(gradients.into_iter().map(Output::into_tensor).collect())
 }

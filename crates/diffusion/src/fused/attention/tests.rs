@@ -3,9 +3,9 @@ use torch_ext::TorchError;
 use torch_ext::autograd::check_gradients;
 
 use super::super::tests::{assert_close, random, run};
-use super::attention;
+use super::{attention, attention_of_heads};
 use crate::dual::Activation;
-use crate::layers::{join_heads, split_heads};
+use crate::layers::split_heads;
 
 fn fused(qkv: &Tensor, heads: i64) -> Tensor {
     attention(qkv, heads).unwrap().expect("a fused form")
@@ -13,7 +13,7 @@ fn fused(qkv: &Tensor, heads: i64) -> Tensor {
 
 fn composed(qkv: &Tensor, heads: i64) -> Tensor {
     let [q, k, v] = split_heads(qkv, heads).unwrap();
-    join_heads(&Tensor::attention(&q, &k, &v).unwrap()).unwrap()
+    Tensor::attention(&q, &k, &v, false).unwrap()
 }
 
 #[test]
@@ -55,6 +55,33 @@ fn it_equals_the_composition() {
             assert_close(&fused, &exact, limit);
         }
     }
+}
+
+#[test]
+fn heads_of_their_own_give_the_same_bits() {
+    for kind in [Kind::Float, Kind::BFloat16] {
+        let packed = [random(1, [2, 37, 72], kind)];
+        let apart = split_heads(&packed[0].detach(), 3).unwrap();
+        let packed = run(&packed, |i| fused(&i[0], 3));
+        let apart = run(&apart, |i| {
+            let o = attention_of_heads(&i[0], &i[1], &i[2]).unwrap();
+            o.expect("a fused form")
+        });
+        assert_eq!(apart[0], packed[0]);
+        let gradients = split_heads(&packed[1], 3).unwrap();
+        assert_eq!(apart[1..], gradients);
+    }
+    let [q, k] = [1, 2].map(|seed| random(seed, [2, 3, 8], Kind::Float).unsqueeze(0));
+    assert!(
+        attention_of_heads(&q, &k, &q.to_kind(Kind::Double))
+            .unwrap()
+            .is_none()
+    );
+    assert!(
+        attention_of_heads(&q, &k.narrow(2, 0, 2), &q)
+            .unwrap()
+            .is_none()
+    );
 }
 
 #[test]
