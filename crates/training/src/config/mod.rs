@@ -286,8 +286,8 @@ pub struct TrainConfig {
     pub accumulation: usize,
     /// Precision of matrix products; weights and losses stay in float32.
     pub precision: Precision,
-    /// Fused operations where there are some, on the CPU: alignment loss, modulated layer norms, gated
-    /// residuals. Off, they are composed of libtorch's; results differ by roundings.
+    /// Fused operations where there are some: alignment loss, modulated layer norms, gated residuals, the
+    /// update of the weights. Off, they are composed of libtorch's; results differ by roundings.
     #[serde(skip_serializing_if = "is_true")]
     pub fused: bool,
     /// Seed of everything random.
