@@ -144,8 +144,8 @@ struct Linear {
 impl Linear {
     fn new(scope: &Scope, in_width: i64, out_width: i64) -> Result<Self, AlignmentError> {
         Ok(Self {
-            weight: scope.var("weight", &[out_width, in_width], Init::XavierUniform)?,
-            bias: scope.var("bias", &[out_width], Init::Zeros)?,
+            weight: scope.cast_var("weight", &[out_width, in_width], Init::XavierUniform)?,
+            bias: scope.cast_var("bias", &[out_width], Init::Zeros)?,
         })
     }
 
@@ -162,8 +162,8 @@ impl Linear {
             bound: 1.0 / (fan_in as f64).sqrt(),
         };
         Ok(Self {
-            weight: scope.var("weight", &[out_width, in_width, side, side], init)?,
-            bias: scope.var("bias", &[out_width], init)?,
+            weight: scope.cast_var("weight", &[out_width, in_width, side, side], init)?,
+            bias: scope.cast_var("bias", &[out_width], init)?,
         })
     }
 

@@ -32,8 +32,8 @@ impl PatchEmbedder {
         let scope = scope.sub("proj");
         let shape = [width, channels, patch, patch];
         Ok(Self {
-            weight: scope.var("weight", &shape, Init::XavierUniform)?,
-            bias: scope.var("bias", &[width], Init::Zeros)?,
+            weight: scope.cast_var("weight", &shape, Init::XavierUniform)?,
+            bias: scope.cast_var("bias", &[width], Init::Zeros)?,
             channels,
             size,
             patch,

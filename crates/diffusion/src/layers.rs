@@ -22,8 +22,8 @@ impl Linear {
         init: Init,
     ) -> Result<Self, DiffusionError> {
         Ok(Self {
-            weight: scope.var("weight", &[out_width, in_width], init)?,
-            bias: scope.var("bias", &[out_width], Init::Zeros)?,
+            weight: scope.cast_var("weight", &[out_width, in_width], init)?,
+            bias: scope.cast_var("bias", &[out_width], Init::Zeros)?,
         })
     }
 

@@ -217,6 +217,11 @@ extern "C" {
 // Whether operations of this thread are recorded.
 int te_is_recording() { return at::GradMode::is_enabled() ? 1 : 0; }
 
+// Says that a tensor was changed in place, so that backward passes that need its old values fail.
+int te_bump_version(at::Tensor *tensor) {
+  return guarded([&] { tensor->unsafeGetTensorImpl()->bump_version(); });
+}
+
 // Records that `outputs` came from `inputs` by `function`, which is owned from here on, also
 // where this fails. `results` receives one tensor an output.
 int te_autograd_record(const char *name, te_function function, int twice,

@@ -103,6 +103,7 @@ unsafe extern "C" {
     ) -> c_int;
 
     pub(crate) fn te_is_recording() -> c_int;
+    pub(crate) fn te_bump_version(tensor: *const C_tensor) -> c_int;
     pub(crate) fn te_autograd_record(
         name: *const c_char,
         function: RawFunction,

@@ -35,10 +35,21 @@ pub enum Init {
 pub struct Param {
     /// Full name, as in a PyTorch state dict.
     pub name: String,
-    /// The value; shares storage with the model's own handle.
+    /// The value; shares storage with the model's own handle, unless there is a `copy`.
     pub tensor: Tensor,
     /// Whether the optimiser updates it. Buffers are not trainable but are in the state dict.
     pub trainable: bool,
+    /// What the model computes with, and where gradients arrive, after [`Params::keep_copies`].
+    pub copy: Option<Tensor>,
+    /// Declared by [`Scope::cast_var`].
+    cast: bool,
+}
+
+impl Param {
+    /// The model's own handle, where gradients arrive.
+    pub fn leaf(&self) -> &Tensor {
+        self.copy.as_ref().unwrap_or(&self.tensor)
+    }
 }
 
 /// An ordered set of named weights: a model's state dict, in order of declaration.
@@ -130,6 +141,28 @@ impl Params {
             .sum()
     }
 
+    /// Makes the model compute with copies in `kind` of the weights that were declared by
+    /// [`Scope::cast_var`], instead of letting autocast cast them anew in each pass: they have the same
+    /// bits. Their gradients arrive in `kind`, as autocast's do before they are widened. What the set
+    /// holds, and [`Params::load`] takes, stays float32; who changes that otherwise writes the copies too.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn keep_copies(&self, kind: Kind) -> Result<(), TorchError> {
+        for param in self.entries.borrow_mut().iter_mut() {
+            if param.cast && param.copy.is_none() {
+                let weight = param.tensor.f_detach()?;
+                let mut master = weight.f_empty_like()?;
+                master.f_copy_(&weight)?;
+                // All handles that the model has of it are of the one tensor whose data this is.
+                let mut model = std::mem::replace(&mut param.tensor, master);
+                model.f_set_data(&param.tensor.f_to_kind(kind)?)?;
+                param.copy = Some(model);
+            }
+        }
+        Ok(())
+    }
+
     /// Copies a state dict into the weights in place; names must match exactly.
     ///
     /// # Errors
@@ -215,13 +248,19 @@ impl Params {
                 sources.push(tensor.shallow_clone());
             }
         }
-        optim::copy_(&targets, &sources)
+        optim::copy_(&targets, &sources)?;
+        let copied = entries.iter().filter_map(|param| {
+            let copy = param.copy.as_ref()?;
+            Some((copy.shallow_clone(), param.tensor.shallow_clone()))
+        });
+        let (copies, masters): (Vec<_>, Vec<_>) = copied.unzip();
+        optim::copy_(&copies, &masters)
     }
 
     fn declare(
         &self,
         name: String,
-        trainable: bool,
+        (trainable, cast): (bool, bool),
         make: impl FnOnce() -> Result<Tensor, TorchError>,
     ) -> Result<Tensor, TorchError> {
         if self.get(&name).is_some() {
@@ -235,6 +274,8 @@ impl Params {
             name,
             tensor,
             trainable,
+            copy: None,
+            cast,
         });
         Ok(handle)
     }
@@ -318,9 +359,29 @@ impl<'a> Scope<'a> {
     /// # Errors
     /// The name is taken, or the shape does not suit `init`.
     pub fn var(&self, name: &str, shape: &[i64], init: Init) -> Result<Tensor, TorchError> {
+        self.weight(name, shape, init, false)
+    }
+
+    /// As [`Scope::var`], a weight that is used in matrix products and convolutions alone, as factor or
+    /// bias: what autocast casts. [`Params::keep_copies`] may turn the tensor to another dtype.
+    ///
+    /// # Errors
+    /// The name is taken, or the shape does not suit `init`.
+    pub fn cast_var(&self, name: &str, shape: &[i64], init: Init) -> Result<Tensor, TorchError> {
+        self.weight(name, shape, init, true)
+    }
+
+    fn weight(
+        &self,
+        name: &str,
+        shape: &[i64],
+        init: Init,
+        cast: bool,
+    ) -> Result<Tensor, TorchError> {
         let full = format!("{}{name}", self.prefix);
-        self.params
-            .declare(full.clone(), true, || self.params.draw(&full, shape, init))
+        self.params.declare(full.clone(), (true, cast), || {
+            self.params.draw(&full, shape, init)
+        })
     }
 
     /// Declares a tensor that is in the state dict but not trained.
@@ -329,6 +390,8 @@ impl<'a> Scope<'a> {
     /// The name is taken.
     pub fn buffer(&self, name: &str, value: Tensor) -> Result<Tensor, TorchError> {
         self.params
-            .declare(format!("{}{name}", self.prefix), false, || Ok(value))
+            .declare(format!("{}{name}", self.prefix), (false, false), || {
+                Ok(value)
+            })
     }
 }

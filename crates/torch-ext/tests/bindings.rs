@@ -106,6 +106,40 @@ fn gradients_flow_through_autocast_in_float32() {
     assert_eq!(w.grad().kind(), Kind::Float);
 }
 
+#[test]
+fn a_model_computes_with_copies_of_weights_for_products() {
+    let params = Params::new(CPU, 0).unwrap();
+    let scope = params.root();
+    let weight = scope
+        .cast_var("weight", &[4, 4], Init::XavierUniform)
+        .unwrap();
+    let scale = scope.var("scale", &[4], Init::Ones).unwrap();
+    let handle = weight.shallow_clone();
+    let drawn = weight.detach().copy();
+    params.keep_copies(Kind::BFloat16).unwrap();
+    params.keep_copies(Kind::BFloat16).unwrap();
+
+    assert_eq!(handle.kind(), Kind::BFloat16);
+    assert_eq!(weight.detach(), drawn.to_kind(Kind::BFloat16));
+    assert_eq!(scale.kind(), Kind::Float);
+    let masters = params.state_dict();
+    assert_eq!(masters[0].1, drawn);
+    let x = random(2, &[2, 4]);
+    let product = autocast::run(CPU, Some(Kind::BFloat16), || x.matmul(&weight)).unwrap();
+    product.to_kind(Kind::Float).sum(Kind::Float).backward();
+    let entries = params.entries();
+    assert_eq!(entries[0].leaf().grad().kind(), Kind::BFloat16);
+    assert!(!entries[0].tensor.requires_grad());
+    assert!(entries[1].copy.is_none());
+
+    // A float32 whose bfloat16 rounds.
+    let loaded = Tensor::full([4, 4], 1.0 + 1.0 / 300.0, (Kind::Float, CPU));
+    let other = vec![("weight".to_owned(), loaded.shallow_clone())];
+    let _without_scale = params.load_partial(&other).unwrap();
+    assert_eq!(entries[0].tensor, loaded);
+    assert_eq!(handle.detach(), loaded.to_kind(Kind::BFloat16));
+}
+
 /// The update as the paper (Loshchilov and Hutter) writes it, in float64.
 fn adamw_by_hand(w: f64, grads: &[f64], s: &optim::AdamW) -> f64 {
     let (mut w, mut m, mut v) = (w, 0.0, 0.0);

@@ -8,7 +8,7 @@ use std::thread;
 use half::bf16;
 use tch::{Device, Kind, Tensor};
 use torch_ext::TorchError;
-use torch_ext::kernel::{self, Input, Output, Vectorised};
+use torch_ext::kernel::{self, InPlace, Input, Output, Vectorised};
 
 const CPU: Device = Device::Cpu;
 
@@ -48,6 +48,73 @@ fn an_output_becomes_the_tensor_that_was_written() {
     assert_eq!(
         output.into_tensor(),
         Tensor::from_slice2(&[[1i64, 2], [3, 4]])
+    );
+}
+
+#[test]
+fn a_tensor_is_changed_in_place_through_its_view() {
+    let x = Tensor::arange(6, (Kind::Float, CPU)).view([2, 3]);
+    let (first, last) = (x.get(0), x.get(1));
+    let (from, to) = (
+        Input::<f32>::new(&first).unwrap(),
+        InPlace::<f32>::new(&last).unwrap(),
+    );
+    kernel::run_in_place(|scope| {
+        let (from, to) = (scope.read(&from)?, scope.write(&to)?);
+        to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+        Ok::<_, TorchError>(())
+    })
+    .unwrap();
+    assert_eq!(
+        x,
+        Tensor::from_slice(&[0f32, 1.0, 2.0, 3.0, 5.0, 7.0]).view([2, 3])
+    );
+    assert!(InPlace::<f32>::new(&x.transpose(0, 1)).is_err());
+}
+
+#[test]
+fn no_memory_is_changed_that_somebody_else_has() {
+    let x = Tensor::zeros([4, 3], (Kind::Float, CPU));
+    let rows = |start, count| x.narrow(0, start, count);
+    let (all, top, middle, bottom) = (rows(0, 4), rows(0, 2), rows(1, 2), rows(2, 2));
+    let read = |tensor| Input::<f32>::new(tensor).unwrap();
+    let write = |tensor| InPlace::<f32>::new(tensor).unwrap();
+    let refused = |outcome: Result<(), TorchError>| {
+        let message = outcome.unwrap_err().to_string();
+        assert!(message.contains("shares memory"), "{message}");
+    };
+
+    let (writes_top, writes_middle, writes_bottom) = (write(&top), write(&middle), write(&bottom));
+    refused(kernel::run_in_place(|scope| {
+        let _disjoint = (scope.write(&writes_bottom)?, scope.write(&writes_top)?);
+        scope.write(&writes_middle).map(|_| ())
+    }));
+    refused(kernel::run_in_place(|scope| {
+        let _once = scope.write(&writes_top)?;
+        scope.write(&writes_top).map(|_| ())
+    }));
+    let (reads_all, reads_bottom) = (read(&all), read(&bottom));
+    refused(kernel::run_in_place(|scope| {
+        let _same = (scope.read(&reads_bottom)?, scope.read(&reads_bottom)?);
+        let _other = scope.write(&writes_top)?;
+        scope.read(&reads_all).map(|_| ())
+    }));
+    refused(kernel::run_in_place(|scope| {
+        let _both = (scope.read(&reads_all)?, scope.read(&reads_bottom)?);
+        scope.write(&writes_top).map(|_| ())
+    }));
+}
+
+#[test]
+fn a_graph_that_needs_the_old_values_notices() {
+    let x = Tensor::ones([3], (Kind::Float, CPU));
+    let w = Tensor::ones([3], (Kind::Float, CPU)).set_requires_grad(true);
+    let loss = (&x * &w).sum(Kind::Float);
+    let _changes = InPlace::<f32>::new(&x).unwrap();
+    let error = loss.f_backward().unwrap_err().to_string();
+    assert!(
+        error.contains("modified by an inplace operation"),
+        "{error}"
     );
 }
 

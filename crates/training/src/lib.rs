@@ -48,11 +48,13 @@
 mod adamw;
 mod aligner;
 mod autoencoder;
+mod average;
 mod batch;
 pub mod checkpoint;
 mod config;
 mod error;
 pub mod event_log;
+mod fused_update;
 mod learning_rate;
 mod metrics_log;
 mod model;
@@ -62,7 +64,9 @@ mod run;
 mod tensor_file;
 mod trainer;
 
+pub use adamw::AdamW;
 pub use autoencoder::AutoencoderModel;
+pub use average::Average;
 pub use batch::{DeviceBatch, images_to_device};
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use config::{

@@ -6,7 +6,7 @@ use diffusion::meanflow::MeanFlowSit;
 use diffusion::repa_e::LatentNorm;
 use diffusion::{Denoiser, Jit, JitConfig, Sit, SitConfig};
 use tch::Tensor;
-use torch_ext::{Params, Scope, optim};
+use torch_ext::{Params, Scope};
 
 use crate::{Config, Inputs, Objective, TrainError};
 
@@ -91,32 +91,6 @@ pub(crate) fn num_classes(
     let null =
         matches!(config.objective, Objective::XPrediction(_)) || config.model.label_dropout > 0.0;
     Ok(rows - i64::from(null))
-}
-
-/// What the moving average of `params` follows: weights, and REPA-E's statistics of latents.
-pub(crate) fn averaged(params: &Params) -> Vec<Tensor> {
-    params
-        .entries()
-        .iter()
-        .filter(|param| param.trainable || LatentNorm::AVERAGED.contains(&param.name.as_str()))
-        .map(|param| param.tensor.shallow_clone())
-        .collect()
-}
-
-/// Moves the average `target` towards `params`. The number of batches that the statistics of
-/// latents have seen is copied (`update_ema` of REPA-E upstream).
-pub(crate) fn update_average(
-    target: &Params,
-    params: &Params,
-    decay: f64,
-) -> Result<(), TrainError> {
-    optim::ema_(&averaged(target), &averaged(params), decay)?;
-    if let (Some(target), Some(count)) =
-        (target.get(LatentNorm::COUNT), params.get(LatentNorm::COUNT))
-    {
-        optim::copy_(&[target], &[count])?;
-    }
-    Ok(())
 }
 
 /// Denoiser and heads with one set of weights.

@@ -222,7 +222,7 @@ impl Joint {
             None => config.learning_rate(),
         };
         let learner = |params: Params, lr| {
-            let adamw = AdamW::new(&params, &config.optimizer, rate(lr))?;
+            let adamw = AdamW::new(&params, &config.optimizer, rate(lr), config.train.fused)?;
             Ok::<_, TrainError>((params, adamw))
         };
 
@@ -335,7 +335,7 @@ impl Joint {
             ])?;
             firsts.push(first);
         }
-        let autoencoder_norm = self.autoencoder.adamw.step(step)?;
+        let autoencoder_norm = self.autoencoder.adamw.step(step, &[])?;
 
         let mut of_discriminator = Mean::new(share);
         for first in &firsts {
@@ -343,7 +343,7 @@ impl Joint {
             backward(&second.total)?;
             of_discriminator.add(&[&second.total, &second.logits_real, &second.logits_fake])?;
         }
-        let discriminator_norm = self.discriminator.adamw.step(step)?;
+        let discriminator_norm = self.discriminator.adamw.step(step, &[])?;
 
         let mut of_denoiser = Mean::new(share);
         for (first, portion) in firsts.iter().zip(portions) {

@@ -8,12 +8,13 @@ use torch_ext::{Generator, Mismatch, Params, TorchError, autocast};
 use crate::adamw::{AdamW, trained_bytes};
 use crate::aligner::{Aligned, Aligner};
 use crate::autoencoder::read_weights;
-use crate::model::{Model, Network, num_classes, update_average};
+use crate::average::Average;
+use crate::model::{Model, Network, num_classes};
 use crate::objective::{Pass, project};
 use crate::repa_e::{Joint, JointFigures, Portion};
 use crate::{
-    Autoencoder, AutoencoderMetrics, AutoencoderModel, Checkpoint, Config, DeviceBatch, Quality,
-    StepMetrics, TrainError,
+    Autoencoder, AutoencoderMetrics, AutoencoderModel, Checkpoint, Config, DeviceBatch, Objective,
+    Quality, StepMetrics, TrainError,
 };
 
 /// What a trainer must know of the data and the encoders before it can build its model.
@@ -73,6 +74,8 @@ pub struct Trainer {
     model: Model,
     average: Model,
     second_average: Option<Params>,
+    /// Both of them, as the optimiser moves them.
+    averages: Vec<Average>,
     adamw: AdamW,
     aligner: Aligner,
     generator: Generator,
@@ -87,6 +90,15 @@ impl Trainer {
     /// # Errors
     /// A setting out of range, an unknown model, an encoder whose tokens do not fit the model's.
     pub fn new(config: &Config, inputs: Inputs) -> Result<Self, TrainError> {
+        Self::with_copies(config, inputs, copies(config))
+    }
+
+    /// With copies of the weights in a lower precision, or with weights that autocast casts.
+    fn with_copies(
+        config: &Config,
+        inputs: Inputs,
+        copies: Option<Kind>,
+    ) -> Result<Self, TrainError> {
         config.validate()?;
         let model = Model::new(config, &inputs)?;
         let autoencoder = match Joint::new(config, &model, inputs.device)? {
@@ -98,8 +110,25 @@ impl Trainer {
             Some(_) => Some(model.averaged(config, &inputs)?.params),
             None => None,
         };
+        if let Some(kind) = copies {
+            model.params.keep_copies(kind)?;
+        }
+        let train = &config.train;
+        let followers = [
+            Some((&average.params, train.ema_decay)),
+            second_average.as_ref().zip(train.second_ema_decay),
+        ];
+        let averages = followers.into_iter().flatten();
         Ok(Self {
-            adamw: AdamW::new(&model.params, &config.optimizer, config.learning_rate())?,
+            averages: averages
+                .map(|(target, decay)| Average::new(target, &model.params, decay))
+                .collect(),
+            adamw: AdamW::new(
+                &model.params,
+                &config.optimizer,
+                config.learning_rate(),
+                train.fused,
+            )?,
             aligner: Aligner::new(
                 config,
                 &inputs.encoders,
@@ -191,11 +220,9 @@ impl Trainer {
                 (figures.denoiser, Some(figures.autoencoder))
             }
         };
-        let norm = self.adamw.step(step)?;
-        let train = &self.config.train;
-        update_average(&self.average.params, &self.model.params, train.ema_decay)?;
-        if let (Some(second), Some(decay)) = (&self.second_average, train.second_ema_decay) {
-            update_average(second, &self.model.params, decay)?;
+        let norm = self.adamw.step(step, &self.averages)?;
+        for average in &self.averages {
+            average.follow_statistics()?;
         }
         let mut figures = vec![figures, norm.f_reshape([1])?];
         figures.extend(of_autoencoder);
@@ -518,6 +545,22 @@ impl Trainer {
     }
 }
 
+/// The dtype in which the model keeps copies of its weights for matrix products, which the fused update
+/// writes: the bits are autocast's, which would cast each weight in each step, and its gradient back.
+fn copies(config: &Config) -> Option<Kind> {
+    let one_pass = match config.objective {
+        Objective::Velocity(_) | Objective::XPrediction(_) | Objective::Meanflow(_) => {
+            config.train.accumulation == 1
+        }
+        // Passes that update other networks come in between.
+        Objective::RepaE(_) => false,
+    };
+    // A copy's gradient is of its dtype. Over several backward passes it would be added up in that,
+    // where autocast's is widened before.
+    let kind = config.train.precision.autocast();
+    kind.filter(|_| one_pass && config.train.fused)
+}
+
 /// The averaged denoiser of a checkpoint, without heads, for sampling.
 #[derive(Debug)]
 pub struct Sampling {
@@ -700,3 +743,6 @@ impl IndexedNoise {
         Ok(Tensor::f_stack(&noise, 0)?)
     }
 }
+
+#[cfg(test)]
+mod tests;

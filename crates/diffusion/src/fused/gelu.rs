@@ -108,7 +108,8 @@ fn backward<E: Number>(x: &Tensor, dy: &Tensor) -> autograd::Result<Tensor> {
                 y: dx,
                 f: |x: E::Sum, dy| {
                     let s = sigmoid(twice_u(x));
-                    dy * (s + x * s * (E::Sum::from_f64(1.0) - s) * twice_u_slope(x))
+                    let slope = x * s * (E::Sum::from_f64(1.0) - s);
+                    dy * slope.mul_add(twice_u_slope(x), s)
                 },
             });
         })
@@ -142,12 +143,12 @@ const CUBIC: f64 = 0.044715;
 
 #[inline(always)]
 fn twice_u<A: Real>(x: A) -> A {
-    x * (A::from_f64(SCALE) + A::from_f64(SCALE * CUBIC) * (x * x))
+    x * (x * x).mul_add(A::from_f64(SCALE * CUBIC), A::from_f64(SCALE))
 }
 
 #[inline(always)]
 fn twice_u_slope<A: Real>(x: A) -> A {
-    A::from_f64(SCALE) + A::from_f64(3.0 * SCALE * CUBIC) * (x * x)
+    (x * x).mul_add(A::from_f64(3.0 * SCALE * CUBIC), A::from_f64(SCALE))
 }
 
 #[inline(always)]

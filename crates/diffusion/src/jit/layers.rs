@@ -28,9 +28,9 @@ impl BottleneckPatchEmbedder {
         let (scope1, scope2) = (scope.sub("proj1"), scope.sub("proj2"));
         let init = Init::XavierUniform;
         Ok(Self {
-            proj1: scope1.var("weight", &[narrow, channels, patch, patch], init)?,
-            proj2: scope2.var("weight", &[width, narrow, 1, 1], init)?,
-            bias2: scope2.var("bias", &[width], Init::Zeros)?,
+            proj1: scope1.cast_var("weight", &[narrow, channels, patch, patch], init)?,
+            proj2: scope2.cast_var("weight", &[width, narrow, 1, 1], init)?,
+            bias2: scope2.cast_var("bias", &[width], Init::Zeros)?,
             channels,
             size: config.input_size,
             patch,

@@ -78,7 +78,7 @@ use std::error::Error;
 
 use tch::Tensor;
 
-use crate::TorchError;
+use crate::{TorchError, ffi};
 
 pub use check::{GradientError, check_gradients};
 
@@ -208,4 +208,17 @@ pub fn apply<F: Function>(
     inputs: &[&Tensor],
 ) -> std::result::Result<Outputs, TorchError> {
     raw::apply(function, inputs)
+}
+
+/// Says that `tensor` is changed in place by something that libtorch does not see, such as a kernel of
+/// one's own: a backward pass that needs the old values then fails instead of using the new ones.
+///
+/// # Errors
+/// An undefined tensor.
+pub fn bump_version(tensor: &Tensor) -> std::result::Result<(), TorchError> {
+    if !tensor.defined() {
+        return Err(TorchError::Memory("is undefined".to_owned()));
+    }
+    // SAFETY: the tensor lives for the call, and is defined.
+    ffi::check(unsafe { ffi::te_bump_version(tensor.as_ptr()) })
 }

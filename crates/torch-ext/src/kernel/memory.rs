@@ -31,8 +31,8 @@ element!(f32 => Float, f64 => Double, bf16 => BFloat16, f16 => Half, i64 => Int6
 /// A tensor that a kernel reads: contiguous, on the CPU, of dtype `T`.
 #[derive(Debug)]
 pub struct Input<'t, T> {
-    start: *const T,
-    len: usize,
+    pub(super) start: *const T,
+    pub(super) len: usize,
     tensor: PhantomData<&'t Tensor>,
 }
 
@@ -91,7 +91,7 @@ impl<T: Element> Output<T> {
 }
 
 /// Start and number of the elements of `tensor`.
-fn elements<T: Element>(tensor: &Tensor) -> Result<(*mut T, usize), TorchError> {
+pub(super) fn elements<T: Element>(tensor: &Tensor) -> Result<(*mut T, usize), TorchError> {
     let refused = |reason: String| Err(TorchError::Memory(reason));
     if !tensor.defined() {
         return refused("is undefined".to_owned());

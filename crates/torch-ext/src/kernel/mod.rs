@@ -4,6 +4,7 @@
 //!
 //! - [`run`] opens a scope in which an [`Input`] is a slice; an [`Output`] is a tensor in the making,
 //!   whose elements are the caller's alone until it becomes a tensor;
+//! - [`run_in_place`] opens one in which an [`InPlace`] is a mutable slice of a tensor that exists;
 //! - [`for_each`] shares work among libtorch's own threads, so that there is one pool, of the size that
 //!   libtorch was told, and not two that spin against each other;
 //! - [`vectorised`] compiles a loop for AVX-512, AVX2 and the baseline, and picks when it runs;
@@ -29,6 +30,7 @@
 //! ```
 
 mod columns;
+mod in_place;
 mod matrix;
 mod memory;
 mod number;
@@ -36,6 +38,7 @@ mod parallel;
 mod simd;
 
 pub use columns::Columns;
+pub use in_place::{InPlace, InPlaceScope, run_in_place};
 pub use matrix::{Operand, Packed, Rows, multiplies_fast, multiply};
 pub use memory::{Element, Input, Output, Scope, run};
 pub use number::{LANES, Real, Row, Stored, sum_lanes};

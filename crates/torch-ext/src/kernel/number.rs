@@ -21,6 +21,8 @@ pub trait Real:
     fn to_f64(self) -> f64;
     /// Its square root.
     fn sqrt(self) -> Self;
+    /// `self a + b`, rounded once.
+    fn mul_add(self, a: Self, b: Self) -> Self;
     /// `e` to its power. In float32 within two units of the last place, for exponents between -87.3 and
     /// 87.3; what is beyond is taken for these, and NaN for NaN.
     fn exp(self) -> Self;
@@ -43,6 +45,11 @@ macro_rules! real {
                 #[inline(always)]
                 fn sqrt(self) -> Self {
                     self.sqrt()
+                }
+
+                #[inline(always)]
+                fn mul_add(self, a: Self, b: Self) -> Self {
+                    self.mul_add(a, b)
                 }
 
                 #[inline(always)]
@@ -73,14 +80,14 @@ fn exp(x: f32) -> f32 {
         0.5,
     ];
     let x = x.clamp(-87.3, 87.3);
-    let shifted = x * std::f32::consts::LOG2_E + TO_INTEGER;
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, TO_INTEGER);
     let whole = shifted - TO_INTEGER;
-    let rest = x - whole * LN_2[0] - whole * LN_2[1];
+    let rest = whole.mul_add(-LN_2[1], whole.mul_add(-LN_2[0], x));
     let mut sum = POLYNOMIAL[0];
-    for factor in &POLYNOMIAL[1..] {
-        sum = sum * rest + factor;
+    for &factor in &POLYNOMIAL[1..] {
+        sum = sum.mul_add(rest, factor);
     }
-    let fraction = sum * rest * rest + rest + 1.0;
+    let fraction = sum.mul_add(rest * rest, rest) + 1.0;
     // 2 to the power of `whole`: its bits are its exponent's, which begins at 127.
     let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
     fraction * power

@@ -286,8 +286,9 @@ pub struct TrainConfig {
     pub accumulation: usize,
     /// Precision of matrix products; weights and losses stay in float32.
     pub precision: Precision,
-    /// Operations of our own where there are some: alignment loss, modulated layer norms, gated residuals;
-    /// on the CPU attention and GELU too. Off, they are composed of libtorch's; results differ by roundings.
+    /// Operations of our own where there are some: alignment loss, modulated layer norms, gated residuals, the
+    /// update of the weights; on the CPU attention and GELU too. Off, they are composed of libtorch's;
+    /// results differ by roundings.
     #[serde(skip_serializing_if = "is_true")]
     pub fused: bool,
     /// Seed of everything random.

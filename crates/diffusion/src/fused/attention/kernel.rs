@@ -210,6 +210,7 @@ impl<E: Number> Vectorised for Softmax<'_, E> {
         let results = self.totals.iter_mut().zip(self.log_sums);
         for ((scores, weights), (total, log_sum)) in rows.zip(results) {
             let shift = scale * largest(scores);
+            let minus_shift = E::Sum::default() - shift;
             let (weights, filler) = weights.split_at_mut(count);
             filler.fill(E::default());
             let mut lanes = [E::Sum::default(); LANES];
@@ -217,14 +218,14 @@ impl<E: Number> Vectorised for Softmax<'_, E> {
             let mut out = weights.chunks_exact_mut(LANES);
             for (scores, weights) in chunks.by_ref().zip(out.by_ref()) {
                 for lane in 0..LANES {
-                    let weight = (scale * scores[lane] - shift).exp();
+                    let weight = scale.mul_add(scores[lane], minus_shift).exp();
                     weights[lane] = E::narrow(weight);
                     lanes[lane] += weight;
                 }
             }
             let mut sum = sum_lanes(lanes);
             for (&score, out) in chunks.remainder().iter().zip(out.into_remainder()) {
-                let weight = (scale * score - shift).exp();
+                let weight = scale.mul_add(score, minus_shift).exp();
                 *out = E::narrow(weight);
                 sum += weight.to_f64();
             }

@@ -1,0 +1,151 @@
+//! The update of SiT-S/2's weights alone, given their gradients: norm, clipping, AdamW and one moving average,
+//! in one sweep and composed. In bfloat16, composed includes what autocast does to weights and gradients.
+
+use std::error::Error;
+use std::time::{Duration, Instant};
+
+use criterion::{Criterion, SamplingMode, criterion_group, criterion_main};
+use diffusion::{Sit, SitConfig};
+use tch::{Device, Kind, Tensor};
+use torch_ext::{Generator, Params};
+use training::{AdamW, Average, Config};
+
+const CPU: Device = Device::Cpu;
+
+/// Weights in training.
+struct Side {
+    params: Params,
+    average: Average,
+    /// What the average is of; its tensors are the average's.
+    _averaged: Params,
+    adamw: AdamW,
+    gradients: Vec<Tensor>,
+    cast: bool,
+    step: u64,
+}
+
+fn weights() -> Result<Params, Box<dyn Error>> {
+    let params = Params::new(CPU, 0)?;
+    let config = SitConfig {
+        fused: true,
+        ..SitConfig::named("SiT-S/2")?
+    };
+    let _network = Sit::new(&params.root(), &config)?;
+    Ok(params)
+}
+
+impl Side {
+    fn new(bf16: bool, fused: bool) -> Result<Self, Box<dyn Error>> {
+        let (params, averaged) = (weights()?, weights()?);
+        if bf16 && fused {
+            params.keep_copies(Kind::BFloat16)?;
+        }
+        let mut generator = Generator::new(CPU, 1)?;
+        let mut gradients = Vec::new();
+        for param in params.entries().iter().filter(|param| param.trainable) {
+            let drawn = generator.randn(&param.tensor.size(), Kind::Float)? * 1e-3;
+            gradients.push(drawn.to_kind(param.leaf().kind()));
+        }
+        let config = Config::default();
+        Ok(Self {
+            adamw: AdamW::new(&params, &config.optimizer, config.learning_rate(), fused)?,
+            average: Average::new(&averaged, &params, config.train.ema_decay),
+            _averaged: averaged,
+            gradients,
+            cast: bf16 && !fused,
+            params,
+            step: 0,
+        })
+    }
+
+    /// The time of a step, but for the making of its gradients.
+    fn step(&mut self) -> Result<Duration, Box<dyn Error>> {
+        let leaves: Vec<Tensor> = self
+            .params
+            .entries()
+            .iter()
+            .filter(|param| param.trainable)
+            .map(|param| param.leaf().shallow_clone())
+            .collect();
+        for (leaf, gradient) in leaves.iter().zip(&self.gradients) {
+            (leaf * gradient).f_sum(Kind::Float)?.f_backward()?;
+        }
+        let narrow: Vec<Tensor> = match self.cast {
+            true => self
+                .gradients
+                .iter()
+                .map(|g| g.to_kind(Kind::BFloat16))
+                .collect(),
+            false => Vec::new(),
+        };
+        self.step += 1;
+        let start = Instant::now();
+        for (leaf, gradient) in leaves.iter().zip(&narrow) {
+            let _cast = (leaf.to_kind(Kind::BFloat16), gradient.to_kind(Kind::Float));
+        }
+        let _norm = self
+            .adamw
+            .step(self.step, std::slice::from_ref(&self.average))?;
+        Ok(start.elapsed())
+    }
+}
+
+fn updates(criterion: &mut Criterion) -> Result<(), Box<dyn Error>> {
+    torch_ext::device::keep_freed_memory();
+    let mut group = criterion.benchmark_group("optimizer_step");
+    group
+        .sampling_mode(SamplingMode::Flat)
+        .sample_size(20)
+        .measurement_time(Duration::from_secs(5));
+    for (precision, bf16) in [("fp32", false), ("bf16", true)] {
+        let mut sides = [Side::new(bf16, true)?, Side::new(bf16, false)?];
+        // Of each pair: fused, composed.
+        let mut pairs: Vec<[f64; 2]> = Vec::new();
+        for (own, form) in ["fused", "composed"].into_iter().enumerate() {
+            group.bench_function(format!("{precision}/{form}"), |bencher| {
+                bencher.iter_custom(|iterations| {
+                    let mut total = Duration::ZERO;
+                    for _ in 0..iterations {
+                        // Both in turn, so that whatever else the machine does falls on both.
+                        let [fused, composed] = &mut sides;
+                        let (Ok(fused), Ok(composed)) = (fused.step(), composed.step()) else {
+                            eprintln!("{precision}: a step failed; the times are none");
+                            return total;
+                        };
+                        pairs.push([fused, composed].map(|time| time.as_secs_f64()));
+                        total += [fused, composed][own];
+                    }
+                    total
+                });
+            });
+        }
+        let mut ratios: Vec<f64> = pairs
+            .iter()
+            .map(|[fused, composed]| composed / fused)
+            .collect();
+        ratios.sort_by(f64::total_cmp);
+        let [fused, composed] = [0, 1].map(|side| {
+            let times = pairs.iter().map(|pair| pair[side]);
+            1e3 * times.fold(f64::INFINITY, f64::min)
+        });
+        if let Some(median) = ratios.get(ratios.len() / 2) {
+            eprintln!(
+                "{precision}: composed / fused {median:.2}, the median of {} pairs; the fastest \
+                 take {composed:.1} and {fused:.1} ms, {:.2}",
+                pairs.len(),
+                composed / fused,
+            );
+        }
+    }
+    group.finish();
+    Ok(())
+}
+
+fn benchmark(criterion: &mut Criterion) {
+    if let Err(error) = updates(criterion) {
+        eprintln!("optimizer_step: not measured: {error}");
+    }
+}
+
+criterion_group!(benches, benchmark);
+criterion_main!(benches);

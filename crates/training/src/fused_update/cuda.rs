@@ -1,0 +1,199 @@
+//! The sweep on a CUDA device, by the kernels in `update.cu`: three launches, whatever the number of weights,
+//! and nothing is read back.
+
+use std::cell::RefCell;
+
+use tch::{Device, Kind, Tensor};
+use torch_ext::cuda::{self, Argument, BLOCK, Kernels, Layout, Program, Source};
+use torch_ext::{TorchError, autograd};
+
+use super::{CHUNK, Factors, Operands, Update};
+
+static UPDATE: Source = Source {
+    name: "update.cu",
+    text: include_str!("update.cu"),
+};
+
+/// Numbers that a thread reads at once.
+const VECTOR: i64 = 4;
+
+/// Addresses of weights and all that goes with them, on a device. They are sent there only when they are
+/// others than in the step before: usually the allocator gives gradients the memory that they had.
+#[derive(Debug, Default)]
+pub(crate) struct PointerTable {
+    cached: RefCell<Option<Cached>>,
+}
+
+#[derive(Debug)]
+struct Cached {
+    rows: Vec<Row>,
+    /// int64 `[weights, 8]`.
+    on_device: Tensor,
+    /// int32 `[chunks, 2]`: the weight of each chunk, and which of its chunks it is.
+    chunks: Tensor,
+}
+
+/// `Row` of `update.cu`.
+type Row = [i64; 8];
+
+impl PointerTable {
+    /// As [`super::sweep`], whose checks `weights` have passed.
+    pub(super) fn sweep(
+        &self,
+        device: Device,
+        weights: &[Operands<'_>],
+        update: &Update<'_>,
+    ) -> Result<Option<Tensor>, TorchError> {
+        let kernels = program().and_then(|program| cuda::usable(device, &program));
+        let Some(kernels) = kernels.filter(|_| weights.iter().all(is_aligned)) else {
+            return Ok(None);
+        };
+        self.launch(&kernels, weights, update).map(Some)
+    }
+
+    pub(super) fn launch(
+        &self,
+        kernels: &Kernels,
+        weights: &[Operands<'_>],
+        update: &Update<'_>,
+    ) -> Result<Tensor, TorchError> {
+        let device = kernels.device();
+        let gradients = weights
+            .iter()
+            .map(|operands| cuda::readable(&operands.gradient))
+            .collect::<Result<Vec<_>, _>>()?;
+        let rows: Vec<Row> = weights
+            .iter()
+            .zip(&gradients)
+            .map(|(operands, gradient)| row(operands, gradient))
+            .collect();
+        let mut cached = self.cached.borrow_mut();
+        let cached = match &mut *cached {
+            Some(cached) if cached.rows == rows => cached,
+            other => other.insert(Cached::new(rows, device)?),
+        };
+
+        let count = cached.chunks.size()[0];
+        let sums = Tensor::f_empty([count], (Kind::Float, device))?;
+        let norm = Tensor::f_empty([2], (Kind::Float, device))?;
+        let (rows, chunks) = (
+            Argument::Tensor(&cached.on_device),
+            Argument::Tensor(&cached.chunks),
+        );
+        kernels.launch(
+            "squared_norms",
+            count,
+            &[rows, chunks, Argument::Tensor(&sums)],
+        )?;
+        kernels.launch(
+            "total_norm",
+            1,
+            &[
+                Argument::Tensor(&sums),
+                Argument::Tensor(&norm),
+                Argument::Int(count),
+                Argument::Float(update.max_norm),
+            ],
+        )?;
+        let by = Factors::new(update);
+        let mut arguments = vec![rows, chunks, Argument::Tensor(&norm)];
+        let factors = [
+            by.first,
+            by.keep_second,
+            by.second,
+            by.second_correction,
+            by.eps,
+            by.decay,
+            by.rate,
+        ];
+        let averages = by.averages.iter().flat_map(|&(keep, add)| [keep, add]);
+        arguments.extend(
+            factors
+                .into_iter()
+                .chain(averages)
+                .map(|factor| Argument::Float(f64::from(factor))),
+        );
+        kernels.launch("update", count, &arguments)?;
+        for operands in weights {
+            for tensor in changed(operands) {
+                autograd::bump_version(tensor)?;
+            }
+        }
+        Ok(norm.f_get(0)?)
+    }
+}
+
+impl Cached {
+    fn new(rows: Vec<Row>, device: Device) -> Result<Self, TorchError> {
+        let mut chunks = Vec::new();
+        for (index, row) in rows.iter().enumerate() {
+            let count = (row[7] as usize).div_ceil(CHUNK);
+            chunks.extend((0..count).flat_map(|chunk| [index as i32, chunk as i32]));
+        }
+        // Not blocking, so that the host does not wait for what the device still does.
+        let send = |tensor: Tensor, kind| tensor.f_to_device_(device, kind, true, false);
+        Ok(Self {
+            on_device: send(Tensor::f_from_slice(rows.as_flattened())?, Kind::Int64)?,
+            chunks: send(Tensor::f_from_slice(&chunks)?.f_view([-1, 2])?, Kind::Int)?,
+            rows,
+        })
+    }
+}
+
+/// The tensors that a sweep changes.
+fn changed<'a>(operands: &'a Operands<'_>) -> impl Iterator<Item = &'a Tensor> {
+    let own = [operands.weight, operands.exp_avg, operands.exp_avg_sq];
+    let averages = operands.averages.iter().copied();
+    own.into_iter().chain(averages).chain(operands.copy)
+}
+
+fn is_aligned(operands: &Operands<'_>) -> bool {
+    changed(operands).all(|tensor| tensor.data_ptr().addr().is_multiple_of(16))
+}
+
+fn row(operands: &Operands<'_>, gradient: &Tensor) -> Row {
+    let address = |tensor: &Tensor| tensor.data_ptr().addr() as i64;
+    let average = |index: usize| operands.averages.get(index).map_or(0, |&a| address(a));
+    [
+        address(gradient),
+        address(operands.weight),
+        address(operands.exp_avg),
+        address(operands.exp_avg_sq),
+        average(0),
+        average(1),
+        operands.copy.map_or(0, address),
+        operands.weight.numel() as i64,
+    ]
+}
+
+pub(super) fn program() -> Option<Program> {
+    // A whole block's threads with one vector each.
+    let mut defines = Layout::new(VECTOR * BLOCK, 4, VECTOR)?.defines();
+    defines.push(("CHUNK", CHUNK.to_string()));
+    let source = &UPDATE;
+    Some(Program { source, defines })
+}
+
+#[cfg(test)]
+mod tests {
+    use torch_ext::cuda::{Architecture, CudaError};
+
+    use super::*;
+
+    #[test]
+    fn every_kernel_compiles_for_a100_and_h100() {
+        for major in [8, 9] {
+            let architecture = Architecture { major, minor: 0 };
+            match cuda::compile(&program().unwrap(), architecture) {
+                Ok(code) => assert_eq!(code[..4], *b"\x7fELF"),
+                Err(error @ CudaError::Library { .. }) => {
+                    let required = std::env::var_os("IREPA_REQUIRE_PYTHON");
+                    assert!(required.is_none(), "{error}");
+                    eprintln!("the update's kernels were not compiled: {error}");
+                    return;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+}

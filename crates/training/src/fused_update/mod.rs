@@ -1,0 +1,315 @@
+//! Clipping, AdamW and the moving averages in one sweep over the weights, after one reading of the
+//! gradients for their norm.
+//!
+//! Each element is read and written once a step: the gradient is scaled on its way, and never written back.
+
+mod cuda;
+mod kernel;
+#[cfg(test)]
+mod tests;
+
+use half::bf16;
+use tch::{Device, Kind, Tensor};
+use torch_ext::TorchError;
+use torch_ext::kernel::{self as cpu, InPlace, Input, Stored};
+use torch_ext::optim::AdamW;
+
+use self::kernel::{SquaredNorm, Sweep};
+
+pub(crate) use self::cuda::PointerTable;
+
+/// Moving averages that a sweep can follow.
+pub(crate) const AVERAGES: usize = 2;
+
+/// Elements that a thread, or a block on CUDA, works on at once. Their sums depend on it, but not on the
+/// number of threads.
+const CHUNK: usize = 1 << 14;
+
+/// A weight and what goes with it, all of one shape.
+#[derive(Debug)]
+pub(crate) struct Operands<'a> {
+    /// float32; bfloat16 where there is a `copy`.
+    pub(crate) gradient: Tensor,
+    pub(crate) weight: &'a Tensor,
+    pub(crate) exp_avg: &'a Tensor,
+    pub(crate) exp_avg_sq: &'a Tensor,
+    /// At most [`AVERAGES`], as many as there are decays.
+    pub(crate) averages: Vec<&'a Tensor>,
+    /// Gets the new weight, in bfloat16.
+    pub(crate) copy: Option<&'a Tensor>,
+}
+
+/// What a sweep computes.
+#[derive(Debug)]
+pub(crate) struct Update<'a> {
+    pub(crate) settings: AdamW,
+    /// Number of the step, counted from 1.
+    pub(crate) step: u64,
+    /// Gradients are scaled by `min(1, max_norm / (norm + 1e-6))`.
+    pub(crate) max_norm: f64,
+    /// Decay of each moving average.
+    pub(crate) decays: &'a [f64],
+}
+
+/// Factors of a step, rounded to float32 as libtorch rounds them.
+#[derive(Debug, Clone, Copy)]
+struct Factors {
+    /// `min(1, max_norm / (norm + 1e-6))`; NaN if the norm is.
+    clip: f32,
+    /// `1 - beta1`.
+    first: f32,
+    /// `beta2`.
+    keep_second: f32,
+    /// `1 - beta2`.
+    second: f32,
+    /// `sqrt(1 - beta2^t)`.
+    second_correction: f32,
+    eps: f32,
+    /// `1 - lr weight_decay`.
+    decay: f32,
+    /// `-lr / (1 - beta1^t)`.
+    rate: f32,
+    /// Each average's decay, and 1 less that.
+    averages: [(f32, f32); AVERAGES],
+}
+
+impl Factors {
+    fn new(update: &Update<'_>) -> Self {
+        let AdamW {
+            lr,
+            betas: (beta1, beta2),
+            weight_decay,
+            eps,
+        } = update.settings;
+        let step = update.step as f64;
+        let mut averages = [(1.0, 0.0); AVERAGES];
+        for (average, &decay) in averages.iter_mut().zip(update.decays) {
+            *average = (decay as f32, (1.0 - decay) as f32);
+        }
+        Self {
+            clip: 1.0,
+            first: (1.0 - beta1) as f32,
+            keep_second: beta2 as f32,
+            second: (1.0 - beta2) as f32,
+            second_correction: (1.0 - beta2.powf(step)).sqrt() as f32,
+            eps: eps as f32,
+            decay: (1.0 - lr * weight_decay) as f32,
+            rate: (-lr / (1.0 - beta1.powf(step))) as f32,
+            averages,
+        }
+    }
+
+    /// Not `f32::min`, which would hide a norm that is not a number.
+    fn clipped(self, norm: f32, max_norm: f64) -> Self {
+        let factor = max_norm as f32 / (norm + 1e-6);
+        let clip = if factor > 1.0 { 1.0 } else { factor };
+        Self { clip, ..self }
+    }
+}
+
+/// Updates `weights`. Returns the norm of their gradients together, a float32 scalar on their device.
+///
+/// `None`, and nothing is changed, where there is no fused form: no weights, other dtypes than those of
+/// [`Operands`], tensors but gradients that are not contiguous, a device other than the CPU and CUDA, or kernels
+/// that cannot be compiled. `table` is kept from step to step.
+pub(crate) fn sweep(
+    weights: &[Operands<'_>],
+    update: &Update<'_>,
+    table: &PointerTable,
+) -> Result<Option<Tensor>, TorchError> {
+    let Some(first) = weights.iter().find(|operands| operands.weight.numel() > 0) else {
+        return Ok(None);
+    };
+    let device = first.weight.device();
+    for operands in weights {
+        if operands.averages.len() != update.decays.len() || !fits(operands, device)? {
+            return Ok(None);
+        }
+    }
+    match (device, update.decays.len()) {
+        (Device::Cpu, 0) => sweep_cpu::<0>(weights, update).map(Some),
+        (Device::Cpu, 1) => sweep_cpu::<1>(weights, update).map(Some),
+        (Device::Cpu, AVERAGES) => sweep_cpu::<AVERAGES>(weights, update).map(Some),
+        (Device::Cuda(_), 0..=AVERAGES) => table.sweep(device, weights, update),
+        _ => Ok(None),
+    }
+}
+
+fn fits(operands: &Operands<'_>, device: Device) -> Result<bool, TorchError> {
+    let weight = operands.weight;
+    let same = |tensor: &Tensor, kind| -> Result<bool, TorchError> {
+        Ok(tensor.f_kind()? == kind
+            && tensor.device() == device
+            && !tensor.is_sparse()
+            && !tensor.is_mkldnn()
+            && tensor.size() == weight.size())
+    };
+    let narrow = match operands.copy {
+        Some(_) => Kind::BFloat16,
+        None => Kind::Float,
+    };
+    let mut fit = same(&operands.gradient, narrow)?;
+    let own = [weight, operands.exp_avg, operands.exp_avg_sq];
+    for tensor in own.iter().chain(&operands.averages) {
+        fit &= same(tensor, Kind::Float)? && tensor.is_contiguous();
+    }
+    if let Some(copy) = operands.copy {
+        fit &= same(copy, narrow)? && copy.is_contiguous();
+    }
+    Ok(fit)
+}
+
+/// The memory of a weight and what goes with it.
+struct Memory<'t, const N: usize> {
+    gradient: Gradient<'t>,
+    weight: InPlace<'t, f32>,
+    exp_avg: InPlace<'t, f32>,
+    exp_avg_sq: InPlace<'t, f32>,
+    averages: [InPlace<'t, f32>; N],
+}
+
+enum Gradient<'t> {
+    Float(Input<'t, f32>),
+    BFloat16(Input<'t, bf16>, InPlace<'t, bf16>),
+}
+
+/// Part of a weight, until a thread takes it.
+enum Chunk<'a, const N: usize> {
+    Float(Sweep<'a, f32, N>),
+    BFloat16(Sweep<'a, bf16, N>),
+}
+
+impl<const N: usize> Chunk<'_, N> {
+    fn squared_norm(&self) -> f64 {
+        match self {
+            Self::Float(sweep) => cpu::vectorised(SquaredNorm(sweep.gradient)),
+            Self::BFloat16(sweep) => cpu::vectorised(SquaredNorm(sweep.gradient)),
+        }
+    }
+
+    fn sweep(self, factors: Factors) {
+        match self {
+            Self::Float(sweep) => cpu::vectorised(Sweep { factors, ..sweep }),
+            Self::BFloat16(sweep) => cpu::vectorised(Sweep { factors, ..sweep }),
+        }
+    }
+}
+
+fn sweep_cpu<const N: usize>(
+    weights: &[Operands<'_>],
+    update: &Update<'_>,
+) -> Result<Tensor, TorchError> {
+    let gradients = weights
+        .iter()
+        .map(|operands| Ok(operands.gradient.f_contiguous()?))
+        .collect::<Result<Vec<_>, TorchError>>()?;
+    let memories = weights
+        .iter()
+        .zip(&gradients)
+        .map(|(operands, gradient)| memory::<N>(operands, gradient))
+        .collect::<Result<Vec<_>, TorchError>>()?;
+    let factors = Factors::new(update);
+    let norm = cpu::run_in_place(|scope| {
+        // A chunk, and its share of the squared norm.
+        let mut chunks: Vec<(Option<Chunk<'_, N>>, f64)> = Vec::new();
+        for memory in &memories {
+            let mut averages = [(); N].map(|()| <&mut [f32]>::default());
+            for (slice, average) in averages.iter_mut().zip(&memory.averages) {
+                *slice = scope.write(average)?;
+            }
+            let weight = scope.write(&memory.weight)?;
+            let moments = (
+                scope.write(&memory.exp_avg)?,
+                scope.write(&memory.exp_avg_sq)?,
+            );
+            match &memory.gradient {
+                Gradient::Float(gradient) => {
+                    let gradient = scope.read(gradient)?;
+                    let parts = cut(gradient, weight, moments, averages, &mut [], factors);
+                    chunks.extend(parts.map(|part| (Some(Chunk::Float(part)), 0.0)));
+                }
+                Gradient::BFloat16(gradient, copy) => {
+                    let (gradient, copy) = (scope.read(gradient)?, scope.write(copy)?);
+                    let parts = cut(gradient, weight, moments, averages, copy, factors);
+                    chunks.extend(parts.map(|part| (Some(Chunk::BFloat16(part)), 0.0)));
+                }
+            }
+        }
+        cpu::for_each(&mut chunks, |(chunk, sum)| {
+            if let Some(chunk) = chunk {
+                *sum = chunk.squared_norm();
+            }
+        })?;
+        // In the order of the weights, whichever thread was first.
+        let squared: f64 = chunks.iter().map(|(_, sum)| sum).sum();
+        let norm = squared.sqrt() as f32;
+        let factors = factors.clipped(norm, update.max_norm);
+        cpu::for_each(&mut chunks, |(chunk, _)| {
+            if let Some(chunk) = chunk.take() {
+                chunk.sweep(factors);
+            }
+        })?;
+        Ok::<_, TorchError>(norm)
+    })?;
+    Ok(Tensor::f_full(
+        [],
+        f64::from(norm),
+        (Kind::Float, Device::Cpu),
+    )?)
+}
+
+fn memory<'t, const N: usize>(
+    operands: &'t Operands<'_>,
+    gradient: &'t Tensor,
+) -> Result<Memory<'t, N>, TorchError> {
+    let averages = operands
+        .averages
+        .iter()
+        .map(|average| InPlace::new(average))
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(Memory {
+        gradient: match operands.copy {
+            Some(copy) => Gradient::BFloat16(Input::new(gradient)?, InPlace::new(copy)?),
+            None => Gradient::Float(Input::new(gradient)?),
+        },
+        weight: InPlace::new(operands.weight)?,
+        exp_avg: InPlace::new(operands.exp_avg)?,
+        exp_avg_sq: InPlace::new(operands.exp_avg_sq)?,
+        averages: averages
+            .try_into()
+            .map_err(|averages: Vec<_>| TorchError::Length {
+                what: "moving averages",
+                left: averages.len(),
+                right: N,
+            })?,
+    })
+}
+
+/// The parts of a weight, [`CHUNK`] elements each.
+fn cut<'a, G: Stored<f32>, const N: usize>(
+    gradient: &'a [G],
+    weight: &'a mut [f32],
+    (exp_avg, exp_avg_sq): (&'a mut [f32], &'a mut [f32]),
+    averages: [&'a mut [f32]; N],
+    copy: &'a mut [bf16],
+    factors: Factors,
+) -> impl Iterator<Item = Sweep<'a, G, N>> {
+    let mut averages = averages.map(|average| average.chunks_mut(CHUNK));
+    let mut copies = copy.chunks_mut(CHUNK);
+    gradient
+        .chunks(CHUNK)
+        .zip(weight.chunks_mut(CHUNK))
+        .zip(exp_avg.chunks_mut(CHUNK))
+        .zip(exp_avg_sq.chunks_mut(CHUNK))
+        .map(move |(((gradient, weight), exp_avg), exp_avg_sq)| Sweep {
+            gradient,
+            weight,
+            exp_avg,
+            exp_avg_sq,
+            averages: averages
+                .each_mut()
+                .map(|average| average.next().unwrap_or_default()),
+            copy: copies.next().unwrap_or_default(),
+            factors,
+        })
+}
