@@ -24,6 +24,12 @@ pub(crate) struct RawGenerator {
     _opaque: [u8; 0],
 }
 
+/// A `c10::Event`, only handled behind a pointer.
+#[repr(C)]
+pub(crate) struct RawEvent {
+    _opaque: [u8; 0],
+}
+
 /// One call of a backward function (`te_backward_call`); see there for who owns what.
 #[repr(C)]
 pub(crate) struct BackwardCall {
@@ -163,6 +169,13 @@ unsafe extern "C" {
     ) -> c_int;
 
     pub(crate) fn te_current_stream(device: c_int, out: *mut *mut c_void) -> c_int;
+    pub(crate) fn te_stream_current(device: c_int, id: *mut i64) -> c_int;
+    pub(crate) fn te_stream_from_pool(device: c_int, id: *mut i64) -> c_int;
+    pub(crate) fn te_stream_exchange(device: c_int, id: i64, previous: *mut i64) -> c_int;
+    pub(crate) fn te_event_record(device: c_int, id: i64, out: *mut *mut RawEvent) -> c_int;
+    pub(crate) fn te_event_wait(event: *const RawEvent, device: c_int, id: i64) -> c_int;
+    pub(crate) fn te_event_free(event: *mut RawEvent);
+    pub(crate) fn te_record_stream(tensor: *const C_tensor, device: c_int, id: i64) -> c_int;
     pub(crate) fn te_library_dir(out: *mut c_char, capacity: usize) -> c_int;
     pub(crate) fn te_load_cuda() -> c_int;
     pub(crate) fn te_peak_memory(device: c_int, bytes: *mut u64) -> c_int;
