@@ -33,9 +33,11 @@ int te_stream_current(int device, int64_t *id) {
       [&] { *id = guard_of(device).getStream(torch_ext::device_of(device)).id(); });
 }
 
-int te_stream_from_pool(int device, int64_t *id) {
+int te_stream_from_pool(int device, int high_priority, int64_t *id) {
   return guarded([&] {
-    *id = guard_of(device).getStreamFromGlobalPool(torch_ext::device_of(device)).id();
+    *id = guard_of(device)
+              .getStreamFromGlobalPool(torch_ext::device_of(device), high_priority != 0)
+              .id();
   });
 }
 

@@ -67,7 +67,18 @@ impl Stream {
     pub fn from_pool(device: Device) -> Result<Self, TorchError> {
         Self::new(device, |device, id| {
             // SAFETY: `id` is valid for writes.
-            unsafe { ffi::te_stream_from_pool(device, id) }
+            unsafe { ffi::te_stream_from_pool(device, 0, id) }
+        })
+    }
+
+    /// As [`Stream::from_pool`], but one of those whose work comes before that of the others.
+    ///
+    /// # Errors
+    /// As [`Stream::current`].
+    pub fn with_priority(device: Device) -> Result<Self, TorchError> {
+        Self::new(device, |device, id| {
+            // SAFETY: `id` is valid for writes.
+            unsafe { ffi::te_stream_from_pool(device, 1, id) }
         })
     }
 
