@@ -46,19 +46,18 @@ fn apart(cells: &mut [Trainer], encoder: &dyn Encoder, batch: &DeviceBatch) -> O
     Ok(())
 }
 
-/// Has the next batch encoded while every cell steps.
+/// Has the next batch encoded while every cell steps; gives its tokens.
 fn ahead(
     cells: &mut [Trainer],
     encoder: &Ahead,
     batch: &DeviceBatch,
     tokens: &[Tensor],
-) -> Outcome<()> {
+) -> Outcome<Tensor> {
     encoder.orders.send(())?;
     for cell in cells {
         cell.step(batch, tokens)?;
     }
-    encoder.tokens.recv()??;
-    Ok(())
+    Ok(encoder.tokens.recv()??)
 }
 
 /// An encoder in a thread, which encodes each time it is told to.
