@@ -60,7 +60,7 @@ fn every_run_gives_the_same_bits_in_any_thread() {
         let encoder = committed().load(name, &LoadOptions::default()).unwrap();
         let images = images(4, 64);
         let first = encoder.encode(&images).unwrap().patch;
-        // libtorch would rewrite the module in its second or third run.
+        // Its second or third run is where libtorch would rewrite the module. Today it fuses nothing on the CPU.
         let others = std::thread::spawn(move || {
             let run = |_| encoder.encode(&images).unwrap().patch;
             (0..4).map(run).collect::<Vec<_>>()
