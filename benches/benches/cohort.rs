@@ -1,5 +1,7 @@
 //! A cohort: 1, 2, 4 and 8 cells that share one forward pass of the encoder, and as many runs that
-//! each have their own, in turns; prints the ratio of their throughputs as Markdown.
+//! each have their own, in turns; prints the ratio of their throughputs as Markdown. And the cohort with the
+//! encoder in a thread of its own, one batch ahead (`data.encode_ahead`): its throughput against the cohort's
+//! in one thread. `OMP_NUM_THREADS` says how many threads libtorch has for each.
 //!
 //! `IREPA_BENCH_ENCODER` names the TorchScript file, with its sidecar beside it and 16 x 16 tokens of
 //! width 768: `cargo xtask export dinov2-vit-b --random-weights` makes one. What a cohort saves
@@ -10,11 +12,13 @@ use std::env;
 use std::error::Error;
 use std::hint::black_box;
 use std::path::Path;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread;
 use std::time::Instant;
 
 use benches::cells::{GRID, WIDTH, batch, trainer};
-use encoders::{Encoder, TorchScript};
-use tch::Device;
+use encoders::{Encoder, EncoderError, TorchScript};
+use tch::{Device, Tensor};
 use training::{DeviceBatch, Precision, Trainer};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -40,6 +44,42 @@ fn apart(cells: &mut [Trainer], encoder: &dyn Encoder, batch: &DeviceBatch) -> O
         cell.step(batch, &[encoder.encode(&batch.images)?.patch])?;
     }
     Ok(())
+}
+
+/// Has the next batch encoded while every cell steps; gives its tokens.
+fn ahead(
+    cells: &mut [Trainer],
+    encoder: &Ahead,
+    batch: &DeviceBatch,
+    tokens: &[Tensor],
+) -> Outcome<Tensor> {
+    encoder.orders.send(())?;
+    for cell in cells {
+        cell.step(batch, tokens)?;
+    }
+    Ok(encoder.tokens.recv()??)
+}
+
+/// An encoder in a thread, which encodes each time it is told to.
+struct Ahead {
+    orders: Sender<()>,
+    tokens: Receiver<Result<Tensor, EncoderError>>,
+}
+
+impl Ahead {
+    fn start(encoder: TorchScript, images: Tensor) -> Self {
+        let (orders, ordered) = mpsc::channel();
+        let (send, tokens) = mpsc::channel();
+        thread::spawn(move || {
+            for () in ordered {
+                let patch = encoder.encode(&images).map(|tokens| tokens.patch);
+                if send.send(patch).is_err() {
+                    break;
+                }
+            }
+        });
+        Self { orders, tokens }
+    }
 }
 
 fn seconds<T>(call: impl FnOnce() -> Outcome<T>) -> Outcome<f64> {
@@ -68,12 +108,17 @@ fn cohorts(path: &Path) -> Outcome<()> {
     }
     println!("batch {BATCH}, {} threads\n", tch::get_num_threads());
     println!(
-        "| denoiser | cells | together, s | apart, s | gain | by E and S |\n| --- | --- | --- | --- | --- | --- |"
+        "| denoiser | cells | together, s | apart, s | gain | by E and S | gain ahead |\n\
+         | --- | --- | --- | --- | --- | --- | --- |"
     );
     for (model, resolution) in MODELS {
         let batch = batch(BATCH, resolution)?;
         let mut cells: Vec<Trainer> = Vec::new();
         let tokens = [encoder.encode(&batch.images)?.patch];
+        let beside = Ahead::start(
+            TorchScript::load(path, Device::Cpu, encoders::Precision::Fp32)?,
+            batch.images.copy(),
+        );
         for count in CELLS {
             while cells.len() < count {
                 let mut cell = trainer(model, resolution, BATCH, Precision::Fp32, true)?;
@@ -82,20 +127,26 @@ fn cohorts(path: &Path) -> Outcome<()> {
                 cells.push(cell);
             }
             // In turns, so that what slows one slows the others.
-            let [mut all, mut each, mut gain, mut expected] = [(); 4].map(|()| Vec::new());
+            let [mut all, mut each, mut gain, mut expected, mut gain_ahead] =
+                [(); 5].map(|()| Vec::new());
             for _ in 0..TURNS {
                 let apart = seconds(|| apart(&mut cells, &encoder, &batch))?;
                 let together = seconds(|| together(&mut cells, &encoder, &batch))?;
+                let ahead = seconds(|| ahead(&mut cells, &beside, &batch, &tokens))?;
                 let encoding = seconds(|| Ok(encoder.encode(&batch.images)?))?;
                 let step = seconds(|| Ok(cells[0].step(&batch, &tokens)?))?;
                 let n = count as f64;
                 expected.push(n * (encoding + step) / (encoding + n * step));
                 gain.push(apart / together);
+                gain_ahead.push(together / ahead);
                 all.push(together);
                 each.push(apart);
             }
-            let [all, each, gain, expected] = [all, each, gain, expected].map(median);
-            println!("| {model} | {count} | {all:.2} | {each:.2} | {gain:.2} | {expected:.2} |");
+            let [all, each, gain, expected, gain_ahead] =
+                [all, each, gain, expected, gain_ahead].map(median);
+            println!(
+                "| {model} | {count} | {all:.2} | {each:.2} | {gain:.2} | {expected:.2} | {gain_ahead:.2} |"
+            );
         }
     }
     Ok(())

@@ -18,13 +18,17 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 
-# Case: what it is, iterations a round, whether PyTorch has it too, and the Rust form without fusion.
+# Case: what it is, iterations a round, whether PyTorch has it too, and other forms of it in Rust.
 CASES = {
-    "copy": ("copy of one token tensor, fp32", 50, ["eager"], None),
-    "loss": ("alignment loss, forward and backward, fp32", 50, ["eager", "compile", "upstream"], "loss_composed"),
-    "loss_bf16": ("alignment loss, forward and backward, bf16", 50, ["eager", "compile"], "loss_bf16_composed"),
-    "sit_b2": ("training step, SiT-B/2 with iREPA, bf16", 10, ["eager", "compile", "upstream"], "sit_b2_composed"),
-    "sit_xl2": ("training step, SiT-XL/2 with iREPA, bf16", 5, ["eager", "compile", "upstream"], "sit_xl2_composed"),
+    "copy": ("copy of one token tensor, fp32", 50, ["eager"], {}),
+    "loss": ("alignment loss, forward and backward, fp32", 50, ["eager", "compile", "upstream"],
+             {"Rust, not fused": "loss_composed"}),
+    "loss_bf16": ("alignment loss, forward and backward, bf16", 50, ["eager", "compile"],
+                  {"Rust, not fused": "loss_bf16_composed"}),
+    "sit_b2": ("training step, SiT-B/2 with iREPA, bf16", 10, ["eager", "compile", "upstream"],
+               {"Rust, not fused": "sit_b2_composed", "Rust, CUDA graph": "sit_b2_graphs"}),
+    "sit_xl2": ("training step, SiT-XL/2 with iREPA, bf16", 5, ["eager", "compile", "upstream"],
+                {"Rust, not fused": "sit_xl2_composed", "Rust, CUDA graph": "sit_xl2_graphs"}),
 }
 # Width, blocks, heads, and the block whose tokens are aligned.
 SIZES = {"sit_b2": (768, 12, 12, 4), "sit_xl2": (1152, 28, 16, 8)}
@@ -53,10 +57,9 @@ class Worker:
 
 
 def compare(case, workers, batch, rounds):
-    what, iterations, others, unfused = CASES[case]
+    what, iterations, others, forms = CASES[case]
     contenders = [("Rust", "rust", case)]
-    if unfused:
-        contenders.append(("Rust, not fused", "rust", unfused))
+    contenders += [(name, "rust", form) for name, form in forms.items()]
     names = {"eager": "PyTorch", "compile": "torch.compile", "upstream": "upstream, compiled"}
     contenders += [(names[mode], mode, case) for mode in others if mode in workers]
     times = {name: [] for name, _, _ in contenders}

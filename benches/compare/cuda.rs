@@ -67,12 +67,16 @@ fn case(name: &str, batch: i64) -> Outcome<Case> {
         Some(name) => (name, false),
         None => (name, true),
     };
+    let (name, graphs) = match name.strip_suffix("_graphs") {
+        Some(name) => (name, true),
+        None => (name, false),
+    };
     match name {
         "copy" => copy(batch),
         "loss" => loss(batch, Kind::Float, fused),
         "loss_bf16" => loss(batch, Kind::BFloat16, fused),
-        "sit_b2" => step("SiT-B/2", batch, fused),
-        "sit_xl2" => step("SiT-XL/2", batch, fused),
+        "sit_b2" => step("SiT-B/2", batch, fused, graphs),
+        "sit_xl2" => step("SiT-XL/2", batch, fused, graphs),
         other => Err(format!("no case {other}").into()),
     }
 }
@@ -110,13 +114,14 @@ fn loss(batch: i64, kind: Kind, fused: bool) -> Outcome<Case> {
 
 /// A training step with iREPA in bfloat16 on images of 32 pixels (256 tokens), with clipping, AdamW and
 /// EMA, for tokens of width 768 that are given.
-fn step(model: &str, batch: i64, fused: bool) -> Outcome<Case> {
+fn step(model: &str, batch: i64, fused: bool, graphs: bool) -> Outcome<Case> {
     let mut config = Config::default();
     config.model.name = model.to_owned();
     config.data.resolution = 32;
     config.train.batch_size = usize::try_from(batch)?;
     config.train.precision = Precision::Bf16;
     config.train.fused = fused;
+    config.train.cuda_graphs = graphs;
     config.alignment.encoder = "given".to_owned();
     let inputs = Inputs {
         device: CUDA,

@@ -16,7 +16,8 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 export IREPA_REQUIRE_PYTHON=1
-for arguments in "torch-ext --test cuda" "alignment --lib fused" "diffusion --lib fused"; do
+for arguments in "torch-ext --test cuda" "torch-ext --lib" "alignment --lib fused" "diffusion --lib fused" \
+    "training --test cuda_graphs"; do
     # shellcheck disable=SC2086
     cargo test -p $arguments -- --nocapture 2>&1 | tee -a "$work/tests"
 done

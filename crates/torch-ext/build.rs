@@ -47,6 +47,7 @@ fn main() {
             "cpp/autograd.cpp",
             "cpp/device.cpp",
             "cpp/generator.cpp",
+            "cpp/graph.cpp",
             "cpp/optim.cpp",
             "cpp/shim.cpp",
             "cpp/stream.cpp",

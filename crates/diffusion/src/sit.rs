@@ -131,6 +131,15 @@ impl Sit {
         Ok(t.f_add(&y)?)
     }
 
+    /// What training replaces `labels` `[B]` with: some become the null class. [`Denoiser::forward`] in
+    /// [`Mode::Eval`] on these is what it is in [`Mode::Train`] on the others.
+    ///
+    /// # Errors
+    /// As [`Denoiser::forward`].
+    pub fn drop_labels(&self, labels: &Tensor, mode: Mode<'_>) -> Result<Tensor, DiffusionError> {
+        self.y_embedder.drop(labels, mode)
+    }
+
     /// The input of the first block and the condition, `[B, T, D]` and `[B, D]`.
     fn inputs(
         &self,

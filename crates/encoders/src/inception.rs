@@ -120,7 +120,6 @@ impl Inception {
     pub fn load(path: &Path, device: Device) -> Result<Self, EncoderError> {
         let spec: InceptionSpec = read_toml(path)?;
         check_sha256(path, &spec.sha256)?;
-        keep_the_same_bits();
         let refused = |error: tch::TchError| EncoderError::NotTorchScript {
             path: path.to_owned(),
             message: first_line(&error.to_string()),
@@ -179,6 +178,7 @@ impl Inception {
             name: self.spec.name.clone(),
             found,
         };
+        keep_the_same_bits();
         let output = self
             .module
             .forward_is(&[IValue::Tensor(images.shallow_clone())])

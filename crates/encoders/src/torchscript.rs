@@ -1,8 +1,8 @@
+use std::cell::Cell;
 use std::fs;
 use std::io::{self, Read};
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
-use std::sync::Once;
 
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
@@ -38,7 +38,6 @@ impl TorchScript {
         if let Some(expected) = &spec.sha256 {
             check_sha256(path, expected)?;
         }
-        keep_the_same_bits();
         let refused = |error: tch::TchError| EncoderError::NotTorchScript {
             path: path.to_owned(),
             message: first_line(&error.to_string()),
@@ -170,6 +169,7 @@ impl TorchScript {
             .preprocessing
             .apply(images, self.spec.input_size)?
             .f_to_kind(self.precision.kind())?;
+        keep_the_same_bits();
         let output = self
             .module
             .forward_is(&[IValue::Tensor(input)])
@@ -251,14 +251,17 @@ fn checksum(path: &Path) -> Result<String, EncoderError> {
 }
 
 /// libtorch's profiling executor rewrites a module after its first runs, which changes bits: a
-/// resumed run would see other tokens than the one it continues.
+/// resumed run would see other tokens than the one it continues. The switch is of each thread, so this
+/// comes before every run of a module.
 pub(crate) fn keep_the_same_bits() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        if let Err(error) = tch::jit::f_set_graph_executor_optimize(false) {
-            tracing::warn!("TorchScript may change bits between runs: {error}");
-        }
-    });
+    thread_local! {
+        static DONE: Cell<bool> = const { Cell::new(false) };
+    }
+    if !DONE.replace(true)
+        && let Err(error) = tch::jit::f_set_graph_executor_optimize(false)
+    {
+        tracing::warn!("TorchScript may change bits between runs: {error}");
+    }
 }
 
 /// Reads the sidecar of the TorchScript file `path`, whatever it describes.

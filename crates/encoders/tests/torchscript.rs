@@ -55,6 +55,23 @@ fn reference(name: &str) -> (Tensor, Tensor) {
 }
 
 #[test]
+fn every_run_gives_the_same_bits_in_any_thread() {
+    for name in ["efficientnet-lite0", "efficientnet-lite2"] {
+        let encoder = committed().load(name, &LoadOptions::default()).unwrap();
+        let images = images(4, 64);
+        let first = encoder.encode(&images).unwrap().patch;
+        // Its second or third run is where libtorch would rewrite the module. Today it fuses nothing on the CPU.
+        let others = std::thread::spawn(move || {
+            let run = |_| encoder.encode(&images).unwrap().patch;
+            (0..4).map(run).collect::<Vec<_>>()
+        });
+        for tokens in others.join().unwrap() {
+            assert_eq!(tokens, first, "{name}");
+        }
+    }
+}
+
+#[test]
 fn the_committed_encoders_give_pythons_tokens() {
     for (name, case) in [
         ("efficientnet-lite0", "efficientnet_lite0"),

@@ -5,10 +5,10 @@ mod common;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
-use common::Playground;
+use common::{Outcome, Playground};
 use training::checkpoint;
 
 const CELLS: [&str; 3] = [
@@ -200,6 +200,88 @@ fn a_killed_run_resumes_to_the_same_bits() {
     );
 }
 
+/// A configuration whose encoder makes each batch's tokens anew, ahead or not.
+fn encoding(out: &str, ahead: bool, extra: &[&str]) -> Vec<String> {
+    let ahead = format!("data.encode_ahead={ahead}");
+    let settings = [
+        "train.steps=12",
+        "alignment.encoder=good",
+        "data.token_memory_mib=0",
+        &ahead,
+    ];
+    ["train", "base.toml", "--device", "cpu", "--out", out]
+        .into_iter()
+        .chain(settings.into_iter().flat_map(|setting| ["--set", setting]))
+        .chain(extra.iter().copied())
+        .map(str::to_owned)
+        .collect()
+}
+
+fn words(arguments: &[String]) -> Vec<&str> {
+    arguments.iter().map(String::as_str).collect()
+}
+
+#[test]
+fn an_encoder_that_runs_ahead_changes_no_bit() {
+    let place = Playground::new();
+    place
+        .run(&words(&encoding("plain", false, &[])))
+        .expect(0, &[]);
+    place
+        .run(&words(&encoding("ahead", true, &[])))
+        .expect(0, &[]);
+    let plain = trained(&place.path("plain"));
+    assert_eq!(trained(&place.path("ahead")), plain);
+
+    // Killed while the next batch is made, and continued without making it ahead, and with it.
+    let killed = encoding("killed", true, &["--resume"]);
+    let log = place.path("killed/metrics.jsonl");
+    assert!(kill_after(&place, &words(&killed), &log, 3));
+    let continued = encoding("killed", false, &["--resume"]);
+    assert!(kill_after(&place, &words(&continued), &log, 7));
+    place.run(&words(&killed)).expect(0, &[]);
+    assert_eq!(trained(&place.path("killed")), plain);
+}
+
+#[test]
+fn an_interrupted_run_is_saved_with_its_next_batch_on_the_way() {
+    let place = Playground::new();
+    place
+        .run(&words(&encoding("whole", true, &[])))
+        .expect(0, &[]);
+    let rest = encoding("run", true, &["--resume"]);
+    let child = place
+        .command(&words(&rest))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let log = place.path("run/metrics.jsonl");
+    while fs::read_to_string(&log).map_or(0, |text| text.lines().count()) < 2 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let interrupt = ["-INT", &child.id().to_string()];
+    assert!(
+        Command::new("kill")
+            .args(interrupt)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let outcome = Outcome::of(child.wait_with_output().unwrap());
+    outcome.expect(130, &["interrupted and saved at step"]);
+    // Where it was saved: the batch that was on its way was not trained on.
+    let saved = checkpoint::list(&place.path("run/checkpoints"))
+        .pop()
+        .unwrap();
+    let manifest = fs::read_to_string(saved.join("manifest.json")).unwrap();
+    let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
+    let (step, seen) = (&manifest["step"], &manifest["cursor"]["seen"]);
+    assert_eq!(seen.as_u64().unwrap(), 8 * step.as_u64().unwrap());
+    place.run(&words(&rest)).expect(0, &[]);
+    assert_eq!(trained(&place.path("run")), trained(&place.path("whole")));
+}
+
 #[test]
 fn a_killed_sweep_is_completed_by_the_next() {
     let place = Playground::new();
@@ -375,6 +457,15 @@ fn encoders_joined_by_a_comma_are_one_target() {
 
 #[test]
 fn cells_that_do_not_fit_together_go_on_apart_to_the_same_bits() {
+    cells_go_on_apart("data.encode_ahead=false");
+}
+
+#[test]
+fn cells_that_do_not_fit_beside_an_encoder_that_runs_ahead_go_on_apart() {
+    cells_go_on_apart("data.encode_ahead=true");
+}
+
+fn cells_go_on_apart(ahead: &str) {
     let place = Playground::new();
     place.add_encoder("out_of_memory");
     place.write(
@@ -394,7 +485,7 @@ fn cells_that_do_not_fit_together_go_on_apart_to_the_same_bits() {
     place.edit("base.toml", "spatial_images = 4", "spatial_images = 0");
     // The encoder sees such a batch in one call.
     place.edit("base.toml", "batch_size = 8", "batch_size = 4");
-    place.sweep(&[]).expect(
+    place.sweep(&["--set", ahead]).expect(
         0,
         &[
             "out of memory with 2 cells at once: 1 go on first, then 1",
@@ -414,7 +505,13 @@ fn cells_that_do_not_fit_together_go_on_apart_to_the_same_bits() {
     }
     // A cell alone that does not fit fails with a way out.
     place
-        .sweep(&["--only", "*.irepa.out_of_memory.*", "--fresh"])
+        .sweep(&[
+            "--set",
+            ahead,
+            "--only",
+            "*.irepa.out_of_memory.*",
+            "--fresh",
+        ])
         .expect(1, &["out of memory", "train.accumulation", "1 failed"]);
 }
 

@@ -2,6 +2,7 @@
 
 #include <ATen/Context.h>
 #include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <dlfcn.h>
 #ifdef __GLIBC__
@@ -81,6 +82,13 @@ int te_free_memory(int device, uint64_t *bytes) {
     const auto reserve =
         stats.reserved_bytes[all].current - stats.allocated_bytes[all].current;
     *bytes = static_cast<uint64_t>(free) + static_cast<uint64_t>(reserve);
+  });
+}
+
+int te_synchronize(int device) {
+  return guarded([&] {
+    const auto target = torch_ext::device_of(device);
+    c10::impl::VirtualGuardImpl(target.type()).synchronizeDevice(target.index());
   });
 }
 

@@ -1,18 +1,70 @@
 #include "shim.h"
 
+#include <c10/core/Event.h>
+#include <c10/core/Stream.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 using torch_ext::guarded;
 
+// libtorch_cuda.so registered how streams and events of its devices work, so that none of its symbols is
+// needed here. A stream goes over as its device and its id.
+namespace {
+c10::impl::VirtualGuardImpl guard_of(int device) {
+  return c10::impl::VirtualGuardImpl(torch_ext::device_of(device).type());
+}
+
+c10::Stream stream_of(int device, int64_t id) {
+  return c10::Stream(c10::Stream::UNSAFE, torch_ext::device_of(device), id);
+}
+} // namespace
+
 extern "C" {
 
-// The `cudaStream_t` on which this thread's operators run on `device`. libtorch_cuda.so registered
-// how to find it, so that none of its symbols is needed here.
+// The `cudaStream_t` on which this thread's operators run on `device`.
 int te_current_stream(int device, void **out) {
   return guarded([&] {
-    const auto target = torch_ext::device_of(device);
-    const c10::impl::VirtualGuardImpl guard(target.type());
-    *out = guard.getStreamNativeHandle(guard.getStream(target));
+    const auto guard = guard_of(device);
+    *out = guard.getStreamNativeHandle(guard.getStream(torch_ext::device_of(device)));
   });
+}
+
+int te_stream_current(int device, int64_t *id) {
+  return guarded(
+      [&] { *id = guard_of(device).getStream(torch_ext::device_of(device)).id(); });
+}
+
+int te_stream_from_pool(int device, int high_priority, int64_t *id) {
+  return guarded([&] {
+    *id = guard_of(device)
+              .getStreamFromGlobalPool(torch_ext::device_of(device), high_priority != 0)
+              .id();
+  });
+}
+
+// Makes a stream the one that this thread's operators on its device run on.
+int te_stream_exchange(int device, int64_t id, int64_t *previous) {
+  return guarded([&] {
+    *previous = guard_of(device).exchangeStream(stream_of(device, id)).id();
+  });
+}
+
+int te_event_record(int device, int64_t id, c10::Event **out) {
+  return guarded([&] {
+    const auto stream = stream_of(device, id);
+    auto event = std::make_unique<c10::Event>(stream.device_type());
+    event->record(stream);
+    *out = event.release();
+  });
+}
+
+int te_event_wait(const c10::Event *event, int device, int64_t id) {
+  return guarded([&] { event->block(stream_of(device, id)); });
+}
+
+void te_event_free(c10::Event *event) { delete event; }
+
+// The tensor's memory is not given to others before what `stream` holds at the time of its release is done.
+int te_record_stream(at::Tensor *tensor, int device, int64_t id) {
+  return guarded([&] { tensor->record_stream(stream_of(device, id)); });
 }
 }

@@ -152,6 +152,18 @@ pub fn empty_cache(device: Device) -> Result<(), TorchError> {
     ffi::check(unsafe { ffi::te_empty_cache(ffi::device(device)?) })
 }
 
+/// Waits until everything that was queued on the device is done; nothing to do on the CPU.
+///
+/// # Errors
+/// The device failed, perhaps in earlier work.
+pub fn synchronize(device: Device) -> Result<(), TorchError> {
+    if device == Device::Cpu {
+        return Ok(());
+    }
+    // SAFETY: plain number.
+    ffi::check(unsafe { ffi::te_synchronize(ffi::device(device)?) })
+}
+
 /// Makes the C library keep the memory of freed CPU tensors for the next ones, up to 2 GiB,
 /// instead of returning it to the system. Saves most page faults of a training step. Call it
 /// before the first tensor; returns whether the C library took it (glibc does).

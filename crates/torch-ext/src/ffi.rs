@@ -24,6 +24,18 @@ pub(crate) struct RawGenerator {
     _opaque: [u8; 0],
 }
 
+/// A `c10::Event`, only handled behind a pointer.
+#[repr(C)]
+pub(crate) struct RawEvent {
+    _opaque: [u8; 0],
+}
+
+/// A `te_graph`, only handled behind a pointer.
+#[repr(C)]
+pub(crate) struct RawGraph {
+    _opaque: [u8; 0],
+}
+
 /// One call of a backward function (`te_backward_call`); see there for who owns what.
 #[repr(C)]
 pub(crate) struct BackwardCall {
@@ -164,11 +176,29 @@ unsafe extern "C" {
     ) -> c_int;
 
     pub(crate) fn te_current_stream(device: c_int, out: *mut *mut c_void) -> c_int;
+    pub(crate) fn te_stream_current(device: c_int, id: *mut i64) -> c_int;
+    pub(crate) fn te_stream_from_pool(device: c_int, high_priority: c_int, id: *mut i64) -> c_int;
+    pub(crate) fn te_stream_exchange(device: c_int, id: i64, previous: *mut i64) -> c_int;
+    pub(crate) fn te_event_record(device: c_int, id: i64, out: *mut *mut RawEvent) -> c_int;
+    pub(crate) fn te_event_wait(event: *const RawEvent, device: c_int, id: i64) -> c_int;
+    pub(crate) fn te_event_free(event: *mut RawEvent);
+    pub(crate) fn te_record_stream(tensor: *const C_tensor, device: c_int, id: i64) -> c_int;
+    pub(crate) fn te_graph_new(out: *mut *mut RawGraph) -> c_int;
+    pub(crate) fn te_graph_free(graph: *mut RawGraph);
+    pub(crate) fn te_graph_begin(graph: *mut RawGraph) -> c_int;
+    pub(crate) fn te_graph_end(graph: *mut RawGraph) -> c_int;
+    pub(crate) fn te_graph_replay(graph: *mut RawGraph) -> c_int;
+    pub(crate) fn te_set_grads(
+        params: *const *const C_tensor,
+        grads: *const *const C_tensor,
+        count: usize,
+    ) -> c_int;
     pub(crate) fn te_library_dir(out: *mut c_char, capacity: usize) -> c_int;
     pub(crate) fn te_load_cuda() -> c_int;
     pub(crate) fn te_peak_memory(device: c_int, bytes: *mut u64) -> c_int;
     pub(crate) fn te_reset_peak_memory(device: c_int) -> c_int;
     pub(crate) fn te_free_memory(device: c_int, bytes: *mut u64) -> c_int;
+    pub(crate) fn te_synchronize(device: c_int) -> c_int;
     pub(crate) fn te_empty_cache(device: c_int) -> c_int;
     pub(crate) fn te_keep_freed_memory() -> c_int;
     pub(crate) fn te_set_tf32(enabled: c_int) -> c_int;

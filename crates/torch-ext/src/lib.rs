@@ -11,6 +11,7 @@
 //! - [`autocast`]: mixed precision with a chosen dtype, on CPU too;
 //! - [`kernel`]: tensors' memory as slices, libtorch's threads and vector units, for kernels in Rust;
 //! - [`cuda`]: CUDA kernels of one's own, compiled at run time and run on libtorch's streams;
+//! - [`stream`]: work on a device beside other work, and in order with it;
 //! - [`optim`]: fused AdamW, EMA, gradient norm and clipping over whole lists of tensors;
 //! - [`device`]: `libtorch_cuda.so` loaded at run time, so that one binary serves machines with
 //!   and without CUDA; memory figures; TF32 and determinism switches.
@@ -51,6 +52,7 @@ mod generator;
 pub mod kernel;
 pub mod optim;
 mod params;
+pub mod stream;
 
 pub use error::TorchError;
 pub use generator::Generator;

@@ -113,6 +113,17 @@ impl Params {
             .collect()
     }
 
+    /// The trainable weights as the model computes with them and gradients arrive at them: those of
+    /// [`Params::trainable`], or their copies.
+    pub fn leaves(&self) -> Vec<Tensor> {
+        self.entries
+            .borrow()
+            .iter()
+            .filter(|param| param.trainable)
+            .map(|param| param.leaf().shallow_clone())
+            .collect()
+    }
+
     /// Names and handles of everything, in order of declaration.
     pub fn state_dict(&self) -> Vec<(String, Tensor)> {
         self.entries

@@ -61,6 +61,7 @@ mod model;
 mod objective;
 mod repa_e;
 mod run;
+mod step_graph;
 mod tensor_file;
 mod trainer;
 

@@ -1,9 +1,9 @@
 //! The objectives that a run can have, and one pass of each.
 
 use alignment::Head;
-use diffusion::objective::meanflow::MeanFlow;
-use diffusion::objective::velocity::Velocity;
-use diffusion::objective::x_prediction::XPrediction;
+use diffusion::objective::meanflow::{self, MeanFlow};
+use diffusion::objective::velocity::{self, Velocity};
+use diffusion::objective::x_prediction::{self, XPrediction};
 use diffusion::samplers::jit::JitSampler;
 use diffusion::samplers::meanflow::{MeanFlowSampler, MeanFlowSamplerConfig};
 use diffusion::samplers::{Sampler, SamplerConfig};
@@ -65,6 +65,52 @@ impl<'de> Deserialize<'de> for Objective {
     }
 }
 
+/// A batch made noisy, and what is random in it.
+pub(crate) enum Drawn {
+    /// With the labels that the network is given, `[B]`.
+    Velocity(velocity::Noisy, Tensor),
+    XPrediction(x_prediction::Noisy),
+    Meanflow(meanflow::Noisy),
+}
+
+impl Drawn {
+    /// Its tensors, where they can be replaced by others ([`Drawn::of`]).
+    pub(crate) fn tensors(&self) -> Option<Vec<Tensor>> {
+        let tensors = match self {
+            Self::Velocity(velocity::Noisy { x, t, target }, labels) => [x, t, target, labels],
+            Self::XPrediction(x_prediction::Noisy {
+                z,
+                t,
+                labels,
+                target,
+            }) => [z, t, target, labels],
+            Self::Meanflow(_) => return None,
+        };
+        Some(tensors.map(Tensor::shallow_clone).into())
+    }
+
+    /// As `self`, of the first tensors of a list that begins as [`Drawn::tensors`] does; and the rest of it.
+    pub(crate) fn of<'a>(&self, tensors: &'a [Tensor]) -> Option<(Self, &'a [Tensor])> {
+        let ([point, t, target, labels], rest) = tensors.split_first_chunk::<4>()?;
+        let [point, t, target, labels] =
+            [point, t, target, labels].map(|tensor| tensor.shallow_clone());
+        let drawn = match self {
+            Self::Velocity(..) => {
+                let x = point;
+                Self::Velocity(velocity::Noisy { x, t, target }, labels)
+            }
+            Self::XPrediction(_) => Self::XPrediction(x_prediction::Noisy {
+                z: point,
+                t,
+                labels,
+                target,
+            }),
+            Self::Meanflow(_) => return None,
+        };
+        Some((drawn, rest))
+    }
+}
+
 /// What a pass over a batch leaves for the backward pass and for the alignment loss.
 pub(crate) struct Pass {
     /// What is minimised, a scalar.
@@ -99,28 +145,50 @@ impl Objective {
         }
     }
 
-    /// Draws times and noise for images `x0`, runs the network and `heads`, and compares.
-    pub(crate) fn pass(
+    /// Draws times and noise for images `x0`, and which of `labels` are dropped: all that is random in a
+    /// pass but dropout.
+    pub(crate) fn draw(
         &self,
         model: &Model,
         x0: &Tensor,
         labels: &Tensor,
         generator: &mut Generator,
+    ) -> Result<Drawn, TrainError> {
+        Ok(match (self, &model.network) {
+            (Self::Velocity(objective), Network::Sit(sit)) => {
+                let noisy = objective.draw(x0, generator)?;
+                let labels = sit.drop_labels(labels, Mode::Train(generator))?;
+                Drawn::Velocity(noisy, labels)
+            }
+            (Self::XPrediction(objective), Network::Jit(jit)) => {
+                Drawn::XPrediction(objective.draw(x0, labels, jit.num_classes(), generator)?)
+            }
+            (Self::Meanflow(objective), Network::MeanFlow(network)) => {
+                Drawn::Meanflow(objective.draw(network, x0, labels, generator)?)
+            }
+            (_, network) => return Err(self.mismatch(network)),
+        })
+    }
+
+    /// Runs the network and the heads on what was drawn, and compares. `generator` is for dropout.
+    pub(crate) fn compute(
+        &self,
+        model: &Model,
+        drawn: Drawn,
+        generator: &mut Generator,
         (device, precision): (Device, Option<Kind>),
     ) -> Result<Pass, TrainError> {
         // Losses are computed outside autocast, on float32 outputs, as upstream does.
-        match (self, &model.network) {
-            (Self::Velocity(objective), Network::Sit(sit)) => {
-                let noisy = objective.draw(x0, generator)?;
+        match (self, &model.network, drawn) {
+            (Self::Velocity(objective), Network::Sit(sit), Drawn::Velocity(noisy, labels)) => {
                 let (prediction, projected) = autocast::run(device, precision, || {
-                    let output = sit.forward(&noisy.x, &noisy.t, labels, Mode::Train(generator))?;
+                    let output = sit.forward(&noisy.x, &noisy.t, &labels, Mode::Eval)?;
                     let projected = project(&model.heads, &output.hidden)?;
                     Ok::<_, TrainError>((output.prediction, projected))
                 })??;
                 Pass::of_error(&objective.loss(&prediction, &noisy)?, projected)
             }
-            (Self::XPrediction(objective), Network::Jit(jit)) => {
-                let noisy = objective.draw(x0, labels, jit.num_classes(), generator)?;
+            (Self::XPrediction(objective), Network::Jit(jit), Drawn::XPrediction(noisy)) => {
                 let (prediction, projected) = autocast::run(device, precision, || {
                     let mode = Mode::Train(generator);
                     let output = jit.forward(&noisy.z, &noisy.t, &noisy.labels, mode)?;
@@ -129,8 +197,7 @@ impl Objective {
                 })??;
                 Pass::of_error(&objective.loss(&prediction, &noisy)?, projected)
             }
-            (Self::Meanflow(objective), Network::MeanFlow(network)) => {
-                let noisy = objective.draw(network, x0, labels, generator)?;
+            (Self::Meanflow(objective), Network::MeanFlow(network), Drawn::Meanflow(noisy)) => {
                 let noisy = autocast::run(device, precision, || objective.guide(network, noisy))??;
                 let (output, projected) = autocast::run(device, precision, || {
                     let output = objective.forward(network, &noisy)?;
@@ -146,12 +213,15 @@ impl Objective {
                     projected,
                 })
             }
-            // The configuration was checked, and the network was built for it. REPA-E has passes
-            // of its own.
-            (_, network) => Err(TrainError::Objective {
-                objective: self.name(),
-                network: network.family(),
-            }),
+            (_, network, _) => Err(self.mismatch(network)),
+        }
+    }
+
+    /// The configuration was checked, and the network was built for it. REPA-E has passes of its own.
+    fn mismatch(&self, network: &Network) -> TrainError {
+        TrainError::Objective {
+            objective: self.name(),
+            network: network.family(),
         }
     }
 

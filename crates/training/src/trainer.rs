@@ -10,8 +10,9 @@ use crate::aligner::{Aligned, Aligner};
 use crate::autoencoder::read_weights;
 use crate::average::Average;
 use crate::model::{Model, Network, num_classes};
-use crate::objective::{Pass, project};
+use crate::objective::{Drawn, Pass, project};
 use crate::repa_e::{Joint, JointFigures, Portion};
+use crate::step_graph::StepGraph;
 use crate::{
     Autoencoder, AutoencoderMetrics, AutoencoderModel, Checkpoint, Config, DeviceBatch, Objective,
     Quality, StepMetrics, TrainError,
@@ -82,6 +83,8 @@ pub struct Trainer {
     step: u64,
     cursor: Cursor,
     pending: Option<Pending>,
+    /// With `train.cuda_graphs`, once a step was done.
+    graph: Option<StepGraph>,
 }
 
 impl Trainer {
@@ -100,6 +103,9 @@ impl Trainer {
         copies: Option<Kind>,
     ) -> Result<Self, TrainError> {
         config.validate()?;
+        if config.train.cuda_graphs && !inputs.device.is_cuda() {
+            tracing::warn!("train.cuda_graphs changes nothing on {:?}", inputs.device);
+        }
         let model = Model::new(config, &inputs)?;
         let autoencoder = match Joint::new(config, &model, inputs.device)? {
             Some(joint) => Autoencoding::Trained(Box::new(joint)),
@@ -141,6 +147,7 @@ impl Trainer {
             step: 0,
             cursor: Cursor::default(),
             pending: None,
+            graph: None,
             config: config.clone(),
             autoencoder,
             inputs,
@@ -247,13 +254,13 @@ impl Trainer {
             let cut = |tensor: &Tensor| tensor.f_narrow(0, part * part_len, part_len);
             let tokens = tokens.iter().map(cut).collect::<Result<Vec<_>, _>>()?;
             let moments = batch.moments.as_ref().map(cut).transpose()?;
-            let (total, part_figures) = self.part_loss(
+            let part_figures = self.part_passes(
                 &cut(&batch.images)?,
                 moments.as_ref(),
                 &cut(&batch.labels)?,
                 &tokens,
+                parts,
             )?;
-            total.f_div_scalar(parts as f64)?.f_backward()?;
             figures = Some(match figures {
                 Some(sum) => sum.f_add(&part_figures)?,
                 None => part_figures,
@@ -266,41 +273,86 @@ impl Trainer {
         }
     }
 
-    fn part_loss(
+    /// Adds the gradients of one of `parts` parts of a batch; returns its figures, as
+    /// [`backward`](Self::backward) does.
+    fn part_passes(
         &mut self,
         images: &Tensor,
         moments: Option<&Tensor>,
         labels: &Tensor,
         tokens: &[Tensor],
-    ) -> Result<(Tensor, Tensor), TrainError> {
+        parts: i64,
+    ) -> Result<Tensor, TrainError> {
         let x0 = match &self.autoencoder {
             Autoencoding::Frozen(autoencoder) => {
                 autoencoder.encode(images, moments, &mut self.generator)?
             }
             Autoencoding::Trained(_) => return Err(self.mismatch()),
         };
+        let objective = self.config.objective();
+        let drawn = objective.draw(&self.model, &x0, labels, &mut self.generator)?;
+        let tokens = self.aligner.pooled(tokens)?;
+        if self.config.train.cuda_graphs
+            && self.inputs.device.is_cuda()
+            && let Some(mut inputs) = drawn.tensors()
+        {
+            inputs.extend(tokens);
+            return self.replayed(&objective, &drawn, &inputs);
+        }
+        self.passes(&objective, drawn, &tokens, parts)
+    }
+
+    /// The passes on what was drawn: forward, losses, and backward for one of `parts` parts.
+    fn passes(
+        &mut self,
+        objective: &Objective,
+        drawn: Drawn,
+        tokens: &[Tensor],
+        parts: i64,
+    ) -> Result<Tensor, TrainError> {
         let precision = self.config.train.precision.autocast();
         let Pass {
             loss: denoising,
             error,
             projected,
-        } = self.config.objective().pass(
+        } = objective.compute(
             &self.model,
-            &x0,
-            labels,
+            drawn,
             &mut self.generator,
             (self.inputs.device, precision),
         )?;
-        let tokens = self.aligner.pooled(tokens)?;
-        let Some(aligned) = self.aligner.compare(&tokens, &projected)? else {
-            let none = error.f_zeros_like()?;
-            let figures = Tensor::f_stack(&[denoising.detach(), error, none], 0)?;
-            return Ok((denoising, figures));
+        let (total, alignment) = match self.aligner.compare(tokens, &projected)? {
+            Some(aligned) => (denoising.f_add(&aligned.weighted)?, aligned.mean.detach()),
+            None => (denoising, error.f_zeros_like()?),
         };
-        let total = denoising.f_add(&aligned.weighted)?;
-        let alignment = aligned.mean.detach();
         let figures = Tensor::f_stack(&[total.detach(), error, alignment], 0)?;
-        Ok((total, figures))
+        total.f_div_scalar(parts as f64)?.f_backward()?;
+        Ok(figures)
+    }
+
+    /// The passes as a CUDA graph, which is recorded when a batch of a new shape comes. `inputs` are the
+    /// tensors of `drawn`, then the encoders' tokens.
+    fn replayed(
+        &mut self,
+        objective: &Objective,
+        drawn: &Drawn,
+        inputs: &[Tensor],
+    ) -> Result<Tensor, TrainError> {
+        if !self.graph.as_ref().is_some_and(|graph| graph.takes(inputs)) {
+            // Its memory is free for the next one.
+            self.graph = None;
+            let weights = self.model.params.leaves();
+            let device = self.inputs.device;
+            let graph = StepGraph::capture(device, inputs, weights, |inputs| {
+                let (drawn, tokens) = drawn.of(inputs).ok_or_else(|| self.mismatch())?;
+                self.passes(objective, drawn, tokens, 1)
+            })?;
+            self.graph = Some(graph);
+        }
+        match &self.graph {
+            Some(graph) => graph.replay(inputs),
+            None => Err(self.mismatch()),
+        }
     }
 
     /// REPA-E's step up to the gradients of the denoiser.

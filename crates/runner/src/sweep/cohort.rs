@@ -11,6 +11,7 @@ use super::active_cell::Active;
 use super::failure::{Reason, fail};
 use super::latent_source::LatentSource;
 use super::measures::{judges, measure_encoder};
+use super::prefetch::{Prefetcher, Prepared, Sources};
 use super::token_source::TokenSource;
 use super::{Context, Planned};
 use crate::evaluation::{EvaluationError, Judges};
@@ -158,8 +159,8 @@ impl Part<'_> {
             return Ok(());
         };
         let config = &first.cell.config;
-        let mut source = TokenSource::open(context.bank, config, first.training.as_ref())?;
-        let mut latents = LatentSource::open(context.bank, config, first.training.as_ref())?;
+        let source = TokenSource::open(context.bank, config, first.training.as_ref())?;
+        let latents = LatentSource::open(context.bank, config, first.training.as_ref())?;
         for line in [source.described(), latents.described()]
             .into_iter()
             .flatten()
@@ -188,32 +189,59 @@ impl Part<'_> {
             .active
             .iter()
             .min_by_key(|cell| cell.run.trainer().steps_done());
-        let (mut position, cursor) = match behind {
+        let (position, cursor) = match behind {
             Some(cell) => (cell.run.trainer().steps_done(), cell.run.trainer().cursor()),
             None => return Ok(()),
         };
-        let mut loader = None;
         let mut shared = None;
-        while self.active.iter().any(|cell| !cell.run.is_finished()) {
+        let source = match self.wants_batch(position) {
+            false => source,
+            true => {
+                let sources = Sources {
+                    loader: Loader::new(Arc::clone(&first.training), config.loader(), cursor)?,
+                    latents,
+                    tokens: source,
+                    device: context.device,
+                };
+                let ahead = config.data.encode_ahead;
+                let ahead = ahead.unwrap_or_else(|| sources.gain_by_a_thread());
+                let mut batches = Prefetcher::new(sources, context.device, ahead)?;
+                self.follow(context, &mut batches, position, &mut shared)?;
+                batches.finish()?.tokens
+            }
+        };
+        self.evaluate(context, &source, shared)
+    }
+
+    /// Trains all cells on the stream that begins at `position`, to their ends or until it is interrupted.
+    fn follow(
+        &mut self,
+        context: &Context,
+        batches: &mut Prefetcher<Sources>,
+        mut position: u64,
+        shared: &mut Option<Judges>,
+    ) -> Result<(), Reason> {
+        while self.wants_batch(position) {
             if context.is_interrupted() {
                 self.suspend(context);
-                return Ok(());
+                break;
             }
-            if loader.is_none() {
-                let training = Arc::clone(&first.training);
-                loader = Some(Loader::new(training, config.loader(), cursor)?);
-            }
-            let Some(batch) = loader.as_mut().and_then(Iterator::next) else {
+            let another = self.wants_batch(position + 1);
+            let Some(Prepared { batch, tokens }) = batches.next(another)? else {
                 break;
             };
-            let mut batch = DeviceBatch::new(batch?, context.device)?;
-            batch.moments = latents.moments(&batch)?;
-            let tokens = source.tokens(&batch)?;
-            self.step(context, position, &batch, &tokens, &mut shared)?;
+            self.step(context, position, &batch, &tokens, shared)?;
             position += 1;
         }
-        drop((loader, latents));
-        self.evaluate(context, &source, shared)
+        Ok(())
+    }
+
+    /// Whether a cell has a use for the batch at `position`, or for one after it.
+    fn wants_batch(&self, position: u64) -> bool {
+        self.active.iter().any(|cell| {
+            let steps = cell.run.trainer().config().train.steps;
+            !cell.run.is_finished() && steps > position
+        })
     }
 
     /// Whether an error is one that fewer cells at once may not have.

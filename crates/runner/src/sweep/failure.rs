@@ -11,7 +11,7 @@ use crate::cell_folder::CellResult;
 use crate::results::Status;
 
 /// Why a cell failed, as it will stand in `results.csv`.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub(super) struct Reason(pub(super) String);
 
 impl<E: Error> From<E> for Reason {

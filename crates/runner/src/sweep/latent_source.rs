@@ -56,6 +56,11 @@ impl LatentSource {
         })
     }
 
+    /// Whether a network runs for each batch.
+    pub(crate) fn computes(&self) -> bool {
+        matches!(self, Self::Autoencoder(_))
+    }
+
     /// In a line, where they come from if not from the autoencoder.
     pub(crate) fn described(&self) -> Option<String> {
         match self {

@@ -6,6 +6,7 @@ mod cohort;
 mod failure;
 mod latent_source;
 mod measures;
+mod prefetch;
 mod progress;
 mod sheet;
 mod single;

@@ -111,6 +111,11 @@ impl TokenSource {
         })
     }
 
+    /// Whether an encoder runs.
+    pub(crate) fn computes(&self) -> bool {
+        self.loaded().next().is_some()
+    }
+
     /// In a line, which tokens come from a cache.
     pub(crate) fn described(&self) -> Option<String> {
         let cached: Vec<String> = self

@@ -10,12 +10,15 @@
 //! Sources write `KERNEL(name, (parameters))` for `extern "C" __global__ void name(parameters)`, include
 //! `prelude.cuh`, and are launched with [`BLOCK`] threads a block.
 //!
+//! A [`Graph`] queues recorded work as a whole.
+//!
 //! Why not `cudarc`: it ends the process with a panic where a library or symbol is missing, and takes no
 //! path to one.
 
 mod driver;
 mod emulator;
 mod error;
+mod graph;
 mod library;
 mod nvrtc;
 
@@ -30,6 +33,7 @@ use tch::{Device, Tensor};
 use crate::{TorchError, ffi};
 
 pub use error::CudaError;
+pub use graph::{Graph, set_grads};
 pub use nvrtc::{compile, compiler_version};
 
 /// Threads of a block.

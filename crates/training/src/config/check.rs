@@ -99,6 +99,7 @@ impl Config {
                 format!("a divisor of train.batch_size, {}", self.train.batch_size),
             ));
         }
+        self.check_graphs()?;
         if self.sample.count > 0 || self.sample.grid > 0 {
             self.objective
                 .sampler(self.sample.sampler)
@@ -108,6 +109,34 @@ impl Config {
                 })?;
         }
         Ok(())
+    }
+
+    /// Checks that a step is one pass that draws nothing on its way, if it is to be a CUDA graph.
+    fn check_graphs(&self) -> Result<(), InvalidConfig> {
+        let model = &self.model;
+        let obstacle = match &self.objective {
+            _ if !self.train.cuda_graphs => return Ok(()),
+            Objective::Meanflow(_) | Objective::RepaE(_) => {
+                format!("objective.kind is {}", self.objective.name())
+            }
+            _ if self.train.accumulation > 1 => {
+                format!("train.accumulation is {}", self.train.accumulation)
+            }
+            _ if model.attn_dropout > 0.0 => {
+                format!("model.attn_dropout is {}", model.attn_dropout)
+            }
+            _ if model.proj_dropout > 0.0 => {
+                format!("model.proj_dropout is {}", model.proj_dropout)
+            }
+            _ => return Ok(()),
+        };
+        Err(InvalidConfig {
+            key: "train.cuda_graphs",
+            reason: format!(
+                "is true, but {obstacle}: graphs are for velocity and x-prediction, without dropout and \
+                 with train.accumulation = 1"
+            ),
+        })
     }
 
     /// Checks the autoencoder's own settings, and that it takes the images.

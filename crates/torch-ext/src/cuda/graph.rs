@@ -1,0 +1,219 @@
+use std::ptr;
+
+use tch::{Device, Tensor};
+
+use crate::ffi::{self, RawGraph, handles};
+use crate::stream::Stream;
+use crate::{TorchError, device};
+
+/// Runs before a capture, in which libraries choose their algorithms and take their workspaces; PyTorch's
+/// documentation of whole-network capture has as many.
+const WARM_UPS: usize = 3;
+
+/// Work that was recorded once and is queued as a whole, without the host's cost of each operator (a CUDA
+/// graph).
+///
+/// A replay runs the same kernels on the same memory. The tensors that were read or written must be kept, and
+/// be given new contents in place; those that were made are in memory of the graph, and each
+/// replay writes them anew. Nothing in it may be drawn at random, wait for the device, or copy from host memory
+/// that is not page-locked.
+#[derive(Debug)]
+pub struct Graph {
+    raw: *mut RawGraph,
+    device: Device,
+}
+
+// SAFETY: libtorch ties a graph to a device and to no thread; only `capture` uses it before it is given out.
+unsafe impl Send for Graph {}
+
+impl Graph {
+    /// Runs `body` a few times on a stream beside the current one of `device`, then records it once more;
+    /// gives back what the recorded run returned, whose contents the first replay makes.
+    ///
+    /// Other threads may use the device meanwhile.
+    ///
+    /// # Errors
+    /// `device` is not a CUDA device; `body`'s own; it did what cannot be recorded.
+    pub fn capture<T, E: From<TorchError>>(
+        device: Device,
+        mut body: impl FnMut() -> Result<T, E>,
+    ) -> Result<(Self, T), E> {
+        if !device.is_cuda() {
+            return Err(TorchError::Device(device).into());
+        }
+        // Of high priority, as no other stream here is: one from the pool that others take theirs from could
+        // be another thread's, whose work would be recorded too.
+        let (main, side) = (Stream::current(device)?, Stream::with_priority(device)?);
+        side.wait(&main.record()?)?;
+        let captured = {
+            let _on_side = side.enter()?;
+            Self::capture_here(device, &mut body)
+        };
+        main.wait(&side.record()?)?;
+        captured
+    }
+
+    fn capture_here<T, E: From<TorchError>>(
+        device: Device,
+        body: &mut impl FnMut() -> Result<T, E>,
+    ) -> Result<(Self, T), E> {
+        for _ in 0..WARM_UPS {
+            drop(body()?);
+        }
+        device::synchronize(device)?;
+        // What the warm-up took is free for the graph, which takes memory of its own.
+        device::empty_cache(device)?;
+        let mut raw = ptr::null_mut();
+        // SAFETY: `raw` is valid for writes.
+        ffi::check(unsafe { ffi::te_graph_new(&mut raw) })?;
+        let graph = Self { raw, device };
+        // SAFETY: the graph is live.
+        ffi::check(unsafe { ffi::te_graph_begin(graph.raw) })?;
+        let made = body();
+        // Ended in any case: the stream would stay in recording.
+        // SAFETY: the graph is live, and recording since the call above succeeded.
+        let ended = ffi::check(unsafe { ffi::te_graph_end(graph.raw) });
+        let made = made?;
+        ended?;
+        Ok((graph, made))
+    }
+
+    /// Queues the work on the current stream.
+    ///
+    /// # Errors
+    /// The device failed, perhaps in earlier work.
+    pub fn replay(&self) -> Result<(), TorchError> {
+        // SAFETY: the graph is live until it is dropped, and was captured whole.
+        ffi::check(unsafe { ffi::te_graph_replay(self.raw) })
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        // Its memory goes to others, and a replay may still be using it.
+        if let Err(error) = device::synchronize(self.device) {
+            tracing::debug!("a CUDA graph is dropped: {error}");
+        }
+        // SAFETY: made by `te_graph_new`, freed once.
+        unsafe { ffi::te_graph_free(self.raw) }
+    }
+}
+
+/// Makes `grads` the gradients of `params`, in pairs; an undefined tensor is none. A replay of a backward pass
+/// writes the gradients' memory, but leaves no trace of it in the parameters.
+///
+/// # Errors
+/// Lists of different lengths.
+pub fn set_grads(params: &[Tensor], grads: &[Tensor]) -> Result<(), TorchError> {
+    if params.len() != grads.len() {
+        return Err(TorchError::Length {
+            what: "setting gradients",
+            left: params.len(),
+            right: grads.len(),
+        });
+    }
+    // SAFETY: both lists have the length given and live for the call.
+    ffi::check(unsafe {
+        ffi::te_set_grads(
+            handles(params).as_ptr(),
+            handles(grads).as_ptr(),
+            params.len(),
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Kind;
+
+    use super::*;
+
+    #[test]
+    fn a_graph_replays_what_it_recorded_on_new_contents() {
+        let gpu = Device::Cuda(0);
+        if let Err(error) = device::load_cuda() {
+            eprintln!("no graph was recorded on a GPU: {error}");
+            return;
+        }
+        let mut x = Tensor::ones([4], (Kind::Float, gpu));
+        let weight = (Tensor::ones([4], (Kind::Float, gpu)) * 2.0).set_requires_grad(true);
+        let weights = [weight.shallow_clone()];
+        let (graph, loss) = Graph::capture(gpu, || {
+            crate::optim::clear_grads(&weights)?;
+            let loss = x.f_mul(&weight)?.f_square()?.f_sum(Kind::Float)?;
+            loss.f_backward()?;
+            Ok::<_, TorchError>(loss.detach())
+        })
+        .unwrap();
+        let grads = [weight.grad()];
+        for scale in [1.0, 3.0] {
+            x.copy_(&Tensor::from_slice(&[scale; 4]));
+            crate::optim::clear_grads(&weights).unwrap();
+            graph.replay().unwrap();
+            set_grads(&weights, &grads).unwrap();
+            assert_eq!(loss.double_value(&[]), 16.0 * scale * scale);
+            assert_eq!(weight.grad().double_value(&[0]), 4.0 * scale * scale);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_recorded_is_an_error_and_leaves_the_device_usable() {
+        let gpu = Device::Cuda(0);
+        if let Err(error) = device::load_cuda() {
+            eprintln!("no recording failed on a GPU: {error}");
+            return;
+        }
+        let x = Tensor::ones([4], (Kind::Float, gpu));
+        let mut runs = 0;
+        let outcome = Graph::capture(gpu, || {
+            runs += 1;
+            // To wait for the device is fine in the warm-up only.
+            x.f_sum(Kind::Float)?.f_double_value(&[])?;
+            Ok::<_, TorchError>(())
+        });
+        assert!(outcome.is_err());
+        assert_eq!(runs, WARM_UPS + 1);
+        assert_eq!((&x + 1.0).sum(Kind::Float).double_value(&[]), 8.0);
+    }
+
+    #[test]
+    fn libtorch_has_the_functions_that_are_looked_up() {
+        assert!(matches!(
+            Graph::capture(Device::Cpu, || Ok::<_, TorchError>(())),
+            Err(TorchError::Device(Device::Cpu))
+        ));
+        let loaded = device::load_cuda();
+        let library = device::library_dir().unwrap().join("libtorch_cuda.so");
+        if !library.is_file() {
+            eprintln!("no functions were looked up: {}", loaded.unwrap_err());
+            return;
+        }
+        let mut raw = ptr::null_mut();
+        // SAFETY: `raw` is valid for writes.
+        match ffi::check(unsafe { ffi::te_graph_new(&mut raw) }) {
+            // SAFETY: made above, freed once.
+            Ok(()) => unsafe { ffi::te_graph_free(raw) },
+            // Without a driver no graph can be made.
+            Err(error) => assert!(!error.to_string().contains("no CUDA graphs"), "{error}"),
+        }
+    }
+
+    #[test]
+    fn gradients_are_set_and_taken_away() {
+        let weight = Tensor::ones([2], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        let grad = Tensor::from_slice(&[3f32, 4.0]);
+        let weights = [weight.shallow_clone()];
+        set_grads(&weights, &[grad.shallow_clone()]).unwrap();
+        assert_eq!(weight.grad(), grad);
+        set_grads(&weights, &[Tensor::new()]).unwrap();
+        assert!(!weight.grad().defined());
+        assert!(matches!(
+            set_grads(&weights, &[]),
+            Err(TorchError::Length {
+                left: 1,
+                right: 0,
+                ..
+            })
+        ));
+    }
+}

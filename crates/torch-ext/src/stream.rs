@@ -1,0 +1,253 @@
+//! Streams: queues of work on a device that run beside each other.
+//!
+//! On a CUDA device an operator only queues its work on the calling thread's current stream. Work on two
+//! streams overlaps, and is put in order by an [`Event`] that one records and the other waits for; the host
+//! waits for neither. On the CPU an operator is done when it returns: a stream of it is accepted, and does nothing.
+//!
+//! ```
+//! use tch::{Device, Kind, Tensor};
+//! use torch_ext::stream::Stream;
+//!
+//! # fn main() -> Result<(), torch_ext::TorchError> {
+//! let device = torch_ext::device::resolve("auto")?;
+//! let (main, side) = (Stream::current(device)?, Stream::from_pool(device)?);
+//! let x = Tensor::ones([4], (Kind::Float, device));
+//! side.wait(&main.record()?)?;
+//! let y = {
+//!     let _on_side = side.enter()?;
+//!     &x + 1.0
+//! };
+//! main.wait(&side.record()?)?;
+//! // It is used on `main`: its memory must not go back to `side` before that is done.
+//! main.keep(&y)?;
+//! assert_eq!(y.sum(Kind::Float).double_value(&[]), 8.0);
+//! # Ok(())
+//! # }
+//! ```
+
+use std::ffi::c_int;
+use std::marker::PhantomData;
+use std::ptr;
+
+use tch::{Device, Tensor};
+
+use crate::TorchError;
+use crate::ffi::{self, RawEvent};
+
+/// A stream of a device. It may be used from any thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stream {
+    /// `None` on the CPU.
+    queue: Option<Queue>,
+}
+
+/// A stream as libtorch numbers it. It belongs to libtorch, which never frees one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Queue {
+    device: c_int,
+    id: i64,
+}
+
+impl Stream {
+    /// The stream on which this thread's operators run on `device`.
+    ///
+    /// # Errors
+    /// The device is not the CPU or CUDA, or CUDA is not loaded.
+    pub fn current(device: Device) -> Result<Self, TorchError> {
+        Self::new(device, |device, id| {
+            // SAFETY: `id` is valid for writes.
+            unsafe { ffi::te_stream_current(device, id) }
+        })
+    }
+
+    /// One of libtorch's streams besides the default one. There are 32, given out in turn.
+    ///
+    /// # Errors
+    /// As [`Stream::current`].
+    pub fn from_pool(device: Device) -> Result<Self, TorchError> {
+        Self::new(device, |device, id| {
+            // SAFETY: `id` is valid for writes.
+            unsafe { ffi::te_stream_from_pool(device, 0, id) }
+        })
+    }
+
+    /// As [`Stream::from_pool`], but one of those whose work comes before that of the others.
+    ///
+    /// # Errors
+    /// As [`Stream::current`].
+    pub fn with_priority(device: Device) -> Result<Self, TorchError> {
+        Self::new(device, |device, id| {
+            // SAFETY: `id` is valid for writes.
+            unsafe { ffi::te_stream_from_pool(device, 1, id) }
+        })
+    }
+
+    fn new(device: Device, find: impl Fn(c_int, &mut i64) -> c_int) -> Result<Self, TorchError> {
+        let number = ffi::device(device)?;
+        if device == Device::Cpu {
+            return Ok(Self { queue: None });
+        }
+        let mut id = 0;
+        ffi::check(find(number, &mut id))?;
+        let queue = Queue { device: number, id };
+        Ok(Self { queue: Some(queue) })
+    }
+
+    /// Makes this the stream that this thread's operators on its device run on, until what is returned is
+    /// dropped.
+    ///
+    /// # Errors
+    /// libtorch refused.
+    pub fn enter(self) -> Result<Entered, TorchError> {
+        let exchange = |queue: Queue| {
+            let mut id = 0;
+            // SAFETY: the id came from libtorch, for this device; `id` is valid for writes.
+            ffi::check(unsafe { ffi::te_stream_exchange(queue.device, queue.id, &mut id) })?;
+            Ok::<_, TorchError>(Queue { id, ..queue })
+        };
+        Ok(Entered {
+            previous: self.queue.map(exchange).transpose()?,
+            _not_send: PhantomData,
+        })
+    }
+
+    /// An event that happens when what was queued here until now is done.
+    ///
+    /// # Errors
+    /// The device failed, perhaps in earlier work.
+    pub fn record(self) -> Result<Event, TorchError> {
+        let Some(queue) = self.queue else {
+            return Ok(Event { raw: None });
+        };
+        let mut raw = ptr::null_mut();
+        // SAFETY: the id came from libtorch, for this device; `raw` is valid for writes.
+        ffi::check(unsafe { ffi::te_event_record(queue.device, queue.id, &mut raw) })?;
+        Ok(Event { raw: Some(raw) })
+    }
+
+    /// What is queued here from now on begins after `event`. The host does not wait.
+    ///
+    /// # Errors
+    /// The event is of another kind of device; the device failed.
+    pub fn wait(self, event: &Event) -> Result<(), TorchError> {
+        match (self.queue, event.raw) {
+            // SAFETY: the event is live until it is dropped; libtorch only reads it here.
+            (Some(queue), Some(raw)) => {
+                ffi::check(unsafe { ffi::te_event_wait(raw, queue.device, queue.id) })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Keeps the memory of a tensor that was made on another stream and is used on this one from being
+    /// given to others before that use is done (`torch.Tensor.record_stream`).
+    ///
+    /// # Errors
+    /// The tensor is not of this stream's device.
+    pub fn keep(self, tensor: &Tensor) -> Result<(), TorchError> {
+        let Some(queue) = self.queue else {
+            return Ok(());
+        };
+        // SAFETY: see `ffi.rs` for the tensor; the id came from libtorch, for this device.
+        ffi::check(unsafe { ffi::te_record_stream(tensor.as_ptr(), queue.device, queue.id) })
+    }
+}
+
+/// A stream that is a thread's current one; the one before it is again when this is dropped.
+#[derive(Debug)]
+pub struct Entered {
+    previous: Option<Queue>,
+    // The current stream is thread-local: this must be dropped where it was made.
+    _not_send: PhantomData<*const ()>,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        if let Some(queue) = self.previous {
+            let mut left = 0;
+            // SAFETY: the id came from libtorch, for this device. A failure cannot be reported here.
+            unsafe { ffi::te_stream_exchange(queue.device, queue.id, &mut left) };
+        }
+    }
+}
+
+/// A mark in a stream.
+#[derive(Debug)]
+pub struct Event {
+    /// `None` on the CPU, where it has happened.
+    raw: Option<*mut RawEvent>,
+}
+
+// SAFETY: a CUDA event is tied to a device and to no thread, and only a reference to `self` reads it.
+unsafe impl Send for Event {}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        if let Some(raw) = self.raw {
+            // SAFETY: made by `te_event_record`, freed once. Streams that wait for it still do.
+            unsafe { ffi::te_event_free(raw) }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Kind;
+
+    use super::*;
+
+    #[test]
+    fn the_cpu_has_one_stream_on_which_all_is_done() {
+        let (main, side) = (
+            Stream::current(Device::Cpu).unwrap(),
+            Stream::from_pool(Device::Cpu).unwrap(),
+        );
+        assert_eq!(main, side);
+        let _entered = side.enter().unwrap();
+        main.wait(&side.record().unwrap()).unwrap();
+        main.keep(&Tensor::zeros([2], (Kind::Float, Device::Cpu)))
+            .unwrap();
+        assert!(Stream::current(Device::Mps).is_err());
+    }
+
+    #[test]
+    fn work_on_another_stream_is_done_before_what_waits_for_it() {
+        let device = Device::Cuda(0);
+        if let Err(error) = crate::device::load_cuda() {
+            eprintln!("no streams were tried on a GPU: {error}");
+            assert!(Stream::current(device).is_err() && Stream::from_pool(device).is_err());
+            return;
+        }
+        let (main, side) = (
+            Stream::current(device).unwrap(),
+            Stream::from_pool(device).unwrap(),
+        );
+        assert_ne!(main, side);
+        let x = Tensor::ones([2048, 2048], (Kind::Float, device)) / 2048.0;
+        let mut kept = Vec::new();
+        for round in 0..20 {
+            side.wait(&main.record().unwrap()).unwrap();
+            let made = {
+                let _entered = side.enter().unwrap();
+                assert_eq!(Stream::current(device).unwrap(), side);
+                // Long enough for a stream that does not wait to come too early.
+                (0..10).fold(x.shallow_clone(), |y, _| y.matmul(&x)) * f64::from(round)
+            };
+            assert_eq!(Stream::current(device).unwrap(), main);
+            let event = side.record().unwrap();
+            main.wait(&event).unwrap();
+            main.keep(&made).unwrap();
+            drop(event);
+            kept.push(made.mean(Kind::Float) * 2048.0);
+            // Its memory is free for the next round once `main` has read it, and not before.
+            drop(made);
+        }
+        for (round, mean) in kept.iter().enumerate() {
+            let found = mean.double_value(&[]);
+            assert!(
+                (found - round as f64).abs() < 1e-3 * (1.0 + round as f64),
+                "{round}: {found}"
+            );
+        }
+    }
+}
