@@ -6,7 +6,8 @@
 //! `IREPA_BENCH_ENCODER` names the TorchScript file, with its sidecar beside it and 16 x 16 tokens of
 //! width 768: `cargo xtask export dinov2-vit-b --random-weights` makes one. What a cohort saves
 //! depends on the denoiser: with E and S the times of the encoder and of a cell's step, n cells gain
-//! n (E + S) / (E + n S), which is printed beside what was measured.
+//! n (E + S) / (E + n S), which is printed beside what was measured. A denoiser's name as argument takes
+//! that one alone.
 
 use std::env;
 use std::error::Error;
@@ -16,10 +17,10 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::Instant;
 
-use benches::cells::{GRID, WIDTH, batch, trainer};
+use benches::cells::{Cell, GRID, WIDTH};
 use encoders::{Encoder, EncoderError, TorchScript};
 use tch::{Device, Tensor};
-use training::{DeviceBatch, Precision, Trainer};
+use training::{DeviceBatch, Trainer};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -111,8 +112,21 @@ fn cohorts(path: &Path) -> Outcome<()> {
         "| denoiser | cells | together, s | apart, s | gain | by E and S | gain ahead |\n\
          | --- | --- | --- | --- | --- | --- | --- |"
     );
+    let wanted: Vec<String> = env::args()
+        .skip(1)
+        .filter(|a| !a.starts_with('-'))
+        .collect();
     for (model, resolution) in MODELS {
-        let batch = batch(BATCH, resolution)?;
+        if !(wanted.is_empty() || wanted.iter().any(|name| name == model)) {
+            continue;
+        }
+        let cell = Cell {
+            model,
+            resolution,
+            batch: BATCH,
+            ..Cell::default()
+        };
+        let batch = cell.images()?;
         let mut cells: Vec<Trainer> = Vec::new();
         let tokens = [encoder.encode(&batch.images)?.patch];
         let beside = Ahead::start(
@@ -121,10 +135,10 @@ fn cohorts(path: &Path) -> Outcome<()> {
         );
         for count in CELLS {
             while cells.len() < count {
-                let mut cell = trainer(model, resolution, BATCH, Precision::Fp32, true)?;
+                let mut trainer = cell.trainer()?;
                 // The first step is slower.
-                cell.step(&batch, &tokens)?;
-                cells.push(cell);
+                trainer.step(&batch, &tokens)?;
+                cells.push(trainer);
             }
             // In turns, so that what slows one slows the others.
             let [mut all, mut each, mut gain, mut expected, mut gain_ahead] =

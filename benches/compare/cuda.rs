@@ -8,10 +8,10 @@ use std::io::{self, BufRead, Write};
 use std::time::Instant;
 
 use alignment::{AlignmentLoss, LossConfig, LossKind, SpatialNorm};
-use data::Cursor;
+use benches::cells::Cell;
 use tch::{Cuda, Device, Kind, Tensor};
 use torch_ext::{Generator, device, optim};
-use training::{Config, DeviceBatch, EncoderShape, Inputs, Precision, Trainer};
+use training::Precision;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 /// One iteration of a case.
@@ -114,41 +114,18 @@ fn loss(batch: i64, kind: Kind, fused: bool) -> Outcome<Case> {
 
 /// A training step with iREPA in bfloat16 on images of 32 pixels (256 tokens), with clipping, AdamW and
 /// EMA, for tokens of width 768 that are given.
-fn step(model: &str, batch: i64, fused: bool, graphs: bool) -> Outcome<Case> {
-    let mut config = Config::default();
-    config.model.name = model.to_owned();
-    config.data.resolution = 32;
-    config.train.batch_size = usize::try_from(batch)?;
-    config.train.precision = Precision::Bf16;
-    config.train.fused = fused;
-    config.train.cuda_graphs = graphs;
-    config.alignment.encoder = "given".to_owned();
-    let inputs = Inputs {
+fn step(model: &'static str, batch: i64, fused: bool, graphs: bool) -> Outcome<Case> {
+    let cell = Cell {
+        model,
+        batch,
+        precision: Precision::Bf16,
+        fused,
+        graphs,
         device: CUDA,
-        num_classes: 1000,
-        encoders: vec![EncoderShape {
-            name: "given".to_owned(),
-            width: WIDTH,
-            grid: (16, 16),
-        }],
-        identity: String::new(),
+        ..Cell::default()
     };
-    let mut trainer = Trainer::new(&config, inputs)?;
-    let pixels = random(0, &[batch, 3, 32, 32], Kind::Float)? * 60.0 + 128.0;
-    let ids = 0..u64::try_from(batch)?;
-    let batch = DeviceBatch {
-        images: pixels.clamp(0.0, 255.0).to_kind(Kind::Uint8),
-        labels: Tensor::arange(batch, (Kind::Int64, CUDA)).remainder(1000),
-        moments: None,
-        flipped: ids.clone().map(|_| false).collect(),
-        ids: ids.collect(),
-        cursor: Cursor::default(),
-    };
-    let tokens = [random(
-        2,
-        &[batch.labels.size()[0], TOKENS, WIDTH],
-        Kind::Float,
-    )?];
+    let mut trainer = cell.trainer()?;
+    let (batch, tokens) = (cell.images()?, [cell.tokens()?]);
     Ok(Box::new(move || {
         trainer.step(&batch, &tokens)?;
         Ok(())

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use alignment::{AlignmentLoss, LossConfig, LossKind, SpatialNorm};
-use benches::cells;
+use benches::cells::Cell;
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Generator, optim};
 use training::Precision;
@@ -134,9 +134,13 @@ fn loss(fused: bool) -> Outcome<Case> {
 /// A training step of SiT-S/2 with iREPA on 8 images of 32 pixels (256 tokens), with clipping, AdamW and
 /// EMA, for tokens of width 768 that are given.
 fn step(precision: Precision, fused: bool) -> Outcome<Case> {
-    let mut trainer = cells::trainer("SiT-S/2", 32, 8, precision, fused)?;
-    let batch = cells::batch(8, 32)?;
-    let tokens = [random(2, [8, 256, WIDTH])?];
+    let cell = Cell {
+        precision,
+        fused,
+        ..Cell::default()
+    };
+    let mut trainer = cell.trainer()?;
+    let (batch, tokens) = (cell.images()?, [cell.tokens()?]);
     Ok(Box::new(move || {
         trainer.step(&batch, &tokens)?;
         Ok(())

@@ -1,4 +1,4 @@
-//! A trainer and a batch for it.
+//! Trainers, and batches for them.
 
 use data::Cursor;
 use tch::{Device, Kind, Tensor};
@@ -10,53 +10,94 @@ pub const WIDTH: i64 = 768;
 /// Rows and columns of the encoder's tokens.
 pub const GRID: (i64, i64) = (16, 16);
 
-/// A trainer of `model` with iREPA, on images of `resolution` pixels without autoencoder.
-///
-/// # Errors
-///
-/// As [`Trainer::new`].
-pub fn trainer(
-    model: &str,
-    resolution: u32,
-    batch: i64,
-    precision: Precision,
-    fused: bool,
-) -> Result<Trainer, TrainError> {
-    let mut config = Config::default();
-    config.model.name = model.to_owned();
-    config.data.resolution = resolution;
-    config.train.batch_size = batch as usize;
-    config.train.precision = precision;
-    config.train.fused = fused;
-    config.alignment.encoder = "given".to_owned();
-    let inputs = Inputs {
-        device: Device::Cpu,
-        num_classes: 1000,
-        encoders: vec![EncoderShape {
-            name: "given".to_owned(),
-            width: WIDTH,
-            grid: GRID,
-        }],
-        identity: String::new(),
-    };
-    Trainer::new(&config, inputs)
+/// What is trained: a model with iREPA, on images without autoencoder.
+#[derive(Debug, Clone)]
+pub struct Cell {
+    /// Its name.
+    pub model: &'static str,
+    /// Pixels along a side.
+    pub resolution: u32,
+    /// Images of a step.
+    pub batch: i64,
+    /// Precision of matrix products.
+    pub precision: Precision,
+    /// `train.fused`.
+    pub fused: bool,
+    /// `train.cuda_graphs`.
+    pub graphs: bool,
+    /// Where.
+    pub device: Device,
 }
 
-/// `count` images of noise.
-///
-/// # Errors
-///
-/// libtorch's.
-pub fn batch(count: i64, resolution: u32) -> Result<DeviceBatch, TorchError> {
-    let side = i64::from(resolution);
-    let noise = Generator::new(Device::Cpu, 0)?.randn(&[count, 3, side, side], Kind::Float)?;
-    let pixels: Tensor = noise * 60.0 + 128.0;
-    Ok(DeviceBatch {
-        images: pixels.clamp(0.0, 255.0).to_kind(Kind::Uint8),
-        labels: Tensor::arange(count, (Kind::Int64, Device::Cpu)),
-        moments: None,
-        ids: (0..count as u64).collect(),
-        flipped: vec![false; count as usize],
-        cursor: Cursor::default(),
-    })
+impl Default for Cell {
+    /// SiT-S/2 on 8 images of 32 pixels (256 tokens), in float32 on the CPU.
+    fn default() -> Self {
+        Self {
+            model: "SiT-S/2",
+            resolution: 32,
+            batch: 8,
+            precision: Precision::Fp32,
+            fused: true,
+            graphs: false,
+            device: Device::Cpu,
+        }
+    }
+}
+
+impl Cell {
+    /// Its trainer, for tokens that are given.
+    ///
+    /// # Errors
+    ///
+    /// As [`Trainer::new`].
+    pub fn trainer(&self) -> Result<Trainer, TrainError> {
+        let mut config = Config::default();
+        config.model.name = self.model.to_owned();
+        config.data.resolution = self.resolution;
+        config.train.batch_size = self.batch as usize;
+        config.train.precision = self.precision;
+        config.train.fused = self.fused;
+        config.train.cuda_graphs = self.graphs;
+        config.alignment.encoder = "given".to_owned();
+        let inputs = Inputs {
+            device: self.device,
+            num_classes: 1000,
+            encoders: vec![EncoderShape {
+                name: "given".to_owned(),
+                width: WIDTH,
+                grid: GRID,
+            }],
+            identity: String::new(),
+        };
+        Trainer::new(&config, inputs)
+    }
+
+    /// A batch for it, of noise.
+    ///
+    /// # Errors
+    ///
+    /// libtorch's.
+    pub fn images(&self) -> Result<DeviceBatch, TorchError> {
+        let (count, side) = (self.batch, i64::from(self.resolution));
+        let noise = Generator::new(self.device, 0)?.randn(&[count, 3, side, side], Kind::Float)?;
+        let pixels: Tensor = noise * 60.0 + 128.0;
+        Ok(DeviceBatch {
+            images: pixels.clamp(0.0, 255.0).to_kind(Kind::Uint8),
+            labels: Tensor::arange(count, (Kind::Int64, self.device)).remainder(1000),
+            moments: None,
+            ids: (0..count as u64).collect(),
+            flipped: vec![false; count as usize],
+            cursor: Cursor::default(),
+        })
+    }
+
+    /// An encoder's tokens for that batch, `[B, T, D]`, of noise.
+    ///
+    /// # Errors
+    ///
+    /// libtorch's.
+    pub fn tokens(&self) -> Result<Tensor, TorchError> {
+        let size = [self.batch, GRID.0 * GRID.1, WIDTH];
+        Generator::new(self.device, 2)?.randn(&size, Kind::Float)
+    }
 }
