@@ -3,7 +3,9 @@
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use half::bf16;
 use tch::{Device, Kind, Tensor};
@@ -123,19 +125,46 @@ fn each_item_is_visited_once_on_libtorchs_threads() {
     let threads = tch::get_num_threads();
     for count in [0, 1, 2, 5, 97] {
         let mut visits = vec![0; count];
-        let ids = Mutex::new(HashSet::new());
-        kernel::for_each(&mut visits, |visit| {
-            *visit += 1;
-            ids.lock().unwrap().insert(thread::current().id());
-        })
+        let (ids, made) = (Mutex::new(HashSet::new()), Mutex::new(HashSet::new()));
+        let id = || thread::current().id();
+        kernel::for_each_with(
+            &mut visits,
+            || assert!(made.lock().unwrap().insert(id()), "one for each thread"),
+            |visit, ()| {
+                *visit += 1;
+                ids.lock().unwrap().insert(id());
+            },
+        )
         .unwrap();
         assert_eq!(visits, vec![1; count]);
-        let used = ids.lock().unwrap().len();
-        assert!(used <= threads as usize, "{used} of {threads} threads");
-        if count > 5 && threads > 1 {
-            assert!(used > 1, "one of {threads} threads");
-        }
+        let (used, made) = (ids.into_inner().unwrap(), made.into_inner().unwrap());
+        assert!(used.len() <= threads as usize, "{} threads", used.len());
+        assert_eq!(used, made);
     }
+}
+
+#[test]
+fn a_thread_that_is_held_up_does_not_hold_up_the_others() {
+    let threads = tch::get_num_threads();
+    if threads < 2 {
+        eprintln!("not run: libtorch has {threads} thread");
+        return;
+    }
+    let (others, count) = (AtomicUsize::new(0), 40);
+    let mut items: Vec<usize> = (0..count).collect();
+    // The first item takes until all others are done, so nobody may have set some apart for its thread.
+    kernel::for_each(&mut items, |&mut item| {
+        if item > 0 {
+            others.fetch_add(1, Ordering::SeqCst);
+            return;
+        }
+        let start = Instant::now();
+        while others.load(Ordering::SeqCst) < count - 1 {
+            assert!(start.elapsed() < Duration::from_secs(60), "it waits");
+            thread::yield_now();
+        }
+    })
+    .unwrap();
 }
 
 #[test]
@@ -147,6 +176,52 @@ fn a_panic_of_one_item_is_the_callers() {
     assert_eq!(*outcome.unwrap_err().downcast::<&str>().unwrap(), "item 33");
     kernel::for_each(&mut items, |item| *item += 1).unwrap();
     assert_eq!(items[49], 50);
+}
+
+/// Writes numbers from `start` on, and says what the memory holds then.
+fn written_past_the_cache<const N: usize>(memory: &mut [f32], start: usize) -> Vec<f32> {
+    memory.fill(-1.0);
+    let (pieces, _) = memory[start..].as_chunks_mut::<N>();
+    let count = pieces.len();
+    kernel::past_cache(|past_cache| {
+        let values = (0..count).map(|piece| std::array::from_fn(|lane| (piece * N + lane) as f32));
+        past_cache.write(pieces, values);
+    });
+    memory.to_vec()
+}
+
+#[test]
+fn what_is_written_past_the_cache_is_what_was_given() {
+    let mut memory = Output::<f32>::new(&[1000]).unwrap();
+    let memory = memory.as_mut_slice();
+    for start in [0, 4, 8, 16, 1, 3] {
+        let expected = |width: usize| -> Vec<f32> {
+            let end = start + (1000 - start) / width * width;
+            let number = |index| match index {
+                _ if (start..end).contains(&index) => (index - start) as f32,
+                _ => -1.0,
+            };
+            (0..1000).map(number).collect()
+        };
+        assert_eq!(written_past_the_cache::<16>(memory, start), expected(16));
+        assert_eq!(written_past_the_cache::<48>(memory, start), expected(48));
+        assert_eq!(written_past_the_cache::<4>(memory, start), expected(4));
+        assert_eq!(written_past_the_cache::<3>(memory, start), expected(3));
+    }
+    // Fewer values than places.
+    memory.fill(-1.0);
+    kernel::past_cache(|past_cache| {
+        past_cache.write(memory.as_chunks_mut().0, std::iter::once([1.0f32; 16]));
+    });
+    assert_eq!(memory[..16], [1.0; 16]);
+    assert_eq!(memory[16..], [-1.0; 984]);
+}
+
+#[test]
+fn nothing_is_wrong_with_prefetching_beyond_the_end() {
+    kernel::prefetch(&[1f32, 2.0], 1);
+    kernel::prefetch(&[1f32, 2.0], usize::MAX);
+    kernel::prefetch::<f32>(&[], 5);
 }
 
 struct Sum<'a>(&'a [f32]);

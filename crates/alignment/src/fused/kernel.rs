@@ -8,7 +8,9 @@
 // Lanes of several rows, one index for all: what becomes a vector instruction.
 #![allow(clippy::needless_range_loop)]
 
-use torch_ext::kernel::{LANES, Real, Row, Stored, Vectorised, sum_lanes};
+use std::marker::PhantomData;
+
+use torch_ext::kernel::{LANES, PastCache, Real, Row, Stored, Vectorised, prefetch, sum_lanes};
 
 /// Rows whose statistics are taken at once. A power of two: the mean of equal values is exact.
 const ROWS: usize = 8;
@@ -20,22 +22,20 @@ pub(super) struct ZScore {
     pub(super) eps: f64,
 }
 
-/// One image: encoder tokens and projected tokens, each `T` rows of `width`.
-pub(super) struct Image<'a, Z, P> {
+/// The sum of the cosines of an image's tokens: encoder tokens and projected ones, each `T` rows of
+/// `width`.
+pub(super) struct CosineSum<'a, Z, P, A> {
     pub(super) target: &'a [Z],
     pub(super) projected: &'a [P],
     /// Where the gradient with respect to `projected` goes.
     pub(super) gradient: Option<&'a mut [P]>,
+    /// Given if the gradient is too large for the cache.
+    pub(super) past_cache: Option<PastCache<'a>>,
     pub(super) width: usize,
     pub(super) norm: Option<ZScore>,
     /// Factor of the gradient of each token's cosine.
     pub(super) slope: f64,
-}
-
-/// The sum of the cosines of an image's tokens.
-pub(super) struct CosineSum<'a, Z, P, A> {
-    pub(super) image: Image<'a, Z, P>,
-    pub(super) accumulate_in: std::marker::PhantomData<A>,
+    pub(super) accumulate_in: PhantomData<A>,
 }
 
 impl<Z: Stored<A>, P: Stored<A>, A: Real> Vectorised for CosineSum<'_, Z, P, A> {
@@ -43,14 +43,16 @@ impl<Z: Stored<A>, P: Stored<A>, A: Real> Vectorised for CosineSum<'_, Z, P, A> 
 
     #[inline(always)]
     fn run(self) -> f64 {
-        let Image {
+        let Self {
             target,
             projected,
             mut gradient,
+            past_cache,
             width,
             norm,
             slope,
-        } = self.image;
+            ..
+        } = self;
         let [mut shift, mut scale, mut row] = [0.0, 1.0, 0.0].map(|value| Row::new(value, width));
         let (shift, scale, row) = (
             shift.as_mut_slice(),
@@ -78,13 +80,9 @@ impl<Z: Stored<A>, P: Stored<A>, A: Real> Vectorised for CosineSum<'_, Z, P, A> 
             sum += cosine;
             if let Some(gradient) = gradient.as_deref_mut() {
                 let out = &mut gradient[index * width..][..width];
-                combine(
-                    row,
-                    p,
-                    A::from_f64(of_target),
-                    A::from_f64(of_projected),
-                    out,
-                );
+                let factors = [of_target, of_projected].map(A::from_f64);
+                let ahead = projected.get((index + 2) * width..).unwrap_or_default();
+                combine(row, p, ahead, factors, past_cache, out);
             }
         }
         sum
@@ -102,8 +100,9 @@ fn statistics<Z: Stored<A>, A: Real>(rows: &[Z], origin: &[A], mean: &mut [A], s
     squares.fill(A::default());
     let mut seen = 0.0;
     let mut blocks = rows.chunks_exact(ROWS * width);
-    for block in blocks.by_ref() {
-        merge_block(block, origin, seen, mean, squares);
+    for (index, block) in blocks.by_ref().enumerate() {
+        let ahead = rows.get((index + 2) * ROWS * width..).unwrap_or_default();
+        merge_block(block, ahead, origin, seen, mean, squares);
         seen += ROWS as f64;
     }
     for row in blocks.remainder().chunks_exact(width) {
@@ -119,10 +118,12 @@ fn statistics<Z: Stored<A>, A: Real>(rows: &[Z], origin: &[A], mean: &mut [A], s
     }
 }
 
-/// Merges [`ROWS`] rows into the statistics of the `seen` before them.
+/// Merges [`ROWS`] rows into the statistics of the `seen` before them. As many rows, `ahead`, are fetched
+/// meanwhile: by itself a processor does so within a page only, which is not much longer than a row.
 #[inline(always)]
 fn merge_block<Z: Stored<A>, A: Real>(
     block: &[Z],
+    ahead: &[Z],
     origin: &[A],
     seen: f64,
     mean: &mut [A],
@@ -134,10 +135,10 @@ fn merge_block<Z: Stored<A>, A: Real>(
     let (mean, mean_rest) = mean.as_chunks_mut();
     let (squares, squares_rest) = squares.as_chunks_mut();
     let whole = rows.map(|row| row.as_chunks().0);
-    merge_columns::<Z, A, LANES>(&whole, origin, seen, mean, squares);
+    merge_columns::<Z, A, LANES>(&whole, ahead, origin, seen, mean, squares);
     let rest = rows.map(|row| row.as_chunks::<LANES>().1.as_chunks().0);
     let (mean, squares) = (mean_rest.as_chunks_mut().0, squares_rest.as_chunks_mut().0);
-    merge_columns::<Z, A, 1>(&rest, origin_rest.as_chunks().0, seen, mean, squares);
+    merge_columns::<Z, A, 1>(&rest, &[], origin_rest.as_chunks().0, seen, mean, squares);
 }
 
 /// As [`merge_block`], in pieces of `N` columns. Within a piece nothing is written to memory, so that
@@ -145,6 +146,7 @@ fn merge_block<Z: Stored<A>, A: Real>(
 #[inline(always)]
 fn merge_columns<Z: Stored<A>, A: Real, const N: usize>(
     rows: &[&[[Z; N]]; ROWS],
+    ahead: &[Z],
     origin: &[[A; N]],
     seen: f64,
     mean: &mut [[A; N]],
@@ -157,6 +159,10 @@ fn merge_columns<Z: Stored<A>, A: Real, const N: usize>(
     let columns = origin.iter().zip(mean).zip(squares);
     for (index, ((origin, mean), squares)) in columns.enumerate() {
         let piece: [&[Z; N]; ROWS] = std::array::from_fn(|row| &rows[row][index]);
+        // A part of each row, as many in all as there are in `rows`.
+        for row in 0..ROWS {
+            prefetch(ahead, (index * ROWS + row) * N);
+        }
         let (old_mean, old_squares) = (*mean, *squares);
         let (mut new_mean, mut new_squares) = (old_mean, old_squares);
         for lane in 0..N {
@@ -275,16 +281,36 @@ impl Products {
     }
 }
 
-/// `of_target * row + of_projected * p`.
+/// Writes `of_target * y + of_projected * p`.
 #[inline(always)]
 fn combine<P: Stored<A>, A: Real>(
-    row: &[A],
+    y: &[A],
     p: &[P],
-    of_target: A,
-    of_projected: A,
+    ahead: &[P],
+    [of_target, of_projected]: [A; 2],
+    past_cache: Option<PastCache<'_>>,
     out: &mut [P],
 ) {
-    for ((out, &y), p) in out.iter_mut().zip(row).zip(p) {
-        *out = P::narrow(of_target * y + of_projected * p.widen());
+    let sum = |y: A, p: P| P::narrow(of_target * y + of_projected * p.widen());
+    let mut done = 0;
+    if let Some(past_cache) = past_cache {
+        let pieces = y.as_chunks().0.iter().zip(p.as_chunks().0);
+        let (out, _) = out.as_chunks_mut::<LANES>();
+        done = out.len() * LANES;
+        let sums = pieces
+            .enumerate()
+            .map(|(index, (y, p)): (_, (&[A; LANES], _))| {
+                prefetch(ahead, index * LANES);
+                let mut sums: [P; LANES] = *p;
+                for lane in 0..LANES {
+                    sums[lane] = sum(y[lane], p[lane]);
+                }
+                sums
+            });
+        past_cache.write(out, sums);
+    }
+    let rest = out[done..].iter_mut().zip(&y[done..]).zip(&p[done..]);
+    for ((out, &y), &p) in rest {
+        *out = sum(y, p);
     }
 }

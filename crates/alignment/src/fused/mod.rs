@@ -11,10 +11,10 @@ use std::marker::PhantomData;
 use half::bf16;
 use tch::{Device, Kind, Tensor};
 use torch_ext::autograd::{self, Backward, Forward, Function, Gradients, Outputs};
-use torch_ext::kernel::{self as cpu, Element, Input, Output, Real, Stored};
+use torch_ext::kernel::{self as cpu, Element, Input, Output, PastCache, Real, Stored};
 
 use self::cuda::{Cosine, Shape};
-use self::kernel::{CosineSum, Image, ZScore};
+use self::kernel::{CosineSum, ZScore};
 use crate::{AlignmentError, SpatialNorm, tokens};
 
 /// `CosineLoss::forward(norm.forward(target), projected)`, for `target` and `projected` `[B, T, D]`; a
@@ -149,6 +149,10 @@ impl Function for FusedCosine {
     }
 }
 
+/// Bytes from which on a gradient is written past the cache: with the tokens, it fills the last cache of
+/// most processors, and less is better kept there for the backward pass.
+const LARGE: usize = 8 << 20;
+
 fn cosines<Z: Stored<A>, P: Stored<A>, A: Real>(
     target: &Tensor,
     projected: &Tensor,
@@ -162,6 +166,7 @@ fn cosines<Z: Stored<A>, P: Stored<A>, A: Real>(
         .transpose()?;
     let (z, p) = (Input::<Z>::new(target)?, Input::<P>::new(projected)?);
     let len = (count * width) as usize;
+    let large = batch as usize * len * size_of::<P>() >= LARGE;
     let mut parts = gradient
         .as_mut()
         .map(|gradient| gradient.as_mut_slice().chunks_exact_mut(len));
@@ -169,33 +174,34 @@ fn cosines<Z: Stored<A>, P: Stored<A>, A: Real>(
         .map(|_| parts.as_mut().and_then(Iterator::next))
         .collect();
     let sum = cpu::run(|scope| -> Result<f64, torch_ext::TorchError> {
-        let mut images: Vec<(Option<Image<'_, Z, P>>, f64)> = scope
+        let mut images: Vec<_> = scope
             .read(&z)
             .chunks_exact(len)
             .zip(scope.read(&p).chunks_exact(len))
             .zip(gradients)
-            .map(|((target, projected), gradient)| {
-                let image = Image {
+            .map(|((target, projected), gradient)| (target, projected, gradient, 0.0))
+            .collect();
+        cpu::for_each(&mut images, |(target, projected, gradient, sum)| {
+            let mut compute = |past_cache: Option<PastCache<'_>>| {
+                cpu::vectorised(CosineSum {
                     target,
                     projected,
-                    gradient,
+                    gradient: gradient.as_deref_mut(),
+                    past_cache,
                     width: width as usize,
                     norm,
                     slope,
-                };
-                (Some(image), 0.0)
-            })
-            .collect();
-        cpu::for_each(&mut images, |(image, sum)| {
-            if let Some(image) = image.take() {
-                *sum = cpu::vectorised(CosineSum {
-                    image,
                     accumulate_in: PhantomData::<A>,
-                });
-            }
+                })
+            };
+            *sum = if large {
+                cpu::past_cache(|past_cache| compute(Some(past_cache)))
+            } else {
+                compute(None)
+            };
         })?;
         // In the order of the images, whichever thread was first.
-        Ok(images.iter().map(|(_, sum)| sum).sum())
+        Ok(images.iter().map(|(.., sum)| sum).sum())
     })?;
     let mean = -sum / (batch * count) as f64;
     let loss = Tensor::f_full([] as [i64; 0], mean, (<A as Element>::KIND, Device::Cpu))?;

@@ -146,6 +146,36 @@ fn tokens_that_are_not_contiguous_are_compared_alike() {
 }
 
 #[test]
+fn large_gradients_are_those_of_small_ones() {
+    // Large ones are written past the cache, in whole lines, in parts of them or, where rows do not begin
+    // at a multiple of 16 bytes, not at all. By powers of two they differ in the exponent only.
+    const BATCH: i64 = 64;
+    for (width, kind) in [
+        (768, Kind::Float),
+        (772, Kind::Float),
+        (769, Kind::Float),
+        (770, Kind::BFloat16),
+        (776, Kind::BFloat16),
+        (384, Kind::Double),
+    ] {
+        let (tokens, projected) = (
+            random(1, [1, 128, width], kind),
+            random(2, [1, 128, width], kind),
+        );
+        let (value, gradient) = run(&loss(1.0, true), &zscore(0.6), &tokens, &projected);
+        let copies = |tensor: &Tensor| tensor.repeat([BATCH, 1, 1]);
+        let (tokens, projected) = (copies(&tokens), copies(&projected));
+        let (of_all, gradient_of_all) = run(&loss(1.0, true), &zscore(0.6), &tokens, &projected);
+        assert!((of_all - value).abs() < 1e-6, "{of_all}, {value}");
+        assert_eq!(
+            gradient_of_all * BATCH,
+            copies(&gradient),
+            "{width}, {kind:?}"
+        );
+    }
+}
+
+#[test]
 fn zero_tokens_have_cosine_zero() {
     let tokens = random(1, [2, 6, 18], Kind::Float);
     let projected = random(2, [2, 6, 18], Kind::Float);

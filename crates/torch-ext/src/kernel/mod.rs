@@ -9,6 +9,8 @@
 //!   libtorch was told, and not two that spin against each other;
 //! - [`vectorised`] compiles a loop for AVX-512, AVX2 and the baseline, and picks when it runs;
 //! - [`Real`] and [`Stored`] let one loop be written for float32, float64 and bfloat16;
+//! - [`past_cache`] lets a kernel write past the cache what is too large for it, and [`prefetch`] asks for
+//!   what it reads next;
 //! - [`multiply`] multiplies small matrices, of rows in memory with what is [`Packed`] for it, and
 //!   [`Columns`] are a matrix cut up for several to write.
 //!
@@ -29,6 +31,7 @@
 //! # }
 //! ```
 
+mod cache;
 mod columns;
 mod in_place;
 mod matrix;
@@ -37,10 +40,11 @@ mod number;
 mod parallel;
 mod simd;
 
+pub use cache::{PastCache, past_cache, prefetch};
 pub use columns::Columns;
 pub use in_place::{InPlace, InPlaceScope, run_in_place};
 pub use matrix::{Operand, Packed, Rows, multiplies_fast, multiply};
 pub use memory::{Element, Input, Output, Scope, run};
 pub use number::{LANES, Real, Row, Stored, sum_lanes};
-pub use parallel::for_each;
+pub use parallel::{for_each, for_each_with};
 pub use simd::{Vectorised, vectorised};

@@ -229,23 +229,6 @@ impl Layout {
     }
 }
 
-/// Works on items with a scratch that each thread makes once. No item's result depends on which others
-/// a thread has had.
-fn for_each<E: Number, T: Send>(
-    mut items: Vec<T>,
-    work: impl Fn(&mut T, &mut Scratch<E>) + Sync,
-) -> autograd::Result<()> {
-    let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1).max(1);
-    let share = items.len().div_ceil(threads).max(1);
-    let mut shares: Vec<&mut [T]> = items.chunks_mut(share).collect();
-    Ok(cpu::for_each(&mut shares, |items| {
-        let mut scratch = Scratch::default();
-        for item in items.iter_mut() {
-            work(item, &mut scratch);
-        }
-    })?)
-}
-
 /// Tensors as a kernel reads them.
 fn readable<E: Number>(tensors: &[Tensor]) -> autograd::Result<Vec<Input<'_, E>>> {
     Ok(tensors.iter().map(Input::new).collect::<Result<_, _>>()?)
@@ -261,7 +244,7 @@ fn forward<E: Number>(inputs: &[Tensor], layout: Layout) -> autograd::Result<[Te
         let inputs: Vec<&[E]> = inputs.iter().map(|input| scope.read(input)).collect();
         let token = layout.token();
         let images = o_slice.chunks_mut(layout.count * token);
-        let items = images
+        let mut items: Vec<_> = images
             .flat_map(|image| Columns::split(image, token, layout.width))
             .zip(log_sums_slice.chunks_mut(layout.count))
             .zip(layout.each())
@@ -269,8 +252,9 @@ fn forward<E: Number>(inputs: &[Tensor], layout: Layout) -> autograd::Result<[Te
                 head: layout.head(&inputs, place),
                 o,
                 log_sums,
-            });
-        for_each(items.collect(), kernel::Forward::run)
+            })
+            .collect();
+        cpu::for_each_with(&mut items, Scratch::default, kernel::Forward::run)
     })?;
     Ok([o.into_tensor(), log_sums.into_tensor()])
 }
@@ -294,7 +278,7 @@ fn backward<E: Number>(
     cpu::run(|scope| {
         let inputs: Vec<&[E]> = inputs.iter().map(|input| scope.read(input)).collect();
         let (o, d_o) = (scope.read(&o), scope.read(&d_o));
-        let items = layout
+        let mut items: Vec<_> = layout
             .each()
             .zip(columns)
             .zip(scope.read(&log_sums).chunks(layout.count))
@@ -306,8 +290,9 @@ fn backward<E: Number>(
                 dq,
                 dk,
                 dv,
-            });
-        for_each(items.collect(), kernel::Backward::run)
+            })
+            .collect();
+        cpu::for_each_with(&mut items, Scratch::default, kernel::Backward::run)
     })?;
     Ok(gradients.into_iter().map(Output::into_tensor).collect())
 }
