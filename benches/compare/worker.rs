@@ -83,10 +83,14 @@ fn case(name: &str) -> Outcome<Case> {
         "copy" => copy(),
         "loss" => loss(true),
         "loss_composed" => loss(false),
-        "step_fp32" => step(Precision::Fp32, true),
-        "step_fp32_composed" => step(Precision::Fp32, false),
-        "step_bf16" => step(Precision::Bf16, true),
-        "step_bf16_composed" => step(Precision::Bf16, false),
+        "step_fp32" => step(sit(), Precision::Fp32, true),
+        "step_fp32_composed" => step(sit(), Precision::Fp32, false),
+        "step_bf16" => step(sit(), Precision::Bf16, true),
+        "step_bf16_composed" => step(sit(), Precision::Bf16, false),
+        "step_jit_fp32" => step(jit(), Precision::Fp32, true),
+        "step_jit_fp32_composed" => step(jit(), Precision::Fp32, false),
+        "step_jit_bf16" => step(jit(), Precision::Bf16, true),
+        "step_jit_bf16_composed" => step(jit(), Precision::Bf16, false),
         "spatial" => spatial::case(),
         "loader" => loader::case(),
         other => Err(format!("no case {other}").into()),
@@ -131,13 +135,27 @@ fn loss(fused: bool) -> Outcome<Case> {
     }))
 }
 
-/// A training step of SiT-S/2 with iREPA on 8 images of 32 pixels (256 tokens), with clipping, AdamW and
-/// EMA, for tokens of width 768 that are given.
-fn step(precision: Precision, fused: bool) -> Outcome<Case> {
+/// SiT-S/2 on 8 images of 32 pixels (256 tokens).
+fn sit() -> Cell {
+    Cell::default()
+}
+
+/// JiT-B/16 on 2 images of 256 pixels (256 tokens, from the fifth block on with 32 more).
+fn jit() -> Cell {
+    Cell {
+        model: "JiT-B/16",
+        resolution: 256,
+        batch: 2,
+        ..Cell::default()
+    }
+}
+
+/// A training step with iREPA, clipping, AdamW and EMA, for tokens of width 768 that are given.
+fn step(cell: Cell, precision: Precision, fused: bool) -> Outcome<Case> {
     let cell = Cell {
         precision,
         fused,
-        ..Cell::default()
+        ..cell
     };
     let mut trainer = cell.trainer()?;
     let (batch, tokens) = (cell.images()?, [cell.tokens()?]);

@@ -1,9 +1,13 @@
 //! Trainers, and batches for them.
 
 use data::Cursor;
+use diffusion::objective::x_prediction::XPrediction;
+use diffusion::samplers::Method;
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Generator, TorchError};
-use training::{Config, DeviceBatch, EncoderShape, Inputs, Precision, TrainError, Trainer};
+use training::{
+    Config, DeviceBatch, EncoderShape, Inputs, Objective, Precision, TrainError, Trainer,
+};
 
 /// Width of the encoder's tokens, ViT-B's.
 pub const WIDTH: i64 = 768;
@@ -53,6 +57,10 @@ impl Cell {
     pub fn trainer(&self) -> Result<Trainer, TrainError> {
         let mut config = Config::default();
         config.model.name = self.model.to_owned();
+        if self.model.starts_with("JiT") {
+            config.objective = Objective::XPrediction(XPrediction::default());
+            config.sample.sampler.method = Method::Heun;
+        }
         config.data.resolution = self.resolution;
         config.train.batch_size = self.batch as usize;
         config.train.precision = self.precision;
