@@ -21,7 +21,7 @@ use tch::{TchError, Tensor};
 
 use crate::DiffusionError;
 use crate::embedding::{sinusoids, sinusoids_derivative};
-use crate::fused;
+use crate::fused::{self, Norm};
 use crate::layers::{join_heads, split_heads};
 use tangent::Tangent;
 
@@ -160,7 +160,7 @@ impl Activation for Tensor {
         scale: &Self,
         fused: bool,
     ) -> Result<Self, DiffusionError> {
-        if fused && let Some(y) = fused::norm_modulate(self, shift, scale, NORM_EPS)? {
+        if fused && let Some(y) = fused::norm_modulate(self, Norm::Layer, shift, scale, NORM_EPS)? {
             return Ok(y);
         }
         Activation::layer_norm(self, width, None, NORM_EPS)?.modulate(shift, scale)
@@ -351,7 +351,10 @@ impl Activation for Dual {
         fused: bool,
     ) -> Result<Self, DiffusionError> {
         let value = match fused {
-            true => fused::norm_modulate(&self.value, &shift.value, &scale.value, NORM_EPS)?,
+            true => {
+                let (shift, scale) = (&shift.value, &scale.value);
+                fused::norm_modulate(&self.value, Norm::Layer, shift, scale, NORM_EPS)?
+            }
             false => None,
         };
         let Some(value) = value else {

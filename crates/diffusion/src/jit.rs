@@ -263,7 +263,13 @@ impl Block {
                 config.fused,
             )?,
             norm2: RmsNorm::new(&scope.sub("norm2"), width)?,
-            mlp: SwiGlu::new(&scope.sub("mlp"), width, config.mlp_width(), proj_dropout)?,
+            mlp: SwiGlu::new(
+                &scope.sub("mlp"),
+                width,
+                config.mlp_width(),
+                proj_dropout,
+                config.fused,
+            )?,
             modulation: Modulation::new(scope, width)?,
             fused: config.fused,
         })
@@ -285,9 +291,13 @@ impl Block {
             scale_mlp,
             gate_mlp,
         ] = self.modulation.forward(c)?;
-        let y = modulate(&self.norm1.forward(x)?, &shift_msa, &scale_msa)?;
+        let y = self
+            .norm1
+            .modulated(x, &shift_msa, &scale_msa, self.fused)?;
         let x = x.add_gated(&gate_msa, &self.attn.forward(&y, rotary, mode)?, self.fused)?;
-        let y = modulate(&self.norm2.forward(&x)?, &shift_mlp, &scale_mlp)?;
+        let y = self
+            .norm2
+            .modulated(&x, &shift_mlp, &scale_mlp, self.fused)?;
         x.add_gated(&gate_mlp, &self.mlp.forward(&y, mode)?, self.fused)
     }
 }
@@ -298,6 +308,7 @@ struct FinalLayer {
     norm_final: RmsNorm,
     linear: Linear,
     modulation: Modulation<2>,
+    fused: bool,
 }
 
 impl FinalLayer {
@@ -308,17 +319,13 @@ impl FinalLayer {
             norm_final: RmsNorm::new(&scope.sub("norm_final"), width)?,
             linear: Linear::new(&scope.sub("linear"), width, patch, Init::Zeros)?,
             modulation: Modulation::new(scope, width)?,
+            fused: config.fused,
         })
     }
 
     fn forward(&self, x: &Tensor, c: &Tensor) -> Result<Tensor, DiffusionError> {
         let [shift, scale] = self.modulation.forward(c)?;
-        let x = modulate(&self.norm_final.forward(x)?, &shift, &scale)?;
+        let x = self.norm_final.modulated(x, &shift, &scale, self.fused)?;
         self.linear.forward(&x)
     }
-}
-
-/// `x (1 + scale) + shift` in one pass.
-fn modulate(x: &Tensor, shift: &Tensor, scale: &Tensor) -> Result<Tensor, DiffusionError> {
-    Ok(shift.f_addcmul(x, &scale.f_add_scalar(1.0)?)?)
 }

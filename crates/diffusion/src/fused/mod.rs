@@ -1,419 +1,70 @@
-//! What a block consists of as one operation each: layer norm, `(1 + scale)` and shift in one pass over the
-//! tokens; gated residuals; attention with its heads; GELU; and the gradients of each.
+//! What a block consists of as one operation each: a norm, `(1 + scale)` and shift in one pass over the
+//! tokens; gated residuals; attention with its heads; norm and rotation of queries and keys; GELU and SwiGLU;
+//! and the gradients of each.
 
 mod attention;
-mod cuda;
 mod gelu;
-mod kernel;
+mod modulation;
+mod norm_rotate;
+mod swiglu;
 #[cfg(test)]
 mod tests;
 
-use half::bf16;
-use tch::{Device, Kind, TchError, Tensor};
-use torch_ext::autograd::{self, Backward, Forward, Function, Gradients, Outputs};
-use torch_ext::kernel::{self as cpu, Element, Input, Operand, Output, Real, Stored};
+use torch_ext::kernel::{LANES, Operand, Real, Stored, sum_lanes};
 
 pub(crate) use self::attention::{attention, attention_of_heads};
-use self::cuda::Modulation;
 pub(crate) use self::gelu::gelu;
-use self::kernel::{Gate, GateBackward, NormModulate, NormModulateBackward};
-use crate::DiffusionError;
+pub(crate) use self::modulation::{Norm, gate, norm_modulate};
+pub(crate) use self::norm_rotate::{Turns, norm_rotate};
+pub(crate) use self::swiglu::swiglu;
 
 /// An element that is computed with in the dtype that its products are summed up in.
 trait Number: Operand + Stored<Self::Sum> {}
 
 impl<E: Operand + Stored<E::Sum>> Number for E {}
 
-/// Tokens that are worked on at once. Sums over the tokens are of these parts, whatever the number of
-/// threads.
-const PART: i64 = 64;
-
-/// Layer norm of `x` `[B, T, D]` without weights, times `1 + scale`, plus `shift`, `[B, 1, D]` each.
-///
-/// The result has the dtype of `scale`: under autocast it goes to a linear layer, which would cast it.
-/// `None` where there is no fused form: for other dtypes than float32 tokens with float32 or bfloat16
-/// modulation, or (on the CPU) float64, and on devices other than the CPU and CUDA; on CUDA also for tokens
-/// wider than 5,120, and where kernels cannot be compiled.
-pub(crate) fn norm_modulate(
-    x: &Tensor,
-    shift: &Tensor,
-    scale: &Tensor,
-    eps: f64,
-) -> Result<Option<Tensor>, DiffusionError> {
-    let Some(passes) = passes(x, &[shift, scale])? else {
-        return Ok(None);
-    };
-    let function = FusedNormModulate { eps, passes };
-    Ok(Some(
-        autograd::apply(function, &[x, shift, scale])?.remove(0),
-    ))
-}
-
-/// `x + gate y` for `x` and `y` `[B, T, D]` and `gate` `[B, 1, D]`, with the dtype of `x`; `None` as
-/// [`norm_modulate`].
-pub(crate) fn gate(
-    x: &Tensor,
-    gate: &Tensor,
-    y: &Tensor,
-) -> Result<Option<Tensor>, DiffusionError> {
-    if y.size() != x.size() || y.kind() != gate.kind() || y.device() != x.device() {
-        return Ok(None);
+/// `1 / (1 + e^-x)`, and 0 where the exponential is beyond its range: times a power of `x` that it should
+/// outweigh, what it is there would count.
+#[inline(always)]
+fn sigmoid<A: Real>(x: A) -> A {
+    let one = A::from_f64(1.0);
+    let sigmoid = one / (one + (A::default() - x).exp());
+    if x < A::from_f64(-87.0) {
+        A::default()
+    } else {
+        sigmoid
     }
-    let Some(passes) = passes(x, &[gate])? else {
-        return Ok(None);
-    };
-    Ok(Some(
-        autograd::apply(FusedGate { passes }, &[x, gate, y])?.remove(0),
-    ))
 }
 
-/// The passes for these dtypes, if the tensors have the shapes and the device.
-fn passes(x: &Tensor, conditions: &[&Tensor]) -> Result<Option<Passes>, DiffusionError> {
-    let size = x.size();
-    let &[batch, _, width] = size.as_slice() else {
-        return Ok(None);
-    };
-    let device = x.device();
-    let fits = |tensor: &&Tensor| tensor.size() == [batch, 1, width] && tensor.device() == device;
-    if x.numel() == 0 || !conditions.iter().all(fits) {
-        return Ok(None);
-    }
-    let kinds: Vec<Kind> = conditions
-        .iter()
-        .map(|c| c.f_kind())
-        .collect::<Result<_, _>>()?;
-    let condition = match *kinds.as_slice() {
-        [kind] => kind,
-        [first, second] if first == second => first,
-        _ => return Ok(None),
-    };
-    Ok(match (device, x.f_kind()?, condition) {
-        (Device::Cuda(_), Kind::Float, _) => {
-            Modulation::new(device, condition, width).map(Passes::Cuda)
-        }
-        (Device::Cpu, Kind::Float, Kind::Float) => Some(Passes::cpu::<f32, f32>()),
-        (Device::Cpu, Kind::Float, Kind::BFloat16) => Some(Passes::cpu::<bf16, f32>()),
-        (Device::Cpu, Kind::Double, Kind::Double) => Some(Passes::cpu::<f64, f64>()),
-        _ => None,
-    })
-}
-
-/// The passes as compiled for one pair of dtypes, and on CUDA for one width.
-#[derive(Clone)]
-enum Passes {
-    Cpu {
-        norm_modulate: fn(&[&Tensor; 3], f64) -> autograd::Result<[Tensor; 2]>,
-        norm_modulate_backward: fn(&[&Tensor; 4]) -> autograd::Result<[Tensor; 3]>,
-        gate: fn(&[&Tensor; 3]) -> autograd::Result<Tensor>,
-        gate_backward: fn(&[&Tensor; 3]) -> autograd::Result<[Tensor; 2]>,
-    },
-    Cuda(Modulation),
-}
-
-impl Passes {
-    fn cpu<C: Stored<A>, A: Real + Stored<A>>() -> Self {
-        Self::Cpu {
-            norm_modulate: norm_modulate_pass::<C, A>,
-            norm_modulate_backward: norm_modulate_backward::<C, A>,
-            gate: gate_pass::<C, A>,
-            gate_backward: gate_backward::<C, A>,
+/// The sum of a function of each element.
+#[inline(always)]
+fn sum<A: Real>(row: &[A], term: impl Fn(A) -> A) -> f64 {
+    let (pieces, rest) = row.as_chunks::<LANES>();
+    let mut lanes = [A::default(); LANES];
+    for piece in pieces {
+        for lane in 0..LANES {
+            lanes[lane] += term(piece[lane]);
         }
     }
+    for (lane, &element) in lanes.iter_mut().zip(rest) {
+        *lane += term(element);
+    }
+    sum_lanes(lanes)
+}
 
-    fn norm_modulate(&self, inputs: &[&Tensor; 3], eps: f64) -> autograd::Result<[Tensor; 2]> {
-        match self {
-            Self::Cpu { norm_modulate, .. } => norm_modulate(inputs, eps),
-            Self::Cuda(kernels) => kernels.norm_modulate(inputs, eps),
+/// The sum of the products of two rows' elements.
+#[inline(always)]
+fn product<A: Real>(left: &[A], right: &[A]) -> f64 {
+    let ((left, left_rest), (right, right_rest)) =
+        (left.as_chunks::<LANES>(), right.as_chunks::<LANES>());
+    let mut lanes = [A::default(); LANES];
+    for (left, right) in left.iter().zip(right) {
+        for lane in 0..LANES {
+            lanes[lane] += left[lane] * right[lane];
         }
     }
-
-    fn norm_modulate_backward(&self, inputs: &[&Tensor; 4]) -> autograd::Result<[Tensor; 3]> {
-        match self {
-            Self::Cpu {
-                norm_modulate_backward,
-                ..
-            } => norm_modulate_backward(inputs),
-            Self::Cuda(kernels) => kernels.norm_modulate_backward(inputs),
-        }
+    for ((lane, &left), &right) in lanes.iter_mut().zip(left_rest).zip(right_rest) {
+        *lane += left * right;
     }
-
-    fn gate(&self, inputs: &[&Tensor; 3]) -> autograd::Result<Tensor> {
-        match self {
-            Self::Cpu { gate, .. } => gate(inputs),
-            Self::Cuda(kernels) => kernels.gate(inputs),
-        }
-    }
-
-    fn gate_backward(&self, inputs: &[&Tensor; 3]) -> autograd::Result<[Tensor; 2]> {
-        match self {
-            Self::Cpu { gate_backward, .. } => gate_backward(inputs),
-            Self::Cuda(kernels) => kernels.gate_backward(inputs),
-        }
-    }
-}
-
-struct FusedNormModulate {
-    eps: f64,
-    passes: Passes,
-}
-
-impl Function for FusedNormModulate {
-    fn name(&self) -> &'static str {
-        "fused layer norm and modulation"
-    }
-
-    fn forward(
-        &mut self,
-        context: &mut Forward<'_>,
-        inputs: &[&Tensor],
-    ) -> autograd::Result<Outputs> {
-        let &[x, shift, scale] = inputs else {
-            return Err("it takes tokens, shift and scale".into());
-        };
-        let (x, shift, scale) = (
-            x.f_contiguous()?,
-            shift.f_contiguous()?,
-            scale.f_contiguous()?,
-        );
-        let [y, statistics] = self.passes.norm_modulate(&[&x, &shift, &scale], self.eps)?;
-        if context.needs_any_grad() {
-            context.save(&x);
-            context.save(&scale);
-            context.save(&statistics);
-        }
-        Ok(vec![y])
-    }
-
-    fn backward(
-        &self,
-        context: &Backward<'_>,
-        gradients: &Gradients,
-    ) -> autograd::Result<Gradients> {
-        let Some(dy) = &gradients[0] else {
-            return Ok(vec![None, None, None]);
-        };
-        let [x, scale, statistics] = [context.saved(0)?, context.saved(1)?, context.saved(2)?];
-        let inputs = [&x, &scale, &statistics, &dy.f_contiguous()?];
-        let gradients = self.passes.norm_modulate_backward(&inputs)?;
-        Ok(gradients.map(Some).into())
-    }
-}
-
-struct FusedGate {
-    passes: Passes,
-}
-
-impl Function for FusedGate {
-    fn name(&self) -> &'static str {
-        "fused gated residual"
-    }
-
-    fn forward(
-        &mut self,
-        context: &mut Forward<'_>,
-        inputs: &[&Tensor],
-    ) -> autograd::Result<Outputs> {
-        let &[x, gate, y] = inputs else {
-            return Err("it takes tokens, gate and what is gated".into());
-        };
-        let (x, gate, y) = (x.f_contiguous()?, gate.f_contiguous()?, y.f_contiguous()?);
-        if context.needs_any_grad() {
-            context.save(&gate);
-            context.save(&y);
-        }
-        Ok(vec![self.passes.gate(&[&x, &gate, &y])?])
-    }
-
-    fn backward(
-        &self,
-        context: &Backward<'_>,
-        gradients: &Gradients,
-    ) -> autograd::Result<Gradients> {
-        let Some(gradient) = &gradients[0] else {
-            return Ok(vec![None, None, None]);
-        };
-        let (gate, y) = (context.saved(0)?, context.saved(1)?);
-        let inputs = [&gate, &y, &gradient.f_contiguous()?];
-        let [dgate, dy] = self.passes.gate_backward(&inputs)?;
-        Ok(vec![Some(gradient.shallow_clone()), Some(dgate), Some(dy)])
-    }
-}
-
-/// Parts of an image, and elements of a part.
-fn parts(count: i64, width: i64) -> (usize, usize) {
-    (
-        (count as usize).div_ceil(PART as usize),
-        (PART * width) as usize,
-    )
-}
-
-/// `values` cut into the parts of each image, each image of `len` values.
-fn cut<T>(values: &[T], len: usize, part: usize) -> impl Iterator<Item = &[T]> {
-    values.chunks(len).flat_map(move |image| image.chunks(part))
-}
-
-fn cut_mut<T>(values: &mut [T], len: usize, part: usize) -> impl Iterator<Item = &mut [T]> {
-    values
-        .chunks_mut(len)
-        .flat_map(move |image| image.chunks_mut(part))
-}
-
-fn norm_modulate_pass<C: Stored<A>, A: Real + Stored<A>>(
-    inputs: &[&Tensor; 3],
-    eps: f64,
-) -> autograd::Result<[Tensor; 2]> {
-    let (batch, count, width) = inputs[0].size3()?;
-    let mut y = Output::<C>::new(&[batch, count, width])?;
-    let mut statistics = Output::<A>::new(&[batch, count, 2])?;
-    let x = Input::<A>::new(inputs[0])?;
-    let (shift, scale) = (Input::<C>::new(inputs[1])?, Input::<C>::new(inputs[2])?);
-    let (y_slice, statistics_slice) = (y.as_mut_slice(), statistics.as_mut_slice());
-    cpu::run(|scope| {
-        let (parts, part) = parts(count, width);
-        let (len, width) = ((count * width) as usize, width as usize);
-        let (shift, scale) = (scope.read(&shift), scope.read(&scale));
-        let mut work: Vec<_> = cut(scope.read(&x), len, part)
-            .zip(cut_mut(y_slice, len, part))
-            .zip(cut_mut(
-                statistics_slice,
-                2 * count as usize,
-                2 * PART as usize,
-            ))
-            .enumerate()
-            .map(|(index, ((x, y), statistics))| {
-                let image = index / parts * width;
-                Some(NormModulate {
-                    x,
-                    shift: &shift[image..][..width],
-                    scale: &scale[image..][..width],
-                    eps,
-                    y,
-                    statistics,
-                })
-            })
-            .collect();
-        cpu::for_each(&mut work, |work| {
-            if let Some(work) = work.take() {
-                cpu::vectorised(work);
-            }
-        })
-    })?;
-    Ok([y.into_tensor(), statistics.into_tensor()])
-}
-
-fn norm_modulate_backward<C: Stored<A>, A: Real + Stored<A>>(
-    inputs: &[&Tensor; 4],
-) -> autograd::Result<[Tensor; 3]> {
-    let (batch, count, width) = inputs[0].size3()?;
-    let (parts, part) = parts(count, width);
-    let mut dx = Output::<A>::new(&[batch, count, width])?;
-    let mut sums = Output::<A>::new(&[batch, parts as i64, 2, width])?;
-    let (x, scale) = (Input::<A>::new(inputs[0])?, Input::<C>::new(inputs[1])?);
-    let (statistics, dy) = (Input::<A>::new(inputs[2])?, Input::<C>::new(inputs[3])?);
-    let (dx_slice, sums_slice) = (dx.as_mut_slice(), sums.as_mut_slice());
-    cpu::run(|scope| {
-        let (len, width) = ((count * width) as usize, width as usize);
-        let scale = scope.read(&scale);
-        let mut work: Vec<_> = cut(scope.read(&x), len, part)
-            .zip(cut(scope.read(&dy), len, part))
-            .zip(cut(
-                scope.read(&statistics),
-                2 * count as usize,
-                2 * PART as usize,
-            ))
-            .zip(cut_mut(dx_slice, len, part))
-            .zip(sums_slice.chunks_mut(2 * width))
-            .enumerate()
-            .map(|(index, ((((x, dy), statistics), dx), sums))| {
-                Some(NormModulateBackward {
-                    x,
-                    scale: &scale[index / parts * width..][..width],
-                    statistics,
-                    dy,
-                    dx,
-                    sums,
-                })
-            })
-            .collect();
-        cpu::for_each(&mut work, |work| {
-            if let Some(work) = work.take() {
-                cpu::vectorised(work);
-            }
-        })
-    })?;
-    let sums = sums.into_tensor().f_sum_dim_intlist(1, false, None)?; // [B, 2, D]
-    let of = |index| -> Result<Tensor, TchError> {
-        sums.f_narrow(1, index, 1)?.f_to_kind(<C as Element>::KIND)
-    };
-    Ok([dx.into_tensor(), of(0)?, of(1)?])
-}
-
-fn gate_pass<C: Stored<A>, A: Real + Stored<A>>(inputs: &[&Tensor; 3]) -> autograd::Result<Tensor> {
-    let (batch, count, width) = inputs[0].size3()?;
-    let mut z = Output::<A>::new(&[batch, count, width])?;
-    let x = Input::<A>::new(inputs[0])?;
-    let (gate, y) = (Input::<C>::new(inputs[1])?, Input::<C>::new(inputs[2])?);
-    let z_slice = z.as_mut_slice();
-    cpu::run(|scope| {
-        let (parts, part) = parts(count, width);
-        let (len, width) = ((count * width) as usize, width as usize);
-        let gate = scope.read(&gate);
-        let mut work: Vec<_> = cut(scope.read(&x), len, part)
-            .zip(cut(scope.read(&y), len, part))
-            .zip(cut_mut(z_slice, len, part))
-            .enumerate()
-            .map(|(index, ((x, y), z))| {
-                Some(Gate {
-                    x,
-                    gate: &gate[index / parts * width..][..width],
-                    y,
-                    z,
-                })
-            })
-            .collect();
-        cpu::for_each(&mut work, |work| {
-            if let Some(work) = work.take() {
-                cpu::vectorised(work);
-            }
-        })
-    })?;
-    Ok(z.into_tensor())
-}
-
-fn gate_backward<C: Stored<A>, A: Real + Stored<A>>(
-    inputs: &[&Tensor; 3],
-) -> autograd::Result<[Tensor; 2]> {
-    let (batch, count, width) = inputs[1].size3()?;
-    let (parts, part) = parts(count, width);
-    let mut dy = Output::<C>::new(&[batch, count, width])?;
-    let mut dgate = Output::<A>::new(&[batch, parts as i64, width])?;
-    let (gate, y) = (Input::<C>::new(inputs[0])?, Input::<C>::new(inputs[1])?);
-    let gradient = Input::<A>::new(inputs[2])?;
-    let (dy_slice, dgate_slice) = (dy.as_mut_slice(), dgate.as_mut_slice());
-    cpu::run(|scope| {
-        let (len, width) = ((count * width) as usize, width as usize);
-        let gate = scope.read(&gate);
-        let mut work: Vec<_> = cut(scope.read(&y), len, part)
-            .zip(cut(scope.read(&gradient), len, part))
-            .zip(cut_mut(dy_slice, len, part))
-            .zip(dgate_slice.chunks_mut(width))
-            .enumerate()
-            .map(|(index, (((y, gradient), dy), dgate))| {
-                Some(GateBackward {
-                    y,
-                    gate: &gate[index / parts * width..][..width],
-                    gradient,
-                    dy,
-                    dgate,
-                })
-            })
-            .collect();
-        cpu::for_each(&mut work, |work| {
-            if let Some(work) = work.take() {
-                cpu::vectorised(work);
-            }
-        })
-    })?;
-    let dgate = dgate.into_tensor().f_sum_dim_intlist(1, true, None)?;
-    Ok([dgate.f_to_kind(<C as Element>::KIND)?, dy.into_tensor()])
+    sum_lanes(lanes)
 }

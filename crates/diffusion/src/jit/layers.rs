@@ -6,6 +6,7 @@ use torch_ext::{Init, Scope};
 use super::{JitConfig, Rotary};
 use crate::denoiser::Mode;
 use crate::dual::Activation;
+use crate::fused::{self, Norm, Turns};
 use crate::layers::{Linear, join_heads, split_heads};
 use crate::{DiffusionError, check};
 
@@ -52,6 +53,9 @@ impl BottleneckPatchEmbedder {
     }
 }
 
+/// Added to the mean square.
+const RMS_EPS: f64 = 1e-6;
+
 /// `x / sqrt(mean(x^2) + 1e-6) * weight` over the last dimension.
 #[derive(Debug)]
 pub(super) struct RmsNorm {
@@ -70,8 +74,24 @@ impl RmsNorm {
     /// Computes in float32, whatever the dtype of `x`, and returns that dtype.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor, DiffusionError> {
         Ok(x.f_to_kind(Kind::Float)?
-            .f_rms_norm([self.width], Some(&self.weight), 1e-6)?
+            .f_rms_norm([self.width], Some(&self.weight), RMS_EPS)?
             .f_to_kind(x.kind())?)
+    }
+
+    /// The norm of `x` `[B, T, D]`, times `1 + scale`, plus `shift`, `[B, 1, D]` each; in one pass where there
+    /// is one, unless `fused` is off.
+    pub fn modulated(
+        &self,
+        x: &Tensor,
+        shift: &Tensor,
+        scale: &Tensor,
+        fused: bool,
+    ) -> Result<Tensor, DiffusionError> {
+        let norm = Norm::Rms(&self.weight);
+        if fused && let Some(y) = fused::norm_modulate(x, norm, shift, scale, RMS_EPS)? {
+            return Ok(y);
+        }
+        self.forward(x)?.modulate(shift, scale)
     }
 }
 
@@ -140,13 +160,39 @@ impl Attention {
         rotary: &Rotary,
         mode: &mut Mode<'_>,
     ) -> Result<Tensor, DiffusionError> {
-        let [q, k, v] = split_heads(&self.qkv.forward(x)?, self.heads)?;
-        let q = rotary.forward(&self.q_norm.forward(&q)?)?;
-        let k = rotary.forward(&self.k_norm.forward(&k)?)?;
-        // Rotation is in float32; under autocast, values are not.
-        let (q, k) = (q.f_to_kind(v.kind())?, k.f_to_kind(v.kind())?);
-        let mixed = self.mix(&q, &k, &v, mode)?; // [B, T, D]
+        let qkv = self.qkv.forward(x)?; // [B, T, 3 D]
+        let mixed = match self.norm_rotate(&qkv, rotary)? {
+            Some(rotated) if !self.attn_drop.acts(mode) => {
+                rotated.self_attention(self.heads, self.fused)?
+            }
+            Some(rotated) => {
+                let [q, k, v] = split_heads(&rotated, self.heads)?;
+                self.mix(&q, &k, &v, mode)?
+            }
+            None => {
+                let [q, k, v] = split_heads(&qkv, self.heads)?;
+                let q = rotary.forward(&self.q_norm.forward(&q)?)?;
+                let k = rotary.forward(&self.k_norm.forward(&k)?)?;
+                // Rotation is in float32; under autocast, values are not.
+                let (q, k) = (q.f_to_kind(v.kind())?, k.f_to_kind(v.kind())?);
+                self.mix(&q, &k, &v, mode)?
+            }
+        }; // [B, T, D]
         self.proj_drop.forward(self.proj.forward(&mixed)?, mode)
+    }
+
+    /// `qkv` with its queries and keys normalised and rotated, if that is one operation here.
+    fn norm_rotate(&self, qkv: &Tensor, rotary: &Rotary) -> Result<Option<Tensor>, DiffusionError> {
+        if !self.fused {
+            return Ok(None);
+        }
+        let [cosines, sines] = rotary.turns(qkv.size3()?.1)?;
+        let turns = Turns {
+            cosines: &cosines,
+            sines: &sines,
+        };
+        let weights = [&self.q_norm.weight, &self.k_norm.weight];
+        fused::norm_rotate(qkv, weights, turns, RMS_EPS)
     }
 
     fn mix(
@@ -177,6 +223,7 @@ pub(super) struct SwiGlu {
     w3: Linear,
     ffn_dropout: Dropout,
     inner: i64,
+    fused: bool,
 }
 
 impl SwiGlu {
@@ -185,6 +232,7 @@ impl SwiGlu {
         width: i64,
         inner: i64,
         dropout: f64,
+        fused: bool,
     ) -> Result<Self, DiffusionError> {
         let init = Init::XavierUniform;
         Ok(Self {
@@ -192,13 +240,20 @@ impl SwiGlu {
             w3: Linear::new(&scope.sub("w3"), inner, width, init)?,
             ffn_dropout: Dropout { rate: dropout },
             inner,
+            fused,
         })
     }
 
     pub fn forward(&self, x: &Tensor, mode: &mut Mode<'_>) -> Result<Tensor, DiffusionError> {
         let x = self.w12.forward(x)?; // [B, T, 2 inner]
-        let gate = x.f_narrow(-1, 0, self.inner)?.f_silu()?;
-        let x = gate.f_mul(&x.f_narrow(-1, self.inner, self.inner)?)?;
+        let fused = if self.fused { fused::swiglu(&x)? } else { None };
+        let x = match fused {
+            Some(x) => x,
+            None => {
+                let gate = x.f_narrow(-1, 0, self.inner)?.f_silu()?;
+                gate.f_mul(&x.f_narrow(-1, self.inner, self.inner)?)?
+            }
+        };
         self.w3.forward(&self.ffn_dropout.forward(x, mode)?)
     }
 }

@@ -32,6 +32,9 @@ const THETA: f64 = 10_000.0;
 pub struct Rotary {
     /// `cos + i sin`, `[in_context + side * side, head_width / 2]`.
     turns: Tensor,
+    /// By what each number of a head is multiplied, and what is added of the other one of its pair:
+    /// `[in_context + side * side, head_width]`.
+    real: [Tensor; 2],
     head_width: i64,
     patches: i64,
 }
@@ -69,12 +72,27 @@ impl Rotary {
         let angles = Tensor::f_cat(&[rows, columns], -1)?.f_flatten(0, 1)?; // [side * side, half]
         let context = Tensor::f_zeros([in_context, half], cpu)?;
         let angles = Tensor::f_cat(&[context, angles], 0)?;
-        let turns = Tensor::f_complex(&angles.f_cos()?, &angles.f_sin()?)?;
+        let (cosines, sines) = (angles.f_cos()?, angles.f_sin()?);
+        let turns = Tensor::f_complex(&cosines, &sines)?;
+        let pairs = |first: &Tensor, second: &Tensor| {
+            let pairs = Tensor::f_stack(&[first, second], -1)?;
+            pairs.f_flatten(-2, -1)?.f_to_device(device)
+        };
         Ok(Self {
             turns: turns.f_to_device(device)?,
+            real: [pairs(&cosines, &cosines)?, pairs(&sines.f_neg()?, &sines)?],
             head_width,
             patches: side * side,
         })
+    }
+
+    /// For `tokens` tokens, those of the grid or all: by what each number of a head is multiplied, and what
+    /// of the other one of its pair is added, `[T, head_width]` each, float32.
+    pub(crate) fn turns(&self, tokens: i64) -> Result<[Tensor; 2], DiffusionError> {
+        let all = self.turns.size2()?.0;
+        let [cosines, sines] = &self.real;
+        let of = |table: &Tensor| table.f_narrow(0, all - tokens, tokens);
+        Ok([of(cosines)?, of(sines)?])
     }
 
     /// Turns `x` `[B, heads, T, head_width]`, queries or keys of the grid's tokens alone or of all,

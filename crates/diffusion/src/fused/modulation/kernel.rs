@@ -1,16 +1,17 @@
-//! Layer norm and modulation of some tokens of one image, forward and backward. Sums are over
-//! [`LANES`] partial sums in a fixed order.
+//! Norm and modulation of some tokens of one image, forward and backward. Sums are over a fixed number of
+//! partial sums in a fixed order.
 
-// Lanes of several rows, one index for all: what becomes a vector instruction.
-#![allow(clippy::needless_range_loop)]
+use torch_ext::kernel::{Real, Row, Stored, Vectorised};
 
-use torch_ext::kernel::{LANES, Real, Row, Stored, Vectorised, sum_lanes};
+use super::super::{product, sum};
 
-/// `y = (x - mean) r (1 + scale) + shift`, for rows of `x` of the width of `shift`.
+/// `y = (x - mean) r weight (1 + scale) + shift`, for rows of `x` of the width of `shift`. With a weight it is
+/// an RMS norm: the mean is taken for 0.
 pub(super) struct NormModulate<'a, C, A> {
     pub(super) x: &'a [A],
     pub(super) shift: &'a [C],
     pub(super) scale: &'a [C],
+    pub(super) weight: Option<&'a [A]>,
     pub(super) eps: f64,
     pub(super) y: &'a mut [C],
     /// Mean and reciprocal deviation `r` of each row.
@@ -26,7 +27,7 @@ impl<C: Stored<A>, A: Real> Vectorised for NormModulate<'_, C, A> {
         let count = width as f64;
         let [mut factor, mut offset] = [0.0; 2].map(|zero| Row::new(zero, width));
         let (factor, offset) = (factor.as_mut_slice(), offset.as_mut_slice());
-        widen_scale(self.scale, factor);
+        factors(self.scale, self.weight, factor);
         for (offset, shift) in offset.iter_mut().zip(self.shift) {
             *offset = shift.widen();
         }
@@ -35,7 +36,10 @@ impl<C: Stored<A>, A: Real> Vectorised for NormModulate<'_, C, A> {
             .chunks_exact(width)
             .zip(self.y.chunks_exact_mut(width));
         for ((x, y), statistics) in rows.zip(self.statistics.chunks_exact_mut(2)) {
-            let mean = A::from_f64(sum(x, |x| x) / count);
+            let mean = match self.weight {
+                None => A::from_f64(sum(x, |x| x) / count),
+                Some(_) => A::default(),
+            };
             let variance = sum(x, |x| (x - mean) * (x - mean)) / count;
             let reciprocal = A::from_f64(1.0 / (variance + self.eps).sqrt());
             for (((y, &x), &factor), &offset) in y.iter_mut().zip(x).zip(&*factor).zip(&*offset) {
@@ -46,39 +50,28 @@ impl<C: Stored<A>, A: Real> Vectorised for NormModulate<'_, C, A> {
     }
 }
 
-/// `1 + scale`.
+/// `weight (1 + scale)`.
 #[inline(always)]
-fn widen_scale<C: Stored<A>, A: Real>(scale: &[C], factor: &mut [A]) {
+fn factors<C: Stored<A>, A: Real>(scale: &[C], weight: Option<&[A]>, factor: &mut [A]) {
     let one = A::from_f64(1.0);
     for (factor, scale) in factor.iter_mut().zip(scale) {
         *factor = one + scale.widen();
     }
-}
-
-/// The sum of a function of each element.
-#[inline(always)]
-fn sum<A: Real>(row: &[A], term: impl Fn(A) -> A) -> f64 {
-    let (pieces, rest) = row.as_chunks::<LANES>();
-    let mut lanes = [A::default(); LANES];
-    for piece in pieces {
-        for lane in 0..LANES {
-            lanes[lane] += term(piece[lane]);
-        }
+    for (factor, &weight) in factor.iter_mut().zip(weight.unwrap_or_default()) {
+        *factor = *factor * weight;
     }
-    for (lane, &element) in lanes.iter_mut().zip(rest) {
-        *lane += term(element);
-    }
-    sum_lanes(lanes)
 }
 
 /// The gradients of [`NormModulate`].
 pub(super) struct NormModulateBackward<'a, C, A> {
     pub(super) x: &'a [A],
     pub(super) scale: &'a [C],
+    pub(super) weight: Option<&'a [A]>,
     pub(super) statistics: &'a [A],
     pub(super) dy: &'a [C],
     pub(super) dx: &'a mut [A],
-    /// Sums over these rows: the gradients of shift and scale, one after the other.
+    /// Sums over these rows: the gradients of shift and, but for the weight as a factor, scale, one after the
+    /// other.
     pub(super) sums: &'a mut [A],
 }
 
@@ -92,7 +85,7 @@ impl<C: Stored<A>, A: Real> Vectorised for NormModulateBackward<'_, C, A> {
         let [mut factor, mut normal, mut slope] = [0.0; 3].map(|zero| Row::new(zero, width));
         let (factor, normal) = (factor.as_mut_slice(), normal.as_mut_slice());
         let slope = slope.as_mut_slice();
-        widen_scale(self.scale, factor);
+        factors(self.scale, self.weight, factor);
         self.sums.fill(A::default());
         let (dshift, dscale) = self.sums.split_at_mut(width);
         let rows = self.x.chunks_exact(width).zip(self.dy.chunks_exact(width));
@@ -107,7 +100,10 @@ impl<C: Stored<A>, A: Real> Vectorised for NormModulateBackward<'_, C, A> {
                 *normal = (x - mean) * reciprocal;
                 *slope = dy.widen() * factor;
             }
-            let average = A::from_f64(sum(slope, |slope| slope) / count);
+            let average = match self.weight {
+                None => A::from_f64(sum(slope, |slope| slope) / count),
+                Some(_) => A::default(),
+            };
             let along = A::from_f64(product(slope, normal) / count);
             for ((dx, &slope), &normal) in dx.iter_mut().zip(&*slope).zip(&*normal) {
                 *dx = reciprocal * (slope - average - normal * along);
@@ -121,22 +117,6 @@ impl<C: Stored<A>, A: Real> Vectorised for NormModulateBackward<'_, C, A> {
             }
         }
     }
-}
-
-#[inline(always)]
-fn product<A: Real>(left: &[A], right: &[A]) -> f64 {
-    let ((left, left_rest), (right, right_rest)) =
-        (left.as_chunks::<LANES>(), right.as_chunks::<LANES>());
-    let mut lanes = [A::default(); LANES];
-    for (left, right) in left.iter().zip(right) {
-        for lane in 0..LANES {
-            lanes[lane] += left[lane] * right[lane];
-        }
-    }
-    for ((lane, &left), &right) in lanes.iter_mut().zip(left_rest).zip(right_rest) {
-        *lane += left * right;
-    }
-    sum_lanes(lanes)
 }
 
 /// `z = x + gate y`, for rows of the width of `gate`.

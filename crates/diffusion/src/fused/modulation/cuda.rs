@@ -72,13 +72,15 @@ impl Modulation {
         })
     }
 
-    /// `y` and statistics, of tokens, shift and scale.
+    /// `y` and statistics, of tokens, shift and scale, and the weights of an RMS norm.
     pub(super) fn norm_modulate(
         &self,
         inputs: &[&Tensor; 3],
+        weight: Option<&Tensor>,
         eps: f64,
     ) -> autograd::Result<[Tensor; 2]> {
         let [x, shift, scale] = readable(inputs)?;
+        let weight = weight.map(cuda::readable).transpose()?;
         let (batch, count, width) = x.size3()?;
         let y = self.empty(&[batch, count, width], self.condition)?;
         let statistics = self.empty(&[batch, count, 2], Kind::Float)?;
@@ -89,6 +91,7 @@ impl Modulation {
                 Argument::Tensor(&x),
                 Argument::Tensor(&shift),
                 Argument::Tensor(&scale),
+                weight.as_ref().map_or(Argument::Null, Argument::Tensor),
                 Argument::Tensor(&y),
                 Argument::Tensor(&statistics),
                 Argument::Int(batch * count),
@@ -99,12 +102,15 @@ impl Modulation {
         Ok([y, statistics])
     }
 
-    /// Gradients of tokens, shift and scale, of tokens, scale, statistics and the gradient of `y`.
+    /// The gradient of the tokens and the sums over them, of tokens, scale, statistics and the gradient of
+    /// `y`, and the weights of an RMS norm.
     pub(super) fn norm_modulate_backward(
         &self,
         inputs: &[&Tensor; 4],
-    ) -> autograd::Result<[Tensor; 3]> {
+        weight: Option<&Tensor>,
+    ) -> autograd::Result<[Tensor; 2]> {
         let [x, scale, statistics, dy] = readable(inputs)?;
+        let weight = weight.map(cuda::readable).transpose()?;
         let parts = self.parts(&x)?;
         let (batch, _, width) = x.size3()?;
         let dx = x.f_empty_like()?;
@@ -115,6 +121,7 @@ impl Modulation {
             &[
                 Argument::Tensor(&x),
                 Argument::Tensor(&scale),
+                weight.as_ref().map_or(Argument::Null, Argument::Tensor),
                 Argument::Tensor(&statistics),
                 Argument::Tensor(&dy),
                 Argument::Tensor(&dx),
@@ -124,10 +131,9 @@ impl Modulation {
                 Argument::Int(parts.tokens),
             ],
         )?;
-        let [dshift, dscale] = [(); 2].map(|()| self.empty(&[batch, 1, width], self.condition));
-        let (dshift, dscale) = (dshift?, dscale?);
-        self.sum_parts(&sums, &[&dshift, &dscale], &parts)?;
-        Ok([dx, dshift, dscale])
+        let of_images = self.empty(&[batch, 2, width], Kind::Float)?;
+        self.sum_parts(&sums, &of_images, &parts)?;
+        Ok([dx, of_images])
     }
 
     /// `x + gate y`, of tokens, gate and what is gated.
@@ -171,23 +177,20 @@ impl Modulation {
                 Argument::Int(parts.tokens),
             ],
         )?;
-        let dgate = self.empty(&[batch, 1, width], self.condition)?;
-        self.sum_parts(&sums, &[&dgate], &parts)?;
-        Ok([dgate, dy])
+        let dgate = self.empty(&[batch, 1, width], Kind::Float)?;
+        self.sum_parts(&sums, &dgate, &parts)?;
+        Ok([dgate.f_to_kind(self.condition)?, dy])
     }
 
-    fn sum_parts(&self, sums: &Tensor, results: &[&Tensor], parts: &Parts) -> autograd::Result<()> {
-        let kinds = results.len() as i64;
-        let width = sums.size()[3];
+    /// From `[B, parts, kinds, D]` to `[B, kinds, D]`.
+    fn sum_parts(&self, sums: &Tensor, result: &Tensor, parts: &Parts) -> autograd::Result<()> {
+        let (_, kinds, width) = result.size3()?;
         Ok(self.kernels.launch(
             "sum_parts",
             parts.batch * kinds * ceil(width, cuda::BLOCK),
             &[
                 Argument::Tensor(sums),
-                Argument::Tensor(results[0]),
-                results
-                    .get(1)
-                    .map_or(Argument::Null, |&second| Argument::Tensor(second)),
+                Argument::Tensor(result),
                 Argument::Int(parts.parts),
                 Argument::Int(kinds),
             ],

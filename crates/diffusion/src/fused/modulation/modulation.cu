@@ -1,4 +1,4 @@
-// Layer norm with modulation, gated residuals, and the gradients of both, in one pass over the tokens each.
+// Norm with modulation, gated residuals, and the gradients of both, in one pass over the tokens each.
 // The formulas are those of `kernel.rs`. Sums over tokens are of parts of an image first, then of the parts in
 // order, so that they have the same bits each time.
 //
@@ -6,10 +6,20 @@
 // linear layers; tokens are float.
 #include "prelude.cuh"
 
-// `y = (x - mean) r (1 + scale) + shift` for `tokens` tokens, `count` an image; `statistics` [tokens, 2]
-// takes mean and `r`.
-KERNEL(norm_modulate, (const float *x, const CONDITION *shift, const CONDITION *scale, CONDITION *y,
-                       float *statistics, int tokens, int count, float eps)) {
+// From `scale` to `weight (1 + scale)`.
+__device__ inline void factors(const float *weight, int vector, float (&scale)[VEC]) {
+  float of[VEC];
+  if (weight)
+    load(weight, vector, of);
+#pragma unroll
+  for (int i = 0; i < VEC; ++i)
+    scale[i] = weight ? (1.0f + scale[i]) * of[i] : 1.0f + scale[i];
+}
+
+// `y = (x - mean) r weight (1 + scale) + shift` for `tokens` tokens, `count` an image; `statistics`
+// [tokens, 2] takes mean and `r`. Without a weight it is 1; with one, the mean is taken for 0.
+KERNEL(norm_modulate, (const float *x, const CONDITION *shift, const CONDITION *scale, const float *weight,
+                       CONDITION *y, float *statistics, int tokens, int count, float eps)) {
   const int token = blockIdx.x * TOKENS + own_token();
   const bool valid = token < tokens;
   const size_t start = size_t(token) * WIDTH;
@@ -28,7 +38,7 @@ KERNEL(norm_modulate, (const float *x, const CONDITION *shift, const CONDITION *
     for (int i = 0; i < VEC; ++i)
       sum[0] += row[k][i];
   sum_over_token(sum);
-  const float mean = sum[0] / WIDTH;
+  const float mean = weight ? 0.0f : sum[0] / WIDTH;
   sum[0] = 0;
 #pragma unroll
   for (int k = 0; k < PIECES; ++k)
@@ -46,9 +56,10 @@ KERNEL(norm_modulate, (const float *x, const CONDITION *shift, const CONDITION *
     float by[VEC], offset[VEC], out[VEC];
     load(scale + image, vector, by);
     load(shift + image, vector, offset);
+    factors(weight, vector, by);
 #pragma unroll
     for (int i = 0; i < VEC; ++i)
-      out[i] = (row[k][i] - mean) * reciprocal * (1.0f + by[i]) + offset[i];
+      out[i] = (row[k][i] - mean) * reciprocal * by[i] + offset[i];
     store(y + start, vector, out);
   }
   if (valid && own_vector() == 0) {
@@ -84,10 +95,11 @@ template <int N> __device__ inline void sum_over_block(const float (&own)[N][PIE
 }
 
 // The gradients of `norm_modulate`. A block has one of `parts` parts of an image, of `tokens_of_part`
-// tokens; `sums` [batch, parts, 2, WIDTH] takes its share of the gradients of shift and scale.
-KERNEL(norm_modulate_backward, (const float *x, const CONDITION *scale, const float *statistics,
-                                const CONDITION *dy, float *dx, float *sums, int count, int parts,
-                                int tokens_of_part)) {
+// tokens; `sums` [batch, parts, 2, WIDTH] takes its share of the gradients of shift and, but for the weight,
+// scale.
+KERNEL(norm_modulate_backward, (const float *x, const CONDITION *scale, const float *weight,
+                                const float *statistics, const CONDITION *dy, float *dx, float *sums,
+                                int count, int parts, int tokens_of_part)) {
   const size_t image = blockIdx.x / parts;
   const int begin = blockIdx.x % parts * tokens_of_part;
   const int end = begin + tokens_of_part < count ? begin + tokens_of_part : count;
@@ -106,6 +118,7 @@ KERNEL(norm_modulate_backward, (const float *x, const CONDITION *scale, const fl
         continue;
       float by[VEC];
       load(scale + image * WIDTH, vector, by);
+      factors(weight, vector, by);
       load_once(x + token * WIDTH, vector, normal[k]);
       load_once(dy + token * WIDTH, vector, slope[k]);
 #pragma unroll
@@ -113,13 +126,13 @@ KERNEL(norm_modulate_backward, (const float *x, const CONDITION *scale, const fl
         normal[k][i] = (normal[k][i] - mean) * reciprocal;
         own[0][k][i] += slope[k][i];
         own[1][k][i] += slope[k][i] * normal[k][i];
-        slope[k][i] *= 1.0f + by[i];
+        slope[k][i] *= by[i];
         products[0] += slope[k][i];
         products[1] += slope[k][i] * normal[k][i];
       }
     }
     sum_over_token(products);
-    const float average = products[0] / WIDTH, along = products[1] / WIDTH;
+    const float average = weight ? 0.0f : products[0] / WIDTH, along = products[1] / WIDTH;
 #pragma unroll
     for (int k = 0; k < PIECES; ++k) {
       const int vector = own_vector() + k * STRIDE;
@@ -187,9 +200,9 @@ KERNEL(gate_backward, (const CONDITION *y, const CONDITION *gate, const float *g
   sum_over_block(own, sums + size_t(blockIdx.x) * WIDTH);
 }
 
-// The sums of `sums` [batch, parts, kinds, WIDTH] over the parts, in their order: the first kind to `first`
-// [batch, WIDTH], the second to `second`. A block has BLOCK columns of one kind of one image.
-KERNEL(sum_parts, (const float *sums, CONDITION *first, CONDITION *second, int parts, int kinds)) {
+// The sums of `sums` [batch, parts, kinds, WIDTH] over the parts, in their order, to `result` [batch, kinds,
+// WIDTH]. A block has BLOCK columns of one kind of one image.
+KERNEL(sum_parts, (const float *sums, float *result, int parts, int kinds)) {
   const int pieces = (WIDTH + BLOCK - 1) / BLOCK;
   const int column = blockIdx.x % pieces * BLOCK + threadIdx.x;
   const int kind = blockIdx.x / pieces % kinds;
@@ -199,5 +212,5 @@ KERNEL(sum_parts, (const float *sums, CONDITION *first, CONDITION *second, int p
   float sum = 0;
   for (int part = 0; part < parts; ++part)
     sum += sums[((image * parts + part) * kinds + kind) * WIDTH + column];
-  (kind == 0 ? first : second)[image * WIDTH + column] = narrow<CONDITION>(sum);
+  result[(image * kinds + kind) * WIDTH + column] = sum;
 }

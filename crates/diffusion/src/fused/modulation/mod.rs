@@ -1,0 +1,471 @@
+//! A norm with modulation, `(1 + scale)` and shift, in one pass over the tokens, and gated residuals.
+
+mod cuda;
+mod kernel;
+#[cfg(test)]
+mod tests;
+
+use half::bf16;
+use tch::{Device, Kind, Tensor};
+use torch_ext::autograd::{self, Backward, Forward, Function, Gradients, Outputs};
+use torch_ext::kernel::{self as cpu, Element, Input, Output, Real, Stored};
+
+use self::cuda::Modulation;
+use self::kernel::{Gate, GateBackward, NormModulate, NormModulateBackward};
+use crate::DiffusionError;
+
+/// Tokens that are worked on at once. Sums over the tokens are of these parts, whatever the number of
+/// threads.
+const PART: i64 = 64;
+
+/// What is done to tokens before they are modulated.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Norm<'w> {
+    /// Layer norm, without weights.
+    Layer,
+    /// RMS norm, with the weights `[D]`, of the tokens' dtype.
+    Rms(&'w Tensor),
+}
+
+/// The norm of each token of `x` `[B, T, D]`, times `1 + scale`, plus `shift`, `[B, 1, D]` each.
+///
+/// The result has the dtype of `scale`: under autocast it goes to a linear layer, which would cast it.
+/// `None` where there is no fused form: for other dtypes than float32 tokens with float32 or bfloat16
+/// modulation, or (on the CPU) float64, and on devices other than the CPU and CUDA; on CUDA also for tokens
+/// wider than 5,120, and where kernels cannot be compiled.
+pub(crate) fn norm_modulate(
+    x: &Tensor,
+    norm: Norm<'_>,
+    shift: &Tensor,
+    scale: &Tensor,
+    eps: f64,
+) -> Result<Option<Tensor>, DiffusionError> {
+    let Some(passes) = passes(x, &[shift, scale])? else {
+        return Ok(None);
+    };
+    let mut inputs = vec![x, shift, scale];
+    if let Norm::Rms(weight) = norm {
+        let fits = weight.size() == x.size()[2..] && weight.device() == x.device();
+        if !fits || weight.f_kind()? != x.f_kind()? {
+            return Ok(None);
+        }
+        inputs.push(weight);
+    }
+    let function = FusedNormModulate {
+        weighted: inputs.len() == 4,
+        eps,
+        passes,
+    };
+    Ok(Some(autograd::apply(function, &inputs)?.remove(0)))
+}
+
+/// `x + gate y` for `x` and `y` `[B, T, D]` and `gate` `[B, 1, D]`, with the dtype of `x`; `None` as
+/// [`norm_modulate`].
+pub(crate) fn gate(
+    x: &Tensor,
+    gate: &Tensor,
+    y: &Tensor,
+) -> Result<Option<Tensor>, DiffusionError> {
+    if y.size() != x.size() || y.kind() != gate.kind() || y.device() != x.device() {
+        return Ok(None);
+    }
+    let Some(passes) = passes(x, &[gate])? else {
+        return Ok(None);
+    };
+    Ok(Some(
+        autograd::apply(FusedGate { passes }, &[x, gate, y])?.remove(0),
+    ))
+}
+
+/// The passes for these dtypes, if the tensors have the shapes and the device.
+fn passes(x: &Tensor, conditions: &[&Tensor]) -> Result<Option<Passes>, DiffusionError> {
+    let size = x.size();
+    let &[batch, _, width] = size.as_slice() else {
+        return Ok(None);
+    };
+    let device = x.device();
+    let fits = |tensor: &&Tensor| tensor.size() == [batch, 1, width] && tensor.device() == device;
+    if x.numel() == 0 || !conditions.iter().all(fits) {
+        return Ok(None);
+    }
+    let kinds: Vec<Kind> = conditions
+        .iter()
+        .map(|c| c.f_kind())
+        .collect::<Result<_, _>>()?;
+    let condition = match *kinds.as_slice() {
+        [kind] => kind,
+        [first, second] if first == second => first,
+        _ => return Ok(None),
+    };
+    Ok(match (device, x.f_kind()?, condition) {
+        (Device::Cuda(_), Kind::Float, _) => {
+            Modulation::new(device, condition, width).map(Passes::Cuda)
+        }
+        (Device::Cpu, Kind::Float, Kind::Float) => Some(Passes::cpu::<f32, f32>()),
+        (Device::Cpu, Kind::Float, Kind::BFloat16) => Some(Passes::cpu::<bf16, f32>()),
+        (Device::Cpu, Kind::Double, Kind::Double) => Some(Passes::cpu::<f64, f64>()),
+        _ => None,
+    })
+}
+
+/// Result and statistics `[B, T, 2]`, of tokens, shift and scale, and the weights of an RMS norm.
+type NormPass = fn(&[&Tensor; 3], Option<&Tensor>, f64) -> autograd::Result<[Tensor; 2]>;
+/// The gradient of the tokens, and in float32 or float64 the sums over them, `[B, 2, D]`, of the gradient of
+/// the result, and of that times the normalised token; of tokens, scale, statistics and the gradient of
+/// the result.
+type NormBackwardPass = fn(&[&Tensor; 4], Option<&Tensor>) -> autograd::Result<[Tensor; 2]>;
+
+/// The passes as compiled for one pair of dtypes, and on CUDA for one width.
+#[derive(Clone)]
+enum Passes {
+    Cpu {
+        norm_modulate: NormPass,
+        norm_modulate_backward: NormBackwardPass,
+        gate: fn(&[&Tensor; 3]) -> autograd::Result<Tensor>,
+        gate_backward: fn(&[&Tensor; 3]) -> autograd::Result<[Tensor; 2]>,
+    },
+    Cuda(Modulation),
+}
+
+impl Passes {
+    fn cpu<C: Stored<A>, A: Real + Stored<A>>() -> Self {
+        Self::Cpu {
+            norm_modulate: norm_modulate_pass::<C, A>,
+            norm_modulate_backward: norm_modulate_backward::<C, A>,
+            gate: gate_pass::<C, A>,
+            gate_backward: gate_backward::<C, A>,
+        }
+    }
+
+    fn norm_modulate(
+        &self,
+        inputs: &[&Tensor; 3],
+        weight: Option<&Tensor>,
+        eps: f64,
+    ) -> autograd::Result<[Tensor; 2]> {
+        match self {
+            Self::Cpu { norm_modulate, .. } => norm_modulate(inputs, weight, eps),
+            Self::Cuda(kernels) => kernels.norm_modulate(inputs, weight, eps),
+        }
+    }
+
+    fn norm_modulate_backward(
+        &self,
+        inputs: &[&Tensor; 4],
+        weight: Option<&Tensor>,
+    ) -> autograd::Result<[Tensor; 2]> {
+        match self {
+            Self::Cpu {
+                norm_modulate_backward,
+                ..
+            } => norm_modulate_backward(inputs, weight),
+            Self::Cuda(kernels) => kernels.norm_modulate_backward(inputs, weight),
+        }
+    }
+
+    fn gate(&self, inputs: &[&Tensor; 3]) -> autograd::Result<Tensor> {
+        match self {
+            Self::Cpu { gate, .. } => gate(inputs),
+            Self::Cuda(kernels) => kernels.gate(inputs),
+        }
+    }
+
+    fn gate_backward(&self, inputs: &[&Tensor; 3]) -> autograd::Result<[Tensor; 2]> {
+        match self {
+            Self::Cpu { gate_backward, .. } => gate_backward(inputs),
+            Self::Cuda(kernels) => kernels.gate_backward(inputs),
+        }
+    }
+}
+
+struct FusedNormModulate {
+    /// Whether it is an RMS norm, whose weights come fourth.
+    weighted: bool,
+    eps: f64,
+    passes: Passes,
+}
+
+impl Function for FusedNormModulate {
+    fn name(&self) -> &'static str {
+        "fused norm and modulation"
+    }
+
+    fn forward(
+        &mut self,
+        context: &mut Forward<'_>,
+        inputs: &[&Tensor],
+    ) -> autograd::Result<Outputs> {
+        let &[x, shift, scale, ref weight @ ..] = inputs else {
+            return Err("it takes tokens, shift and scale, and the weights of an RMS norm".into());
+        };
+        let (x, shift, scale) = (
+            x.f_contiguous()?,
+            shift.f_contiguous()?,
+            scale.f_contiguous()?,
+        );
+        let weight = weight.first().map(|w| w.f_contiguous()).transpose()?;
+        let inputs = [&x, &shift, &scale];
+        let [y, statistics] = self
+            .passes
+            .norm_modulate(&inputs, weight.as_ref(), self.eps)?;
+        if context.needs_any_grad() {
+            for saved in [&x, &scale, &statistics].into_iter().chain(&weight) {
+                context.save(saved);
+            }
+        }
+        Ok(vec![y])
+    }
+
+    fn backward(
+        &self,
+        context: &Backward<'_>,
+        gradients: &Gradients,
+    ) -> autograd::Result<Gradients> {
+        let Some(dy) = &gradients[0] else {
+            return Ok((0..3 + usize::from(self.weighted)).map(|_| None).collect());
+        };
+        let [x, scale, statistics] = [context.saved(0)?, context.saved(1)?, context.saved(2)?];
+        let weight = self.weighted.then(|| context.saved(3)).transpose()?;
+        let inputs = [&x, &scale, &statistics, &dy.f_contiguous()?];
+        let [dx, sums] = self
+            .passes
+            .norm_modulate_backward(&inputs, weight.as_ref())?;
+        let of = |index| sums.f_narrow(1, index, 1);
+        let (dshift, along) = (of(0)?.f_to_kind(scale.kind())?, of(1)?);
+        let Some(weight) = weight else {
+            let dscale = along.f_to_kind(scale.kind())?;
+            return Ok([dx, dshift, dscale].map(Some).into());
+        };
+        let dscale = along.f_mul(&weight)?.f_to_kind(scale.kind())?;
+        let dweight = scale
+            .f_to_kind(along.kind())?
+            .f_add_scalar(1.0)?
+            .f_mul(&along)?
+            .f_sum_dim_intlist([0, 1].as_slice(), false, None)?;
+        Ok([dx, dshift, dscale, dweight].map(Some).into())
+    }
+}
+
+struct FusedGate {
+    passes: Passes,
+}
+
+impl Function for FusedGate {
+    fn name(&self) -> &'static str {
+        "fused gated residual"
+    }
+
+    fn forward(
+        &mut self,
+        context: &mut Forward<'_>,
+        inputs: &[&Tensor],
+    ) -> autograd::Result<Outputs> {
+        let &[x, gate, y] = inputs else {
+            return Err("it takes tokens, gate and what is gated".into());
+        };
+        let (x, gate, y) = (x.f_contiguous()?, gate.f_contiguous()?, y.f_contiguous()?);
+        if context.needs_any_grad() {
+            context.save(&gate);
+            context.save(&y);
+        }
+        Ok(vec![self.passes.gate(&[&x, &gate, &y])?])
+    }
+
+    fn backward(
+        &self,
+        context: &Backward<'_>,
+        gradients: &Gradients,
+    ) -> autograd::Result<Gradients> {
+        let Some(gradient) = &gradients[0] else {
+            return Ok(vec![None, None, None]);
+        };
+        let (gate, y) = (context.saved(0)?, context.saved(1)?);
+        let inputs = [&gate, &y, &gradient.f_contiguous()?];
+        let [dgate, dy] = self.passes.gate_backward(&inputs)?;
+        Ok(vec![Some(gradient.shallow_clone()), Some(dgate), Some(dy)])
+    }
+}
+
+/// Parts of an image, and elements of a part.
+fn parts(count: i64, width: i64) -> (usize, usize) {
+    (
+        (count as usize).div_ceil(PART as usize),
+        (PART * width) as usize,
+    )
+}
+
+/// `values` cut into the parts of each image, each image of `len` values.
+fn cut<T>(values: &[T], len: usize, part: usize) -> impl Iterator<Item = &[T]> {
+    values.chunks(len).flat_map(move |image| image.chunks(part))
+}
+
+fn cut_mut<T>(values: &mut [T], len: usize, part: usize) -> impl Iterator<Item = &mut [T]> {
+    values
+        .chunks_mut(len)
+        .flat_map(move |image| image.chunks_mut(part))
+}
+
+fn norm_modulate_pass<C: Stored<A>, A: Real + Stored<A>>(
+    inputs: &[&Tensor; 3],
+    weight: Option<&Tensor>,
+    eps: f64,
+) -> autograd::Result<[Tensor; 2]> {
+    let (batch, count, width) = inputs[0].size3()?;
+    let mut y = Output::<C>::new(&[batch, count, width])?;
+    let mut statistics = Output::<A>::new(&[batch, count, 2])?;
+    let x = Input::<A>::new(inputs[0])?;
+    let (shift, scale) = (Input::<C>::new(inputs[1])?, Input::<C>::new(inputs[2])?);
+    let weight = weight.map(Input::<A>::new).transpose()?;
+    let (y_slice, statistics_slice) = (y.as_mut_slice(), statistics.as_mut_slice());
+    cpu::run(|scope| {
+        let (parts, part) = parts(count, width);
+        let (len, width) = ((count * width) as usize, width as usize);
+        let (shift, scale) = (scope.read(&shift), scope.read(&scale));
+        let weight = weight.as_ref().map(|weight| scope.read(weight));
+        let mut work: Vec<_> = cut(scope.read(&x), len, part)
+            .zip(cut_mut(y_slice, len, part))
+            .zip(cut_mut(
+                statistics_slice,
+                2 * count as usize,
+                2 * PART as usize,
+            ))
+            .enumerate()
+            .map(|(index, ((x, y), statistics))| {
+                let image = index / parts * width;
+                Some(NormModulate {
+                    x,
+                    shift: &shift[image..][..width],
+                    scale: &scale[image..][..width],
+                    weight,
+                    eps,
+                    y,
+                    statistics,
+                })
+            })
+            .collect();
+        cpu::for_each(&mut work, |work| {
+            if let Some(work) = work.take() {
+                cpu::vectorised(work);
+            }
+        })
+    })?;
+    Ok([y.into_tensor(), statistics.into_tensor()])
+}
+
+fn norm_modulate_backward<C: Stored<A>, A: Real + Stored<A>>(
+    inputs: &[&Tensor; 4],
+    weight: Option<&Tensor>,
+) -> autograd::Result<[Tensor; 2]> {
+    let (batch, count, width) = inputs[0].size3()?;
+    let (parts, part) = parts(count, width);
+    let mut dx = Output::<A>::new(&[batch, count, width])?;
+    let mut sums = Output::<A>::new(&[batch, parts as i64, 2, width])?;
+    let (x, scale) = (Input::<A>::new(inputs[0])?, Input::<C>::new(inputs[1])?);
+    let (statistics, dy) = (Input::<A>::new(inputs[2])?, Input::<C>::new(inputs[3])?);
+    let weight = weight.map(Input::<A>::new).transpose()?;
+    let (dx_slice, sums_slice) = (dx.as_mut_slice(), sums.as_mut_slice());
+    cpu::run(|scope| {
+        let (len, width) = ((count * width) as usize, width as usize);
+        let scale = scope.read(&scale);
+        let weight = weight.as_ref().map(|weight| scope.read(weight));
+        let mut work: Vec<_> = cut(scope.read(&x), len, part)
+            .zip(cut(scope.read(&dy), len, part))
+            .zip(cut(
+                scope.read(&statistics),
+                2 * count as usize,
+                2 * PART as usize,
+            ))
+            .zip(cut_mut(dx_slice, len, part))
+            .zip(sums_slice.chunks_mut(2 * width))
+            .enumerate()
+            .map(|(index, ((((x, dy), statistics), dx), sums))| {
+                Some(NormModulateBackward {
+                    x,
+                    scale: &scale[index / parts * width..][..width],
+                    weight,
+                    statistics,
+                    dy,
+                    dx,
+                    sums,
+                })
+            })
+            .collect();
+        cpu::for_each(&mut work, |work| {
+            if let Some(work) = work.take() {
+                cpu::vectorised(work);
+            }
+        })
+    })?;
+    let sums = sums.into_tensor().f_sum_dim_intlist(1, false, None)?;
+    Ok([dx.into_tensor(), sums])
+}
+
+fn gate_pass<C: Stored<A>, A: Real + Stored<A>>(inputs: &[&Tensor; 3]) -> autograd::Result<Tensor> {
+    let (batch, count, width) = inputs[0].size3()?;
+    let mut z = Output::<A>::new(&[batch, count, width])?;
+    let x = Input::<A>::new(inputs[0])?;
+    let (gate, y) = (Input::<C>::new(inputs[1])?, Input::<C>::new(inputs[2])?);
+    let z_slice = z.as_mut_slice();
+    cpu::run(|scope| {
+        let (parts, part) = parts(count, width);
+        let (len, width) = ((count * width) as usize, width as usize);
+        let gate = scope.read(&gate);
+        let mut work: Vec<_> = cut(scope.read(&x), len, part)
+            .zip(cut(scope.read(&y), len, part))
+            .zip(cut_mut(z_slice, len, part))
+            .enumerate()
+            .map(|(index, ((x, y), z))| {
+                Some(Gate {
+                    x,
+                    gate: &gate[index / parts * width..][..width],
+                    y,
+                    z,
+                })
+            })
+            .collect();
+        cpu::for_each(&mut work, |work| {
+            if let Some(work) = work.take() {
+                cpu::vectorised(work);
+            }
+        })
+    })?;
+    Ok(z.into_tensor())
+}
+
+fn gate_backward<C: Stored<A>, A: Real + Stored<A>>(
+    inputs: &[&Tensor; 3],
+) -> autograd::Result<[Tensor; 2]> {
+    let (batch, count, width) = inputs[1].size3()?;
+    let (parts, part) = parts(count, width);
+    let mut dy = Output::<C>::new(&[batch, count, width])?;
+    let mut dgate = Output::<A>::new(&[batch, parts as i64, width])?;
+    let (gate, y) = (Input::<C>::new(inputs[0])?, Input::<C>::new(inputs[1])?);
+    let gradient = Input::<A>::new(inputs[2])?;
+    let (dy_slice, dgate_slice) = (dy.as_mut_slice(), dgate.as_mut_slice());
+    cpu::run(|scope| {
+        let (len, width) = ((count * width) as usize, width as usize);
+        let gate = scope.read(&gate);
+        let mut work: Vec<_> = cut(scope.read(&y), len, part)
+            .zip(cut(scope.read(&gradient), len, part))
+            .zip(cut_mut(dy_slice, len, part))
+            .zip(dgate_slice.chunks_mut(width))
+            .enumerate()
+            .map(|(index, (((y, gradient), dy), dgate))| {
+                Some(GateBackward {
+                    y,
+                    gate: &gate[index / parts * width..][..width],
+                    gradient,
+                    dy,
+                    dgate,
+                })
+            })
+            .collect();
+        cpu::for_each(&mut work, |work| {
+            if let Some(work) = work.take() {
+                cpu::vectorised(work);
+            }
+        })
+    })?;
+    let dgate = dgate.into_tensor().f_sum_dim_intlist(1, true, None)?;
+    Ok([dgate.f_to_kind(<C as Element>::KIND)?, dy.into_tensor()])
+}

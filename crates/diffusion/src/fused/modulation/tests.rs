@@ -1,0 +1,230 @@
+use tch::{Device, Kind, Tensor};
+use torch_ext::autograd::{self, check_gradients};
+use torch_ext::{TorchError, device};
+
+use super::super::tests::{assert_close, random, run};
+use super::cuda::Modulation;
+use super::{FusedGate, FusedNormModulate, Norm, Passes, gate, norm_modulate};
+use crate::DiffusionError;
+use crate::dual::Activation;
+
+fn torch(error: DiffusionError) -> TorchError {
+    TorchError::Libtorch(error.to_string())
+}
+
+/// Of an RMS norm.
+fn weights(width: i64, kind: Kind) -> Tensor {
+    let weights = random(5, [1, 1, width], kind) * 0.3 + 1.0;
+    weights.view(width).detach().set_requires_grad(true)
+}
+
+/// Tokens, shift and scale, and the weights of an RMS norm if there are any, as layers compute them.
+fn composed(i: &[Tensor]) -> Tensor {
+    let width = i[0].size()[2];
+    let normal = match i.get(3) {
+        None => i[0].layer_norm([width], None::<&Tensor>, None::<&Tensor>, 1e-6, true),
+        Some(weight) => i[0].rms_norm([width], Some(weight), 1e-6),
+    };
+    normal.modulate(&i[1], &i[2]).unwrap()
+}
+
+/// The same, fused.
+fn fused(i: &[Tensor]) -> Tensor {
+    let norm = i.get(3).map_or(Norm::Layer, Norm::Rms);
+    let y = norm_modulate(&i[0], norm, &i[1], &i[2], 1e-6).unwrap();
+    let y = y.expect("a fused form");
+    assert_eq!(y.kind(), i[1].kind());
+    y
+}
+
+/// With and without the weights of an RMS norm.
+fn both_norms(inputs: [Tensor; 3]) -> [Vec<Tensor>; 2] {
+    let layer = Vec::from(inputs);
+    let mut rms: Vec<Tensor> = layer.iter().map(Tensor::shallow_clone).collect();
+    rms.push(weights(layer[0].size()[2], layer[0].kind()).to_device(layer[0].device()));
+    [layer, rms]
+}
+
+#[test]
+fn gradients_are_those_of_finite_differences() {
+    let (x, y) = (
+        random(1, [2, 3, 17], Kind::Double),
+        random(2, [2, 3, 17], Kind::Double),
+    );
+    let (a, b) = (
+        random(3, [2, 1, 17], Kind::Double),
+        random(4, [2, 1, 17], Kind::Double),
+    );
+    for inputs in both_norms([x.shallow_clone(), a.shallow_clone(), b]) {
+        check_gradients(|i: &[Tensor]| Ok(vec![fused(i)]), &inputs, 1e-6, 1e-6).unwrap();
+    }
+    let function = |i: &[Tensor]| Ok(vec![gate(&i[0], &i[1], &i[2]).map_err(torch)?.unwrap()]);
+    check_gradients(function, &[x, a, y], 1e-6, 1e-6).unwrap();
+}
+
+#[test]
+fn they_equal_the_composition() {
+    for size @ [batch, _, width] in [[1, 1, 1], [2, 65, 24], [3, 200, 48], [2, 64, 33]] {
+        for (kind, limit) in [(Kind::Float, 3e-6), (Kind::BFloat16, 8e-3)] {
+            let [a, b] = [3, 4].map(|seed| random(seed, [batch, 1, width], kind));
+            let x = random(1, size, Kind::Float);
+            for inputs in both_norms([x.shallow_clone(), a.shallow_clone(), b]) {
+                assert_close(&run(&inputs, fused), &run(&inputs, composed), limit);
+            }
+            let inputs = [x, a, random(2, size, kind)];
+            let fused = run(&inputs, |i| gate(&i[0], &i[1], &i[2]).unwrap().unwrap());
+            let plain = run(&inputs, |i| i[0].add_product(&i[1], &i[2]).unwrap());
+            assert_close(&fused, &plain, limit);
+        }
+    }
+}
+
+/// Slices of a modulation, and tokens that are not contiguous; the result as the tokens lie.
+fn slices(on: Device, function: impl Fn(&[Tensor]) -> Tensor) -> Vec<Tensor> {
+    let inputs = [
+        random(2, [4, 24, 6], Kind::Float).to_device(on),
+        random(1, [4, 3, 24], Kind::Float).to_device(on),
+        weights(24, Kind::Float).to_device(on),
+    ];
+    run(&inputs, |i| {
+        let (shift, scale) = (i[1].narrow(1, 0, 1), i[1].narrow(1, 2, 1));
+        let inputs = [i[0].transpose(1, 2), shift, scale, i[2].shallow_clone()];
+        function(&inputs).transpose(1, 2)
+    })
+}
+
+#[test]
+fn slices_of_a_modulation_are_taken_as_they_are() {
+    let (found, plain) = (slices(Device::Cpu, fused), slices(Device::Cpu, composed));
+    assert_close(&found, &plain, 3e-6);
+}
+
+#[test]
+fn the_bits_do_not_depend_on_the_number_of_threads() {
+    let before = tch::get_num_threads();
+    let inputs = [
+        random(1, [3, 150, 40], Kind::Float),
+        random(2, [3, 1, 40], Kind::Float),
+        random(3, [3, 1, 40], Kind::Float),
+    ];
+    for inputs in both_norms(inputs) {
+        let results = [1, 2, 5].map(|threads| {
+            tch::set_num_threads(threads);
+            run(&inputs, fused)
+        });
+        tch::set_num_threads(before);
+        assert_eq!(results[0], results[1]);
+        assert_eq!(results[0], results[2]);
+    }
+}
+
+#[test]
+fn what_has_no_fused_form_is_left_to_the_composition() {
+    let (x, a) = (
+        random(1, [2, 3, 8], Kind::Float),
+        random(2, [2, 1, 8], Kind::Float),
+    );
+    let form =
+        |norm, shift: &Tensor, scale: &Tensor| norm_modulate(&x, norm, shift, scale, 1e-6).unwrap();
+    let half = a.to_kind(Kind::Half);
+    assert!(form(Norm::Layer, &half, &half).is_none());
+    assert!(form(Norm::Layer, &a, &a.to_kind(Kind::BFloat16)).is_none());
+    assert!(form(Norm::Layer, &x, &x).is_none());
+    for (width, kind, has_one) in [
+        (8, Kind::Float, true),
+        (7, Kind::Float, false),
+        (8, Kind::BFloat16, false),
+    ] {
+        let y = norm_modulate(&x, Norm::Rms(&weights(width, kind)), &a, &a, 1e-6);
+        assert_eq!(y.unwrap().is_some(), has_one);
+    }
+    assert!(gate(&x, &a, &x.to_kind(Kind::BFloat16)).unwrap().is_none());
+}
+
+/// Widths of one and of several warps, of whole vectors and single numbers; parts of an image that are
+/// not full.
+const CUDA_SIZES: [[i64; 3]; 5] = [
+    [1, 1, 1],
+    [2, 65, 24],
+    [3, 20, 384],
+    [2, 9, 1150],
+    [2, 7, 33],
+];
+
+/// Fused by `norm` and `gated`, against the composition; where they return the tensors is all the same.
+fn assert_cuda_agrees(
+    size: [i64; 3],
+    kind: Kind,
+    norm: impl Fn(&[Tensor]) -> Tensor,
+    gated: impl Fn(&[Tensor]) -> Tensor,
+    on: Device,
+) {
+    let limit = match kind {
+        Kind::BFloat16 => 8e-3,
+        _ => 3e-6,
+    };
+    let [batch, _, width] = size;
+    let [a, b] = [3, 4].map(|seed| random(seed, [batch, 1, width], kind).to_device(on));
+    let x = random(1, size, Kind::Float).to_device(on);
+    for inputs in both_norms([x.shallow_clone(), a.shallow_clone(), b]) {
+        let found = run(&inputs, &norm);
+        assert_close(&found, &run(&inputs, composed), limit);
+        assert_eq!(run(&inputs, &norm), found, "the same bits again");
+    }
+    let inputs = [x, a, random(2, size, kind).to_device(on)];
+    let plain = run(&inputs, |i| i[0].add_product(&i[1], &i[2]).unwrap());
+    let found = run(&inputs, &gated);
+    assert_close(&found, &plain, limit);
+    assert_eq!(run(&inputs, &gated), found, "the same bits again");
+}
+
+#[test]
+fn emulated_cuda_kernels_equal_the_composition() {
+    let passes = |kind, width| Passes::Cuda(Modulation::emulated(kind, width).unwrap());
+    let apply = |i: &[Tensor]| {
+        let function = FusedNormModulate {
+            weighted: i.len() == 4,
+            eps: 1e-6,
+            passes: passes(i[1].kind(), i[0].size()[2]),
+        };
+        let inputs: Vec<&Tensor> = i.iter().collect();
+        let y = autograd::apply(function, &inputs).unwrap().remove(0);
+        assert_eq!(y.kind(), i[1].kind());
+        y
+    };
+    for size in CUDA_SIZES {
+        for kind in [Kind::Float, Kind::BFloat16] {
+            let apply_gate = |i: &[Tensor]| {
+                let function = FusedGate {
+                    passes: passes(kind, size[2]),
+                };
+                let y = autograd::apply(function, &[&i[0], &i[1], &i[2]]);
+                y.unwrap().remove(0)
+            };
+            assert_cuda_agrees(size, kind, apply, apply_gate, Device::Cpu);
+        }
+    }
+    let (found, plain) = (slices(Device::Cpu, apply), slices(Device::Cpu, composed));
+    assert_close(&found, &plain, 3e-6);
+    assert!(Modulation::emulated(Kind::Double, 384).is_none());
+    assert!(Modulation::emulated(Kind::Float, 6000).is_none());
+}
+
+#[test]
+fn a_cuda_device_computes_what_the_composition_does() {
+    if let Err(error) = device::load_cuda() {
+        eprintln!("modulation did not run on a GPU: {error}");
+        return;
+    }
+    let on = Device::Cuda(0);
+    let gated = |i: &[Tensor]| gate(&i[0], &i[1], &i[2]).unwrap().expect("a fused form");
+    for size in CUDA_SIZES
+        .into_iter()
+        .chain([[64, 256, 768], [8, 256, 1152]])
+    {
+        for kind in [Kind::Float, Kind::BFloat16] {
+            assert_cuda_agrees(size, kind, fused, gated, on);
+        }
+    }
+    assert_close(&slices(on, fused), &slices(on, composed), 3e-6);
+}

@@ -1,0 +1,231 @@
+//! `silu(a) b` for tokens `[a, b]`, on the CPU: without copies of the halves, and in one pass each way.
+
+use half::bf16;
+use tch::{Device, Kind, Tensor};
+use torch_ext::autograd::{self, Backward, Forward, Function, Gradients, Outputs};
+use torch_ext::kernel::{self as cpu, Input, Output, Real, Vectorised, vectorised};
+
+use super::{Number, sigmoid};
+use crate::DiffusionError;
+
+/// Tokens that are worked on at once.
+const TOKENS: usize = 16;
+
+/// `silu(a) b` `[.., I]` for `x` `[.., 2 I]`, whose first half is `a`; `None` where there is no fused form:
+/// on other devices than the CPU, for other dtypes than float32, bfloat16 and float64, and for an odd width.
+pub(crate) fn swiglu(x: &Tensor) -> Result<Option<Tensor>, DiffusionError> {
+    let width = x.size().last().copied().unwrap_or_default();
+    if x.device() != Device::Cpu || width == 0 || width % 2 != 0 {
+        return Ok(None);
+    }
+    let function = match x.f_kind()? {
+        Kind::Float => FusedSwiGlu::of::<f32>(),
+        Kind::BFloat16 => FusedSwiGlu::of::<bf16>(),
+        Kind::Double => FusedSwiGlu::of::<f64>(),
+        _ => return Ok(None),
+    };
+    Ok(Some(autograd::apply(function, &[x])?.remove(0)))
+}
+
+struct FusedSwiGlu {
+    forward: fn(&Tensor) -> autograd::Result<Tensor>,
+    backward: fn(&Tensor, &Tensor) -> autograd::Result<Tensor>,
+}
+
+impl FusedSwiGlu {
+    fn of<E: Number>() -> Self {
+        Self {
+            forward: forward::<E>,
+            backward: backward::<E>,
+        }
+    }
+}
+
+impl Function for FusedSwiGlu {
+    fn name(&self) -> &'static str {
+        "fused SwiGLU"
+    }
+
+    fn forward(
+        &mut self,
+        context: &mut Forward<'_>,
+        inputs: &[&Tensor],
+    ) -> autograd::Result<Outputs> {
+        let &[x] = inputs else {
+            return Err("it takes one tensor".into());
+        };
+        let x = x.f_contiguous()?;
+        if context.needs_any_grad() {
+            context.save(&x);
+        }
+        Ok(vec![(self.forward)(&x)?])
+    }
+
+    fn backward(
+        &self,
+        context: &Backward<'_>,
+        gradients: &Gradients,
+    ) -> autograd::Result<Gradients> {
+        let Some(dy) = &gradients[0] else {
+            return Ok(vec![None]);
+        };
+        let x = context.saved(0)?;
+        Ok(vec![Some((self.backward)(&x, &dy.f_contiguous()?)?)])
+    }
+}
+
+/// The size of the result, for tokens of this size, and its width.
+fn halved(x: &Tensor) -> (Vec<i64>, usize) {
+    let mut size = x.size();
+    if let Some(width) = size.last_mut() {
+        *width /= 2;
+    }
+    let width = size.last().copied().unwrap_or_default() as usize;
+    (size, width)
+}
+
+fn forward<E: Number>(x: &Tensor) -> autograd::Result<Tensor> {
+    let (size, width) = halved(x);
+    let mut y = Output::<E>::new(&size)?;
+    let x = Input::<E>::new(x)?;
+    let y_slice = y.as_mut_slice();
+    cpu::run(|scope| {
+        let parts = scope.read(&x).chunks(2 * width * TOKENS);
+        let mut parts: Vec<_> = parts.zip(y_slice.chunks_mut(width * TOKENS)).collect();
+        cpu::for_each(&mut parts, |(x, y)| vectorised(SwiGlu { x, y, width }))
+    })?;
+    Ok(y.into_tensor())
+}
+
+fn backward<E: Number>(x: &Tensor, dy: &Tensor) -> autograd::Result<Tensor> {
+    let (_, width) = halved(x);
+    let mut dx = Output::<E>::new(&x.size())?;
+    let (x, dy) = (Input::<E>::new(x)?, Input::<E>::new(dy)?);
+    let dx_slice = dx.as_mut_slice();
+    cpu::run(|scope| {
+        let parts = scope.read(&x).chunks(2 * width * TOKENS);
+        let parts = parts.zip(scope.read(&dy).chunks(width * TOKENS));
+        let parts = parts.zip(dx_slice.chunks_mut(2 * width * TOKENS));
+        let mut parts: Vec<_> = parts.collect();
+        cpu::for_each(&mut parts, |((x, dy), dx)| {
+            vectorised(SwiGluBackward { x, dy, dx, width });
+        })
+    })?;
+    Ok(dx.into_tensor())
+}
+
+/// Tokens `[a, b]` to `y`, rows of `width`.
+struct SwiGlu<'a, E> {
+    x: &'a [E],
+    y: &'a mut [E],
+    width: usize,
+}
+
+impl<E: Number> Vectorised for SwiGlu<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let rows = self.x.chunks_exact(2 * self.width);
+        for (x, y) in rows.zip(self.y.chunks_exact_mut(self.width)) {
+            let (a, b) = x.split_at(self.width);
+            for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
+                let (a, b): (E::Sum, E::Sum) = (a.widen(), b.widen());
+                *y = E::narrow(a * sigmoid(a) * b);
+            }
+        }
+    }
+}
+
+/// The gradients of [`SwiGlu`].
+struct SwiGluBackward<'a, E> {
+    x: &'a [E],
+    dy: &'a [E],
+    dx: &'a mut [E],
+    width: usize,
+}
+
+impl<E: Number> Vectorised for SwiGluBackward<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let one = E::Sum::from_f64(1.0);
+        let rows = self.x.chunks_exact(2 * self.width);
+        let rows = rows.zip(self.dy.chunks_exact(self.width));
+        for ((x, dy), dx) in rows.zip(self.dx.chunks_exact_mut(2 * self.width)) {
+            let (a, b) = x.split_at(self.width);
+            let (da, db) = dx.split_at_mut(self.width);
+            let columns = da.iter_mut().zip(db).zip(a).zip(b).zip(dy);
+            for ((((da, db), a), b), dy) in columns {
+                let (a, b, dy): (E::Sum, E::Sum, E::Sum) = (a.widen(), b.widen(), dy.widen());
+                let s = sigmoid(a);
+                *da = E::narrow(dy * b * s * (one + a * (one - s)));
+                *db = E::narrow(dy * a * s);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use torch_ext::TorchError;
+    use torch_ext::autograd::check_gradients;
+
+    use super::super::tests::{assert_close, random, run};
+    use super::*;
+
+    fn composed(x: &Tensor) -> Tensor {
+        let width = x.size()[2] / 2;
+        x.narrow(-1, 0, width).silu() * x.narrow(-1, width, width)
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let function = |inputs: &[Tensor]| {
+            let y = swiglu(&inputs[0]).map_err(|error| TorchError::Libtorch(error.to_string()))?;
+            Ok(vec![y.expect("a fused form")])
+        };
+        check_gradients(function, &[random(1, [2, 3, 34], Kind::Double)], 1e-6, 1e-6).unwrap();
+    }
+
+    #[test]
+    fn it_equals_the_composition() {
+        for (kind, limit) in [(Kind::Float, 2e-6), (Kind::BFloat16, 1.2e-2)] {
+            for (scale, size) in [(1.0, [3, 100, 200]), (8.0, [1, 1, 2]), (30.0, [1, 37, 18])] {
+                let x = [(random(1, size, kind) * scale).detach()];
+                let fused = run(&x, |i| {
+                    let y = swiglu(&i[0]).unwrap().expect("a fused form");
+                    assert_eq!(y.kind(), kind);
+                    y
+                });
+                assert_close(&fused, &run(&x, |i| composed(&i[0])), limit);
+            }
+        }
+        // Tokens and gradients that are not contiguous.
+        let x = [random(1, [4, 20, 6], Kind::Float)];
+        let fused = run(&x, |i| {
+            let y = swiglu(&i[0].transpose(1, 2)).unwrap();
+            y.expect("a fused form").transpose(1, 2)
+        });
+        let plain = run(&x, |i| composed(&i[0].transpose(1, 2)).transpose(1, 2));
+        assert_close(&fused, &plain, 2e-6);
+        assert!(
+            swiglu(&random(1, [1, 2, 3], Kind::Float))
+                .unwrap()
+                .is_none()
+        );
+        assert!(swiglu(&x[0].to_kind(Kind::Half)).unwrap().is_none());
+    }
+
+    #[test]
+    fn numbers_beyond_all_bounds_are_libtorchs() {
+        let a = [0f32, -0.0, 1e30, -1e30, f32::NEG_INFINITY, f32::NAN];
+        let x: Vec<f32> = a.into_iter().chain([2.0; 6]).collect();
+        let x = [Tensor::from_slice(&x).view([1, 1, 12])];
+        let values = run(&x, |i| swiglu(&i[0]).unwrap().unwrap());
+        for (fused, plain) in values.iter().zip(run(&x, |i| composed(&i[0]))) {
+            assert!(fused.allclose(&plain, 0.0, 1e-7, true), "{fused} {plain}");
+        }
+    }
+}
