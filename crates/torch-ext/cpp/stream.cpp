@@ -48,6 +48,13 @@ int te_stream_exchange(int device, int64_t id, int64_t *previous) {
   });
 }
 
+// Makes a device the one that is meant where none is named, for this thread.
+int te_device_exchange(int device, int *previous) {
+  return guarded([&] {
+    *previous = guard_of(device).exchangeDevice(torch_ext::device_of(device)).index();
+  });
+}
+
 int te_event_record(int device, int64_t id, c10::Event **out) {
   return guarded([&] {
     const auto stream = stream_of(device, id);

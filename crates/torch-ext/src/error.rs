@@ -23,6 +23,24 @@ pub enum TorchError {
         reason: Box<dyn std::error::Error + Send + Sync>,
     },
 
+    /// Data that a tensor was to be made of, of another size than the tensor.
+    #[error("{what} have {found} bytes instead of {expected}")]
+    Bytes {
+        /// What data.
+        what: &'static str,
+        /// Its size.
+        found: usize,
+        /// The tensor's.
+        expected: usize,
+    },
+
+    /// A CUDA graph was to be recorded after a recording that failed.
+    #[error(
+        "no CUDA graph can be recorded after a recording that failed: go on without graphs, or with them in a \
+         new process"
+    )]
+    Recording,
+
     /// A tensor whose memory a kernel cannot read as it is.
     #[error("a tensor {0}; kernels take contiguous tensors on the CPU, of their own dtype")]
     Memory(String),

@@ -179,6 +179,7 @@ unsafe extern "C" {
     pub(crate) fn te_stream_current(device: c_int, id: *mut i64) -> c_int;
     pub(crate) fn te_stream_from_pool(device: c_int, high_priority: c_int, id: *mut i64) -> c_int;
     pub(crate) fn te_stream_exchange(device: c_int, id: i64, previous: *mut i64) -> c_int;
+    pub(crate) fn te_device_exchange(device: c_int, previous: *mut c_int) -> c_int;
     pub(crate) fn te_event_record(device: c_int, id: i64, out: *mut *mut RawEvent) -> c_int;
     pub(crate) fn te_event_wait(event: *const RawEvent, device: c_int, id: i64) -> c_int;
     pub(crate) fn te_event_free(event: *mut RawEvent);

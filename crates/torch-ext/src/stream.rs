@@ -93,22 +93,27 @@ impl Stream {
         Ok(Self { queue: Some(queue) })
     }
 
-    /// Makes this the stream that this thread's operators on its device run on, until what is returned is
-    /// dropped.
+    /// Makes this the stream that this thread's operators on its device run on, and its device the one that
+    /// is meant where none is named, until what is returned is dropped.
     ///
     /// # Errors
     /// libtorch refused.
     pub fn enter(self) -> Result<Entered, TorchError> {
-        let exchange = |queue: Queue| {
-            let mut id = 0;
+        let mut entered = Entered {
+            stream: None,
+            device: None,
+            _not_send: PhantomData,
+        };
+        if let Some(queue) = self.queue {
+            let (mut device, mut id) = (0, 0);
+            // SAFETY: `device` is valid for writes.
+            ffi::check(unsafe { ffi::te_device_exchange(queue.device, &mut device) })?;
+            entered.device = Some(device);
             // SAFETY: the id came from libtorch, for this device; `id` is valid for writes.
             ffi::check(unsafe { ffi::te_stream_exchange(queue.device, queue.id, &mut id) })?;
-            Ok::<_, TorchError>(Queue { id, ..queue })
-        };
-        Ok(Entered {
-            previous: self.queue.map(exchange).transpose()?,
-            _not_send: PhantomData,
-        })
+            entered.stream = Some(Queue { id, ..queue });
+        }
+        Ok(entered)
     }
 
     /// An event that happens when what was queued here until now is done.
@@ -153,20 +158,30 @@ impl Stream {
     }
 }
 
-/// A stream that is a thread's current one; the one before it is again when this is dropped.
+/// A stream that is a thread's current one, on its current device; those before are again when this is
+/// dropped.
 #[derive(Debug)]
 pub struct Entered {
-    previous: Option<Queue>,
+    /// The stream before, of the same device.
+    stream: Option<Queue>,
+    /// The device before.
+    device: Option<c_int>,
     // The current stream is thread-local: this must be dropped where it was made.
     _not_send: PhantomData<*const ()>,
 }
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        if let Some(queue) = self.previous {
+        // A failure cannot be reported here.
+        if let Some(queue) = self.stream {
             let mut left = 0;
-            // SAFETY: the id came from libtorch, for this device. A failure cannot be reported here.
+            // SAFETY: the id came from libtorch, for this device.
             unsafe { ffi::te_stream_exchange(queue.device, queue.id, &mut left) };
+        }
+        if let Some(device) = self.device {
+            let mut left = 0;
+            // SAFETY: the device was the current one; `left` is valid for writes.
+            unsafe { ffi::te_device_exchange(device, &mut left) };
         }
     }
 }

@@ -108,6 +108,45 @@ fn no_memory_is_changed_that_somebody_else_has() {
 }
 
 #[test]
+fn no_kernel_is_given_what_another_changes() {
+    let x = Tensor::zeros([4, 3], (Kind::Float, CPU));
+    let row = x.narrow(0, 1, 1);
+    let (all, one) = (
+        InPlace::<f32>::new(&x).unwrap(),
+        InPlace::<f32>::new(&row).unwrap(),
+    );
+    let (reads_all, reads_one) = (
+        Input::<f32>::new(&x).unwrap(),
+        Input::<f32>::new(&row).unwrap(),
+    );
+    kernel::run_in_place(|scope| {
+        let slice = scope.write(&one).unwrap();
+        // Neither within it nor on another thread, until it is done.
+        assert!(kernel::run_in_place(|inner| inner.write(&all).is_err()));
+        assert!(kernel::run_in_place(|inner| inner
+            .read(&reads_all)
+            .is_err()));
+        thread::scope(|threads| {
+            let other = threads.spawn(|| kernel::run_in_place(|inner| inner.write(&one).is_err()));
+            assert!(other.join().unwrap());
+        });
+        let read = catch_unwind(AssertUnwindSafe(|| {
+            kernel::run(|inner| inner.read(&reads_one).len())
+        }));
+        assert!(read.is_err());
+        slice.fill(1.0);
+    });
+    assert_eq!(kernel::run(|scope| scope.read(&reads_one)[0]), 1.0);
+    // Many may read, and each has to be done before it can be changed.
+    kernel::run(|scope| {
+        let first = scope.read(&reads_all);
+        kernel::run(|inner| assert_eq!(inner.read(&reads_all), first));
+        assert!(kernel::run_in_place(|inner| inner.write(&one).is_err()));
+    });
+    assert!(kernel::run_in_place(|scope| scope.write(&all).is_ok()));
+}
+
+#[test]
 fn a_graph_that_needs_the_old_values_notices() {
     let x = Tensor::ones([3], (Kind::Float, CPU));
     let w = Tensor::ones([3], (Kind::Float, CPU)).set_requires_grad(true);
@@ -178,14 +217,17 @@ fn a_panic_of_one_item_is_the_callers() {
     assert_eq!(items[49], 50);
 }
 
-/// Writes numbers from `start` on, and says what the memory holds then.
-fn written_past_the_cache<const N: usize>(memory: &mut [f32], start: usize) -> Vec<f32> {
+/// Writes numbers from `start` to `end` in arrays of `N`, and says what the memory holds then.
+fn written_past_the_cache<const N: usize>(
+    memory: &mut [f32],
+    start: usize,
+    end: usize,
+) -> Vec<f32> {
     memory.fill(-1.0);
-    let (pieces, _) = memory[start..].as_chunks_mut::<N>();
-    let count = pieces.len();
-    kernel::past_cache(|past_cache| {
-        let values = (0..count).map(|piece| std::array::from_fn(|lane| (piece * N + lane) as f32));
-        past_cache.write(pieces, values);
+    kernel::past_cache(memory, |mut memory| {
+        let array = |piece| std::array::from_fn::<_, N, _>(|lane| (piece * N + lane) as f32);
+        let arrays = (0..(end - start) / N).map(array);
+        memory.write(start..end, arrays, |index| index as f32);
     });
     memory.to_vec()
 }
@@ -194,27 +236,25 @@ fn written_past_the_cache<const N: usize>(memory: &mut [f32], start: usize) -> V
 fn what_is_written_past_the_cache_is_what_was_given() {
     let mut memory = Output::<f32>::new(&[1000]).unwrap();
     let memory = memory.as_mut_slice();
-    for start in [0, 4, 8, 16, 1, 3] {
-        let expected = |width: usize| -> Vec<f32> {
-            let end = start + (1000 - start) / width * width;
-            let number = |index| match index {
-                _ if (start..end).contains(&index) => (index - start) as f32,
-                _ => -1.0,
-            };
-            (0..1000).map(number).collect()
+    for (start, end) in [(0, 1000), (4, 990), (16, 800), (1, 3), (3, 3), (3, 400)] {
+        let number = |index| match index {
+            _ if (start..end).contains(&index) => (index - start) as f32,
+            _ => -1.0,
         };
-        assert_eq!(written_past_the_cache::<16>(memory, start), expected(16));
-        assert_eq!(written_past_the_cache::<48>(memory, start), expected(48));
-        assert_eq!(written_past_the_cache::<4>(memory, start), expected(4));
-        assert_eq!(written_past_the_cache::<3>(memory, start), expected(3));
+        let expected: Vec<f32> = (0..1000).map(number).collect();
+        assert_eq!(written_past_the_cache::<16>(memory, start, end), expected);
+        assert_eq!(written_past_the_cache::<48>(memory, start, end), expected);
+        assert_eq!(written_past_the_cache::<4>(memory, start, end), expected);
+        assert_eq!(written_past_the_cache::<3>(memory, start, end), expected);
     }
     // Fewer values than places.
     memory.fill(-1.0);
-    kernel::past_cache(|past_cache| {
-        past_cache.write(memory.as_chunks_mut().0, std::iter::once([1.0f32; 16]));
+    kernel::past_cache(memory, |mut memory| {
+        memory.write(0..1000, std::iter::once([1.0; 16]), |_| 2.0);
     });
     assert_eq!(memory[..16], [1.0; 16]);
-    assert_eq!(memory[16..], [-1.0; 984]);
+    assert_eq!(memory[16..992], [-1.0; 976]);
+    assert_eq!(memory[992..], [2.0; 8]);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 use data::{Batch, Cursor};
 use tch::{Device, Kind, Tensor};
+use torch_ext::TorchError;
 
 use crate::TrainError;
 
@@ -41,10 +42,20 @@ impl DeviceBatch {
 /// The images of a batch as a u8 tensor `[B, 3, R, R]` on `device`.
 ///
 /// # Errors
-/// The device is out of memory.
+/// There are more or fewer bytes than images; the device is out of memory.
 pub fn images_to_device(batch: &Batch, device: Device) -> Result<Tensor, TrainError> {
     let side = i64::from(batch.resolution);
     let shape = [batch.len() as i64, 3, side, side];
+    let (found, expected) = (batch.images.len(), shape.iter().product::<i64>() as usize);
+    if found != expected {
+        let what = "the images of a batch";
+        return Err(TorchError::Bytes {
+            what,
+            found,
+            expected,
+        }
+        .into());
+    }
     let images = Tensor::f_from_data_size(&batch.images, &shape, Kind::Uint8)?;
     to_device(&images, device)
 }
@@ -57,4 +68,25 @@ fn to_device(tensor: &Tensor, device: Device) -> Result<Tensor, TrainError> {
     }
     let pinned = tensor.f_pin_memory(device)?;
     Ok(pinned.f_to_device_(device, tensor.kind(), true, false)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_that_are_not_the_images_are_refused() {
+        let batch = Batch {
+            images: vec![0; 2 * 3 * 4 * 4 - 1],
+            masks: None,
+            labels: vec![0; 2],
+            ids: vec![0, 1],
+            flipped: vec![false; 2],
+            resolution: 4,
+            cursor: Cursor::default(),
+        };
+        let error = images_to_device(&batch, Device::Cpu).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains("95 bytes instead of 96"), "{error}");
+    }
 }

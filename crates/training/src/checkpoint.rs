@@ -218,9 +218,23 @@ impl Checkpoint {
             .and_then(|()| out.sync_all())
             .map_err(|e| CheckpointError::io("write", &file, e))?;
         sync(temporary)?;
-        remove_folder(path)?;
-        fs::rename(temporary, path).map_err(|e| CheckpointError::io("rename to", path, e))?;
-        sync(folder)
+        let rename = |from: &Path, to: &Path| {
+            fs::rename(from, to).map_err(|e| CheckpointError::io("rename to", to, e))
+        };
+        if !path.exists() {
+            rename(temporary, path)?;
+            return sync(folder);
+        }
+        // Removing takes time, in which there would be neither.
+        let old = temporary.with_extension("replaced.partial");
+        remove_folder(&old)?;
+        rename(path, &old)?;
+        if let Err(error) = rename(temporary, path) {
+            rename(&old, path)?;
+            return Err(error);
+        }
+        sync(folder)?;
+        remove_folder(&old)
     }
 
     fn parts(&self) -> Vec<(String, &[(String, Tensor)])> {

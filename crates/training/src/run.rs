@@ -26,6 +26,8 @@ pub struct Run {
     events: EventLog,
     folder: PathBuf,
     resumed_from: u64,
+    /// The step of the newest checkpoint, if it is this run's.
+    saved: Option<u64>,
     speed: Speed,
     last: Option<StepMetrics>,
 }
@@ -47,8 +49,9 @@ impl Run {
         std::fs::create_dir_all(folder)
             .map_err(|error| crate::CheckpointError::io("create", folder, error))?;
         let checkpoints = folder.join("checkpoints");
-        if let Some(checkpoint) = Checkpoint::newest(&checkpoints, &trainer.hash()) {
-            trainer.resume(&checkpoint)?;
+        let newest = Checkpoint::newest(&checkpoints, &trainer.hash());
+        if let Some(checkpoint) = &newest {
+            trainer.resume(checkpoint)?;
         }
         let resumed_from = trainer.steps_done();
         Ok(Self {
@@ -60,6 +63,7 @@ impl Run {
                 step: resumed_from,
             },
             resumed_from,
+            saved: newest.map(|checkpoint| checkpoint.step),
             trainer,
             last: None,
         })
@@ -177,8 +181,13 @@ impl Run {
         self.record(last)?;
         self.log.sync()?;
         self.events.sync()?;
+        let step = self.trainer.steps_done();
+        if self.saved == Some(step) {
+            return Ok(());
+        }
         let checkpoints = self.folder.join("checkpoints");
         self.trainer.checkpoint()?.save(&checkpoints)?;
+        self.saved = Some(step);
         checkpoint::prune(&checkpoints, self.trainer.config().train.keep_checkpoints)?;
         Ok(())
     }

@@ -496,6 +496,26 @@ impl Trainer {
     /// The checkpoint is of another model.
     pub fn resume(&mut self, checkpoint: &Checkpoint) -> Result<(), TrainError> {
         let step = checkpoint.step;
+        let state = checkpoint
+            .random
+            .iter()
+            .find(|(name, _)| name == "training");
+        let (_, state) = state.ok_or_else(|| TrainError::Resume {
+            step,
+            reason: "it has no state of the generator `training`".to_owned(),
+        })?;
+        if state.size() != self.generator.state()?.size() {
+            let here = if self.inputs.device.is_cuda() {
+                "a GPU"
+            } else {
+                "a CPU"
+            };
+            let reason = format!(
+                "its random generator is of another kind of device than {here}: continue where it was \
+                 made, or start a new run from its weights (train --init)"
+            );
+            return Err(TrainError::Resume { step, reason });
+        }
         self.model.params.load(&checkpoint.model)?;
         self.average.params.load(&checkpoint.ema)?;
         match (&self.second_average, &checkpoint.second_ema) {
@@ -520,14 +540,6 @@ impl Trainer {
                 .load(&checkpoint.others)
                 .map_err(|reason| TrainError::Resume { step, reason })?;
         }
-        let state = checkpoint
-            .random
-            .iter()
-            .find(|(name, _)| name == "training");
-        let (_, state) = state.ok_or_else(|| TrainError::Resume {
-            step,
-            reason: "it has no state of the generator `training`".to_owned(),
-        })?;
         self.generator.set_state(state)?;
         self.step = step;
         self.cursor = checkpoint.cursor;

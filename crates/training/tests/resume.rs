@@ -521,6 +521,45 @@ fn a_checkpoint_of_another_configuration_is_not_resumed() {
 }
 
 #[test]
+fn a_checkpoint_is_not_written_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut run = advance(folder.path(), &config(4), 2, 0);
+    let newest = checkpoint::list(&folder.path().join("checkpoints")).pop();
+    let marked = newest.unwrap().join("of the first save");
+    fs::write(&marked, "").unwrap();
+    run.save().unwrap();
+    drop(run);
+    let mut run = Run::open(folder.path(), &config(4), inputs()).unwrap();
+    run.save().unwrap();
+    assert!(marked.exists());
+    // One that is damaged is replaced when its step comes again.
+    fs::remove_file(marked.with_file_name("manifest.json")).unwrap();
+    let run = advance(folder.path(), &config(4), 2, 0);
+    assert_eq!(run.resumed_from(), 0);
+    assert!(!marked.exists());
+    Checkpoint::load(marked.parent().unwrap()).unwrap();
+    let left = fs::read_dir(folder.path().join("checkpoints")).unwrap();
+    assert_eq!(left.count(), 1);
+}
+
+#[test]
+fn a_checkpoint_of_another_kind_of_device_is_an_error_with_the_way_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = advance(folder.path(), &config(4), 2, 0);
+    let mut checkpoint = run.trainer().checkpoint().unwrap();
+    // A CUDA generator's state is a seed and an offset.
+    checkpoint.random[0].1 = Tensor::zeros([16], (Kind::Uint8, Device::Cpu));
+    let mut trainer = Trainer::new(&config(4), inputs()).unwrap();
+    let before = trainer.checkpoint().unwrap();
+    let error = trainer.resume(&checkpoint).unwrap_err().to_string();
+    assert!(
+        error.contains("step 2") && error.contains("another kind of device than a CPU"),
+        "{error}"
+    );
+    assert!(before.model == trainer.checkpoint().unwrap().model);
+}
+
+#[test]
 fn an_unfinished_save_is_ignored_and_cleared_away() {
     let folder = tempfile::tempdir().unwrap();
     let config = config(4);

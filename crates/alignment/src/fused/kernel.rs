@@ -27,15 +27,22 @@ pub(super) struct ZScore {
 pub(super) struct CosineSum<'a, Z, P, A> {
     pub(super) target: &'a [Z],
     pub(super) projected: &'a [P],
-    /// Where the gradient with respect to `projected` goes.
-    pub(super) gradient: Option<&'a mut [P]>,
-    /// Given if the gradient is too large for the cache.
-    pub(super) past_cache: Option<PastCache<'a>>,
+    /// The gradient with respect to `projected`.
+    pub(super) gradient: Gradient<'a, P>,
     pub(super) width: usize,
     pub(super) norm: Option<ZScore>,
     /// Factor of the gradient of each token's cosine.
     pub(super) slope: f64,
     pub(super) accumulate_in: PhantomData<A>,
+}
+
+/// Where a gradient goes.
+pub(super) enum Gradient<'a, P> {
+    /// Nobody wants it.
+    None,
+    Cached(&'a mut [P]),
+    /// It is too large for the cache.
+    PastCache(PastCache<'a, P>),
 }
 
 impl<Z: Stored<A>, P: Stored<A>, A: Real> Vectorised for CosineSum<'_, Z, P, A> {
@@ -47,7 +54,6 @@ impl<Z: Stored<A>, P: Stored<A>, A: Real> Vectorised for CosineSum<'_, Z, P, A> 
             target,
             projected,
             mut gradient,
-            past_cache,
             width,
             norm,
             slope,
@@ -78,11 +84,32 @@ impl<Z: Stored<A>, P: Stored<A>, A: Real> Vectorised for CosineSum<'_, Z, P, A> 
             let products = normalise(z, p, shift, scale, row);
             let (cosine, of_target, of_projected) = products.derivative(slope);
             sum += cosine;
-            if let Some(gradient) = gradient.as_deref_mut() {
-                let out = &mut gradient[index * width..][..width];
-                let factors = [of_target, of_projected].map(A::from_f64);
-                let ahead = projected.get((index + 2) * width..).unwrap_or_default();
-                combine(row, p, ahead, factors, past_cache, out);
+            let factors = [of_target, of_projected].map(A::from_f64);
+            let range = index * width..(index + 1) * width;
+            match &mut gradient {
+                Gradient::None => {}
+                Gradient::Cached(gradient) => {
+                    let out = gradient[range].iter_mut().zip(&*row).zip(p);
+                    for ((out, &y), &p) in out {
+                        *out = combine(factors, y, p);
+                    }
+                }
+                Gradient::PastCache(gradient) => {
+                    let ahead = projected.get((index + 2) * width..).unwrap_or_default();
+                    let pieces = row.as_chunks::<LANES>().0.iter();
+                    let pieces = pieces.zip(p.as_chunks().0).enumerate();
+                    let pieces = pieces.map(|(index, (y, p)): (_, (_, &[P; LANES]))| {
+                        prefetch(ahead, index * LANES);
+                        let mut sums = *p;
+                        for lane in 0..LANES {
+                            sums[lane] = combine(factors, y[lane], p[lane]);
+                        }
+                        sums
+                    });
+                    gradient.write(range, pieces, |index| {
+                        combine(factors, row[index], p[index])
+                    });
+                }
             }
         }
         sum
@@ -281,36 +308,8 @@ impl Products {
     }
 }
 
-/// Writes `of_target * y + of_projected * p`.
+/// An element of the gradient: the sum of both tokens' elements with their factors.
 #[inline(always)]
-fn combine<P: Stored<A>, A: Real>(
-    y: &[A],
-    p: &[P],
-    ahead: &[P],
-    [of_target, of_projected]: [A; 2],
-    past_cache: Option<PastCache<'_>>,
-    out: &mut [P],
-) {
-    let sum = |y: A, p: P| P::narrow(of_target * y + of_projected * p.widen());
-    let mut done = 0;
-    if let Some(past_cache) = past_cache {
-        let pieces = y.as_chunks().0.iter().zip(p.as_chunks().0);
-        let (out, _) = out.as_chunks_mut::<LANES>();
-        done = out.len() * LANES;
-        let sums = pieces
-            .enumerate()
-            .map(|(index, (y, p)): (_, (&[A; LANES], _))| {
-                prefetch(ahead, index * LANES);
-                let mut sums: [P; LANES] = *p;
-                for lane in 0..LANES {
-                    sums[lane] = sum(y[lane], p[lane]);
-                }
-                sums
-            });
-        past_cache.write(out, sums);
-    }
-    let rest = out[done..].iter_mut().zip(&y[done..]).zip(&p[done..]);
-    for ((out, &y), &p) in rest {
-        *out = sum(y, p);
-    }
+fn combine<P: Stored<A>, A: Real>([of_target, of_projected]: [A; 2], y: A, p: P) -> P {
+    P::narrow(of_target * y + of_projected * p.widen())
 }

@@ -11,10 +11,10 @@ use std::marker::PhantomData;
 use half::bf16;
 use tch::{Device, Kind, Tensor};
 use torch_ext::autograd::{self, Backward, Forward, Function, Gradients, Outputs};
-use torch_ext::kernel::{self as cpu, Element, Input, Output, PastCache, Real, Stored};
+use torch_ext::kernel::{self as cpu, Element, Input, Output, Real, Stored};
 
 use self::cuda::{Cosine, Shape};
-use self::kernel::{CosineSum, ZScore};
+use self::kernel::{CosineSum, Gradient, ZScore};
 use crate::{AlignmentError, SpatialNorm, tokens};
 
 /// `CosineLoss::forward(norm.forward(target), projected)`, for `target` and `projected` `[B, T, D]`; a
@@ -182,22 +182,23 @@ fn cosines<Z: Stored<A>, P: Stored<A>, A: Real>(
             .map(|((target, projected), gradient)| (target, projected, gradient, 0.0))
             .collect();
         cpu::for_each(&mut images, |(target, projected, gradient, sum)| {
-            let mut compute = |past_cache: Option<PastCache<'_>>| {
+            let compute = |gradient: Gradient<'_, P>| {
                 cpu::vectorised(CosineSum {
                     target,
                     projected,
-                    gradient: gradient.as_deref_mut(),
-                    past_cache,
+                    gradient,
                     width: width as usize,
                     norm,
                     slope,
                     accumulate_in: PhantomData::<A>,
                 })
             };
-            *sum = if large {
-                cpu::past_cache(|past_cache| compute(Some(past_cache)))
-            } else {
-                compute(None)
+            *sum = match gradient.as_deref_mut() {
+                None => compute(Gradient::None),
+                Some(gradient) if large => {
+                    cpu::past_cache(gradient, |gradient| compute(Gradient::PastCache(gradient)))
+                }
+                Some(gradient) => compute(Gradient::Cached(gradient)),
             };
         })?;
         // In the order of the images, whichever thread was first.

@@ -1,4 +1,6 @@
+use std::mem::ManuallyDrop;
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tch::{Device, Tensor};
 
@@ -9,6 +11,10 @@ use crate::{TorchError, device};
 /// Runs before a capture, in which libraries choose their algorithms and take their workspaces; PyTorch's
 /// documentation of whole-network capture has as many.
 const WARM_UPS: usize = 3;
+
+/// Whether a recording could not be ended as it should. libtorch's allocator then takes it for one that still
+/// goes on: it asks it about each allocation, and refuses to begin another or to give back what it keeps.
+static BROKEN: AtomicBool = AtomicBool::new(false);
 
 /// Work that was recorded once and is queued as a whole, without the host's cost of each operator (a CUDA
 /// graph).
@@ -33,13 +39,17 @@ impl Graph {
     /// Other threads may use the device meanwhile.
     ///
     /// # Errors
-    /// `device` is not a CUDA device; `body`'s own; it did what cannot be recorded.
+    /// `device` is not a CUDA device; `body`'s own; it did what cannot be recorded, after which this process
+    /// cannot record anything more.
     pub fn capture<T, E: From<TorchError>>(
         device: Device,
         mut body: impl FnMut() -> Result<T, E>,
     ) -> Result<(Self, T), E> {
         if !device.is_cuda() {
             return Err(TorchError::Device(device).into());
+        }
+        if BROKEN.load(Ordering::Relaxed) {
+            return Err(TorchError::Recording.into());
         }
         // Of high priority, as no other stream here is: one from the pool that others take theirs from could
         // be another thread's, whose work would be recorded too.
@@ -67,15 +77,11 @@ impl Graph {
         // SAFETY: `raw` is valid for writes.
         ffi::check(unsafe { ffi::te_graph_new(&mut raw) })?;
         let graph = Self { raw, device };
-        // SAFETY: the graph is live.
-        ffi::check(unsafe { ffi::te_graph_begin(graph.raw) })?;
+        let recording = Recording::begin(graph)?;
         let made = body();
-        // Ended in any case: the stream would stay in recording.
-        // SAFETY: the graph is live, and recording since the call above succeeded.
-        let ended = ffi::check(unsafe { ffi::te_graph_end(graph.raw) });
+        let ended = recording.end();
         let made = made?;
-        ended?;
-        Ok((graph, made))
+        Ok((ended?, made))
     }
 
     /// Queues the work on the current stream.
@@ -85,6 +91,48 @@ impl Graph {
     pub fn replay(&self) -> Result<(), TorchError> {
         // SAFETY: the graph is live until it is dropped, and was captured whole.
         ffi::check(unsafe { ffi::te_graph_replay(self.raw) })
+    }
+}
+
+/// A graph that is being recorded. It is ended in any case, also by a panic: the stream would stay in
+/// recording.
+struct Recording {
+    graph: ManuallyDrop<Graph>,
+}
+
+impl Recording {
+    fn begin(graph: Graph) -> Result<Self, TorchError> {
+        // SAFETY: the graph is live.
+        ffi::check(unsafe { ffi::te_graph_begin(graph.raw) })?;
+        Ok(Self {
+            graph: ManuallyDrop::new(graph),
+        })
+    }
+
+    fn end(self) -> Result<Graph, TorchError> {
+        let mut this = ManuallyDrop::new(self);
+        this.end_here()?;
+        // SAFETY: taken once; `this` is never dropped.
+        Ok(unsafe { ManuallyDrop::take(&mut this.graph) })
+    }
+
+    /// On an error the graph is never freed: the allocator goes on asking it.
+    fn end_here(&mut self) -> Result<(), TorchError> {
+        // SAFETY: the graph is live, and recording since `begin`; both callers come here once.
+        let ended = ffi::check(unsafe { ffi::te_graph_end(self.graph.raw) });
+        if ended.is_err() {
+            BROKEN.store(true, Ordering::Relaxed);
+        }
+        ended
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        if self.end_here().is_ok() {
+            // SAFETY: taken once, and not used after this.
+            drop(unsafe { ManuallyDrop::take(&mut self.graph) });
+        }
     }
 }
 
@@ -154,24 +202,24 @@ mod tests {
             assert_eq!(loss.double_value(&[]), 16.0 * scale * scale);
             assert_eq!(weight.grad().double_value(&[0]), 4.0 * scale * scale);
         }
+        what_cannot_be_recorded_is_an_error_and_leaves_the_device_usable(gpu);
     }
 
-    #[test]
-    fn what_cannot_be_recorded_is_an_error_and_leaves_the_device_usable() {
-        let gpu = Device::Cuda(0);
-        if let Err(error) = device::load_cuda() {
-            eprintln!("no recording failed on a GPU: {error}");
-            return;
-        }
+    /// After this no graph can be recorded in the process, so it comes last in the one test that records.
+    fn what_cannot_be_recorded_is_an_error_and_leaves_the_device_usable(gpu: Device) {
         let x = Tensor::ones([4], (Kind::Float, gpu));
         let mut runs = 0;
-        let outcome = Graph::capture(gpu, || {
-            runs += 1;
-            // To wait for the device is fine in the warm-up only.
-            x.f_sum(Kind::Float)?.f_double_value(&[])?;
-            Ok::<_, TorchError>(())
-        });
-        assert!(outcome.is_err());
+        let mut waits = || {
+            Graph::capture(gpu, || {
+                runs += 1;
+                // To wait for the device is fine in the warm-up only.
+                x.f_sum(Kind::Float)?.f_double_value(&[])?;
+                Ok::<_, TorchError>(())
+            })
+        };
+        assert!(waits().is_err());
+        let again = waits().unwrap_err().to_string();
+        assert!(again.contains("after a recording that failed"), "{again}");
         assert_eq!(runs, WARM_UPS + 1);
         assert_eq!((&x + 1.0).sum(Kind::Float).double_value(&[]), 8.0);
     }

@@ -1,41 +1,59 @@
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use super::Element;
 
-/// The right to write past the cache; see [`past_cache`].
-#[derive(Debug, Clone, Copy)]
-pub struct PastCache<'s> {
-    /// What the processor can is 64 bytes at once (AVX-512F); otherwise 16.
+/// Memory that is written past the cache; see [`past_cache`].
+#[derive(Debug)]
+pub struct PastCache<'s, T> {
+    memory: &'s mut [T],
+    /// The processor writes 64 bytes at once (it has AVX-512F), and not 16 only.
     lines: bool,
-    /// Neither sent nor shared: what it writes is in order for its own thread alone.
-    own_thread: PhantomData<(&'s (), *mut ())>,
+    /// Not sent: the thread that writes is the one that waits.
+    own_thread: PhantomData<*mut ()>,
 }
 
-/// Runs `work`, which may write past the cache; on other processors than x86-64 nothing does.
+/// Runs `work`, which may write `memory` past the cache; on other processors than x86-64 it goes through it.
 ///
 /// Memory is then written without being read first, and what lies in the cache stays there: right for
 /// more memory than the cache would keep until somebody reads it, and slower for less.
-pub fn past_cache<R>(work: impl for<'s> FnOnce(PastCache<'s>) -> R) -> R {
+pub fn past_cache<T: Element, R>(
+    memory: &mut [T],
+    work: impl for<'s> FnOnce(PastCache<'s, T>) -> R,
+) -> R {
     let _in_order = InOrder;
     #[cfg(target_arch = "x86_64")]
     let lines = is_x86_feature_detected!("avx512f");
     #[cfg(not(target_arch = "x86_64"))]
     let lines = false;
     work(PastCache {
+        memory,
         lines,
         own_thread: PhantomData,
     })
 }
 
-impl PastCache<'_> {
-    /// Writes `values` to `to`, one after the other: past the cache if both address and size of an array
-    /// are multiples of what the processor writes at once, 16 or 64 bytes.
+impl<T: Element> PastCache<'_, T> {
+    /// Writes `values`, one after the other, to the elements of `range`, which is cut into arrays; `rest` is
+    /// asked for each of the last elements, which are no whole array, and given their places in `range`.
+    ///
+    /// Past the cache go arrays whose address and size are multiples of what the processor writes at once, 16
+    /// or 64 bytes.
+    ///
+    /// # Panics
+    /// There are no such elements.
     #[inline(always)]
-    pub fn write<T: Element, const N: usize>(
-        self,
-        to: &mut [[T; N]],
+    pub fn write<const N: usize>(
+        &mut self,
+        range: Range<usize>,
         values: impl Iterator<Item = [T; N]>,
+        rest: impl Fn(usize) -> T,
     ) {
+        let (to, last) = self.memory[range].as_chunks_mut::<N>();
+        let done = to.len() * N;
+        for (index, to) in last.iter_mut().enumerate() {
+            *to = rest(done + index);
+        }
         // A loop for each width, as they are compiled to vectors of it.
         #[cfg(target_arch = "x86_64")]
         {
@@ -43,14 +61,15 @@ impl PastCache<'_> {
             let fits = |width| address.is_multiple_of(width) && size.is_multiple_of(width);
             if self.lines && fits(64) {
                 for (to, values) in to.iter_mut().zip(values) {
-                    // SAFETY: the processor has AVX-512F, and `to` is aligned to `fits`'s 64 bytes.
+                    // SAFETY: the processor has AVX-512F, and `to` is aligned to `fits`'s 64 bytes. Nobody
+                    // reads it before `InOrder` has waited: `memory` is borrowed for longer.
                     unsafe { write_lines(&values, to) };
                 }
                 return;
             }
             if fits(16) {
                 for (to, values) in to.iter_mut().zip(values) {
-                    // SAFETY: `to` is aligned to `fits`'s 16 bytes.
+                    // SAFETY: `to` is aligned to `fits`'s 16 bytes; as above.
                     unsafe { write_parts(&values, to) };
                 }
                 return;
@@ -77,9 +96,11 @@ pub fn prefetch<T: Element>(from: &[T], index: usize) {
     let _ = (from, index);
 }
 
-/// Waits, when it is dropped, for what was written past the cache. Until then it might become visible to
-/// other threads after what this one writes next, such as the word that it is done. [`PastCache`] cannot
-/// be taken out of the closure that this outlives.
+/// Waits, when it is dropped, for what was written past the cache: until then it might become visible to
+/// other threads after what this one writes next, such as the word that it is done.
+///
+/// Nobody can read it before: [`PastCache`], which does not, has the only reference to the memory, cannot
+/// leave the closure, and [`past_cache`] borrows the memory until this is dropped.
 struct InOrder;
 
 impl Drop for InOrder {

@@ -1,10 +1,9 @@
-use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::slice;
-use std::sync::{Mutex, PoisonError};
 
 use tch::Tensor;
 
+use super::lent::Lent;
 use super::memory::{Element, Input, elements};
 use crate::{TorchError, autograd};
 
@@ -41,31 +40,10 @@ impl<'t, T: Element> InPlace<'t, T> {
     }
 }
 
-/// Memory that slices refer to: the end of each, by its start.
-#[derive(Debug, Default)]
-struct Given {
-    read: BTreeMap<usize, usize>,
-    changed: BTreeMap<usize, usize>,
-}
-
-impl Given {
-    /// Whether something in `start..end` is changed by one who has it already.
-    fn is_changed(&self, start: usize, end: usize) -> bool {
-        // These do not overlap each other: only the last that begins before `end` can reach so far.
-        let last = self.changed.range(..end).next_back();
-        last.is_some_and(|(_, &other)| other > start)
-    }
-
-    /// Whether somebody reads something in `start..end`.
-    fn is_read(&self, start: usize, end: usize) -> bool {
-        self.read.range(..end).any(|(_, &other)| other > start)
-    }
-}
-
 /// The right to change tensors, for as long as a kernel runs; see [`run_in_place`].
 #[derive(Debug)]
 pub struct InPlaceScope<'scope, 'env: 'scope> {
-    given: Mutex<Given>,
+    lent: Lent,
     // As in `Scope`.
     scope: PhantomData<&'scope mut &'scope ()>,
     env: PhantomData<&'env mut &'env ()>,
@@ -75,58 +53,46 @@ impl<'scope, 'env> InPlaceScope<'scope, 'env> {
     /// The elements of `input`.
     ///
     /// # Errors
-    /// The kernel changes some of them.
+    /// A kernel changes some of them, this one or another.
     pub fn read<T: Element>(
         &'scope self,
         input: &'env Input<'_, T>,
     ) -> Result<&'scope [T], TorchError> {
-        let (start, end) = bounds(input.start, input.len);
-        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
-        if given.is_changed(start, end) {
+        if !self.lent.read(input.start, input.len) {
             return Err(shared());
         }
-        let longest = given.read.entry(start).or_default();
-        *longest = end.max(*longest);
         // SAFETY: `Input::new` checked start and length against a tensor that is borrowed for longer than
-        // the kernel runs, so the memory lives. `write` gives out none of it from now on, and has given
-        // none of it before. Nobody else writes to it: see `run_in_place`.
+        // the kernel runs, so the memory lives. Until its scope ends, no kernel is given any of it to change,
+        // and none has been. Nobody else writes to it: see `run_in_place`.
         Ok(unsafe { slice::from_raw_parts(input.start, input.len) })
     }
 
     /// The elements of `tensor`, to be changed.
     ///
     /// # Errors
-    /// The kernel has some of them already.
+    /// A kernel has some of them already, this one or another.
     // That no two of them share memory is checked when it runs, as `RefCell` does.
     #[allow(clippy::mut_from_ref)]
     pub fn write<T: Element>(
         &'scope self,
         tensor: &'env InPlace<'_, T>,
     ) -> Result<&'scope mut [T], TorchError> {
-        let (start, end) = bounds(tensor.start, tensor.len);
-        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
-        if given.is_changed(start, end) || given.is_read(start, end) {
+        if !self.lent.change(tensor.start, tensor.len) {
             return Err(shared());
         }
-        given.changed.insert(start, end);
-        // SAFETY: as in `read`; and no other slice of this scope has any of this memory, or will.
+        // SAFETY: as in `read`; and no other slice of any kernel has any of this memory, or will until the
+        // scope ends.
         Ok(unsafe { slice::from_raw_parts_mut(tensor.start, tensor.len) })
     }
 }
 
-/// Where memory begins and ends; nothing lies between where it is empty.
-fn bounds<T>(start: *const T, len: usize) -> (usize, usize) {
-    let start = start.addr();
-    (start, start + size_of::<T>() * len)
-}
-
 fn shared() -> TorchError {
-    TorchError::Memory("shares memory with another that the same kernel changes".to_owned())
+    TorchError::Memory("shares memory with another that a kernel changes".to_owned())
 }
 
 /// Runs a kernel that changes tensors in place.
 ///
-/// What it is given within the kernel never overlaps, unless it is read only. As with any operator of
+/// What kernels are given never overlaps, unless it is read only. As with any operator of
 /// libtorch, no other thread may use the tensors meanwhile, nor may the kernel use them in other ways than
 /// through its scope; `tch` lets a program do so through a second handle, and no binding can see it.
 pub fn run_in_place<'env, R, K>(kernel: K) -> R
@@ -134,7 +100,7 @@ where
     K: for<'scope> FnOnce(&'scope InPlaceScope<'scope, 'env>) -> R + Sync,
 {
     kernel(&InPlaceScope {
-        given: Mutex::default(),
+        lent: Lent::default(),
         scope: PhantomData,
         env: PhantomData,
     })

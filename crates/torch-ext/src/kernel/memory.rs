@@ -4,6 +4,7 @@ use std::slice;
 use half::{bf16, f16};
 use tch::{Device, Kind, Tensor};
 
+use super::lent::Lent;
 use crate::TorchError;
 
 /// Types that a tensor's elements are in memory.
@@ -120,6 +121,7 @@ pub(super) fn elements<T: Element>(tensor: &Tensor) -> Result<(*mut T, usize), T
 /// (`'env`).
 #[derive(Debug)]
 pub struct Scope<'scope, 'env: 'scope> {
+    lent: Lent,
     // Invariant in both, as `std::thread::Scope` is: no slice outlives the kernel, and no input is
     // dropped within it.
     scope: PhantomData<&'scope mut &'scope ()>,
@@ -128,9 +130,15 @@ pub struct Scope<'scope, 'env: 'scope> {
 
 impl<'scope, 'env> Scope<'scope, 'env> {
     /// The elements of `input`.
+    ///
+    /// # Panics
+    /// Another kernel changes some of them ([`run_in_place`](super::run_in_place)).
     pub fn read<T: Element>(&'scope self, input: &'env Input<'_, T>) -> &'scope [T] {
+        let lent = self.lent.read(input.start, input.len);
+        assert!(lent, "a kernel reads what another changes");
         // SAFETY: `Input::new` checked start and length against a tensor that is borrowed for longer
-        // than the kernel runs, so the memory lives. Nobody writes to it: see `run`.
+        // than the kernel runs, so the memory lives. Until its scope ends no kernel is given any of it to
+        // change, and none has been. Nobody else writes to it: see `run`.
         unsafe { slice::from_raw_parts(input.start, input.len) }
     }
 }
@@ -145,6 +153,7 @@ where
     K: for<'scope> FnOnce(&'scope Scope<'scope, 'env>) -> R + Sync,
 {
     kernel(&Scope {
+        lent: Lent::default(),
         scope: PhantomData,
         env: PhantomData,
     })

@@ -34,6 +34,7 @@
 mod cache;
 mod columns;
 mod in_place;
+mod lent;
 mod matrix;
 mod memory;
 mod number;

@@ -36,8 +36,6 @@ impl Config {
                 1.0,
             ),
             ("model.label_dropout", self.model.label_dropout, 0.0, 1.0),
-            ("optimizer.betas[0]", self.optimizer.betas.0, 0.0, 1.0),
-            ("optimizer.betas[1]", self.optimizer.betas.1, 0.0, 1.0),
             ("train.ema_decay", self.train.ema_decay, 0.0, 1.0),
             (
                 "train.second_ema_decay",
@@ -59,7 +57,6 @@ impl Config {
                 0.0,
                 f64::MAX,
             ),
-            ("optimizer.eps", self.optimizer.eps, 0.0, f64::MAX),
             (
                 "optimizer.max_grad_norm",
                 self.optimizer.max_grad_norm,
@@ -76,6 +73,18 @@ impl Config {
                 };
                 return Err(InvalidConfig::new(key, value, allowed));
             }
+        }
+        // Beyond these the first update is a division by 0.
+        let (beta1, beta2) = self.optimizer.betas;
+        for (key, beta) in [("optimizer.betas[0]", beta1), ("optimizer.betas[1]", beta2)] {
+            if !(0.0..1.0).contains(&(beta as f32)) {
+                return Err(InvalidConfig::new(key, beta, "at least 0 and below 1"));
+            }
+        }
+        let eps = self.optimizer.eps;
+        if !(f64::from(f32::MIN_POSITIVE)..=f64::from(f32::MAX)).contains(&eps) {
+            let allowed = "positive in float32, 1e-8 for example";
+            return Err(InvalidConfig::new("optimizer.eps", eps, allowed));
         }
         let evaluate = &self.evaluate;
         let judged = !evaluate.fd_encoder.is_empty() || !evaluate.inception.is_empty();
@@ -299,6 +308,34 @@ impl InvalidConfig {
         Self {
             key,
             reason: format!("is {found}, allowed is {allowed}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_whose_first_update_is_not_a_number_are_refused() {
+        let refused = |betas, eps| {
+            let mut config = Config::default();
+            config.optimizer.betas = betas;
+            config.optimizer.eps = eps;
+            config.validate().err().map(|error| error.to_string())
+        };
+        assert_eq!(refused((0.0, 0.999), 1e-8), None);
+        for (betas, eps, key) in [
+            ((1.0, 0.999), 1e-8, "optimizer.betas[0]"),
+            // It rounds to 1.
+            ((0.9, 1.0 - 1e-9), 1e-8, "optimizer.betas[1]"),
+            ((0.9, -0.1), 1e-8, "optimizer.betas[1]"),
+            ((0.9, 0.999), 0.0, "optimizer.eps"),
+            ((0.9, 0.999), 1e-50, "optimizer.eps"),
+            ((0.9, 0.999), f64::NAN, "optimizer.eps"),
+        ] {
+            let error = refused(betas, eps).unwrap();
+            assert!(error.contains(key), "{error}");
         }
     }
 }
