@@ -28,12 +28,16 @@ CASES = {
     "loss": ("alignment loss, forward and backward, 32 x 256 x 768", 20, "loss_composed"),
     "step_fp32": ("training step, SiT-S/2 with iREPA, batch 8, fp32", 3, "step_fp32_composed"),
     "step_bf16": ("training step, SiT-S/2 with iREPA, batch 8, bf16", 3, "step_bf16_composed"),
+    "step_jit_fp32": ("training step, JiT-B/16 with iREPA, batch 2, fp32", 3, "step_jit_fp32_composed"),
+    "step_jit_bf16": ("training step, JiT-B/16 with iREPA, batch 2, bf16", 3, "step_jit_bf16_composed"),
     "spatial": ("LDS, CDS, SRSS and RMSC of 64 images, 256 x 768", 3, None),
     "loader": ("32 JPEGs of 500 x 375, decoded and cropped to 256, one thread each", 3, None),
 }
 # Cases whose other contenders are not all workers: name, worker, and the case as the worker calls it.
 OTHERS = {
     "copy": [("PyTorch", "PyTorch", "copy")],
+    **{case: [(name, name, case) for name in ("PyTorch", "torch.compile")]
+       for case in ("step_jit_fp32", "step_jit_bf16")},
     "spatial": [("upstream", "upstream", "spatial")],
     "loader": [("Pillow, ADM's crop", "PyTorch", "loader"), ("Pillow, torchvision", "PyTorch", "loader_torchvision"),
                ("upstream's crop", "upstream", "loader")],

@@ -50,9 +50,10 @@ def loss_case(mode, checkout):
     return run
 
 
-def step_case(mode, checkout, bf16):
-    images, labels = torch.rand(8, 3, 32, 32) * 2 - 1, torch.arange(8)
-    tokens = torch.randn(8, 256, WIDTH)
+def step_case(mode, checkout, bf16, jit=False):
+    count, side = (2, 256) if jit else (8, 32)
+    images, labels = torch.rand(count, 3, side, side) * 2 - 1, torch.arange(count)
+    tokens = torch.randn(count, 256, WIDTH)
     if mode == "upstream":
         network_type, objective, spatial_zscore = upstream_parts(checkout)
         network = network_type(
@@ -62,7 +63,7 @@ def step_case(mode, checkout, bf16):
         )
         objective = objective(proj_coeff="1.0")
     else:
-        network = plain.SiT()
+        network = plain.JiT() if jit else plain.SiT()
     average = copy.deepcopy(network).requires_grad_(False)
     weights = [weight for weight in network.parameters() if weight.requires_grad]
     averages = [weight for weight, own in zip(average.parameters(), network.parameters()) if own.requires_grad]
@@ -88,14 +89,11 @@ def step_case(mode, checkout, bf16):
 
             denoising, projection, _ = objective(autocast_network, images, {"y": labels}, zs=[target])
             return denoising.mean() + projection.mean()
-        t = torch.rand(8)
-        noise = torch.randn_like(images)
-        mixed = (1 - t.view(-1, 1, 1, 1)) * images + t.view(-1, 1, 1, 1) * noise
-        dropped = torch.where(torch.rand(8) < 0.1, 1000, labels)
+        predict, compared = network.predict(images, labels)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            prediction, projected = forward(mixed, t, dropped)
-        denoising = (prediction.float() - (noise - images)).square().mean()
-        return denoising + align(tokens, projected.float())
+            prediction, projected = predict(forward)
+        found, wanted = compared(prediction.float())
+        return (found - wanted).square().mean() + align(tokens, projected.float())
 
     def run():
         losses().backward()
@@ -127,7 +125,7 @@ def make(case, mode, checkout):
         return spatial.metrics(checkout)
     if case.startswith("loader"):
         return loader.batches(case, checkout)
-    return step_case(mode, checkout, case == "step_bf16")
+    return step_case(mode, checkout, case.endswith("bf16"), jit="jit" in case)
 
 
 def status(key):
