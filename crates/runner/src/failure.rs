@@ -38,6 +38,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
                         | SweepError::Data { .. }
                         | SweepError::Only { .. }
                         | SweepError::Out { .. }
+                        | SweepError::Resume { .. }
                 )
             );
         Self { error, usage }

@@ -226,8 +226,17 @@ fn a_cell_that_another_process_runs_is_left_alone() {
     place
         .sweep(&["--only", "*.none.*"])
         .expect(1, &["another process is running this cell"]);
+    assert!(folder.result().is_none(), "the other process's to write");
     drop(lock);
     place.sweep(&["--only", "*.none.*"]).expect(0, &["1 done"]);
+    // Nor does it lose what it had, and a run that could not be had has not gone well.
+    let done = folder.result();
+    let lock = folder.lock().unwrap();
+    place
+        .sweep(&["--only", "*.none.*", "--set", "train.steps=21"])
+        .expect(1, &["another process is running this cell"]);
+    assert_eq!(folder.result(), done);
+    drop(lock);
 }
 
 #[test]

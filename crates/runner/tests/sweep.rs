@@ -439,6 +439,42 @@ fn a_checkpoint_gives_samples_as_pngs_and_as_npz() {
 }
 
 #[test]
+fn a_run_is_not_continued_with_other_settings() {
+    let place = Playground::new();
+    let train = ["train", "base.toml", "--out", "run", "--device", "cpu"];
+    place.run(&train).expect(0, &[]);
+    let before = trained(&place.path("run"));
+    let resume = |setting| {
+        let mut all = train.to_vec();
+        all.extend(["--resume", "--set", setting]);
+        place.run(&all)
+    };
+    let named = ["optimizer.lr was ", " and is 0.5", "--init", "--out"];
+    resume("optimizer.lr=0.5").expect(2, &named);
+    resume("train.steps=3").expect(2, &["at step 6 already", "train.steps = 3"]);
+    assert_eq!(trained(&place.path("run")), before);
+    resume("train.steps=8").expect(0, &[]);
+}
+
+#[test]
+fn a_cell_of_other_settings_begins_anew_and_leaves_what_was_there() {
+    let place = Playground::new();
+    let sweep = ["--only", "*.none.*"];
+    place.sweep(&sweep).expect(0, &["1 done"]);
+    let cell = place.path("runs/small/cells/sit-xs4.none.s0");
+    let before = trained(&cell);
+    let mut other = sweep.to_vec();
+    other.extend(["--set", "optimizer.lr=0.002"]);
+    place.sweep(&other).expect(0, &["1 done", "before"]);
+    assert_ne!(trained(&cell), before);
+    assert_eq!(trained(&cell.join("before/1")), before);
+    assert!(cell.join("before/1/result.json").is_file());
+    // And back: another run again, to the same bits.
+    place.sweep(&sweep).expect(0, &["1 done"]);
+    assert_eq!(trained(&cell), before);
+}
+
+#[test]
 fn encoders_joined_by_a_comma_are_one_target() {
     let place = Playground::new();
     place.edit("experiment.toml", "\"good\"]", "\"good,good_patch_only\"]");

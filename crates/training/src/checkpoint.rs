@@ -166,6 +166,46 @@ struct FileEntry {
     sha256: String,
 }
 
+/// Which checkpoint it is, by its manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Optimiser steps that are behind it.
+    pub step: u64,
+    /// [`Config::training_hash`](crate::Config::training_hash) of the run.
+    pub config_hash: String,
+}
+
+impl Identity {
+    /// That of the checkpoint in the folder `path`, whose other files are not looked at.
+    ///
+    /// # Errors
+    /// There is no manifest, or none of this version.
+    pub fn read(path: &Path) -> Result<Self, CheckpointError> {
+        let manifest = read_manifest(path)?;
+        Ok(Self {
+            step: manifest.step,
+            config_hash: manifest.config_hash,
+        })
+    }
+}
+
+fn read_manifest(path: &Path) -> Result<Manifest, CheckpointError> {
+    let file = path.join(MANIFEST);
+    let text = fs::read(&file).map_err(|e| CheckpointError::io("read", &file, e))?;
+    let manifest: Manifest =
+        serde_json::from_slice(&text).map_err(|source| CheckpointError::Manifest {
+            path: file.clone(),
+            source,
+        })?;
+    if manifest.format != FORMAT {
+        return Err(CheckpointError::Format {
+            path: file,
+            found: manifest.format,
+        });
+    }
+    Ok(manifest)
+}
+
 impl Checkpoint {
     /// Writes the checkpoint to `folder/step-NNNNNNN` and returns that path. A checkpoint of the
     /// same step that is there already is replaced.
@@ -173,7 +213,7 @@ impl Checkpoint {
     /// # Errors
     /// Disk full, no permission and the like; then nothing named `step-...` has changed.
     pub fn save(&self, folder: &Path) -> Result<PathBuf, CheckpointError> {
-        let path = folder.join(format!("step-{:07}", self.step));
+        let path = folder.join(folder_name(self.step));
         let temporary = folder.join(format!(".step-{:07}.partial", self.step));
         let written = self.write_to(folder, &temporary, &path);
         if written.is_err() {
@@ -258,19 +298,7 @@ impl Checkpoint {
     /// # Errors
     /// A file is missing, cut short or changed.
     pub fn load(path: &Path) -> Result<Self, CheckpointError> {
-        let file = path.join(MANIFEST);
-        let text = fs::read(&file).map_err(|e| CheckpointError::io("read", &file, e))?;
-        let manifest: Manifest =
-            serde_json::from_slice(&text).map_err(|source| CheckpointError::Manifest {
-                path: file.clone(),
-                source,
-            })?;
-        if manifest.format != FORMAT {
-            return Err(CheckpointError::Format {
-                path: file,
-                found: manifest.format,
-            });
-        }
+        let manifest = read_manifest(path)?;
         let part = |name: &str| {
             let file = path.join(name);
             let Some(entry) = manifest.files.get(name) else {
@@ -327,26 +355,28 @@ impl Checkpoint {
         })
     }
 
-    /// The newest checkpoint below `folder` that is whole and belongs to `config_hash`; damaged
-    /// or foreign ones are passed over with a warning. `None` where there is none.
-    pub fn newest(folder: &Path, config_hash: &str) -> Option<Self> {
-        list(folder)
-            .into_iter()
-            .rev()
-            .find_map(|path| match Self::load(&path) {
-                Ok(checkpoint) if checkpoint.config_hash == config_hash => Some(checkpoint),
-                Ok(_) => {
-                    tracing::warn!(
-                        "{} is of another configuration; passed over",
-                        path.display()
-                    );
-                    None
+    /// The newest checkpoint below `folder` that is whole, belongs to `config_hash`, and has no more than
+    /// `steps` behind it; others are passed over with a warning. `None` where there is none.
+    pub fn newest(folder: &Path, config_hash: &str, steps: u64) -> Option<Self> {
+        let passed_over = |path: &Path, reason: &dyn std::fmt::Display| {
+            tracing::warn!("{} {reason}; passed over", path.display());
+        };
+        list(folder).into_iter().rev().find_map(|path| {
+            let fits = Identity::read(&path).and_then(|identity| {
+                if identity.config_hash != config_hash {
+                    passed_over(&path, &"is of another configuration");
+                } else if identity.step > steps {
+                    passed_over(&path, &format!("is beyond train.steps = {steps}"));
+                } else {
+                    return Self::load(&path).map(Some);
                 }
-                Err(error) => {
-                    tracing::warn!("checkpoint passed over: {error}");
-                    None
-                }
+                Ok(None)
+            });
+            fits.unwrap_or_else(|error| {
+                tracing::warn!("{error}; passed over");
+                None
             })
+        })
     }
 }
 
@@ -357,18 +387,67 @@ pub fn list(folder: &Path) -> Vec<PathBuf> {
     };
     let mut found: Vec<(u64, PathBuf)> = entries
         .flatten()
-        .filter_map(|entry| {
-            let step = entry
-                .file_name()
-                .to_str()?
-                .strip_prefix("step-")?
-                .parse()
-                .ok()?;
-            Some((step, entry.path()))
-        })
+        .filter_map(|entry| Some((step_of(&entry.path())?, entry.path())))
         .collect();
     found.sort();
     found.into_iter().map(|(_, path)| path).collect()
+}
+
+fn folder_name(step: u64) -> String {
+    format!("step-{step:07}")
+}
+
+fn step_of(path: &Path) -> Option<u64> {
+    let name = path.file_name()?.to_str()?;
+    name.strip_prefix("step-")?.parse().ok()
+}
+
+/// The folder of a run's checkpoints.
+pub(crate) const CHECKPOINTS: &str = "checkpoints";
+/// Where [`set_aside`] puts what it finds, in a run's folder.
+const BEFORE: &str = "before";
+
+/// Makes room in a run's folder for a run that goes on from `step`, or begins, without losing what is there:
+/// checkpoints after that step, which are damaged or of another run, go to `before/N` with copies of the run's
+/// files; for a run that begins, all that is there goes, if checkpoints are. Returns that folder.
+///
+/// # Errors
+/// The system refused.
+pub(crate) fn set_aside(run: &Path, step: Option<u64>) -> Result<Option<PathBuf>, CheckpointError> {
+    let checkpoints = run.join(CHECKPOINTS);
+    let mut foreign = list(&checkpoints);
+    if let Some(step) = step {
+        let own = checkpoints.join(folder_name(step));
+        foreign.retain(|path| step_of(path) > Some(step) && *path != own);
+    }
+    if foreign.is_empty() {
+        return Ok(None);
+    }
+    let free = (1..).map(|index: u32| run.join(BEFORE).join(index.to_string()));
+    let Some(before) = free.into_iter().find(|path| !path.exists()) else {
+        return Ok(None);
+    };
+    let kept = before.join(CHECKPOINTS);
+    fs::create_dir_all(&kept).map_err(|e| CheckpointError::io("create", &kept, e))?;
+    let entries = fs::read_dir(run).map_err(|e| CheckpointError::io("read", run, e))?;
+    for entry in entries.flatten() {
+        let (path, name) = (entry.path(), entry.file_name());
+        if [CHECKPOINTS, BEFORE].iter().any(|own| name == *own) || name == ".lock" {
+            continue;
+        }
+        let to = before.join(&name);
+        if step.is_none() {
+            fs::rename(&path, &to).map_err(|e| CheckpointError::io("rename to", &to, e))?;
+        } else if path.is_file() {
+            fs::copy(&path, &to).map_err(|e| CheckpointError::io("write", &to, e))?;
+        }
+    }
+    // Last: as long as they are here, what was broken off is done again.
+    for path in foreign {
+        let to = kept.join(path.file_name().unwrap_or_default());
+        fs::rename(&path, &to).map_err(|e| CheckpointError::io("rename to", &to, e))?;
+    }
+    Ok(Some(before))
 }
 
 /// Removes all but the newest `keep` checkpoints, and what an interrupted save left behind.

@@ -1,11 +1,11 @@
 //! A training run and its folder: resume, step, log, save.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::{
     Checkpoint, Config, DeviceBatch, EventLog, Inputs, MetricsLog, Quality, StepMetrics,
-    TrainError, Trainer, checkpoint,
+    TrainError, Trainer, checkpoint, checkpoint::CHECKPOINTS,
 };
 use tch::Tensor;
 use torch_ext::Mismatch;
@@ -16,6 +16,7 @@ use torch_ext::Mismatch;
 /// metrics.jsonl
 /// events.out.tfevents.*   the same figures for TensorBoard
 /// checkpoints/step-NNNNNNN/
+/// before/N/               what was there of another run, if anything was
 /// ```
 ///
 /// It continues from the newest valid checkpoint that is there.
@@ -32,11 +33,26 @@ pub struct Run {
     last: Option<StepMetrics>,
 }
 
-/// Steps a second since the last logged line.
-#[derive(Debug)]
+/// Steps since the last logged line, and the time in them: without data, encoder, evaluation and saving, and
+/// without the steps of other runs.
+#[derive(Debug, Default)]
 struct Speed {
-    since: Instant,
-    step: u64,
+    busy: Duration,
+    steps: u64,
+    /// Steps a second, of the last line.
+    last: Option<f64>,
+}
+
+impl Speed {
+    /// Steps a second since the last call, or before it if there were none since.
+    fn take(&mut self) -> Option<f64> {
+        let seconds = std::mem::take(&mut self.busy).as_secs_f64();
+        let steps = std::mem::take(&mut self.steps);
+        if steps > 0 && seconds > 0.0 {
+            self.last = Some(steps as f64 / seconds);
+        }
+        self.last
+    }
 }
 
 impl Run {
@@ -48,8 +64,16 @@ impl Run {
         let mut trainer = Trainer::new(config, inputs)?;
         std::fs::create_dir_all(folder)
             .map_err(|error| crate::CheckpointError::io("create", folder, error))?;
-        let checkpoints = folder.join("checkpoints");
-        let newest = Checkpoint::newest(&checkpoints, &trainer.hash());
+        let checkpoints = folder.join(CHECKPOINTS);
+        let newest = Checkpoint::newest(&checkpoints, &trainer.hash(), config.train.steps);
+        let step = newest.as_ref().map(|checkpoint| checkpoint.step);
+        if let Some(before) = checkpoint::set_aside(folder, step)? {
+            tracing::warn!(
+                "{} held what this run does not go on from; it is kept in {}",
+                folder.display(),
+                before.display()
+            );
+        }
         if let Some(checkpoint) = &newest {
             trainer.resume(checkpoint)?;
         }
@@ -58,10 +82,7 @@ impl Run {
             log: MetricsLog::open(&folder.join("metrics.jsonl"), resumed_from)?,
             events: EventLog::open(folder, resumed_from)?,
             folder: folder.to_owned(),
-            speed: Speed {
-                since: Instant::now(),
-                step: resumed_from,
-            },
+            speed: Speed::default(),
             resumed_from,
             saved: newest.map(|checkpoint| checkpoint.step),
             trainer,
@@ -131,7 +152,10 @@ impl Run {
         tokens: &[Tensor],
         evaluate: impl FnOnce(&Trainer) -> Result<Quality, E>,
     ) -> Result<(), E> {
+        let started = Instant::now();
         let before = self.trainer.step(batch, tokens)?;
+        self.speed.busy += started.elapsed();
+        self.speed.steps += 1;
         self.record(before)?;
         let step = self.trainer.steps_done();
         let Config {
@@ -141,10 +165,8 @@ impl Run {
         } = self.trainer.config();
         let save = self.is_finished() || step.is_multiple_of(train.checkpoint_every);
         if settings.every > 0 && step.is_multiple_of(settings.every) {
-            let mut last = self.trainer.finish_step()?;
-            let started = Instant::now();
+            let mut last = self.finish_step()?;
             let quality = evaluate(&self.trainer)?;
-            self.speed.since += started.elapsed();
             if let Some(metrics) = &mut last {
                 metrics.quality = quality;
             }
@@ -177,7 +199,7 @@ impl Run {
     /// The last step's loss is not finite (nothing is saved then), or the folder cannot be
     /// written.
     pub fn save(&mut self) -> Result<(), TrainError> {
-        let last = self.trainer.finish_step()?;
+        let last = self.finish_step()?;
         self.record(last)?;
         self.log.sync()?;
         self.events.sync()?;
@@ -185,11 +207,18 @@ impl Run {
         if self.saved == Some(step) {
             return Ok(());
         }
-        let checkpoints = self.folder.join("checkpoints");
+        let checkpoints = self.folder.join(CHECKPOINTS);
         self.trainer.checkpoint()?.save(&checkpoints)?;
         self.saved = Some(step);
         checkpoint::prune(&checkpoints, self.trainer.config().train.keep_checkpoints)?;
         Ok(())
+    }
+
+    fn finish_step(&mut self) -> Result<Option<StepMetrics>, TrainError> {
+        let started = Instant::now();
+        let last = self.trainer.finish_step()?;
+        self.speed.busy += started.elapsed();
+        Ok(last)
     }
 
     fn record(&mut self, metrics: Option<StepMetrics>) -> Result<(), TrainError> {
@@ -199,15 +228,8 @@ impl Run {
         let train = &self.trainer.config().train;
         let is_due = metrics.step.is_multiple_of(train.log_every) || metrics.step == train.steps;
         if is_due || !metrics.quality.is_empty() {
-            if train.log_speed {
-                let seconds = self.speed.since.elapsed().as_secs_f64();
-                let steps = metrics.step.saturating_sub(self.speed.step);
-                metrics.steps_per_s = (seconds > 0.0).then(|| steps as f64 / seconds);
-            }
-            self.speed = Speed {
-                since: Instant::now(),
-                step: metrics.step,
-            };
+            let speed = self.speed.take();
+            metrics.steps_per_s = speed.filter(|_| train.log_speed);
             self.log.append(&metrics)?;
             self.events.scalars(metrics.step, &metrics.figures())?;
         }

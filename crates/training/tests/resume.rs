@@ -12,7 +12,7 @@ use diffusion::repa_e::AutoencoderLossConfig;
 use diffusion::samplers::Method;
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Generator, Params};
-use training::checkpoint::{self, Checkpoint};
+use training::checkpoint::{self, Checkpoint, Identity};
 use training::{
     Autoencoder, Config, DeviceBatch, EncoderShape, Inputs, JointTraining, KlLayout, KlSettings,
     MetricsLog, Objective, Run, Sampling, Schedule, TrainError, Trainer, read_tensors,
@@ -498,6 +498,11 @@ fn a_damaged_checkpoint_is_passed_over_for_the_one_before() {
     let run = Run::open(folder.path(), &config, inputs()).unwrap();
     assert_eq!(run.resumed_from(), 4);
     drop(run);
+    // It is out of the way of the run's own ones, which are kept by their steps, and not lost.
+    let name = newest.file_name().unwrap();
+    let newest = folder.path().join("before/1/checkpoints").join(name);
+    assert!(newest.join("optimizer.safetensors").is_file());
+    assert!(folder.path().join("before/1/metrics.jsonl").is_file());
 
     // Also when the manifest is gone or is no JSON.
     fs::write(newest.join("manifest.json"), "{").unwrap();
@@ -516,8 +521,42 @@ fn a_checkpoint_of_another_configuration_is_not_resumed() {
     advance(folder.path(), &config(2), 2, 0);
     let mut other = config(4);
     other.optimizer.lr = 5e-4;
-    let run = Run::open(folder.path(), &other, inputs()).unwrap();
+    fs::write(folder.path().join("result.json"), "{}").unwrap();
+    let log = fs::read(folder.path().join("metrics.jsonl")).unwrap();
+    let run = advance(folder.path(), &other, 1, 0);
     assert_eq!(run.resumed_from(), 0);
+    drop(run);
+    // What was there is kept, all of it, and does not mix with the new run's files.
+    let before = folder.path().join("before/1");
+    assert_eq!(fs::read(before.join("metrics.jsonl")).unwrap(), log);
+    assert!(before.join("result.json").is_file());
+    assert!(!folder.path().join("result.json").exists());
+    assert_eq!(checkpoint::list(&before.join("checkpoints")).len(), 1);
+}
+
+#[test]
+fn a_run_that_is_made_shorter_does_not_pass_for_the_long_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let kept = |steps| {
+        let mut config = config(steps);
+        config.train.keep_checkpoints = 1;
+        config
+    };
+    advance(folder.path(), &kept(4), 4, 0);
+    let run = advance(folder.path(), &kept(3), 3, 0);
+    assert_eq!(run.resumed_from(), 0);
+    assert_eq!(run.trainer().steps_done(), 3);
+    let steps = |place: &Path| {
+        let found = checkpoint::list(&place.join("checkpoints"));
+        found
+            .iter()
+            .map(|path| Identity::read(path).unwrap().step)
+            .collect::<Vec<_>>()
+    };
+    // Its own is the one that is kept, though there was a later one.
+    assert_eq!(steps(folder.path()), [3]);
+    assert_eq!(steps(&folder.path().join("before/1")), [4]);
+    assert_eq!(advance(folder.path(), &kept(4), 4, 0).resumed_from(), 3);
 }
 
 #[test]

@@ -34,21 +34,22 @@ pub(super) struct Active<'a> {
 }
 
 impl<'a> Active<'a> {
-    /// Opens a cell, where it stands.
+    /// Opens a cell that is locked for this process, where it stands.
     pub(super) fn open(
         context: &Context,
         planned: &'a Planned,
+        lock: CellLock,
         source: &TokenSource,
     ) -> Result<Self, Reason> {
-        let lock = planned.folder.lock()?;
-        planned.folder.write_config(&planned.cell.config)?;
         let inputs = Inputs {
             device: context.device,
             num_classes: planned.training.class_names().len() as i64,
             encoders: source.shapes(),
             identity: planned.identity.clone(),
         };
+        // What is there of another run goes to a place of its own, its configuration with it.
         let mut run = Run::open(planned.folder.path(), &planned.cell.config, inputs)?;
+        planned.folder.write_config(&planned.cell.config)?;
         if let Some(init) = context.init {
             initialise(context, &mut run, init)?;
         }

@@ -8,7 +8,7 @@ use tch::Tensor;
 use training::{Autoencoder, DeviceBatch};
 
 use super::active_cell::Active;
-use super::failure::{Reason, fail};
+use super::failure::{Reason, fail, leave};
 use super::latent_source::LatentSource;
 use super::measures::{judges, measure_encoder};
 use super::prefetch::{Prefetcher, Prepared, Sources};
@@ -177,7 +177,15 @@ impl Part<'_> {
                 ));
                 break;
             }
-            match Active::open(context, planned, &source) {
+            let lock = match planned.folder.lock() {
+                Ok(lock) => lock,
+                Err(error) => {
+                    leave(context, planned, &Reason::from(error));
+                    self.waiting.pop_front();
+                    continue;
+                }
+            };
+            match Active::open(context, planned, lock, &source) {
                 Ok(cell) => self.active.push(cell),
                 Err(reason) if self.may_split(&reason) => return Err(reason),
                 Err(reason) => fail(context, planned, None, 0, &reason),

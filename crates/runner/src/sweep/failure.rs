@@ -63,6 +63,7 @@ pub(super) fn fail(
         finished_at: now(),
         row,
     });
+    context.note_failure(&planned.cell.id, &reason.0);
     let line = format!("failed: {}", reason.0);
     match progress {
         Some(progress) => context.progress.done(progress, &line),
@@ -75,6 +76,14 @@ pub(super) fn fail(
             .progress
             .print(&format!("{}: {error}", planned.cell.id));
     }
+}
+
+/// Says that a cell cannot be had: another process works on it, or its folder cannot be written. Its files
+/// are left as they are.
+pub(super) fn leave(context: &Context, planned: &Planned, reason: &Reason) {
+    let line = format!("{}: not run: {}", planned.cell.id, reason.0);
+    context.progress.print(&line);
+    context.note_failure(&planned.cell.id, &reason.0);
 }
 
 /// Seconds since 1970.

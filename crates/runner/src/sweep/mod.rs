@@ -8,6 +8,7 @@ mod latent_source;
 mod measures;
 mod prefetch;
 mod progress;
+mod resume;
 mod sheet;
 mod single;
 mod token_source;
@@ -16,8 +17,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use data::{DataError, Dataset};
 use encoders::{Inception, Registry};
@@ -126,6 +127,18 @@ pub enum SweepError {
         /// The system's reason.
         source: io::Error,
     },
+    /// A run was to be continued that does not go on with these settings.
+    #[error(
+        "{}: {reason}; give it the settings that it was begun with, or start another run with --out (--init \
+         takes weights to start from, such as a checkpoint's ema.safetensors)",
+        folder.display()
+    )]
+    Resume {
+        /// The run's folder.
+        folder: PathBuf,
+        /// Why not.
+        reason: String,
+    },
     /// A cell's folder cannot be written.
     #[error(transparent)]
     Cell(#[from] CellFolderError),
@@ -148,9 +161,21 @@ pub(crate) struct Context<'a> {
     pub(crate) init: Option<&'a InitialWeights>,
     /// As in [`Options`].
     pub(crate) memory_limit: Option<u64>,
+    /// Why cells failed or could not be had, by their ids.
+    pub(crate) failures: Mutex<BTreeMap<String, String>>,
 }
 
 impl Context<'_> {
+    fn note_failure(&self, cell: &str, reason: &str) {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        failures.insert(cell.to_owned(), reason.to_owned());
+    }
+
+    fn into_failures(self) -> BTreeMap<String, String> {
+        let failures = self.failures.into_inner();
+        failures.unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn is_interrupted(&self) -> bool {
         self.interrupted.load(Ordering::Relaxed)
     }
@@ -264,6 +289,7 @@ pub fn run(
         interrupted,
         init: None,
         memory_limit: options.memory_limit,
+        failures: Mutex::default(),
     };
     for cohort in cohorts {
         if interrupted.load(Ordering::Relaxed) {
@@ -275,17 +301,17 @@ pub fn run(
     context.progress.finish();
     let rows = write_results(&folder, &plan, &missing)?;
     report::build(&folder)?;
+    let mut failed = context.into_failures();
+    for row in rows.iter().filter(|row| row.status == Status::Failed) {
+        failed.insert(row.cell.clone(), row.reason.clone());
+    }
     Ok(Outcome {
         done: rows.iter().filter(|row| row.status == Status::Done).count(),
         skipped: rows
             .iter()
             .filter(|row| row.status == Status::Skipped)
             .count(),
-        failed: rows
-            .iter()
-            .filter(|row| row.status == Status::Failed)
-            .map(|row| (row.cell.clone(), row.reason.clone()))
-            .collect(),
+        failed: failed.into_iter().collect(),
         ran,
         interrupted: interrupted.load(Ordering::Relaxed),
         folder,

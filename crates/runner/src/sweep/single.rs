@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use encoders::Registry;
@@ -9,13 +10,13 @@ use tch::Tensor;
 
 use super::cohort::Cohort;
 use super::progress::Progress;
-use super::{Context, Datasets, SweepError, prepare};
+use super::{Context, Datasets, SweepError, empty_row, prepare, resume};
 use crate::autoencoder_files::AutoencoderFiles;
 use crate::cell_folder::CellFolder;
 use crate::config_file::ConfigError;
 use crate::encoder_bank::EncoderBank;
 use crate::experiment::{Cell, PLAIN_VARIANT};
-use crate::results::ResultRow;
+use crate::results::{ResultRow, Status};
 
 /// What `runner train` was asked to do.
 #[derive(Debug)]
@@ -64,7 +65,10 @@ pub fn train(
         registry
             .check_name(&name)
             .map_err(|error| ConfigError::Name {
-                origin: format!("{}: encoders", options.origin.display()),
+                origin: format!(
+                    "{}: `alignment.encoder` or `evaluate.fd_encoder`",
+                    options.origin.display()
+                ),
                 message: error.to_string(),
             })?;
     }
@@ -98,6 +102,10 @@ pub fn train(
         &options.origin,
     )?;
     planned.folder = CellFolder::at(&options.folder);
+    if let Some(reason) = resume::obstacle(&planned) {
+        let folder = options.folder.clone();
+        return Err(SweepError::Resume { folder, reason });
+    }
     fs::create_dir_all(&options.folder).map_err(|source| SweepError::Out {
         path: options.folder.clone(),
         source,
@@ -112,6 +120,7 @@ pub fn train(
         interrupted,
         init: options.init.as_ref(),
         memory_limit: None,
+        failures: Mutex::default(),
     };
     for cohort in &cohorts {
         cohort.run(&context);
@@ -120,5 +129,12 @@ pub fn train(
     if interrupted.load(Ordering::Relaxed) {
         return Ok(None);
     }
-    Ok(folder.result().map(|result| result.row))
+    let failure = context.into_failures().remove(&cell.id);
+    Ok(match failure {
+        None => folder.result().map(|result| result.row),
+        Some(reason) => Some(ResultRow {
+            reason,
+            ..empty_row(&cell, Status::Failed)
+        }),
+    })
 }
