@@ -3,6 +3,7 @@
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use tch::{Device, Tensor};
 use training::{DeviceBatch, Inputs, MetricsLog, Run};
 
 use super::failure::{Reason, hardware, now};
@@ -118,7 +119,9 @@ impl<'a> Active<'a> {
         let config = &cell.config;
         let mut row = empty_row(cell, Status::Done);
         row.steps = Some(self.run.trainer().steps_done());
-        self.draw_grid(context)?;
+        if !self.draw_grid(context)? {
+            return Ok(());
+        }
         row.fd_encoder = config.evaluate.fd_encoder.clone();
         let measured = judges.measure(self.run.trainer(), context.interrupted, |stage| {
             context.progress.stage(&self.progress, &described(stage));
@@ -170,18 +173,32 @@ impl<'a> Active<'a> {
         Ok(())
     }
 
-    /// A grid with the classes in turn, for the report.
-    fn draw_grid(&mut self, context: &Context) -> Result<(), Reason> {
+    /// A grid with the classes in turn, for the report. Says whether it was not interrupted.
+    fn draw_grid(&mut self, context: &Context) -> Result<bool, Reason> {
         let config = &self.planned.cell.config;
         let classes = self.planned.training.class_names().len().max(1);
         if config.sample.grid == 0 {
-            return Ok(());
+            return Ok(true);
         }
         context.progress.stage(&self.progress, "sample grid");
         let labels: Vec<i64> = (0..config.sample.grid)
             .map(|i| (i % classes) as i64)
             .collect();
-        let samples = self.run.trainer().sample(0, &labels, |_| {})?;
+        // As many as are drawn at once, to end soon when interrupted.
+        let at_once = match context.device {
+            Device::Cpu => 8,
+            _ => config.sample.batch_size.max(1),
+        };
+        let mut parts = Vec::new();
+        let mut first = 0;
+        for labels in labels.chunks(at_once) {
+            if context.is_interrupted() {
+                return Ok(false);
+            }
+            parts.push(self.run.trainer().sample(first, labels, |_| {})?);
+            first += labels.len() as u64;
+        }
+        let samples = Tensor::f_cat(&parts, 0).map_err(training::TrainError::from)?;
         let images = tensors::images(&samples)?;
         let (count, _, height, width) = images.dim();
         let layout = GridLayout {
@@ -196,7 +213,7 @@ impl<'a> Active<'a> {
         write_grid(&path, images.view(), layout)?;
         let (png, size) = (std::fs::read(&path)?, image::image_dimensions(&path)?);
         self.run.log_picture("samples", &png, size)?;
-        Ok(())
+        Ok(true)
     }
 }
 
