@@ -18,9 +18,9 @@ pub enum TrainError {
 
     /// The loss or the gradient is NaN or infinite.
     #[error(
-        "{what} is {value} at step {step}; the batch holds the samples {}. The last checkpoint is \
-         from before: lower optimizer.lr or optimizer.max_grad_norm, or look at those images and \
-         at the encoder's tokens for them",
+        "{what} is {value} at step {step}; the batch holds the samples {}. Look at those \
+         images and at the encoder's tokens for them, or start another run with a lower optimizer.lr or \
+         optimizer.max_grad_norm: the last checkpoint is from before, and `train --init` takes its weights",
         list(.samples)
     )]
     NotFinite {
