@@ -6,7 +6,13 @@ use clap::{Args, Parser, Subcommand};
 
 /// Trains and compares diffusion transformers with representation alignment (REPA, iREPA).
 #[derive(Debug, Parser)]
-#[command(name = "runner", version, max_term_width = 100)]
+#[command(
+    name = "runner",
+    version,
+    max_term_width = 100,
+    after_help = "IREPA_LOG=error, warn (the default), info or debug says how much is logged to standard error; NO_COLOR=1 \
+                  takes the colours away."
+)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -140,7 +146,7 @@ pub struct TrainArgs {
 /// `runner sample`.
 #[derive(Debug, Args)]
 pub struct SampleArgs {
-    /// The folder of a run, whose newest checkpoint is taken, a checkpoint folder, `.../checkpoints/step-N`, or a
+    /// The folder of a run, whose newest whole checkpoint is taken, a checkpoint folder, `.../checkpoints/step-N`, or a
     /// .safetensors file of weights.
     pub checkpoint: PathBuf,
     /// The configuration, where it is not beside the checkpoint.
@@ -325,10 +331,10 @@ pub struct MetricsArgs {
     #[arg(long, value_name = "NAME", default_value = "train", requires = "probe")]
     pub probe_split: String,
     /// Number of images; 64 by default, 256 with --rank.
-    #[arg(long)]
+    #[arg(long, value_parser = at_least_one)]
     pub images: Option<usize>,
     /// Side to which the images are cropped and resized, in pixels.
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=8192))]
     pub resolution: u32,
     /// What is put under transparent pixels: drop (ignore alpha, as upstream), white or black.
     #[arg(long, default_value = "drop", value_parser = parse_background)]
@@ -414,10 +420,10 @@ pub struct CheckArgs {
     #[arg(long, default_value = "fp32")]
     pub precision: encoders::Precision,
     /// Side of the images, in pixels.
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=8192))]
     pub resolution: u32,
     /// Images at once when the speed is measured; 4 on the CPU and 64 elsewhere by default.
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub batch: Option<u32>,
 }
 
@@ -430,7 +436,7 @@ pub struct InspectArgs {
     #[arg(long, default_value = "auto")]
     pub device: String,
     /// Side of the images, in pixels.
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=8192))]
     pub resolution: u32,
     /// What the weights are cast to: fp32, bf16 or fp16.
     #[arg(long, default_value = "fp32")]

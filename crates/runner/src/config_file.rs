@@ -107,8 +107,16 @@ pub(crate) fn nearest<'a>(
 /// # Errors
 /// A file is missing or is not a valid configuration.
 pub fn read_layers(path: &Path) -> Result<Table, ConfigError> {
+    read_layers_named_by(path, None)
+}
+
+/// As [`read_layers`]; `from` says which file and key name `path`, if any do.
+pub(crate) fn read_layers_named_by(
+    path: &Path,
+    mut from: Option<String>,
+) -> Result<Table, ConfigError> {
     let mut layers = Vec::new();
-    let (mut next, mut from) = (Some(path.to_owned()), None);
+    let mut next = Some(path.to_owned());
     while let Some(path) = next {
         if layers.len() == MAX_DEPTH {
             return Err(ConfigError::BaseChain(path));
@@ -292,6 +300,29 @@ pub fn resolve(table: Table, origin: &str) -> Result<Config, ConfigError> {
     Ok(config)
 }
 
+/// Says that settings of an alignment without encoder have no effect. Where the encoder is `none` by
+/// name, they are somebody's baseline.
+fn warn_of_idle_alignment(table: &Table, path: &Path) {
+    let Some(Value::Table(alignment)) = table.get("alignment") else {
+        return;
+    };
+    if alignment.contains_key("encoder") {
+        return;
+    }
+    let idle: Vec<String> = ["head", "losses", "spatial_norm"]
+        .into_iter()
+        .filter(|key| alignment.contains_key(*key))
+        .map(|key| format!("alignment.{key}"))
+        .collect();
+    if !idle.is_empty() {
+        tracing::warn!(
+            "{}: {} without alignment.encoder: there is no alignment; name an encoder, or \"none\"",
+            path.display(),
+            idle.join(", ")
+        );
+    }
+}
+
 /// Reads `path`, applies `--set` settings, and checks the result.
 ///
 /// # Errors
@@ -299,6 +330,7 @@ pub fn resolve(table: Table, origin: &str) -> Result<Config, ConfigError> {
 pub fn load(path: &Path, settings: &[String]) -> Result<Config, ConfigError> {
     let mut table = read_layers(path)?;
     apply_settings(&mut table, settings)?;
+    warn_of_idle_alignment(&table, path);
     let origin = if settings.is_empty() {
         path.display().to_string()
     } else {

@@ -139,12 +139,14 @@ impl Plan {
     ) -> Result<Self, ConfigError> {
         let text = config_file::read(path, None)?;
         let experiment: Experiment = config_file::parse(path, &text)?;
+        let (section, section_name) = match device {
+            DeviceKind::Cpu => (&experiment.cpu, "cpu"),
+            DeviceKind::Cuda => (&experiment.cuda, "cuda"),
+        };
         Resolver {
             path,
-            section: match device {
-                DeviceKind::Cpu => &experiment.cpu,
-                DeviceKind::Cuda => &experiment.cuda,
-            },
+            section,
+            section_name,
             experiment: &experiment,
             registry,
             settings,
@@ -157,6 +159,8 @@ struct Resolver<'a> {
     path: &'a Path,
     experiment: &'a Experiment,
     section: &'a DeviceSection,
+    /// Its key in the file.
+    section_name: &'static str,
     registry: &'a Registry,
     settings: &'a [String],
 }
@@ -165,11 +169,19 @@ impl Resolver<'_> {
     fn plan(&self) -> Result<Plan, ConfigError> {
         let experiment = self.experiment;
         self.check_name()?;
-        let base = self.section.base.as_ref().unwrap_or(&experiment.base);
-        let base = config_file::read_layers(&self.beside(base))?;
+        let (key, base) = self.place("base", &self.section.base, &experiment.base);
+        let from = format!("`{key}` in {}", self.path.display());
+        let base = config_file::read_layers_named_by(&base, Some(from))?;
         let (top, own) = (&self.section.grid, &experiment.grid);
         let encoders = self.encoders(axis(&top.encoder, &own.encoder))?;
         let recipe_names = axis(&top.recipe, &own.recipe);
+        let aligned = recipe_names.iter().find(|name| *name != BASELINE);
+        if let (Some(recipe), true) = (aligned, encoders.is_empty()) {
+            return Err(self.name_error(
+                "grid.encoder",
+                format!("the recipe `{recipe}` aligns with an encoder, and none is named here"),
+            ));
+        }
         let variants = self.variants(axis(&top.variant, &own.variant))?;
         let models: Vec<Option<String>> =
             axis(&top.model, &own.model).into_iter().map(Some).collect();
@@ -215,7 +227,7 @@ impl Resolver<'_> {
         if cells.is_empty() {
             return Err(self.name_error(
                 "grid",
-                "it plans no cell; name at least one recipe, and an encoder for recipes other than `none`".to_owned(),
+                "it plans no cell; grid.recipe must name at least one recipe".to_owned(),
             ));
         }
         Ok(Plan {
@@ -227,12 +239,26 @@ impl Resolver<'_> {
 }
 
 impl Resolver<'_> {
-    fn beside(&self, path: &Path) -> PathBuf {
-        config_file::tidy(&config_file::folder_of(self.path).join(path))
+    /// The key of a path that the device's section may replace, and the path, which is beside the
+    /// experiment file.
+    fn place(&self, key: &str, top: &Option<PathBuf>, own: &Path) -> (String, PathBuf) {
+        let (key, path) = match top {
+            Some(path) => (format!("{}.{key}", self.section_name), path.as_path()),
+            None => (key.to_owned(), own),
+        };
+        let folder = config_file::folder_of(self.path);
+        (key, config_file::tidy(&folder.join(path)))
     }
 
     fn origin(&self, key: &str) -> String {
         format!("{}: `{key}`", self.path.display())
+    }
+
+    fn check_folder(&self, key: &str, folder: &Path) -> Result<(), ConfigError> {
+        if folder.is_dir() {
+            return Ok(());
+        }
+        Err(self.name_error(key, format!("there is no folder {}", folder.display())))
     }
 
     fn name_error(&self, key: &str, message: String) -> ConfigError {
@@ -279,8 +305,7 @@ impl Resolver<'_> {
         names: &[String],
         variant: &str,
     ) -> Result<Vec<(String, Table)>, ConfigError> {
-        let folder = self.section.recipes.as_ref();
-        let folder = self.beside(folder.unwrap_or(&self.experiment.recipes));
+        let (key, folder) = self.place("recipes", &self.section.recipes, &self.experiment.recipes);
         names
             .iter()
             .map(|name| {
@@ -290,6 +315,7 @@ impl Resolver<'_> {
                     false => folder.join(format!("{name}.toml")),
                 };
                 if !path.is_file() {
+                    self.check_folder(&key, &folder)?;
                     let message = unknown_file("recipe", name, &folder);
                     return Err(self.name_error("grid.recipe", message));
                 }
@@ -299,8 +325,8 @@ impl Resolver<'_> {
     }
 
     fn variants(&self, names: Vec<String>) -> Result<Vec<(String, Table)>, ConfigError> {
-        let folder = self.section.variants.as_ref();
-        let folder = self.beside(folder.unwrap_or(&self.experiment.variants));
+        let (own, top) = (&self.experiment.variants, &self.section.variants);
+        let (key, folder) = self.place("variants", top, own);
         non_empty(names, PLAIN_VARIANT.to_owned())
             .into_iter()
             .map(|name| {
@@ -311,6 +337,7 @@ impl Resolver<'_> {
                 if name == PLAIN_VARIANT {
                     return Ok((name, Table::new()));
                 }
+                self.check_folder(&key, &folder)?;
                 let message = unknown_file("variant", &name, &folder);
                 Err(self.name_error("grid.variant", message))
             })

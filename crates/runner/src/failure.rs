@@ -50,8 +50,10 @@ impl fmt::Display for Failure {
         let mut text = self.error.to_string();
         for cause in self.error.chain().skip(1) {
             let cause = cause.to_string();
+            // What the TOML parser says ends with a line break.
+            let cause = cause.trim_end();
             // A transparent error repeats its source.
-            if !text.contains(&cause) {
+            if !text.contains(cause) {
                 text = format!("{text}: {cause}");
             }
         }

@@ -4,6 +4,7 @@ mod cli;
 mod commands;
 mod failure;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -18,6 +19,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(colours())
         .without_time()
         .with_target(false)
         .init();
@@ -31,6 +33,11 @@ fn main() -> ExitCode {
             failure.exit_code()
         }
     }
+}
+
+/// Colours are for people: not for pipes and files, nor where NO_COLOR is set (<https://no-color.org>).
+fn colours() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty())
 }
 
 fn run(command: Command) -> Result<ExitCode, Failure> {

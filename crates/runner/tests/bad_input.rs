@@ -92,8 +92,25 @@ fn settings_of_the_command_line_are_checked_too() {
 fn missing_files_are_named_with_who_names_them() {
     let place = Playground::new();
     fs::remove_file(place.path("base.toml")).unwrap();
-    refused(&place, &["base.toml"]);
+    refused(&place, &["base.toml", "named by `base` in experiment.toml"]);
     let place = Playground::new();
+    for (key, variant) in [("recipes", "sit"), ("variants", "jit")] {
+        let place = Playground::new();
+        place.edit(
+            "experiment.toml",
+            "recipes = \"recipes\"",
+            &format!("{key} = \"elsewhere\""),
+        );
+        place.edit(
+            "experiment.toml",
+            "[grid]",
+            &format!("[grid]\nvariant = [\"{variant}\"]"),
+        );
+        refused(
+            &place,
+            &[&format!("`{key}`"), "there is no folder elsewhere"],
+        );
+    }
     place.edit("base.toml", "emoji64", "emoji65");
     refused(&place, &["data.path", "emoji65"]);
     Playground::new()
@@ -102,6 +119,167 @@ fn missing_files_are_named_with_who_names_them() {
     let place = Playground::new();
     place.write("base.toml", "base = \"base.toml\"\n");
     refused(&place, &["base.toml", "does not end"]);
+}
+
+#[test]
+fn what_the_toml_parser_says_is_said_once() {
+    for (file, old, new) in [
+        ("experiment.toml", "seed = [0]", "seed = [\"a\"]"),
+        ("experiment.toml", "name = \"small\"", ""),
+        ("base.toml", "steps = 6", "steps = \"x\""),
+        ("base.toml", "[train]", "[train]\n[train]"),
+    ] {
+        let place = Playground::new();
+        place.edit(file, old, new);
+        let outcome = place.sweep(&[]).expect(2, &[file, "line"]);
+        let found = outcome.stderr.matches("TOML parse error").count();
+        assert_eq!(found, 1, "{}", outcome.stderr);
+    }
+}
+
+#[test]
+fn settings_that_cannot_run_are_refused_before_anything_is_made() {
+    let place = Playground::new();
+    for (setting, words) in [
+        (
+            "data.resolution=18",
+            ["`data.resolution`", "a multiple of 4"],
+        ),
+        ("alignment.losses=[]", ["`alignment.losses`", "empty"]),
+        (
+            "alignment.losses=[{ kind = \"cosine\", coefficient = nan }]",
+            ["`alignment.losses`", "NaN"],
+        ),
+        (
+            "alignment.head={ kind = \"mlp\", width = 0 }",
+            ["`alignment.head.width`", "at least 1"],
+        ),
+        (
+            "alignment.spatial_norm={ method = \"zscore\", alpha = inf }",
+            ["`alignment.spatial_norm`", "alpha"],
+        ),
+        (
+            "alignment.spatial_norm={ method = \"zscore\", eps = 0.0 }",
+            ["`alignment.spatial_norm`", "eps"],
+        ),
+        (
+            "sample.sampler.num_steps=0",
+            ["`sample.sampler.num_steps`", "at least 1"],
+        ),
+        (
+            "data.latent_cache=latents",
+            ["`data.latent_cache`", "identity"],
+        ),
+    ] {
+        place
+            .sweep(&["--dry-run", "--set", setting])
+            .expect(2, &[&["experiment.toml"], &words[..]].concat());
+        place
+            .run(&["train", "base.toml", "--out", "runs/one", "--set", setting])
+            .expect(2, &[&["base.toml"], &words[..]].concat());
+    }
+    assert!(!place.path("runs").exists());
+}
+
+#[test]
+fn a_recipe_that_wants_an_encoder_is_not_dropped_without_one() {
+    let place = Playground::new();
+    place.edit(
+        "experiment.toml",
+        "encoder = [\"hog-vit-g4_d128\", \"good\"]",
+        "",
+    );
+    refused(&place, &["`grid.encoder`", "irepa"]);
+    place.edit("experiment.toml", ", \"irepa\"]", "]");
+    place.sweep(&["--dry-run"]).expect(0, &["1 cells"]);
+}
+
+#[test]
+fn settings_that_change_nothing_are_warned_of() {
+    let place = Playground::new();
+    let train = |out: &str, more: &[&str]| {
+        let mut all = vec!["train", "base.toml", "--device", "cpu", "--out", out];
+        for setting in [
+            "train.steps=1",
+            "sample.grid=0",
+            "sample.count=0",
+            "evaluate.fd_encoder=\"\"",
+            "evaluate.spatial_images=0",
+        ]
+        .iter()
+        .chain(more)
+        {
+            all.extend(["--set", setting]);
+        }
+        place.run(&all).expect(0, &[])
+    };
+    let cached = "data.token_cache=nowhere";
+    train("a", &["alignment.encoder=good", cached]).expect(
+        0,
+        &["WARN", "`data.token_cache` is nowhere", "no such folder"],
+    );
+    fs::create_dir(place.path("nowhere")).unwrap();
+    train("b", &["alignment.encoder=good", cached]).expect(
+        0,
+        &[
+            "`data.token_cache` has no cache of good",
+            "prepare features",
+        ],
+    );
+    let quiet = |outcome: common::Outcome| {
+        assert!(!outcome.stderr.contains("WARN"), "{}", outcome.stderr);
+    };
+    quiet(train("c", &[cached]));
+    quiet(train("d", &["alignment.encoder=good"]));
+
+    place.write(
+        "base.toml",
+        &format!(
+            "{}\n[alignment]\nhead = {{ kind = \"linear\" }}\n",
+            place.read("base.toml")
+        ),
+    );
+    train("e", &[]).expect(0, &["WARN", "alignment.head", "alignment.encoder"]);
+    quiet(train("f", &["alignment.encoder=none"]));
+}
+
+#[test]
+fn counts_of_nothing_and_places_that_are_not_there_are_refused_at_once() {
+    let place = Playground::new();
+    for (arguments, words) in [
+        (
+            &["encoders", "check", "hog", "--batch", "0"][..],
+            ["--batch", "0"],
+        ),
+        (
+            &["encoders", "check", "hog", "--resolution", "0"],
+            ["--resolution", "0"],
+        ),
+        (
+            &["encoders", "inspect", "hog", "--resolution", "0"],
+            ["--resolution", "0"],
+        ),
+        (&["metrics", "hog", "--images", "0"], ["--images", "0"]),
+        (
+            &["metrics", "hog", "--rank", "--json", "nodir/x.json"],
+            ["--json nodir/x.json", "no folder nodir"],
+        ),
+        (
+            &["evaluate", "a", "--reference", "b", "--out", "nodir/x.json"],
+            ["--out nodir/x.json", "no folder nodir"],
+        ),
+        (
+            &["sample", "run", "--grid", "grid.jpg"],
+            ["--grid grid.jpg", ".png"],
+        ),
+        (
+            &["sample", "run", "--grid", "nodir/grid.png"],
+            ["--grid nodir/grid.png", "no folder nodir"],
+        ),
+    ] {
+        let outcome = place.run(arguments).expect(2, &words);
+        assert_eq!(outcome.stdout, "", "{arguments:?}");
+    }
 }
 
 #[test]
@@ -164,6 +342,11 @@ fn corrupt_images_are_passed_over_up_to_the_configured_share() {
     share("0.01").expect(1, &["failed", "corrupt"]);
     let outcome = share("0.5").expect(0, &["1 done"]);
     assert!(outcome.stderr.contains("WARN"), "{}", outcome.stderr);
+    assert!(
+        !outcome.stderr.contains('\u{1b}'),
+        "colours in a pipe: {}",
+        outcome.stderr
+    );
 }
 
 #[test]
@@ -252,6 +435,7 @@ fn every_command_has_help_with_an_example() {
             .run(&["encoders", command, "--help"])
             .expect(0, &["Example:"]);
     }
+    place.run(&["--help"]).expect(0, &["IREPA_LOG", "NO_COLOR"]);
     place.run(&["swep"]).expect(2, &["sweep"]);
     place
         .run(&["report", "nowhere"])

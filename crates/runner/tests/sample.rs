@@ -236,3 +236,79 @@ fn what_does_not_go_together_is_refused() {
     place.write("file", "");
     sample(&place, "file", "1", &[]).expect(1, &["file"]);
 }
+
+#[test]
+fn the_newest_whole_checkpoint_of_a_run_is_taken() {
+    let place = Playground::new();
+    let mut all = vec!["train", "base.toml", "--device", "cpu", "--out", "run"];
+    for setting in ["train.steps=4", "evaluate.fd_encoder=\"\"", "sample.grid=0"] {
+        all.extend(["--set", setting]);
+    }
+    place.run(&all).expect(0, &[]);
+    let draw = |what: &str, out: &str| {
+        let all = [
+            "sample", what, "--device", "cpu", "--count", "2", "--out", out,
+        ];
+        place.run(&all)
+    };
+    let cut = |step: u64| {
+        let file = place.path(&format!("run/checkpoints/step-{step:07}/ema.safetensors"));
+        let bytes = fs::read(&file).unwrap();
+        fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
+    };
+    draw("run", "whole").expect(0, &["step-0000004"]);
+    draw("run/checkpoints/step-0000002", "older").expect(0, &[]);
+    cut(4);
+    draw("run", "fallen").expect(
+        0,
+        &[
+            "WARN",
+            "step-0000004/ema.safetensors is damaged",
+            "step-0000002",
+        ],
+    );
+    assert!(images(&place.path("fallen")) == images(&place.path("older")));
+    assert!(images(&place.path("fallen")) != images(&place.path("whole")));
+    // Named itself, a damaged checkpoint is not replaced by another.
+    draw("run/checkpoints/step-0000004", "named").expect(1, &["step-0000004", "damaged"]);
+    cut(2);
+    let words = ["none of its 2", "step-0000004", "step-0000002", "damaged"];
+    draw("run", "none").expect(1, &words);
+    assert!(!place.path("named").exists() && !place.path("none").exists());
+}
+
+#[test]
+fn what_cannot_be_sampled_from_is_answered_with_what_can() {
+    let place = place();
+    place.write("rubbish.safetensors", "rubbish");
+    fs::create_dir_all(place.path("sweep/cells/one")).unwrap();
+    fs::create_dir_all(place.path("empty")).unwrap();
+    for (what, code, words) in [
+        ("nowhere", 2, ["nowhere", "no such file or folder"]),
+        ("sweep", 2, ["folder of a sweep", "sweep/cells/ID"]),
+        (
+            "run/checkpoints",
+            2,
+            ["run/checkpoints", "folder of the run"],
+        ),
+        ("empty", 2, ["empty", "neither the folder of a run"]),
+        (
+            "rubbish.safetensors",
+            1,
+            ["rubbish.safetensors is damaged", "not a safetensors file"],
+        ),
+    ] {
+        let all = [
+            "sample",
+            what,
+            "--config",
+            "base.toml",
+            "--device",
+            "cpu",
+            "--out",
+            "out",
+        ];
+        place.run(&all).expect(code, &words);
+        assert!(!place.path("out").exists(), "{what}");
+    }
+}

@@ -59,7 +59,10 @@ fn weights_of_another_model_are_refused_unless_part_of_them_is_wanted() {
     train(&place, "c", &partial).expect(0, &["drawn anew", "q_norm"]);
     train(&place, "d", &["--init", "nowhere.safetensors"]).expect(2, &["nowhere.safetensors"]);
     place.write("rubbish.safetensors", "rubbish");
-    train(&place, "d", &["--init", "rubbish.safetensors"]).expect(2, &["rubbish.safetensors"]);
+    train(&place, "d", &["--init", "rubbish.safetensors"]).expect(
+        2,
+        &["rubbish.safetensors is damaged", "not a safetensors file"],
+    );
     train(&place, "d", &["--partial"]).expect(2, &["--init"]);
 }
 

@@ -99,9 +99,9 @@ pub fn read_tensors(path: &Path) -> Result<Vec<(String, Tensor)>, CheckpointErro
 }
 
 pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<(String, Tensor)>, CheckpointError> {
-    let file = SafeTensors::deserialize(bytes).map_err(|source| CheckpointError::Tensors {
+    let file = SafeTensors::deserialize(bytes).map_err(|error| CheckpointError::Damaged {
         path: path.to_owned(),
-        source,
+        reason: format!("it is cut short, or not a safetensors file: {error}"),
     })?;
     let mut tensors = file
         .iter()

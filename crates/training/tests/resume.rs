@@ -409,7 +409,7 @@ fn variants_that_make_no_sense_are_refused_with_the_reason() {
     wrong.data.resolution = 10;
     refused(&wrong, &["data.resolution", "discriminator_layers"]);
     wrong.data.resolution = 15;
-    refused(&wrong, &["data.resolution", "multiples of 2"]);
+    refused(&wrong, &["data.resolution", "a multiple of 4"]);
     let mut wrong = repa_e(sit.clone());
     if let Objective::RepaE(joint) = &mut wrong.objective {
         joint.loss.perceptual_weight = 1.0;

@@ -14,6 +14,9 @@ use crate::cli::EvaluateArgs;
 use crate::failure::Failure;
 
 pub fn run(arguments: &EvaluateArgs) -> Result<ExitCode, Failure> {
+    if let Some(path) = &arguments.out {
+        super::check_out("--out", path)?;
+    }
     let device = super::device(&arguments.device)?;
     let images = ImageOptions {
         split: None,

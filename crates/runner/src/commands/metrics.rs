@@ -21,6 +21,9 @@ const FEW: usize = 64;
 const MANY: usize = 256;
 
 pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
+    if let Some(path) = &arguments.json {
+        super::check_out("--json", path)?;
+    }
     let device = super::device(&arguments.device)?;
     let registry = super::registry();
     let names = super::encoders_here(&arguments.encoders, arguments.resolution, &registry)?;

@@ -11,7 +11,7 @@ pub mod sweep;
 pub mod train;
 pub mod visualize;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ::encoders::{Registry, Status};
@@ -43,6 +43,20 @@ fn registry() -> Registry {
 fn device(name: &str) -> Result<Device, Failure> {
     torch_ext::device::resolve(name)
         .map_err(|error| Failure::usage(anyhow::anyhow!("--device {name}: {error}")))
+}
+
+/// Refuses a file that cannot be written, before anything is computed for it.
+fn check_out(flag: &str, out: &Path) -> Result<(), Failure> {
+    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let problem = match folder {
+        Some(folder) if !folder.is_dir() => format!("there is no folder {}", folder.display()),
+        _ if out.is_dir() => "this is a folder".to_owned(),
+        _ => return Ok(()),
+    };
+    Err(Failure::usage(anyhow::anyhow!(
+        "{flag} {}: {problem}",
+        out.display()
+    )))
 }
 
 /// The encoders that were asked for, each once. Of a named set such as paper27, those that are

@@ -22,14 +22,19 @@ const GRID: u64 = 64;
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
 pub fn run(arguments: &SampleArgs) -> Result<ExitCode, Failure> {
-    let source = source(&arguments.checkpoint)?;
-    let config = config(arguments, &source)?;
+    if let Some(picture) = &arguments.grid {
+        check_picture(picture)?;
+    }
+    let named = &arguments.checkpoint;
+    let sources = sources(named)?;
+    let config = config(arguments, named)?;
     let devices = devices(&arguments.device)?;
     let Weights {
+        source,
         file,
         denoiser,
         vae,
-    } = weights(&source, arguments.no_ema)?;
+    } = newest_weights(named, &sources, arguments.no_ema)?;
     let samplers = devices
         .iter()
         .map(|device| Sampling::new(&config, &denoiser, vae.as_deref(), *device))
@@ -109,25 +114,95 @@ fn failure(error: SamplingError) -> Failure {
     }
 }
 
-/// What was named, or of the folder of a run its newest checkpoint.
-fn source(named: &Path) -> Result<PathBuf, Failure> {
-    let checkpoints = named.join("checkpoints");
-    if !checkpoints.is_dir() {
-        return Ok(named.to_owned());
+/// What was named, or of the folder of a run its checkpoints, newest first.
+fn sources(named: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let refused = |reason: String| Err(Failure::usage(anyhow!("{}: {reason}", named.display())));
+    if !named.exists() {
+        return refused("there is no such file or folder".to_owned());
     }
-    let newest = checkpoint::list(&checkpoints).pop().ok_or_else(|| {
-        Failure::usage(anyhow!("{} has no checkpoint yet", checkpoints.display()))
-    })?;
-    eprintln!("{}", newest.display());
-    Ok(newest)
+    if named.join("cells").is_dir() {
+        return refused(format!(
+            "this is the folder of a sweep; give that of a cell, {}",
+            named.join("cells").join("ID").display()
+        ));
+    }
+    let checkpoints = named.join("checkpoints");
+    if checkpoints.is_dir() {
+        let mut found = checkpoint::list(&checkpoints);
+        if found.is_empty() {
+            return Err(Failure::usage(anyhow!(
+                "{} has no checkpoint yet",
+                checkpoints.display()
+            )));
+        }
+        found.reverse();
+        return Ok(found);
+    }
+    if named.is_dir() && !checkpoint::list(named).is_empty() {
+        return refused(
+            "give the folder of the run, the one above, or one of the checkpoints here".to_owned(),
+        );
+    }
+    let is_checkpoint = named.join("manifest.json").exists()
+        || named
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with("step-"));
+    if named.is_dir() && !is_checkpoint {
+        return refused("this is neither the folder of a run nor a checkpoint".to_owned());
+    }
+    Ok(vec![named.to_owned()])
+}
+
+/// The weights of the first source that is whole; those before it are passed over with a warning.
+fn newest_weights(named: &Path, sources: &[PathBuf], no_ema: bool) -> Result<Weights, Failure> {
+    if let [only] = sources {
+        if only != named {
+            eprintln!("{}", only.display());
+        }
+        return weights(only, no_ema);
+    }
+    let mut errors = Vec::new();
+    for source in sources {
+        match weights(source, no_ema) {
+            Ok(weights) => {
+                eprintln!("{}", source.display());
+                return Ok(weights);
+            }
+            Err(error) => {
+                tracing::warn!("checkpoint passed over: {error}");
+                errors.push(error.to_string());
+            }
+        }
+    }
+    Err(anyhow!(
+        "{}: none of its {} checkpoints is whole: {}",
+        named.display(),
+        errors.len(),
+        errors.join("; ")
+    )
+    .into())
+}
+
+/// Refuses a place where the picture of `--grid` cannot be written.
+fn check_picture(path: &Path) -> Result<(), Failure> {
+    let png = path
+        .extension()
+        .is_some_and(|extension| extension.eq_ignore_ascii_case("png"));
+    if !png {
+        return Err(Failure::usage(anyhow!(
+            "--grid {}: the picture is a PNG; name a file that ends in .png",
+            path.display()
+        )));
+    }
+    super::check_out("--grid", path)
 }
 
 /// The configuration, with the flags on top.
-fn config(arguments: &SampleArgs, source: &Path) -> Result<Config, Failure> {
+fn config(arguments: &SampleArgs, named: &Path) -> Result<Config, Failure> {
     let (path, mut config) = match &arguments.config {
         Some(path) => (path.clone(), config_file::load(path, &arguments.settings)?),
         None => {
-            let path = config_of(source)?;
+            let path = config_of(named)?;
             let config = config_file::load(&path, &arguments.settings)?;
             (path, config)
         }
@@ -153,8 +228,11 @@ fn config(arguments: &SampleArgs, source: &Path) -> Result<Config, Failure> {
     Ok(config)
 }
 
-/// The configuration beside a checkpoint: `RUN/checkpoints/step-N` has `RUN/config.toml`.
+/// The configuration of a run, or beside a checkpoint: `RUN/checkpoints/step-N` has `RUN/config.toml`.
 fn config_of(checkpoint: &Path) -> Result<PathBuf, Failure> {
+    if checkpoint.join("checkpoints").is_dir() {
+        return Ok(checkpoint.join("config.toml"));
+    }
     let run = checkpoint.parent().and_then(Path::parent).ok_or_else(|| {
         Failure::usage(anyhow!(
             "{} is not a checkpoint folder RUN/checkpoints/step-N; name its configuration with --config",
@@ -188,6 +266,8 @@ fn devices(names: &[String]) -> Result<Vec<Device>, Failure> {
 
 /// What images are drawn from.
 struct Weights {
+    /// The checkpoint, or the file.
+    source: PathBuf,
     /// The file of the denoiser's.
     file: PathBuf,
     denoiser: Vec<(String, Tensor)>,
@@ -203,6 +283,7 @@ fn weights(path: &Path, no_ema: bool) -> Result<Weights, Failure> {
             )));
         }
         return Ok(Weights {
+            source: path.to_owned(),
             file: path.to_owned(),
             denoiser: read_tensors(path)?,
             vae: None,
@@ -215,6 +296,7 @@ fn weights(path: &Path, no_ema: bool) -> Result<Weights, Failure> {
         false => ("ema.safetensors", saved.ema),
     };
     Ok(Weights {
+        source: path.to_owned(),
         file: path.join(name),
         denoiser,
         vae,

@@ -1,4 +1,3 @@
-use std::path::Path;
 use std::process::ExitCode;
 
 use alignment::SpatialNorm;
@@ -13,7 +12,9 @@ use crate::cli::VisualizeArgs;
 use crate::failure::Failure;
 
 pub fn run(arguments: &VisualizeArgs) -> Result<ExitCode, Failure> {
-    check_out(&arguments.out)?;
+    let out = &arguments.out;
+    Format::of(out).map_err(|error| Failure::usage(anyhow!("--out {error}")))?;
+    super::check_out("--out", out)?;
     let norm = norm(arguments.alpha)?;
     let device = super::device(&arguments.device)?;
     let registry = super::registry();
@@ -64,21 +65,6 @@ pub fn run(arguments: &VisualizeArgs) -> Result<ExitCode, Failure> {
         .map_err(|error| anyhow::Error::from(error).context("--out"))?;
     println!("{}", arguments.out.display());
     Ok(ExitCode::from(u8::from(failed)))
-}
-
-/// Refuses a place that cannot be written before anything is computed for it.
-fn check_out(out: &Path) -> Result<(), Failure> {
-    Format::of(out).map_err(|error| Failure::usage(anyhow!("--out {error}")))?;
-    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let problem = match folder {
-        Some(folder) if !folder.is_dir() => format!("there is no folder {}", folder.display()),
-        _ if out.is_dir() => "this is a folder".to_owned(),
-        _ => return Ok(()),
-    };
-    Err(Failure::usage(anyhow!(
-        "--out {}: {problem}",
-        out.display()
-    )))
 }
 
 fn norm(alpha: f64) -> Result<SpatialNorm, Failure> {

@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+use std::path::Path;
 
 use data::Dataset;
 use encoders::feature_cache::{CacheError, Contents, FeatureCache};
@@ -48,6 +49,9 @@ impl TokenSource {
         for name in config.alignment.encoders() {
             let folder = cache_of(config, &name);
             let found = folder.as_deref().map(Contents::read).transpose()?;
+            if let (Some(folder), Some(None)) = (&folder, &found) {
+                tracing::warn!("{}", without_cache(config, &name, folder));
+            }
             sources.push(match (folder, found.flatten()) {
                 (Some(folder), Some(_)) => {
                     let key = bank.cache_key(&name, config, dataset)?;
@@ -153,6 +157,22 @@ impl TokenSource {
             })
             .collect()
     }
+}
+
+/// That an encoder runs although `data.token_cache` names a folder.
+fn without_cache(config: &Config, encoder: &str, folder: &Path) -> String {
+    let root = &config.data.token_cache;
+    let problem = match root.is_dir() {
+        false => format!(
+            "`data.token_cache` is {}, and there is no such folder",
+            root.display()
+        ),
+        true => format!(
+            "`data.token_cache` has no cache of {encoder} in {}",
+            folder.display()
+        ),
+    };
+    format!("{problem}: the encoder runs; `runner prepare features` makes the cache")
 }
 
 /// What a trainer must know of an encoder.

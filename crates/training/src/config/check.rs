@@ -1,5 +1,6 @@
 //! What the types of a configuration cannot say: ranges, and settings that only make sense together.
 
+use alignment::HeadConfig;
 use diffusion::samplers::Method;
 use diffusion::{JitConfig, SitConfig};
 
@@ -22,6 +23,10 @@ impl Config {
             ("train.checkpoint_every", self.train.checkpoint_every),
             ("train.keep_checkpoints", self.train.keep_checkpoints as u64),
             ("sample.batch_size", self.sample.batch_size as u64),
+            (
+                "sample.sampler.num_steps",
+                self.sample.sampler.num_steps as u64,
+            ),
         ];
         for (key, value) in positive {
             if value == 0 {
@@ -95,8 +100,10 @@ impl Config {
                 "0 without evaluate.fd_encoder or evaluate.inception, and sample.count",
             ));
         }
+        self.check_alignment()?;
         self.check_autoencoder()?;
         self.check_variant()?;
+        self.check_resolution()?;
         if !self
             .train
             .batch_size
@@ -150,10 +157,18 @@ impl Config {
 
     /// Checks the autoencoder's own settings, and that it takes the images.
     fn check_autoencoder(&self) -> Result<(), InvalidConfig> {
+        let invalid = |key, reason: String| InvalidConfig { key, reason };
         let Autoencoder::Kl(settings) = &self.model.autoencoder else {
+            if !self.data.latent_cache.as_os_str().is_empty() {
+                return Err(invalid(
+                    "data.latent_cache",
+                    "names a folder, but model.autoencoder is identity: there are no latents, and \
+                     it has no effect"
+                        .to_owned(),
+                ));
+            }
             return Ok(());
         };
-        let invalid = |key, reason: String| InvalidConfig { key, reason };
         if settings.weights.as_os_str().is_empty() && !settings.train {
             return Err(invalid(
                 "model.autoencoder.weights",
@@ -171,10 +186,7 @@ impl Config {
         let layout = settings.layout.config();
         let refused = |error| invalid("model.autoencoder.layout", format!("has {error}"));
         layout.validate().map_err(refused)?;
-        let side = i64::from(self.data.resolution);
-        let of_side = layout.latent_shape(side, side);
-        let [channels, ..] =
-            of_side.map_err(|error| invalid("data.resolution", error.to_string()))?;
+        let channels = layout.latent_channels;
         for (key, values) in [
             ("model.autoencoder.scale", settings.scale.values()),
             ("model.autoencoder.bias", settings.bias.values()),
@@ -196,18 +208,98 @@ impl Config {
         Ok(())
     }
 
+    /// Checks that the images can be cut into the autoencoder's pixels and the denoiser's patches.
+    fn check_resolution(&self) -> Result<(), InvalidConfig> {
+        let name = &self.model.name;
+        let patch = match self.is_jit() {
+            true => JitConfig::named(name).map(|config| config.patch_size),
+            false => SitConfig::named(name).map(|config| config.patch_size),
+        };
+        let patch = patch.map_err(|error| InvalidConfig {
+            key: "model.name",
+            reason: error.to_string(),
+        })?;
+        let side = i64::from(self.data.resolution);
+        let (multiple, because) = match &self.model.autoencoder {
+            Autoencoder::Identity => (patch, format!("the patch side of model.name, {name}")),
+            Autoencoder::Kl(settings) => {
+                let factor = settings.layout.config().downsampling();
+                let because = format!(
+                    "the patch side of model.name, {name}, times {factor} of model.autoencoder"
+                );
+                (patch.saturating_mul(factor), because)
+            }
+        };
+        if side % multiple != 0 {
+            let allowed = format!("a multiple of {multiple}: {because}");
+            return Err(InvalidConfig::new("data.resolution", side, allowed));
+        }
+        Ok(())
+    }
+
+    /// Checks head, losses and normalisation, which also count where a later run has an encoder.
+    fn check_alignment(&self) -> Result<(), InvalidConfig> {
+        let alignment = &self.alignment;
+        if let HeadConfig::Mlp { width } = alignment.head
+            && width < 1
+        {
+            return Err(InvalidConfig::new(
+                "alignment.head.width",
+                width,
+                "at least 1",
+            ));
+        }
+        if alignment.losses.is_empty() {
+            return Err(InvalidConfig {
+                key: "alignment.losses",
+                reason: "is empty; for a run without alignment, alignment.encoder is \"none\""
+                    .to_owned(),
+            });
+        }
+        for loss in &alignment.losses {
+            if !loss.coefficient.is_finite() {
+                return Err(InvalidConfig {
+                    key: "alignment.losses",
+                    reason: format!(
+                        "has coefficient {}, allowed is a finite number",
+                        loss.coefficient
+                    ),
+                });
+            }
+        }
+        alignment
+            .spatial_norm
+            .validate()
+            .map_err(|error| InvalidConfig {
+                key: "alignment.spatial_norm",
+                reason: format!("has {error}"),
+            })
+    }
+
+    /// Whether the model's name is one of JiT's.
+    fn is_jit(&self) -> bool {
+        self.model.name.to_lowercase().starts_with("jit")
+    }
+
     /// Checks that model, objective and sampler go together.
     fn check_variant(&self) -> Result<(), InvalidConfig> {
         let invalid = |key, reason: String| Err(InvalidConfig { key, reason });
         let name = &self.model.name;
         let method = self.sample.sampler.method;
-        let jit = name.to_lowercase().starts_with("jit");
+        let jit = self.is_jit();
         let named = match jit {
-            true => JitConfig::named(name).map(|_| ()),
-            false => SitConfig::named(name).map(|_| ()),
+            true => JitConfig::named(name).map(|config| config.depth),
+            false => SitConfig::named(name).map(|config| config.depth),
         };
-        if let Err(error) = named {
-            return invalid("model.name", error.to_string());
+        let depth = match named {
+            Ok(depth) => depth,
+            Err(error) => return invalid("model.name", error.to_string()),
+        };
+        if let Some(block) = self.model.alignment_depth
+            && !(1..=depth).contains(&block)
+        {
+            let allowed = format!("1 to {depth}, the blocks of {name}");
+            return Err(InvalidConfig::new("model.alignment_depth", block, allowed));
         }
         match &self.objective {
             Objective::XPrediction(_) if !jit => {
@@ -314,7 +406,113 @@ impl InvalidConfig {
 
 #[cfg(test)]
 mod tests {
+    use alignment::SpatialNorm;
+
     use super::*;
+    use crate::KlSettings;
+
+    fn refused(change: impl FnOnce(&mut Config)) -> Option<String> {
+        let mut config = Config::default();
+        change(&mut config);
+        config.validate().err().map(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_resolution_that_cannot_be_cut_into_patches_is_refused_with_the_multiple() {
+        let of = |model: &str, resolution, autoencoder| {
+            refused(|config| {
+                config.model.name = model.to_owned();
+                config.model.autoencoder = autoencoder;
+                config.data.resolution = resolution;
+            })
+        };
+        let kl = || {
+            Autoencoder::Kl(KlSettings {
+                weights: "vae.safetensors".into(),
+                ..KlSettings::default()
+            })
+        };
+        assert_eq!(of("SiT-XS/4", 36, Autoencoder::Identity), None);
+        assert_eq!(of("SiT-B/2", 48, kl()), None);
+        for (error, words) in [
+            (
+                of("SiT-XS/4", 33, Autoencoder::Identity),
+                ["33", "multiple of 4", "SiT-XS/4"],
+            ),
+            // A multiple of the autoencoder's 8, but the patches take two of its pixels.
+            (of("SiT-B/2", 40, kl()), ["40", "multiple of 16", "times 8"]),
+            (of("SiT-B/2", 41, kl()), ["41", "multiple of 16", "times 8"]),
+        ] {
+            let error = error.unwrap();
+            assert!(error.starts_with("`data.resolution`"), "{error}");
+            for word in words {
+                assert!(error.contains(word), "no {word} in {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn alignment_that_cannot_be_computed_is_refused() {
+        let norm = |alpha, eps| {
+            refused(|config| config.alignment.spatial_norm = SpatialNorm::ZScore { alpha, eps })
+        };
+        let head = |width| refused(|config| config.alignment.head = HeadConfig::Mlp { width });
+        let loss =
+            |coefficient| refused(|config| config.alignment.losses[0].coefficient = coefficient);
+        for good in [norm(0.6, 1e-6), head(1), loss(0.0), loss(-1.0)] {
+            assert_eq!(good, None);
+        }
+        for (error, key) in [
+            (norm(f64::NAN, 1e-6), "`alignment.spatial_norm` has alpha"),
+            (
+                norm(f64::INFINITY, 1e-6),
+                "`alignment.spatial_norm` has alpha",
+            ),
+            (norm(0.6, 0.0), "`alignment.spatial_norm` has eps"),
+            (norm(0.6, -1.0), "`alignment.spatial_norm` has eps"),
+            (norm(0.6, f64::NAN), "`alignment.spatial_norm` has eps"),
+            (head(0), "`alignment.head.width` is 0"),
+            (head(-3), "`alignment.head.width` is -3"),
+            (loss(f64::NAN), "`alignment.losses` has coefficient NaN"),
+            (
+                loss(f64::INFINITY),
+                "`alignment.losses` has coefficient inf",
+            ),
+            (
+                refused(|config| config.alignment.losses.clear()),
+                "`alignment.losses` is empty",
+            ),
+        ] {
+            let error = error.unwrap();
+            assert!(error.starts_with(key), "{error}");
+        }
+    }
+
+    #[test]
+    fn settings_without_effect_or_out_of_reach_are_refused() {
+        for (error, words) in [
+            (
+                refused(|config| config.data.latent_cache = "latents".into()),
+                ["`data.latent_cache`", "identity"],
+            ),
+            (
+                refused(|config| config.model.alignment_depth = Some(13)),
+                ["`model.alignment_depth`", "1 to 12"],
+            ),
+            (
+                refused(|config| {
+                    config.sample.sampler.num_steps = 0;
+                    (config.sample.grid, config.sample.count) = (0, 0);
+                }),
+                ["`sample.sampler.num_steps`", "at least 1"],
+            ),
+        ] {
+            let error = error.unwrap();
+            for word in words {
+                assert!(error.contains(word), "no {word} in {error}");
+            }
+        }
+    }
 
     #[test]
     fn settings_whose_first_update_is_not_a_number_are_refused() {
