@@ -1,11 +1,11 @@
 //! The tanh form of GELU, `x sigmoid(2 u)` with `u = sqrt(2 / pi) (x + 0.044715 x^3)`, on the CPU: what
 //! libtorch spends most of it on is the tanh.
 
-use half::bf16;
-use tch::{Device, Kind, Tensor};
-use torch_ext::autograd::{self, Backward, Forward, Function, Gradients, Outputs};
+use tch::Tensor;
+use torch_ext::autograd;
 use torch_ext::kernel::{self as cpu, Input, Output, Real, Vectorised, vectorised};
 
+use super::unary::{self, Unary};
 use super::{Number, sigmoid};
 use crate::DiffusionError;
 
@@ -15,106 +15,56 @@ const PART: usize = 1 << 14;
 /// GELU of a tensor of any shape; `None` where there is no fused form: on other devices than the CPU, and
 /// for other dtypes than float32, bfloat16 and float64.
 pub(crate) fn gelu(x: &Tensor) -> Result<Option<Tensor>, DiffusionError> {
-    if x.device() != Device::Cpu {
-        return Ok(None);
-    }
-    let function = match x.f_kind()? {
-        Kind::Float => FusedGelu::of::<f32>(),
-        Kind::BFloat16 => FusedGelu::of::<bf16>(),
-        Kind::Double => FusedGelu::of::<f64>(),
-        _ => return Ok(None),
-    };
-    Ok(Some(autograd::apply(function, &[x])?.remove(0)))
+    unary::apply::<Gelu>(x)
 }
 
-struct FusedGelu {
-    forward: fn(&Tensor) -> autograd::Result<Tensor>,
-    backward: fn(&Tensor, &Tensor) -> autograd::Result<Tensor>,
-}
+struct Gelu;
 
-impl FusedGelu {
-    fn of<E: Number>() -> Self {
-        Self {
-            forward: forward::<E>,
-            backward: backward::<E>,
-        }
-    }
-}
+impl Unary for Gelu {
+    const NAME: &'static str = "fused GELU";
 
-impl Function for FusedGelu {
-    fn name(&self) -> &'static str {
-        "fused GELU"
-    }
-
-    fn forward(
-        &mut self,
-        context: &mut Forward<'_>,
-        inputs: &[&Tensor],
-    ) -> autograd::Result<Outputs> {
-        let &[x] = inputs else {
-            return Err("it takes one tensor".into());
-        };
-        let x = x.f_contiguous()?;
-        if context.needs_any_grad() {
-            context.save(&x);
-        }
-        Ok(vec![(self.forward)(&x)?])
+    fn forward<E: Number>(x: &Tensor) -> autograd::Result<Tensor> {
+        let mut y = Output::<E>::new(&x.size())?;
+        let x = Input::<E>::new(x)?;
+        let y_slice = y.as_mut_slice();
+        cpu::run(|scope| {
+            let parts = scope.read(&x).chunks(PART).zip(y_slice.chunks_mut(PART));
+            let mut parts: Vec<_> = parts.collect();
+            cpu::for_each(&mut parts, |(x, y)| {
+                vectorised(Map {
+                    x,
+                    with: x,
+                    y,
+                    f: |x: E::Sum, _| x * sigmoid(twice_u(x)),
+                });
+            })
+        })?;
+        Ok(y.into_tensor())
     }
 
-    fn backward(
-        &self,
-        context: &Backward<'_>,
-        gradients: &Gradients,
-    ) -> autograd::Result<Gradients> {
-        let Some(dy) = &gradients[0] else {
-            return Ok(vec![None]);
-        };
-        let x = context.saved(0)?;
-        Ok(vec![Some((self.backward)(&x, &dy.f_contiguous()?)?)])
+    fn backward<E: Number>(x: &Tensor, dy: &Tensor) -> autograd::Result<Tensor> {
+        let mut dx = Output::<E>::new(&x.size())?;
+        let (x, dy) = (Input::<E>::new(x)?, Input::<E>::new(dy)?);
+        let dx_slice = dx.as_mut_slice();
+        cpu::run(|scope| {
+            let parts = scope.read(&x).chunks(PART);
+            let parts = parts.zip(scope.read(&dy).chunks(PART));
+            let mut parts: Vec<_> = parts.zip(dx_slice.chunks_mut(PART)).collect();
+            cpu::for_each(&mut parts, |((x, dy), dx)| {
+                vectorised(Map {
+                    x,
+                    with: dy,
+                    y: dx,
+                    f: |x: E::Sum, dy| {
+                        let s = sigmoid(twice_u(x));
+                        let slope = x * s * (E::Sum::from_f64(1.0) - s);
+                        dy * slope.mul_add(twice_u_slope(x), s)
+                    },
+                });
+            })
+        })?;
+        Ok(dx.into_tensor())
     }
-}
-
-fn forward<E: Number>(x: &Tensor) -> autograd::Result<Tensor> {
-    let mut y = Output::<E>::new(&x.size())?;
-    let x = Input::<E>::new(x)?;
-    let y_slice = y.as_mut_slice();
-    cpu::run(|scope| {
-        let parts = scope.read(&x).chunks(PART).zip(y_slice.chunks_mut(PART));
-        let mut parts: Vec<_> = parts.collect();
-        cpu::for_each(&mut parts, |(x, y)| {
-            vectorised(Map {
-                x,
-                with: x,
-                y,
-                f: |x: E::Sum, _| x * sigmoid(twice_u(x)),
-            });
-        })
-    })?;
-    Ok(y.into_tensor())
-}
-
-fn backward<E: Number>(x: &Tensor, dy: &Tensor) -> autograd::Result<Tensor> {
-    let mut dx = Output::<E>::new(&x.size())?;
-    let (x, dy) = (Input::<E>::new(x)?, Input::<E>::new(dy)?);
-    let dx_slice = dx.as_mut_slice();
-    cpu::run(|scope| {
-        let parts = scope.read(&x).chunks(PART);
-        let parts = parts.zip(scope.read(&dy).chunks(PART));
-        let mut parts: Vec<_> = parts.zip(dx_slice.chunks_mut(PART)).collect();
-        cpu::for_each(&mut parts, |((x, dy), dx)| {
-            vectorised(Map {
-                x,
-                with: dy,
-                y: dx,
-                f: |x: E::Sum, dy| {
-                    let s = sigmoid(twice_u(x));
-                    let slope = x * s * (E::Sum::from_f64(1.0) - s);
-                    dy * slope.mul_add(twice_u_slope(x), s)
-                },
-            });
-        })
-    })?;
-    Ok(dx.into_tensor())
 }
 
 /// `y = f(x, with)`, element by element.
@@ -153,6 +103,7 @@ fn twice_u_slope<A: Real>(x: A) -> A {
 
 #[cfg(test)]
 mod tests {
+    use tch::Kind;
     use torch_ext::TorchError;
     use torch_ext::autograd::check_gradients;
 

@@ -9,6 +9,7 @@ mod norm_rotate;
 mod swiglu;
 #[cfg(test)]
 mod tests;
+mod unary;
 
 use torch_ext::kernel::{LANES, Operand, Real, Stored, sum_lanes};
 
@@ -22,6 +23,17 @@ pub(crate) use self::swiglu::swiglu;
 trait Number: Operand + Stored<Self::Sum> {}
 
 impl<E: Operand + Stored<E::Sum>> Number for E {}
+
+/// `values` cut into the parts of each image, each image of `len` values.
+fn cut<T>(values: &[T], len: usize, part: usize) -> impl Iterator<Item = &[T]> {
+    values.chunks(len).flat_map(move |image| image.chunks(part))
+}
+
+fn cut_mut<T>(values: &mut [T], len: usize, part: usize) -> impl Iterator<Item = &mut [T]> {
+    values
+        .chunks_mut(len)
+        .flat_map(move |image| image.chunks_mut(part))
+}
 
 /// `1 / (1 + e^-x)`, and 0 where the exponential is beyond its range: times a power of `x` that it should
 /// outweigh, what it is there would count.

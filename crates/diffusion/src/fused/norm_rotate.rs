@@ -8,7 +8,7 @@ use torch_ext::kernel::{
     self as cpu, Element, Input, LANES, Output, Real, Row, Vectorised, vectorised,
 };
 
-use super::{Number, product, sum};
+use super::{Number, cut, cut_mut, product, sum};
 use crate::DiffusionError;
 
 /// Tokens that are worked on at once. Sums over the tokens are of these parts, whatever the number of
@@ -164,17 +164,6 @@ impl<'t, E: Number> Inputs<'t, E> {
     }
 }
 
-/// `values` cut into the parts of each image.
-fn cut<T>(values: &[T], count: usize, width: usize) -> impl Iterator<Item = &[T]> {
-    let images = values.chunks(count * width);
-    images.flat_map(move |image| image.chunks(TOKENS * width))
-}
-
-fn cut_mut<T>(values: &mut [T], count: usize, width: usize) -> impl Iterator<Item = &mut [T]> {
-    let images = values.chunks_mut(count * width);
-    images.flat_map(move |image| image.chunks_mut(TOKENS * width))
-}
-
 fn forward<E: Number>(inputs: &[&Tensor; 5], eps: f64) -> autograd::Result<Tensor> {
     let mut y = Output::<E>::new(&inputs[0].size())?;
     let inputs = Inputs::<E>::new(inputs)?;
@@ -183,8 +172,8 @@ fn forward<E: Number>(inputs: &[&Tensor; 5], eps: f64) -> autograd::Result<Tenso
         let (count, width) = (inputs.count, inputs.width);
         let weights = [0, 1].map(|index| scope.read(&inputs.weights[index]));
         let tables = [0, 1].map(|index| scope.read(&inputs.tables[index]));
-        let mut work: Vec<_> = cut(scope.read(&inputs.qkv), count, width)
-            .zip(cut_mut(y_slice, count, width))
+        let mut work: Vec<_> = cut(scope.read(&inputs.qkv), count * width, TOKENS * width)
+            .zip(cut_mut(y_slice, count * width, TOKENS * width))
             .enumerate()
             .collect();
         cpu::for_each(&mut work, |(index, (x, y))| {
@@ -215,9 +204,9 @@ fn backward<E: Number>(
         let (count, width) = (inputs.count, inputs.width);
         let weights = [0, 1].map(|index| scope.read(&inputs.weights[index]));
         let tables = [0, 1].map(|index| scope.read(&inputs.tables[index]));
-        let mut work: Vec<_> = cut(scope.read(&inputs.qkv), count, width)
-            .zip(cut(scope.read(&dy), count, width))
-            .zip(cut_mut(dx_slice, count, width))
+        let mut work: Vec<_> = cut(scope.read(&inputs.qkv), count * width, TOKENS * width)
+            .zip(cut(scope.read(&dy), count * width, TOKENS * width))
+            .zip(cut_mut(dx_slice, count * width, TOKENS * width))
             .zip(sums_slice.chunks_mut(2 * head))
             .enumerate()
             .collect();

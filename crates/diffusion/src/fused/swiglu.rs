@@ -1,10 +1,10 @@
 //! `silu(a) b` for tokens `[a, b]`, on the CPU: without copies of the halves, and in one pass each way.
 
-use half::bf16;
-use tch::{Device, Kind, Tensor};
-use torch_ext::autograd::{self, Backward, Forward, Function, Gradients, Outputs};
+use tch::Tensor;
+use torch_ext::autograd;
 use torch_ext::kernel::{self as cpu, Input, Output, Real, Vectorised, vectorised};
 
+use super::unary::{self, Unary};
 use super::{Number, sigmoid};
 use crate::DiffusionError;
 
@@ -15,62 +15,9 @@ const TOKENS: usize = 16;
 /// on other devices than the CPU, for other dtypes than float32, bfloat16 and float64, and for an odd width.
 pub(crate) fn swiglu(x: &Tensor) -> Result<Option<Tensor>, DiffusionError> {
     let width = x.size().last().copied().unwrap_or_default();
-    if x.device() != Device::Cpu || width == 0 || width % 2 != 0 {
-        return Ok(None);
-    }
-    let function = match x.f_kind()? {
-        Kind::Float => FusedSwiGlu::of::<f32>(),
-        Kind::BFloat16 => FusedSwiGlu::of::<bf16>(),
-        Kind::Double => FusedSwiGlu::of::<f64>(),
-        _ => return Ok(None),
-    };
-    Ok(Some(autograd::apply(function, &[x])?.remove(0)))
-}
-
-struct FusedSwiGlu {
-    forward: fn(&Tensor) -> autograd::Result<Tensor>,
-    backward: fn(&Tensor, &Tensor) -> autograd::Result<Tensor>,
-}
-
-impl FusedSwiGlu {
-    fn of<E: Number>() -> Self {
-        Self {
-            forward: forward::<E>,
-            backward: backward::<E>,
-        }
-    }
-}
-
-impl Function for FusedSwiGlu {
-    fn name(&self) -> &'static str {
-        "fused SwiGLU"
-    }
-
-    fn forward(
-        &mut self,
-        context: &mut Forward<'_>,
-        inputs: &[&Tensor],
-    ) -> autograd::Result<Outputs> {
-        let &[x] = inputs else {
-            return Err("it takes one tensor".into());
-        };
-        let x = x.f_contiguous()?;
-        if context.needs_any_grad() {
-            context.save(&x);
-        }
-        Ok(vec![(self.forward)(&x)?])
-    }
-
-    fn backward(
-        &self,
-        context: &Backward<'_>,
-        gradients: &Gradients,
-    ) -> autograd::Result<Gradients> {
-        let Some(dy) = &gradients[0] else {
-            return Ok(vec![None]);
-        };
-        let x = context.saved(0)?;
-        Ok(vec![Some((self.backward)(&x, &dy.f_contiguous()?)?)])
+    match width > 0 && width % 2 == 0 {
+        true => unary::apply::<Gated>(x),
+        false => Ok(None),
     }
 }
 
@@ -84,34 +31,40 @@ fn halved(x: &Tensor) -> (Vec<i64>, usize) {
     (size, width)
 }
 
-fn forward<E: Number>(x: &Tensor) -> autograd::Result<Tensor> {
-    let (size, width) = halved(x);
-    let mut y = Output::<E>::new(&size)?;
-    let x = Input::<E>::new(x)?;
-    let y_slice = y.as_mut_slice();
-    cpu::run(|scope| {
-        let parts = scope.read(&x).chunks(2 * width * TOKENS);
-        let mut parts: Vec<_> = parts.zip(y_slice.chunks_mut(width * TOKENS)).collect();
-        cpu::for_each(&mut parts, |(x, y)| vectorised(SwiGlu { x, y, width }))
-    })?;
-    Ok(y.into_tensor())
-}
+struct Gated;
 
-fn backward<E: Number>(x: &Tensor, dy: &Tensor) -> autograd::Result<Tensor> {
-    let (_, width) = halved(x);
-    let mut dx = Output::<E>::new(&x.size())?;
-    let (x, dy) = (Input::<E>::new(x)?, Input::<E>::new(dy)?);
-    let dx_slice = dx.as_mut_slice();
-    cpu::run(|scope| {
-        let parts = scope.read(&x).chunks(2 * width * TOKENS);
-        let parts = parts.zip(scope.read(&dy).chunks(width * TOKENS));
-        let parts = parts.zip(dx_slice.chunks_mut(2 * width * TOKENS));
-        let mut parts: Vec<_> = parts.collect();
-        cpu::for_each(&mut parts, |((x, dy), dx)| {
-            vectorised(SwiGluBackward { x, dy, dx, width });
-        })
-    })?;
-    Ok(dx.into_tensor())
+impl Unary for Gated {
+    const NAME: &'static str = "fused SwiGLU";
+
+    fn forward<E: Number>(x: &Tensor) -> autograd::Result<Tensor> {
+        let (size, width) = halved(x);
+        let mut y = Output::<E>::new(&size)?;
+        let x = Input::<E>::new(x)?;
+        let y_slice = y.as_mut_slice();
+        cpu::run(|scope| {
+            let parts = scope.read(&x).chunks(2 * width * TOKENS);
+            let mut parts: Vec<_> = parts.zip(y_slice.chunks_mut(width * TOKENS)).collect();
+            cpu::for_each(&mut parts, |(x, y)| vectorised(SwiGlu { x, y, width }))
+        })?;
+        Ok(y.into_tensor())
+    }
+
+    fn backward<E: Number>(x: &Tensor, dy: &Tensor) -> autograd::Result<Tensor> {
+        let (_, width) = halved(x);
+        let mut dx = Output::<E>::new(&x.size())?;
+        let (x, dy) = (Input::<E>::new(x)?, Input::<E>::new(dy)?);
+        let dx_slice = dx.as_mut_slice();
+        cpu::run(|scope| {
+            let parts = scope.read(&x).chunks(2 * width * TOKENS);
+            let parts = parts.zip(scope.read(&dy).chunks(width * TOKENS));
+            let parts = parts.zip(dx_slice.chunks_mut(2 * width * TOKENS));
+            let mut parts: Vec<_> = parts.collect();
+            cpu::for_each(&mut parts, |((x, dy), dx)| {
+                vectorised(SwiGluBackward { x, dy, dx, width });
+            })
+        })?;
+        Ok(dx.into_tensor())
+    }
 }
 
 /// Tokens `[a, b]` to `y`, rows of `width`.
@@ -169,6 +122,7 @@ impl<E: Number> Vectorised for SwiGluBackward<'_, E> {
 
 #[cfg(test)]
 mod tests {
+    use tch::Kind;
     use torch_ext::TorchError;
     use torch_ext::autograd::check_gradients;
 

@@ -12,6 +12,7 @@ use torch_ext::kernel::{self as cpu, Element, Input, Output, Real, Stored};
 
 use self::cuda::Modulation;
 use self::kernel::{Gate, GateBackward, NormModulate, NormModulateBackward};
+use super::{cut, cut_mut};
 use crate::DiffusionError;
 
 /// Tokens that are worked on at once. Sums over the tokens are of these parts, whatever the number of
@@ -292,17 +293,6 @@ fn parts(count: i64, width: i64) -> (usize, usize) {
         (count as usize).div_ceil(PART as usize),
         (PART * width) as usize,
     )
-}
-
-/// `values` cut into the parts of each image, each image of `len` values.
-fn cut<T>(values: &[T], len: usize, part: usize) -> impl Iterator<Item = &[T]> {
-    values.chunks(len).flat_map(move |image| image.chunks(part))
-}
-
-fn cut_mut<T>(values: &mut [T], len: usize, part: usize) -> impl Iterator<Item = &mut [T]> {
-    values
-        .chunks_mut(len)
-        .flat_map(move |image| image.chunks_mut(part))
 }
 
 fn norm_modulate_pass<C: Stored<A>, A: Real + Stored<A>>(
