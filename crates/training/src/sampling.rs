@@ -110,7 +110,7 @@ impl Sampling {
 const CPU_BATCH: usize = 8;
 
 /// Samples drawn at once.
-fn batch_size(config: &Config, device: Device) -> usize {
+pub(crate) fn batch_size(config: &Config, device: Device) -> usize {
     match device {
         Device::Cpu => CPU_BATCH,
         _ => config.sample.batch_size.max(1),

@@ -10,7 +10,7 @@ use crate::average::Average;
 use crate::model::{Model, Network};
 use crate::objective::{Drawn, Pass, project};
 use crate::repa_e::{Joint, JointFigures, Portion};
-use crate::sampling::draw_samples;
+use crate::sampling::{self, draw_samples};
 use crate::step_graph::StepGraph;
 use crate::{
     AutoencoderMetrics, AutoencoderModel, Checkpoint, Config, DeviceBatch, Objective, Quality,
@@ -571,6 +571,11 @@ impl Trainer {
             second.load(&start)?;
         }
         Ok(mismatch)
+    }
+
+    /// How many images [`sample`](Self::sample) draws at once.
+    pub fn samples_at_once(&self) -> usize {
+        sampling::batch_size(&self.config, self.inputs.device)
     }
 
     /// Draws one image for each of `labels` from the averaged weights, u8 `[N, 3, H, W]` on the

@@ -3,7 +3,7 @@
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use tch::{Device, Tensor};
+use tch::Tensor;
 use training::{DeviceBatch, Inputs, MetricsLog, Run};
 
 use super::failure::{Reason, hardware, now};
@@ -184,11 +184,8 @@ impl<'a> Active<'a> {
         let labels: Vec<i64> = (0..config.sample.grid)
             .map(|i| (i % classes) as i64)
             .collect();
-        // As many as are drawn at once, to end soon when interrupted.
-        let at_once = match context.device {
-            Device::Cpu => 8,
-            _ => config.sample.batch_size.max(1),
-        };
+        // In these parts, to end soon when interrupted.
+        let at_once = self.run.trainer().samples_at_once();
         let mut parts = Vec::new();
         let mut first = 0;
         for labels in labels.chunks(at_once) {
