@@ -45,9 +45,9 @@ enum Chore {
     /// Does nothing when that is done already, or when LIBTORCH names a libtorch of your own.
     #[command(after_help = "Example: cargo xtask setup --python")]
     Setup(SetupArgs),
-    /// Set up if needed, then `cargo run -p runner -- sweep ARGS`.
+    /// Set up if needed, then `cargo run -p irepa -- sweep ARGS`.
     ///
-    /// `cargo run -p runner -- sweep --help` lists the arguments.
+    /// `cargo run -p irepa -- sweep --help` lists the arguments.
     #[command(after_help = "Example: cargo xtask sweep experiments/encoders.toml --out runs")]
     Sweep(Passed),
     /// Set up if needed, then `cargo test --workspace ARGS`.
@@ -120,7 +120,7 @@ fn run(chore: &Chore) -> Result<ExitCode> {
         }
         Chore::Sweep(passed) => {
             let mut cargo = ready_cargo(&root, &environment)?;
-            cargo.args(["run", "--package", "runner", "--", "sweep"]);
+            cargo.args(["run", "--package", "irepa", "--", "sweep"]);
             hand_over(cargo.args(&passed.args))
         }
         Chore::Test(passed) => {

@@ -410,6 +410,6 @@ fn sweep_hands_over_to_the_runner() {
     let printed = String::from_utf8_lossy(&output.stdout);
     assert_eq!(
         printed.trim(),
-        "run --package runner -- sweep experiments/encoders.toml --out runs"
+        "run --package irepa -- sweep experiments/encoders.toml --out runs"
     );
 }

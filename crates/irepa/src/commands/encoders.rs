@@ -1,0 +1,249 @@
+use std::path::Path;
+use std::process::ExitCode;
+
+use data::Background;
+use encoders::check::{CheckOptions, CheckReport, check as check_encoder};
+use encoders::{LoadOptions, Registry, Status};
+use irepa::encoder_bank::EncoderBank;
+use tch::Device;
+
+use super::metrics::{Images, spatial};
+use crate::cli::{CheckArgs, InspectArgs};
+use crate::failure::Failure;
+
+/// The embedded data set, beside the working directory or not there.
+const EMBEDDED: &str = "experiments/data/emoji64";
+
+/// Time for which the speed of an encoder is measured.
+const SECONDS: f64 = 1.0;
+
+pub fn list() -> Result<ExitCode, Failure> {
+    let registry = super::registry();
+    let mut rows =
+        vec![["name", "file", "params", "width", "licence", "weights"].map(str::to_owned)];
+    for name in registry.names() {
+        let file = match registry.status(&name)? {
+            Status::Native => "built in".to_owned(),
+            Status::Present { size, .. } => format!("{:.1} MB", size as f64 / 1e6),
+            Status::Missing { .. } => "missing".to_owned(),
+        };
+        let facts = match encoders::known(&name) {
+            Some(known) => {
+                let gated = if known.gated { " (ask for access)" } else { "" };
+                [
+                    format!("{:.0} M", known.params_m),
+                    known.width.to_string(),
+                    format!("{}{gated}", known.licence),
+                    known.weights.clone(),
+                ]
+            }
+            None => facts_of_file(&registry, &name),
+        };
+        let [params, width, licence, weights] = facts;
+        rows.push([name, file, params, width, licence, weights]);
+    }
+    print_table(&rows);
+    println!();
+    println!(
+        "`cargo xtask export NAME...` makes the file of one that is missing, in `pretrained`."
+    );
+    println!("Several joined by commas are one alignment target: dinov2-vit-b,clip-vit-L");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Parameters, width, licence and weights of an encoder that the catalogue does not know.
+fn facts_of_file(registry: &Registry, name: &str) -> [String; 4] {
+    match registry.spec(name, 256) {
+        Ok(spec) => [
+            spec.params_m
+                .map(|count| format!("{count:.0} M"))
+                .unwrap_or_default(),
+            spec.width.to_string(),
+            spec.licence,
+            spec.weights,
+        ],
+        Err(error) => [
+            String::new(),
+            String::new(),
+            String::new(),
+            error.to_string(),
+        ],
+    }
+}
+
+/// Prints rows with their columns aligned; the last column is as wide as it likes.
+fn print_table<const N: usize>(rows: &[[String; N]]) {
+    let widths: Vec<usize> = (0..N)
+        .map(|column| {
+            rows.iter()
+                .map(|row| row[column].chars().count())
+                .max()
+                .unwrap_or(0)
+        })
+        .collect();
+    for row in rows {
+        let cells: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
+        println!("{}", cells.join("  ").trim_end());
+    }
+}
+
+pub fn check(arguments: &CheckArgs) -> Result<ExitCode, Failure> {
+    let device = super::device(&arguments.device)?;
+    let registry = super::registry();
+    for name in &arguments.names {
+        registry.check_name(name).map_err(Failure::usage)?;
+    }
+    let names = match arguments.names.is_empty() {
+        true => present(&registry),
+        false => arguments.names.clone(),
+    };
+    let batch = arguments
+        .batch
+        .unwrap_or(if device == Device::Cpu { 4 } else { 64 });
+    let options = CheckOptions {
+        device,
+        precision: arguments.precision,
+        resolution: i64::from(arguments.resolution),
+        batch: i64::from(batch),
+        seconds: SECONDS,
+    };
+    let mut failed = 0;
+    let mut rows = vec![
+        [
+            "name",
+            "tokens",
+            "class",
+            "in batches",
+            "from Python",
+            "images/s",
+            "verdict",
+        ]
+        .map(str::to_owned),
+    ];
+    for name in &names {
+        eprintln!("checking {name}");
+        match check_one(&registry, name, &options) {
+            Ok(report) => {
+                let flaws = report.flaws();
+                failed += usize::from(!flaws.is_empty());
+                rows.push(row(name, &report, &flaws));
+            }
+            Err(error) => {
+                failed += 1;
+                let nothing = String::new;
+                rows.push([
+                    name.clone(),
+                    nothing(),
+                    nothing(),
+                    nothing(),
+                    nothing(),
+                    nothing(),
+                    format!("failed: {error}"),
+                ]);
+            }
+        }
+    }
+    print_table(&rows);
+    Ok(ExitCode::from(u8::from(failed > 0)))
+}
+
+fn present(registry: &Registry) -> Vec<String> {
+    let mut names = registry.names();
+    names.retain(|name| !matches!(registry.status(name), Ok(Status::Missing { .. })));
+    names
+}
+
+fn check_one(
+    registry: &Registry,
+    name: &str,
+    options: &CheckOptions,
+) -> Result<CheckReport, encoders::EncoderError> {
+    let load = LoadOptions {
+        device: options.device,
+        resolution: options.resolution,
+        precision: options.precision,
+    };
+    let encoder = registry.load(name, &load)?;
+    check_encoder(encoder.as_ref(), options)
+}
+
+fn row(name: &str, report: &CheckReport, flaws: &[String]) -> [String; 7] {
+    let (count, width) = report.tokens;
+    [
+        name.to_owned(),
+        format!("{count} x {width}"),
+        if report.class_token { "yes" } else { "no" }.to_owned(),
+        format!("{:.1e}", report.batch_difference),
+        match report.reference_difference {
+            Some(difference) => format!("{difference:.1e}"),
+            None => "not recorded".to_owned(),
+        },
+        format!("{:.1}", report.images_per_s),
+        if flaws.is_empty() {
+            "good".to_owned()
+        } else {
+            flaws.join("; ")
+        },
+    ]
+}
+
+pub fn inspect(arguments: &InspectArgs) -> Result<ExitCode, Failure> {
+    let device = super::device(&arguments.device)?;
+    let registry = super::registry();
+    registry
+        .check_name(&arguments.name)
+        .map_err(Failure::usage)?;
+    let bank = EncoderBank::new(registry, device);
+    let encoder = bank.load(&arguments.name, arguments.resolution, arguments.precision)?;
+    let spec = encoder.spec();
+    println!("name           {}", spec.name);
+    for (label, text) in [
+        ("description", &spec.description),
+        ("family", &spec.family),
+        ("weights", &spec.weights),
+        ("licence", &spec.licence),
+    ] {
+        if !text.is_empty() {
+            println!("{label:14} {text}");
+        }
+    }
+    if let Some(params) = spec.params_m {
+        println!("parameters     {params:.1} M");
+    }
+    if let Some(depth) = spec.depth {
+        println!("blocks         {depth}");
+    }
+    println!("patch tokens   {} x {}", spec.grid.height, spec.grid.width);
+    println!("width          {}", spec.width);
+    println!(
+        "class token    {}",
+        if spec.class_token { "yes" } else { "no" }
+    );
+    println!("input          {} px", spec.input_size);
+    println!("preprocessing  {:?}", spec.preprocessing);
+    if let Some(sha256) = &spec.sha256 {
+        println!("sha256         {sha256}");
+    }
+    if arguments.images > 0 && Path::new(EMBEDDED).is_dir() {
+        let images = Images {
+            path: Path::new(EMBEDDED),
+            split: "val",
+            resolution: 64,
+            background: Background::default(),
+            count: arguments.images,
+        };
+        let metrics = spatial(encoder.as_ref(), device, &images)?;
+        println!("on {} images of {EMBEDDED}/val:", arguments.images);
+        println!("LDS            {:.4}", metrics.lds);
+        println!("CDS            {:.4}", metrics.cds);
+        if let Some(srss) = metrics.srss {
+            println!("SRSS           {srss:.4}");
+        }
+        println!("RMSC           {:.4}", metrics.rmsc);
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,116 @@
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, anyhow};
+use encoders::Inception;
+use irepa::encoder_bank::EncoderBank;
+use irepa::evaluation::{
+    EvaluationError, Extractor, ImageOptions, ImageSet, QualityOptions, Scoring, Stage, evaluate,
+};
+use irepa::image_progress::ImageProgress;
+use metrics::quality::{KidOptions, Splits};
+
+use crate::cli::EvaluateArgs;
+use crate::failure::Failure;
+
+pub fn run(arguments: &EvaluateArgs) -> Result<ExitCode, Failure> {
+    if let Some(path) = &arguments.out {
+        super::check_out("--out", path)?;
+    }
+    let device = super::device(&arguments.device)?;
+    let images = ImageOptions {
+        split: None,
+        resolution: arguments.resolution,
+        background: arguments.background,
+    };
+    // Before the network is loaded: a wrong path should not wait for it.
+    let samples = ImageSet::open(&arguments.samples, &images).map_err(Failure::usage)?;
+    if !arguments.reference.exists() {
+        return Err(Failure::usage(anyhow!(
+            "--reference {}: no such file or folder",
+            arguments.reference.display()
+        )));
+    }
+    let registry = super::registry();
+    let name = arguments.encoder.as_str();
+    if !Inception::NAMES.contains(&name) {
+        registry.check_name(name).map_err(Failure::usage)?;
+    }
+    let bank = EncoderBank::new(registry, device);
+    let extractor = Extractor::load(&bank, name, samples.size().0)?;
+    let options = QualityOptions {
+        metrics: arguments.metrics.clone(),
+        scoring: Scoring {
+            splits: Splits::Size(arguments.split_size),
+            kid: KidOptions {
+                subsets: arguments.kid_subsets,
+                subset_size: arguments.kid_subset_size,
+                seed: arguments.seed,
+            },
+            neighbours: arguments.neighbours,
+        },
+        background: arguments.background,
+        reference_split: arguments.reference_split.clone(),
+        cache: arguments.cache.clone(),
+    };
+    let interrupted = super::watch_interrupts()?;
+    let mut bar: Option<(Stage, ImageProgress)> = None;
+    let mut before = 0;
+    let outcome = evaluate(
+        &samples,
+        &arguments.reference,
+        &extractor,
+        &options,
+        interrupted,
+        |stage, done, total| {
+            if bar.as_ref().is_none_or(|(current, _)| *current != stage) {
+                let name = match stage {
+                    Stage::Reference => "reference",
+                    Stage::Samples => "samples",
+                };
+                bar = Some((stage, ImageProgress::new(name, total as u64)));
+                before = 0;
+            }
+            if let Some((_, progress)) = &mut bar {
+                progress.add((done - before) as u64);
+                before = done;
+                if done == total {
+                    progress.finish("");
+                }
+            }
+        },
+    );
+    let report = match outcome {
+        Ok(report) => report,
+        Err(EvaluationError::Interrupted) => {
+            eprintln!("{}", EvaluationError::Interrupted);
+            return Ok(ExitCode::from(130));
+        }
+        Err(error @ EvaluationError::NotAllowed { .. }) => return Err(Failure::usage(error)),
+        Err(error) => return Err(error.into()),
+    };
+    for warning in &report.warnings {
+        eprintln!("warning: {warning}");
+    }
+    let out = arguments
+        .out
+        .clone()
+        .unwrap_or_else(|| beside(&arguments.samples));
+    report
+        .write(&out)
+        .with_context(|| format!("cannot write {}", out.display()))?;
+    print!("{}", report.table());
+    println!("{}", out.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `samples/` and `samples.npz` have `samples.evaluation.json`.
+fn beside(samples: &Path) -> PathBuf {
+    let absolute = std::path::absolute(samples).unwrap_or_else(|_| samples.to_owned());
+    let name = match absolute.extension() {
+        Some(extension) if extension == "npz" => absolute.file_stem(),
+        _ => absolute.file_name(),
+    };
+    let name = name.unwrap_or_default().to_string_lossy().into_owned();
+    samples.with_file_name(format!("{name}.evaluation.json"))
+}

@@ -1,0 +1,208 @@
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::{Context, anyhow};
+use data::{Background, Dataset};
+use encoders::Encoder;
+use irepa::encoder_bank::EncoderBank;
+use irepa::evaluation::{self, ProbeAccuracy, ProbeData};
+use irepa::ranking::Ranking;
+use metrics::spatial::SpatialMetrics;
+use tch::Device;
+use training::Config;
+
+use crate::cli::MetricsArgs;
+use crate::failure::Failure;
+
+/// Images where none are asked for: a first look, and enough for an order.
+const FEW: usize = 64;
+const MANY: usize = 256;
+
+pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
+    if let Some(path) = &arguments.json {
+        super::check_out("--json", path)?;
+    }
+    let device = super::device(&arguments.device)?;
+    let registry = super::registry();
+    let names = super::encoders_here(&arguments.encoders, arguments.resolution, &registry)?;
+    if names.is_empty() {
+        return Err(Failure::usage(anyhow!(
+            "none of these encoders is here; `runner encoders list` shows how to get them"
+        )));
+    }
+    let bank = EncoderBank::new(registry, device);
+    let default = if arguments.rank.is_some() { MANY } else { FEW };
+    let data = Images {
+        path: &arguments.data,
+        split: &arguments.split,
+        resolution: arguments.resolution,
+        background: arguments.background,
+        count: arguments.images.unwrap_or(default),
+    };
+    let dataset = data.open()?;
+    let probe = arguments
+        .probe
+        .map(|images| {
+            let split = Images {
+                split: &arguments.probe_split,
+                ..data
+            };
+            Ok::<_, Failure>(Probe {
+                training: split.open()?,
+                held_out: Arc::clone(&dataset),
+                images,
+            })
+        })
+        .transpose()?;
+    if arguments.rank.is_none() {
+        let more = if probe.is_some() {
+            ",linear_probe,linear_probe_class"
+        } else {
+            ""
+        };
+        println!("encoder,lds,cds,srss,rmsc{more}");
+    }
+    let mut measured = Vec::new();
+    let mut failed = false;
+    for (index, name) in names.iter().enumerate() {
+        if arguments.rank.is_some() {
+            eprintln!("{name}, {} of {}", index + 1, names.len());
+        }
+        let metrics = bank
+            .load(name, arguments.resolution, arguments.precision)
+            .map_err(Failure::from)
+            .and_then(|encoder| {
+                let metrics = spatial(encoder.as_ref(), device, &data)?;
+                let accuracy = match &probe {
+                    Some(probe) => probe.accuracy(encoder.as_ref(), device, &data)?,
+                    None => None,
+                };
+                Ok((metrics, accuracy))
+            });
+        match metrics {
+            Ok((metrics, accuracy)) => {
+                if arguments.rank.is_none() {
+                    let srss = metrics.srss.map(|srss| srss.to_string());
+                    print!(
+                        "{name},{},{},{},{}",
+                        metrics.lds,
+                        metrics.cds,
+                        srss.unwrap_or_default(),
+                        metrics.rmsc
+                    );
+                    if probe.is_some() {
+                        let patch = accuracy.map(|accuracy| accuracy.patch.to_string());
+                        let class = accuracy.and_then(|accuracy| accuracy.class);
+                        let class = class.map(|class| class.to_string());
+                        print!(
+                            ",{},{}",
+                            patch.unwrap_or_default(),
+                            class.unwrap_or_default()
+                        );
+                    }
+                    println!();
+                }
+                measured.push((name.clone(), metrics));
+            }
+            Err(error) => {
+                failed = true;
+                eprintln!("error: {name}: {error}");
+            }
+        }
+    }
+    if let (Some(by), false) = (arguments.rank, measured.is_empty()) {
+        let images = data.count.min(dataset.len() as usize);
+        let described = (dataset.name(), dataset.fingerprint());
+        let ranking = Ranking::new(by, described, images, data.resolution, measured);
+        println!("{}", ranking.table());
+        eprintln!(
+            "{images} images of {}; * decides, higher comes first",
+            ranking.data
+        );
+        if let Some(path) = &arguments.json {
+            ranking
+                .write(path)
+                .with_context(|| format!("--json {}", path.display()))?;
+        }
+    }
+    Ok(ExitCode::from(u8::from(failed)))
+}
+
+/// What linear probes are trained and scored on.
+struct Probe {
+    training: Arc<dyn Dataset>,
+    held_out: Arc<dyn Dataset>,
+    images: usize,
+}
+
+impl Probe {
+    fn accuracy(
+        &self,
+        encoder: &dyn Encoder,
+        device: Device,
+        images: &Images,
+    ) -> Result<Option<ProbeAccuracy>, Failure> {
+        let data = ProbeData {
+            training: &self.training,
+            held_out: &self.held_out,
+            images: self.images,
+            cache: None,
+        };
+        // Without a cache it may be killed at any time.
+        let never = AtomicBool::new(false);
+        let config = images.config();
+        let progress = |_, _| {};
+        Ok(evaluation::probe(
+            encoder, "", data, &config, device, &never, progress,
+        )?)
+    }
+}
+
+/// Images on which an encoder is measured.
+#[derive(Clone, Copy)]
+pub struct Images<'a> {
+    /// The data set.
+    pub path: &'a Path,
+    /// Its split.
+    pub split: &'a str,
+    /// Side in pixels.
+    pub resolution: u32,
+    /// What is put under transparent pixels.
+    pub background: Background,
+    /// How many.
+    pub count: usize,
+}
+
+impl Images<'_> {
+    fn config(&self) -> Config {
+        let mut config = Config::default();
+        config.data.path = self.path.to_owned();
+        config.data.split = self.split.to_owned();
+        config.data.resolution = self.resolution;
+        config.data.background = self.background;
+        config
+    }
+
+    fn open(&self) -> Result<Arc<dyn Dataset>, Failure> {
+        let options = self.config().data.training_split();
+        data::open(self.path, &options).map_err(|error| Failure::usage(anyhow!("--data {error}")))
+    }
+}
+
+/// The spatial metrics of an encoder.
+pub fn spatial(
+    encoder: &dyn Encoder,
+    device: Device,
+    images: &Images,
+) -> Result<SpatialMetrics, Failure> {
+    let dataset = images.open()?;
+    Ok(evaluation::spatial_metrics(
+        encoder,
+        &dataset,
+        &images.config(),
+        images.count,
+        device,
+    )?)
+}

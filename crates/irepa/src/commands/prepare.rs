@@ -1,0 +1,116 @@
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::anyhow;
+use encoders::Registry;
+use irepa::config_file;
+use irepa::prepare::{self, FeatureOptions, LatentOptions, PrepareError};
+use training::{Config, TrainError};
+
+use crate::cli::{PrepareFeaturesArgs, PrepareLatentsArgs};
+use crate::failure::Failure;
+
+/// Where feature caches are made if nothing says otherwise.
+const FEATURES: &str = "features";
+/// Where moments are stored if nothing says otherwise.
+const LATENTS: &str = "latents";
+
+pub fn features(arguments: &PrepareFeaturesArgs) -> Result<ExitCode, Failure> {
+    let config = config_file::load(&arguments.config, &arguments.settings)?;
+    let device = super::device(&arguments.device)?;
+    let registry = super::registry();
+    let encoders = encoders(arguments, &config, &registry)?;
+    let named = Some(config.data.token_cache.clone()).filter(|path| !path.as_os_str().is_empty());
+    let options = FeatureOptions {
+        out: arguments
+            .out
+            .clone()
+            .or(named)
+            .unwrap_or_else(|| PathBuf::from(FEATURES)),
+        config,
+        encoders,
+        stored: arguments.dtype,
+        shard_bytes: arguments.shard_mib << 20,
+    };
+    let interrupted = super::watch_interrupts()?;
+    let outcome = prepare::features(&options, registry, device, interrupted)
+        .map_err(|error| failure(error, &arguments.config))?;
+    for folder in &outcome.made {
+        println!("{}", folder.display());
+    }
+    for (encoder, reason) in &outcome.failed {
+        println!("failed: {encoder}: {reason}");
+    }
+    if outcome.interrupted {
+        eprintln!("interrupted: the same command continues");
+        return Ok(ExitCode::from(130));
+    }
+    if !outcome.made.is_empty() {
+        eprintln!(
+            "training reads them with --set data.token_cache={}",
+            options.out.display()
+        );
+    }
+    Ok(ExitCode::from(u8::from(!outcome.failed.is_empty())))
+}
+
+pub fn latents(arguments: &PrepareLatentsArgs) -> Result<ExitCode, Failure> {
+    let config = config_file::load(&arguments.config, &arguments.settings)?;
+    let device = super::device(&arguments.device)?;
+    let named = Some(config.data.latent_cache.clone()).filter(|path| !path.as_os_str().is_empty());
+    let options = LatentOptions {
+        out: arguments
+            .out
+            .clone()
+            .or(named)
+            .unwrap_or_else(|| PathBuf::from(LATENTS)),
+        config,
+        stored: arguments.dtype,
+        shard_bytes: arguments.shard_mib << 20,
+    };
+    let whole = prepare::latents(&options, device, super::watch_interrupts()?)
+        .map_err(|error| failure(error, &arguments.config))?;
+    if !whole {
+        eprintln!("interrupted: the same command continues");
+        return Ok(ExitCode::from(130));
+    }
+    println!("{}", options.out.display());
+    eprintln!(
+        "training reads them with --set data.latent_cache={}",
+        options.out.display()
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A data set or an autoencoder that is not there is a wrong configuration.
+fn failure(error: PrepareError, config: &Path) -> Failure {
+    let config = config.display();
+    match error {
+        PrepareError::Data(error) => Failure::usage(anyhow!("{config}: `data.path`: {error}")),
+        PrepareError::NoLatents(_) | PrepareError::Train(TrainError::NoAutoencoder(_)) => {
+            Failure::usage(anyhow!("{config}: {error}"))
+        }
+        other => Failure::from(other),
+    }
+}
+
+/// The encoders that were asked for. Of a named set, those that are here.
+fn encoders(
+    arguments: &PrepareFeaturesArgs,
+    config: &Config,
+    registry: &Registry,
+) -> Result<Vec<String>, Failure> {
+    let asked = match arguments.encoders.is_empty() {
+        true => config.alignment.encoders(),
+        false => arguments.encoders.clone(),
+    };
+    let names = super::encoders_here(&asked, config.data.resolution, registry)?;
+    if names.is_empty() {
+        return Err(Failure::usage(anyhow!(
+            "{}: `alignment.encoder` names no encoder that is here; name some with --encoder \
+             (`runner encoders list` shows them)",
+            arguments.config.display()
+        )));
+    }
+    Ok(names)
+}

@@ -1,0 +1,364 @@
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use indicatif::{ProgressBar, ProgressStyle};
+use irepa::config_file::{self, ConfigError};
+use irepa::image_grid::{GridLayout, write_grid};
+use irepa::sampling::{self, ClassOrder, ClassRule, Recipe, SampleFolder, SamplingError};
+use ndarray::{Array4, Axis};
+use tch::{Device, Tensor};
+use training::checkpoint::VAE;
+use training::{Checkpoint, Config, Sampling, checkpoint, read_tensors};
+
+use crate::cli::SampleArgs;
+use crate::failure::Failure;
+
+/// Images in the picture of `--grid`.
+const GRID: u64 = 64;
+/// How often a line is printed where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+pub fn run(arguments: &SampleArgs) -> Result<ExitCode, Failure> {
+    if let Some(picture) = &arguments.grid {
+        check_picture(picture)?;
+    }
+    let named = &arguments.checkpoint;
+    let sources = sources(named)?;
+    let config = config(arguments, named)?;
+    let devices = devices(&arguments.device)?;
+    let Weights {
+        source,
+        file,
+        denoiser,
+        vae,
+    } = newest_weights(named, &sources, arguments.no_ema)?;
+    let samplers = devices
+        .iter()
+        .map(|device| Sampling::new(&config, &denoiser, vae.as_deref(), *device))
+        .collect::<Result<Vec<_>, _>>()
+        .with_context(|| source.display().to_string())?;
+    drop((denoiser, vae));
+    let (Some(device), Some(first)) = (devices.first(), samplers.first()) else {
+        return Err(Failure::usage(anyhow!("--device names none")));
+    };
+    let order = match arguments.random_labels {
+        true => ClassOrder::Random,
+        false => ClassOrder::Balanced,
+    };
+    let seed = config.sample.seed;
+    let classes = ClassRule::new(&arguments.labels, first.num_classes(), order, seed)
+        .map_err(|error| Failure::usage(anyhow!("--labels: {error}")))?;
+    let recipe = Recipe::new(checkpoint::file_sha256(&file)?, &config, classes, *device);
+
+    let npz = arguments.out.extension().is_some_and(|end| end == "npz");
+    let path = match npz {
+        true => arguments.out.with_extension("npz.partial"),
+        false => arguments.out.clone(),
+    };
+    // A whole file beside an unfinished folder is being drawn anew.
+    if npz && arguments.out.exists() && !arguments.fresh && !path.exists() {
+        return Err(Failure::usage(anyhow!(
+            "{} is there already; --fresh draws it anew",
+            arguments.out.display()
+        )));
+    }
+    let folder = SampleFolder::open(&path, &recipe, arguments.fresh).map_err(failure)?;
+    let count = arguments.count;
+    let progress = Progress::new(count);
+    let outcome = sampling::draw(
+        &folder,
+        samplers,
+        &recipe.classes,
+        count,
+        super::watch_interrupts()?,
+        |done| progress.at(done),
+    );
+    progress.finish();
+    let outcome = outcome?;
+    if outcome.interrupted {
+        eprintln!(
+            "interrupted after {} of {count} images: the same command goes on",
+            outcome.found + outcome.drawn
+        );
+        return Ok(ExitCode::from(130));
+    }
+    if outcome.found > 0 {
+        eprintln!(
+            "{} of {count} images were there, {} were drawn",
+            outcome.found, outcome.drawn
+        );
+    }
+    if let Some(picture) = &arguments.grid {
+        write_picture(picture, &folder, count.min(GRID))?;
+    }
+    if npz {
+        sampling::pack(&arguments.out, &folder, &recipe.classes, count)?;
+        folder.remove()?;
+    } else {
+        let more = folder.beyond(count)?;
+        if more > 0 {
+            eprintln!("note: the folder holds {more} more images of the same settings");
+        }
+    }
+    println!("{}", arguments.out.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn failure(error: SamplingError) -> Failure {
+    match error.is_usage() {
+        true => Failure::usage(error),
+        false => error.into(),
+    }
+}
+
+/// What was named, or of the folder of a run its checkpoints, newest first.
+fn sources(named: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let refused = |reason: String| Err(Failure::usage(anyhow!("{}: {reason}", named.display())));
+    if !named.exists() {
+        return refused("there is no such file or folder".to_owned());
+    }
+    if named.join("cells").is_dir() {
+        return refused(format!(
+            "this is the folder of a sweep; give that of a cell, {}",
+            named.join("cells").join("ID").display()
+        ));
+    }
+    let checkpoints = named.join("checkpoints");
+    if checkpoints.is_dir() {
+        let mut found = checkpoint::list(&checkpoints);
+        if found.is_empty() {
+            return Err(Failure::usage(anyhow!(
+                "{} has no checkpoint yet",
+                checkpoints.display()
+            )));
+        }
+        found.reverse();
+        return Ok(found);
+    }
+    if named.is_dir() && !checkpoint::list(named).is_empty() {
+        return refused(
+            "give the folder of the run, the one above, or one of the checkpoints here".to_owned(),
+        );
+    }
+    let is_checkpoint = named.join("manifest.json").exists()
+        || named
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with("step-"));
+    if named.is_dir() && !is_checkpoint {
+        return refused("this is neither the folder of a run nor a checkpoint".to_owned());
+    }
+    Ok(vec![named.to_owned()])
+}
+
+/// The weights of the first source that is whole; those before it are passed over with a warning.
+fn newest_weights(named: &Path, sources: &[PathBuf], no_ema: bool) -> Result<Weights, Failure> {
+    if let [only] = sources {
+        if only != named {
+            eprintln!("{}", only.display());
+        }
+        return weights(only, no_ema);
+    }
+    let mut errors = Vec::new();
+    for source in sources {
+        match weights(source, no_ema) {
+            Ok(weights) => {
+                eprintln!("{}", source.display());
+                return Ok(weights);
+            }
+            Err(error) => {
+                tracing::warn!("checkpoint passed over: {error}");
+                errors.push(error.to_string());
+            }
+        }
+    }
+    Err(anyhow!(
+        "{}: none of its {} checkpoints is whole: {}",
+        named.display(),
+        errors.len(),
+        errors.join("; ")
+    )
+    .into())
+}
+
+/// Refuses a place where the picture of `--grid` cannot be written.
+fn check_picture(path: &Path) -> Result<(), Failure> {
+    let png = path
+        .extension()
+        .is_some_and(|extension| extension.eq_ignore_ascii_case("png"));
+    if !png {
+        return Err(Failure::usage(anyhow!(
+            "--grid {}: the picture is a PNG; name a file that ends in .png",
+            path.display()
+        )));
+    }
+    super::check_out("--grid", path)
+}
+
+/// The configuration, with the flags on top.
+fn config(arguments: &SampleArgs, named: &Path) -> Result<Config, Failure> {
+    let (path, mut config) = match &arguments.config {
+        Some(path) => (path.clone(), config_file::load(path, &arguments.settings)?),
+        None => {
+            let path = config_of(named)?;
+            let config = config_file::load(&path, &arguments.settings)?;
+            (path, config)
+        }
+    };
+    let sample = &mut config.sample;
+    // Settings of the sampler are checked where samples are drawn.
+    sample.count = arguments.count as usize;
+    let sampler = &mut sample.sampler;
+    sampler.method = arguments.sampler.unwrap_or(sampler.method);
+    sampler.num_steps = arguments.steps.unwrap_or(sampler.num_steps);
+    sampler.cfg_scale = arguments.cfg_scale.unwrap_or(sampler.cfg_scale);
+    if let Some(interval) = arguments.guidance_interval {
+        (sampler.guidance_low, sampler.guidance_high) = (interval.low, interval.high);
+    }
+    sample.seed = arguments.seed.unwrap_or(sample.seed);
+    if let Some(batch_size) = arguments.batch_size {
+        sample.batch_size = batch_size as usize;
+    }
+    config.validate().map_err(|source| ConfigError::Invalid {
+        origin: path.display().to_string(),
+        source,
+    })?;
+    Ok(config)
+}
+
+/// The configuration of a run, or beside a checkpoint: `RUN/checkpoints/step-N` has `RUN/config.toml`.
+fn config_of(checkpoint: &Path) -> Result<PathBuf, Failure> {
+    if checkpoint.join("checkpoints").is_dir() {
+        return Ok(checkpoint.join("config.toml"));
+    }
+    let run = checkpoint.parent().and_then(Path::parent).ok_or_else(|| {
+        Failure::usage(anyhow!(
+            "{} is not a checkpoint folder RUN/checkpoints/step-N; name its configuration with --config",
+            checkpoint.display()
+        ))
+    })?;
+    if checkpoint.is_file() {
+        return Err(Failure::usage(anyhow!(
+            "{} is a file of weights: name their configuration with --config",
+            checkpoint.display()
+        )));
+    }
+    Ok(run.join("config.toml"))
+}
+
+/// All of one kind: the other's images would not be the same to the bit.
+fn devices(names: &[String]) -> Result<Vec<Device>, Failure> {
+    let devices = names
+        .iter()
+        .map(|name| super::device(name.trim()))
+        .collect::<Result<Vec<_>, _>>()?;
+    let on_cpu = devices.iter().filter(|device| **device == Device::Cpu);
+    if !matches!(on_cpu.count(), count if count == 0 || count == devices.len()) {
+        return Err(Failure::usage(anyhow!(
+            "--device {}: CPU and CUDA do not give the same images; name devices of one kind",
+            names.join(",")
+        )));
+    }
+    Ok(devices)
+}
+
+/// What images are drawn from.
+struct Weights {
+    /// The checkpoint, or the file.
+    source: PathBuf,
+    /// The file of the denoiser's.
+    file: PathBuf,
+    denoiser: Vec<(String, Tensor)>,
+    /// Those of an autoencoder that was trained with it.
+    vae: Option<Vec<(String, Tensor)>>,
+}
+
+fn weights(path: &Path, no_ema: bool) -> Result<Weights, Failure> {
+    if path.is_file() {
+        if no_ema {
+            return Err(Failure::usage(anyhow!(
+                "--no-ema goes with a checkpoint folder; name the file of the weights you want"
+            )));
+        }
+        return Ok(Weights {
+            source: path.to_owned(),
+            file: path.to_owned(),
+            denoiser: read_tensors(path)?,
+            vae: None,
+        });
+    }
+    let mut saved = Checkpoint::load(path)?;
+    let vae = saved.others.remove(VAE);
+    let (name, denoiser) = match no_ema {
+        true => ("model.safetensors", saved.model),
+        false => ("ema.safetensors", saved.ema),
+    };
+    Ok(Weights {
+        source: path.to_owned(),
+        file: path.join(name),
+        denoiser,
+        vae,
+    })
+}
+
+fn write_picture(path: &Path, folder: &SampleFolder, count: u64) -> Result<(), Failure> {
+    let images = (0..count)
+        .map(|index| folder.read(index))
+        .collect::<Result<Vec<_>, _>>()?;
+    let views: Vec<_> = images.iter().map(|image| image.view()).collect();
+    let images: Array4<u8> = ndarray::stack(Axis(0), &views)
+        .with_context(|| format!("{}: images of several sizes", folder.path().display()))?;
+    let images = images.permuted_axes([0, 3, 1, 2]);
+    let (count, _, height, width) = images.dim();
+    let layout = GridLayout::for_images(count, height, width);
+    write_grid(path, images.view(), layout)?;
+    Ok(())
+}
+
+/// A bar on a terminal, a line now and then elsewhere.
+struct Progress {
+    bar: Option<ProgressBar>,
+    last_line: std::cell::Cell<Instant>,
+    count: u64,
+}
+
+impl Progress {
+    fn new(count: u64) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let style = "{bar:32} {pos}/{len} images  {per_sec}  {eta} left";
+            let style = ProgressStyle::with_template(style)
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
+            ProgressBar::new(count).with_style(style)
+        });
+        Self {
+            bar,
+            last_line: Instant::now().into(),
+            count,
+        }
+    }
+
+    fn at(&self, done: u64) {
+        match &self.bar {
+            Some(bar) if bar.position() == 0 => {
+                // What was found says nothing of the speed.
+                bar.set_position(done);
+                bar.reset_eta();
+            }
+            Some(bar) => bar.set_position(done),
+            None => {
+                if done == self.count || self.last_line.get().elapsed() >= LINE_EVERY {
+                    eprintln!("{done} of {} images", self.count);
+                    self.last_line.set(Instant::now());
+                }
+            }
+        }
+    }
+
+    fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

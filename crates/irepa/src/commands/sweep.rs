@@ -1,0 +1,45 @@
+use std::process::ExitCode;
+
+use irepa::sweep::{self, Options};
+
+use crate::cli::SweepArgs;
+use crate::failure::Failure;
+
+pub fn run(arguments: &SweepArgs) -> Result<ExitCode, Failure> {
+    let options = Options {
+        experiment: arguments.experiment.clone(),
+        out: arguments.out.clone(),
+        device: arguments.device.clone(),
+        only: arguments.only.clone(),
+        settings: arguments.settings.clone(),
+        dry_run: arguments.dry_run,
+        fresh: arguments.fresh,
+        shard: arguments.shard,
+        memory_limit: arguments
+            .memory_limit
+            .map(|mib| mib.saturating_mul(1 << 20)),
+    };
+    let outcome = sweep::run(&options, super::registry(), super::watch_interrupts()?)?;
+    if arguments.dry_run {
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!(
+        "{} done, {} failed, {} skipped",
+        outcome.done,
+        outcome.failed.len(),
+        outcome.skipped
+    );
+    for (cell, reason) in &outcome.failed {
+        println!("failed: {cell}: {reason}");
+    }
+    println!("{}", outcome.folder.join("results.csv").display());
+    println!("{}", outcome.folder.join("report.html").display());
+    Ok(if outcome.interrupted {
+        eprintln!("interrupted: the same command continues");
+        ExitCode::from(130)
+    } else if outcome.failed.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(1)
+    })
+}

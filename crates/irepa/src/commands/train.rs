@@ -1,0 +1,58 @@
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::anyhow;
+use irepa::config_file;
+use irepa::results::Status;
+use irepa::sweep::{self, InitialWeights, TrainOptions};
+use training::{checkpoint, read_tensors};
+
+use crate::cli::TrainArgs;
+use crate::failure::Failure;
+
+pub fn run(arguments: &TrainArgs) -> Result<ExitCode, Failure> {
+    let config = config_file::load(&arguments.config, &arguments.settings)?;
+    let name = arguments.config.file_stem().unwrap_or_default();
+    let folder = arguments
+        .out
+        .clone()
+        .unwrap_or_else(|| PathBuf::from("runs").join(name));
+    refuse_to_overwrite(&folder, arguments.resume)?;
+    let init = match &arguments.init {
+        Some(path) => Some(InitialWeights {
+            path: path.clone(),
+            tensors: read_tensors(path).map_err(Failure::usage)?,
+            partial: arguments.partial,
+        }),
+        None => None,
+    };
+    let options = TrainOptions {
+        config,
+        init,
+        origin: arguments.config.clone(),
+        folder,
+        device: arguments.device.clone(),
+    };
+    let result = sweep::train(&options, super::registry(), super::watch_interrupts()?)?;
+    let Some(result) = result else {
+        eprintln!("interrupted: the same command with --resume continues");
+        return Ok(ExitCode::from(130));
+    };
+    println!("{}", options.folder.display());
+    match result.status {
+        Status::Done => Ok(ExitCode::SUCCESS),
+        _ => Err(Failure::from(anyhow!(result.reason))),
+    }
+}
+
+fn refuse_to_overwrite(folder: &Path, resume: bool) -> Result<(), Failure> {
+    let found = checkpoint::list(&folder.join("checkpoints")).len();
+    if found > 0 && !resume {
+        return Err(Failure::usage(anyhow!(
+            "{} holds a run already ({found} checkpoints): continue it with --resume, or name \
+             another folder with --out",
+            folder.display()
+        )));
+    }
+    Ok(())
+}

@@ -1,0 +1,62 @@
+use std::fmt;
+use std::process::ExitCode;
+
+use irepa::config_file::ConfigError;
+use irepa::sweep::SweepError;
+
+/// Why the program ends with another code than 0.
+#[derive(Debug)]
+pub struct Failure {
+    error: anyhow::Error,
+    usage: bool,
+}
+
+impl Failure {
+    /// Bad usage or configuration: exit code 2.
+    pub fn usage(error: impl Into<anyhow::Error>) -> Self {
+        Self {
+            error: error.into(),
+            usage: true,
+        }
+    }
+
+    /// 2 for bad usage or configuration, 1 for anything else.
+    pub fn exit_code(&self) -> ExitCode {
+        ExitCode::from(if self.usage { 2 } else { 1 })
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        let error = error.into();
+        let usage = error.is::<ConfigError>()
+            || matches!(
+                error.downcast_ref::<SweepError>(),
+                Some(
+                    SweepError::Config(_)
+                        | SweepError::Device { .. }
+                        | SweepError::Data { .. }
+                        | SweepError::Only { .. }
+                        | SweepError::Out { .. }
+                        | SweepError::Resume { .. }
+                )
+            );
+        Self { error, usage }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = self.error.to_string();
+        for cause in self.error.chain().skip(1) {
+            let cause = cause.to_string();
+            // What the TOML parser says ends with a line break.
+            let cause = cause.trim_end();
+            // A transparent error repeats its source.
+            if !text.contains(cause) {
+                text = format!("{text}: {cause}");
+            }
+        }
+        f.write_str(&text)
+    }
+}

@@ -1,0 +1,443 @@
+//! Bad input ends in one paragraph that names file, key and the way out, and leaves nothing
+//! half-written.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::{Playground, repository};
+
+/// No run folder may appear for an experiment that was refused.
+fn refused(place: &Playground, words: &[&str]) {
+    let outcome = place.sweep(&[]).expect(2, words);
+    assert!(
+        !place.path("runs").exists(),
+        "a refused sweep left a run folder"
+    );
+    let paragraphs = outcome.stderr.trim().split("\n\n").count();
+    assert_eq!(paragraphs, 1, "{}", outcome.stderr);
+}
+
+#[test]
+fn an_unknown_key_is_named_with_file_line_and_nearest() {
+    let place = Playground::new();
+    place.edit("base.toml", "batch_size = 8", "batch_sise = 8");
+    refused(
+        &place,
+        &[
+            "base.toml",
+            "batch_sise",
+            "line",
+            "Did you mean `batch_size`?",
+        ],
+    );
+    let place = Playground::new();
+    place.edit("experiment.toml", "[grid]", "[gird]");
+    refused(&place, &["experiment.toml", "gird"]);
+    let place = Playground::new();
+    place.edit("recipes/irepa.toml", "kernel", "kernal");
+    refused(&place, &["irepa.toml", "kernal"]);
+}
+
+#[test]
+fn a_wrong_type_or_value_is_named_with_its_key() {
+    let place = Playground::new();
+    place.edit("base.toml", "steps = 6", "steps = \"six\"");
+    refused(&place, &["base.toml", "steps", "invalid type"]);
+    let place = Playground::new();
+    place.edit("base.toml", "ema_decay = 0.9", "ema_decay = 9.0");
+    refused(&place, &["train.ema_decay", "9", "0 to 1"]);
+    let place = Playground::new();
+    place.edit("recipes/irepa.toml", "kernel = 3", "kernel = 4");
+    refused(&place, &["irepa.toml", "kernel"]);
+    let place = Playground::new();
+    place.edit("base.toml", "[train]", "[train");
+    refused(&place, &["base.toml", "line"]);
+}
+
+#[test]
+fn an_unknown_name_is_answered_with_the_nearest() {
+    let place = Playground::new();
+    place.edit("experiment.toml", "\"good\"]", "\"dinov2-vitb\"]");
+    refused(&place, &["grid.encoder", "dinov2-vitb", "dinov2-vit-b"]);
+    let place = Playground::new();
+    place.edit("experiment.toml", "SiT-XS/4", "SiT-XS/3");
+    refused(&place, &["SiT-XS/3", "SiT-XS/"]);
+    let place = Playground::new();
+    place.edit("experiment.toml", "\"irepa\"]", "\"irepo\"]");
+    refused(&place, &["grid.recipe", "irepo", "did you mean `irepa`?"]);
+    let place = Playground::new();
+    place.edit("base.toml", "good_patch_only", "good_patch");
+    refused(&place, &["evaluate.fd_encoder", "good_patch_only"]);
+}
+
+#[test]
+fn settings_of_the_command_line_are_checked_too() {
+    let place = Playground::new();
+    place
+        .sweep(&["--set", "train.stepz=3"])
+        .expect(2, &["stepz", "Did you mean `steps`?"]);
+    place
+        .sweep(&["--set", "train.steps"])
+        .expect(2, &["key=value"]);
+    place
+        .sweep(&["--only", "nothing*"])
+        .expect(2, &["--only", "no cell matches"]);
+    place.sweep(&["--shard", "3/2"]).expect(2, &["I/N"]);
+    assert!(!place.path("runs").exists());
+}
+
+#[test]
+fn missing_files_are_named_with_who_names_them() {
+    let place = Playground::new();
+    fs::remove_file(place.path("base.toml")).unwrap();
+    refused(&place, &["base.toml", "named by `base` in experiment.toml"]);
+    let place = Playground::new();
+    for (key, variant) in [("recipes", "sit"), ("variants", "jit")] {
+        let place = Playground::new();
+        place.edit(
+            "experiment.toml",
+            "recipes = \"recipes\"",
+            &format!("{key} = \"elsewhere\""),
+        );
+        place.edit(
+            "experiment.toml",
+            "[grid]",
+            &format!("[grid]\nvariant = [\"{variant}\"]"),
+        );
+        refused(
+            &place,
+            &[&format!("`{key}`"), "there is no folder elsewhere"],
+        );
+    }
+    place.edit("base.toml", "emoji64", "emoji65");
+    refused(&place, &["data.path", "emoji65"]);
+    Playground::new()
+        .run(&["sweep", "nowhere.toml"])
+        .expect(2, &["nowhere.toml"]);
+    let place = Playground::new();
+    place.write("base.toml", "base = \"base.toml\"\n");
+    refused(&place, &["base.toml", "does not end"]);
+}
+
+#[test]
+fn what_the_toml_parser_says_is_said_once() {
+    for (file, old, new) in [
+        ("experiment.toml", "seed = [0]", "seed = [\"a\"]"),
+        ("experiment.toml", "name = \"small\"", ""),
+        ("base.toml", "steps = 6", "steps = \"x\""),
+        ("base.toml", "[train]", "[train]\n[train]"),
+    ] {
+        let place = Playground::new();
+        place.edit(file, old, new);
+        let outcome = place.sweep(&[]).expect(2, &[file, "line"]);
+        let found = outcome.stderr.matches("TOML parse error").count();
+        assert_eq!(found, 1, "{}", outcome.stderr);
+    }
+}
+
+#[test]
+fn settings_that_cannot_run_are_refused_before_anything_is_made() {
+    let place = Playground::new();
+    for (setting, words) in [
+        (
+            "data.resolution=18",
+            ["`data.resolution`", "a multiple of 4"],
+        ),
+        ("alignment.losses=[]", ["`alignment.losses`", "empty"]),
+        (
+            "alignment.losses=[{ kind = \"cosine\", coefficient = nan }]",
+            ["`alignment.losses`", "NaN"],
+        ),
+        (
+            "alignment.head={ kind = \"mlp\", width = 0 }",
+            ["`alignment.head.width`", "at least 1"],
+        ),
+        (
+            "alignment.spatial_norm={ method = \"zscore\", alpha = inf }",
+            ["`alignment.spatial_norm`", "alpha"],
+        ),
+        (
+            "alignment.spatial_norm={ method = \"zscore\", eps = 0.0 }",
+            ["`alignment.spatial_norm`", "eps"],
+        ),
+        (
+            "sample.sampler.num_steps=0",
+            ["`sample.sampler.num_steps`", "at least 1"],
+        ),
+        (
+            "data.latent_cache=latents",
+            ["`data.latent_cache`", "identity"],
+        ),
+    ] {
+        place
+            .sweep(&["--dry-run", "--set", setting])
+            .expect(2, &[&["experiment.toml"], &words[..]].concat());
+        place
+            .run(&["train", "base.toml", "--out", "runs/one", "--set", setting])
+            .expect(2, &[&["base.toml"], &words[..]].concat());
+    }
+    assert!(!place.path("runs").exists());
+}
+
+#[test]
+fn a_recipe_that_wants_an_encoder_is_not_dropped_without_one() {
+    let place = Playground::new();
+    place.edit(
+        "experiment.toml",
+        "encoder = [\"hog-vit-g4_d128\", \"good\"]",
+        "",
+    );
+    refused(&place, &["`grid.encoder`", "irepa"]);
+    place.edit("experiment.toml", ", \"irepa\"]", "]");
+    place.sweep(&["--dry-run"]).expect(0, &["1 cells"]);
+}
+
+#[test]
+fn settings_that_change_nothing_are_warned_of() {
+    let place = Playground::new();
+    let train = |out: &str, more: &[&str]| {
+        let mut all = vec!["train", "base.toml", "--device", "cpu", "--out", out];
+        for setting in [
+            "train.steps=1",
+            "sample.grid=0",
+            "sample.count=0",
+            "evaluate.fd_encoder=\"\"",
+            "evaluate.spatial_images=0",
+        ]
+        .iter()
+        .chain(more)
+        {
+            all.extend(["--set", setting]);
+        }
+        place.run(&all).expect(0, &[])
+    };
+    let cached = "data.token_cache=nowhere";
+    train("a", &["alignment.encoder=good", cached]).expect(
+        0,
+        &["WARN", "`data.token_cache` is nowhere", "no such folder"],
+    );
+    fs::create_dir(place.path("nowhere")).unwrap();
+    train("b", &["alignment.encoder=good", cached]).expect(
+        0,
+        &[
+            "`data.token_cache` has no cache of good",
+            "prepare features",
+        ],
+    );
+    let quiet = |outcome: common::Outcome| {
+        assert!(!outcome.stderr.contains("WARN"), "{}", outcome.stderr);
+    };
+    quiet(train("c", &[cached]));
+    quiet(train("d", &["alignment.encoder=good"]));
+
+    place.write(
+        "base.toml",
+        &format!(
+            "{}\n[alignment]\nhead = {{ kind = \"linear\" }}\n",
+            place.read("base.toml")
+        ),
+    );
+    train("e", &[]).expect(0, &["WARN", "alignment.head", "alignment.encoder"]);
+    quiet(train("f", &["alignment.encoder=none"]));
+}
+
+#[test]
+fn counts_of_nothing_and_places_that_are_not_there_are_refused_at_once() {
+    let place = Playground::new();
+    for (arguments, words) in [
+        (
+            &["encoders", "check", "hog", "--batch", "0"][..],
+            ["--batch", "0"],
+        ),
+        (
+            &["encoders", "check", "hog", "--resolution", "0"],
+            ["--resolution", "0"],
+        ),
+        (
+            &["encoders", "inspect", "hog", "--resolution", "0"],
+            ["--resolution", "0"],
+        ),
+        (&["metrics", "hog", "--images", "0"], ["--images", "0"]),
+        (
+            &["metrics", "hog", "--rank", "--json", "nodir/x.json"],
+            ["--json nodir/x.json", "no folder nodir"],
+        ),
+        (
+            &["evaluate", "a", "--reference", "b", "--out", "nodir/x.json"],
+            ["--out nodir/x.json", "no folder nodir"],
+        ),
+        (
+            &["sample", "run", "--grid", "grid.jpg"],
+            ["--grid grid.jpg", ".png"],
+        ),
+        (
+            &["sample", "run", "--grid", "nodir/grid.png"],
+            ["--grid nodir/grid.png", "no folder nodir"],
+        ),
+    ] {
+        let outcome = place.run(arguments).expect(2, &words);
+        assert_eq!(outcome.stdout, "", "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_truncated_arrow_file_is_named() {
+    let place = Playground::new();
+    let source = repository().join("experiments/data/emoji64/val");
+    let copy = place.path("data/val");
+    fs::create_dir_all(&copy).unwrap();
+    for entry in fs::read_dir(source).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), copy.join(entry.file_name())).unwrap();
+    }
+    let arrow = copy.join("data-00000-of-00001.arrow");
+    let bytes = fs::read(&arrow).unwrap();
+    fs::write(&arrow, &bytes[..bytes.len() / 2]).unwrap();
+    let outcome = place.sweep(&["--set", "data.path=data"]);
+    outcome.expect(2, &["data-00000-of-00001.arrow", "data.path"]);
+    assert!(!place.path("runs").exists());
+}
+
+/// Class folders with PNG images, the first `corrupt` of which are no images.
+fn image_folder(folder: &Path, corrupt: usize) {
+    for index in 0..24_usize {
+        let class = folder.join(["cats", "dogs"][index % 2]);
+        fs::create_dir_all(&class).unwrap();
+        let path = class.join(format!("{index:02}.png"));
+        if index < corrupt {
+            fs::write(path, "not an image").unwrap();
+            continue;
+        }
+        let shade = (index * 10) as u8;
+        let image =
+            image::RgbImage::from_fn(20, 24, |x, y| image::Rgb([shade, x as u8 * 9, y as u8 * 9]));
+        image.save(path).unwrap();
+    }
+}
+
+#[test]
+fn corrupt_images_are_passed_over_up_to_the_configured_share() {
+    let place = Playground::new();
+    image_folder(&place.path("images"), 2);
+    let arguments = [
+        "--set",
+        "data.path=images",
+        "--set",
+        "data.split=",
+        "--set",
+        "evaluate.fd_encoder=",
+        "--set",
+        "evaluate.spatial_images=0",
+        "--only",
+        "*.none.*",
+    ];
+    let share = |share: &str| {
+        let mut all = arguments.to_vec();
+        let setting = format!("data.max_corrupt_share={share}");
+        all.extend(["--set", &setting]);
+        place.sweep(&all)
+    };
+    share("0.01").expect(1, &["failed", "corrupt"]);
+    let outcome = share("0.5").expect(0, &["1 done"]);
+    assert!(outcome.stderr.contains("WARN"), "{}", outcome.stderr);
+    assert!(
+        !outcome.stderr.contains('\u{1b}'),
+        "colours in a pipe: {}",
+        outcome.stderr
+    );
+}
+
+#[test]
+fn cuda_without_cuda_is_refused() {
+    let place = Playground::new();
+    if torch_ext::device::load_cuda().is_ok() {
+        eprintln!("CUDA is here, so its absence is not tested");
+        return;
+    }
+    place
+        .run(&["sweep", "experiment.toml", "--device", "cuda"])
+        .expect(2, &["--device cuda", "CUDA"]);
+    place
+        .run(&["sweep", "experiment.toml", "--device", "gpu"])
+        .expect(2, &["auto, cpu, cuda or cuda:N"]);
+    assert!(!place.path("runs").exists());
+}
+
+#[test]
+fn an_output_folder_that_cannot_be_made_is_refused() {
+    let place = Playground::new();
+    place.write("file", "in the way");
+    place
+        .sweep(&["--out", "file"])
+        .expect(2, &["file/small", "--out"]);
+    assert_eq!(place.read("file"), "in the way");
+}
+
+#[test]
+fn a_disk_that_takes_no_more_fails_the_cell_and_loses_nothing() {
+    let place = Playground::new();
+    // Files of at most 256 KiB: logs and results pass, checkpoints do not.
+    let program = env!("CARGO_BIN_EXE_irepa");
+    let script = format!(
+        "trap '' XFSZ; ulimit -f 256; exec '{program}' sweep experiment.toml --device cpu --only '*.none.*'"
+    );
+    let output = std::process::Command::new("bash")
+        .args(["-c", &script])
+        .current_dir(place.path(""))
+        .env("IREPA_ENCODERS", place.path("encoders"))
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("safetensors"), "{stderr}");
+    let checkpoints = place.path("runs/small/cells/sit-xs4.none.s0/checkpoints");
+    assert_eq!(
+        fs::read_dir(checkpoints).unwrap().count(),
+        0,
+        "half a checkpoint was left"
+    );
+    place.sweep(&["--only", "*.none.*"]).expect(0, &["1 done"]);
+}
+
+#[test]
+fn a_cell_that_another_process_runs_is_left_alone() {
+    let place = Playground::new();
+    let folder = irepa::cell_folder::CellFolder::new(&place.path("runs/small"), "sit-xs4.none.s0");
+    let lock = folder.lock().unwrap();
+    place
+        .sweep(&["--only", "*.none.*"])
+        .expect(1, &["another process is running this cell"]);
+    assert!(folder.result().is_none(), "the other process's to write");
+    drop(lock);
+    place.sweep(&["--only", "*.none.*"]).expect(0, &["1 done"]);
+    // Nor does it lose what it had, and a run that could not be had has not gone well.
+    let done = folder.result();
+    let lock = folder.lock().unwrap();
+    place
+        .sweep(&["--only", "*.none.*", "--set", "train.steps=21"])
+        .expect(1, &["another process is running this cell"]);
+    assert_eq!(folder.result(), done);
+    drop(lock);
+}
+
+#[test]
+fn every_command_has_help_with_an_example() {
+    let place = Playground::new();
+    for command in ["sweep", "train", "sample", "metrics", "report", "doctor"] {
+        place
+            .run(&[command, "--help"])
+            .expect(0, &["Example:", "runner "]);
+    }
+    for command in ["list", "inspect"] {
+        place
+            .run(&["encoders", command, "--help"])
+            .expect(0, &["Example:"]);
+    }
+    place.run(&["--help"]).expect(0, &["IREPA_LOG", "NO_COLOR"]);
+    place.run(&["swep"]).expect(2, &["sweep"]);
+    place
+        .run(&["report", "nowhere"])
+        .expect(1, &["results.csv"]);
+}

@@ -1,0 +1,232 @@
+//! What a sweep measures of samples and encoders, and that it is what the other commands measure.
+
+mod common;
+
+use std::fs;
+
+use common::{Playground, repository};
+use irepa::results::{ResultRow, read_csv};
+use serde_json::Value;
+use training::{MetricsLog, checkpoint};
+
+const INCEPTION: &str =
+    "evaluate.inception=[\"fid\", \"sfid\", \"inception-score\", \"kid\", \"precision-recall\"]";
+
+const CELL: &str = "sit-xs4.none.s0";
+
+fn add_inception(place: &Playground) {
+    let source = repository().join("crates/encoders/tests/data/inception");
+    for file in ["inception.pt", "inception.toml"] {
+        fs::copy(source.join(file), place.path("encoders").join(file)).unwrap();
+    }
+}
+
+fn rows(place: &Playground) -> Vec<ResultRow> {
+    read_csv(&place.path("runs/small/results.csv")).unwrap()
+}
+
+fn of_inception(row: &ResultRow) -> [Option<f64>; 6] {
+    [
+        row.fid,
+        row.sfid,
+        row.inception_score,
+        row.kid,
+        row.precision,
+        row.recall,
+    ]
+}
+
+/// A folder of images of one class, so that samples have no other labels to choose from.
+fn one_class(place: &Playground) {
+    fs::create_dir_all(place.path("images/val")).unwrap();
+    for index in 0..14u32 {
+        let image = image::RgbImage::from_fn(16, 16, |x, y| {
+            let mixed = (index * 7919 + (y / 4) * 31 + (x / 4) * 57).wrapping_mul(2_654_435_761);
+            image::Rgb([(mixed >> 24) as u8, (mixed >> 16) as u8, (x * y) as u8])
+        });
+        image
+            .save(place.path(&format!("images/val/{index:02}.png")))
+            .unwrap();
+    }
+    let data = place.path("images");
+    let text = place.read("base.toml");
+    let path = text.lines().find(|line| line.starts_with("path")).unwrap();
+    let with_folder = text
+        .replace(path, &format!("path = {:?}", data.to_string_lossy()))
+        .replace("reference_images = 12", "reference_images = 0");
+    place.write("base.toml", &with_folder);
+}
+
+#[test]
+fn a_sweep_measures_what_evaluate_measures_of_the_same_samples() {
+    let place = Playground::new();
+    add_inception(&place);
+    one_class(&place);
+    let settings = ["--only", "*.none.*", "--set", INCEPTION];
+    let every = [
+        "--set",
+        "evaluate.every=3",
+        "--set",
+        "evaluate.probe_images=4",
+    ];
+    place
+        .sweep(&[&settings[..], &every[..]].concat())
+        .expect(0, &["1 done, 0 failed"]);
+    let row = rows(&place).into_iter().find(|row| row.cell == CELL);
+    let row = row.unwrap();
+    // A probe needs two classes, and an encoder.
+    assert_eq!(row.linear_probe, None);
+
+    // On the way, the same is measured.
+    let run = place.path("runs/small/cells").join(CELL);
+    let log = MetricsLog::read(&run.join("metrics.jsonl")).unwrap();
+    let measured: Vec<u64> = log
+        .iter()
+        .filter(|line| !line.quality.is_empty())
+        .map(|line| line.step)
+        .collect();
+    assert_eq!(measured, [3, 6]);
+    let last = log.last().unwrap().quality;
+    assert_eq!(
+        of_inception(&row),
+        [
+            last.fid,
+            last.sfid,
+            last.inception_score,
+            last.kid,
+            last.precision,
+            last.recall
+        ]
+    );
+    assert_eq!(row.fd, last.fd);
+
+    // The same images as files.
+    let run = run.to_string_lossy();
+    let sampled = [
+        "sample", &run, "--count", "12", "--out", "samples", "--device", "cpu",
+    ];
+    place.run(&sampled).expect(0, &[]);
+    let evaluated = |more: &[&str]| -> Value {
+        let all = [
+            "evaluate",
+            "samples",
+            "--reference",
+            "images",
+            "--reference-split",
+            "val",
+            "--background",
+            "white",
+        ];
+        place
+            .run(&[&all[..], more, &["--device", "cpu"]].concat())
+            .expect(0, &[]);
+        serde_json::from_str(&place.read("samples.evaluation.json")).unwrap()
+    };
+    let results = evaluated(&["--metrics", "fid,sfid,inception-score,kid,precision-recall"]);
+    let names = [
+        "fid",
+        "sfid",
+        "inception_score",
+        "kid",
+        "precision",
+        "recall",
+    ];
+    for (name, found) in names.iter().zip(of_inception(&row)) {
+        assert_eq!(results["results"][name].as_f64(), found, "{name}");
+        assert!(found.is_some(), "{name}");
+    }
+    let results = evaluated(&["--encoder", "good_patch_only"]);
+    assert_eq!(results["results"]["fd"].as_f64(), row.fd);
+    assert_eq!(row.fd_encoder, "good_patch_only");
+}
+
+#[test]
+fn a_network_that_comes_later_is_measured_with_and_nothing_is_trained_again() {
+    let place = Playground::new();
+    let all = ["--only", "*.none.*", "--set", INCEPTION];
+    place.sweep(&all).expect(
+        0,
+        &["left empty: fid", "cargo xtask export inception", "1 done"],
+    );
+    let before = rows(&place).remove(0);
+    assert_eq!(of_inception(&before), [None; 6]);
+    assert!(before.fd.is_some());
+    let run = place.path("runs/small/cells").join(CELL);
+    let newest = || checkpoint::list(&run.join("checkpoints")).pop().unwrap();
+    let trained = newest().join("model.safetensors");
+    let modified = trained.metadata().unwrap().modified().unwrap();
+
+    // A damaged file fails the cell by name, and costs nothing else.
+    add_inception(&place);
+    let file = place.path("encoders/inception.pt");
+    let whole = fs::read(&file).unwrap();
+    fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+    place.sweep(&all).expect(1, &["inception.pt", "1 failed"]);
+    fs::write(&file, &whole).unwrap();
+    let outcome = place.sweep(&all).expect(0, &["1 to run", "1 done"]);
+    assert!(!outcome.stderr.contains("left empty"));
+    let after = rows(&place).remove(0);
+    assert!(
+        of_inception(&after).iter().all(Option::is_some),
+        "{after:?}"
+    );
+    assert_eq!(
+        (after.fd, after.denoising_loss),
+        (before.fd, before.denoising_loss)
+    );
+    assert_eq!(trained.metadata().unwrap().modified().unwrap(), modified);
+}
+
+#[test]
+fn a_sweep_probes_as_the_metrics_command_does() {
+    let place = Playground::new();
+    let all = ["--only", "*.good.*", "--set", "evaluate.probe_images=40"];
+    place.sweep(&all).expect(0, &["1 done"]);
+    let found = rows(&place)
+        .into_iter()
+        .find_map(|row| row.linear_probe)
+        .unwrap();
+    assert!((0.0..=1.0).contains(&found));
+
+    let data = repository().join("experiments/data/emoji64");
+    let data = data.canonicalize().unwrap();
+    let outcome = place
+        .run(&[
+            "metrics",
+            "good",
+            "--probe=40",
+            "--probe-split=val",
+            "--data",
+            &data.to_string_lossy(),
+            "--images=4",
+            "--resolution=16",
+            "--background=white",
+            "--device=cpu",
+        ])
+        .expect(0, &[]);
+    let mut lines = outcome.stdout.lines();
+    let names = "encoder,lds,cds,srss,rmsc,linear_probe,linear_probe_class";
+    assert_eq!(lines.next(), Some(names));
+    let figures: Vec<&str> = lines.next().unwrap().split(',').collect();
+    assert_eq!(figures[5].parse::<f64>().unwrap(), found);
+    let class: f64 = figures[6].parse().unwrap();
+    assert!((0.0..=1.0).contains(&class));
+
+    // Kept features give the same; damaged ones are made again.
+    let kept = || {
+        let folder = fs::read_dir(place.path("runs/small/reference")).unwrap();
+        let paths = folder.map(|entry| entry.unwrap().path());
+        let mut paths: Vec<_> = paths
+            .filter(|path| path.to_string_lossy().contains("probe-good"))
+            .collect();
+        paths.sort();
+        paths
+    };
+    assert_eq!(kept().len(), 2);
+    fs::write(&kept()[0], b"rubbish").unwrap();
+    place
+        .sweep(&[&all[..], &["--set", "sample.grid=5"]].concat())
+        .expect(0, &["1 done"]);
+    let again = rows(&place).into_iter().find_map(|row| row.linear_probe);
+    assert_eq!(again, Some(found));
+}
