@@ -246,6 +246,24 @@ pub enum DataError {
         /// The batch size asked for.
         batch_size: usize,
     },
+    /// The classes of a reference set cannot be mapped to those of the training set.
+    #[error(
+        "the classes of {reference} (it has {}) cannot be mapped to those of {training} (it has {}): {problem}; give a reference set whose classes have the training set's names",
+        classes(*reference_classes),
+        classes(*training_classes)
+    )]
+    Classes {
+        /// Name of the training set.
+        training: String,
+        /// Its classes.
+        training_classes: usize,
+        /// Name of the reference set.
+        reference: String,
+        /// Its classes.
+        reference_classes: usize,
+        /// The first difference.
+        problem: String,
+    },
     /// A worker thread of the loader could not be started, or is gone.
     #[error(
         "a worker thread of the loader {problem}; with `workers` = 0 images are decoded in the calling thread"
@@ -272,6 +290,13 @@ impl DataError {
             action,
             source,
         }
+    }
+}
+
+fn classes(count: usize) -> String {
+    match count {
+        1 => "1 class".to_owned(),
+        count => format!("{count} classes"),
     }
 }
 

@@ -42,6 +42,7 @@ pub mod pillow;
 pub mod seed;
 
 mod batch;
+mod classes;
 mod dataset;
 mod error;
 mod loader;
@@ -49,6 +50,7 @@ mod render;
 mod sample;
 
 pub use batch::{Batch, read_batch};
+pub use classes::ClassMap;
 pub use dataset::{Dataset, OpenOptions, open};
 pub use error::{DataError, ImageError};
 pub use loader::{Cursor, Loader, LoaderConfig};
