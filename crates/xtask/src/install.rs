@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -11,13 +11,14 @@ use anyhow::{Context, Result, anyhow, bail};
 use crate::libtorch::{self, TORCH_VERSION};
 use crate::machine::last_lines;
 use crate::python::{Disk, Python};
+use crate::say;
 use crate::stamp::{Mode, Stamp};
 
 /// The CUDA libraries that `libtorch_cpu.so` of the Linux wheels links to.
 const CPU_LIBRARY_NEEDS: [&str; 2] = ["nvidia-cuda-runtime==13.0.*", "nvidia-cuda-cupti==13.0.*"];
 
-/// Lines of pip's that an error repeats.
-const LINES_OF_PIP: usize = 12;
+/// Lines of venv's that an error repeats.
+const LINES_OF_VENV: usize = 12;
 
 /// Space that an installation takes, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -109,7 +110,7 @@ impl Venv {
     /// interruption leaves a folder that is known to be this program's.
     pub fn create(&self, python: &Python, stamp: &Stamp) -> Result<()> {
         if fs::symlink_metadata(&self.path).is_ok() {
-            eprintln!("what is in .venv is not usable: starting over");
+            say("what is in .venv is not usable: starting over");
             fs::remove_dir_all(&self.path)
                 .with_context(|| format!("cannot remove {}", self.path.display()))?;
         }
@@ -128,7 +129,7 @@ impl Venv {
                 "`{} -m venv {}` failed:\n{}",
                 python.command.display(),
                 self.path.display(),
-                last_lines(&String::from_utf8_lossy(&said), LINES_OF_PIP)
+                last_lines(&String::from_utf8_lossy(&said), LINES_OF_VENV)
             );
         }
         Ok(())
@@ -145,9 +146,9 @@ impl Venv {
         }
         let (succeeded, said) = run_and_listen(&mut pip)?;
         if !succeeded {
+            // Its messages are on standard error already.
             bail!(
-                "pip could not install torch {TORCH_VERSION}:\n{}\n{}",
-                last_lines(&said, LINES_OF_PIP),
+                "pip could not install torch {TORCH_VERSION}. {}",
                 hint(&said)
             );
         }
@@ -259,8 +260,7 @@ fn run_and_listen(command: &mut Command) -> Result<(bool, String)> {
         for line in BufReader::new(stderr).split(b'\n') {
             let line = line.context("cannot read pip's messages")?;
             let line = String::from_utf8_lossy(&line);
-            // Nobody may be reading; that must not stop the installation.
-            let _ = writeln!(io::stderr(), "{line}");
+            say(&line);
             said.push_str(&line);
             said.push('\n');
         }

@@ -66,12 +66,12 @@ impl Environment {
     }
 
     /// Whether the `LIBTORCH` of the process is the user's.
-    pub fn libtorch_is_own(&self) -> bool {
+    pub(crate) fn libtorch_is_own(&self) -> bool {
         self.libtorch.is_some()
     }
 
     /// The libtorch that the user chose, with the precedence of `torch-sys`; `None` when `.libtorch` is to serve.
-    pub fn own(&self, root: &Path) -> Option<Own> {
+    pub(crate) fn own(&self, root: &Path) -> Option<Own> {
         if self.use_pytorch {
             return Some(Own::PyTorch);
         }

@@ -1,27 +1,11 @@
-//! Set-up and project chores, run as `cargo xtask COMMAND`.
-//!
-//! `setup` makes libtorch available: it installs PyTorch's wheel into `.venv` and links `.libtorch` to it,
-//! which is where `.cargo/config.toml` tells the build to look. `sweep` and `test` do that when it is needed
-//! and hand over to cargo, so that each is the one command a fresh clone wants.
+//! `cargo xtask COMMAND`: set-up and project chores.
 
-mod install;
-mod libtorch;
-mod machine;
-mod python;
-mod setup;
-mod stamp;
-
-use std::env;
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
-
-use crate::libtorch::Environment;
-use crate::setup::Request;
-use crate::stamp::Mode;
+use xtask::{Environment, Mode, Needs, REQUIREMENTS, Request, hand_over, say};
 
 /// Folder of the Python package `export`, relative to the workspace.
 const EXPORTER: &str = "crates/encoders/python";
@@ -31,7 +15,7 @@ const EXPORTER: &str = "crates/encoders/python";
     name = "cargo xtask",
     bin_name = "cargo xtask",
     about = "Set-up and project chores",
-    after_help = "Example: cargo xtask sweep experiments/encoders.toml"
+    after_help = "Example: cargo xtask test"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -45,14 +29,14 @@ enum Chore {
     /// Does nothing when that is done already, or when LIBTORCH names a libtorch of your own.
     #[command(after_help = "Example: cargo xtask setup --python")]
     Setup(SetupArgs),
-    /// Set up if needed, then `cargo run -p irepa -- sweep ARGS`.
+    /// Set up if needed, then run the tests of the workspace: `cargo test --workspace --no-fail-fast ARGS`.
     ///
-    /// `cargo run -p irepa -- sweep --help` lists the arguments.
-    #[command(after_help = "Example: cargo xtask sweep experiments/encoders.toml --out runs")]
-    Sweep(Passed),
-    /// Set up if needed, then `cargo test --workspace ARGS`.
-    #[command(after_help = "Example: cargo xtask test spatial_norm")]
-    Test(Passed),
+    /// All failures are listed once more at the end. Tests that need more than the set-up are skipped; --python and
+    /// --cuda run those.
+    #[command(
+        after_help = "Examples:\n  cargo xtask test spatial_norm\n  cargo xtask test --python -p encoders"
+    )]
+    Test(TestArgs),
     /// Set up Python if needed, then make encoder files: `python -m export ARGS`.
     ///
     /// `cargo xtask export -- --help` lists the arguments.
@@ -71,6 +55,18 @@ struct SetupArgs {
     /// Also what the encoder exporters and the comparisons with Python need. Implies --full.
     #[arg(long)]
     python: bool,
+}
+
+#[derive(Args)]
+struct TestArgs {
+    /// Set up Python too, and run the tests that need its packages or the whole wheel, and no others.
+    #[arg(long)]
+    python: bool,
+    /// Run the tests that need a CUDA device, and no others.
+    #[arg(long, conflicts_with = "python")]
+    cuda: bool,
+    #[command(flatten)]
+    passed: Passed,
 }
 
 #[derive(Args)]
@@ -98,94 +94,54 @@ impl SetupArgs {
     }
 }
 
+impl TestArgs {
+    fn needs(&self) -> Needs {
+        match (self.python, self.cuda) {
+            (true, _) => Needs::Python,
+            (_, true) => Needs::Cuda,
+            _ => Needs::Nothing,
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(&cli.command) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            say(format_args!("error: {error:#}"));
             ExitCode::from(1)
         }
     }
 }
 
 fn run(chore: &Chore) -> Result<ExitCode> {
-    let root = workspace_root()?;
+    let root = xtask::workspace_root(env!("CARGO_MANIFEST_DIR"))?;
     let environment = Environment::of_process(&root);
     match chore {
         Chore::Setup(args) => {
-            let ready = setup::setup(&root, &environment, args.request())?;
-            eprintln!("{ready}");
+            let ready = xtask::setup(&root, &environment, args.request())?;
+            say(&ready);
             Ok(ExitCode::SUCCESS)
         }
-        Chore::Sweep(passed) => {
-            let mut cargo = ready_cargo(&root, &environment)?;
-            cargo.args(["run", "--package", "irepa", "--", "sweep"]);
-            hand_over(cargo.args(&passed.args))
-        }
-        Chore::Test(passed) => {
-            let mut cargo = ready_cargo(&root, &environment)?;
-            // Tests run side by side, each with libtorch's threads: those that wait for work must not keep a core
-            // from the others by spinning.
-            if env::var_os("OMP_WAIT_POLICY").is_none() {
-                cargo.env("OMP_WAIT_POLICY", "passive");
-            }
-            hand_over(cargo.args(["test", "--workspace"]).args(&passed.args))
-        }
+        Chore::Test(args) => xtask::test(&root, &environment, args.needs(), &args.passed.args),
         Chore::Export(passed) => {
             let request = Request {
                 mode: Some(Mode::Full),
                 python: true,
             };
-            let ready = setup::setup(&root, &environment, request).with_context(|| {
+            let ready = xtask::setup(&root, &environment, request).with_context(|| {
                 format!(
-                    "the exporter runs in .venv; with a Python of your own that has what {} lists, it is \
-                     `PYTHONPATH={EXPORTER} python -m export`",
-                    setup::REQUIREMENTS
+                    "the exporter runs in .venv; with a Python of your own that has what {REQUIREMENTS} lists, it is \
+                     `PYTHONPATH={EXPORTER} python -m export`"
                 )
             })?;
             if ready.is_news() {
-                eprintln!("{ready}");
+                say(&ready);
             }
             let mut python = Command::new(root.join(".venv/bin/python"));
             python.env("PYTHONPATH", root.join(EXPORTER));
             hand_over(python.args(["-m", "export"]).args(&passed.args))
         }
     }
-}
-
-/// The folder that holds `.cargo`, `.venv` and `.libtorch`. Cargo names this package's folder when it runs it,
-/// which stays true after the clone was moved.
-fn workspace_root() -> Result<PathBuf> {
-    let package = env::var_os("CARGO_MANIFEST_DIR")
-        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
-    package
-        .ancestors()
-        .nth(2)
-        .map(Path::to_path_buf)
-        .with_context(|| format!("{} is not inside a workspace", package.display()))
-}
-
-/// Cargo, after a set-up where one is needed.
-fn ready_cargo(root: &Path, environment: &Environment) -> Result<Command> {
-    let ready = setup::setup(root, environment, Request::default())?;
-    if ready.is_news() {
-        eprintln!("{ready}");
-    }
-    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    if !environment.libtorch_is_own() {
-        // Cargo put it there from `.cargo/config.toml` and will again: without it the command below is the
-        // very command that a user would type, and shares its build.
-        cargo.env_remove("LIBTORCH");
-    }
-    Ok(cargo)
-}
-
-/// Runs `command` to its end and passes its exit code on.
-fn hand_over(command: &mut Command) -> Result<ExitCode> {
-    let status = command
-        .status()
-        .with_context(|| format!("cannot run {}", command.get_program().display()))?;
-    let code = status.code().and_then(|code| u8::try_from(code).ok());
-    Ok(ExitCode::from(code.unwrap_or(1)))
 }

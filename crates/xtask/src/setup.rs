@@ -13,6 +13,7 @@ use crate::install::{Venv, check_disk};
 use crate::libtorch::{self, Environment, Own, TORCH_VERSION, Unfit, link_path, refusal};
 use crate::machine::{Driver, Platform, check_compiler};
 use crate::python::Python;
+use crate::say;
 use crate::stamp::{Mode, Stamp};
 
 /// What the exporters and the comparisons with Python import, relative to the workspace.
@@ -26,16 +27,27 @@ const INSTALLED_REQUIREMENTS: &str = "installed-requirements.txt";
 pub struct Request {
     /// `None` leaves it to the machine.
     pub mode: Option<Mode>,
+    /// Also the packages of [`REQUIREMENTS`], for Python.
     pub python: bool,
 }
 
 /// The libtorch that a build will now find.
 #[derive(Debug)]
 pub enum Ready {
-    /// In `.venv`; `seconds` when it was installed just now.
-    Installed { mode: Mode, seconds: Option<u64> },
+    /// In `.venv`.
+    Installed {
+        /// How much of the wheel.
+        mode: Mode,
+        /// How long it took, when it was installed just now.
+        seconds: Option<u64>,
+    },
     /// One that the user chose.
-    Own { version: String, named_by: String },
+    Own {
+        /// Its version, such as `2.11.0+cpu`.
+        version: String,
+        /// The variables or the link that lead to it.
+        named_by: String,
+    },
 }
 
 impl Ready {
@@ -61,6 +73,10 @@ impl fmt::Display for Ready {
 }
 
 /// Makes libtorch available to the build in `root`. Returns at once when it is.
+///
+/// # Errors
+/// Something that the set-up needs is missing (Python, a C++ compiler, disk space, the network), or the user's own
+/// libtorch cannot be used.
 pub fn setup(root: &Path, environment: &Environment, request: Request) -> Result<Ready> {
     if let Some(own) = environment.own(root) {
         return use_own(&own, request);
@@ -81,8 +97,8 @@ pub fn setup(root: &Path, environment: &Environment, request: Request) -> Result
         && requirements.are_installed(&venv)
     {
         if present.mode > mode {
-            eprintln!(
-                "the full installation holds all of the lean one; to get its space back, remove .venv first"
+            say(
+                "the full installation holds all of the lean one; to get its space back, remove .venv first",
             );
         } else if asked && !present.asked {
             let asked = Stamp {
@@ -106,7 +122,11 @@ pub fn setup(root: &Path, environment: &Environment, request: Request) -> Result
         asked,
         folder: stamp.map(|stamp| stamp.folder).unwrap_or_default(),
     };
-    let folder = install(root, &venv, usable.as_ref(), &wanted, &requirements)?;
+    let folder = install(root, &venv, usable.as_ref(), &wanted, &requirements).with_context(|| {
+        format!(
+            "cannot install libtorch {TORCH_VERSION} ({mode}) into .venv (LIBTORCH can name one of your own instead)"
+        )
+    })?;
     link(root, &folder)?;
     Ok(Ready::Installed {
         mode,
@@ -160,14 +180,14 @@ fn install(
         Some(_) => format!(" and the packages of {REQUIREMENTS}"),
         None => String::new(),
     };
-    eprintln!(
+    say(format_args!(
         "Installing libtorch {TORCH_VERSION} ({mode}){packages} into .venv with Python {}: {size}",
         python.version
-    );
+    ));
     if mode == Mode::Full
         && let Some(warning) = Driver::find().and_then(|driver| driver.warning())
     {
-        eprintln!("{warning}");
+        say(&warning);
     }
     if let Some(disk) = &python.disk {
         check_disk(disk, size, root)?;
@@ -286,10 +306,10 @@ fn use_foreign_link(root: &Path, request: Request) -> Result<Option<Ready>> {
             )
         }
         Err(unfit) => {
-            eprintln!(
+            say(format_args!(
                 "replacing the link .libtorch to {}: {unfit}",
                 target.display()
-            );
+            ));
             Ok(None)
         }
     }
@@ -325,7 +345,7 @@ fn lock(root: &Path) -> Result<fs::File> {
     match file.try_lock() {
         Ok(()) => {}
         Err(fs::TryLockError::WouldBlock) => {
-            eprintln!("waiting for another `cargo xtask` to finish its set-up");
+            say("waiting for another process to finish its set-up of libtorch");
             file.lock().context("cannot wait for the other set-up")?;
         }
         // Some network file systems have no locks; working without one is better than not at all.

@@ -3,161 +3,28 @@
 
 #![cfg(target_os = "linux")]
 
+mod project;
+
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::os::unix::fs::symlink;
+use std::process::{Command, Stdio};
 
-use tempfile::TempDir;
+use project::{Project, fail, own_libtorch, said, succeed};
 
-/// Answers what the set-up asks of Python. `-m pip install` makes a `torch` folder with a header of `$VERSION`, and
-/// appends its arguments to `pip.log`. `$PIP` makes it fail before or after it has written half of its files.
-const PYTHON: &str = r#"#!/bin/sh
-case "$1 $2 $3" in
-"-m venv "*)
-    mkdir -p "$3/bin" && cp "$0" "$3/bin/python"
-    ;;
-"-m pip --version") ;;
-"-m pip install")
-    echo "$@" >> pip.log
-    echo "Collecting torch"
-    torch="$(dirname "$(dirname "$0")")/lib/python3.11/site-packages/torch"
-    case "$PIP" in
-    unreachable)
-        echo "WARNING: Retrying after NewConnectionError" >&2
-        echo "ERROR: No matching distribution found for torch" >&2
-        exit 1
-        ;;
-    killed)
-        mkdir -p "$torch/lib"
-        kill -9 $PPID
-        exit 1
-        ;;
-    esac
-    mkdir -p "$torch/lib" "$torch/include/torch/headeronly"
-    touch "$torch/lib/libtorch_cpu.so"
-    printf '#define TORCH_VERSION_MAJOR 2\n#define TORCH_VERSION_MINOR %s\n#define TORCH_VERSION_PATCH 0\n' \
-        "${MINOR:-11}" > "$torch/include/torch/headeronly/version.h"
-    ;;
-"-c "*)
-    case "$2" in
-    *platlib*) echo "$(dirname "$(dirname "$0")")/lib/python3.11/site-packages" ;;
-    *ctypes*) ;;
-    *)
-        echo "version=${PYTHON_VERSION:-3.11.7}"
-        echo "implementation=CPython"
-        echo "venv=${VENV:-yes}"
-        echo "free=${FREE:-100000000000}"
-        echo "free_temporary=100000000000"
-        echo "temporary=/tmp"
-        echo "same_disk=no"
-        ;;
-    esac
-    ;;
-*) exit 1 ;;
-esac
-"#;
-
-/// A workspace with nothing in it but what the set-up looks at.
-struct Project {
-    folder: TempDir,
+/// `cargo xtask ARGS`.
+fn xtask(project: &Project, args: &[&str]) -> Command {
+    project.run(env!("CARGO_BIN_EXE_xtask"), "xtask", args)
 }
 
-impl Project {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let project = Self { folder };
-        fs::create_dir_all(project.path("crates/xtask")).unwrap();
-        fs::create_dir(project.path("tools")).unwrap();
-        fs::write(project.path("Cargo.toml"), "[workspace]\n").unwrap();
-        project.tool("python3", PYTHON);
-        project.tool("c++", "#!/bin/sh\ncat > /dev/null\n");
-        project
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn tool(&self, name: &str, script: &str) {
-        let path = self.path("tools").join(name);
-        fs::write(&path, script).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-    }
-
-    /// `cargo xtask ARGS`, with `tools` before the few programs that its scripts need.
-    fn xtask(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
-        command
-            .args(args)
-            .current_dir(self.folder.path())
-            .env("CARGO_MANIFEST_DIR", self.path("crates/xtask"))
-            .env(
-                "PATH",
-                format!(
-                    "{}:{}",
-                    self.path("tools").display(),
-                    self.path("programs").display()
-                ),
-            );
-        for name in [
-            "LIBTORCH",
-            "LIBTORCH_USE_PYTORCH",
-            "LIBTORCH_LIB",
-            "LIBTORCH_INCLUDE",
-            "PYTHON",
-            "CXX",
-        ] {
-            command.env_remove(name);
-        }
-        let programs = self.path("programs");
-        if !programs.exists() {
-            fs::create_dir(&programs).unwrap();
-            for name in ["sh", "cat", "cp", "dirname", "mkdir", "touch"] {
-                let program = ["/usr/bin", "/bin"].map(|folder| Path::new(folder).join(name));
-                let program = program.iter().find(|path| path.exists()).unwrap();
-                symlink(program, programs.join(name)).unwrap();
-            }
-        }
-        command
-    }
-
-    /// `cargo xtask setup --lean`: on a machine with a driver the default would be another.
-    fn lean(&self) -> Command {
-        self.xtask(&["setup", "--lean"])
-    }
-
-    fn installations(&self) -> Vec<String> {
-        let log = fs::read_to_string(self.path("pip.log")).unwrap_or_default();
-        log.lines().map(str::to_owned).collect()
-    }
-
-    fn is_linked(&self) -> bool {
-        self.path(".libtorch/lib/libtorch_cpu.so").exists()
-    }
-}
-
-fn succeed(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    let said = said(&output);
-    assert!(output.status.success(), "{said}");
-    said
-}
-
-fn fail(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    assert!(!output.status.success(), "{}", said(&output));
-    said(&output)
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
+/// `cargo xtask setup --lean`: on a machine with a driver the default would be another.
+fn lean(project: &Project) -> Command {
+    xtask(project, &["setup", "--lean"])
 }
 
 #[test]
 fn a_fresh_clone_gets_the_wheel_and_the_link_and_the_second_time_nothing() {
     let project = Project::new();
-    let output = project.lean().output().unwrap();
+    let output = lean(&project).output().unwrap();
     assert!(output.status.success(), "{}", said(&output));
     assert!(output.stdout.is_empty(), "pip's progress is not a result");
     assert!(said(&output).contains("Collecting torch"));
@@ -165,7 +32,7 @@ fn a_fresh_clone_gets_the_wheel_and_the_link_and_the_second_time_nothing() {
     let target = fs::read_link(project.path(".libtorch")).unwrap();
     assert!(target.is_relative(), "{}", target.display());
 
-    succeed(&mut project.lean());
+    succeed(&mut lean(&project));
     let installations = project.installations();
     assert_eq!(installations.len(), 1, "{installations:?}");
     assert!(installations[0].contains("--no-deps"));
@@ -174,22 +41,22 @@ fn a_fresh_clone_gets_the_wheel_and_the_link_and_the_second_time_nothing() {
 #[test]
 fn the_second_time_needs_neither_python_nor_a_compiler() {
     let project = Project::new();
-    succeed(&mut project.lean());
+    succeed(&mut lean(&project));
     fs::remove_dir_all(project.path("tools")).unwrap();
-    succeed(&mut project.lean());
+    succeed(&mut lean(&project));
 }
 
 #[test]
 fn a_lean_installation_is_extended_to_a_full_one_and_not_back() {
     let project = Project::new();
-    succeed(&mut project.lean());
-    let said = succeed(&mut project.xtask(&["setup", "--full"]));
+    succeed(&mut lean(&project));
+    let said = succeed(&mut xtask(&project, &["setup", "--full"]));
     assert!(said.contains("(full)"), "{said}");
     let installations = project.installations();
     assert_eq!(installations.len(), 2);
     assert!(!installations[1].contains("--no-deps"));
 
-    let said = succeed(&mut project.lean());
+    let said = succeed(&mut lean(&project));
     assert!(said.contains("remove .venv first"), "{said}");
     assert_eq!(project.installations().len(), 2);
 }
@@ -197,7 +64,7 @@ fn a_lean_installation_is_extended_to_a_full_one_and_not_back() {
 #[test]
 fn an_interrupted_installation_is_started_over() {
     let project = Project::new();
-    fail(project.lean().env("PIP", "killed"));
+    fail(lean(&project).env("PIP", "killed"));
     assert!(
         project
             .path(".venv/lib/python3.11/site-packages/torch")
@@ -206,7 +73,7 @@ fn an_interrupted_installation_is_started_over() {
     let leftover = project.path(".venv/leftover");
     fs::write(&leftover, "").unwrap();
 
-    succeed(&mut project.lean());
+    succeed(&mut lean(&project));
     assert!(project.is_linked());
     assert!(!leftover.exists());
 }
@@ -214,19 +81,19 @@ fn an_interrupted_installation_is_started_over() {
 #[test]
 fn an_installation_with_a_file_missing_is_started_over() {
     let project = Project::new();
-    succeed(&mut project.lean());
+    succeed(&mut lean(&project));
     fs::remove_file(project.path(".libtorch/lib/libtorch_cpu.so")).unwrap();
-    succeed(&mut project.lean());
+    succeed(&mut lean(&project));
     assert!(project.is_linked());
 }
 
 #[test]
 fn a_stale_link_is_replaced_without_installing_again() {
     let project = Project::new();
-    succeed(&mut project.lean());
+    succeed(&mut lean(&project));
     fs::remove_file(project.path(".libtorch")).unwrap();
     symlink("/nowhere/torch", project.path(".libtorch")).unwrap();
-    succeed(&mut project.lean());
+    succeed(&mut lean(&project));
     assert!(project.is_linked());
     assert_eq!(project.installations().len(), 1);
 }
@@ -234,7 +101,7 @@ fn a_stale_link_is_replaced_without_installing_again() {
 #[test]
 fn python_packages_are_installed_again_when_their_list_changes() {
     let project = Project::new();
-    let said = fail(&mut project.xtask(&["setup", "--python"]));
+    let said = fail(&mut xtask(&project, &["setup", "--python"]));
     assert!(
         said.contains("crates/encoders/python/requirements.txt"),
         "{said}"
@@ -244,7 +111,7 @@ fn python_packages_are_installed_again_when_their_list_changes() {
     fs::create_dir_all(list.parent().unwrap()).unwrap();
     for text in ["numpy\n", "numpy\n", "numpy\ntimm\n"] {
         fs::write(&list, text).unwrap();
-        succeed(&mut project.xtask(&["setup", "--python"]));
+        succeed(&mut xtask(&project, &["setup", "--python"]));
     }
     let installations = project.installations();
     assert_eq!(installations.len(), 2, "{installations:?}");
@@ -256,7 +123,7 @@ fn a_venv_of_somebody_else_is_not_touched() {
     let project = Project::new();
     fs::create_dir(project.path(".venv")).unwrap();
     fs::write(project.path(".venv/pyvenv.cfg"), "").unwrap();
-    let said = fail(&mut project.lean());
+    let said = fail(&mut lean(&project));
     assert!(said.contains("was not made by"), "{said}");
     assert!(project.path(".venv/pyvenv.cfg").exists());
 }
@@ -265,16 +132,16 @@ fn a_venv_of_somebody_else_is_not_touched() {
 fn missing_tools_are_named() {
     let project = Project::new();
     fs::remove_file(project.path("tools/c++")).unwrap();
-    assert!(fail(&mut project.lean()).contains("C++ compiler"));
+    assert!(fail(&mut lean(&project)).contains("C++ compiler"));
 
     let project = Project::new();
     fs::remove_file(project.path("tools/python3")).unwrap();
-    assert!(fail(&mut project.lean()).contains("there is no Python"));
+    assert!(fail(&mut lean(&project)).contains("there is no Python"));
 
     let project = Project::new();
-    let said = fail(project.lean().env("VENV", "no"));
+    let said = fail(lean(&project).env("VENV", "no"));
     assert!(said.contains("without venv or ensurepip"), "{said}");
-    let said = fail(project.lean().env("PYTHON_VERSION", "3.8.1"));
+    let said = fail(lean(&project).env("PYTHON_VERSION", "3.8.1"));
     assert!(said.contains("Python 3.8.1"), "{said}");
     assert!(!project.path(".venv").exists());
 }
@@ -286,18 +153,18 @@ fn a_compiler_that_fails_is_quoted() {
         "c++",
         "#!/bin/sh\necho 'fatal error: optional: No such file' >&2\nexit 1\n",
     );
-    let said = fail(&mut project.lean());
+    let said = fail(&mut lean(&project));
     assert!(said.contains("optional: No such file"), "{said}");
 }
 
 #[test]
 fn a_mode_that_is_asked_for_later_is_remembered() {
     let project = Project::new();
-    succeed(&mut project.lean());
+    succeed(&mut lean(&project));
     let stamp = project.path(".venv/libtorch-setup");
     let text = fs::read_to_string(&stamp).unwrap();
     fs::write(&stamp, text.replace("choice asked", "choice found")).unwrap();
-    succeed(&mut project.lean());
+    succeed(&mut lean(&project));
     assert_eq!(fs::read_to_string(&stamp).unwrap(), text);
     assert_eq!(project.installations().len(), 1);
 }
@@ -305,7 +172,7 @@ fn a_mode_that_is_asked_for_later_is_remembered() {
 #[test]
 fn a_full_disk_is_noticed_before_the_download() {
     let project = Project::new();
-    let said = fail(project.lean().env("FREE", "1000000"));
+    let said = fail(lean(&project).env("FREE", "1000000"));
     assert!(said.contains("not enough disk space"), "{said}");
     assert!(project.installations().is_empty());
 }
@@ -313,7 +180,7 @@ fn a_full_disk_is_noticed_before_the_download() {
 #[test]
 fn a_failing_pip_is_quoted_with_what_helps() {
     let project = Project::new();
-    let said = fail(project.lean().env("PIP", "unreachable"));
+    let said = fail(lean(&project).env("PIP", "unreachable"));
     assert!(said.contains("No matching distribution"), "{said}");
     assert!(said.contains("check the network"), "{said}");
     assert!(!project.is_linked());
@@ -322,25 +189,16 @@ fn a_failing_pip_is_quoted_with_what_helps() {
 #[test]
 fn a_wheel_of_another_version_is_not_accepted() {
     let project = Project::new();
-    let said = fail(project.lean().env("MINOR", "10"));
+    let said = fail(lean(&project).env("MINOR", "10"));
     assert!(said.contains("libtorch 2.10.0"), "{said}");
     assert!(!project.is_linked());
-}
-
-/// A libtorch that the user brings, of version 2.MINOR.
-fn own_libtorch(project: &Project, minor: u32) -> PathBuf {
-    let folder = project.path("own");
-    fs::create_dir_all(folder.join("lib")).unwrap();
-    fs::write(folder.join("lib/libtorch_cpu.so"), "").unwrap();
-    fs::write(folder.join("build-version"), format!("2.{minor}.0+cpu\n")).unwrap();
-    folder
 }
 
 #[test]
 fn a_libtorch_of_ones_own_is_used_without_a_venv() {
     let project = Project::new();
     let own = own_libtorch(&project, 11);
-    let said = succeed(project.xtask(&["setup"]).env("LIBTORCH", &own));
+    let said = succeed(xtask(&project, &["setup"]).env("LIBTORCH", &own));
     assert!(said.contains("2.11.0+cpu"), "{said}");
     assert!(!project.path(".venv").exists());
     assert!(!project.path(".libtorch").exists());
@@ -350,7 +208,7 @@ fn a_libtorch_of_ones_own_is_used_without_a_venv() {
 fn a_libtorch_of_ones_own_of_another_version_is_refused() {
     let project = Project::new();
     let own = own_libtorch(&project, 9);
-    let said = fail(project.xtask(&["test"]).env("LIBTORCH", &own));
+    let said = fail(xtask(&project, &["test"]).env("LIBTORCH", &own));
     for part in ["2.9.0", "needs libtorch 2.11", "cargo xtask setup"] {
         assert!(said.contains(part), "{part} is not in: {said}");
     }
@@ -360,7 +218,7 @@ fn a_libtorch_of_ones_own_of_another_version_is_refused() {
 fn cargos_own_libtorch_variable_is_not_the_users() {
     let project = Project::new();
     let link = project.path(".libtorch");
-    succeed(project.lean().env("LIBTORCH", &link));
+    succeed(lean(&project).env("LIBTORCH", &link));
     assert!(project.is_linked());
     assert_eq!(project.installations().len(), 1);
 }
@@ -370,46 +228,83 @@ fn a_link_made_by_hand_to_a_usable_libtorch_is_kept() {
     let project = Project::new();
     let own = own_libtorch(&project, 11);
     symlink(&own, project.path(".libtorch")).unwrap();
-    succeed(&mut project.xtask(&["setup"]));
+    succeed(&mut xtask(&project, &["setup"]));
     assert_eq!(fs::read_link(project.path(".libtorch")).unwrap(), own);
     assert!(!project.path(".venv").exists());
 }
 
+/// A cargo whose tests print what cargo and libtest do, the first half of it on standard error.
+const FAILING_CARGO: &str = r#"#!/bin/sh
+echo "$@" "libtorch=$LIBTORCH"
+echo "     Running unittests src/lib.rs (target/debug/deps/torch_ext-0123)" >&2
+echo "failures:"
+echo "    graph::symbols"
+echo "test result: FAILED. 3 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out"
+echo "     Running tests/cuda.rs (target/debug/deps/cuda-0123)" >&2
+echo "   Doc-tests data" >&2
+echo "test result: ok. 4 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out"
+exit 7
+"#;
+
 #[test]
-fn test_hands_over_to_cargo_with_its_arguments_and_exit_code() {
+fn test_goes_on_after_failures_lists_them_at_the_end_and_passes_the_exit_code_on() {
     let project = Project::new();
-    succeed(&mut project.lean());
-    project.tool(
-        "cargo",
-        "#!/bin/sh\necho \"$@\" \"libtorch=$LIBTORCH\"\nexit 7\n",
-    );
-    let output = project
-        .xtask(&["test", "-p", "data", "--", "--nocapture"])
+    succeed(&mut lean(&project));
+    project.tool("cargo", FAILING_CARGO);
+    let output = xtask(&project, &["test", "-p", "data", "--", "--nocapture"])
         .env("CARGO", project.path("tools/cargo"))
         .env("LIBTORCH", project.path(".libtorch"))
         .output()
         .unwrap();
     let printed = String::from_utf8_lossy(&output.stdout);
+    let lines: Vec<&str> = printed.lines().collect();
     assert_eq!(
-        printed.trim(),
-        "test --workspace -p data -- --nocapture libtorch="
+        lines[0],
+        "test --no-fail-fast -p data -- --nocapture libtorch="
+    );
+    assert_eq!(
+        lines[lines.len() - 4..],
+        [
+            "failed:",
+            "    torch_ext (src/lib.rs): graph::symbols",
+            "    cuda (tests/cuda.rs): ended without a result",
+            "7 passed, 2 failed, 2 skipped",
+        ]
     );
     assert_eq!(output.status.code(), Some(7));
 }
 
 #[test]
-fn sweep_hands_over_to_the_runner() {
+fn tests_that_need_python_come_after_the_set_up_that_they_need() {
     let project = Project::new();
-    succeed(&mut project.lean());
+    succeed(&mut lean(&project));
+    let list = project.path("crates/encoders/python/requirements.txt");
+    fs::create_dir_all(list.parent().unwrap()).unwrap();
+    fs::write(&list, "numpy\n").unwrap();
     project.tool("cargo", "#!/bin/sh\necho \"$@\"\n");
-    let output = project
-        .xtask(&["sweep", "experiments/encoders.toml", "--out", "runs"])
-        .env("CARGO", project.path("tools/cargo"))
+    let output = xtask(&project, &["test", "--python", "-p", "encoders"])
         .output()
         .unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(project.installations().len(), 2);
     let printed = String::from_utf8_lossy(&output.stdout);
-    assert_eq!(
-        printed.trim(),
-        "run --package irepa -- sweep experiments/encoders.toml --out runs"
+    assert!(
+        printed.contains("-p encoders -- --ignored needs_python"),
+        "{printed}"
     );
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_crash() {
+    let project = Project::new();
+    succeed(&mut lean(&project));
+    project.tool("cargo", FAILING_CARGO);
+    let mut child = xtask(&project, &["test"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_ne!(output.status.code(), Some(101), "{}", said(&output));
 }
