@@ -15,17 +15,15 @@ fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-export IREPA_REQUIRE_PYTHON=1
-for arguments in "torch-ext --test cuda" "torch-ext --lib" "alignment --lib fused" "diffusion --lib fused" \
-    "training --test cuda_graphs"; do
-    # shellcheck disable=SC2086
-    cargo test -p $arguments -- --nocapture 2>&1 | tee -a "$work/tests"
-done
-counted=$(grep -o '[0-9]* passed' "$work/tests" | awk '{ sum += $1 } END { print sum + 0 }')
-if grep -q 'on a GPU:' "$work/tests"; then
-    echo "cuda.sh: a test found no CUDA device" >&2
-    exit 1
-fi
+# Those that need a CUDA device, those that need its compiler, and the emulated ones.
+packages=(-p torch-ext -p alignment -p diffusion -p training)
+{
+    cargo xtask test --cuda "${packages[@]}"
+    cargo xtask test --python "${packages[@]}"
+    cargo xtask test -p torch-ext --test cuda
+    cargo xtask test -p alignment -p diffusion -p training --lib fused
+} 2>&1 | tee "$work/tests"
+counted=$(grep -o '^[0-9]* passed' "$work/tests" | awk '{ sum += $1 } END { print sum + 0 }')
 "$python" benches/compare/cuda.py "$@" | tee "$work/table"
 cargo bench -p benches --bench alignment -- loss_cuda | tee "$work/criterion"
 

@@ -2,15 +2,14 @@
 //! traced and saved by Python, loaded here, and compared on images that the tracing did not see.
 //!
 //! The five smallest encoders by default; `IREPA_EXPORT=all` takes all of the catalogue, or a list
-//! of names. `IREPA_PYTHON` names the Python to use instead of the one in `.venv`. Where there is
-//! none that has the exporter's packages, the tests say so and check nothing, unless
-//! `IREPA_REQUIRE_PYTHON` is set.
+//! of names. `IREPA_PYTHON` names the Python to use instead of the one in `.venv`. Without the
+//! exporter's packages they fail, so they are ignored unless they are asked for.
 
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use encoders::check::{CheckOptions, check};
 use encoders::{EncoderError, LoadOptions, Precision, Registry};
@@ -27,45 +26,17 @@ fn root() -> PathBuf {
 /// each other.
 static TURN: Mutex<()> = Mutex::new(());
 
-/// The Python that has the exporter's packages, or why there is none.
-static PYTHON: LazyLock<Result<PathBuf, String>> = LazyLock::new(|| {
-    let python =
-        env::var_os("IREPA_PYTHON").map_or_else(|| root().join(".venv/bin/python"), PathBuf::from);
-    let imports = "import safetensors, timm, torch, torchvision";
-    let reason = match Command::new(&python).args(["-c", imports]).output() {
-        Ok(output) if output.status.success() => return Ok(python),
-        Ok(output) => {
-            let said = String::from_utf8_lossy(&output.stderr);
-            said.lines().last().unwrap_or_default().to_owned()
-        }
-        Err(error) => error.to_string(),
-    };
-    Err(format!(
-        "{} cannot import what the exporter needs ({reason}); \
-         `cargo xtask setup --python` installs it",
-        python.display()
-    ))
-});
-
-/// The exporter, if there is a Python that can run it, and the turn to use it.
-fn exporter() -> Option<(Command, MutexGuard<'static, ()>)> {
+/// The exporter, and the turn to use it.
+fn exporter() -> (Command, MutexGuard<'static, ()>) {
     // A test that failed has left nothing behind that others use.
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    match &*PYTHON {
-        Ok(python) => {
-            let mut command = Command::new(python);
-            command
-                .env("PYTHONPATH", root().join("crates/encoders/python"))
-                .args(["-m", "export"]);
-            Some((command, turn))
-        }
-        Err(reason) => {
-            let text = format!("not run: {reason}");
-            assert!(env::var_os("IREPA_REQUIRE_PYTHON").is_none(), "{text}");
-            eprintln!("{text}");
-            None
-        }
-    }
+    let python =
+        env::var_os("IREPA_PYTHON").map_or_else(|| root().join(".venv/bin/python"), PathBuf::from);
+    let mut command = Command::new(python);
+    command
+        .env("PYTHONPATH", root().join("crates/encoders/python"))
+        .args(["-m", "export"]);
+    (command, turn)
 }
 
 /// The encoders to test: the five with the fewest parameters, or those that were asked for.
@@ -93,7 +64,7 @@ fn export(mut exporter: Command, folder: &Path, arguments: &[&str]) -> (bool, St
         .arg("--out")
         .arg(folder)
         .output()
-        .unwrap();
+        .unwrap_or_else(|error| panic!("{}: {error}", exporter.get_program().display()));
     let mut said = String::from_utf8_lossy(&output.stdout).into_owned();
     said.push_str(&String::from_utf8_lossy(&output.stderr));
     (output.status.success(), said)
@@ -115,10 +86,9 @@ fn difference(found: &Tensor, expected: &Tensor) -> f64 {
 /// a giant has 1 GB with two blocks.
 const TOGETHER: usize = 5;
 
-/// Encoders exported at `resolution` and compared; a row of the table for each. `None` without
-/// Python.
-fn compare(names: &[&str], resolution: i64) -> Option<Vec<String>> {
-    let (exporter, _turn) = exporter()?;
+/// Encoders exported at `resolution` and compared; a row of the table for each.
+fn compare(names: &[&str], resolution: i64) -> Vec<String> {
+    let (exporter, _turn) = exporter();
     let folder = tempfile::tempdir().unwrap();
     let side = resolution.to_string();
     let options = ["--random-weights", "--depth", "2", "--fixtures"];
@@ -127,12 +97,10 @@ fn compare(names: &[&str], resolution: i64) -> Option<Vec<String>> {
     arguments.extend(["--resolution", &side]);
     let (ended_well, said) = export(exporter, folder.path(), &arguments);
     assert!(ended_well, "{names:?}: {said}");
-    Some(
-        names
-            .iter()
-            .map(|name| compare_one(folder.path(), name, resolution))
-            .collect(),
-    )
+    names
+        .iter()
+        .map(|name| compare_one(folder.path(), name, resolution))
+        .collect()
 }
 
 fn compare_one(folder: &Path, name: &str, resolution: i64) -> String {
@@ -207,116 +175,114 @@ fn compare_one(folder: &Path, name: &str, resolution: i64) -> String {
     )
 }
 
-#[test]
-fn exported_encoders_give_pythons_tokens() {
-    for together in names().chunks(TOGETHER) {
-        let Some(rows) = compare(together, 256) else {
-            return;
+mod needs_python {
+    use super::*;
+
+    #[test]
+    #[ignore = "needs Python packages: `cargo xtask test --python`"]
+    fn exported_encoders_give_pythons_tokens() {
+        for together in names().chunks(TOGETHER) {
+            eprintln!("{}", compare(together, 256).join("\n"));
+        }
+    }
+
+    #[test]
+    #[ignore = "needs Python packages: `cargo xtask test --python`"]
+    fn an_encoder_exported_for_512_pixels_has_four_times_the_tokens() {
+        // One whose position table is resampled for it.
+        eprintln!("{}", compare(&["dinov2-vit-b"], 512).join("\n"));
+    }
+
+    #[test]
+    #[ignore = "needs Python packages: `cargo xtask test --python`"]
+    fn an_exported_encoder_can_be_cast_to_half_precision() {
+        let (exporter, _turn) = exporter();
+        let folder = tempfile::tempdir().unwrap();
+        let arguments = ["dinov3-vit-b16", "--random-weights", "--depth", "2"];
+        let (ended_well, said) = export(exporter, folder.path(), &arguments);
+        assert!(ended_well, "{said}");
+        let registry = Registry::new(&[folder.path().to_owned()]);
+        for precision in [Precision::Bf16, Precision::Fp16] {
+            let options = LoadOptions {
+                precision,
+                ..LoadOptions::default()
+            };
+            let encoder = registry.load("dinov3-vit-b16", &options).unwrap();
+            let report = check(
+                encoder.as_ref(),
+                &CheckOptions {
+                    device: Device::Cpu,
+                    precision,
+                    resolution: 256,
+                    batch: 1,
+                    seconds: 0.0,
+                },
+            );
+            let report = report.unwrap();
+            assert!(
+                report.flaws().is_empty(),
+                "{precision:?}: {:?}",
+                report.flaws()
+            );
+            // It did run in that precision.
+            assert!(report.reference_difference.unwrap() > 1e-5);
+        }
+    }
+
+    #[test]
+    #[ignore = "needs Python packages: `cargo xtask test --python`"]
+    fn a_file_whose_values_are_not_pythons_is_found_by_its_check() {
+        let (exporter, _turn) = exporter();
+        let folder = tempfile::tempdir().unwrap();
+        let arguments = ["vgg", "--random-weights"];
+        let (ended_well, said) = export(exporter, folder.path(), &arguments);
+        assert!(ended_well, "{said}");
+        let sidecar = folder.path().join("vgg.toml");
+        let text = fs::read_to_string(&sidecar).unwrap();
+        // Another preprocessing than the network was traced with: everything still runs.
+        fs::write(&sidecar, text.replace("0.485", "0.585")).unwrap();
+        let registry = Registry::new(&[folder.path().to_owned()]);
+        let encoder = registry.load("vgg", &LoadOptions::default()).unwrap();
+        let options = CheckOptions {
+            device: Device::Cpu,
+            precision: Precision::Fp32,
+            resolution: 256,
+            batch: 1,
+            seconds: 0.0,
         };
-        eprintln!("{}", rows.join("\n"));
+        let flaws = check(encoder.as_ref(), &options).unwrap().flaws();
+        assert!(
+            flaws.iter().any(|flaw| flaw.contains("Python")),
+            "{flaws:?}"
+        );
     }
-}
 
-#[test]
-fn an_encoder_exported_for_512_pixels_has_four_times_the_tokens() {
-    // One whose position table is resampled for it.
-    if let Some(rows) = compare(&["dinov2-vit-b"], 512) {
-        eprintln!("{}", rows.join("\n"));
-    }
-}
-
-#[test]
-fn an_exported_encoder_can_be_cast_to_half_precision() {
-    let Some((exporter, _turn)) = exporter() else {
-        return;
-    };
-    let folder = tempfile::tempdir().unwrap();
-    let arguments = ["dinov3-vit-b16", "--random-weights", "--depth", "2"];
-    let (ended_well, said) = export(exporter, folder.path(), &arguments);
-    assert!(ended_well, "{said}");
-    let registry = Registry::new(&[folder.path().to_owned()]);
-    for precision in [Precision::Bf16, Precision::Fp16] {
+    #[test]
+    #[ignore = "needs Python packages: `cargo xtask test --python`"]
+    fn a_failure_of_one_does_not_stop_the_export_of_others() {
+        let (exporter, _turn) = exporter();
+        let folder = tempfile::tempdir().unwrap();
+        // MAE is made for 256 pixels only.
+        let arguments = [
+            "mae-vit-l",
+            "vgg",
+            "--random-weights",
+            "--resolution",
+            "512",
+        ];
+        let (ended_well, said) = export(exporter, folder.path(), &arguments);
+        assert!(
+            !ended_well && said.contains("mae-vit-l") && said.contains("256"),
+            "{said}"
+        );
+        let registry = Registry::new(&[folder.path().to_owned()]);
         let options = LoadOptions {
-            precision,
+            resolution: 512,
             ..LoadOptions::default()
         };
-        let encoder = registry.load("dinov3-vit-b16", &options).unwrap();
-        let report = check(
-            encoder.as_ref(),
-            &CheckOptions {
-                device: Device::Cpu,
-                precision,
-                resolution: 256,
-                batch: 1,
-                seconds: 0.0,
-            },
-        );
-        let report = report.unwrap();
-        assert!(
-            report.flaws().is_empty(),
-            "{precision:?}: {:?}",
-            report.flaws()
-        );
-        // It did run in that precision.
-        assert!(report.reference_difference.unwrap() > 1e-5);
+        let encoder = registry.load("vgg", &options).unwrap();
+        assert_eq!(encoder.spec().grid.tokens(), 1024);
+        let error = registry.load("mae-vit-l", &options).unwrap_err();
+        assert!(matches!(error, EncoderError::Resolution { .. }), "{error}");
     }
-}
-
-#[test]
-fn a_file_whose_values_are_not_pythons_is_found_by_its_check() {
-    let Some((exporter, _turn)) = exporter() else {
-        return;
-    };
-    let folder = tempfile::tempdir().unwrap();
-    let arguments = ["vgg", "--random-weights"];
-    let (ended_well, said) = export(exporter, folder.path(), &arguments);
-    assert!(ended_well, "{said}");
-    let sidecar = folder.path().join("vgg.toml");
-    let text = fs::read_to_string(&sidecar).unwrap();
-    // Another preprocessing than the network was traced with: everything still runs.
-    fs::write(&sidecar, text.replace("0.485", "0.585")).unwrap();
-    let registry = Registry::new(&[folder.path().to_owned()]);
-    let encoder = registry.load("vgg", &LoadOptions::default()).unwrap();
-    let options = CheckOptions {
-        device: Device::Cpu,
-        precision: Precision::Fp32,
-        resolution: 256,
-        batch: 1,
-        seconds: 0.0,
-    };
-    let flaws = check(encoder.as_ref(), &options).unwrap().flaws();
-    assert!(
-        flaws.iter().any(|flaw| flaw.contains("Python")),
-        "{flaws:?}"
-    );
-}
-
-#[test]
-fn a_failure_of_one_does_not_stop_the_export_of_others() {
-    let Some((exporter, _turn)) = exporter() else {
-        return;
-    };
-    let folder = tempfile::tempdir().unwrap();
-    // MAE is made for 256 pixels only.
-    let arguments = [
-        "mae-vit-l",
-        "vgg",
-        "--random-weights",
-        "--resolution",
-        "512",
-    ];
-    let (ended_well, said) = export(exporter, folder.path(), &arguments);
-    assert!(
-        !ended_well && said.contains("mae-vit-l") && said.contains("256"),
-        "{said}"
-    );
-    let registry = Registry::new(&[folder.path().to_owned()]);
-    let options = LoadOptions {
-        resolution: 512,
-        ..LoadOptions::default()
-    };
-    let encoder = registry.load("vgg", &options).unwrap();
-    assert_eq!(encoder.spec().grid.tokens(), 1024);
-    let error = registry.load("mae-vit-l", &options).unwrap_err();
-    assert!(matches!(error, EncoderError::Resolution { .. }), "{error}");
 }

@@ -223,46 +223,50 @@ mod tests {
         main.keep(&Tensor::zeros([2], (Kind::Float, Device::Cpu)))
             .unwrap();
         assert!(Stream::current(Device::Mps).is_err());
+        // No test of this pass has loaded CUDA.
+        let cuda = Device::Cuda(0);
+        assert!(Stream::current(cuda).is_err() && Stream::from_pool(cuda).is_err());
     }
 
-    #[test]
-    fn work_on_another_stream_is_done_before_what_waits_for_it() {
-        let device = Device::Cuda(0);
-        if let Err(error) = crate::device::load_cuda() {
-            eprintln!("no streams were tried on a GPU: {error}");
-            assert!(Stream::current(device).is_err() && Stream::from_pool(device).is_err());
-            return;
-        }
-        let (main, side) = (
-            Stream::current(device).unwrap(),
-            Stream::from_pool(device).unwrap(),
-        );
-        assert_ne!(main, side);
-        let x = Tensor::ones([2048, 2048], (Kind::Float, device)) / 2048.0;
-        let mut kept = Vec::new();
-        for round in 0..20 {
-            side.wait(&main.record().unwrap()).unwrap();
-            let made = {
-                let _entered = side.enter().unwrap();
-                assert_eq!(Stream::current(device).unwrap(), side);
-                // Long enough for a stream that does not wait to come too early.
-                (0..10).fold(x.shallow_clone(), |y, _| y.matmul(&x)) * f64::from(round)
-            };
-            assert_eq!(Stream::current(device).unwrap(), main);
-            let event = side.record().unwrap();
-            main.wait(&event).unwrap();
-            main.keep(&made).unwrap();
-            drop(event);
-            kept.push(made.mean(Kind::Float) * 2048.0);
-            // Its memory is free for the next round once `main` has read it, and not before.
-            drop(made);
-        }
-        for (round, mean) in kept.iter().enumerate() {
-            let found = mean.double_value(&[]);
-            assert!(
-                (found - round as f64).abs() < 1e-3 * (1.0 + round as f64),
-                "{round}: {found}"
+    mod needs_cuda {
+        use super::*;
+
+        #[test]
+        #[ignore = "needs a CUDA device: `cargo xtask test --cuda`"]
+        fn work_on_another_stream_is_done_before_what_waits_for_it() {
+            let device = Device::Cuda(0);
+            crate::device::load_cuda().unwrap();
+            let (main, side) = (
+                Stream::current(device).unwrap(),
+                Stream::from_pool(device).unwrap(),
             );
+            assert_ne!(main, side);
+            let x = Tensor::ones([2048, 2048], (Kind::Float, device)) / 2048.0;
+            let mut kept = Vec::new();
+            for round in 0..20 {
+                side.wait(&main.record().unwrap()).unwrap();
+                let made = {
+                    let _entered = side.enter().unwrap();
+                    assert_eq!(Stream::current(device).unwrap(), side);
+                    // Long enough for a stream that does not wait to come too early.
+                    (0..10).fold(x.shallow_clone(), |y, _| y.matmul(&x)) * f64::from(round)
+                };
+                assert_eq!(Stream::current(device).unwrap(), main);
+                let event = side.record().unwrap();
+                main.wait(&event).unwrap();
+                main.keep(&made).unwrap();
+                drop(event);
+                kept.push(made.mean(Kind::Float) * 2048.0);
+                // Its memory is free for the next round once `main` has read it, and not before.
+                drop(made);
+            }
+            for (round, mean) in kept.iter().enumerate() {
+                let found = mean.double_value(&[]);
+                assert!(
+                    (found - round as f64).abs() < 1e-3 * (1.0 + round as f64),
+                    "{round}: {found}"
+                );
+            }
         }
     }
 }

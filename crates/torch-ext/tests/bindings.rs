@@ -250,8 +250,7 @@ fn device_names_resolve_or_say_what_is_allowed() {
             assert!(matches!(device::resolve("auto").unwrap(), Device::Cuda(0)));
             assert!(device::resolve("cuda:4096").is_err());
         }
-        Err(error) => {
-            eprintln!("no CUDA here, its resolution is not tested: {error}");
+        Err(_) => {
             assert_eq!(device::resolve("auto").unwrap(), CPU);
             assert!(matches!(device::resolve("cuda"), Err(TorchError::Cuda(_))));
         }

@@ -67,41 +67,43 @@ fn train(trainer: &mut Trainer, steps: u64, device: Device) -> Vec<StepMetrics> 
         .collect()
 }
 
-#[test]
-fn steps_of_a_graph_give_the_figures_of_steps_without() {
-    let device = Device::Cuda(0);
-    if let Err(error) = torch_ext::device::load_cuda() {
-        eprintln!("no step was recorded on a GPU: {error}");
-        return;
-    }
-    for config in [sit(), jit()] {
-        let mut plain = trainer(&config, device);
-        let mut config = config;
-        config.train.cuda_graphs = true;
-        let mut graph = trainer(&config, device);
-        let name = &config.model.name;
-        let (expected, found) = (train(&mut plain, 6, device), train(&mut graph, 6, device));
-        for (expected, found) in expected.iter().zip(&found) {
-            let figures = |metrics: &StepMetrics| {
-                let alignment = metrics.alignment_loss.unwrap();
-                [
-                    metrics.loss,
-                    metrics.denoising_loss,
-                    alignment,
-                    metrics.grad_norm,
-                ]
-            };
-            for (expected, found) in figures(expected).into_iter().zip(figures(found)) {
-                let difference = (expected - found).abs();
-                assert!(
-                    difference <= 1e-4 * expected.abs().max(1.0),
-                    "{name}: {expected} {found}"
-                );
+mod needs_cuda {
+    use super::*;
+
+    #[test]
+    #[ignore = "needs a CUDA device: `cargo xtask test --cuda`"]
+    fn steps_of_a_graph_give_the_figures_of_steps_without() {
+        let device = Device::Cuda(0);
+        torch_ext::device::load_cuda().unwrap();
+        for config in [sit(), jit()] {
+            let mut plain = trainer(&config, device);
+            let mut config = config;
+            config.train.cuda_graphs = true;
+            let mut graph = trainer(&config, device);
+            let name = &config.model.name;
+            let (expected, found) = (train(&mut plain, 6, device), train(&mut graph, 6, device));
+            for (expected, found) in expected.iter().zip(&found) {
+                let figures = |metrics: &StepMetrics| {
+                    let alignment = metrics.alignment_loss.unwrap();
+                    [
+                        metrics.loss,
+                        metrics.denoising_loss,
+                        alignment,
+                        metrics.grad_norm,
+                    ]
+                };
+                for (expected, found) in figures(expected).into_iter().zip(figures(found)) {
+                    let difference = (expected - found).abs();
+                    assert!(
+                        difference <= 1e-4 * expected.abs().max(1.0),
+                        "{name}: {expected} {found}"
+                    );
+                }
             }
+            // Times, noise and dropped labels were the same numbers of one sequence.
+            let random = |trainer: &Trainer| trainer.checkpoint().unwrap().random.remove(0).1;
+            assert_eq!(random(&plain), random(&graph), "{name}");
         }
-        // Times, noise and dropped labels were the same numbers of one sequence.
-        let random = |trainer: &Trainer| trainer.checkpoint().unwrap().random.remove(0).1;
-        assert_eq!(random(&plain), random(&graph), "{name}");
     }
 }
 

@@ -221,48 +221,50 @@ fn tokens_that_are_not_contiguous_are_compared_alike() {
     );
 }
 
-#[test]
-fn a_cuda_device_computes_what_the_cpu_does() {
-    if let Err(error) = device::load_cuda() {
-        eprintln!("the alignment loss did not run on a GPU: {error}");
-        return;
-    }
-    let cuda = Device::Cuda(0);
-    for size in SIZES.into_iter().chain([[40, 256, 768], [300, 64, 384]]) {
-        for kinds in KINDS {
-            for norm in [SpatialNorm::default(), SpatialNorm::None] {
-                let target = (random(1, size, Kind::Float) + 3.0).to_kind(kinds.0);
-                let projected = random(2, size, kinds.1);
-                let run = || {
-                    let projected = projected.to_device(cuda).set_requires_grad(true);
-                    let loss = cosine(&norm, &target.to_device(cuda), &projected, 0.5);
-                    let loss = loss.unwrap().expect("a fused form on CUDA");
-                    (&loss * 0.5).f_backward().unwrap();
-                    (
-                        loss.double_value(&[]),
-                        projected.grad().to_device(Device::Cpu),
-                    )
-                };
-                let first = run();
-                assert_close(
-                    &first,
-                    &exact(&norm, &target, &projected, 0.5),
-                    &projected,
-                    0.5,
-                );
-                assert_eq!(run(), first, "the same bits again");
-                let own = projected.detach().set_requires_grad(true);
-                let loss = cosine(&norm, &target, &own, 0.5).unwrap().unwrap();
-                assert!((loss.double_value(&[]) - first.0).abs() < 1e-6);
+mod needs_cuda {
+    use super::*;
+
+    #[test]
+    #[ignore = "needs a CUDA device: `cargo xtask test --cuda`"]
+    fn a_cuda_device_computes_what_the_cpu_does() {
+        device::load_cuda().unwrap();
+        let cuda = Device::Cuda(0);
+        for size in SIZES.into_iter().chain([[40, 256, 768], [300, 64, 384]]) {
+            for kinds in KINDS {
+                for norm in [SpatialNorm::default(), SpatialNorm::None] {
+                    let target = (random(1, size, Kind::Float) + 3.0).to_kind(kinds.0);
+                    let projected = random(2, size, kinds.1);
+                    let run = || {
+                        let projected = projected.to_device(cuda).set_requires_grad(true);
+                        let loss = cosine(&norm, &target.to_device(cuda), &projected, 0.5);
+                        let loss = loss.unwrap().expect("a fused form on CUDA");
+                        (&loss * 0.5).f_backward().unwrap();
+                        (
+                            loss.double_value(&[]),
+                            projected.grad().to_device(Device::Cpu),
+                        )
+                    };
+                    let first = run();
+                    assert_close(
+                        &first,
+                        &exact(&norm, &target, &projected, 0.5),
+                        &projected,
+                        0.5,
+                    );
+                    assert_eq!(run(), first, "the same bits again");
+                    let own = projected.detach().set_requires_grad(true);
+                    let loss = cosine(&norm, &target, &own, 0.5).unwrap().unwrap();
+                    assert!((loss.double_value(&[]) - first.0).abs() < 1e-6);
+                }
             }
         }
+        let wide = random(1, [1, 3, 20_000], Kind::Float).to_device(cuda);
+        assert!(
+            cosine(&SpatialNorm::None, &wide, &wide, 1.0)
+                .unwrap()
+                .is_none()
+        );
     }
-    let wide = random(1, [1, 3, 20_000], Kind::Float).to_device(cuda);
-    assert!(
-        cosine(&SpatialNorm::None, &wide, &wide, 1.0)
-            .unwrap()
-            .is_none()
-    );
 }
 
 #[test]

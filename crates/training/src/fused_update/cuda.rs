@@ -175,25 +175,18 @@ pub(super) fn program() -> Option<Program> {
 }
 
 #[cfg(test)]
-mod tests {
-    use torch_ext::cuda::{Architecture, CudaError};
+mod needs_nvrtc {
+    use torch_ext::cuda::Architecture;
 
     use super::*;
 
     #[test]
+    #[ignore = "needs NVRTC, which comes with the full set-up: `cargo xtask test --python`"]
     fn every_kernel_compiles_for_a100_and_h100() {
         for major in [8, 9] {
             let architecture = Architecture { major, minor: 0 };
-            match cuda::compile(&program().unwrap(), architecture) {
-                Ok(code) => assert_eq!(code[..4], *b"\x7fELF"),
-                Err(error @ CudaError::Library { .. }) => {
-                    let required = std::env::var_os("IREPA_REQUIRE_PYTHON");
-                    assert!(required.is_none(), "{error}");
-                    eprintln!("the update's kernels were not compiled: {error}");
-                    return;
-                }
-                Err(error) => panic!("{error}"),
-            }
+            let code = cuda::compile(&program().unwrap(), architecture).unwrap();
+            assert_eq!(code[..4], *b"\x7fELF");
         }
     }
 }

@@ -210,21 +210,23 @@ fn emulated_cuda_kernels_equal_the_composition() {
     assert!(Modulation::emulated(Kind::Float, 6000).is_none());
 }
 
-#[test]
-fn a_cuda_device_computes_what_the_composition_does() {
-    if let Err(error) = device::load_cuda() {
-        eprintln!("modulation did not run on a GPU: {error}");
-        return;
-    }
-    let on = Device::Cuda(0);
-    let gated = |i: &[Tensor]| gate(&i[0], &i[1], &i[2]).unwrap().expect("a fused form");
-    for size in CUDA_SIZES
-        .into_iter()
-        .chain([[64, 256, 768], [8, 256, 1152]])
-    {
-        for kind in [Kind::Float, Kind::BFloat16] {
-            assert_cuda_agrees(size, kind, fused, gated, on);
+mod needs_cuda {
+    use super::*;
+
+    #[test]
+    #[ignore = "needs a CUDA device: `cargo xtask test --cuda`"]
+    fn a_cuda_device_computes_what_the_composition_does() {
+        device::load_cuda().unwrap();
+        let on = Device::Cuda(0);
+        let gated = |i: &[Tensor]| gate(&i[0], &i[1], &i[2]).unwrap().expect("a fused form");
+        for size in CUDA_SIZES
+            .into_iter()
+            .chain([[64, 256, 768], [8, 256, 1152]])
+        {
+            for kind in [Kind::Float, Kind::BFloat16] {
+                assert_cuda_agrees(size, kind, fused, gated, on);
+            }
         }
+        assert_close(&slices(on, fused), &slices(on, composed), 3e-6);
     }
-    assert_close(&slices(on, fused), &slices(on, composed), 3e-6);
 }
