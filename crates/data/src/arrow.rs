@@ -9,20 +9,22 @@
 
 mod cells;
 mod features;
+mod files;
 mod stream;
 mod walk;
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use arrow_schema::DataType;
 
 use self::cells::{CellError, RowGroup};
 use self::features::{Features, State};
+use self::files::Files;
 use self::stream::Columns;
 use crate::dataset::{Dataset, Fingerprint, ONLY_CLASS, OpenOptions};
 use crate::error::DataError;
-use crate::sample::{Image, Sample};
+use crate::formats;
+use crate::sample::{Image, KnownWhole, Sample};
 
 /// The option that names the image column, for messages.
 const IMAGE_COLUMN: &str = "image_column";
@@ -35,10 +37,11 @@ pub struct ArrowDataset {
     name: String,
     class_names: Vec<String>,
     labelled: bool,
-    files: Vec<(PathBuf, File)>,
+    files: Files,
     groups: Vec<Group>,
     len: u64,
     fingerprint: String,
+    whole: KnownWhole,
 }
 
 /// A record batch, and its place in the data set.
@@ -50,10 +53,13 @@ struct Group {
 }
 
 impl ArrowDataset {
-    /// Reads the JSON pages and indexes the Arrow files. All files stay open.
+    /// Reads the JSON pages, indexes the Arrow files and checks what can be checked without decoding: that there are
+    /// samples, that no image is null, that some images have a format that is read, and that all labels are in
+    /// range.
     ///
     /// # Errors
     ///
+    /// [`DataError::Empty`], [`DataError::Images`] and [`DataError::Labels`] for what was checked,
     /// [`DataError::Metadata`] for the JSON pages, [`DataError::MissingColumn`] and
     /// [`DataError::ColumnType`] for the columns, [`DataError::Truncated`] and
     /// [`DataError::Malformed`] for the Arrow files, [`DataError::Io`] if one cannot be read.
@@ -74,12 +80,12 @@ impl ArrowDataset {
         fingerprint.text(&columns.image);
         fingerprint.text(columns.label.as_deref().unwrap_or_default());
 
-        let mut files = Vec::new();
+        let mut files = Files::new();
         let mut groups = Vec::new();
         let mut len = 0;
         for (index, name) in state.data_files.iter().enumerate() {
             let path = root.join(name);
-            let file = File::open(&path).map_err(DataError::io(&path, "open the Arrow file"))?;
+            let file = files.add(path.clone())?;
             let (size, row_groups) = stream::index(&path, &file, &columns)?;
             fingerprint.text(name);
             fingerprint.number(size);
@@ -92,7 +98,11 @@ impl ArrowDataset {
                     rows,
                 });
             }
-            files.push((path, file));
+        }
+        if len == 0 {
+            return Err(DataError::Empty {
+                path: root.to_path_buf(),
+            });
         }
 
         let mut dataset = Self {
@@ -103,39 +113,120 @@ impl ArrowDataset {
             groups,
             len,
             fingerprint: fingerprint.finish(),
+            whole: KnownWhole::none_of(len),
         };
+        dataset.check_images(root, &columns.image)?;
         if let Some(label) = &columns.label {
-            dataset.class_names = match features.class_names(label)? {
-                Some(names) => names,
-                None => dataset.numbered_classes(label)?,
-            };
+            let names = features.class_names(label)?;
+            let largest = dataset.check_labels(root, label, names.as_ref().map(Vec::len))?;
+            dataset.class_names =
+                names.unwrap_or_else(|| (0..=largest).map(|label| label.to_string()).collect());
         }
         Ok(dataset)
     }
 
-    /// Class names for a column of plain integers: `0` up to the largest label.
-    fn numbered_classes(&self, column: &str) -> Result<Vec<String>, DataError> {
-        const MOST_CLASSES: i64 = 1_000_000;
-        let mut largest = 0;
+    /// Refuses a column in which images are null, by the counts in the headers, or of another format than those that
+    /// are read, by the first bytes of some images.
+    fn check_images(&self, root: &Path, column: &str) -> Result<(), DataError> {
+        let failed = |problem: String, fix| DataError::Images {
+            path: root.to_path_buf(),
+            column: column.to_owned(),
+            problem,
+            fix,
+        };
+        let null: u64 = self
+            .groups
+            .iter()
+            .map(|group| group.rows.images.nulls)
+            .sum();
+        if null > 0 {
+            let problem = match null >= self.len {
+                true => "all images are null: the images lie outside of the data set, which has only their paths"
+                    .to_owned(),
+                false => format!("{null} of {} images are null", self.len),
+            };
+            return Err(failed(
+                problem,
+                "embed them: in Python `cast_column(name, datasets.Image())` where the image files can be read, \
+                 then `save_to_disk`; remove rows without an image with `filter`",
+            ));
+        }
+        let head = |index| {
+            let (group, row) = self.group_of(index);
+            let file = self.files.get(group.file)?;
+            let head = group.rows.image_head(&file, row, formats::HEAD);
+            // A damaged place is this sample's fault, and found when it is read.
+            match head {
+                Ok(head) => Ok(head),
+                Err(CellError::Broken(_)) => Ok(Vec::new()),
+                Err(error) => Err(self.cell_error(group.file, index, column, error)),
+            }
+        };
+        let survey = formats::survey(self.len, head)?;
+        match survey.refused {
+            Some((index, format)) if format.is_tiff() => Err(failed(
+                format!(
+                    "the image of sample {index} is stored as TIFF; PNG, JPEG and WebP are read"
+                ),
+                "`datasets` stores images of the modes CMYK, P, F, I and others as TIFF: convert them with \
+                 `image.convert(\"RGB\")` before `save_to_disk`",
+            )),
+            Some((index, format)) if survey.all => Err(failed(
+                format!("the image of sample {index} is {format}; PNG, JPEG and WebP are read"),
+                "store the images as PNG, JPEG or WebP: in Python `image.convert(\"RGB\")` before `save_to_disk`",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses labels that are null or have no class. Returns the largest. `classes` is the number of names, if there
+    /// are any.
+    fn check_labels(
+        &self,
+        root: &Path,
+        column: &str,
+        classes: Option<usize>,
+    ) -> Result<i64, DataError> {
+        /// So that one wrong number does not make a million classes.
+        const MOST_CLASSES: usize = 1_000_000;
+        let most = classes.unwrap_or(MOST_CLASSES);
+        let (mut largest, mut wrong, mut first) = (0, 0, None);
         for group in &self.groups {
-            let (path, file) = &self.files[group.file];
-            let found = group.rows.largest_label(file);
-            largest = largest.max(found.map_err(DataError::io(path, "read the labels"))?);
+            let file = self.files.get(group.file)?;
+            let labels = group.rows.labels(&file);
+            let labels = labels.map_err(DataError::io(
+                self.files.path(group.file),
+                "read the labels",
+            ))?;
+            for (index, label) in (group.first_row..).zip(labels) {
+                match label {
+                    Some(label) if usize::try_from(label).is_ok_and(|label| label < most) => {
+                        largest = largest.max(label);
+                    }
+                    wrong_label => {
+                        wrong += 1;
+                        first.get_or_insert((index, wrong_label));
+                    }
+                }
+            }
         }
-        if largest >= MOST_CLASSES {
-            return Err(DataError::ColumnType {
-                path: self
-                    .files
-                    .first()
-                    .map(|(path, _)| path.clone())
-                    .unwrap_or_default(),
-                key: LABEL_COLUMN,
-                column: column.to_owned(),
-                found: format!("integer with values up to {largest}"),
-                allowed: "class numbers below 1000000, or ClassLabel",
-            });
-        }
-        Ok((0..=largest).map(|label| label.to_string()).collect())
+        let Some((index, label)) = first else {
+            return Ok(largest);
+        };
+        Err(DataError::Labels {
+            path: root.to_path_buf(),
+            column: column.to_owned(),
+            index,
+            label: label.map_or("null".to_owned(), |label| label.to_string()),
+            range: match classes {
+                Some(classes) => {
+                    format!("0..{}, the {classes} names of its ClassLabel", classes - 1)
+                }
+                None => format!("0..{}", MOST_CLASSES - 1),
+            },
+            wrong,
+            len: self.len,
+        })
     }
 
     /// The record batch of a sample that is there, and its row in it.
@@ -159,7 +250,7 @@ impl ArrowDataset {
     fn cell_error(&self, file: usize, index: u64, column: &str, error: CellError) -> DataError {
         match error {
             CellError::Io(source) => DataError::Io {
-                path: self.files[file].0.clone(),
+                path: self.files.path(file).to_path_buf(),
                 action: "read a sample",
                 source,
             },
@@ -184,13 +275,13 @@ impl Dataset for ArrowDataset {
     fn read(&self, index: u64) -> Result<Sample, DataError> {
         let label = self.label(index)?;
         let (group, row) = self.group_of(index);
-        let (_, file) = &self.files[group.file];
+        let file = self.files.get(group.file)?;
         let bytes = group
             .rows
-            .image(file, row)
+            .image(&file, row)
             .map_err(|error| self.cell_error(group.file, index, "image", error))?;
-        let image =
-            Image::decode(&bytes).map_err(|error| self.corrupt(index, error.to_string()))?;
+        let image = Image::decode_sample(&bytes, index, &self.whole)
+            .map_err(|error| self.corrupt(index, error.to_string()))?;
         Ok(Sample {
             index,
             image,
@@ -207,10 +298,10 @@ impl Dataset for ArrowDataset {
             });
         }
         let (group, row) = self.group_of(index);
-        let (_, file) = &self.files[group.file];
+        let file = self.files.get(group.file)?;
         let label = group
             .rows
-            .label(file, row)
+            .label(&file, row)
             .map_err(|error| self.cell_error(group.file, index, "label", error))?;
         if self.labelled
             && usize::try_from(label).map_or(true, |label| label >= self.class_names.len())

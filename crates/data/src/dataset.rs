@@ -1,9 +1,13 @@
 //! The trait that all data sets share, and the one function that opens them.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -43,6 +47,11 @@ pub trait Dataset: Send + Sync {
     /// As [`read`](Self::read).
     fn label(&self, index: u64) -> Result<i64, DataError> {
         Ok(self.read(index)?.label)
+    }
+
+    /// The file that holds one sample alone, if there is one.
+    fn path(&self, _index: u64) -> Option<&Path> {
+        None
     }
 
     /// A stable hash, 32 hexadecimal digits, of what the samples are: file names and sizes, columns,
@@ -107,9 +116,7 @@ fn check_folder(path: &Path) -> Result<(), DataError> {
     match fs::metadata(path) {
         Ok(meta) if meta.is_dir() => Ok(()),
         Ok(_) => Err(missing("is a file")),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            Err(missing("no such folder"))
-        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(missing("no such folder")),
         Err(source) => Err(DataError::io(path, "open the data folder")(source)),
     }
 }
@@ -133,7 +140,10 @@ fn find_split(path: &Path, split: Option<&str>) -> Result<PathBuf, DataError> {
             }),
             false => Err(failed(
                 format!("there is no split `{split}`"),
-                subfolders(path)?,
+                subfolders(path)?
+                    .into_iter()
+                    .map(|folder| folder.name)
+                    .collect(),
             )),
         };
     }
@@ -143,19 +153,22 @@ fn find_split(path: &Path, split: Option<&str>) -> Result<PathBuf, DataError> {
     let folders = subfolders(path)?;
     let saved: Vec<_> = folders
         .iter()
-        .filter(|name| path.join(name).join(STATE).is_file())
-        .cloned()
+        .filter(|folder| folder.path.join(STATE).is_file())
         .collect();
     match saved.as_slice() {
         [] => {}
-        [only] => return Ok(path.join(only)),
+        [only] => return Ok(only.path.clone()),
         _ => {
             return Err(failed(
                 "has several splits and none was named".to_owned(),
-                saved,
+                saved
+                    .into_iter()
+                    .map(|folder| folder.name.clone())
+                    .collect(),
             ));
         }
     }
+    let folders: Vec<_> = folders.into_iter().map(|folder| folder.name).collect();
     const SPLITS: [&str; 6] = ["train", "val", "valid", "validation", "test", "eval"];
     if !folders.is_empty() && folders.iter().all(|name| SPLITS.contains(&name.as_str())) {
         return Err(failed(
@@ -166,10 +179,9 @@ fn find_split(path: &Path, split: Option<&str>) -> Result<PathBuf, DataError> {
     Ok(path.to_path_buf())
 }
 
-fn subfolders(path: &Path) -> Result<Vec<String>, DataError> {
+fn subfolders(path: &Path) -> Result<Vec<Entry>, DataError> {
     let entries = sorted_entries(path)?;
-    let folders = entries.into_iter().filter(|entry| entry.is_dir);
-    Ok(folders.map(|entry| entry.name).collect())
+    Ok(entries.into_iter().filter(|entry| entry.is_dir).collect())
 }
 
 fn half_of_save_to_disk(root: &Path) -> Result<Option<String>, DataError> {
@@ -182,10 +194,7 @@ fn half_of_save_to_disk(root: &Path) -> Result<Option<String>, DataError> {
 }
 
 fn name_of(path: &Path, root: &Path) -> String {
-    let last = |path: &Path| {
-        path.file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-    };
+    let last = |path: &Path| path.file_name().map(distinct_name);
     let parent = root.parent().and_then(last);
     match (parent, last(root)) {
         (Some(parent), Some(split)) if root != path => format!("{parent}/{split}"),
@@ -196,35 +205,95 @@ fn name_of(path: &Path, root: &Path) -> String {
 
 /// A file or folder inside a folder.
 pub(crate) struct Entry {
+    /// Its name, which differs from every other's; see [`distinct_name`].
     pub name: String,
     pub path: PathBuf,
     pub is_dir: bool,
     /// Size in bytes, of files.
     pub size: u64,
+    /// Device and number, which a folder shares with the links to it.
+    pub identity: (u64, u64),
+    /// For a link that leads nowhere, what is wrong with it.
+    pub broken: Option<String>,
 }
 
-/// What is in a folder, by name; hidden entries are left out.
+/// What operating systems and tools leave in folders that people made, besides names that start with a dot.
+const LEFT_BY_TOOLS: [&str; 10] = [
+    "__MACOSX",
+    "@eaDir",
+    "@Recycle",
+    "#recycle",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+    "lost+found",
+    "__pycache__",
+    "Thumbs.db",
+    "desktop.ini",
+];
+
+/// What is in a folder, by name; what is hidden or left by tools is left out.
 pub(crate) fn sorted_entries(folder: &Path) -> Result<Vec<Entry>, DataError> {
     let listing = fs::read_dir(folder).map_err(DataError::io(folder, "list the folder"))?;
     let mut entries = Vec::new();
     for entry in listing {
         let entry = entry.map_err(DataError::io(folder, "list the folder"))?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with('.') {
+        let name = entry.file_name();
+        let hidden = name.as_encoded_bytes().starts_with(b".");
+        if hidden || LEFT_BY_TOOLS.iter().any(|&left| name == left) {
             continue;
         }
         let path = entry.path();
+        let name = distinct_name(&name);
         // Follows links, as image folders are often made of them.
-        let meta = fs::metadata(&path).map_err(DataError::io(&path, "read the size"))?;
-        entries.push(Entry {
-            name,
-            path,
-            is_dir: meta.is_dir(),
-            size: meta.len(),
-        });
+        match fs::metadata(&path) {
+            Ok(meta) => entries.push(Entry {
+                name,
+                path,
+                is_dir: meta.is_dir(),
+                size: meta.len(),
+                identity: (meta.dev(), meta.ino()),
+                broken: None,
+            }),
+            Err(error) => {
+                let Ok(target) = fs::read_link(&path) else {
+                    return Err(DataError::io(&path, "read the size")(error));
+                };
+                let is_loop = error.raw_os_error() == Some(Errno::LOOP.raw_os_error());
+                let problem = match error.kind() {
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => "does not exist",
+                    _ if is_loop => "leads back to itself",
+                    _ => return Err(DataError::io(&path, "read the size")(error)),
+                };
+                entries.push(Entry {
+                    broken: Some(format!("-> `{}`, which {problem}", target.display())),
+                    name,
+                    path,
+                    is_dir: false,
+                    size: 0,
+                    identity: (0, 0),
+                });
+            }
+        }
     }
-    entries.sort_by(|a, b| a.name.cmp(&b.name).then_with(|| a.path.cmp(&b.path)));
+    entries.sort_by(|a, b| a.path.file_name().cmp(&b.path.file_name()));
     Ok(entries)
+}
+
+/// A file's name as text. A name that is not UTF-8 has its other bytes written as `\xE9`, and backslashes doubled, as
+/// has every name with a backslash: so two names never become one.
+pub(crate) fn distinct_name(name: &OsStr) -> String {
+    let plain = name.to_str().filter(|name| !name.contains('\\'));
+    if let Some(plain) = plain {
+        return plain.to_owned();
+    }
+    let mut text = String::new();
+    for chunk in name.as_encoded_bytes().utf8_chunks() {
+        text.push_str(&chunk.valid().replace('\\', "\\\\"));
+        for byte in chunk.invalid() {
+            text.push_str(&format!("\\x{byte:02X}"));
+        }
+    }
+    text
 }
 
 /// Hashes the parts of a fingerprint, each with its length, so that none runs into the next.

@@ -136,6 +136,50 @@ pub enum DataError {
         /// Types that are read, with the way to convert.
         allowed: &'static str,
     },
+    /// A split without a sample.
+    #[error(
+        "{}: this split has no samples; name another split, or write it again with the samples that it should have",
+        path.display()
+    )]
+    Empty {
+        /// Folder of the split.
+        path: PathBuf,
+    },
+    /// A column of images that are not there, or of a format that is not read.
+    #[error("{}: column `{column}`: {problem}; {fix}", path.display())]
+    Images {
+        /// Folder of the split.
+        path: PathBuf,
+        /// The column.
+        column: String,
+        /// What was found.
+        problem: String,
+        /// The way out.
+        fix: &'static str,
+    },
+    /// A column of labels has values without a class.
+    #[error(
+        "{}: column `{column}`: the label of sample {index} is {label}; allowed: {range} ({wrong} of {len} labels are \
+         outside); -1 often stands for unlabelled samples: name another split, another column with `label_column`, or \
+         write the data set again with labels in this range",
+        path.display()
+    )]
+    Labels {
+        /// Folder of the split.
+        path: PathBuf,
+        /// The column.
+        column: String,
+        /// The first sample with such a label.
+        index: u64,
+        /// Its label.
+        label: String,
+        /// Labels that have a class.
+        range: String,
+        /// How many labels have none.
+        wrong: u64,
+        /// How many labels there are.
+        len: u64,
+    },
     /// A folder of images is laid out in a way that has no single meaning, or holds none.
     #[error("{}: {problem}; {fix}", path.display())]
     Layout {
@@ -218,7 +262,7 @@ pub enum DataError {
     },
     /// More corrupt samples than allowed.
     #[error(
-        "{dataset}: {skipped} of {seen} samples seen were corrupt, more than `max_corrupt_share` = {max_share} allows; the last: {last}; repair the data, or raise `max_corrupt_share`"
+        "{dataset}: {skipped} of {seen} samples seen were corrupt, more than `max_corrupt_share` = {max_share} allows; the last: {last}; repair or remove such samples, or raise `max_corrupt_share` to train without them"
     )]
     TooManyCorrupt {
         /// Name of the data set.
@@ -281,6 +325,24 @@ impl DataError {
     /// which samples a run sees.
     pub fn is_corrupt_sample(&self) -> bool {
         matches!(self, DataError::Sample { .. })
+    }
+
+    /// Whether the data set as it is cannot be used, which is found when it is opened.
+    pub fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            DataError::NotFound { .. }
+                | DataError::Split { .. }
+                | DataError::Metadata { .. }
+                | DataError::Truncated { .. }
+                | DataError::Malformed { .. }
+                | DataError::MissingColumn { .. }
+                | DataError::ColumnType { .. }
+                | DataError::Empty { .. }
+                | DataError::Images { .. }
+                | DataError::Labels { .. }
+                | DataError::Layout { .. }
+        )
     }
 
     pub(crate) fn io(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> DataError {

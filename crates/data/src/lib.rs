@@ -45,9 +45,13 @@ mod batch;
 mod classes;
 mod dataset;
 mod error;
+mod formats;
+mod jpeg;
 mod loader;
+mod orientation;
 mod render;
 mod sample;
+mod sniff;
 
 pub use batch::{Batch, read_batch};
 pub use classes::ClassMap;

@@ -1,12 +1,24 @@
 //! An image in memory, and a sample of a data set.
 
+use std::borrow::Cow;
+use std::fmt::Display;
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
+use image::{
+    DynamicImage, GrayAlphaImage, GrayImage, ImageDecoder, ImageFormat, ImageReader, RgbImage,
+    RgbaImage,
+};
+use zune_core::bytestream::ZCursor;
+use zune_core::colorspace::ColorSpace;
+use zune_core::options::DecoderOptions;
+use zune_jpeg::JpegDecoder;
 
 use crate::error::{DataError, ImageError};
+use crate::formats::format_of;
+use crate::{jpeg, orientation};
 
 /// RGB bytes, with the alpha channel apart.
 ///
@@ -46,36 +58,54 @@ impl Image {
 
     /// Decodes a PNG, JPEG or WebP file held in memory; the format is read from the bytes.
     ///
-    /// Grey and palette images become RGB, 16 bits become 8, the first frame of an animation is
-    /// taken, and an EXIF orientation is applied (as Hugging Face `datasets` does). PNG and lossless
-    /// WebP give the same bytes as Pillow; JPEG decoders differ from each other by a few levels.
+    /// The colours are those of Pillow 11.3's `convert("RGB")`: grey and palette images become RGB, 16 bits become
+    /// 8 (the upper byte; of a grey image without alpha, values above 255 become 255), the first frame of an
+    /// animation is taken. An orientation in the metadata is applied, as Hugging Face `datasets` does. PNG and
+    /// lossless WebP give the same bytes as Pillow; JPEG decoders differ from each other by a few levels.
     ///
     /// # Errors
     ///
     /// [`ImageError::Decode`] if the format is another one, the data is damaged or cut short, or
-    /// the pixels would take more than 512 MiB.
+    /// the pixels would take more than 512 MiB. A JPEG whose coded data ends before its last block is cut short,
+    /// whether or not an end marker follows; one that lacks only its end marker is taken if Pillow takes it.
     pub fn decode(bytes: &[u8]) -> Result<Self, ImageError> {
-        let failed = |error: image::ImageError| ImageError::Decode(error.to_string());
-        let reader = ImageReader::new(io::Cursor::new(bytes))
-            .with_guessed_format()
-            .map_err(|error| ImageError::Decode(error.to_string()))?;
-        match reader.format() {
-            Some(ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP) => {}
-            other => {
-                let found = other.map_or("unknown format".to_owned(), |it| format!("{it:?}"));
-                let length = bytes.len();
-                let reason = format!("{length} bytes of {found}; PNG, JPEG and WebP are read");
-                return Err(ImageError::Decode(reason));
-            }
-        }
-        let mut decoder = reader.into_decoder().map_err(failed)?;
-        check_size(decoder.total_bytes())?;
-        let orientation = decoder.orientation().map_err(failed)?;
-        let mut decoded = DynamicImage::from_decoder(decoder).map_err(failed)?;
-        decoded.apply_orientation(orientation);
+        Self::decode_as(bytes, false).map(|(image, _)| image)
+    }
 
+    /// [`decode`](Self::decode) of a sample, which checks that a JPEG is whole the first time only: the check takes about
+    /// a third of the time of decoding, and files do not shrink between two epochs.
+    pub(crate) fn decode_sample(
+        bytes: &[u8],
+        index: u64,
+        whole: &KnownWhole,
+    ) -> Result<Self, ImageError> {
+        let (image, is_whole) = Self::decode_as(bytes, whole.has(index))?;
+        if is_whole {
+            whole.add(index);
+        }
+        Ok(image)
+    }
+
+    /// The image, and whether it needs no check the next time.
+    fn decode_as(bytes: &[u8], known_whole: bool) -> Result<(Self, bool), ImageError> {
+        let (decoded, is_whole) = match format_of(bytes) {
+            Ok(ImageFormat::Jpeg) => decode_jpeg(bytes, known_whole)?,
+            Ok(format) => (decode_lossless(bytes, format)?, true),
+            Err(other) => {
+                let hint = match other.is_tiff() {
+                    true => {
+                        " (`datasets` stores images of the modes CMYK, P, F, I and others as TIFF: convert them with \
+                         `image.convert(\"RGB\")` before `save_to_disk`)"
+                    }
+                    false => "",
+                };
+                return Err(ImageError::Decode(format!(
+                    "the file is {other}; PNG, JPEG and WebP are read{hint}"
+                )));
+            }
+        };
         let (width, height) = (decoded.width(), decoded.height());
-        if decoded.color().has_alpha() {
+        let image = if decoded.color().has_alpha() {
             let rgba = decoded.into_rgba8().into_raw();
             let (pixels, _) = rgba.as_chunks::<4>();
             let rgb = pixels.iter().flat_map(|&[r, g, b, _]| [r, g, b]).collect();
@@ -83,7 +113,8 @@ impl Image {
             Self::new(width, height, rgb, Some(alpha))
         } else {
             Self::new(width, height, decoded.into_rgb8().into_raw(), None)
-        }
+        };
+        Ok((image?, is_whole))
     }
 
     /// Reads and decodes an image file; see [`Image::decode`].
@@ -124,6 +155,118 @@ impl Image {
     pub fn into_parts(self) -> (Vec<u8>, Option<Vec<u8>>) {
         (self.rgb, self.alpha)
     }
+}
+
+/// Samples whose image was decoded before, one bit each.
+#[derive(Debug)]
+pub(crate) struct KnownWhole(Vec<AtomicU64>);
+
+impl KnownWhole {
+    pub(crate) fn none_of(len: u64) -> Self {
+        Self((0..len.div_ceil(64)).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    fn has(&self, index: u64) -> bool {
+        let word = self.0.get((index / 64) as usize);
+        word.is_some_and(|word| word.load(Ordering::Relaxed) >> (index % 64) & 1 == 1)
+    }
+
+    fn add(&self, index: u64) {
+        if let Some(word) = self.0.get((index / 64) as usize) {
+            word.fetch_or(1 << (index % 64), Ordering::Relaxed);
+        }
+    }
+}
+
+fn failed(error: impl Display) -> ImageError {
+    ImageError::Decode(error.to_string())
+}
+
+/// Decodes a JPEG. Also says whether it needs no check the next time.
+fn decode_jpeg(bytes: &[u8], known_whole: bool) -> Result<(DynamicImage, bool), ImageError> {
+    let orientation = orientation::of_file(bytes, ImageFormat::Jpeg);
+    let pixels_end = match known_whole {
+        true => None,
+        false => jpeg::check_whole(bytes).map_err(|fault| failed(fault.reason()))?,
+    };
+    let bytes = match pixels_end {
+        None => Cow::Borrowed(bytes),
+        Some(end) => Cow::Owned([bytes.get(..end).unwrap_or(bytes), &jpeg::END].concat()),
+    };
+    let options = DecoderOptions::default()
+        .set_strict_mode(false)
+        .set_max_width(usize::MAX)
+        .set_max_height(usize::MAX)
+        .jpeg_set_out_colorspace(ColorSpace::RGB);
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes.as_ref()), options);
+    decoder.decode_headers().map_err(failed)?;
+    let grey = decoder.input_colorspace() == Some(ColorSpace::Luma);
+    if grey {
+        decoder.set_options(options.jpeg_set_out_colorspace(ColorSpace::Luma));
+    }
+    let (width, height) = decoder.dimensions().unwrap_or_default();
+    let (width, height) = (width as u32, height as u32);
+    let channels = if grey { 1 } else { 3 };
+    let size = u64::from(width) * u64::from(height) * channels;
+    check_size(size)?;
+    let mut pixels = vec![0; size as usize];
+    decoder.decode_into(&mut pixels).map_err(failed)?;
+    let decoded = match grey {
+        true => GrayImage::from_raw(width, height, pixels).map(DynamicImage::from),
+        false => RgbImage::from_raw(width, height, pixels).map(DynamicImage::from),
+    };
+    let mut decoded = decoded.ok_or(ImageError::Size { width, height })?;
+    decoded.apply_orientation(orientation);
+    Ok((decoded, pixels_end.is_none()))
+}
+
+fn decode_lossless(bytes: &[u8], format: ImageFormat) -> Result<DynamicImage, ImageError> {
+    let reader = ImageReader::with_format(io::Cursor::new(bytes), format);
+    let decoder = reader.into_decoder().map_err(failed)?;
+    check_size(decoder.total_bytes())?;
+    let decoded = DynamicImage::from_decoder(decoder).map_err(failed)?;
+    let mut decoded = match format {
+        ImageFormat::Png => to_8_bits(decoded, is_grey_png(bytes)),
+        _ => decoded,
+    };
+    decoded.apply_orientation(orientation::of_file(bytes, format));
+    Ok(decoded)
+}
+
+/// Whether a PNG has the colour type 0, whose 16-bit values Pillow clips where it converts to RGB.
+fn is_grey_png(bytes: &[u8]) -> bool {
+    const COLOUR_TYPE: usize = 25;
+    bytes.get(COLOUR_TYPE) == Some(&0)
+}
+
+/// Makes 8 bits of 16 as Pillow does. `grey` is set for grey images without an alpha channel of their own; one
+/// transparent value may have given them one.
+fn to_8_bits(image: DynamicImage, grey: bool) -> DynamicImage {
+    let upper = |value: u16| (value >> 8) as u8;
+    let clipped = |value: u16| value.min(255) as u8;
+    let (width, height) = (image.width(), image.height());
+    let converted = match &image {
+        DynamicImage::ImageLuma16(pixels) => {
+            let values = pixels.iter().copied().map(clipped).collect();
+            GrayImage::from_raw(width, height, values).map(DynamicImage::from)
+        }
+        DynamicImage::ImageLumaA16(pixels) => {
+            let (pixels, _) = pixels.as_chunks::<2>();
+            let level = |value| if grey { clipped(value) } else { upper(value) };
+            let values = pixels.iter().flat_map(|&[l, a]| [level(l), upper(a)]);
+            GrayAlphaImage::from_raw(width, height, values.collect()).map(DynamicImage::from)
+        }
+        DynamicImage::ImageRgb16(pixels) => {
+            let values = pixels.iter().copied().map(upper).collect();
+            RgbImage::from_raw(width, height, values).map(DynamicImage::from)
+        }
+        DynamicImage::ImageRgba16(pixels) => {
+            let values = pixels.iter().copied().map(upper).collect();
+            RgbaImage::from_raw(width, height, values).map(DynamicImage::from)
+        }
+        _ => None,
+    };
+    converted.unwrap_or(image)
 }
 
 /// Checks that the decoded pixels are of a size that some image can have: a damaged header can claim

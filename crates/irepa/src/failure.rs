@@ -1,7 +1,9 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use data::DataError;
 use irepa::config_file::ConfigError;
+use irepa::evaluation::EvaluationError;
 use irepa::sweep::SweepError;
 
 /// Why the program ends with another code than 0.
@@ -30,6 +32,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
         let error = error.into();
         let usage = error.is::<ConfigError>()
+            || refused_data(&error).is_some_and(DataError::is_refusal)
             || matches!(
                 error.downcast_ref::<SweepError>(),
                 Some(
@@ -43,6 +46,14 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
             );
         Self { error, usage }
     }
+}
+
+/// The error of a data set within an error, whichever layer passed it on.
+fn refused_data(error: &anyhow::Error) -> Option<&DataError> {
+    if let Some(EvaluationError::Data(error)) = error.downcast_ref() {
+        return Some(error);
+    }
+    error.downcast_ref()
 }
 
 impl fmt::Display for Failure {

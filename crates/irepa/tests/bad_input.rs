@@ -4,9 +4,10 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use common::{Playground, repository};
+use common::{BASE, Playground, repository};
 
 /// No run folder may appear for an experiment that was refused.
 fn refused(place: &Playground, words: &[&str]) {
@@ -437,4 +438,134 @@ fn every_command_has_help_with_an_example() {
     place
         .run(&["report", "nowhere"])
         .expect(1, &["results.csv"]);
+}
+
+/// Data sets of other crates' tests that no command can use.
+fn data_case(name: &str) -> String {
+    let cases = repository().join("crates/data/tests/data/cases");
+    let path = cases.join(name).canonicalize().unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_data_set_that_cannot_be_used_is_refused_alike_by_every_command() {
+    let place = Playground::new();
+    let emoji = repository().join("experiments/data/emoji64/val");
+    let emoji = emoji.to_str().unwrap();
+    for (case, words) in [
+        ("8-empty-split/no-file/val", ["this split has no samples"]),
+        ("8-empty-split/one-shard/val", ["this split has no samples"]),
+        ("7-path-only/ds", ["images lie outside"]),
+    ] {
+        let data = data_case(case);
+        let base = BASE.replace("DATA", &data);
+        place.write(
+            "base.toml",
+            &base.replace("split = \"val\"", "split = \"\""),
+        );
+        let commands = [
+            &["sweep", "experiment.toml", "--device", "cpu"][..],
+            &[
+                "train",
+                "base.toml",
+                "--set",
+                "alignment.encoder=none",
+                "--device",
+                "cpu",
+            ],
+            &[
+                "prepare",
+                "features",
+                "base.toml",
+                "--encoder",
+                "good",
+                "--device",
+                "cpu",
+            ],
+            &[
+                "metrics", "good", "--data", &data, "--split", "", "--device", "cpu",
+            ],
+            &[
+                "evaluate",
+                emoji,
+                "--reference",
+                &data,
+                "--resolution",
+                "16",
+                "--encoder",
+                "good_patch_only",
+                "--device",
+                "cpu",
+            ],
+        ];
+        for command in commands {
+            place.run(command).expect(2, &words).expect(2, &[&data]);
+        }
+    }
+    assert!(!place.path("runs").exists());
+}
+
+#[test]
+fn an_empty_reference_split_is_refused_before_training() {
+    let place = Playground::new();
+    let emoji = repository().join("experiments/data/emoji64/val");
+    fs::create_dir(place.path("data")).unwrap();
+    symlink(emoji.canonicalize().unwrap(), place.path("data/train")).unwrap();
+    symlink(
+        data_case("8-empty-split/one-shard/val"),
+        place.path("data/val"),
+    )
+    .unwrap();
+    let data = place.path("data");
+    let base = BASE.replace("DATA", data.to_str().unwrap());
+    let splits = "split = \"train\"\nreference_split = \"val\"";
+    place.write("base.toml", &base.replace("split = \"val\"", splits));
+    refused(&place, &["data/val: this split has no samples"]);
+}
+
+/// The limit holds for the program alone: a shell sets it.
+#[test]
+fn a_set_of_more_files_than_may_be_open_is_read() {
+    let place = Playground::new();
+    let emoji = repository().join("experiments/data/emoji64/val");
+    let emoji = emoji.canonicalize().unwrap();
+    let info = fs::read_to_string(emoji.join("dataset_info.json")).unwrap();
+    place.write("shards/dataset_info.json", &info);
+    let names: Vec<String> = (0..300)
+        .map(|i| format!("data-{i:05}-of-00300.arrow"))
+        .collect();
+    for name in &names {
+        let arrow = emoji.join("data-00000-of-00001.arrow");
+        symlink(arrow, place.path("shards").join(name)).unwrap();
+    }
+    let files: Vec<String> = names
+        .iter()
+        .map(|name| format!("{{\"filename\": \"{name}\"}}"))
+        .collect();
+    let state = format!("{{\"_data_files\": [{}]}}", files.join(", "));
+    place.write("shards/state.json", &state);
+    let limited = |arguments: &[&str]| {
+        let inner = place.command(arguments);
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", "ulimit -n 128; exec \"$0\" \"$@\""]);
+        shell.arg(inner.get_program()).args(inner.get_args());
+        shell
+            .current_dir(place.path(""))
+            .env("IREPA_ENCODERS", place.path("encoders"));
+        common::Outcome::of(shell.output().unwrap())
+    };
+    let metrics = [
+        "metrics", "good", "--data", "shards", "--split", "", "--device", "cpu",
+    ];
+    let more = [
+        "--resolution",
+        "16",
+        "--images",
+        "310",
+        "--probe",
+        "40",
+        "--probe-split",
+        "",
+    ];
+    limited(&[&metrics[..], &more[..]].concat()).expect(0, &["good,"]);
 }

@@ -14,6 +14,8 @@ pub(super) struct Span {
 /// Encoded images: image `i` is `values[offsets[i]..offsets[i + 1]]`.
 #[derive(Debug)]
 pub(super) struct Binary {
+    /// How many are null.
+    pub nulls: u64,
     /// Bitmaps of the values that are not null, of the struct and of its bytes.
     pub valid: [Option<Span>; 2],
     pub offsets: Span,
@@ -56,6 +58,16 @@ impl From<io::Error> for CellError {
 impl RowGroup {
     /// The encoded image of a row below `len`.
     pub(super) fn image(&self, file: &File, row: u64) -> Result<Vec<u8>, CellError> {
+        self.image_head(file, row, usize::MAX)
+    }
+
+    /// The first `most` bytes of the encoded image of a row below `len`, or all if there are fewer.
+    pub(super) fn image_head(
+        &self,
+        file: &File,
+        row: u64,
+        most: usize,
+    ) -> Result<Vec<u8>, CellError> {
         let broken = |reason: &str| Err(CellError::Broken(reason.to_owned()));
         for valid in self.images.valid.into_iter().flatten() {
             if !is_set(file, valid, row)? {
@@ -74,7 +86,7 @@ impl RowGroup {
         ) {
             (Ok(start), Ok(end)) if start <= end && end <= values.len => {
                 // `end - start` is within the file, which bounds the allocation.
-                let mut bytes = vec![0; (end - start) as usize];
+                let mut bytes = vec![0; most.min((end - start) as usize)];
                 file.read_exact_at(&mut bytes, values.start + start)?;
                 Ok(bytes)
             }
@@ -98,17 +110,30 @@ impl RowGroup {
         Ok(to_int(bytes, labels.signed))
     }
 
-    /// The largest label, at least 0.
-    pub(super) fn largest_label(&self, file: &File) -> io::Result<i64> {
+    /// All labels, `None` where one is null. None at all if the data set has no labels.
+    pub(super) fn labels(&self, file: &File) -> io::Result<Vec<Option<i64>>> {
         let Some(labels) = &self.labels else {
-            return Ok(0);
+            return Ok(Vec::new());
         };
         let mut bytes = vec![0; (self.len * labels.bytes) as usize];
         file.read_exact_at(&mut bytes, labels.values.start)?;
+        let valid = match labels.valid {
+            Some(valid) => {
+                let mut bitmap = vec![0; self.len.div_ceil(8) as usize];
+                file.read_exact_at(&mut bitmap, valid.start)?;
+                Some(bitmap)
+            }
+            None => None,
+        };
         let values = bytes.chunks_exact(labels.bytes as usize);
         Ok(values
-            .map(|bytes| to_int(bytes, labels.signed))
-            .fold(0, i64::max))
+            .enumerate()
+            .map(|(row, bytes)| {
+                let set = |bitmap: &Vec<u8>| bitmap[row / 8] >> (row % 8) & 1 == 1;
+                let valid = valid.as_ref().is_none_or(set);
+                valid.then(|| to_int(bytes, labels.signed))
+            })
+            .collect())
     }
 }
 

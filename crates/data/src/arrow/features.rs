@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::{IMAGE_COLUMN, LABEL_COLUMN};
 use crate::error::DataError;
+use crate::sniff::describe_foreign;
 
 const WRITE_AGAIN: &str = "copy the folder again, or write it again with `save_to_disk`";
 
@@ -21,7 +22,12 @@ fn read_object(path: &Path, fix: &'static str) -> Result<Map<String, Value>, Dat
         ),
         _ => DataError::io(path, "read the file")(source),
     })?;
-    match serde_json::from_slice(&text) {
+    if let Some(what) = describe_foreign(&text) {
+        return Err(metadata(path, ".", format!("the file is {what}"), fix));
+    }
+    // Some editors begin UTF-8 with a byte order mark.
+    let json = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text);
+    match serde_json::from_slice(json) {
         Ok(Value::Object(object)) => Ok(object),
         Ok(_) => Err(metadata(path, ".", "not a JSON object".to_owned(), fix)),
         Err(error) => Err(metadata(path, ".", format!("not valid JSON: {error}"), fix)),
@@ -63,9 +69,7 @@ impl State {
                     .to_owned(),
             );
         }
-        if data_files.is_empty() {
-            return Err(wrong("lists no file"));
-        }
+        // A split from which all rows were filtered may list no file.
         for key in ["_indices_files", "_indices_data_files"] {
             if state
                 .get(key)

@@ -16,6 +16,8 @@ use super::cells::{RowGroup, Span, to_int};
 use super::walk::Walk;
 use super::{IMAGE_COLUMN, LABEL_COLUMN, column_type};
 use crate::error::DataError;
+use crate::formats::HEAD;
+use crate::sniff::describe_foreign;
 
 const COPY_AGAIN: &str = "the file is damaged: copy or download it again";
 const BINARY: &str = "struct {bytes: binary, path: string} or binary with encoded images (in \
@@ -143,6 +145,14 @@ fn check_columns(path: &Path, schema: &Schema, columns: &Columns) -> Result<(), 
     Ok(())
 }
 
+/// The first bytes of a file, as far as they can be read.
+fn prefix_of(file: &File) -> Vec<u8> {
+    let mut bytes = vec![0; HEAD];
+    let read = file.read_at(&mut bytes, 0).unwrap_or(0);
+    bytes.truncate(read);
+    bytes
+}
+
 /// The messages of a stream.
 struct Messages<'a> {
     path: &'a Path,
@@ -158,6 +168,17 @@ impl Messages<'_> {
         let prefix = self.read(8)?;
         let (marker, length) = prefix.split_at(4);
         if marker != CONTINUATION {
+            let foreign = match self.position {
+                8 => describe_foreign(&prefix_of(self.file)),
+                _ => None,
+            };
+            if let Some(what) = foreign {
+                return Err(DataError::Malformed {
+                    path: self.path.to_path_buf(),
+                    problem: format!("this is {what}"),
+                    fix: "put the Arrow file in its place",
+                });
+            }
             let (problem, fix) = match self.position {
                 8 if prefix.starts_with(b"ARROW1") => (
                     "this is an Arrow IPC file, not a stream",

@@ -87,7 +87,7 @@ impl<'a> Walk<'a> {
 
     fn images(&mut self, field: &Field) -> Result<Binary, DataError> {
         let DataType::Struct(children) = field.data_type() else {
-            return self.binary(None, field.data_type());
+            return self.binary((None, 0), field.data_type());
         };
         let outer = self.validity()?;
         let mut bytes = None;
@@ -101,13 +101,20 @@ impl<'a> Walk<'a> {
         bytes.ok_or_else(|| self.malformed("a record batch has no images"))
     }
 
-    fn binary(&mut self, outer: Option<Span>, kind: &DataType) -> Result<Binary, DataError> {
+    /// `outer` is the bitmap of the struct that holds the column, and its number of nulls.
+    fn binary(
+        &mut self,
+        (outer, outer_nulls): (Option<Span>, u64),
+        kind: &DataType,
+    ) -> Result<Binary, DataError> {
         let wide = *kind == DataType::LargeBinary;
-        let valid = [outer, self.validity()?];
+        let (inner, inner_nulls) = self.validity()?;
         let offsets_len = (self.rows + 1).saturating_mul(if wide { 8 } else { 4 });
         let needed = if self.rows == 0 { 0 } else { offsets_len };
         Ok(Binary {
-            valid,
+            // A null struct may or may not count as null bytes too.
+            nulls: outer_nulls.max(inner_nulls),
+            valid: [outer, inner],
             offsets: self.buffer(needed)?,
             wide,
             values: self.buffer(0)?,
@@ -116,7 +123,7 @@ impl<'a> Walk<'a> {
 
     fn integers(&mut self, kind: &DataType) -> Result<Integers, DataError> {
         let bytes = kind.primitive_width().unwrap_or(8) as u64;
-        let valid = self.validity()?;
+        let (valid, _) = self.validity()?;
         let values = self.buffer(self.rows.saturating_mul(bytes))?;
         Ok(Integers {
             valid,
@@ -168,8 +175,8 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Starts a wanted array: its bitmap, if some of it is null.
-    fn validity(&mut self) -> Result<Option<Span>, DataError> {
+    /// Starts a wanted array: its bitmap, if some of it is null, and how much of it is.
+    fn validity(&mut self) -> Result<(Option<Span>, u64), DataError> {
         let (length, nulls) = self
             .nodes
             .next()
@@ -177,9 +184,10 @@ impl<'a> Walk<'a> {
         if u64::try_from(length) != Ok(self.rows) {
             return Err(self.malformed("a column is not as long as its record batch"));
         }
+        let nulls = u64::try_from(nulls).unwrap_or(0).min(self.rows);
         let needed = if nulls > 0 { self.rows.div_ceil(8) } else { 0 };
         let bitmap = self.buffer(needed)?;
-        Ok((nulls > 0).then_some(bitmap))
+        Ok(((nulls > 0).then_some(bitmap), nulls))
     }
 
     /// The next buffer, of `needed` bytes or more.

@@ -1,5 +1,5 @@
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow_array::builder::{Int32Builder, ListBuilder, StringDictionaryBuilder};
@@ -267,48 +267,232 @@ fn images_may_be_plain_binary_and_labels_plain_integers() {
 }
 
 #[test]
-fn nulls_bad_images_and_labels_out_of_range_are_corrupt_samples() {
+fn an_image_of_another_format_among_others_is_a_corrupt_sample() {
     let folder = tempfile::tempdir().unwrap();
-    let images = vec![
-        Some(dot(1)),
-        None,
-        Some(b"GIF89a".to_vec()),
-        Some(dot(2)),
-        Some(dot(3)),
-    ];
-    let labels: ArrayRef = Arc::new(Int64Array::from(vec![
-        Some(0),
-        Some(0),
-        Some(0),
-        None,
-        Some(-1),
-    ]));
+    let images = vec![Some(dot(1)), Some(b"GIF89a".to_vec()), Some(vec![])];
+    let labels: ArrayRef = Arc::new(Int64Array::from(vec![0, 1, 2]));
     let columns = vec![("image", image_struct(images)), ("label", labels)];
     save(folder.path(), class_label(), &[vec![batch(columns)]]);
     let dataset = open(folder.path(), &options()).unwrap();
     assert!(dataset.read(0).is_ok());
-    for (index, reason) in [
-        (1, "null"),
-        (2, "Gif; PNG, JPEG and WebP are read"),
-        (3, "null"),
-        (4, "label -1"),
-    ] {
+    for (index, reason) in [(1, "GIF; PNG, JPEG and WebP are read"), (2, "empty")] {
         let error = dataset.read(index).unwrap_err();
         assert!(error.is_corrupt_sample(), "{error}");
+        let text = error.to_string();
         assert!(
-            error.to_string().contains(&format!("sample {index}")),
-            "{error}"
+            text.contains(&format!("sample {index}")) && text.contains(reason),
+            "{text}"
         );
-        assert!(error.to_string().contains(reason), "{error}");
     }
+}
 
+fn case(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/data/cases")
+        .join(name)
+}
+
+/// That a folder is refused as a whole, with these words.
+fn refused(root: &Path, options: &OpenOptions, words: &[&str]) {
+    let error = refusal(root, options);
+    assert!(error.is_refusal(), "{error}");
+    let text = error.to_string();
+    for word in words {
+        assert!(text.contains(word), "{word:?} is not in {text:?}");
+    }
+    assert!(text.contains(&root.display().to_string()), "{text}");
+}
+
+#[test]
+fn a_split_without_samples_is_refused() {
+    for folder in ["no-file", "one-shard"] {
+        let val = case("8-empty-split").join(folder).join("val");
+        refused(&val, &options(), &["this split has no samples"]);
+        let unlabelled = OpenOptions {
+            unlabelled: true,
+            ..options()
+        };
+        refused(&val, &unlabelled, &["this split has no samples"]);
+    }
+    // Record batches without rows, and an empty file among others.
+    let folder = tempfile::tempdir().unwrap();
+    let rows = |count: u8| {
+        let labels: ArrayRef = Arc::new(Int64Array::from(vec![1; usize::from(count)]));
+        batch(vec![
+            (
+                "image",
+                image_struct((0..count).map(|i| Some(dot(i))).collect()),
+            ),
+            ("label", labels),
+        ])
+    };
+    save(
+        folder.path(),
+        class_label(),
+        &[vec![rows(0), rows(0)], vec![rows(0)]],
+    );
+    refused(folder.path(), &options(), &["this split has no samples"]);
+    save(
+        folder.path(),
+        class_label(),
+        &[vec![rows(0)], vec![rows(2)], vec![rows(0)]],
+    );
+    assert_eq!(values(&*open(folder.path(), &options()).unwrap()), [0, 1]);
+}
+
+#[test]
+fn images_that_are_not_there_are_refused() {
+    refused(
+        &case("7-path-only/ds"),
+        &options(),
+        &["column `image`", "images lie outside", "embed them"],
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let labels = || -> ArrayRef { Arc::new(Int64Array::from(vec![0, 1, 2])) };
+    let images = image_struct(vec![Some(dot(1)), None, Some(dot(2))]);
+    save(
+        folder.path(),
+        class_label(),
+        &[vec![batch(vec![("image", images), ("label", labels())])]],
+    );
+    refused(
+        folder.path(),
+        &options(),
+        &["column `image`", "1 of 3 images are null"],
+    );
+
+    // Null as a whole, and not only its bytes.
+    let bytes: ArrayRef = Arc::new(BinaryArray::from(vec![&dot(1)[..], &[], &[]]));
+    let field = Arc::new(Field::new("bytes", DataType::Binary, true));
+    let valid = Some(vec![true, false, false].into());
+    let images: ArrayRef = Arc::new(StructArray::new(vec![field].into(), vec![bytes], valid));
+    save(
+        folder.path(),
+        class_label(),
+        &[vec![batch(vec![("image", images), ("label", labels())])]],
+    );
+    refused(folder.path(), &options(), &["2 of 3 images are null"]);
+}
+
+#[test]
+fn images_stored_as_tiff_are_refused_with_the_cure() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let of = |images: Vec<Vec<u8>>| {
+        let labels: ArrayRef = Arc::new(Int64Array::from(vec![0; images.len()]));
+        let images = image_struct(images.into_iter().map(Some).collect());
+        save(
+            root,
+            class_label(),
+            &[vec![batch(vec![("image", images), ("label", labels)])]],
+        );
+    };
+    for file in ["cmyk.tif", "f.tif"] {
+        let tiff = fs::read(case("6-hf-tiff").join(file)).unwrap();
+        let words = ["column `image`", "TIFF", "convert(\"RGB\")", "save_to_disk"];
+        of(vec![tiff.clone(), tiff.clone()]);
+        refused(root, &options(), &words);
+        // A set of several modes has some as PNG.
+        of(vec![dot(0), dot(1), tiff, dot(3)]);
+        refused(root, &options(), &words);
+    }
+    of(vec![b"GIF89a......".to_vec(); 3]);
+    refused(root, &options(), &["sample 0 is GIF"]);
+    of(vec![
+        b"version https://git-lfs.github.com/spec/v1\n".to_vec();
+        3
+    ]);
+    refused(root, &options(), &["Git LFS pointer"]);
+}
+
+#[test]
+fn labels_without_a_class_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let info = fs::read(case("9-labels/dataset_info.json")).unwrap();
+    let info: serde_json::Value = serde_json::from_slice(&info).unwrap();
+    let named = info["features"].clone();
+    let nameless = json!({ "image": { "_type": "Image" }, "label": { "dtype": "int64" } });
+    let of = |features: &serde_json::Value, labels: Vec<Option<i64>>| {
+        let images = image_struct(labels.iter().map(|_| Some(dot(0))).collect());
+        let labels: ArrayRef = Arc::new(Int64Array::from(labels));
+        save(
+            root,
+            features.clone(),
+            &[vec![batch(vec![("image", images), ("label", labels)])]],
+        );
+    };
+    let words = ["column `label`", "0..2"];
+    of(&named, vec![Some(-1); 4]);
+    refused(
+        root,
+        &options(),
+        &[&words[..], &["sample 0 is -1", "4 of 4"]].concat(),
+    );
+    of(&named, vec![Some(0), Some(2), Some(5), Some(1)]);
+    refused(
+        root,
+        &options(),
+        &[&words[..], &["sample 2 is 5", "1 of 4"]].concat(),
+    );
+    of(&named, vec![Some(0), None]);
+    refused(
+        root,
+        &options(),
+        &[&words[..], &["sample 1 is null"]].concat(),
+    );
+    of(&nameless, vec![Some(3), Some(-1)]);
+    refused(
+        root,
+        &options(),
+        &["column `label`", "sample 1 is -1", "0..999999"],
+    );
+    of(&nameless, vec![Some(3), Some(1_000_000)]);
+    refused(root, &options(), &["sample 1 is 1000000"]);
+
+    // Without labels, none is out of range.
+    of(&named, vec![Some(-1); 4]);
     let unlabelled = OpenOptions {
         unlabelled: true,
         ..options()
     };
-    let dataset = open(folder.path(), &unlabelled).unwrap();
-    assert_eq!(dataset.read(4).unwrap().label, 0);
+    let dataset = open(root, &unlabelled).unwrap();
+    assert_eq!(dataset.read(3).unwrap().label, 0);
     assert_eq!(dataset.class_names(), ["all"]);
+}
+
+#[test]
+fn files_of_another_kind_are_named_as_what_they_are() {
+    const POINTER: &str = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n";
+    let folder = tempfile::tempdir().unwrap();
+    let root = copy_of_emoji_val(folder.path());
+    for file in [
+        "state.json",
+        "dataset_info.json",
+        "data-00000-of-00001.arrow",
+    ] {
+        let original = fs::read(root.join(file)).unwrap();
+        fs::write(root.join(file), POINTER).unwrap();
+        refused(
+            &root,
+            &options(),
+            &[file, "Git LFS pointer", "git lfs pull"],
+        );
+        if file.ends_with(".json") {
+            let text = String::from_utf8(original.clone()).unwrap();
+            let utf16: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+            fs::write(root.join(file), &utf16).unwrap();
+            refused(&root, &options(), &[file, "UTF-16"]);
+            fs::write(root.join(file), [b"\xff\xfe", &utf16[..]].concat()).unwrap();
+            refused(&root, &options(), &[file, "UTF-16"]);
+            fs::write(root.join(file), [b"\xef\xbb\xbf", &original[..]].concat()).unwrap();
+            assert!(
+                open(&root, &options()).is_ok(),
+                "{file} with a byte order mark"
+            );
+        }
+        fs::write(root.join(file), original).unwrap();
+    }
 }
 
 #[test]
@@ -384,7 +568,7 @@ fn a_file_that_is_no_stream_is_refused() {
     let text = refusal(folder.path(), &options()).to_string();
     assert!(text.contains("Arrow IPC file, not a stream"), "{text}");
 
-    fs::write(&path, "version https://git-lfs.github.com/spec/v1").unwrap();
+    fs::write(&path, "something else").unwrap();
     let text = refusal(folder.path(), &options()).to_string();
     assert!(text.contains("not an Arrow IPC stream"), "{text}");
 
@@ -498,7 +682,6 @@ fn damaged_json_pages_are_named_with_their_key() {
         "{}",
         &["state.json", "`_data_files`", "is missing"],
     );
-    refused("state.json", r#"{"_data_files": []}"#, &["lists no file"]);
     refused("state.json", r#"{"_data_files": [{}]}"#, &["`filename`"]);
     let indices = r#"{"_data_files": [{"filename": "x"}], "_indices_files": [{"filename": "y"}]}"#;
     refused(

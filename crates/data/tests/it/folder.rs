@@ -1,5 +1,10 @@
+use std::ffi::OsStr;
 use std::fs;
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 use data::{Background, DataError, Image, OpenOptions, open, read_batch};
 use image::{ImageFormat, Rgb, RgbImage, Rgba, RgbaImage};
@@ -203,7 +208,7 @@ fn folders_without_a_single_meaning_are_refused() {
     write(&half, "b/notes.txt", "");
     let text = refusal(&half, &options());
     assert!(
-        text.contains("half/b: this class folder holds no image"),
+        text.contains("half: the class folder `b` holds no image"),
         "{text}"
     );
 
@@ -236,4 +241,209 @@ fn splits_of_an_image_folder_must_be_named() {
 
     let dataset = open(root.path(), &split("val")).unwrap();
     assert!(dataset.name().ends_with("/val"), "{}", dataset.name());
+}
+
+fn case(name: &str) -> Vec<u8> {
+    let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/cases");
+    fs::read(cases.join(name)).unwrap()
+}
+
+/// What is logged while `run` runs.
+fn logged(run: impl FnOnce()) -> String {
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+    impl Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(move || writer.clone())
+        .finish();
+    tracing::subscriber::with_default(subscriber, run);
+    let bytes = log.0.lock().unwrap().clone();
+    String::from_utf8(bytes).unwrap()
+}
+
+#[test]
+fn files_passed_over_are_counted_by_extension() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path();
+    let (png, jpeg) = (png(2, 2, [1, 2, 3]), case("12-extensions/jpegAs.png"));
+    for class in ["cat", "dog"] {
+        for i in 0..5 {
+            write(root, &format!("{class}/b{i}.bmp"), b"BM");
+            write(root, &format!("{class}/p{i}.png"), &png);
+        }
+        for i in 0..2 {
+            write(
+                root,
+                &format!("{class}/t{i}.tif"),
+                case("12-extensions/t0.tif"),
+            );
+            write(root, &format!("{class}/j{i}.jfif"), &jpeg);
+        }
+        write(root, &format!("{class}/u.JPEG"), &jpeg);
+        write(root, &format!("{class}/v.jpe"), &jpeg);
+        write(root, &format!("{class}/Thumbs.db"), b"left by a tool");
+        write(root, &format!("{class}/.DS_Store"), b"left by a tool");
+    }
+    write(root, "LICENSE", b"a file without extension");
+    let text = logged(|| assert_eq!(open(root, &options()).unwrap().len(), 18));
+    assert!(text.contains("passed over 15 files"), "{text}");
+    assert!(
+        text.contains("`.bmp` 10, `.tif` 4, no extension 1"),
+        "{text}"
+    );
+    assert_eq!(text.matches("passed over").count(), 1, "{text}");
+
+    let only = tempfile::tempdir().unwrap();
+    write(only.path(), "a/0.bmp", b"BM");
+    let text = refusal(only.path(), &options());
+    assert!(
+        text.contains("holds no image that is read") && text.contains("`.bmp` 1"),
+        "{text}"
+    );
+}
+
+#[test]
+fn the_bytes_and_not_the_name_say_which_format_a_file_has() {
+    let root = tempfile::tempdir().unwrap();
+    write(root.path(), "x/0.png", case("12-extensions/jpegAs.png"));
+    write(root.path(), "x/1.jpg", png(1, 1, [1, 2, 3]));
+    write(
+        root.path(),
+        "x/2.jpe",
+        encode(RgbImage::new(1, 1), ImageFormat::WebP),
+    );
+    let dataset = open(root.path(), &options()).unwrap();
+    for index in 0..3 {
+        assert!(dataset.read(index).is_ok(), "{index}");
+        assert!(dataset.path(index).is_some());
+    }
+}
+
+#[test]
+fn folders_that_tools_leave_are_no_classes() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path();
+    let image = png(1, 1, [1, 2, 3]);
+    write(
+        root,
+        "__MACOSX/cat/._a.png",
+        case("13-folders/apple-double"),
+    );
+    write(root, "__MACOSX/cat/b.png", &image);
+    write(root, "@eaDir/x/SYNO.jpg", &image);
+    write(root, "cat/@eaDir/SYNO.jpg", &image);
+    write(root, "cat/.ipynb_checkpoints/0-checkpoint.png", &image);
+    write(root, "cat/._0.png", case("13-folders/apple-double"));
+    write(root, "cat/0.png", &image);
+    write(root, "dog/0.png", &image);
+    let dataset = open(root, &options()).unwrap();
+    assert_eq!(dataset.class_names(), ["cat", "dog"]);
+    assert_eq!(dataset.len(), 2);
+
+    // All empty classes are named at once.
+    fs::create_dir(root.join("bird")).unwrap();
+    write(root, "wolf/notes.txt", "no image");
+    let text = refusal(root, &options());
+    assert!(
+        text.contains("2 class folders hold no image: `bird`, `wolf`"),
+        "{text}"
+    );
+}
+
+#[test]
+fn links_that_lead_nowhere_or_round_are_named() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path();
+    write(root, "cat/0.png", png(1, 1, [1, 2, 3]));
+    write(root, "dog/0.png", png(1, 1, [1, 2, 3]));
+    // A link to another folder is a folder.
+    symlink(root.join("cat"), root.join("feline")).unwrap();
+    assert_eq!(
+        open(root, &options()).unwrap().class_names(),
+        ["cat", "dog", "feline"]
+    );
+    fs::remove_file(root.join("feline")).unwrap();
+
+    symlink("/nowhere/a.png", root.join("cat/a.png")).unwrap();
+    symlink("self.png", root.join("dog/self.png")).unwrap();
+    let text = refusal(root, &options());
+    assert!(
+        text.contains("`cat/a.png` -> `/nowhere/a.png`, which does not exist"),
+        "{text}"
+    );
+    assert!(
+        text.contains("`dog/self.png` -> `self.png`, which leads back to itself"),
+        "{text}"
+    );
+    fs::remove_file(root.join("cat/a.png")).unwrap();
+    fs::remove_file(root.join("dog/self.png")).unwrap();
+
+    for (link, target) in [("cat/up", ".."), ("cat/here", "."), ("root", ".")] {
+        symlink(target, root.join(link)).unwrap();
+        let text = refusal(root, &options());
+        assert!(
+            text.contains(&format!("{link}: this link leads back")),
+            "{text}"
+        );
+        fs::remove_file(root.join(link)).unwrap();
+    }
+}
+
+#[test]
+fn names_that_are_not_utf8_stay_distinct() {
+    let parent = tempfile::tempdir().unwrap();
+    let root = parent.path().join("set");
+    let names: [&[u8]; 4] = [b"caf\xe8", b"caf\xe9", b"caf\\xE9", "caf\u{e9}".as_bytes()];
+    let fingerprint = |names: &[&[u8]]| {
+        for name in names {
+            let class = root.join(OsStr::from_bytes(name));
+            fs::create_dir_all(&class).unwrap();
+            fs::write(class.join("0.png"), png(1, 1, [1, 2, 3])).unwrap();
+        }
+        let dataset = open(&root, &options()).unwrap();
+        let found = (
+            dataset.class_names().to_vec(),
+            dataset.fingerprint().to_owned(),
+        );
+        fs::remove_dir_all(&root).unwrap();
+        found
+    };
+    let (classes, _) = fingerprint(&names);
+    assert_eq!(classes, ["caf\\\\xE9", "caf\u{e9}", "caf\\xE8", "caf\\xE9"]);
+    let all: std::collections::HashSet<_> =
+        names.iter().map(|name| fingerprint(&[name]).1).collect();
+    assert_eq!(all.len(), 4);
+}
+
+#[test]
+fn a_folder_of_pointers_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    for i in 0..3 {
+        write(
+            root.path(),
+            &format!("a/{i}.png"),
+            "version https://git-lfs.github.com/spec/v1\n",
+        );
+    }
+    let text = refusal(root.path(), &options());
+    assert!(
+        text.contains("a/0.png: the file is a Git LFS pointer"),
+        "{text}"
+    );
+    // One among images is a corrupt sample.
+    write(root.path(), "a/3.png", png(1, 1, [1, 2, 3]));
+    let error = open(root.path(), &options()).unwrap().read(0).unwrap_err();
+    assert!(
+        error.is_corrupt_sample() && error.to_string().contains("Git LFS"),
+        "{error}"
+    );
 }

@@ -3,6 +3,7 @@
 mod arrow;
 mod center_crop;
 mod folder;
+mod images;
 mod loader;
 mod masks;
 mod support;

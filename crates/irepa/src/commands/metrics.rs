@@ -49,8 +49,12 @@ pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
                 split: &arguments.probe_split,
                 ..data
             };
+            let training = match split.split == data.split {
+                true => Arc::clone(&dataset),
+                false => split.open()?,
+            };
             Ok::<_, Failure>(Probe {
-                training: split.open()?,
+                training,
                 held_out: Arc::clone(&dataset),
                 images,
             })
@@ -74,7 +78,13 @@ pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
             .load(name, arguments.resolution, arguments.precision)
             .map_err(Failure::from)
             .and_then(|encoder| {
-                let metrics = spatial(encoder.as_ref(), device, &data)?;
+                let metrics = evaluation::spatial_metrics(
+                    encoder.as_ref(),
+                    &dataset,
+                    &data.config(),
+                    data.count,
+                    device,
+                )?;
                 let accuracy = match &probe {
                     Some(probe) => probe.accuracy(encoder.as_ref(), device, &data)?,
                     None => None,

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use data::folder::FolderDataset;
 use data::{Background, Dataset, OpenOptions};
+use image::ImageReader;
 use metrics::npz::SampleReader;
 use ndarray::Array4;
 use tch::{Device, TchError, Tensor};
@@ -88,36 +88,10 @@ impl ImageSet {
             ..OpenOptions::default()
         };
         let dataset = data::open(path, &open)?;
-        let root = match &options.split {
-            Some(split) => path.join(split),
-            None => path.to_owned(),
-        };
-        // A folder of files tells their names and sizes. Where the data set is not this folder itself, it is of
-        // another kind.
-        let folder = match root.join("state.json").is_file() {
-            true => None,
-            false => FolderDataset::open(&root, dataset.name().to_owned(), &open).ok(),
-        };
-        let (dataset, indices, size): (Arc<dyn Dataset>, _, _) = match folder {
-            Some(folder) => {
-                let indices = samples_of(&folder);
-                let size = match options.resolution {
-                    Some(wanted) => (wanted, wanted),
-                    None => common_size(&folder, &indices)?,
-                };
-                (Arc::new(folder), indices, size)
-            }
-            None => {
-                let size = match options.resolution {
-                    Some(wanted) => (wanted, wanted),
-                    None => {
-                        let first = dataset.read(0)?.image;
-                        (first.height(), first.width())
-                    }
-                };
-                let indices = (0..dataset.len()).collect();
-                (dataset, indices, size)
-            }
+        let indices = samples_of(dataset.as_ref());
+        let size = match options.resolution {
+            Some(wanted) => (wanted, wanted),
+            None => common_size(dataset.as_ref(), &indices)?,
         };
         if size.0 != size.1 {
             return Err(EvaluationError::Size {
@@ -286,27 +260,26 @@ fn side(side: usize) -> u32 {
     u32::try_from(side).unwrap_or(u32::MAX)
 }
 
-fn samples_of(folder: &FolderDataset) -> Vec<u64> {
+fn samples_of(dataset: &dyn Dataset) -> Vec<u64> {
     let is_sample = |&index: &u64| {
-        let name = folder.path(index).and_then(Path::file_name);
+        let name = dataset.path(index).and_then(Path::file_name);
         name.is_none_or(|name| name != OVERVIEW)
     };
-    let mut indices: Vec<u64> = (0..folder.len()).collect();
+    let mut indices: Vec<u64> = (0..dataset.len()).collect();
     if indices.len() > 1 {
         indices.retain(is_sample);
     }
     indices
 }
 
-/// Height and width that all files have, by their headers.
-fn common_size(folder: &FolderDataset, indices: &[u64]) -> Result<(u32, u32), EvaluationError> {
+/// Height and width that all files have, by their headers. Of a data set without a file for each image, those of the first.
+fn common_size(dataset: &dyn Dataset, indices: &[u64]) -> Result<(u32, u32), EvaluationError> {
     let mut common = None;
-    for path in indices.iter().filter_map(|&index| folder.path(index)) {
-        let (width, height) =
-            image::image_dimensions(path).map_err(|error| EvaluationError::Image {
-                path: path.to_owned(),
-                reason: error.to_string(),
-            })?;
+    for path in indices.iter().filter_map(|&index| dataset.path(index)) {
+        let (width, height) = dimensions(path).map_err(|error| EvaluationError::Image {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        })?;
         let size = (height, width);
         let expected = *common.get_or_insert(size);
         if size != expected {
@@ -319,5 +292,19 @@ fn common_size(folder: &FolderDataset, indices: &[u64]) -> Result<(u32, u32), Ev
             });
         }
     }
-    Ok(common.unwrap_or((0, 0)))
+    match (common, indices.first()) {
+        (Some(size), _) => Ok(size),
+        (None, Some(&first)) => {
+            let image = dataset.read(first)?.image;
+            Ok((image.height(), image.width()))
+        }
+        (None, None) => Ok((0, 0)),
+    }
+}
+
+/// Width and height of an image file, whose format its bytes say and not its name.
+fn dimensions(path: &Path) -> Result<(u32, u32), image::ImageError> {
+    ImageReader::open(path)?
+        .with_guessed_format()?
+        .into_dimensions()
 }
