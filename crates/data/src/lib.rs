@@ -34,6 +34,8 @@
 //! # Ok::<(), data::DataError>(())
 //! ```
 
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 pub mod arrow;
 pub mod center_crop;
 pub mod folder;

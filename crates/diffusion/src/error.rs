@@ -7,6 +7,10 @@ use torch_ext::TorchError;
 /// Why a model could not be built, run or sampled from.
 #[derive(Debug, Error)]
 pub enum DiffusionError {
+    /// Whoever watched the sampling stopped it.
+    #[error("interrupted")]
+    Interrupted,
+
     /// No model of that name.
     #[error("unknown model {name:?}{} known are {known}", did_you_mean(.nearest))]
     UnknownModel {

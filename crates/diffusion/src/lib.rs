@@ -62,6 +62,8 @@
 //! # }
 //! ```
 
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 pub mod autoencoder;
 mod batch_norm;
 mod check;

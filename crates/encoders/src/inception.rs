@@ -135,6 +135,11 @@ impl Inception {
         Ok(inception)
     }
 
+    /// Where it runs.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
     /// What the sidecar says.
     pub fn spec(&self) -> &InceptionSpec {
         &self.spec

@@ -45,6 +45,8 @@
 //!
 //! Put both in a folder that the registry looks in, or name the folder in `IREPA_ENCODERS`.
 
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 mod catalogue;
 pub mod check;
 pub mod classic;

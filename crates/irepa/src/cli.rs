@@ -83,10 +83,11 @@ pub struct SweepArgs {
     /// Where to train: auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// Run only the cells whose id matches this glob.
+    /// Run only the cells whose id matches this glob. Settings that other cells do not have are no error then.
     #[arg(long, value_name = "GLOB")]
     pub only: Option<String>,
-    /// Change a setting of every cell; may be given more than once.
+    /// Change a setting of every cell; may be given more than once. What the grid decides (encoder, seed, model, and
+    /// what recipes and variants set) is refused: select cells with --only.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub settings: Vec<String>,
     /// Print the plan and stop.
@@ -99,7 +100,8 @@ pub struct SweepArgs {
     /// optimiser state; by default four fifths of what is free. More cells wait for their turn.
     #[arg(long, value_name = "MIB")]
     pub memory_limit: Option<u64>,
-    /// Run the i-th of n parts of the sweep, on several machines or devices that share the folder.
+    /// Run the i-th of n parts of the selected cells, for machines that share no folder. Processes that share one need
+    /// no parts: each takes the cells that no other has.
     #[arg(long, value_name = "I/N", value_parser = parse_shard)]
     pub shard: Option<irepa::sweep::Shard>,
 }

@@ -4,6 +4,7 @@
 //! `--set key=value` lie on top. Every file is checked on its own, so that an error names the
 //! file and the line; the merged table is checked once more.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -280,6 +281,24 @@ pub fn apply_settings(table: &mut Table, settings: &[String]) -> Result<(), Conf
         merge(place, top);
     }
     Ok(())
+}
+
+/// The values of a table that are no tables themselves, by their dotted keys.
+pub(crate) fn leaves(table: &Table) -> BTreeMap<String, Value> {
+    let mut found = BTreeMap::new();
+    for (key, value) in table {
+        match value {
+            Value::Table(table) => found.extend(
+                leaves(table)
+                    .into_iter()
+                    .map(|(inner, value)| (format!("{key}.{inner}"), value)),
+            ),
+            value => {
+                found.insert(key.clone(), value.clone());
+            }
+        }
+    }
+    found
 }
 
 /// Turns merged layers into a configuration and checks it.

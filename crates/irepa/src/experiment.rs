@@ -1,6 +1,6 @@
 //! An experiment file, and the cells that it plans.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use encoders::Registry;
@@ -137,6 +137,21 @@ impl Plan {
         registry: &Registry,
         settings: &[String],
     ) -> Result<Self, ConfigError> {
+        Self::read_for(path, device, registry, settings, &|_| true)
+    }
+
+    /// As [`Plan::read`], with settings for the cells whose ids `is_selected` takes. The other cells get the
+    /// settings that they have.
+    ///
+    /// # Errors
+    /// As [`Plan::read`]; a setting that the grid decides for a selected cell.
+    pub fn read_for(
+        path: &Path,
+        device: DeviceKind,
+        registry: &Registry,
+        settings: &[String],
+        is_selected: &dyn Fn(&str) -> bool,
+    ) -> Result<Self, ConfigError> {
         let text = config_file::read(path, None)?;
         let experiment: Experiment = config_file::parse(path, &text)?;
         let (section, section_name) = match device {
@@ -150,6 +165,7 @@ impl Plan {
             experiment: &experiment,
             registry,
             settings,
+            is_selected,
         }
         .plan()
     }
@@ -163,6 +179,7 @@ struct Resolver<'a> {
     section_name: &'static str,
     registry: &'a Registry,
     settings: &'a [String],
+    is_selected: &'a dyn Fn(&str) -> bool,
 }
 
 impl Resolver<'_> {
@@ -173,6 +190,9 @@ impl Resolver<'_> {
         let from = format!("`{key}` in {}", self.path.display());
         let base = config_file::read_layers_named_by(&base, Some(from))?;
         let (top, own) = (&self.section.grid, &experiment.grid);
+        let mut owners = self.owners();
+        let section = (self.section_name, self.section);
+        owners.check(self.path, self.settings, experiment, section)?;
         let encoders = self.encoders(axis(&top.encoder, &own.encoder))?;
         let recipe_names = axis(&top.recipe, &own.recipe);
         let aligned = recipe_names.iter().find(|name| *name != BASELINE);
@@ -188,7 +208,7 @@ impl Resolver<'_> {
         let seeds = axis(&top.seed, &own.seed);
         let default = config_file::resolve(base.clone(), &self.origin("base"))?;
         let models = non_empty(models, None);
-        let seeds = non_empty(seeds, default.train.seed);
+        let seeds = non_empty(seeds, self.default_seed(&base, &default)?);
 
         let mut cells = Vec::new();
         for (variant, layer) in &variants {
@@ -204,22 +224,31 @@ impl Resolver<'_> {
                         variant,
                         seed: *seed,
                     };
+                    let mut add = |axes: Axes, overlay: &Table| -> Result<(), ConfigError> {
+                        let cell = self.cell(&base, overlay, axes)?;
+                        if (self.is_selected)(&cell.id) {
+                            owners.add(&cell, overlay, layer);
+                        }
+                        cells.push(cell);
+                        Ok(())
+                    };
                     let mut baseline = false;
                     for (recipe, overlay) in &recipes {
                         // Encoders vary fastest among the aligned cells below.
                         if recipe == BASELINE && !std::mem::replace(&mut baseline, true) {
-                            cells.push(self.cell(&base, overlay, axes(NO_ENCODER, recipe))?);
+                            add(axes(NO_ENCODER, recipe), overlay)?;
                         }
                     }
                     for encoder in &encoders {
                         for (recipe, overlay) in recipes.iter().filter(|(name, _)| name != BASELINE)
                         {
-                            cells.push(self.cell(&base, overlay, axes(encoder, recipe))?);
+                            add(axes(encoder, recipe), overlay)?;
                         }
                     }
                 }
             }
         }
+        owners.check_files(self.path, self.settings)?;
         let mut seen = BTreeSet::new();
         if let Some(twice) = cells.iter().find(|cell| !seen.insert(cell.id.clone())) {
             return Err(self.name_error("grid", format!("the cell {} is planned twice", twice.id)));
@@ -353,13 +382,18 @@ impl Resolver<'_> {
             config_file::merge(&mut table, set);
         }
         config_file::merge(&mut table, axes.layer());
+        let plain = table.clone();
         config_file::apply_settings(&mut table, self.settings)?;
         let model = table
             .get("model")
             .and_then(|model| model.get("name")?.as_str())
             .map_or_else(|| Config::default().model.name, str::to_owned);
         let id = axes.id(&model);
-        let config = config_file::resolve(table, &format!("{}: cell {id}", self.path.display()))?;
+        let origin = format!("{}: cell {id}", self.path.display());
+        let config = match config_file::resolve(table, &origin) {
+            Err(_) if !(self.is_selected)(&id) => self.with_own_settings(plain, &origin)?,
+            config => config?,
+        };
         let judge = &config.evaluate.fd_encoder;
         if !judge.is_empty() {
             self.registry
@@ -376,6 +410,175 @@ impl Resolver<'_> {
             config,
         })
     }
+}
+
+impl Resolver<'_> {
+    /// The seed of an experiment without that axis.
+    fn default_seed(&self, base: &Table, default: &Config) -> Result<u64, ConfigError> {
+        let mut table = base.clone();
+        for set in [&self.experiment.set, &self.section.set] {
+            config_file::merge(&mut table, set.clone());
+        }
+        config_file::apply_settings(&mut table, self.settings)?;
+        let seed = table.get("train").and_then(|train| train.get("seed"));
+        // Anything but a number is refused where the cells are resolved.
+        let seed = seed.and_then(Value::as_integer).map(i64::cast_unsigned);
+        Ok(seed.unwrap_or(default.train.seed))
+    }
+
+    /// The configuration of a cell that is not selected: of the settings on the command line, those that it has.
+    fn with_own_settings(&self, mut table: Table, origin: &str) -> Result<Config, ConfigError> {
+        for setting in self.settings {
+            let mut changed = table.clone();
+            config_file::apply_settings(&mut changed, std::slice::from_ref(setting))?;
+            if config_file::resolve(changed.clone(), origin).is_ok() {
+                table = changed;
+            }
+        }
+        config_file::resolve(table, origin)
+    }
+
+    /// The settings that the axes decide.
+    fn owners(&self) -> Owners {
+        let (top, own) = (&self.section.grid, &self.experiment.grid);
+        let axis = |name: &'static str, on_device: bool| match on_device {
+            true => format!("{}.grid.{name}", self.section_name),
+            false => format!("grid.{name}"),
+        };
+        let is_set = |len: Option<usize>| len.is_some_and(|len| len > 0);
+        let mut axes = vec![("alignment.encoder", axis("encoder", top.encoder.is_some()))];
+        let models = top.model.as_ref().or(own.model.as_ref()).map(Vec::len);
+        if is_set(models) {
+            axes.push(("model.name", axis("model", top.model.is_some())));
+        }
+        let seeds = top.seed.as_ref().or(own.seed.as_ref()).map(Vec::len);
+        if is_set(seeds) {
+            axes.push(("train.seed", axis("seed", top.seed.is_some())));
+        }
+        let variant = axis("variant", top.variant.is_some());
+        let variants = top.variant.as_ref().or(own.variant.as_ref()).map(Vec::len);
+        if is_set(variants) {
+            axes.push(("objective.kind", variant.clone()));
+        }
+        Owners {
+            axes,
+            recipe: axis("recipe", top.recipe.is_some()),
+            variant,
+            recipes: BTreeMap::new(),
+            variants: BTreeMap::new(),
+        }
+    }
+}
+
+/// Which settings the grid decides: those of its axes, and those in the files that its axes name. A cell is called
+/// by them, so nothing else may change them.
+struct Owners {
+    /// Keys, and the axes that decide them.
+    axes: Vec<(&'static str, String)>,
+    /// Names of two axes.
+    recipe: String,
+    variant: String,
+    /// What the files of the selected cells set, by name and leaf.
+    recipes: BTreeMap<String, BTreeMap<String, Value>>,
+    variants: BTreeMap<String, BTreeMap<String, Value>>,
+}
+
+impl Owners {
+    /// Refuses settings of axes, on the command line and in the experiment's `set` tables, where they would have
+    /// no effect.
+    fn check(
+        &self,
+        path: &Path,
+        settings: &[String],
+        experiment: &Experiment,
+        (section_name, section): (&str, &DeviceSection),
+    ) -> Result<(), ConfigError> {
+        let owner = |key: &str| self.axes.iter().find(|(owned, _)| overlap(owned, key));
+        for setting in settings {
+            for key in leaves_of(setting)?.keys() {
+                if let Some((owned, axis)) = owner(key) {
+                    return Err(decided(path, setting, owned, axis, ""));
+                }
+            }
+        }
+        for (name, set) in [
+            ("set".to_owned(), &experiment.set),
+            (format!("{section_name}.set"), &section.set),
+        ] {
+            for key in config_file::leaves(set).keys() {
+                if let Some((owned, axis)) = owner(key) {
+                    return Err(ConfigError::Name {
+                        origin: format!("{}: `{name}.{key}`", path.display()),
+                        message: format!("`{axis}` decides `{owned}` for each cell; name it there"),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, cell: &Cell, recipe: &Table, variant: &Table) {
+        self.recipes
+            .entry(cell.recipe.clone())
+            .or_insert_with(|| config_file::leaves(recipe));
+        self.variants
+            .entry(cell.variant.clone())
+            .or_insert_with(|| config_file::leaves(variant));
+    }
+
+    /// Refuses settings that recipes of selected cells make, and those in which their variants differ.
+    fn check_files(&self, path: &Path, settings: &[String]) -> Result<(), ConfigError> {
+        for setting in settings {
+            for key in leaves_of(setting)?.keys() {
+                for (recipe, leaves) in &self.recipes {
+                    if let Some(owned) = leaves.keys().find(|owned| overlap(owned, key)) {
+                        let by = format!(": its file `{recipe}.toml` sets it");
+                        return Err(decided(path, setting, owned, &self.recipe, &by));
+                    }
+                }
+                let mut values = self.variants.iter().map(|(variant, leaves)| {
+                    let own = leaves.iter().filter(|(owned, _)| overlap(owned, key));
+                    (variant, own.collect::<Vec<_>>())
+                });
+                let Some((first, value)) = values.next() else {
+                    continue;
+                };
+                if let Some((second, _)) = values.find(|(_, other)| *other != value) {
+                    let by = format!(": `{first}` and `{second}` differ in it");
+                    return Err(decided(path, setting, key, &self.variant, &by));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn decided(path: &Path, setting: &str, key: &str, axis: &str, by: &str) -> ConfigError {
+    ConfigError::Name {
+        origin: format!("--set {setting}"),
+        message: format!(
+            "`{key}` is decided for each cell by `{axis}` of {}{by}; select cells with --only, or change the \
+             experiment",
+            path.display()
+        ),
+    }
+}
+
+/// Leaves of what a `key=value` setting sets.
+fn leaves_of(setting: &str) -> Result<BTreeMap<String, Value>, ConfigError> {
+    let mut table = Table::new();
+    config_file::apply_settings(&mut table, &[setting.to_owned()])?;
+    Ok(config_file::leaves(&table))
+}
+
+/// Whether one of two dotted keys is the other, or a table around it.
+fn overlap(left: &str, right: &str) -> bool {
+    let (short, long) = match left.len() <= right.len() {
+        true => (left, right),
+        false => (right, left),
+    };
+    long.strip_prefix(short)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 /// A point of the grid.

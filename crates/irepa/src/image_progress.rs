@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::errln;
+
 /// How often a line is printed where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
@@ -45,7 +47,7 @@ impl ImageProgress {
             Some(bar) => bar.inc(images),
             None if self.last_line.elapsed() >= LINE_EVERY => {
                 self.last_line = Instant::now();
-                eprintln!("{}: {}", self.name, self.line());
+                errln!("{}: {}", self.name, self.line());
             }
             None => {}
         }
@@ -61,6 +63,6 @@ impl ImageProgress {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
-        eprintln!("{}: {}{remark}", self.name, self.line());
+        errln!("{}: {}{remark}", self.name, self.line());
     }
 }

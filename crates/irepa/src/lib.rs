@@ -28,6 +28,8 @@
 //! # }
 //! ```
 
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 mod atomic_file;
 pub mod autoencoder_files;
 pub mod cell_folder;
@@ -37,6 +39,7 @@ pub mod evaluation;
 pub mod experiment;
 pub mod image_grid;
 pub mod image_progress;
+pub mod output;
 pub mod prepare;
 pub mod ranking;
 pub mod report;

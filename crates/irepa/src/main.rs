@@ -1,5 +1,7 @@
 //! `runner`: trains and compares diffusion transformers with representation alignment.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod cli;
 mod commands;
 mod failure;
@@ -12,13 +14,16 @@ use tracing_subscriber::EnvFilter;
 
 use cli::{Cli, Command, EncodersCommand, PrepareCommand};
 use failure::Failure;
+use irepa::{errln, output};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_env("IREPA_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(|| output::Stderr)
+        // It would say that it cannot say something, and panic.
+        .log_internal_errors(false)
         .with_ansi(colours())
         .without_time()
         .with_target(false)
@@ -26,11 +31,18 @@ fn main() -> ExitCode {
     if !torch_ext::device::keep_freed_memory() {
         tracing::debug!("this C library has no setting to keep freed memory");
     }
-    match run(cli.command) {
+    let code = match run(cli.command) {
         Ok(code) => code,
         Err(failure) => {
-            eprintln!("error: {failure}");
+            errln!("error: {failure}");
             failure.exit_code()
+        }
+    };
+    match output::finish() {
+        None => code,
+        Some(error) => {
+            errln!("error: cannot write to standard output: {error}");
+            ExitCode::FAILURE
         }
     }
 }

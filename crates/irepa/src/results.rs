@@ -113,7 +113,8 @@ pub struct ResultRow {
     pub linear_probe: Option<f64>,
     /// Optimiser steps a second.
     pub steps_per_s: Option<f64>,
-    /// Largest memory in use, MiB.
+    /// Most memory in use at once while the cell was trained and measured, its encoder's included, MiB: of the
+    /// allocator on CUDA, of the process on the CPU. Only where the process ran no other cell at the same time.
     pub peak_memory_mib: Option<f64>,
     /// Why the cell failed or was skipped, with the way out.
     pub reason: String,

@@ -400,27 +400,6 @@ fn a_disk_that_takes_no_more_fails_the_cell_and_loses_nothing() {
 }
 
 #[test]
-fn a_cell_that_another_process_runs_is_left_alone() {
-    let place = Playground::new();
-    let folder = irepa::cell_folder::CellFolder::new(&place.path("runs/small"), "sit-xs4.none.s0");
-    let lock = folder.lock().unwrap();
-    place
-        .sweep(&["--only", "*.none.*"])
-        .expect(1, &["another process is running this cell"]);
-    assert!(folder.result().is_none(), "the other process's to write");
-    drop(lock);
-    place.sweep(&["--only", "*.none.*"]).expect(0, &["1 done"]);
-    // Nor does it lose what it had, and a run that could not be had has not gone well.
-    let done = folder.result();
-    let lock = folder.lock().unwrap();
-    place
-        .sweep(&["--only", "*.none.*", "--set", "train.steps=21"])
-        .expect(1, &["another process is running this cell"]);
-    assert_eq!(folder.result(), done);
-    drop(lock);
-}
-
-#[test]
 fn every_command_has_help_with_an_example() {
     let place = Playground::new();
     for command in ["sweep", "train", "sample", "metrics", "report", "doctor"] {

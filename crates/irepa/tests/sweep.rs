@@ -2,13 +2,12 @@
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
-use common::{Outcome, Playground};
+use common::{Outcome, Playground, trained};
 use training::checkpoint;
 
 const CELLS: [&str; 3] = [
@@ -16,25 +15,6 @@ const CELLS: [&str; 3] = [
     "sit-xs4.irepa.hog-vit-g4_d128.s0",
     "sit-xs4.irepa.good.s0",
 ];
-
-/// What a cell's training left, by file name; the rest of a cell is measured from these.
-fn trained(run: &Path) -> BTreeMap<String, Vec<u8>> {
-    let newest = checkpoint::list(&run.join("checkpoints")).pop().unwrap();
-    let mut files: BTreeMap<String, Vec<u8>> = fs::read_dir(&newest)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .map(|path| {
-            let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            (name, fs::read(&path).unwrap())
-        })
-        .collect();
-    files.insert(
-        "metrics.jsonl".into(),
-        fs::read(run.join("metrics.jsonl")).unwrap(),
-    );
-    assert_eq!(files.len(), 6);
-    files
-}
 
 /// `(cell, status, reason)` of each row of results.csv.
 fn results(place: &Playground) -> Vec<(String, String, String)> {
@@ -367,15 +347,57 @@ fn encoders_that_are_not_here_are_skipped_with_the_way_to_get_them() {
 #[test]
 fn shards_share_the_cells_out_and_together_finish() {
     let place = Playground::new();
-    for shard in ["1/2", "2/2"] {
-        place
-            .sweep(&["--shard", shard, "--set", "train.steps=2"])
-            .expect(0, &[]);
+    // The cells of one encoder are more than half of them.
+    for recipe in ["repa", "reg"] {
+        place.write(&format!("recipes/{recipe}.toml"), "");
     }
-    assert_eq!(statuses(&place), ["done"; 3]);
-    place
-        .sweep(&["--set", "train.steps=2"])
-        .expect(0, &["0 to run"]);
+    place.edit("experiment.toml", "\"hog-vit-g4_d128\", ", "");
+    place.edit(
+        "experiment.toml",
+        "\"irepa\"]",
+        "\"irepa\", \"repa\", \"reg\"]",
+    );
+    let listed = |shard: &str| -> Vec<String> {
+        let outcome = place.sweep(&["--dry-run", "--shard", shard]);
+        let lines = outcome.expect(0, &[]).stdout;
+        lines
+            .lines()
+            .map(|line| line.split('\t').next().unwrap().to_owned())
+            .collect()
+    };
+    let shards = [listed("1/2"), listed("2/2")];
+    assert_eq!(shards.each_ref().map(Vec::len), [2, 2], "{shards:?}");
+    let mut all = shards.concat();
+    all.sort();
+    all.dedup();
+    assert_eq!(all.len(), 4, "{shards:?}");
+
+    // Another machine has not the encoder: its share is the same, and skipped.
+    fs::rename(place.path("encoders"), place.path("elsewhere")).unwrap();
+    place.edit("experiment.toml", "\"good\"]", "\"dinov2-vit-b\"]");
+    place.edit("base.toml", "good_patch_only", "");
+    let other = listed("2/2");
+    let renamed: Vec<String> = shards[1]
+        .iter()
+        .map(|id| id.replace("good", "dinov2-vit-b"))
+        .collect();
+    assert_eq!(other, renamed);
+    place.edit("experiment.toml", "\"dinov2-vit-b\"]", "\"good\"]");
+    place.edit(
+        "base.toml",
+        "fd_encoder = \"\"",
+        "fd_encoder = \"good_patch_only\"",
+    );
+    fs::rename(place.path("elsewhere"), place.path("encoders")).unwrap();
+
+    let settings = ["--set", "train.steps=2"];
+    for (index, shard) in ["1/2", "2/2"].into_iter().enumerate() {
+        let mut all = vec!["--shard", shard];
+        all.extend(settings);
+        place.sweep(&all).expect(0, &["2 to run"]);
+        assert_eq!(statuses(&place), vec!["done"; 2 * (index + 1)]);
+    }
+    place.sweep(&settings).expect(0, &["0 to run"]);
 }
 
 #[test]
@@ -393,12 +415,20 @@ fn cells_of_a_cohort_train_as_they_would_alone() {
     );
     place.edit("experiment.toml", "\"hog-vit-g4_d128\", ", "");
     place.sweep(&[]).expect(0, &["2 done"]);
+    let memory = |out: &str| -> Vec<Option<f64>> {
+        let rows = irepa::results::read_csv(&place.path(out).join("small/results.csv")).unwrap();
+        rows.iter().map(|row| row.peak_memory_mib).collect()
+    };
+    // What the process took is neither's.
+    assert_eq!(memory("runs"), [None, None]);
     place
         .sweep(&["--out", "alone", "--only", "*.repa.*"])
         .expect(0, &[]);
     place
         .sweep(&["--out", "alone", "--only", "*.irepa.*"])
         .expect(0, &[]);
+    let counted = torch_ext::device::reset_peak_memory(tch::Device::Cpu).unwrap();
+    assert!(memory("alone").iter().all(|peak| peak.is_some() == counted));
     for cell in ["sit-xs4.repa.good.s0", "sit-xs4.irepa.good.s0"] {
         assert_eq!(
             trained(&place.path("runs/small/cells").join(cell)),

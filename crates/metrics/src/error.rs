@@ -8,6 +8,10 @@ use crate::spatial::Grid;
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MetricsError {
+    /// The caller's flag was set.
+    #[error("interrupted")]
+    Interrupted,
+
     /// The tokens do not fill the grid.
     #[error(
         "the input has {found} tokens an image, but a {grid} grid has {}: give the grid that the \

@@ -51,6 +51,8 @@
 //! # Ok::<(), metrics::MetricsError>(())
 //! ```
 
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 mod error;
 mod linalg;
 pub mod linear_probe;

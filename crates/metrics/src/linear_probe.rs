@@ -10,6 +10,8 @@
 //! so `weight_decay = 1 / (C N)`. It is convex: [`linear_probe`] descends it with each learning rate of a
 //! grid and keeps the weights that came lowest.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use faer::{Mat, Scale};
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis, s};
 use rayon::prelude::*;
@@ -85,12 +87,27 @@ pub fn linear_probe(
     classes: usize,
     options: &ProbeOptions,
 ) -> Result<LinearProbe, MetricsError> {
+    linear_probe_until(&AtomicBool::new(false), features, labels, classes, options)
+}
+
+/// As [`linear_probe`], until `interrupted` is set, which is looked at in each step.
+///
+/// # Errors
+///
+/// As [`linear_probe`]; [`MetricsError::Interrupted`].
+pub fn linear_probe_until(
+    interrupted: &AtomicBool,
+    features: ArrayView2<'_, f32>,
+    labels: ArrayView1<'_, i64>,
+    classes: usize,
+    options: &ProbeOptions,
+) -> Result<LinearProbe, MetricsError> {
     check_options(options)?;
     let problem = Problem::new(features, labels, classes, options.weight_decay)?;
     let step = 1.0 / problem.curvature();
     let mut best: Option<LinearProbe> = None;
     for &rate in &options.rates {
-        let Some(probe) = problem.descend(rate * step, options) else {
+        let Some(probe) = problem.descend(interrupted, rate * step, options)? else {
             continue;
         };
         if best
@@ -309,7 +326,12 @@ impl<'a> Problem<'a> {
     }
 
     /// `None` if the objective runs away.
-    fn descend(&self, step: f64, options: &ProbeOptions) -> Option<LinearProbe> {
+    fn descend(
+        &self,
+        interrupted: &AtomicBool,
+        step: f64,
+        options: &ProbeOptions,
+    ) -> Result<Option<LinearProbe>, MetricsError> {
         let mut point = Mat::zeros(self.rows(), self.classes);
         let (start, mut gradient) = self.evaluate(&point);
         let mut ahead = point.clone();
@@ -318,11 +340,14 @@ impl<'a> Problem<'a> {
         let mut steps = 0;
         let largest = |gradient: &Mat<f64>| gradient.norm_max();
         while steps < options.steps && largest(&gradient) > options.tolerance {
+            if interrupted.load(Ordering::Relaxed) {
+                return Err(MetricsError::Interrupted);
+            }
             steps += 1;
             let next = &ahead - &gradient * Scale(step);
             let (value, _) = self.evaluate(&next);
             if !value.is_finite() {
-                return None;
+                return Ok(None);
             }
             if value > before && momentum > 1.0 {
                 // The momentum carries uphill: begin anew from where it was lowest.
@@ -333,7 +358,7 @@ impl<'a> Problem<'a> {
             }
             if value > before + 1e-12 * before.abs() {
                 // A plain step rises: the rate is above what the curvature allows.
-                return None;
+                return Ok(None);
             }
             let grown = 0.5 * (1.0 + (1.0 + 4.0 * momentum * momentum).sqrt());
             let carry = (momentum - 1.0) / grown;
@@ -353,16 +378,19 @@ impl<'a> Problem<'a> {
             Array1::from_shape_fn(self.classes, |class| point[(self.features.ncols(), class)]),
         );
         // A shift of all classes changes nothing; from zero weights the steps make none, up to rounding.
-        weight -= &weight.mean_axis(Axis(0))?;
-        bias -= bias.mean()?;
-        Some(LinearProbe {
+        let (Some(weights), Some(biases)) = (weight.mean_axis(Axis(0)), bias.mean()) else {
+            return Ok(None);
+        };
+        weight -= &weights;
+        bias -= biases;
+        Ok(Some(LinearProbe {
             weight,
             bias,
             objective,
             rate: step,
             steps,
             converged: largest(&gradient) <= options.tolerance,
-        })
+        }))
     }
 }
 

@@ -111,6 +111,13 @@ int te_keep_freed_memory() {
 #endif
 }
 
+// Gives freed memory back to the system, also what te_keep_freed_memory keeps.
+void te_give_back_freed_memory() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
+}
+
 int te_set_tf32(int enabled) {
   return guarded([&] {
     at::globalContext().setAllowTF32CuBLAS(enabled != 0);

@@ -107,19 +107,21 @@ pub fn peak_memory(device: Device) -> Result<Option<u64>, TorchError> {
     Ok(Some(bytes))
 }
 
-/// Starts a new count for [`peak_memory`]. On the CPU it does nothing where the system does not
-/// allow it.
+/// Starts a new count for [`peak_memory`], on the CPU without what was freed before. Says whether the system lets
+/// us: not every kernel or container does on the CPU.
 ///
 /// # Errors
 /// The device has no allocator figures.
-pub fn reset_peak_memory(device: Device) -> Result<(), TorchError> {
+pub fn reset_peak_memory(device: Device) -> Result<bool, TorchError> {
     if device == Device::Cpu {
-        // Linux: 5 resets the peak resident set. Not every kernel or container lets us.
-        let _unsupported = std::fs::write("/proc/self/clear_refs", "5");
-        return Ok(());
+        // SAFETY: the allocator locks itself.
+        unsafe { ffi::te_give_back_freed_memory() };
+        // Linux: 5 resets the peak resident set.
+        return Ok(std::fs::write("/proc/self/clear_refs", "5").is_ok());
     }
     // SAFETY: plain number.
-    ffi::check(unsafe { ffi::te_reset_peak_memory(ffi::device(device)?) })
+    ffi::check(unsafe { ffi::te_reset_peak_memory(ffi::device(device)?) })?;
+    Ok(true)
 }
 
 /// Memory that tensors can still take, in bytes: on CUDA what is free, with what the allocator holds in

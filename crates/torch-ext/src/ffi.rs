@@ -202,6 +202,7 @@ unsafe extern "C" {
     pub(crate) fn te_synchronize(device: c_int) -> c_int;
     pub(crate) fn te_empty_cache(device: c_int) -> c_int;
     pub(crate) fn te_keep_freed_memory() -> c_int;
+    pub(crate) fn te_give_back_freed_memory();
     pub(crate) fn te_set_tf32(enabled: c_int) -> c_int;
     pub(crate) fn te_set_deterministic(enabled: c_int) -> c_int;
 }

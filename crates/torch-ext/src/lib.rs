@@ -42,6 +42,8 @@
 //! # }
 //! ```
 
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 pub mod autocast;
 pub mod autograd;
 pub mod cuda;

@@ -278,6 +278,26 @@ fn freed_memory_is_kept_where_the_c_library_can() {
 }
 
 #[test]
+fn the_peak_of_memory_leaves_out_what_was_freed_before() {
+    const MIB: i64 = 1 << 20;
+    let _kept = device::keep_freed_memory();
+    // Small enough for the allocator to keep them.
+    let many: Vec<Tensor> = (0..40)
+        .map(|_| Tensor::ones([8 * MIB], (Kind::Uint8, CPU)))
+        .collect();
+    let with = device::peak_memory(CPU).unwrap();
+    drop(many);
+    if !device::reset_peak_memory(CPU).unwrap() {
+        eprintln!("this system does not reset the peak of memory");
+        return;
+    }
+    let (Some(with), Some(after)) = (with, device::peak_memory(CPU).unwrap()) else {
+        panic!("no peak of memory");
+    };
+    assert!(after + (200 << 20) < with, "{after} bytes after {with}");
+}
+
+#[test]
 fn params_of_one_seed_are_equal_and_named_in_order() {
     let build = |seed| {
         let params = Params::new(CPU, seed).unwrap();

@@ -9,9 +9,22 @@ use torch_ext::TorchError;
 
 use crate::{CheckpointError, InvalidConfig};
 
+impl From<DiffusionError> for TrainError {
+    fn from(error: DiffusionError) -> Self {
+        match error {
+            DiffusionError::Interrupted => Self::Interrupted,
+            error => Self::Diffusion(error),
+        }
+    }
+}
+
 /// Why a training run stopped.
 #[derive(Debug, Error)]
 pub enum TrainError {
+    /// Sampling was stopped on the way.
+    #[error("interrupted")]
+    Interrupted,
+
     /// A setting is out of its range.
     #[error(transparent)]
     Config(#[from] InvalidConfig),
@@ -120,7 +133,7 @@ pub enum TrainError {
 
     /// The denoiser, objective or sampler failed.
     #[error(transparent)]
-    Diffusion(#[from] DiffusionError),
+    Diffusion(DiffusionError),
 
     /// The head or the alignment loss failed.
     #[error(transparent)]

@@ -45,6 +45,8 @@
 //! # }
 //! ```
 
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 mod adamw;
 mod aligner;
 mod autoencoder;

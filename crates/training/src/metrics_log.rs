@@ -210,18 +210,26 @@ impl MetricsLog {
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
             Err(error) => return Err(named(error)),
         };
-        // Through a second file: a crash in between must not lose the lines before `step`.
-        let temporary = path.with_extension("jsonl.partial");
-        let mut file = File::create(&temporary).map_err(named)?;
-        file.write_all(kept.as_bytes())
-            .and_then(|()| file.sync_all())
-            .and_then(|()| fs::rename(&temporary, path))
-            .map_err(named)?;
-        let file = OpenOptions::new().append(true).open(path).map_err(named)?;
         Ok(Self {
-            file,
+            file: rewrite(path, &kept).map_err(named)?,
             path: path.to_owned(),
         })
+    }
+
+    /// Puts a line in the place of the last one, or takes that away.
+    ///
+    /// # Errors
+    /// The file cannot be read or written; the error names it.
+    pub fn replace_last(&mut self, metrics: Option<&StepMetrics>) -> io::Result<()> {
+        let mut text = fs::read_to_string(&self.path).map_err(|error| named(&self.path, error))?;
+        let lines = text.trim_end_matches('\n');
+        text.truncate(lines.rfind('\n').map_or(0, |end| end + 1));
+        if let Some(metrics) = metrics {
+            text.push_str(&serde_json::to_string(metrics)?);
+            text.push('\n');
+        }
+        self.file = rewrite(&self.path, &text).map_err(|error| named(&self.path, error))?;
+        Ok(())
     }
 
     /// Appends one line, in a single write.
@@ -258,6 +266,17 @@ impl MetricsLog {
             .filter_map(|line| serde_json::from_str(line).ok())
             .collect())
     }
+}
+
+/// Writes a whole log in place of the one at `path`; returns it, to be appended to.
+fn rewrite(path: &Path, text: &str) -> io::Result<File> {
+    // Through a second file: a crash in between must not lose the lines that are kept.
+    let temporary = path.with_extension("jsonl.partial");
+    let mut file = File::create(&temporary)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    OpenOptions::new().append(true).open(path)
 }
 
 fn named(path: &Path, error: io::Error) -> io::Error {

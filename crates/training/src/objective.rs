@@ -275,22 +275,24 @@ pub(crate) enum AnySampler {
 
 impl AnySampler {
     /// Images (or latents) of standard normal `noise` `[B, C, H, W]` and `labels` `[B]`. A sampler
-    /// that adds noise on its way takes it from `step_noise`, `[B, C, H, W]` in float64.
+    /// that adds noise on its way takes it from `step_noise`, `[B, C, H, W]` in float64. `go_on` is asked after
+    /// each step.
     pub(crate) fn sample(
         &self,
         network: &Network,
         noise: &Tensor,
         labels: &Tensor,
         mut step_noise: impl FnMut() -> Result<Tensor, DiffusionError>,
+        go_on: impl Fn() -> Result<(), DiffusionError>,
     ) -> Result<Tensor, TrainError> {
         let denoiser = network.denoiser();
         Ok(match (self, network) {
             (Self::Velocity(sampler), _) => {
-                sampler.sample_with(denoiser, noise, labels, |_| step_noise(), |_| {})?
+                sampler.sample_with(denoiser, noise, labels, |_| step_noise(), |_| go_on())?
             }
-            (Self::Jit(sampler), _) => sampler.sample(denoiser, noise, labels, |_| {})?,
+            (Self::Jit(sampler), _) => sampler.sample(denoiser, noise, labels, |_| go_on())?,
             (Self::MeanFlow(sampler), Network::MeanFlow(network)) => {
-                sampler.sample(network, noise, labels, |_| {})?
+                sampler.sample(network, noise, labels, |_| go_on())?
             }
             (Self::MeanFlow(_), network) => {
                 return Err(TrainError::Objective {

@@ -31,6 +31,8 @@ pub struct Run {
     saved: Option<u64>,
     speed: Speed,
     last: Option<StepMetrics>,
+    /// The line of the step that has to be evaluated, as it is at the end of the log.
+    unevaluated: Option<StepMetrics>,
 }
 
 /// Steps since the last logged line, and the time in them: without data, encoder, evaluation and saving, and
@@ -78,8 +80,16 @@ impl Run {
             trainer.resume(checkpoint)?;
         }
         let resumed_from = trainer.steps_done();
+        let path = folder.join("metrics.jsonl");
+        let log = MetricsLog::open(&path, resumed_from)?;
+        // It was saved, and ended before its evaluation did.
+        let unevaluated = MetricsLog::read(&path)?
+            .pop()
+            .filter(|line| line.step == resumed_from && line.quality.is_empty())
+            .filter(|line| wants_evaluation(config, line.step));
         Ok(Self {
-            log: MetricsLog::open(&folder.join("metrics.jsonl"), resumed_from)?,
+            log,
+            unevaluated,
             events: EventLog::open(folder, resumed_from)?,
             folder: folder.to_owned(),
             speed: Speed::default(),
@@ -131,51 +141,62 @@ impl Run {
         self.last.as_ref()
     }
 
-    /// One optimiser step, with what is due after it: a line in the log, a checkpoint.
+    /// One optimiser step, with what is due after it: a line in the log, a checkpoint. Before an evaluation
+    /// there always is a checkpoint: it may take longer than the steps before it, and must not lose them.
     ///
     /// # Errors
     /// As [`Trainer::step`], or the folder cannot be written.
     pub fn step(&mut self, batch: &DeviceBatch, tokens: &[Tensor]) -> Result<(), TrainError> {
-        self.step_and_evaluate(batch, tokens, |_| Ok(Quality::default()))
-    }
-
-    /// As [`Run::step`], with the evaluation that may be due after the step.
-    ///
-    /// `evaluate` says what samples of the averaged weights are like. It is called after steps that `evaluate.every` divides, before the checkpoint: a checkpoint never lacks
-    /// an evaluation that the log should have.
-    ///
-    /// # Errors
-    /// As [`Trainer::step`] and `evaluate`, or the folder cannot be written.
-    pub fn step_and_evaluate<E: From<TrainError>>(
-        &mut self,
-        batch: &DeviceBatch,
-        tokens: &[Tensor],
-        evaluate: impl FnOnce(&Trainer) -> Result<Quality, E>,
-    ) -> Result<(), E> {
         let started = Instant::now();
         let before = self.trainer.step(batch, tokens)?;
         self.speed.busy += started.elapsed();
         self.speed.steps += 1;
         self.record(before)?;
         let step = self.trainer.steps_done();
-        let Config {
-            train,
-            evaluate: settings,
-            ..
-        } = self.trainer.config();
-        let save = self.is_finished() || step.is_multiple_of(train.checkpoint_every);
-        if settings.every > 0 && step.is_multiple_of(settings.every) {
-            let mut last = self.finish_step()?;
-            let quality = evaluate(&self.trainer)?;
-            if let Some(metrics) = &mut last {
-                metrics.quality = quality;
-            }
-            self.record(last)?;
-        }
-        if save {
+        let config = self.trainer.config();
+        if self.is_finished()
+            || step.is_multiple_of(config.train.checkpoint_every)
+            || wants_evaluation(config, step)
+        {
             self.save()?;
         }
         Ok(())
+    }
+
+    /// Whether the state as it is has to be evaluated and has not been: after steps that `evaluate.every`
+    /// divides, also where an earlier process was stopped before the evaluation's end.
+    pub fn evaluation_is_due(&self) -> bool {
+        self.unevaluated.is_some()
+    }
+
+    /// The evaluation that is due, if one is. `evaluate` says what samples of the averaged weights are like,
+    /// which is added to the step's line in the log. Where it fails, the evaluation stays due.
+    ///
+    /// # Errors
+    /// Those of `evaluate`, or the folder cannot be written.
+    pub fn evaluate<E: From<TrainError>>(
+        &mut self,
+        evaluate: impl FnOnce(&Trainer) -> Result<Quality, E>,
+    ) -> Result<(), E> {
+        let Some(line) = self.unevaluated.clone() else {
+            return Ok(());
+        };
+        let quality = evaluate(&self.trainer)?;
+        Ok(self.add_quality(line, quality)?)
+    }
+
+    /// [`Run::step`], then [`Run::evaluate`].
+    ///
+    /// # Errors
+    /// As both.
+    pub fn step_and_evaluate<E: From<TrainError>>(
+        &mut self,
+        batch: &DeviceBatch,
+        tokens: &[Tensor],
+        evaluate: impl FnOnce(&Trainer) -> Result<Quality, E>,
+    ) -> Result<(), E> {
+        self.step(batch, tokens)?;
+        self.evaluate(evaluate)
     }
 
     /// Adds a PNG picture of the state as it is to the event file.
@@ -225,15 +246,50 @@ impl Run {
         let Some(mut metrics) = metrics else {
             return Ok(());
         };
-        let train = &self.trainer.config().train;
-        let is_due = metrics.step.is_multiple_of(train.log_every) || metrics.step == train.steps;
-        if is_due || !metrics.quality.is_empty() {
+        let config = self.trainer.config();
+        let is_due = is_logged(config, metrics.step);
+        let evaluated = wants_evaluation(config, metrics.step);
+        if is_due || evaluated {
             let speed = self.speed.take();
-            metrics.steps_per_s = speed.filter(|_| train.log_speed);
+            metrics.steps_per_s = speed.filter(|_| config.train.log_speed);
             self.log.append(&metrics)?;
+        }
+        if is_due {
             self.events.scalars(metrics.step, &metrics.figures())?;
         }
+        self.unevaluated = evaluated.then(|| metrics.clone());
         self.last = Some(metrics);
         Ok(())
     }
+
+    /// Adds an evaluation to the last line of the log, which was written for its sake if it was not due.
+    fn add_quality(&mut self, line: StepMetrics, quality: Quality) -> Result<(), TrainError> {
+        let is_due = is_logged(self.trainer.config(), line.step);
+        let (before, line) = (line.figures(), StepMetrics { quality, ..line });
+        match (quality.is_empty(), is_due) {
+            (true, true) => {}
+            (true, false) => self.log.replace_last(None)?,
+            (false, _) => self.log.replace_last(Some(&line))?,
+        }
+        self.log.sync()?;
+        if !quality.is_empty() {
+            let mut figures = line.figures();
+            figures.retain(|figure| !is_due || !before.contains(figure));
+            self.events.scalars(line.step, &figures)?;
+            self.events.sync()?;
+        }
+        self.unevaluated = None;
+        self.last = Some(line);
+        Ok(())
+    }
+}
+
+/// Whether a step has a line in the log whatever else happens.
+fn is_logged(config: &Config, step: u64) -> bool {
+    step.is_multiple_of(config.train.log_every) || step == config.train.steps
+}
+
+fn wants_evaluation(config: &Config, step: u64) -> bool {
+    let every = config.evaluate.every;
+    every > 0 && step > 0 && step.is_multiple_of(every)
 }

@@ -1,5 +1,7 @@
 //! Drawing images from a denoiser.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use data::seed;
 use diffusion::DiffusionError;
 use tch::{Device, Kind, Tensor};
@@ -95,12 +97,28 @@ impl Sampling {
         labels: &[i64],
         progress: impl FnMut(usize),
     ) -> Result<Tensor, TrainError> {
+        self.sample_until(&AtomicBool::new(false), first, labels, progress)
+    }
+
+    /// As [`Sampling::sample`], until `interrupted` is set: it is looked at after each step of the sampler and
+    /// each image that is decoded on a CPU.
+    ///
+    /// # Errors
+    /// As [`Sampling::sample`]; [`TrainError::Interrupted`].
+    pub fn sample_until(
+        &self,
+        interrupted: &AtomicBool,
+        first: u64,
+        labels: &[i64],
+        progress: impl FnMut(usize),
+    ) -> Result<Tensor, TrainError> {
         draw_samples(
             &self.network,
             |latents| self.autoencoder.decode(latents),
             &self.config,
             (first, labels),
             self.device,
+            interrupted,
             progress,
         )
     }
@@ -127,8 +145,13 @@ pub(crate) fn draw_samples(
     config: &Config,
     (first, labels): (u64, &[i64]),
     device: Device,
+    interrupted: &AtomicBool,
     mut progress: impl FnMut(usize),
 ) -> Result<Tensor, TrainError> {
+    let go_on = || match interrupted.load(Ordering::Relaxed) {
+        true => Err(DiffusionError::Interrupted),
+        false => Ok(()),
+    };
     let sampler = config.objective.sampler(config.sample.sampler)?;
     let shape = network.denoiser().image_shape();
     let precision = config.train.precision.autocast();
@@ -148,12 +171,22 @@ pub(crate) fn draw_samples(
         let latents = noise.draw(&shape, Kind::Float)?;
         let batch_labels = Tensor::f_from_slice(&batch_labels)?.f_to_device(device)?;
         let latents = autocast::run(device, precision, || {
-            sampler.sample(network, &latents, &batch_labels, || {
-                noise.draw(&shape, Kind::Double)
-            })
+            let step_noise = || noise.draw(&shape, Kind::Double);
+            sampler.sample(network, &latents, &batch_labels, step_noise, go_on)
         })??;
-        let decoded = decode(&latents)?.f_to_device(Device::Cpu)?;
-        images.push(decoded.f_narrow(0, before as i64, wanted as i64)?);
+        match device {
+            // An image is decoded alone there in any case.
+            Device::Cpu => {
+                for index in before..before + wanted {
+                    go_on()?;
+                    images.push(decode(&latents.f_narrow(0, index as i64, 1)?)?);
+                }
+            }
+            _ => {
+                let decoded = decode(&latents)?.f_to_device(Device::Cpu)?;
+                images.push(decoded.f_narrow(0, before as i64, wanted as i64)?);
+            }
+        }
         done += wanted;
         progress(done);
     }

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 
 use data::{Cursor, seed};
 use tch::{Device, Kind, Tensor};
@@ -590,6 +591,21 @@ impl Trainer {
         labels: &[i64],
         progress: impl FnMut(usize),
     ) -> Result<Tensor, TrainError> {
+        self.sample_until(&AtomicBool::new(false), first, labels, progress)
+    }
+
+    /// As [`Trainer::sample`], until `interrupted` is set; see
+    /// [`Sampling::sample_until`](crate::Sampling::sample_until).
+    ///
+    /// # Errors
+    /// As [`Trainer::sample`]; [`TrainError::Interrupted`].
+    pub fn sample_until(
+        &self,
+        interrupted: &AtomicBool,
+        first: u64,
+        labels: &[i64],
+        progress: impl FnMut(usize),
+    ) -> Result<Tensor, TrainError> {
         let decode = |latents: &Tensor| match &self.autoencoder {
             Autoencoding::Frozen(autoencoder) => autoencoder.decode(latents),
             Autoencoding::Trained(joint) => match &self.average.latent_norm {
@@ -603,6 +619,7 @@ impl Trainer {
             &self.config,
             (first, labels),
             self.inputs.device,
+            interrupted,
             progress,
         );
         // Trainers of one sweep sample in turn: one autoencoder in memory is enough.

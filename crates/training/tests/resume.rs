@@ -15,7 +15,7 @@ use torch_ext::{Generator, Params};
 use training::checkpoint::{self, Checkpoint, Identity};
 use training::{
     Autoencoder, Config, DeviceBatch, EncoderShape, Inputs, JointTraining, KlLayout, KlSettings,
-    MetricsLog, Objective, Run, Sampling, Schedule, TrainError, Trainer, read_tensors,
+    MetricsLog, Objective, Quality, Run, Sampling, Schedule, TrainError, Trainer, read_tensors,
     write_tensors,
 };
 
@@ -852,4 +852,87 @@ fn fusion_changes_training_by_roundings_alone() {
         composed(false),
         "other bits are another run"
     );
+}
+
+/// Steps with evaluations, whose figure follows from the weights, until `stop`; the evaluation at the step
+/// `broken` is interrupted, and nothing is done after it.
+fn evaluate_until(folder: &Path, config: &Config, broken: Option<u64>) {
+    let mut run = Run::open(folder, config, inputs()).unwrap();
+    let checkpoints = folder.join("checkpoints");
+    let quality = |trainer: &Trainer| {
+        let step = trainer.steps_done();
+        // It may take hours: what is behind it is safe.
+        let saved = checkpoint::list(&checkpoints).pop().unwrap();
+        assert!(saved.ends_with(format!("step-{step:07}")));
+        if broken == Some(step) {
+            return Err(TrainError::Interrupted);
+        }
+        let weights = trainer.average().state_dict();
+        let sum = weights.iter().map(|(_, tensor)| tensor.sum(Kind::Double));
+        Ok(Quality {
+            fd: Some(sum.map(|sum| sum.double_value(&[])).sum()),
+            ..Quality::default()
+        })
+    };
+    run.evaluate(quality).unwrap();
+    let loader = Loader::new(dataset(), config.loader(), run.trainer().cursor()).unwrap();
+    for batch in loader {
+        if run.is_finished() {
+            break;
+        }
+        let batch = DeviceBatch::new(batch.unwrap(), Device::Cpu).unwrap();
+        let tokens = tokens(&batch);
+        if run.step_and_evaluate(&batch, &[tokens], quality).is_err() {
+            assert!(run.evaluation_is_due());
+            return;
+        }
+    }
+    assert!(!run.evaluation_is_due());
+}
+
+#[test]
+fn an_evaluation_comes_after_its_checkpoint_and_is_made_up_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(8);
+    config.evaluate.every = 4;
+    config.train.checkpoint_every = 100;
+    // With a line at each step, and with lines for the evaluations alone.
+    for log_every in [1, 100] {
+        config.train.log_every = log_every;
+        let place = |name: &str| folder.path().join(format!("{name}-{log_every}"));
+        evaluate_until(&place("whole"), &config, None);
+        for broken in [4, 8] {
+            let part = place(&format!("broken-at-{broken}"));
+            evaluate_until(&part, &config, Some(broken));
+            let last = MetricsLog::read(&part.join("metrics.jsonl")).unwrap().pop();
+            let last = last.unwrap();
+            assert_eq!((last.step, last.quality.fd), (broken, None));
+            evaluate_until(&part, &config, None);
+            assert_same_outcome(&part, &place("whole"));
+        }
+        let lines = MetricsLog::read(&place("whole").join("metrics.jsonl")).unwrap();
+        let evaluated = lines.iter().filter(|line| line.quality.fd.is_some());
+        let steps: Vec<u64> = evaluated.map(|line| line.step).collect();
+        assert_eq!(steps, [4, 8]);
+        assert_eq!(lines.len(), if log_every == 1 { 8 } else { 2 });
+    }
+}
+
+#[test]
+fn an_evaluation_that_measures_nothing_leaves_no_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(4);
+    config.evaluate.every = 2;
+    config.train.log_every = 3;
+    let run = &mut Run::open(folder.path(), &config, inputs()).unwrap();
+    let loader = Loader::new(dataset(), config.loader(), run.trainer().cursor()).unwrap();
+    for batch in loader.take(4) {
+        let batch = DeviceBatch::new(batch.unwrap(), Device::Cpu).unwrap();
+        let tokens = tokens(&batch);
+        let nothing = |_: &Trainer| Ok::<_, TrainError>(Quality::default());
+        run.step_and_evaluate(&batch, &[tokens], nothing).unwrap();
+    }
+    let lines = MetricsLog::read(&folder.path().join("metrics.jsonl")).unwrap();
+    let steps: Vec<u64> = lines.iter().map(|line| line.step).collect();
+    assert_eq!(steps, [3, 4]);
 }

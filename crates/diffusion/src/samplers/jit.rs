@@ -6,7 +6,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::{Method, Progress, SamplerConfig};
+use super::{Method, Progress, SamplerConfig, Verdict};
 use crate::denoiser::{Denoiser, Mode};
 use crate::objective::x_prediction::XPrediction;
 use crate::{DiffusionError, check};
@@ -83,12 +83,12 @@ impl JitSampler {
     /// # Errors
     /// Shapes or labels that the denoiser does not take; guidance of a denoiser without a null
     /// class.
-    pub fn sample(
+    pub fn sample<V: Verdict>(
         &self,
         denoiser: &dyn Denoiser,
         noise: &Tensor,
         labels: &Tensor,
-        mut progress: impl FnMut(Progress<'_>),
+        mut progress: impl FnMut(Progress<'_>) -> V,
     ) -> Result<Tensor, DiffusionError> {
         let [channels, height, width] = denoiser.image_shape();
         check::shape("the noise", noise, &[-1, channels, height, width])?;
@@ -116,7 +116,8 @@ impl JitSampler {
                 steps,
                 time: f64::from(to),
                 state: &z,
-            });
+            })
+            .verdict()?;
         }
         Ok(z)
     }

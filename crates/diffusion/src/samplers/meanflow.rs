@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::{Progress, linspace};
+use super::{Progress, Verdict, linspace};
 use crate::denoiser::Denoiser;
 use crate::meanflow::MeanFlowSit;
 use crate::{DiffusionError, check};
@@ -85,12 +85,12 @@ impl MeanFlowSampler {
     /// # Errors
     /// Shapes or labels that the network does not take; guidance of a network without a null
     /// class.
-    pub fn sample(
+    pub fn sample<V: Verdict>(
         &self,
         network: &MeanFlowSit,
         latents: &Tensor,
         labels: &Tensor,
-        mut progress: impl FnMut(Progress<'_>),
+        mut progress: impl FnMut(Progress<'_>) -> V,
     ) -> Result<Tensor, DiffusionError> {
         let [channels, height, width] = network.image_shape();
         check::shape("the latents", latents, &[-1, channels, height, width])?;
@@ -137,7 +137,8 @@ impl MeanFlowSampler {
                 steps: self.config.num_steps,
                 time: r,
                 state: &z,
-            });
+            })
+            .verdict()?;
         }
         Ok(z)
     }

@@ -100,6 +100,28 @@ pub struct Progress<'a> {
     pub state: &'a Tensor,
 }
 
+/// What a function that is told of a sampler's progress may return: nothing, or a `Result` whose error ends
+/// the sampling.
+pub trait Verdict {
+    /// Whether to go on.
+    ///
+    /// # Errors
+    /// The reason to stop.
+    fn verdict(self) -> Result<(), DiffusionError>;
+}
+
+impl Verdict for () {
+    fn verdict(self) -> Result<(), DiffusionError> {
+        Ok(())
+    }
+}
+
+impl Verdict for Result<(), DiffusionError> {
+    fn verdict(self) -> Result<(), DiffusionError> {
+        self
+    }
+}
+
 /// A sampler with checked settings.
 ///
 /// ```
@@ -161,13 +183,13 @@ impl Sampler {
     /// # Errors
     /// Shapes or labels that the denoiser does not take; guidance of a denoiser without a null
     /// class.
-    pub fn sample(
+    pub fn sample<V: Verdict>(
         &self,
         denoiser: &dyn Denoiser,
         latents: &Tensor,
         labels: &Tensor,
         generator: &mut Generator,
-        progress: impl FnMut(Progress<'_>),
+        progress: impl FnMut(Progress<'_>) -> V,
     ) -> Result<Tensor, DiffusionError> {
         let device = latents.device();
         let noise = |size: &[i64]| -> Result<Tensor, DiffusionError> {
@@ -182,13 +204,13 @@ impl Sampler {
     ///
     /// # Errors
     /// As [`Sampler::sample`], and those of `noise`.
-    pub fn sample_with(
+    pub fn sample_with<V: Verdict>(
         &self,
         denoiser: &dyn Denoiser,
         latents: &Tensor,
         labels: &Tensor,
         mut noise: impl FnMut(&[i64]) -> Result<Tensor, DiffusionError>,
-        mut progress: impl FnMut(Progress<'_>),
+        mut progress: impl FnMut(Progress<'_>) -> V,
     ) -> Result<Tensor, DiffusionError> {
         let [channels, height, width] = denoiser.image_shape();
         check::shape("the latents", latents, &[-1, channels, height, width])?;
@@ -220,7 +242,8 @@ impl Sampler {
                 steps,
                 time: to,
                 state: &x,
-            });
+            })
+            .verdict()?;
         }
         Ok(x)
     }

@@ -6,30 +6,31 @@ use tch::{Cuda, Device};
 use torch_ext::{cuda, device};
 
 use crate::failure::Failure;
+use irepa::outln;
 
 /// Says what was found. Nothing that is missing here is an error: each line says what it means.
 pub fn run() -> Result<ExitCode, Failure> {
-    println!("runner         {}", env!("CARGO_PKG_VERSION"));
+    outln!("runner         {}", env!("CARGO_PKG_VERSION"));
     let folder = device::library_dir()?;
-    println!(
+    outln!(
         "libtorch       {} from {}",
         device::torch_version(),
         folder.display()
     );
-    println!("CPU threads    {}", tch::get_num_threads());
+    outln!("CPU threads    {}", tch::get_num_threads());
     match device::load_cuda() {
         Ok(()) => {
-            println!("CUDA           {} device(s)", Cuda::device_count());
-            println!("cuDNN          {}", yes_no(Cuda::cudnn_is_available()));
+            outln!("CUDA           {} device(s)", Cuda::device_count());
+            outln!("cuDNN          {}", yes_no(Cuda::cudnn_is_available()));
         }
-        Err(error) => println!("CUDA           no: {error}"),
+        Err(error) => outln!("CUDA           no: {error}"),
     }
     match cuda::compiler_version() {
-        Ok((major, minor)) => println!("CUDA kernels   compiled by NVRTC {major}.{minor}"),
-        Err(error) => println!("CUDA kernels   composed of libtorch's operators: {error}"),
+        Ok((major, minor)) => outln!("CUDA kernels   compiled by NVRTC {major}.{minor}"),
+        Err(error) => outln!("CUDA kernels   composed of libtorch's operators: {error}"),
     }
     let bf16 = bf16_speed()?;
-    println!("bf16 on CPU    {bf16:.1} times the speed of float32");
+    outln!("bf16 on CPU    {bf16:.1} times the speed of float32");
     let data = Path::new("experiments/data/emoji64");
     match data::open(
         data,
@@ -38,12 +39,12 @@ pub fn run() -> Result<ExitCode, Failure> {
             ..Default::default()
         },
     ) {
-        Ok(dataset) => println!(
+        Ok(dataset) => outln!(
             "embedded data  {} images in {}",
             dataset.len(),
             data.display()
         ),
-        Err(error) => println!("embedded data  not here: {error}"),
+        Err(error) => outln!("embedded data  not here: {error}"),
     }
     let registry = super::registry();
     let mut present = Vec::new();
@@ -54,12 +55,12 @@ pub fn run() -> Result<ExitCode, Failure> {
             _ => present.push(name),
         }
     }
-    println!(
+    outln!(
         "encoders       {} here: {}",
         present.len(),
         present.join(", ")
     );
-    println!("               {missing} missing; `runner encoders list` says how to get them");
+    outln!("               {missing} missing; `runner encoders list` says how to get them");
     Ok(ExitCode::SUCCESS)
 }
 

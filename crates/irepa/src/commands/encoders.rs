@@ -5,6 +5,7 @@ use data::Background;
 use encoders::check::{CheckOptions, CheckReport, check as check_encoder};
 use encoders::{LoadOptions, Registry, Status};
 use irepa::encoder_bank::EncoderBank;
+use irepa::{errln, outln};
 use tch::Device;
 
 use super::metrics::{Images, spatial};
@@ -43,11 +44,9 @@ pub fn list() -> Result<ExitCode, Failure> {
         rows.push([name, file, params, width, licence, weights]);
     }
     print_table(&rows);
-    println!();
-    println!(
-        "`cargo xtask export NAME...` makes the file of one that is missing, in `pretrained`."
-    );
-    println!("Several joined by commas are one alignment target: dinov2-vit-b,clip-vit-L");
+    outln!();
+    outln!("`cargo xtask export NAME...` makes the file of one that is missing, in `pretrained`.");
+    outln!("Several joined by commas are one alignment target: dinov2-vit-b,clip-vit-L");
     Ok(ExitCode::SUCCESS)
 }
 
@@ -87,7 +86,7 @@ fn print_table<const N: usize>(rows: &[[String; N]]) {
             .zip(&widths)
             .map(|(cell, width)| format!("{cell:width$}"))
             .collect();
-        println!("{}", cells.join("  ").trim_end());
+        outln!("{}", cells.join("  ").trim_end());
     }
 }
 
@@ -125,7 +124,7 @@ pub fn check(arguments: &CheckArgs) -> Result<ExitCode, Failure> {
         .map(str::to_owned),
     ];
     for name in &names {
-        eprintln!("checking {name}");
+        errln!("checking {name}");
         match check_one(&registry, name, &options) {
             Ok(report) => {
                 let flaws = report.flaws();
@@ -200,7 +199,7 @@ pub fn inspect(arguments: &InspectArgs) -> Result<ExitCode, Failure> {
     let bank = EncoderBank::new(registry, device);
     let encoder = bank.load(&arguments.name, arguments.resolution, arguments.precision)?;
     let spec = encoder.spec();
-    println!("name           {}", spec.name);
+    outln!("name           {}", spec.name);
     for (label, text) in [
         ("description", &spec.description),
         ("family", &spec.family),
@@ -208,25 +207,25 @@ pub fn inspect(arguments: &InspectArgs) -> Result<ExitCode, Failure> {
         ("licence", &spec.licence),
     ] {
         if !text.is_empty() {
-            println!("{label:14} {text}");
+            outln!("{label:14} {text}");
         }
     }
     if let Some(params) = spec.params_m {
-        println!("parameters     {params:.1} M");
+        outln!("parameters     {params:.1} M");
     }
     if let Some(depth) = spec.depth {
-        println!("blocks         {depth}");
+        outln!("blocks         {depth}");
     }
-    println!("patch tokens   {} x {}", spec.grid.height, spec.grid.width);
-    println!("width          {}", spec.width);
-    println!(
+    outln!("patch tokens   {} x {}", spec.grid.height, spec.grid.width);
+    outln!("width          {}", spec.width);
+    outln!(
         "class token    {}",
         if spec.class_token { "yes" } else { "no" }
     );
-    println!("input          {} px", spec.input_size);
-    println!("preprocessing  {:?}", spec.preprocessing);
+    outln!("input          {} px", spec.input_size);
+    outln!("preprocessing  {:?}", spec.preprocessing);
     if let Some(sha256) = &spec.sha256 {
-        println!("sha256         {sha256}");
+        outln!("sha256         {sha256}");
     }
     if arguments.images > 0 && Path::new(EMBEDDED).is_dir() {
         let images = Images {
@@ -237,13 +236,13 @@ pub fn inspect(arguments: &InspectArgs) -> Result<ExitCode, Failure> {
             count: arguments.images,
         };
         let metrics = spatial(encoder.as_ref(), device, &images)?;
-        println!("on {} images of {EMBEDDED}/val:", arguments.images);
-        println!("LDS            {:.4}", metrics.lds);
-        println!("CDS            {:.4}", metrics.cds);
+        outln!("on {} images of {EMBEDDED}/val:", arguments.images);
+        outln!("LDS            {:.4}", metrics.lds);
+        outln!("CDS            {:.4}", metrics.cds);
         if let Some(srss) = metrics.srss {
-            println!("SRSS           {srss:.4}");
+            outln!("SRSS           {srss:.4}");
         }
-        println!("RMSC           {:.4}", metrics.rmsc);
+        outln!("RMSC           {:.4}", metrics.rmsc);
     }
     Ok(ExitCode::SUCCESS)
 }

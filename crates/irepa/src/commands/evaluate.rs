@@ -8,6 +8,7 @@ use irepa::evaluation::{
     EvaluationError, Extractor, ImageOptions, ImageSet, QualityOptions, Scoring, Stage, evaluate,
 };
 use irepa::image_progress::ImageProgress;
+use irepa::{errln, out, outln};
 use metrics::quality::{KidOptions, Splits};
 
 use crate::cli::EvaluateArgs;
@@ -83,14 +84,14 @@ pub fn run(arguments: &EvaluateArgs) -> Result<ExitCode, Failure> {
     let report = match outcome {
         Ok(report) => report,
         Err(EvaluationError::Interrupted) => {
-            eprintln!("{}", EvaluationError::Interrupted);
+            errln!("{}", EvaluationError::Interrupted);
             return Ok(ExitCode::from(130));
         }
         Err(error @ EvaluationError::NotAllowed { .. }) => return Err(Failure::usage(error)),
         Err(error) => return Err(error.into()),
     };
     for warning in &report.warnings {
-        eprintln!("warning: {warning}");
+        errln!("warning: {warning}");
     }
     let out = arguments
         .out
@@ -99,8 +100,8 @@ pub fn run(arguments: &EvaluateArgs) -> Result<ExitCode, Failure> {
     report
         .write(&out)
         .with_context(|| format!("cannot write {}", out.display()))?;
-    print!("{}", report.table());
-    println!("{}", out.display());
+    out!("{}", report.table());
+    outln!("{}", out.display());
     Ok(ExitCode::SUCCESS)
 }
 

@@ -9,6 +9,7 @@ use encoders::Encoder;
 use irepa::encoder_bank::EncoderBank;
 use irepa::evaluation::{self, ProbeAccuracy, ProbeData};
 use irepa::ranking::Ranking;
+use irepa::{errln, out, outln};
 use metrics::spatial::SpatialMetrics;
 use tch::Device;
 use training::Config;
@@ -66,13 +67,13 @@ pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
         } else {
             ""
         };
-        println!("encoder,lds,cds,srss,rmsc{more}");
+        outln!("encoder,lds,cds,srss,rmsc{more}");
     }
     let mut measured = Vec::new();
     let mut failed = false;
     for (index, name) in names.iter().enumerate() {
         if arguments.rank.is_some() {
-            eprintln!("{name}, {} of {}", index + 1, names.len());
+            errln!("{name}, {} of {}", index + 1, names.len());
         }
         let metrics = bank
             .load(name, arguments.resolution, arguments.precision)
@@ -95,7 +96,7 @@ pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
             Ok((metrics, accuracy)) => {
                 if arguments.rank.is_none() {
                     let srss = metrics.srss.map(|srss| srss.to_string());
-                    print!(
+                    out!(
                         "{name},{},{},{},{}",
                         metrics.lds,
                         metrics.cds,
@@ -106,19 +107,19 @@ pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
                         let patch = accuracy.map(|accuracy| accuracy.patch.to_string());
                         let class = accuracy.and_then(|accuracy| accuracy.class);
                         let class = class.map(|class| class.to_string());
-                        print!(
+                        out!(
                             ",{},{}",
                             patch.unwrap_or_default(),
                             class.unwrap_or_default()
                         );
                     }
-                    println!();
+                    outln!();
                 }
                 measured.push((name.clone(), metrics));
             }
             Err(error) => {
                 failed = true;
-                eprintln!("error: {name}: {error}");
+                errln!("error: {name}: {error}");
             }
         }
     }
@@ -126,8 +127,8 @@ pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
         let images = data.count.min(dataset.len() as usize);
         let described = (dataset.name(), dataset.fingerprint());
         let ranking = Ranking::new(by, described, images, data.resolution, measured);
-        println!("{}", ranking.table());
-        eprintln!(
+        outln!("{}", ranking.table());
+        errln!(
             "{images} images of {}; * decides, higher comes first",
             ranking.data
         );
@@ -214,5 +215,7 @@ pub fn spatial(
         &images.config(),
         images.count,
         device,
+        // Nothing is kept, so it may be killed at any time.
+        &AtomicBool::new(false),
     )?)
 }

@@ -12,32 +12,82 @@ pub mod train;
 pub mod visualize;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, LazyLock};
+use std::thread;
 
 use ::encoders::{Registry, Status};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag;
+use signal_hook::iterator::Signals;
 use tch::Device;
 
 use crate::failure::Failure;
+use irepa::errln;
 
-/// Set by the first Ctrl-C: runs are saved and the program ends. The second ends it at once.
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+/// Set by the first Ctrl-C: runs are saved and the program ends.
+static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
+/// The signals that end the program in good order.
+const SIGNALS: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
+
+/// Watches for Ctrl-C and its like. The first one sets the flag. The second one ends the process in the signal
+/// handler itself, whatever its threads are doing.
 fn watch_interrupts() -> Result<&'static AtomicBool, Failure> {
-    ctrlc::set_handler(|| {
-        if INTERRUPTED.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-        eprintln!("interrupted: ending in good order; press Ctrl-C again to stop at once");
-    })?;
+    // Before the flag is set by the same signal. A terminal that is closed sends SIGHUP more than once.
+    for signal in [SIGINT, SIGTERM] {
+        flag::register_conditional_shutdown(signal, 130, Arc::clone(&INTERRUPTED))?;
+    }
+    for signal in SIGNALS {
+        flag::register(signal, Arc::clone(&INTERRUPTED))?;
+    }
+    let mut signals = Signals::new(SIGNALS)?;
+    // Apart from the threads that save: standard error may take no more.
+    thread::Builder::new()
+        .name("interrupts".to_owned())
+        .spawn(move || {
+            if signals.forever().next().is_some() {
+                errln!("interrupted: ending in good order; press Ctrl-C again to stop at once");
+            }
+        })?;
     Ok(&INTERRUPTED)
 }
 
-/// The encoders beside the experiments, under `pretrained`, and where IREPA_ENCODERS says.
+/// Where the files of encoders are, in the folder of the project.
+const ENCODERS: [&str; 2] = ["experiments/encoders", "pretrained"];
+
+/// The encoders of the project, and where IREPA_ENCODERS says.
 fn registry() -> Registry {
-    Registry::new(&[
-        PathBuf::from("experiments/encoders"),
-        PathBuf::from("pretrained"),
-    ])
+    registry_for(None)
+}
+
+/// As [`registry`], for a command that names a file of the project.
+///
+/// The project is looked for in the working directory, in the folders above the file, above the working directory,
+/// and above the program, which `cargo` builds inside the project.
+fn registry_for(file: Option<&Path>) -> Registry {
+    let absolute = |path: &Path| std::path::absolute(path).ok();
+    let places = [
+        file.and_then(absolute),
+        absolute(Path::new(".")),
+        std::env::current_exe().ok(),
+    ];
+    let above = places.iter().flatten().flat_map(|place| place.ancestors());
+    let mut folders: Vec<PathBuf> = ENCODERS.map(PathBuf::from).to_vec();
+    let mut seen: Vec<PathBuf> = folders
+        .iter()
+        .filter_map(|path| path.canonicalize().ok())
+        .collect();
+    for folder in above.flat_map(|place| ENCODERS.map(|encoders| place.join(encoders))) {
+        let Ok(real) = folder.canonicalize() else {
+            continue;
+        };
+        if !seen.contains(&real) {
+            seen.push(real);
+            folders.push(folder);
+        }
+    }
+    Registry::new(&folders)
 }
 
 fn device(name: &str) -> Result<Device, Failure> {
@@ -78,7 +128,7 @@ fn encoders_here(
                     }
                 }
                 if !missing.is_empty() {
-                    eprintln!("not on this machine: {}", missing.join(", "));
+                    errln!("not on this machine: {}", missing.join(", "));
                 }
             }
             None => {

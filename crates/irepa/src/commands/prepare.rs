@@ -5,6 +5,7 @@ use anyhow::anyhow;
 use encoders::Registry;
 use irepa::config_file;
 use irepa::prepare::{self, FeatureOptions, LatentOptions, PrepareError};
+use irepa::{errln, outln};
 use training::{Config, TrainError};
 
 use crate::cli::{PrepareFeaturesArgs, PrepareLatentsArgs};
@@ -18,7 +19,7 @@ const LATENTS: &str = "latents";
 pub fn features(arguments: &PrepareFeaturesArgs) -> Result<ExitCode, Failure> {
     let config = config_file::load(&arguments.config, &arguments.settings)?;
     let device = super::device(&arguments.device)?;
-    let registry = super::registry();
+    let registry = super::registry_for(Some(&arguments.config));
     let encoders = encoders(arguments, &config, &registry)?;
     let named = Some(config.data.token_cache.clone()).filter(|path| !path.as_os_str().is_empty());
     let options = FeatureOptions {
@@ -36,17 +37,17 @@ pub fn features(arguments: &PrepareFeaturesArgs) -> Result<ExitCode, Failure> {
     let outcome = prepare::features(&options, registry, device, interrupted)
         .map_err(|error| failure(error, &arguments.config))?;
     for folder in &outcome.made {
-        println!("{}", folder.display());
+        outln!("{}", folder.display());
     }
     for (encoder, reason) in &outcome.failed {
-        println!("failed: {encoder}: {reason}");
+        outln!("failed: {encoder}: {reason}");
     }
     if outcome.interrupted {
-        eprintln!("interrupted: the same command continues");
+        errln!("interrupted: the same command continues");
         return Ok(ExitCode::from(130));
     }
     if !outcome.made.is_empty() {
-        eprintln!(
+        errln!(
             "training reads them with --set data.token_cache={}",
             options.out.display()
         );
@@ -71,11 +72,11 @@ pub fn latents(arguments: &PrepareLatentsArgs) -> Result<ExitCode, Failure> {
     let whole = prepare::latents(&options, device, super::watch_interrupts()?)
         .map_err(|error| failure(error, &arguments.config))?;
     if !whole {
-        eprintln!("interrupted: the same command continues");
+        errln!("interrupted: the same command continues");
         return Ok(ExitCode::from(130));
     }
-    println!("{}", options.out.display());
-    eprintln!(
+    outln!("{}", options.out.display());
+    errln!(
         "training reads them with --set data.latent_cache={}",
         options.out.display()
     );

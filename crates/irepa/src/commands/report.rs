@@ -2,16 +2,19 @@ use std::process::ExitCode;
 
 use crate::cli::ReportArgs;
 use crate::failure::Failure;
+use irepa::{errln, outln};
 
 pub fn run(arguments: &ReportArgs) -> Result<ExitCode, Failure> {
     let report = irepa::report::build(&arguments.folder)?;
     for note in &report.notes {
-        eprintln!("note: {note}");
+        errln!("note: {note}");
     }
-    println!(
+    outln!(
         "{} done, {} failed, {} skipped",
-        report.done, report.failed, report.skipped
+        report.done,
+        report.failed,
+        report.skipped
     );
-    println!("{}", report.html.display());
+    outln!("{}", report.html.display());
     Ok(ExitCode::SUCCESS)
 }

@@ -8,6 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use irepa::config_file::{self, ConfigError};
 use irepa::image_grid::{GridLayout, write_grid};
 use irepa::sampling::{self, ClassOrder, ClassRule, Recipe, SampleFolder, SamplingError};
+use irepa::{errln, outln};
 use ndarray::{Array4, Axis};
 use tch::{Device, Tensor};
 use training::checkpoint::VAE;
@@ -79,16 +80,17 @@ pub fn run(arguments: &SampleArgs) -> Result<ExitCode, Failure> {
     progress.finish();
     let outcome = outcome?;
     if outcome.interrupted {
-        eprintln!(
+        errln!(
             "interrupted after {} of {count} images: the same command goes on",
             outcome.found + outcome.drawn
         );
         return Ok(ExitCode::from(130));
     }
     if outcome.found > 0 {
-        eprintln!(
+        errln!(
             "{} of {count} images were there, {} were drawn",
-            outcome.found, outcome.drawn
+            outcome.found,
+            outcome.drawn
         );
     }
     if let Some(picture) = &arguments.grid {
@@ -100,10 +102,10 @@ pub fn run(arguments: &SampleArgs) -> Result<ExitCode, Failure> {
     } else {
         let more = folder.beyond(count)?;
         if more > 0 {
-            eprintln!("note: the folder holds {more} more images of the same settings");
+            errln!("note: the folder holds {more} more images of the same settings");
         }
     }
-    println!("{}", arguments.out.display());
+    outln!("{}", arguments.out.display());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -157,7 +159,7 @@ fn sources(named: &Path) -> Result<Vec<PathBuf>, Failure> {
 fn newest_weights(named: &Path, sources: &[PathBuf], no_ema: bool) -> Result<Weights, Failure> {
     if let [only] = sources {
         if only != named {
-            eprintln!("{}", only.display());
+            errln!("{}", only.display());
         }
         return weights(only, no_ema);
     }
@@ -165,7 +167,7 @@ fn newest_weights(named: &Path, sources: &[PathBuf], no_ema: bool) -> Result<Wei
     for source in sources {
         match weights(source, no_ema) {
             Ok(weights) => {
-                eprintln!("{}", source.display());
+                errln!("{}", source.display());
                 return Ok(weights);
             }
             Err(error) => {
@@ -349,7 +351,7 @@ impl Progress {
             Some(bar) => bar.set_position(done),
             None => {
                 if done == self.count || self.last_line.get().elapsed() >= LINE_EVERY {
-                    eprintln!("{done} of {} images", self.count);
+                    errln!("{done} of {} images", self.count);
                     self.last_line.set(Instant::now());
                 }
             }

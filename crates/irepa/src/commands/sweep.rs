@@ -1,6 +1,7 @@
 use std::process::ExitCode;
 
 use irepa::sweep::{self, Options};
+use irepa::{errln, outln};
 
 use crate::cli::SweepArgs;
 use crate::failure::Failure;
@@ -19,24 +20,31 @@ pub fn run(arguments: &SweepArgs) -> Result<ExitCode, Failure> {
             .memory_limit
             .map(|mib| mib.saturating_mul(1 << 20)),
     };
-    let outcome = sweep::run(&options, super::registry(), super::watch_interrupts()?)?;
+    let outcome = sweep::run(
+        &options,
+        super::registry_for(Some(&arguments.experiment)),
+        super::watch_interrupts()?,
+    )?;
     if arguments.dry_run {
         return Ok(ExitCode::SUCCESS);
     }
-    println!(
+    outln!(
         "{} done, {} failed, {} skipped",
         outcome.done,
         outcome.failed.len(),
         outcome.skipped
     );
     for (cell, reason) in &outcome.failed {
-        println!("failed: {cell}: {reason}");
+        outln!("failed: {cell}: {reason}");
     }
-    println!("{}", outcome.folder.join("results.csv").display());
-    println!("{}", outcome.folder.join("report.html").display());
+    outln!("{}", outcome.folder.join("results.csv").display());
+    outln!("{}", outcome.folder.join("report.html").display());
     Ok(if outcome.interrupted {
-        eprintln!("interrupted: the same command continues");
+        errln!("interrupted: the same command continues");
         ExitCode::from(130)
+    } else if let Some(reason) = &outcome.idle {
+        errln!("error: {reason}");
+        ExitCode::from(1)
     } else if outcome.failed.is_empty() {
         ExitCode::SUCCESS
     } else {

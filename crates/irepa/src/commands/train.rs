@@ -5,6 +5,7 @@ use anyhow::anyhow;
 use irepa::config_file;
 use irepa::results::Status;
 use irepa::sweep::{self, InitialWeights, TrainOptions};
+use irepa::{errln, outln};
 use training::{checkpoint, read_tensors};
 
 use crate::cli::TrainArgs;
@@ -33,12 +34,16 @@ pub fn run(arguments: &TrainArgs) -> Result<ExitCode, Failure> {
         folder,
         device: arguments.device.clone(),
     };
-    let result = sweep::train(&options, super::registry(), super::watch_interrupts()?)?;
+    let result = sweep::train(
+        &options,
+        super::registry_for(Some(&arguments.config)),
+        super::watch_interrupts()?,
+    )?;
     let Some(result) = result else {
-        eprintln!("interrupted: the same command with --resume continues");
+        errln!("interrupted: the same command with --resume continues");
         return Ok(ExitCode::from(130));
     };
-    println!("{}", options.folder.display());
+    outln!("{}", options.folder.display());
     match result.status {
         Status::Done => Ok(ExitCode::SUCCESS),
         _ => Err(Failure::from(anyhow!(result.reason))),

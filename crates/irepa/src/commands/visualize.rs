@@ -7,6 +7,7 @@ use encoders::{Registry, split_names};
 use irepa::encoder_bank::EncoderBank;
 use irepa::evaluation::evenly_spaced;
 use irepa::visualize::{Format, Images, Row, Sheet, VisualizeError, check_size};
+use irepa::{errln, outln};
 
 use crate::cli::VisualizeArgs;
 use crate::failure::Failure;
@@ -33,7 +34,7 @@ pub fn run(arguments: &VisualizeArgs) -> Result<ExitCode, Failure> {
     let mut rows = Vec::new();
     let mut failed = false;
     for name in &names {
-        eprintln!("encoding {} images with {name}", images.len());
+        errln!("encoding {} images with {name}", images.len());
         let row = bank
             .load(name, arguments.resolution, arguments.precision)
             .map_err(VisualizeError::from)
@@ -47,7 +48,7 @@ pub fn run(arguments: &VisualizeArgs) -> Result<ExitCode, Failure> {
             }
             Err(error) => {
                 failed = true;
-                eprintln!("error: {name}: {}", Failure::from(error));
+                errln!("error: {name}: {}", Failure::from(error));
             }
         }
     }
@@ -63,7 +64,7 @@ pub fn run(arguments: &VisualizeArgs) -> Result<ExitCode, Failure> {
     sheet
         .write(&arguments.out)
         .map_err(|error| anyhow::Error::from(error).context("--out"))?;
-    println!("{}", arguments.out.display());
+    outln!("{}", arguments.out.display());
     Ok(ExitCode::from(u8::from(failed)))
 }
 

@@ -1,10 +1,12 @@
 //! What images are compared by.
 
-use encoders::{Encoder, EncoderError, Inception, Precision};
-use ndarray::Array2;
-use tch::{Device, Kind, Tensor};
+use std::sync::atomic::AtomicBool;
 
-use super::EvaluationError;
+use encoders::{Encoder, EncoderError, Inception, InceptionFeatures, Precision, Tokens};
+use ndarray::Array2;
+use tch::{Device, Kind, TchError, Tensor};
+
+use super::{EvaluationError, go_on};
 use crate::encoder_bank::EncoderBank;
 use crate::tensors;
 
@@ -18,6 +20,8 @@ pub enum Extractor {
         encoder: Box<dyn Encoder>,
         /// What makes it what it is: a checksum or version.
         identity: String,
+        /// Where it runs.
+        device: Device,
     },
 }
 
@@ -46,6 +50,7 @@ impl Extractor {
         Ok(Self::Encoder {
             encoder: bank.load(name, side, Precision::Fp32)?,
             identity: identity.unwrap_or_default(),
+            device: bank.device(),
         })
     }
 
@@ -92,29 +97,74 @@ impl Extractor {
     /// Features of images u8 `[B, 3, H, W]`.
     ///
     /// # Errors
-    /// The network failed.
-    pub fn features(&self, images: &Tensor) -> Result<Features, EvaluationError> {
+    /// The network failed, or `interrupted` was set.
+    pub fn features(
+        &self,
+        images: &Tensor,
+        interrupted: &AtomicBool,
+    ) -> Result<Features, EvaluationError> {
         match self {
             Self::Inception(inception) => {
-                let features = inception.features(images)?;
+                let mut found = Vec::new();
+                for part in parts(images, inception.device())? {
+                    go_on(interrupted)?;
+                    found.push(inception.features(&part)?);
+                }
+                let joined = |of: fn(&InceptionFeatures) -> &Tensor| {
+                    let tensors: Vec<&Tensor> = found.iter().map(of).collect();
+                    tensors::array2(&Tensor::f_cat(&tensors, 0)?)
+                };
                 Ok(Features {
-                    pooled: tensors::array2(&features.pool)?,
-                    spatial: Some(tensors::array2(&features.spatial)?),
-                    logits: Some(tensors::array2(&features.logits)?),
+                    pooled: joined(|features| &features.pool)?,
+                    spatial: Some(joined(|features| &features.spatial)?),
+                    logits: Some(joined(|features| &features.logits)?),
                 })
             }
-            Self::Encoder { encoder, .. } => Ok(Features {
-                pooled: tensors::array2(&pooled_tokens(encoder.as_ref(), images)?)?,
-                spatial: None,
-                logits: None,
-            }),
+            Self::Encoder {
+                encoder, device, ..
+            } => {
+                let tokens = encode(encoder.as_ref(), images, *device, interrupted)?;
+                let pooled = tokens.patch.f_mean_dim(1, false, Kind::Float)?;
+                Ok(Features {
+                    pooled: tensors::array2(&pooled.f_to_device(Device::Cpu)?)?,
+                    spatial: None,
+                    logits: None,
+                })
+            }
         }
     }
 }
 
-/// The mean of an encoder's patch tokens, float32 `[B, D]` on the CPU.
-fn pooled_tokens(encoder: &dyn Encoder, images: &Tensor) -> Result<Tensor, EvaluationError> {
-    let tokens = encoder.encode(images)?.patch;
-    let pooled = tokens.f_mean_dim(1, false, Kind::Float)?;
-    Ok(pooled.f_to_device(Device::Cpu)?)
+/// Images that a network on the CPU sees before an interruption is looked for. An image's features are the same
+/// to the bit in batches of any length there.
+const CPU_PART: i64 = 4;
+
+fn parts(images: &Tensor, device: Device) -> Result<Vec<Tensor>, TchError> {
+    match device {
+        Device::Cpu => images.f_split(CPU_PART, 0),
+        _ => Ok(vec![images.shallow_clone()]),
+    }
+}
+
+/// Tokens of images u8 `[B, 3, H, W]` from an encoder on `device`, as [`Encoder::encode`] gives them.
+///
+/// # Errors
+/// As [`Encoder::encode`], or `interrupted` was set.
+pub(super) fn encode(
+    encoder: &dyn Encoder,
+    images: &Tensor,
+    device: Device,
+    interrupted: &AtomicBool,
+) -> Result<Tokens, EvaluationError> {
+    let mut found = Vec::new();
+    for part in parts(images, device)? {
+        go_on(interrupted)?;
+        found.push(encoder.encode(&part)?);
+    }
+    let patch: Vec<&Tensor> = found.iter().map(|tokens| &tokens.patch).collect();
+    let class: Option<Vec<&Tensor>> = found.iter().map(|tokens| tokens.class.as_ref()).collect();
+    Ok(Tokens {
+        patch: Tensor::f_cat(&patch, 0)?,
+        class: class.map(|class| Tensor::f_cat(&class, 0)).transpose()?,
+    })
 }

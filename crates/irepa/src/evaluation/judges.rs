@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use data::Dataset;
 use encoders::Inception;
@@ -13,6 +13,7 @@ use super::quality::{Scoring, results, wanted};
 use super::statistics::of_images;
 use super::{
     BATCH, EvaluationError, Extractor, ImageSet, Metric, Pass, ReferenceStatistics, evenly_spaced,
+    go_on,
 };
 use crate::encoder_bank::EncoderBank;
 
@@ -81,6 +82,7 @@ impl Judges {
         }
         let data = &config.data;
         for (name, metrics) in networks {
+            go_on(interrupted)?;
             let extractor = Extractor::load(bank, name, data.resolution)?;
             let images = ImageSet::spaced(
                 Arc::clone(dataset),
@@ -134,17 +136,14 @@ impl Judges {
             .collect::<Result<Vec<_>, _>>()?;
         let mut first = 0;
         for labels in self.labels.chunks(CHUNK) {
-            let samples = trainer.sample(first as u64, labels, |done| {
+            let samples = trainer.sample_until(interrupted, first as u64, labels, |done| {
                 progress(JudgeStage::Samples(first + done, total));
             })?;
             for start in (0..labels.len()).step_by(BATCH) {
-                if interrupted.load(Ordering::Relaxed) {
-                    return Err(EvaluationError::Interrupted);
-                }
                 let length = BATCH.min(labels.len() - start);
                 let batch = samples.f_narrow(0, start as i64, length as i64)?;
                 for pass in &mut passes {
-                    pass.push(&batch)?;
+                    pass.push(&batch, interrupted)?;
                 }
                 progress(JudgeStage::Features(first + start + length, total));
             }
@@ -157,6 +156,7 @@ impl Judges {
                 metrics,
                 reference,
             } = judge;
+            go_on(interrupted)?;
             let found = results(metrics, extractor, reference, &pass.finish()?, &scoring)?;
             match extractor.inception() {
                 Some(_) => {

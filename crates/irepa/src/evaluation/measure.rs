@@ -1,6 +1,6 @@
 //! One pass over images: everything that is computed from their features.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
 use std::thread;
 
@@ -80,9 +80,13 @@ impl<'a> Pass<'a> {
     /// Adds images u8 `[B, 3, H, W]`, and says how many they were.
     ///
     /// # Errors
-    /// The network failed, or a feature is not finite.
-    pub fn push(&mut self, images: &Tensor) -> Result<usize, EvaluationError> {
-        let features = self.extractor.features(images)?;
+    /// The network failed, a feature is not finite, or `interrupted` was set.
+    pub fn push(
+        &mut self,
+        images: &Tensor,
+        interrupted: &AtomicBool,
+    ) -> Result<usize, EvaluationError> {
+        let features = self.extractor.features(images, interrupted)?;
         self.pooled.push(features.pooled.view())?;
         if let (Some(moments), Some(features)) = (&mut self.spatial, &features.spatial) {
             moments.push(features.view())?;
@@ -144,12 +148,9 @@ pub fn measure(
             }
         });
         for batch in receive {
-            if interrupted.load(Ordering::Relaxed) {
-                return Err(EvaluationError::Interrupted);
-            }
-            progress(pass.push(&batch?)?);
+            progress(pass.push(&batch?, interrupted)?);
         }
-        Ok(())
+        Ok::<_, EvaluationError>(())
     })?;
     pass.finish()
 }

@@ -25,6 +25,7 @@ pub use statistics::{ReferenceOptions, ReferenceStatistics, reference};
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use data::{Batch, DataError, Dataset};
 use encoders::{Encoder, EncoderError};
@@ -52,10 +53,10 @@ pub enum EvaluationError {
     Encoder(#[from] EncoderError),
     /// The metric cannot be computed.
     #[error(transparent)]
-    Metrics(#[from] MetricsError),
+    Metrics(MetricsError),
     /// The images could not be moved to the device.
     #[error(transparent)]
-    Train(#[from] TrainError),
+    Train(TrainError),
     /// libtorch failed.
     #[error(transparent)]
     Tch(#[from] TchError),
@@ -131,6 +132,32 @@ pub enum EvaluationError {
     Interrupted,
 }
 
+impl From<TrainError> for EvaluationError {
+    fn from(error: TrainError) -> Self {
+        match error {
+            TrainError::Interrupted => Self::Interrupted,
+            error => Self::Train(error),
+        }
+    }
+}
+
+impl From<MetricsError> for EvaluationError {
+    fn from(error: MetricsError) -> Self {
+        match error {
+            MetricsError::Interrupted => Self::Interrupted,
+            error => Self::Metrics(error),
+        }
+    }
+}
+
+/// `Err` once `interrupted` is set.
+fn go_on(interrupted: &AtomicBool) -> Result<(), EvaluationError> {
+    match interrupted.load(Ordering::Relaxed) {
+        true => Err(EvaluationError::Interrupted),
+        false => Ok(()),
+    }
+}
+
 /// The images at `indices`, a few at a time.
 fn batches<'a>(
     dataset: &'a Arc<dyn Dataset>,
@@ -159,13 +186,14 @@ fn limit(dataset: &Arc<dyn Dataset>, wanted: usize) -> u64 {
 /// channels are the foreground masks of SRSS.
 ///
 /// # Errors
-/// An image cannot be read, the encoder failed, or a token is not finite.
+/// An image cannot be read, the encoder failed, a token is not finite, or `interrupted` was set.
 pub fn spatial_metrics(
     encoder: &dyn Encoder,
     dataset: &Arc<dyn Dataset>,
     config: &Config,
     count: usize,
     device: Device,
+    interrupted: &AtomicBool,
 ) -> Result<SpatialMetrics, EvaluationError> {
     let shape = encoder.spec().grid;
     let grid = Grid {
@@ -178,7 +206,8 @@ pub fn spatial_metrics(
     let mut images = Vec::new();
     for batch in batches(dataset, &indices, config) {
         let batch = batch?;
-        let tokens = encoder.encode(&images_to_device(&batch, device)?)?.patch;
+        let seen = images_to_device(&batch, device)?;
+        let tokens = features::encode(encoder, &seen, device, interrupted)?.patch;
         let tokens = tensors::array3(&tokens)?;
         let masks = batch
             .masks

@@ -2,16 +2,16 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use data::Dataset;
 use encoders::Encoder;
-use metrics::linear_probe::{ProbeOptions, linear_probe};
+use metrics::linear_probe::{ProbeOptions, linear_probe_until};
 use ndarray::{Array1, Array2, Axis};
 use tch::{Device, Kind, TchError, Tensor};
 use training::{Config, images_to_device, read_tensors};
 
-use super::{EvaluationError, batches, evenly_spaced, limit};
+use super::{EvaluationError, batches, evenly_spaced, features, limit};
 use crate::tensors;
 
 /// Where a probe is trained and where it is scored. Where both are the same images, every second one is
@@ -81,7 +81,8 @@ pub fn probe(
         let scale = Standardisation::of(train);
         let (train, test) = (scale.apply(train), scale.apply(test));
         let options = ProbeOptions::default();
-        let probe = linear_probe(train.view(), training.labels.view(), classes, &options)?;
+        let labels = training.labels.view();
+        let probe = linear_probe_until(interrupted, train.view(), labels, classes, &options)?;
         Ok(probe.score(test.view(), held_out.labels.view())?.accuracy())
     };
     Ok(Some(ProbeAccuracy {
@@ -164,11 +165,9 @@ fn extract(
 ) -> Result<Labelled, EvaluationError> {
     let (mut patch, mut class, mut labels) = (Vec::new(), Vec::new(), Vec::new());
     for batch in batches(part.dataset, &part.indices, config) {
-        if interrupted.load(Ordering::Relaxed) {
-            return Err(EvaluationError::Interrupted);
-        }
         let batch = batch?;
-        let tokens = encoder.encode(&images_to_device(&batch, device)?)?;
+        let images = images_to_device(&batch, device)?;
+        let tokens = features::encode(encoder, &images, device, interrupted)?;
         let pooled = tokens.patch.f_mean_dim(1, false, Kind::Float)?;
         patch.push(pooled.f_to_device(Device::Cpu)?);
         if let Some(token) = tokens.class {

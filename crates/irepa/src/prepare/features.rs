@@ -12,6 +12,7 @@ use training::Config;
 use super::PrepareError;
 use super::fill::{Job, check_space};
 use crate::encoder_bank::{EncoderBank, device_kind};
+use crate::errln;
 
 /// What to make.
 #[derive(Debug, Clone)]
@@ -62,7 +63,7 @@ pub fn features(
         match plan(options, &bank, encoder, dataset.as_ref()) {
             Ok(job) => jobs.push(job),
             Err(error) => {
-                eprintln!("{encoder}: {error}");
+                errln!("{encoder}: {error}");
                 outcome.failed.push((encoder.clone(), error));
             }
         }
@@ -88,7 +89,7 @@ pub fn features(
             Ok(true) => outcome.made.push(job.folder),
             Ok(false) => break,
             Err(error) => {
-                eprintln!("{}: {error}", job.name);
+                errln!("{}: {error}", job.name);
                 outcome.failed.push((job.name, error));
             }
         }

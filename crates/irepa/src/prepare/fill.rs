@@ -14,6 +14,7 @@ use tch::{Device, Tensor};
 use training::{Config, TrainError, images_to_device};
 
 use super::PrepareError;
+use crate::errln;
 use crate::image_progress::ImageProgress;
 
 /// Images that are read, and seen by an encoder, at once.
@@ -51,7 +52,7 @@ impl Job {
         let (key, layout) = (&contents.key, &contents.layout);
         let there = key.samples - samples;
         let [height, width] = layout.grid.into();
-        eprintln!(
+        errln!(
             "{name}: {} images{} x {height} x {width} {} x {}, {}: {} in {}{}",
             key.samples,
             if layout.mirrored {
@@ -169,7 +170,7 @@ pub(super) fn check_space(out: &Path, jobs: &[Job]) -> Result<(), PrepareError> 
         })),
         Ok(free) => {
             if needed > 0 {
-                eprintln!("{} to write, {} free", HumanBytes(needed), HumanBytes(free));
+                errln!("{} to write, {} free", HumanBytes(needed), HumanBytes(free));
             }
             Ok(())
         }

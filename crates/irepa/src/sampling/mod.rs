@@ -174,9 +174,14 @@ pub fn draw(
             let Some(wanted) = batches.get(next.fetch_add(1, Ordering::Relaxed)) else {
                 break;
             };
-            let drawn = draw_batch(folder, &sampling, classes, wanted).inspect_err(|_| {
-                failed.store(true, Ordering::Relaxed);
-            })?;
+            let drawn = match draw_batch(folder, &sampling, classes, wanted, interrupted) {
+                Err(SamplingError::Train(TrainError::Interrupted)) => break,
+                Err(error) => {
+                    failed.store(true, Ordering::Relaxed);
+                    return Err(error);
+                }
+                Ok(drawn) => drawn,
+            };
             // The receiver lives as long as the workers.
             let _received = done.send(drawn);
         }
@@ -216,12 +221,14 @@ fn draw_batch(
     sampling: &Sampling,
     classes: &ClassRule,
     wanted: &[u64],
+    interrupted: &AtomicBool,
 ) -> Result<u64, SamplingError> {
     let (Some(&first), Some(&last)) = (wanted.first(), wanted.last()) else {
         return Ok(0);
     };
     let labels: Vec<i64> = (first..=last).map(|index| classes.class(index)).collect();
-    let images = crate::image_array(&sampling.sample(first, &labels, |_| {})?)?;
+    let images =
+        crate::image_array(&sampling.sample_until(interrupted, first, &labels, |_| {})?)?;
     wanted.par_iter().try_for_each(|index| {
         let image = images.index_axis(Axis(0), (index - first) as usize);
         folder.write(*index, image)

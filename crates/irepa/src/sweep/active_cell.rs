@@ -1,10 +1,9 @@
 //! A cell while it is trained and measured.
 
-use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tch::Tensor;
-use training::{DeviceBatch, Inputs, MetricsLog, Run};
+use training::{DeviceBatch, Inputs, MetricsLog, Run, TrainError};
 
 use super::failure::{Reason, hardware, now};
 use super::measures::{EncoderFigures, described, judges};
@@ -25,6 +24,7 @@ pub(super) struct Active<'a> {
     pub(super) planned: &'a Planned,
     pub(super) run: Run,
     pub(super) progress: CellProgress,
+    /// Until the cell is given up, its result or failure written.
     _lock: CellLock,
     /// Whether a step was broken off: the state is that of no step, and must not be saved.
     pub(super) spoilt: bool,
@@ -35,25 +35,18 @@ pub(super) struct Active<'a> {
 }
 
 impl<'a> Active<'a> {
-    /// Opens a cell that is locked for this process, where it stands.
+    /// Opens a cell that is locked for this process, where it stands. A cell that cannot be opened is still
+    /// locked.
     pub(super) fn open(
         context: &Context,
         planned: &'a Planned,
         lock: CellLock,
         source: &TokenSource,
-    ) -> Result<Self, Reason> {
-        let inputs = Inputs {
-            device: context.device,
-            num_classes: planned.training.class_names().len() as i64,
-            encoders: source.shapes(),
-            identity: planned.identity.clone(),
+    ) -> Result<Self, (Reason, CellLock)> {
+        let run = match open(context, planned, source) {
+            Ok(run) => run,
+            Err(reason) => return Err((reason, lock)),
         };
-        // What is there of another run goes to a place of its own, its configuration with it.
-        let mut run = Run::open(planned.folder.path(), &planned.cell.config, inputs)?;
-        planned.folder.write_config(&planned.cell.config)?;
-        if let Some(init) = context.init {
-            initialise(context, &mut run, init)?;
-        }
         let progress = context.progress.cell(
             &planned.cell.id,
             run.trainer().steps_done(),
@@ -71,32 +64,16 @@ impl<'a> Active<'a> {
         })
     }
 
-    /// Trains one step, and evaluates if that is due.
+    /// Trains one step.
     pub(super) fn step(
         &mut self,
         context: &Context,
         batch: &DeviceBatch,
-        tokens: &[tch::Tensor],
-        shared: &mut Option<Judges>,
+        tokens: &[Tensor],
     ) -> Result<(), Reason> {
         let started = Instant::now();
-        let mut evaluating = Duration::ZERO;
-        let (planned, progress) = (self.planned, &self.progress);
-        self.run.step_and_evaluate(batch, tokens, |trainer| {
-            let started = Instant::now();
-            // The log must not lack what the next checkpoint has behind it, so this goes on to its end.
-            let never = AtomicBool::new(false);
-            let judges = match shared {
-                Some(judges) => judges,
-                None => shared.insert(judges(context, planned, &never, progress)?),
-            };
-            let quality = judges.measure(trainer, &never, |stage| {
-                context.progress.stage(progress, &described(stage));
-            });
-            evaluating = started.elapsed();
-            Ok::<_, Reason>(quality?)
-        })?;
-        self.seconds += started.elapsed().saturating_sub(evaluating).as_secs_f64();
+        self.run.step(batch, tokens)?;
+        self.seconds += started.elapsed().as_secs_f64();
         self.steps += 1;
         context.progress.step(
             &self.progress,
@@ -108,12 +85,36 @@ impl<'a> Active<'a> {
         Ok(())
     }
 
-    /// Draws and measures samples, and writes the cell's result.
+    /// The evaluation that is due at this step, if one is. An interruption leaves it due.
+    pub(super) fn evaluate_if_due(
+        &mut self,
+        context: &Context,
+        shared: &mut Option<Judges>,
+    ) -> Result<(), Reason> {
+        let (planned, progress) = (self.planned, &self.progress);
+        let evaluated = self.run.evaluate(|trainer| {
+            let judges = match shared {
+                Some(judges) => judges,
+                None => shared.insert(judges(context, planned, progress)?),
+            };
+            judges.measure(trainer, context.interrupted, |stage| {
+                context.progress.stage(progress, &described(stage));
+            })
+        });
+        match evaluated {
+            Err(EvaluationError::Interrupted) => Ok(()),
+            evaluated => Ok(evaluated?),
+        }
+    }
+
+    /// Draws and measures samples, and writes the cell's result. The most memory in use is the cell's where it was
+    /// `alone` since the count began.
     pub(super) fn finish(
         &mut self,
         context: &Context,
         figures: &EncoderFigures,
         judges: &Judges,
+        alone: bool,
     ) -> Result<(), Reason> {
         let cell = &self.planned.cell;
         let config = &cell.config;
@@ -151,8 +152,10 @@ impl<'a> Active<'a> {
         row.denoising_loss = mean(tail.iter().map(|line| Some(line.denoising_loss)));
         row.alignment_loss = mean(tail.iter().map(|line| line.alignment_loss));
         row.steps_per_s = (self.steps > 0).then(|| self.steps as f64 / self.seconds.max(1e-9));
-        row.peak_memory_mib =
-            torch_ext::device::peak_memory(context.device)?.map(|bytes| (bytes >> 20) as f64);
+        if alone {
+            let peak = torch_ext::device::peak_memory(context.device)?;
+            row.peak_memory_mib = peak.map(|bytes| (bytes >> 20) as f64);
+        }
         let distances = [("fid", row.fid), ("fd", row.fd)];
         let distances: String = distances
             .iter()
@@ -189,13 +192,14 @@ impl<'a> Active<'a> {
         let mut parts = Vec::new();
         let mut first = 0;
         for labels in labels.chunks(at_once) {
-            if context.is_interrupted() {
-                return Ok(false);
+            let trainer = self.run.trainer();
+            match trainer.sample_until(context.interrupted, first, labels, |_| {}) {
+                Err(TrainError::Interrupted) => return Ok(false),
+                part => parts.push(part?),
             }
-            parts.push(self.run.trainer().sample(first, labels, |_| {})?);
             first += labels.len() as u64;
         }
-        let samples = Tensor::f_cat(&parts, 0).map_err(training::TrainError::from)?;
+        let samples = Tensor::f_cat(&parts, 0).map_err(TrainError::from)?;
         let images = tensors::images(&samples)?;
         let (count, _, height, width) = images.dim();
         let layout = GridLayout {
@@ -212,6 +216,22 @@ impl<'a> Active<'a> {
         self.run.log_picture("samples", &png, size)?;
         Ok(true)
     }
+}
+
+fn open(context: &Context, planned: &Planned, source: &TokenSource) -> Result<Run, Reason> {
+    let inputs = Inputs {
+        device: context.device,
+        num_classes: planned.training.class_names().len() as i64,
+        encoders: source.shapes(),
+        identity: planned.identity.clone(),
+    };
+    // What is there of another run goes to a place of its own, its configuration with it.
+    let mut run = Run::open(planned.folder.path(), &planned.cell.config, inputs)?;
+    planned.folder.write_config(&planned.cell.config)?;
+    if let Some(init) = context.init {
+        initialise(context, &mut run, init)?;
+    }
+    Ok(run)
 }
 
 /// Loads the weights that a new run starts from, and says which it had to leave out.

@@ -5,16 +5,20 @@ use std::sync::Arc;
 
 use data::Loader;
 use tch::Tensor;
-use training::{Autoencoder, DeviceBatch};
+use training::DeviceBatch;
+use training::checkpoint::{self, Identity};
 
 use super::active_cell::Active;
 use super::failure::{Reason, fail, leave};
 use super::latent_source::LatentSource;
 use super::measures::{judges, measure_encoder};
 use super::prefetch::{Prefetcher, Prepared, Sources};
+use super::shared::Shared;
 use super::token_source::TokenSource;
 use super::{Context, Planned};
+use crate::cell_folder::{CellFolderError, CellLock};
 use crate::evaluation::{EvaluationError, Judges};
+use crate::results::Status;
 
 /// Share of free memory that the state of cells may take; the rest is for a step and for evaluation.
 const FREE_SHARE: f64 = 0.8;
@@ -27,25 +31,13 @@ pub(crate) struct Cohort {
 impl Cohort {
     /// Groups cells, keeping their order.
     pub(crate) fn group(cells: Vec<Planned>) -> Vec<Self> {
-        let mut cohorts: Vec<(String, Self)> = Vec::new();
+        let mut cohorts: Vec<(Shared, Self)> = Vec::new();
         for planned in cells {
-            let config = &planned.cell.config;
-            let loader = config.loader();
-            let key = format!(
-                "{} {} {loader:?} {} {} {} {} {:?} {}",
-                planned.training.fingerprint(),
-                planned.reference.fingerprint(),
-                config.data.token_cache.display(),
-                config.data.latent_cache.display(),
-                autoencoder(config),
-                config.alignment.encoder,
-                config.evaluate,
-                config.sample.count,
-            );
-            match cohorts.iter_mut().find(|(known, _)| *known == key) {
+            let shared = Shared::of(&planned);
+            match cohorts.iter_mut().find(|(known, _)| *known == shared) {
                 Some((_, cohort)) => cohort.cells.push(planned),
                 None => cohorts.push((
-                    key,
+                    shared,
                     Self {
                         cells: vec![planned],
                     },
@@ -54,144 +46,205 @@ impl Cohort {
         }
         cohorts.into_iter().map(|(_, cohort)| cohort).collect()
     }
-
-    /// Runs all cells to their end. Failures are written to the cells' folders.
-    ///
-    /// As many are trained at the same time as memory has room for. Where it runs out all the same, they go on from
-    /// their checkpoints in two halves, one after the other. Both give the same bits: a cell does not depend on which
-    /// others run beside it.
-    pub(crate) fn run(&self, context: &Context) {
-        if self.cells.is_empty() {
-            return;
-        }
-        let mut parts: Vec<Vec<&Planned>> = vec![self.cells.iter().collect()];
-        while let Some(cells) = parts.pop() {
-            let outcome = self.train(context, &cells);
-            // Nothing of these cells is alive any more; the next ones may need the memory.
-            if let Err(error) = torch_ext::device::empty_cache(context.device) {
-                tracing::debug!("the allocator keeps its memory: {error}");
-            }
-            match outcome {
-                Ok(later) if later.is_empty() || context.is_interrupted() => {}
-                Ok(later) => parts.push(later),
-                Err(Stopped {
-                    mut left, splits, ..
-                }) if splits => {
-                    let later = left.split_off(left.len().div_ceil(2));
-                    context.progress.print(&format!(
-                        "out of memory with {} cells at once: {} go on first, then {}",
-                        left.len() + later.len(),
-                        left.len(),
-                        later.len()
-                    ));
-                    parts.push(later);
-                    parts.push(left);
-                }
-                Err(Stopped { left, reason, .. }) => {
-                    for planned in left {
-                        fail(context, planned, None, 0, &reason);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Gives back the cells that there was no room for. `Err` is a failure of what the cells share, or too little
-    /// memory for all of them; a failure of one cell is handled here.
-    fn train<'a>(
-        &self,
-        context: &Context,
-        cells: &[&'a Planned],
-    ) -> Result<Vec<&'a Planned>, Stopped<'a>> {
-        let mut part = Part {
-            waiting: cells.iter().copied().collect(),
-            active: Vec::new(),
-        };
-        let Err(reason) = part.train(context) else {
-            return Ok(part.waiting.into());
-        };
-        // A cell that waits was about to be opened beside those that are.
-        let together = part.active.len() + usize::from(!part.waiting.is_empty());
-        let splits = reason.is_out_of_memory()
-            && !part.active.is_empty()
-            && together > 1
-            && !context.is_interrupted();
-        let mut left = Vec::new();
-        for mut cell in part.active {
-            left.push(cell.planned);
-            // What cannot be saved now goes on from the checkpoint before.
-            if splits
-                && !cell.spoilt
-                && let Err(error) = cell.run.save()
-            {
-                tracing::warn!("{}: not saved: {error}", cell.planned.cell.id);
-            }
-            context.progress.leave(&cell.progress);
-        }
-        left.extend(part.waiting);
-        Err(Stopped {
-            reason,
-            left,
-            splits,
-        })
-    }
 }
 
-/// Why cells could not go on together.
-struct Stopped<'a> {
-    reason: Reason,
-    /// The cells that are neither done nor failed.
-    left: Vec<&'a Planned>,
-    /// Whether fewer of them at once may do.
-    splits: bool,
+/// A cell that another process has.
+pub(super) struct Held<'a> {
+    pub(super) planned: &'a Planned,
+    /// By which file, in words.
+    pub(super) reason: Reason,
+}
+
+/// Runs cells of one cohort to their end. Failures are written to the cells' folders. Returns the cells that other
+/// processes have.
+///
+/// As many are trained at the same time as memory has room for. Where it runs out all the same, they go on from
+/// their checkpoints in two halves, one after the other. Both give the same bits: a cell does not depend on which
+/// others run beside it.
+pub(super) fn run<'a>(context: &Context, cells: Vec<&'a Planned>) -> Vec<Held<'a>> {
+    let mut held = Vec::new();
+    let mut parts = vec![cells];
+    while let Some(cells) = parts.pop() {
+        let mut part = Part {
+            waiting: cells.into(),
+            ..Part::default()
+        };
+        let outcome = part.train(context);
+        let left = match outcome {
+            Ok(()) => part.left(),
+            Err(reason) => part.stopped(context, &reason, &mut parts),
+        };
+        held.append(&mut part.held);
+        // Nothing of these cells is alive any more; the next ones may need the memory.
+        drop(part);
+        if let Err(error) = torch_ext::device::empty_cache(context.device) {
+            tracing::debug!("the allocator keeps its memory: {error}");
+        }
+        if context.is_interrupted() {
+            break;
+        }
+        if !left.is_empty() {
+            parts.push(left);
+        }
+    }
+    held
+}
+
+/// Takes a cell for this process. `None` if another process has it, has ended it meanwhile, or its folder cannot
+/// be written; that is noted.
+fn take<'a>(context: &Context, planned: &'a Planned, held: &mut Vec<Held<'a>>) -> Option<CellLock> {
+    let lock = match planned.folder.lock() {
+        Ok(lock) => lock,
+        Err(error @ CellFolderError::Locked(_)) => {
+            let reason = Reason::from(error);
+            held.push(Held { planned, reason });
+            return None;
+        }
+        Err(error) => {
+            leave(context, planned, &Reason::from(error));
+            return None;
+        }
+    };
+    let id = &planned.cell.id;
+    match planned.ended_meanwhile() {
+        None => Some(lock),
+        Some(row) if row.status == Status::Failed => {
+            context.note_failure(id, &row.reason);
+            let line = format!("{id}: failed in another process: {}", row.reason);
+            context.progress.passed(&line);
+            None
+        }
+        Some(_) => {
+            context
+                .progress
+                .passed(&format!("{id}: done by another process"));
+            None
+        }
+    }
 }
 
 /// Cells of a cohort that are trained at the same time.
+#[derive(Default)]
 struct Part<'a> {
     /// Not opened yet.
     waiting: VecDeque<&'a Planned>,
     active: Vec<Active<'a>>,
+    /// Other processes have them.
+    held: Vec<Held<'a>>,
+    /// To be opened again: the stream that failed was not theirs.
+    again: Vec<&'a Planned>,
+    /// Whether the most memory in use is counted since the first cell was opened.
+    counts_memory: bool,
+    /// Cells opened since.
+    opened: usize,
 }
 
-impl Part<'_> {
+impl<'a> Part<'a> {
+    /// The cells that are still to be run.
+    fn left(&mut self) -> Vec<&'a Planned> {
+        self.again.drain(..).chain(self.waiting.drain(..)).collect()
+    }
+
+    /// After a failure of what the cells share, or with too little memory for all of them: saves and fails those
+    /// that had begun, or sees to it that fewer are tried at once. Returns the cells that are still to be run.
+    fn stopped(
+        &mut self,
+        context: &Context,
+        reason: &Reason,
+        parts: &mut Vec<Vec<&'a Planned>>,
+    ) -> Vec<&'a Planned> {
+        let mut active: Vec<Active> = self.active.drain(..).collect();
+        for cell in &mut active {
+            // What cannot be saved now goes on from the checkpoint before.
+            if !cell.spoilt
+                && let Err(error) = cell.run.save()
+            {
+                tracing::warn!("{}: not saved: {error}", cell.planned.cell.id);
+            }
+        }
+        // A cell that waits was about to be opened beside those that are.
+        let together = active.len() + usize::from(!self.waiting.is_empty());
+        if context.is_interrupted() {
+            return Vec::new();
+        }
+        if reason.is_out_of_memory() && !active.is_empty() && together > 1 {
+            let mut first: Vec<&Planned> = Vec::new();
+            for cell in active {
+                first.push(cell.planned);
+                context.progress.leave(&cell.progress);
+            }
+            first.extend(self.left());
+            let later = first.split_off(first.len().div_ceil(2));
+            context.progress.print(&format!(
+                "out of memory with {} cells at once: {} go on first, then {}",
+                first.len() + later.len(),
+                first.len(),
+                later.len()
+            ));
+            parts.push(later);
+            return first;
+        }
+        if active.is_empty() {
+            // Not even the first could be opened, and the others would do no better.
+            for planned in self.left() {
+                if let Some(lock) = take(context, planned, &mut self.held) {
+                    fail(context, planned, None, saved_steps(planned), reason);
+                    drop(lock);
+                }
+            }
+            return Vec::new();
+        }
+        for cell in active {
+            let steps = cell.run.trainer().steps_done();
+            fail(context, cell.planned, Some(&cell.progress), steps, reason);
+        }
+        self.left()
+    }
+
     fn train(&mut self, context: &Context) -> Result<(), Reason> {
-        let Some(first) = self.waiting.front().copied() else {
-            return Ok(());
+        // Encoders are loaded only where there is something to do for them.
+        let (first, lock) = loop {
+            let Some(planned) = self.waiting.pop_front() else {
+                return Ok(());
+            };
+            if let Some(lock) = take(context, planned, &mut self.held) {
+                break (planned, lock);
+            }
         };
+        self.counts_memory = torch_ext::device::reset_peak_memory(context.device).unwrap_or(false);
         let config = &first.cell.config;
-        let source = TokenSource::open(context.bank, config, first.training.as_ref())?;
-        let latents = LatentSource::open(context.bank, config, first.training.as_ref())?;
+        let (source, latents, room) = match open_sources(context, first) {
+            Ok(opened) => opened,
+            Err(reason) => {
+                self.waiting.push_front(first);
+                return Err(reason);
+            }
+        };
         for line in [source.described(), latents.described()]
             .into_iter()
             .flatten()
         {
             context.progress.print(&line);
         }
-        let room = Room::new(context)?;
-        while let Some(&planned) = self.waiting.front() {
-            if !room.has_place(&self.active) {
-                context.progress.print(&format!(
-                    "memory for {} cells at once; {} wait",
-                    self.active.len(),
-                    self.waiting.len()
-                ));
-                break;
-            }
-            let lock = match planned.folder.lock() {
-                Ok(lock) => lock,
-                Err(error) => {
-                    leave(context, planned, &Reason::from(error));
-                    self.waiting.pop_front();
-                    continue;
-                }
-            };
+        let mut next = Some((first, lock));
+        while let Some((planned, lock)) = next.take() {
             match Active::open(context, planned, lock, &source) {
-                Ok(cell) => self.active.push(cell),
-                Err(reason) if self.may_split(&reason) => return Err(reason),
-                Err(reason) => fail(context, planned, None, 0, &reason),
+                Ok(cell) => {
+                    self.opened += 1;
+                    self.active.push(cell);
+                }
+                Err((reason, _)) if self.may_split(&reason) => {
+                    self.waiting.push_front(planned);
+                    return Err(reason);
+                }
+                Err((reason, _lock)) => {
+                    fail(context, planned, None, saved_steps(planned), &reason);
+                }
             }
-            self.waiting.pop_front();
+            next = self.take_another(context, &room);
         }
+        let mut shared = None;
+        self.evaluate_due(context, &mut shared)?;
         // One stream for all: it starts where the cell that is furthest behind stands.
         let behind = self
             .active
@@ -201,7 +254,6 @@ impl Part<'_> {
             Some(cell) => (cell.run.trainer().steps_done(), cell.run.trainer().cursor()),
             None => return Ok(()),
         };
-        let mut shared = None;
         let source = match self.wants_batch(position) {
             false => source,
             true => {
@@ -221,6 +273,25 @@ impl Part<'_> {
         self.evaluate(context, &source, shared)
     }
 
+    /// The next cell that is free, if there is memory for it.
+    fn take_another(&mut self, context: &Context, room: &Room) -> Option<(&'a Planned, CellLock)> {
+        while !self.waiting.is_empty() && !context.is_interrupted() {
+            if !room.has_place(&self.active) {
+                context.progress.print(&format!(
+                    "memory for {} cells at once; {} wait",
+                    self.active.len(),
+                    self.waiting.len()
+                ));
+                return None;
+            }
+            let planned = self.waiting.pop_front()?;
+            if let Some(lock) = take(context, planned, &mut self.held) {
+                return Some((planned, lock));
+            }
+        }
+        None
+    }
+
     /// Trains all cells on the stream that begins at `position`, to their ends or until it is interrupted.
     fn follow(
         &mut self,
@@ -235,13 +306,47 @@ impl Part<'_> {
                 break;
             }
             let another = self.wants_batch(position + 1);
-            let Some(Prepared { batch, tokens }) = batches.next(another)? else {
-                break;
+            let Prepared { batch, tokens } = match batches.next(another) {
+                Ok(Some(prepared)) => prepared,
+                Ok(None) => break,
+                Err(reason) if reason.is_out_of_memory() => return Err(reason),
+                Err(reason) => {
+                    self.stream_failed(context, position, &reason);
+                    break;
+                }
             };
             self.step(context, position, &batch, &tokens, shared)?;
             position += 1;
         }
         Ok(())
+    }
+
+    /// The batch at `position` cannot be had. Saves all cells and fails those that wanted it. Cells that stand
+    /// further on are opened again, with a stream from there; those that are trained stay.
+    fn stream_failed(&mut self, context: &Context, position: u64, reason: &Reason) {
+        let mut failed = Vec::new();
+        for mut cell in std::mem::take(&mut self.active) {
+            if cell.run.is_finished() {
+                self.active.push(cell);
+                continue;
+            }
+            let saved = cell.run.save();
+            if cell.run.trainer().steps_done() == position {
+                failed.push((cell, saved));
+            } else {
+                context.progress.leave(&cell.progress);
+                self.again.push(cell.planned);
+            }
+        }
+        for (cell, saved) in failed {
+            let steps = cell.run.trainer().steps_done();
+            let mut reason = reason.clone();
+            if let Err(error) = saved {
+                let Reason(error) = Reason::from(error);
+                reason.0.push_str(&format!("; nor was it saved: {error}"));
+            }
+            fail(context, cell.planned, Some(&cell.progress), steps, &reason);
+        }
     }
 
     /// Whether a cell has a use for the batch at `position`, or for one after it.
@@ -267,34 +372,63 @@ impl Part<'_> {
         tokens: &[Tensor],
         shared: &mut Option<Judges>,
     ) -> Result<(), Reason> {
-        let mut index = 0;
-        while let Some(cell) = self.active.get_mut(index) {
+        self.each(context, |cell| {
             let stands_here = cell.run.trainer().steps_done() == position;
             if !stands_here || cell.run.is_finished() {
-                index += 1;
-                continue;
+                return Ok(());
             }
-            match cell.step(context, batch, tokens, shared) {
+            if let Err(reason) = cell.step(context, batch, tokens) {
+                cell.spoilt = true;
+                return Err(reason);
+            }
+            cell.evaluate_if_due(context, shared)
+        })
+    }
+
+    /// The evaluations that an earlier process did not get to the end of.
+    fn evaluate_due(
+        &mut self,
+        context: &Context,
+        shared: &mut Option<Judges>,
+    ) -> Result<(), Reason> {
+        self.each(context, |cell| cell.evaluate_if_due(context, shared))
+    }
+
+    /// Does something with each active cell until it is interrupted. A cell with which it fails is failed; only
+    /// where there was too little memory for several, the error is returned.
+    fn each(
+        &mut self,
+        context: &Context,
+        mut run: impl FnMut(&mut Active<'a>) -> Result<(), Reason>,
+    ) -> Result<(), Reason> {
+        let mut index = 0;
+        while let Some(cell) = self.active.get_mut(index) {
+            if context.is_interrupted() {
+                break;
+            }
+            match run(cell) {
                 Ok(()) => index += 1,
                 Err(reason) if reason.is_out_of_memory() && self.active.len() > 1 => {
-                    self.active[index].spoilt = true;
                     return Err(reason);
                 }
                 Err(reason) => {
                     let cell = self.active.remove(index);
-                    let progress = Some(&cell.progress);
-                    fail(context, cell.planned, progress, position, &reason);
+                    let steps = cell.run.trainer().steps_done();
+                    fail(context, cell.planned, Some(&cell.progress), steps, &reason);
                 }
             }
         }
         Ok(())
     }
 
-    /// Saves every cell as it is, to be continued.
+    /// Saves every cell as it is, to be continued. Nothing is printed before all are saved: a terminal or pipe
+    /// may be gone, or take no more.
     fn suspend(&mut self, context: &Context) {
-        for mut cell in self.active.drain(..) {
+        let mut cells: Vec<Active> = self.active.drain(..).collect();
+        let saved: Vec<_> = cells.iter_mut().map(|cell| cell.run.save()).collect();
+        for (cell, saved) in cells.iter().zip(saved) {
             let done = cell.run.trainer().steps_done();
-            match cell.run.save() {
+            match saved {
                 Ok(()) => context.progress.done(
                     &cell.progress,
                     &format!("interrupted and saved at step {done}"),
@@ -322,16 +456,17 @@ impl Part<'_> {
         };
         let judges = match shared {
             Some(judges) => judges,
-            None => match judges(context, first.planned, context.interrupted, &first.progress) {
+            None => match judges(context, first.planned, &first.progress) {
                 Err(EvaluationError::Interrupted) => return Ok(()),
                 judges => judges?,
             },
         };
+        let alone = self.counts_memory && self.opened == 1;
         while let Some(cell) = self.active.first_mut() {
             if context.is_interrupted() {
                 break;
             }
-            let outcome = cell.finish(context, &figures, &judges);
+            let outcome = cell.finish(context, &figures, &judges, alone);
             if let Err(reason) = &outcome
                 && reason.is_out_of_memory()
                 && self.active.len() > 1
@@ -346,6 +481,30 @@ impl Part<'_> {
         }
         Ok(())
     }
+}
+
+/// What the cells' tokens and latents come from, and the memory that there is for their state.
+fn open_sources(
+    context: &Context,
+    first: &Planned,
+) -> Result<(TokenSource, LatentSource, Room), Reason> {
+    let config = &first.cell.config;
+    let tokens = TokenSource::open(context.bank, config, first.training.as_ref())?;
+    let latents = LatentSource::open(context.bank, config, first.training.as_ref())?;
+    Ok((tokens, latents, Room::new(context)?))
+}
+
+/// Steps of the newest checkpoint that the cell would resume from.
+fn saved_steps(planned: &Planned) -> u64 {
+    let config = &planned.cell.config;
+    let hash = config.training_hash(&planned.identity);
+    checkpoint::list(&planned.folder.path().join("checkpoints"))
+        .iter()
+        .filter_map(|path| Identity::read(path).ok())
+        .filter(|identity| identity.config_hash == hash && identity.step <= config.train.steps)
+        .map(|identity| identity.step)
+        .max()
+        .unwrap_or(0)
 }
 
 /// Memory for the state of cells.
@@ -371,16 +530,5 @@ impl Room {
             (sum + size, size.max(largest))
         });
         cells.is_empty() || self.bytes.is_none_or(|bytes| taken + largest <= bytes)
-    }
-}
-
-/// Which latents a run sees, before they are scaled; one that trains its autoencoder has its own.
-fn autoencoder(config: &training::Config) -> String {
-    match &config.model.autoencoder {
-        Autoencoder::Identity => "pixels".to_owned(),
-        Autoencoder::Kl(settings) if settings.train => "trained".to_owned(),
-        Autoencoder::Kl(settings) => {
-            format!("{} {}", settings.layout.name(), settings.weights.display())
-        }
     }
 }

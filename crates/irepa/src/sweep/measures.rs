@@ -1,7 +1,6 @@
 //! What a cohort's encoder and samples are measured by.
 
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
 
 use metrics::spatial::SpatialMetrics;
 
@@ -15,7 +14,6 @@ use crate::evaluation::{self, EvaluationError, JudgeStage, Judges, ProbeData};
 pub(super) fn judges(
     context: &Context,
     planned: &Planned,
-    interrupted: &AtomicBool,
     progress: &CellProgress,
 ) -> Result<Judges, EvaluationError> {
     Judges::load(
@@ -23,7 +21,7 @@ pub(super) fn judges(
         &planned.cell.config,
         &planned.reference,
         &reference_folder(context),
-        interrupted,
+        context.interrupted,
         |stage| context.progress.stage(progress, &described(stage)),
     )
 }
@@ -90,6 +88,7 @@ pub(super) fn measure_encoder(
             config,
             evaluate.spatial_images,
             context.device,
+            context.interrupted,
         )?);
     }
     if evaluate.probe_images > 0 {

@@ -9,6 +9,8 @@ mod measures;
 mod prefetch;
 mod progress;
 mod resume;
+mod shards;
+mod shared;
 mod sheet;
 mod single;
 mod token_source;
@@ -19,22 +21,25 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use data::{DataError, Dataset};
 use encoders::{Inception, Registry};
-use globset::Glob;
+use globset::{Glob, GlobMatcher};
 use tch::Device;
 use thiserror::Error;
 use torch_ext::TorchError;
 
 use crate::atomic_file;
 use crate::autoencoder_files::AutoencoderFiles;
-use crate::cell_folder::{CellFolder, CellFolderError};
+use crate::cell_folder::{CellFolder, CellFolderError, CellResult};
 use crate::config_file::ConfigError;
 use crate::encoder_bank::EncoderBank;
 use crate::experiment::{Cell, DeviceKind, Plan};
 use crate::report::{self, ReportError};
 use crate::results::{self, ResultRow, ResultsError, Status};
+use crate::{errln, outln};
 use cohort::Cohort;
 use progress::Progress;
 
@@ -57,7 +62,7 @@ pub struct Options {
     pub dry_run: bool,
     /// Forget earlier results of the selected cells.
     pub fresh: bool,
-    /// Of the cohorts, only every `count`-th, from `index`.
+    /// Only one of several parts of the cells.
     pub shard: Option<Shard>,
     /// Most bytes that the state of cells trained at the same time may take; `None` for most of what is free.
     pub memory_limit: Option<u64>,
@@ -87,6 +92,8 @@ pub struct Outcome {
     pub ran: usize,
     /// Whether it was interrupted.
     pub interrupted: bool,
+    /// Why no selected cell was run and none has a result.
+    pub idle: Option<String>,
 }
 
 /// Why a sweep did not start, or could not write its results.
@@ -191,6 +198,17 @@ pub(crate) struct Planned {
     pub(crate) identity: String,
     /// Hash of configuration, data, encoders and judge.
     pub(crate) hash: String,
+    /// The result that was there when it was planned.
+    pub(crate) found: Option<CellResult>,
+}
+
+impl Planned {
+    /// How another process ended the cell since it was planned here.
+    fn ended_meanwhile(&self) -> Option<ResultRow> {
+        let result = self.folder.result()?;
+        let ended = result.hash == self.hash && self.found.as_ref() != Some(&result);
+        ended.then_some(result.row)
+    }
 }
 
 /// Runs a sweep. `interrupted` may be set from a signal handler: every running cell is then
@@ -213,9 +231,21 @@ pub fn run(
         Device::Cpu => DeviceKind::Cpu,
         _ => DeviceKind::Cuda,
     };
-    let plan = Plan::read(&options.experiment, kind, &registry, &options.settings)?;
+    let only = only(options)?;
+    let is_selected = |id: &str| only.as_ref().is_none_or(|only| only.is_match(id));
+    let plan = Plan::read_for(
+        &options.experiment,
+        kind,
+        &registry,
+        &options.settings,
+        &is_selected,
+    )?;
     let folder = options.out.join(&plan.name);
-    let selected = select(&plan, options)?;
+    let selected = select(&plan, options, is_selected)?;
+    let selected = match options.shard {
+        Some(shard) => shards::cells_of(&plan, &selected, shard),
+        None => selected,
+    };
     let bank = EncoderBank::new(registry, device);
     let mut planned = Vec::new();
     let mut missing: BTreeMap<String, String> = BTreeMap::new();
@@ -233,35 +263,23 @@ pub fn run(
             &options.experiment,
         )?);
     }
-    // A shard takes whole cohorts, so all shards must agree on them: they are formed before
-    // anything is left out.
-    let shard = |index: usize| options.shard.is_none_or(|s| index % s.count == s.index);
-    let mut cohorts: Vec<Cohort> = Cohort::group(planned)
-        .into_iter()
-        .enumerate()
-        .filter(|(index, _)| shard(*index))
-        .map(|(_, cohort)| cohort)
-        .collect();
-    for cohort in &mut cohorts {
-        cohort
-            .cells
-            .retain(|planned| selected.contains(&planned.cell.id));
-    }
+    planned.retain(|planned| selected.contains(&planned.cell.id));
+    let mut cohorts = Cohort::group(planned);
     let todo = |planned: &Planned| options.fresh || !is_done(planned);
     print_plan(&plan, &cohorts, &missing, &selected, &folder, &todo);
     let wants_inception = |cell: &Cell| !cell.config.evaluate.inception.is_empty();
     if plan.cells.iter().any(wants_inception)
         && let Err(error) = Inception::find(bank.registry(), Inception::NAMES[0])
     {
-        eprintln!("  left empty: fid, sfid, inception_score, precision, recall, kid: {error}");
+        errln!("  left empty: fid, sfid, inception_score, precision, recall, kid: {error}");
     }
     if options.dry_run {
         for planned in cohorts.iter().flat_map(|cohort| &cohort.cells) {
             let state = if todo(planned) { "to run" } else { "done" };
-            println!("{}\t{state}", planned.cell.id);
+            outln!("{}\t{state}", planned.cell.id);
         }
-        for id in missing.keys() {
-            println!("{id}\tskipped");
+        for id in missing.keys().filter(|id| selected.contains(*id)) {
+            outln!("{id}\tskipped");
         }
         return Ok(Outcome {
             folder,
@@ -291,12 +309,24 @@ pub fn run(
         memory_limit: options.memory_limit,
         failures: Mutex::default(),
     };
-    for cohort in cohorts {
-        if interrupted.load(Ordering::Relaxed) {
-            break;
+    let mut groups: Vec<Vec<&Planned>> = cohorts
+        .iter()
+        .map(|cohort| cohort.cells.iter().collect())
+        .collect();
+    while !groups.is_empty() && !context.is_interrupted() {
+        let mut held = Vec::new();
+        for cells in groups {
+            if context.is_interrupted() {
+                break;
+            }
+            let left = cohort::run(&context, cells);
+            if !left.is_empty() {
+                held.push(left.into_iter().map(|held| held.planned).collect());
+            }
+            write_results(&folder, &plan, &missing)?;
         }
-        cohort.run(&context);
-        write_results(&folder, &plan, &missing)?;
+        groups = held;
+        wait_for_others(&context, &groups);
     }
     context.progress.finish();
     let rows = write_results(&folder, &plan, &missing)?;
@@ -305,7 +335,21 @@ pub fn run(
     for row in rows.iter().filter(|row| row.status == Status::Failed) {
         failed.insert(row.cell.clone(), row.reason.clone());
     }
+    let is_done = |id: &String| {
+        let mut done = rows.iter().filter(|row| row.status == Status::Done);
+        done.any(|row| row.cell == *id)
+    };
+    let idle = ran == 0 && !selected.is_empty() && !selected.iter().any(is_done);
+    let idle = idle.then(|| {
+        let reason = selected.iter().find_map(|id| missing.get(id));
+        format!(
+            "none of the {} selected cells was run: {}",
+            selected.len(),
+            reason.map_or("they are all skipped", String::as_str)
+        )
+    });
     Ok(Outcome {
+        idle,
         done: rows.iter().filter(|row| row.status == Status::Done).count(),
         skipped: rows
             .iter()
@@ -318,31 +362,60 @@ pub fn run(
     })
 }
 
-/// Ids of the cells that `--only` selects.
-fn select(plan: &Plan, options: &Options) -> Result<Vec<String>, SweepError> {
-    let ids = plan.cells.iter().map(|cell| cell.id.clone());
-    let Some(glob) = &options.only else {
-        return Ok(ids.collect());
-    };
-    let error = |reason: String| SweepError::Only {
-        glob: glob.clone(),
-        reason,
-    };
-    let matcher = Glob::new(glob)
-        .map_err(|source| error(source.to_string()))?
-        .compile_matcher();
-    let selected: Vec<String> = ids.filter(|id| matcher.is_match(id)).collect();
-    if selected.is_empty() {
-        let example = plan
-            .cells
-            .first()
-            .map(|cell| cell.id.as_str())
-            .unwrap_or_default();
-        return Err(error(format!(
-            "no cell matches; the first cell is {example}"
-        )));
+/// How often cells of other processes are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Waits until one of the cells that other processes have is free, done or not, or until it is interrupted.
+fn wait_for_others(context: &Context, groups: &[Vec<&Planned>]) {
+    let cells = || groups.iter().flatten();
+    if cells().next().is_none() {
+        return;
     }
-    Ok(selected)
+    let ids: Vec<&str> = cells().map(|planned| planned.cell.id.as_str()).collect();
+    context.progress.print(&format!(
+        "waiting for cells that other processes run: {}",
+        ids.join("  ")
+    ));
+    let is_free = |planned: &&Planned| {
+        // A folder that can no longer be written is found out when it is the cell's turn.
+        !matches!(planned.folder.lock(), Err(CellFolderError::Locked(_)))
+    };
+    while !context.is_interrupted() && !cells().any(is_free) {
+        thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// What `--only` matches.
+fn only(options: &Options) -> Result<Option<GlobMatcher>, SweepError> {
+    let glob = options.only.as_ref().map(|glob| {
+        let compiled = Glob::new(glob).map_err(|source| SweepError::Only {
+            glob: glob.clone(),
+            reason: source.to_string(),
+        })?;
+        Ok(compiled.compile_matcher())
+    });
+    glob.transpose()
+}
+
+/// Ids of the cells that `--only` selects.
+fn select(
+    plan: &Plan,
+    options: &Options,
+    is_selected: impl Fn(&str) -> bool,
+) -> Result<Vec<String>, SweepError> {
+    let ids = plan.cells.iter().map(|cell| cell.id.clone());
+    let selected: Vec<String> = ids.filter(|id| is_selected(id)).collect();
+    match &options.only {
+        Some(glob) if selected.is_empty() => {
+            let first = plan.cells.first();
+            let example = first.map(|cell| cell.id.as_str()).unwrap_or_default();
+            Err(SweepError::Only {
+                glob: glob.clone(),
+                reason: format!("no cell matches; the first cell is {example}"),
+            })
+        }
+        _ => Ok(selected),
+    }
 }
 
 /// Data sets that are open, by folder and split.
@@ -399,8 +472,10 @@ fn prepare(
     let hash = cell
         .config
         .hash(&format!("{identity} {} {judges}", reference.fingerprint()));
+    let folder = CellFolder::new(folder, &cell.id);
     Ok(Planned {
-        folder: CellFolder::new(folder, &cell.id),
+        found: folder.result(),
+        folder,
         cell: cell.clone(),
         training,
         reference,
@@ -477,7 +552,7 @@ fn print_plan(
         .iter()
         .map(|cohort| cohort.cells.iter().filter(|cell| todo(cell)).count())
         .sum();
-    eprintln!(
+    errln!(
         "{}: {} cells in {}; {waiting} to run, {} done, {} skipped{}",
         plan.name,
         plan.cells.len(),
@@ -500,7 +575,7 @@ fn print_plan(
             .filter(|planned| todo(planned))
             .map(|planned| planned.cell.id.as_str())
             .collect();
-        eprintln!("  {}", ids.join("  "));
+        errln!("  {}", ids.join("  "));
     }
     // One line for all that is missing: 27 encoders would push the plan off the screen.
     let mut encoders: BTreeMap<&str, &str> = BTreeMap::new();
@@ -517,11 +592,11 @@ fn print_plan(
         }
     }
     for (reason, cells) in autoencoders {
-        eprintln!("  skipped: {cells} cells: {reason}");
+        errln!("  skipped: {cells} cells: {reason}");
     }
     if let Some((name, reason)) = encoders.first_key_value() {
         let names: Vec<&str> = encoders.keys().copied().collect();
         let reason = reason.replace(name, "NAME");
-        eprintln!("  skipped: {}: {reason}", names.join(", "));
+        errln!("  skipped: {}: {reason}", names.join(", "));
     }
 }

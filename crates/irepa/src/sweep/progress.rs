@@ -6,6 +6,8 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::Cohort;
 
+use crate::errln;
+
 /// How often a line is printed where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
@@ -56,7 +58,7 @@ impl Progress {
             bar
         });
         if bar.is_none() && done > 0 {
-            eprintln!("{id}: continues after step {done} of {steps}");
+            errln!("{id}: continues after step {done} of {steps}");
         }
         CellProgress {
             bar,
@@ -83,7 +85,7 @@ impl Progress {
             }
             None => {
                 if self.line_is_due() || step == steps {
-                    eprintln!(
+                    errln!(
                         "{}: step {step}/{steps}  {loss}  {rate:.2} steps/s",
                         cell.id
                     );
@@ -98,7 +100,7 @@ impl Progress {
             Some(bar) => bar.set_message(stage.to_owned()),
             None => {
                 if self.line_is_due() {
-                    eprintln!("{}: {stage}", cell.id);
+                    errln!("{}: {stage}", cell.id);
                 }
             }
         }
@@ -115,6 +117,14 @@ impl Progress {
         self.print(&format!("{}: {line}", cell.id));
     }
 
+    /// Ends a cell that was never begun here, with a line that stays.
+    pub(crate) fn passed(&self, line: &str) {
+        if let Some(total) = &self.total {
+            total.inc(1);
+        }
+        self.print(line);
+    }
+
     /// Takes a cell's bar away; the cell will come back.
     pub(crate) fn leave(&self, cell: &CellProgress) {
         if let Some(bar) = &cell.bar {
@@ -129,7 +139,7 @@ impl Progress {
             Some(bars) => {
                 let _closed = bars.println(line);
             }
-            None => eprintln!("{line}"),
+            None => errln!("{line}"),
         }
     }
 
@@ -138,7 +148,7 @@ impl Progress {
             total.finish_and_clear();
         }
         if self.cells == 0 {
-            eprintln!("nothing to run; rebuilding the report");
+            errln!("nothing to run; rebuilding the report");
         }
     }
 

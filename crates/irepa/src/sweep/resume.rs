@@ -63,7 +63,7 @@ fn differences(planned: &Planned) -> Vec<String> {
     let (Ok(there), Ok(here)) = (there.parse::<Table>(), here.parse::<Table>()) else {
         return Vec::new();
     };
-    let (there, here) = (flattened(there), flattened(here));
+    let (there, here) = (config_file::leaves(&there), config_file::leaves(&here));
     let keys = there
         .keys()
         .chain(here.keys().filter(|key| !there.contains_key(*key)));
@@ -84,22 +84,4 @@ fn differences(planned: &Planned) -> Vec<String> {
             format!("{key} was {there} and is {here}")
         })
         .collect()
-}
-
-/// Values by their dotted keys.
-fn flattened(table: Table) -> BTreeMap<String, Value> {
-    let mut flat = BTreeMap::new();
-    for (key, value) in table {
-        match value {
-            Value::Table(table) => flat.extend(
-                flattened(table)
-                    .into_iter()
-                    .map(|(inner, value)| (format!("{key}.{inner}"), value)),
-            ),
-            value => {
-                flat.insert(key, value);
-            }
-        }
-    }
-    flat
 }

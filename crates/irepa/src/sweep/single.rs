@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use encoders::Registry;
 use tch::Tensor;
 
-use super::cohort::Cohort;
+use super::cohort::{self, Cohort};
+use super::failure::leave;
 use super::progress::Progress;
 use super::{Context, Datasets, SweepError, empty_row, prepare, resume};
 use crate::autoencoder_files::AutoencoderFiles;
@@ -102,6 +103,7 @@ pub fn train(
         &options.origin,
     )?;
     planned.folder = CellFolder::at(&options.folder);
+    planned.found = planned.folder.result();
     if let Some(reason) = resume::obstacle(&planned) {
         let folder = options.folder.clone();
         return Err(SweepError::Resume { folder, reason });
@@ -123,7 +125,9 @@ pub fn train(
         failures: Mutex::default(),
     };
     for cohort in &cohorts {
-        cohort.run(&context);
+        for held in cohort::run(&context, cohort.cells.iter().collect()) {
+            leave(&context, held.planned, &held.reason);
+        }
     }
     context.progress.finish();
     if interrupted.load(Ordering::Relaxed) {

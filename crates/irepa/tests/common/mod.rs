@@ -3,9 +3,13 @@
 // Each test file is a program of its own, and not each needs all of this.
 #![allow(dead_code)]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output};
+use std::time::{Duration, Instant};
+
+use training::checkpoint;
 
 /// An experiment of a few seconds: 16-pixel images, a 4 x 4 token grid, 6 steps.
 pub struct Playground {
@@ -63,6 +67,18 @@ pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy_folder(&entry.path(), &to),
+            false => drop(fs::copy(entry.path(), to).unwrap()),
+        }
+    }
+}
+
 impl Playground {
     pub fn new() -> Self {
         let this = Self {
@@ -91,6 +107,20 @@ impl Playground {
             let file = format!("{name}.{extension}");
             fs::copy(source.join(&file), self.path("encoders").join(&file)).unwrap();
         }
+    }
+
+    /// A folder with the files of a case in `tests/data/cases`, and the project's own encoders.
+    pub fn of_case(name: &str) -> Self {
+        let this = Self {
+            folder: tempfile::tempdir().unwrap(),
+        };
+        let case = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/data/cases")
+            .join(name);
+        copy_folder(&case, this.folder.path());
+        let encoders = repository().join("experiments/encoders");
+        copy_folder(&encoders, &this.path("encoders"));
+        this
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -131,6 +161,56 @@ impl Playground {
         let mut all = vec!["sweep", "experiment.toml", "--device", "cpu"];
         all.extend(arguments);
         self.run(&all)
+    }
+}
+
+/// What a cell's training left, by file name; the rest of a cell is measured from these.
+pub fn trained(run: &Path) -> BTreeMap<String, Vec<u8>> {
+    let newest = checkpoint::list(&run.join("checkpoints")).pop().unwrap();
+    let mut files: BTreeMap<String, Vec<u8>> = fs::read_dir(&newest)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .map(|path| {
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            (name, fs::read(&path).unwrap())
+        })
+        .collect();
+    files.insert(
+        "metrics.jsonl".into(),
+        fs::read(run.join("metrics.jsonl")).unwrap(),
+    );
+    assert_eq!(files.len(), 6);
+    files
+}
+
+/// Waits until `ready`, for at most two minutes.
+pub fn wait_until(what: &str, mut ready: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while !ready() {
+        assert!(Instant::now() < deadline, "{what} did not come about");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Sends Ctrl-C to a process.
+pub fn interrupt(child: &Child) {
+    let arguments = ["-INT", &child.id().to_string()];
+    let sent = Command::new("kill").args(arguments).status().unwrap();
+    assert!(sent.success());
+}
+
+/// The exit code of a process that ends by itself in time.
+pub fn end_of(child: &mut Child) -> Option<i32> {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.code();
+        }
+        if Instant::now() > deadline {
+            child.kill().unwrap();
+            panic!("the process did not end");
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -1,0 +1,465 @@
+//! What cells of a sweep share, and what they must not: tokens, names, processes, failures.
+
+mod common;
+
+use std::fs;
+use std::process::Stdio;
+use std::sync::Arc;
+
+use common::{Outcome, Playground, end_of, interrupt, trained, wait_until};
+use data::{Cursor, Loader};
+use irepa::cell_folder::CellFolder;
+use irepa::config_file;
+use irepa::results::{ResultRow, Status, read_csv};
+use training::checkpoint;
+
+#[test]
+fn cells_that_differ_in_the_precision_of_their_encoder_do_not_share_tokens() {
+    let place = Playground::of_case("R1-precision");
+    let sweep = |more: &[&str]| {
+        let mut all = vec!["sweep", "exp.toml", "--device", "cpu"];
+        all.extend(more);
+        place.run(&all).expect(0, &[]);
+    };
+    sweep(&[]);
+    sweep(&["--only", "*half*", "--out", "alone"]);
+    let loss = |csv: &str, recipe: &str| {
+        let rows = read_csv(&place.path(csv)).unwrap();
+        let row = rows.into_iter().find(|row| row.recipe == recipe);
+        row.unwrap().alignment_loss.unwrap()
+    };
+    let half = loss("runs/r1/results.csv", "half");
+    assert_eq!(half, loss("alone/r1/results.csv", "half"));
+    assert_ne!(half, loss("runs/r1/results.csv", "full"));
+}
+
+#[test]
+fn settings_that_the_grid_decides_are_refused() {
+    let place = Playground::new();
+    for (setting, axis) in [
+        ("alignment.encoder=hog", "grid.encoder"),
+        ("alignment={ encoder = \"hog\" }", "grid.encoder"),
+        ("train.seed=5", "grid.seed"),
+        ("model.name=SiT-XS/2", "grid.model"),
+        ("alignment.head.kind=linear", "grid.recipe"),
+        ("alignment.head={ kind = \"linear\" }", "grid.recipe"),
+    ] {
+        for more in [&[][..], &["--only", "*.irepa.*"], &["--dry-run"]] {
+            let mut all = vec!["--set", setting];
+            all.extend(more);
+            place.sweep(&all).expect(2, &[setting, axis, "--only"]);
+        }
+    }
+    // The recipe of the selected cells says nothing of heads.
+    let selected = ["--only", "*.none.*", "--dry-run"];
+    let mut all = selected.to_vec();
+    all.extend(["--set", "alignment.head.kind=linear"]);
+    place.sweep(&all).expect(0, &["1 to run"]);
+    assert!(!place.path("runs").exists());
+
+    // The experiment's own tables are no other place for them.
+    place.edit(
+        "experiment.toml",
+        "seed = [0]",
+        "seed = [0]\n[cpu.set.train]\nseed = 5",
+    );
+    place
+        .sweep(&["--dry-run"])
+        .expect(2, &["cpu.set.train.seed", "grid.seed"]);
+    // Without the axis it is a setting, and the cells are called by it.
+    place.edit("experiment.toml", "seed = [0]\n", "");
+    let ids = place.sweep(&["--dry-run"]).expect(0, &[]).stdout;
+    assert!(ids.contains("sit-xs4.none.s5"), "{ids}");
+    let more = ["--dry-run", "--set", "train.seed=6"];
+    let ids = place.sweep(&more).expect(0, &[]).stdout;
+    assert!(ids.contains("sit-xs4.none.s6"), "{ids}");
+}
+
+#[test]
+fn a_setting_of_some_cells_is_not_refused_for_those_left_out() {
+    let place = Playground::new();
+    place.edit(
+        "experiment.toml",
+        "recipes = \"recipes\"",
+        "recipes = \"recipes\"\nvariants = \"variants\"",
+    );
+    place.edit(
+        "experiment.toml",
+        "seed = [0]",
+        "seed = [0]\nvariant = [\"sit\", \"meanflow\"]",
+    );
+    place.write(
+        "variants/meanflow.toml",
+        "[objective]\nkind = \"meanflow\"\ncfg_omega = 0.2\n[sample]\nsampler = { num_steps = 1 }\n",
+    );
+    let omega = |only: &str| {
+        place.sweep(&[
+            "--dry-run",
+            "--only",
+            only,
+            "--set",
+            "objective.cfg_omega=0.3",
+        ])
+    };
+    omega("*.meanflow.*").expect(0, &["3 to run"]);
+    omega("*").expect(2, &["sit-xs4.none.s0", "cfg_omega"]);
+    // One setting cannot take the place of what tells the variants apart.
+    let steps = ["--dry-run", "--set", "sample.sampler.num_steps=3"];
+    place.sweep(&steps).expect(2, &["grid.variant", "--only"]);
+    let mut one = steps.to_vec();
+    one.extend(["--only", "*.meanflow.*"]);
+    place.sweep(&one).expect(0, &["3 to run"]);
+    let kind = ["--set", "objective.kind=velocity", "--only", "*.meanflow.*"];
+    place.sweep(&kind).expect(2, &["grid.variant", "--only"]);
+
+    // The cells that are left out keep what they have of the settings.
+    let mut settings = vec!["--only", "*.meanflow.none.*", "--set", "train.steps=2"];
+    settings.extend(["--set", "objective.cfg_omega=0.3"]);
+    place.sweep(&settings).expect(0, &["1 done"]);
+    let plan: toml::Table = place.read("runs/small/plan.toml").parse().unwrap();
+    for cell in plan["cell"].as_array().unwrap() {
+        assert_eq!(cell["config"]["train"]["steps"].as_integer(), Some(2));
+    }
+}
+
+#[test]
+fn a_stream_that_fails_saves_its_cells_and_fails_those_that_wanted_it() {
+    let place = Playground::new();
+    place.write("recipes/short.toml", "[train]\nsteps = 1\n");
+    place.write(
+        "recipes/repa.toml",
+        "[alignment]\nhead = { kind = \"mlp\", width = 8 }\n",
+    );
+    place.edit(
+        "experiment.toml",
+        "[\"none\", \"irepa\"]",
+        "[\"irepa\", \"short\", \"repa\"]",
+    );
+    place.edit("experiment.toml", "\"hog-vit-g4_d128\", ", "");
+    place.edit(
+        "base.toml",
+        "split = \"val\"",
+        "split = \"\"\nmax_corrupt_share = 0.0",
+    );
+    place.edit(
+        "base.toml",
+        "checkpoint_every = 2",
+        "checkpoint_every = 100",
+    );
+    place.edit("base.toml", "reference_images = 12", "reference_images = 4");
+    for index in 0..24_u8 {
+        let class = ["cats", "dogs"][usize::from(index / 12)];
+        let path = place.path("images").join(class);
+        fs::create_dir_all(&path).unwrap();
+        let image = image::RgbImage::from_fn(16, 16, |x, y| {
+            image::Rgb([index * 10, x as u8 * 15, y as u8 * 15])
+        });
+        image.save(path.join(format!("{index:02}.png"))).unwrap();
+    }
+    let data = place.read("base.toml");
+    let data = data.lines().find(|line| line.starts_with("path")).unwrap();
+    place.edit("base.toml", data, "path = \"images\"");
+    place.sweep(&["--out", "whole"]).expect(0, &["3 done"]);
+
+    // An image of the third batch cannot be read for a while.
+    let config = config_file::load(&place.path("base.toml"), &[]).unwrap();
+    let dataset = data::open(&config.data.path, &config.data.training_split()).unwrap();
+    let mut batches =
+        Loader::new(Arc::clone(&dataset), config.loader(), Cursor::default()).unwrap();
+    let third = batches.nth(2).unwrap().unwrap();
+    // Not one that the encoder is measured on.
+    let evenly: Vec<u64> = (0..4).map(|index| index * 24 / 4).collect();
+    let id = third
+        .ids
+        .into_iter()
+        .find(|id| !evenly.contains(id))
+        .unwrap();
+    let class = ["cats", "dogs"][id as usize / 12];
+    let image = place
+        .path("images")
+        .join(class)
+        .join(format!("{id:02}.png"));
+    let whole = fs::read(&image).unwrap();
+    fs::write(&image, vec![b'x'; whole.len()]).unwrap();
+    place.sweep(&[]).expect(1, &["1 done, 2 failed", "corrupt"]);
+    let rows = read_csv(&place.path("runs/small/results.csv")).unwrap();
+    let ended: Vec<(&str, Status, Option<u64>)> = rows
+        .iter()
+        .map(|row| (row.recipe.as_str(), row.status, row.steps))
+        .collect();
+    let expected = [
+        ("irepa", Status::Failed, Some(2)),
+        ("short", Status::Done, Some(1)),
+        ("repa", Status::Failed, Some(2)),
+    ];
+    assert_eq!(ended, expected);
+
+    fs::write(&image, whole).unwrap();
+    let outcome = place.sweep(&[]).expect(0, &["3 done"]);
+    let resumed = outcome
+        .stderr
+        .matches("continues after step 2 of 6")
+        .count();
+    assert_eq!(resumed, 2, "{}", outcome.stderr);
+    for recipe in ["irepa", "repa"] {
+        let cell = |out: &str| place.path(&format!("{out}/small/cells/sit-xs4.{recipe}.good.s0"));
+        assert!(trained(&cell("runs")) == trained(&cell("whole")));
+    }
+}
+
+/// Rows without what differs from run to run.
+fn comparable(place: &Playground, csv: &str) -> Vec<ResultRow> {
+    let rows = read_csv(&place.path(csv)).unwrap();
+    rows.into_iter()
+        .map(|row| ResultRow {
+            steps_per_s: None,
+            peak_memory_mib: None,
+            ..row
+        })
+        .collect()
+}
+
+#[test]
+fn eight_processes_in_one_folder_run_every_cell_once() {
+    let place = Playground::new();
+    place.write("recipes/repa.toml", "");
+    place.edit("experiment.toml", "\"irepa\"]", "\"irepa\", \"repa\"]");
+    place.edit("experiment.toml", "seed = [0]", "seed = [0, 1]");
+    let sweep = [
+        "sweep",
+        "experiment.toml",
+        "--device",
+        "cpu",
+        "--set",
+        "train.steps=3",
+    ];
+    let processes: Vec<_> = (0..8)
+        .map(|_| {
+            let mut command = place.command(&sweep);
+            let command = command.env("OMP_NUM_THREADS", "1");
+            command
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    let outcomes: Vec<Outcome> = processes
+        .into_iter()
+        .map(|process| Outcome::of(process.wait_with_output().unwrap()).expect(0, &["0 failed"]))
+        .collect();
+    let mut alone = sweep.to_vec();
+    alone.extend(["--out", "alone"]);
+    let alone = place
+        .command(&alone)
+        .env("OMP_NUM_THREADS", "1")
+        .output()
+        .unwrap();
+    Outcome::of(alone).expect(0, &["10 done"]);
+
+    let rows = comparable(&place, "runs/small/results.csv");
+    assert_eq!(rows, comparable(&place, "alone/small/results.csv"));
+    assert_eq!(rows.len(), 10);
+    for row in &rows {
+        let done = format!("{}: done, ", row.cell);
+        let times: usize = outcomes
+            .iter()
+            .map(|outcome| outcome.stderr.matches(&done).count())
+            .sum();
+        assert_eq!(times, 1, "{}", row.cell);
+        let cell = |out: &str| place.path(&format!("{out}/small/cells/{}", row.cell));
+        assert!(trained(&cell("runs")) == trained(&cell("alone")));
+        assert!(!cell("runs").join("before").exists());
+    }
+}
+
+#[test]
+fn a_cell_of_another_process_is_waited_for() {
+    let place = Playground::new();
+    let folder = CellFolder::new(&place.path("runs/small"), "sit-xs4.none.s0");
+    let lock = folder.lock().unwrap();
+    let sweep = [
+        "sweep",
+        "experiment.toml",
+        "--device",
+        "cpu",
+        "--set",
+        "train.steps=2",
+    ];
+    let mut child = place
+        .command(&sweep)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The others are done meanwhile, and this one is left alone.
+    let others = ["irepa.good", "irepa.hog-vit-g4_d128"]
+        .map(|name| CellFolder::new(&place.path("runs/small"), &format!("sit-xs4.{name}.s0")));
+    wait_until("the other cells", || {
+        others.iter().all(|other| other.result().is_some())
+    });
+    assert!(child.try_wait().unwrap().is_none());
+    assert!(folder.result().is_none() && !folder.path().join("config.toml").exists());
+    // The other process ends without a result, and the cell is taken over.
+    drop(lock);
+    assert_eq!(end_of(&mut child), Some(0));
+    let row = folder.result().unwrap().row;
+    assert_eq!((row.status, row.steps), (Status::Done, Some(2)));
+
+    // A single run does not wait.
+    let lock = folder.lock().unwrap();
+    let path = folder.path().to_string_lossy().into_owned();
+    let train = [
+        "train",
+        "base.toml",
+        "--resume",
+        "--out",
+        &path,
+        "--set",
+        "train.steps=2",
+    ];
+    place
+        .run(&train)
+        .expect(1, &["another process is running this cell"]);
+    drop(lock);
+
+    // An interruption ends the waiting.
+    let lock = folder.lock().unwrap();
+    let more = [
+        "sweep",
+        "experiment.toml",
+        "--device",
+        "cpu",
+        "--set",
+        "train.steps=3",
+    ];
+    let more = [&more[..], &["--only", "*.none.*"]].concat();
+    let mut child = place
+        .command(&more)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_until("the plan", || {
+        place.read("runs/small/plan.toml").contains("steps = 3")
+    });
+    interrupt(&child);
+    assert_eq!(end_of(&mut child), Some(130));
+    assert_eq!(folder.result().unwrap().row, row);
+    drop(lock);
+}
+
+#[test]
+fn a_sweep_that_can_run_nothing_fails_and_says_why() {
+    let place = Playground::new();
+    place.edit(
+        "experiment.toml",
+        "encoder = [\"hog-vit-g4_d128\", \"good\"]",
+        "encoder = [\"dinov2-vit-b\", \"good\"]",
+    );
+    let only = ["--set", "train.steps=2", "--only", "*dinov2*"];
+    place.sweep(&only).expect(
+        1,
+        &[
+            "none of the 1 selected cells",
+            "cargo xtask export dinov2-vit-b",
+        ],
+    );
+    place
+        .sweep(&["--set", "train.steps=2"])
+        .expect(0, &["2 done"]);
+}
+
+#[test]
+fn encoders_are_found_from_any_working_directory() {
+    let place = Playground::new();
+    fs::create_dir_all(place.path("experiments")).unwrap();
+    fs::rename(place.path("encoders"), place.path("experiments/encoders")).unwrap();
+    fs::create_dir_all(place.path("a/b")).unwrap();
+    let from = |folder: &str, arguments: &[&str]| {
+        let mut command = place.command(arguments);
+        let command = command
+            .current_dir(place.path(folder))
+            .env_remove("IREPA_ENCODERS");
+        Outcome::of(command.output().unwrap())
+    };
+    for (folder, file) in [("", "experiment.toml"), ("a/b", "../../experiment.toml")] {
+        from(folder, &["sweep", file, "--dry-run"]).expect(0, &["3 to run", "0 skipped"]);
+    }
+    let elsewhere = tempfile::tempdir().unwrap();
+    let file = place.path("experiment.toml").to_string_lossy().into_owned();
+    let mut command = place.command(&["sweep", &file, "--dry-run"]);
+    let command = command
+        .current_dir(elsewhere.path())
+        .env_remove("IREPA_ENCODERS");
+    Outcome::of(command.output().unwrap()).expect(0, &["3 to run", "0 skipped"]);
+    // Without a file, from the folders above.
+    let list = from("a/b", &["encoders", "list"]).expect(0, &[]).stdout;
+    assert!(list.contains("good_patch_only"), "{list}");
+}
+
+#[test]
+fn an_evaluation_on_the_way_can_be_interrupted() {
+    let place = Playground::new();
+    let sweep = [
+        "sweep",
+        "experiment.toml",
+        "--device",
+        "cpu",
+        "--only",
+        "*.none.*",
+        "--set",
+        "evaluate.every=1",
+        "--set",
+        "train.checkpoint_every=100",
+        "--set",
+        "sample.sampler.num_steps=1000000",
+    ];
+    let mut child = place
+        .command(&sweep)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let cell = place.path("runs/small/cells/sit-xs4.none.s0");
+    let saved = || checkpoint::list(&cell.join("checkpoints"));
+    wait_until("the checkpoint before the evaluation", || {
+        !saved().is_empty()
+    });
+    interrupt(&child);
+    assert_eq!(end_of(&mut child), Some(130));
+    assert_eq!(saved().len(), 1);
+    // What is missing is made up for, with samples that take less time.
+    place
+        .sweep(&["--only", "*.none.*", "--set", "evaluate.every=1"])
+        .expect(0, &["1 done"]);
+    let log = fs::read_to_string(cell.join("metrics.jsonl")).unwrap();
+    assert_eq!(log.lines().count(), 6);
+    assert!(log.lines().all(|line| line.contains("\"fd\":")), "{log}");
+}
+
+#[test]
+fn drawing_samples_can_be_interrupted_between_steps() {
+    let place = Playground::new();
+    let train = [
+        "train",
+        "base.toml",
+        "--out",
+        "run",
+        "--set",
+        "train.steps=1",
+    ];
+    place.run(&train).expect(0, &[]);
+    let sample = [
+        "sample", "run", "--count", "8", "--steps", "1000000", "--out", "images",
+    ];
+    let mut child = place
+        .command(&sample)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_until("the folder of samples", || place.path("images").is_dir());
+    interrupt(&child);
+    assert_eq!(end_of(&mut child), Some(130));
+}
