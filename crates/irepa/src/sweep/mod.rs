@@ -33,7 +33,7 @@ use torch_ext::TorchError;
 
 use crate::atomic_file;
 use crate::autoencoder_files::AutoencoderFiles;
-use crate::cell_folder::{CellFolder, CellFolderError, CellResult};
+use crate::cell_folder::{CellFolder, CellFolderError, CellLock, CellResult};
 use crate::config_file::ConfigError;
 use crate::encoder_bank::EncoderBank;
 use crate::experiment::{Cell, DeviceKind, Plan};
@@ -323,14 +323,17 @@ pub fn run(
             if !left.is_empty() {
                 held.push(left.into_iter().map(|held| held.planned).collect());
             }
+            let _lock = lock_results(&folder)?;
             write_results(&folder, &plan, &missing)?;
         }
         groups = held;
         wait_for_others(&context, &groups);
     }
     context.progress.finish();
+    let lock = lock_results(&folder)?;
     let rows = write_results(&folder, &plan, &missing)?;
     report::build(&folder)?;
+    drop(lock);
     let mut failed = context.into_failures();
     for row in rows.iter().filter(|row| row.status == Status::Failed) {
         failed.insert(row.cell.clone(), row.reason.clone());
@@ -502,6 +505,18 @@ fn create_run_folder(folder: &Path, plan: &Plan, device: &str) -> Result<(), Swe
         toml::to_string(&plan.file(device)).map_err(|error| out(&path, io::Error::other(error)))?;
     atomic_file::write(&path, |file| file.write_all(text.as_bytes()))
         .map_err(|source| out(&path, source))
+}
+
+/// Keeps other processes from reading cells and writing `results.csv` meanwhile: rows that one has read must not
+/// replace newer ones of another.
+fn lock_results(folder: &Path) -> Result<CellLock, SweepError> {
+    let folder = CellFolder::at(folder);
+    loop {
+        match folder.lock() {
+            Err(CellFolderError::Locked(_)) => thread::sleep(Duration::from_millis(20)),
+            lock => return Ok(lock?),
+        }
+    }
 }
 
 /// Writes `results.csv` from what the cells' folders hold, in the plan's order.
