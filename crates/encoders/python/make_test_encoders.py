@@ -1,4 +1,4 @@
-"""Makes the small encoders of the Rust tests: two that load, one that fails late, and three that must be refused.
+"""Makes the small encoders of the Rust tests: two that load, one that fails late, and seven that must be refused.
 
     python crates/encoders/python/make_test_encoders.py
 
@@ -83,6 +83,51 @@ class OutOfMemory(nn.Module):
         return self.patches(images)
 
 
+class DropoutOn(nn.Module):
+    """As PatchMeans with a tenth of the numbers dropped, in evaluation mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = PatchMeans()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.dropout(self.patches(images), 0.1, training=True)
+
+
+class BatchStatistics(nn.Module):
+    """As PatchMeans, normalised with the statistics of the batch, as a batch norm left in training mode does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = PatchMeans()
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.patches(images)
+        return F.batch_norm(tokens.transpose(1, 2), None, None, training=True).transpose(1, 2)
+
+
+class TiedToCpu(nn.Module):
+    """As PatchMeans plus a constant of the images' device, which tracing makes the device it was traced on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = PatchMeans()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.patches(images) + torch.ones([WIDTH], device=images.device)
+
+
+class TiedToCuda(nn.Module):
+    """As PatchMeans plus a constant on one device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = PatchMeans()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.patches(images) + torch.ones([8], device="cuda:0")
+
+
 class NotAnEncoder(nn.Module):
     """Takes no images at all."""
 
@@ -128,6 +173,13 @@ def sidecar(name: str, description: str, **changes: object) -> Sidecar:
     return Sidecar(**(fields | changes))
 
 
+def compiled(module: nn.Module) -> torch.jit.ScriptModule:
+    """Scripted, but for the module whose fault is that of tracing."""
+    if isinstance(module, TiedToCpu):
+        return torch.jit.trace(module, torch.zeros(1, 3, INPUT_SIZE, INPUT_SIZE))
+    return torch.jit.script(module)
+
+
 def main() -> None:
     encoders = [
         (Good(), sidecar("good", "Patch means and their mean", class_token=True)),
@@ -145,9 +197,13 @@ def main() -> None:
         (NanTokens(), sidecar("nan_tokens", "Returns tokens that are NaN")),
         (OutOfMemory(), sidecar("out_of_memory", "Runs out of memory at the sixth call")),
         (NotAnEncoder(), sidecar("not_an_encoder", "Takes two integers")),
+        (DropoutOn(), sidecar("dropout_on", "Drops numbers in evaluation mode")),
+        (BatchStatistics(), sidecar("batch_statistics", "Normalises over the batch")),
+        (TiedToCpu(), sidecar("tied_to_cpu", "Makes a constant on the CPU")),
+        (TiedToCuda(), sidecar("tied_to_cuda", "Makes a constant on a CUDA device")),
     ]
     for module, description in encoders:
-        path = write_encoder(torch.jit.script(module.eval()), description, FOLDER)
+        path = write_encoder(compiled(module.eval()), description, FOLDER)
         print(f"{path}: {path.stat().st_size} bytes")
     write_inception()
 

@@ -91,7 +91,7 @@ pub fn check(encoder: &dyn Encoder, options: &CheckOptions) -> Result<CheckRepor
     let mut batch_difference: f64 = 0.0;
     for index in [0, 1] {
         let alone = encoder.encode(&pair.f_narrow(0, index, 1)?)?;
-        let off = difference(&alone, &image(&together, index)?)?;
+        let off = alone.difference(&together.image(index)?)?;
         batch_difference = if off.is_nan() {
             f64::INFINITY
         } else {
@@ -113,45 +113,17 @@ pub fn check(encoder: &dyn Encoder, options: &CheckOptions) -> Result<CheckRepor
         batch_difference,
         reference_difference,
         images_per_s: speed(encoder, &pair, options)?,
-        tolerance: match options.precision {
-            Precision::Fp32 => 1e-3,
-            Precision::Bf16 => 5e-2,
-            Precision::Fp16 => 1e-2,
-        },
+        tolerance: options.precision.tolerance(),
     })
-}
-
-fn image(tokens: &Tokens, index: i64) -> Result<Tokens, EncoderError> {
-    let class = tokens.class.as_ref();
-    Ok(Tokens {
-        patch: tokens.patch.f_narrow(0, index, 1)?,
-        class: class.map(|class| class.f_narrow(0, index, 1)).transpose()?,
-    })
-}
-
-fn parts(tokens: &Tokens) -> impl Iterator<Item = &Tensor> {
-    [Some(&tokens.patch), tokens.class.as_ref()]
-        .into_iter()
-        .flatten()
 }
 
 fn is_finite(tokens: &Tokens) -> Result<bool, EncoderError> {
-    for tensor in parts(tokens) {
+    for tensor in tokens.parts() {
         if !bool::try_from(tensor.f_isfinite()?.f_all()?)? {
             return Ok(false);
         }
     }
     Ok(true)
-}
-
-fn difference(left: &Tokens, right: &Tokens) -> Result<f64, EncoderError> {
-    let mut most: f64 = 0.0;
-    for (left, right) in parts(left).zip(parts(right)) {
-        let scale = f64::try_from(right.f_abs()?.f_max()?)?.max(f64::MIN_POSITIVE);
-        let off = f64::try_from(left.f_sub(right)?.f_abs()?.f_max()?)? / scale;
-        most = if off.is_nan() { off } else { most.max(off) };
-    }
-    Ok(most)
 }
 
 fn speed(

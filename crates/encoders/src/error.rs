@@ -161,6 +161,44 @@ pub enum EncoderError {
         what: &'static str,
     },
 
+    /// The same images give other tokens the second time.
+    #[error(
+        "encoder {name} gives the same images other tokens the second time, by {difference:.1e} of the largest: \
+         dropout or another draw of random numbers is left on; export it in evaluation mode (`module.eval()`)"
+    )]
+    NotRepeatable {
+        /// The encoder.
+        name: String,
+        /// Largest difference relative to the largest value.
+        difference: f64,
+    },
+
+    /// An image has other tokens alone than beside another image.
+    #[error(
+        "encoder {name} gives an image alone other tokens than beside another image, by {difference:.1e} of the \
+         largest: a batch norm is left in training mode, or something else is computed over the batch; export it \
+         in evaluation mode (`module.eval()`)"
+    )]
+    DependsOnBatch {
+        /// The encoder.
+        name: String,
+        /// Largest difference relative to the largest value.
+        difference: f64,
+    },
+
+    /// The file's code names a device.
+    #[error(
+        "{} is tied to the device it was made on: its code has {found}, which does not move with the module; \
+         make such tensors buffers of the module, or script it, and export it again",
+        path.display()
+    )]
+    TiedToDevice {
+        /// The TorchScript file.
+        path: PathBuf,
+        /// What names the device.
+        found: String,
+    },
+
     /// Images of a shape or dtype that encoders do not take.
     #[error("images must be u8 [B, 3, H, W]; these are {kind} {found:?}")]
     Images {

@@ -61,6 +61,7 @@ mod precision;
 mod preprocess;
 mod reference;
 mod registry;
+mod repeatable;
 mod torchscript;
 
 pub use catalogue::{KnownEncoder, catalogue, known};

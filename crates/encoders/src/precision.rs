@@ -20,6 +20,15 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// By how much of the largest value an image's tokens may differ between batches, by rounding alone.
+    pub(crate) fn tolerance(self) -> f64 {
+        match self {
+            Self::Fp32 => 1e-3,
+            Self::Bf16 => 5e-2,
+            Self::Fp16 => 1e-2,
+        }
+    }
+
     /// The dtype.
     pub fn kind(self) -> Kind {
         match self {

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use tch::{CModule, Device, IValue, Kind, TchError, Tensor};
 
 use crate::encoder::check_images;
+use crate::repeatable;
 use crate::{Encoder, EncoderError, EncoderSpec, Precision, Reference, Resize, Tokens};
 
 /// An encoder in a TorchScript file `NAME.pt` with a sidecar `NAME.toml`, which is an
@@ -26,18 +27,20 @@ pub struct TorchScript {
 }
 
 impl TorchScript {
-    /// Loads `path` to `device`, casts its weights to `precision`, and runs it once on two plain
-    /// test images, so that a file that is not what its sidecar says is found before training
-    /// starts.
+    /// Loads `path` to `device`, casts its weights to `precision`, and runs it on two plain test images,
+    /// so that a file that is not what its sidecar says is found before training starts. The first time in a
+    /// process it is run again, and on one of the images alone.
     ///
     /// # Errors
     /// Sidecar or file missing, damaged, of each other's wrong kind; a module that cannot run in
-    /// `precision`; tokens of another shape than declared, or not finite.
+    /// `precision`; tokens of another shape than declared, not finite, or not the same in a second pass or
+    /// without the other image; code that names a device.
     pub fn load(path: &Path, device: Device, precision: Precision) -> Result<Self, EncoderError> {
         let spec = read_sidecar(path)?;
         if let Some(expected) = &spec.sha256 {
             check_sha256(path, expected)?;
         }
+        repeatable::check_devices(path)?;
         let refused = |error: tch::TchError| EncoderError::NotTorchScript {
             path: path.to_owned(),
             message: first_line(&error.to_string()),
@@ -57,13 +60,14 @@ impl TorchScript {
         Ok(encoder)
     }
 
-    /// One pass over two test images: a gradient, so that nothing is constant, and its mirror.
+    /// Passes over two test images: a gradient, so that nothing is constant, and its mirror at half the
+    /// brightness, so that statistics of both are not those of one.
     fn check(&self) -> Result<(), EncoderError> {
         let side = self.spec.input_size;
         let ramp = Tensor::f_arange(side, (Kind::Float, self.device))?
             .f_mul_scalar(255.0 / side as f64)?
             .f_expand([3, side, side], false)?;
-        let mirrored = ramp.f_flip([-1])?.f_transpose(-1, -2)?;
+        let mirrored = ramp.f_flip([-1])?.f_transpose(-1, -2)?.f_mul_scalar(0.5)?;
         let images = Tensor::f_stack(&[ramp, mirrored], 0)?.f_to_kind(Kind::Uint8)?;
         let tokens = self.encode(&images)?;
         for (what, tensor) in [
@@ -78,7 +82,11 @@ impl TorchScript {
                 });
             }
         }
-        Ok(())
+        let identity = self.spec.sha256.as_deref().unwrap_or_default();
+        let run = (identity, self.device, self.precision);
+        repeatable::check_passes(&self.spec.name, run, &images, &tokens, |images| {
+            self.encode(images)
+        })
     }
 
     fn output_error(&self, found: String) -> EncoderError {

@@ -134,6 +134,41 @@ fn a_module_that_is_no_encoder_is_refused_on_load() {
 }
 
 #[test]
+fn a_module_whose_tokens_change_is_refused_on_load_with_the_reason() {
+    let error = broken("dropout_on").unwrap_err();
+    assert!(
+        matches!(error, EncoderError::NotRepeatable { .. }),
+        "{error}"
+    );
+    let text = error.to_string();
+    assert!(
+        text.contains("dropout_on") && text.contains("evaluation mode"),
+        "{text}"
+    );
+
+    let error = broken("batch_statistics").unwrap_err();
+    assert!(
+        matches!(error, EncoderError::DependsOnBatch { difference, .. } if difference > 0.1),
+        "{error}"
+    );
+    // What was refused once is refused again.
+    assert!(broken("dropout_on").is_err() && broken("batch_statistics").is_err());
+}
+
+#[test]
+fn a_module_that_is_tied_to_a_device_is_refused_on_any() {
+    for (name, device) in [("tied_to_cpu", "cpu"), ("tied_to_cuda", "cuda:0")] {
+        let error = broken(name).unwrap_err();
+        assert!(
+            matches!(&error, EncoderError::TiedToDevice { found, .. }
+                if *found == format!("torch.device(\"{device}\")")),
+            "{error}"
+        );
+        assert!(error.to_string().contains("buffers"), "{error}");
+    }
+}
+
+#[test]
 fn a_network_that_breaks_off_says_why() {
     let encoder = broken("out_of_memory").unwrap();
     let errors = (0..6).filter_map(|_| encoder.encode(&images(1, 16)).err());
