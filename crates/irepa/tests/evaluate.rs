@@ -137,6 +137,8 @@ fn a_folder_against_a_folder_gives_every_measure() {
         metrics,
         "--split-size",
         "40",
+        "--kid-subset-size",
+        "50",
     ];
     let outcome = bench.evaluate(&arguments);
     let outcome = outcome.expect(
@@ -442,14 +444,14 @@ fn references_that_do_not_fit_are_refused() {
     bench.statistics("narrow.npz", &moments(&narrow), None);
     let outcome = bench.evaluate(&["fake.npz", "--reference", "narrow.npz"]);
     outcome.expect(
-        1,
+        2,
         &["`mu` of narrow.npz is of 9 features, but the network gives 12"],
     );
     let pool = features(&images(30, 0)).0;
     bench.statistics("spatial.npz", &moments(&pool), Some(&moments(&pool)));
     let outcome = bench.evaluate(&["fake.npz", "--reference", "spatial.npz"]);
     outcome.expect(
-        1,
+        2,
         &["`mu_s` of spatial.npz is of 12 features, but the network gives 9"],
     );
 
@@ -471,7 +473,7 @@ fn references_that_do_not_fit_are_refused() {
     npz.finish().unwrap();
     let outcome = bench.evaluate(&["fake.npz", "--reference", "odd.npz"]);
     outcome.expect(
-        1,
+        2,
         &["neither statistics (mu, sigma) nor images (arr_0), only weights"],
     );
     let outcome = bench.evaluate(&["fake.npz", "--reference", "only.npz", "--metrics", "fidd"]);
@@ -512,4 +514,171 @@ fn fewer_samples_than_features_are_warned_of() {
     outcome.expect(1, &["1 of the at least 2 samples"]);
     let outcome = bench.evaluate(&["fake.npz", "--reference", "one.npz"]);
     outcome.expect(1, &["1 of the at least 2 samples"]);
+}
+
+fn case(name: &str) -> String {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/cases");
+    folder.join(name).to_string_lossy().into_owned()
+}
+
+#[test]
+fn kid_of_as_many_images_as_a_subset_holds_has_no_deviation() {
+    let bench = Bench::new();
+    let [samples, real] = ["21-kid/a200.npz", "21-kid/b200.npz"].map(case);
+    let run = |more: &[&str]| {
+        let mut all = vec![samples.as_str(), "--reference", &real, "--out", "o.json"];
+        all.extend(["--encoder", "good_patch_only", "--metrics", "kid"]);
+        all.extend(more);
+        let outcome = bench.evaluate(&all).expect(0, &["KID"]);
+        (outcome, bench.json("o.json"))
+    };
+    let (outcome, report) = run(&[]);
+    assert!(!outcome.stdout.contains("+-"), "{}", outcome.stdout);
+    assert!(
+        outcome
+            .stderr
+            .contains("warning: KID compares all 200 samples with all 200 reference images"),
+        "{}",
+        outcome.stderr
+    );
+    assert!(report["results"]["kid"].is_number());
+    assert!(report["results"].get("kid_deviation").is_none());
+
+    let (outcome, report) = run(&["--kid-subset-size", "100"]);
+    assert!(!outcome.stderr.contains("KID"), "{}", outcome.stderr);
+    assert!(report["results"]["kid_deviation"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn a_subset_that_exhausts_one_set_is_warned_of() {
+    let bench = Bench::new();
+    bench.npz("fake.npz", &images(30, 1));
+    bench.npz("real.npz", &images(60, 0));
+    for (samples, reference, whole) in [
+        ("fake.npz", "real.npz", "all 30 samples"),
+        ("real.npz", "fake.npz", "all 30 reference images"),
+    ] {
+        let arguments = [samples, "--reference", reference, "--metrics", "kid"];
+        bench
+            .evaluate(&arguments)
+            .expect(0, &["each subset of KID holds", whole, "+-"]);
+    }
+}
+
+#[test]
+fn samples_sorted_by_class_are_warned_of() {
+    let bench = Bench::new();
+    // Two kinds of images, which the stand-in takes for different classes.
+    let kind = |n: usize| -> u8 { if n < 60 { 10 } else { 245 } };
+    let sorted = Array4::from_shape_fn((120, SIDE, SIDE, 3), |(n, ..)| kind(n));
+    let mixed = Array4::from_shape_fn((120, SIDE, SIDE, 3), |(n, ..)| kind(n * 77 % 120));
+    bench.npz("sorted.npz", &sorted);
+    bench.npz("mixed.npz", &mixed);
+    bench.npz("real.npz", &images(20, 0));
+    let run = |samples: &str, size: &str| {
+        let metrics = ["--metrics", "inception-score", "--split-size", size];
+        let mut all = vec![samples, "--reference", "real.npz"];
+        all.extend(metrics);
+        bench.evaluate(&all).expect(0, &["Inception score"]).stderr
+    };
+    let warning = "warning: the samples are not in a random order";
+    let found = run("sorted.npz", "60");
+    assert!(found.contains(warning), "{found}");
+    for (samples, size) in [("mixed.npz", "60"), ("sorted.npz", "120")] {
+        let found = run(samples, size);
+        assert!(!found.contains(warning), "{samples}: {found}");
+    }
+}
+
+#[test]
+fn the_distance_of_a_set_to_itself_is_zero_without_a_sign() {
+    let bench = Bench::new();
+    for seed in 0..6 {
+        let own = images(40, seed);
+        bench.npz("own.npz", &own);
+        bench.folder("own", &own);
+        let metrics = ["--metrics", "fid,sfid"];
+        let arguments = [&["own.npz", "--reference", "own"], &metrics[..]].concat();
+        let outcome = bench.evaluate(&arguments).expect(0, &["FID"]);
+        assert!(!outcome.stdout.contains('-'), "{}", outcome.stdout);
+        let report = bench.json("own.evaluation.json");
+        for key in ["fid", "sfid"] {
+            let found = report["results"][key].as_f64().unwrap();
+            assert!(found.is_sign_positive(), "{key} {found}");
+        }
+    }
+}
+
+#[test]
+fn the_format_of_an_image_is_read_from_its_bytes() {
+    let bench = Bench::new();
+    let folder = case("12-extensions/wrongext/x");
+    bench.npz("real.npz", &images(20, 0));
+    let run = |more: &[&str]| {
+        let mut all = vec![
+            folder.as_str(),
+            "--reference",
+            "real.npz",
+            "--out",
+            "o.json",
+        ];
+        all.extend(more);
+        bench.evaluate(&all).expect(0, &["FID"]);
+        bench.json("o.json")["samples"]["count"].clone()
+    };
+    // Eight PNG files, a PNG called .jpg and a JPEG called .png, all of 32 pixels.
+    assert_eq!(run(&[]), run(&["--resolution", "32"]));
+}
+
+#[test]
+fn the_same_fault_of_an_npz_has_one_exit_code_as_samples_and_as_reference() {
+    let bench = Bench::new();
+    bench.npz("good.npz", &images(40, 1));
+    fs::write(bench.playground.path("rubbish.npz"), "rubbish").unwrap();
+    let whole = fs::read(bench.playground.path("good.npz")).unwrap();
+    let cut = bench.playground.path("cut.npz");
+    fs::write(&cut, &whole[..whole.len() / 2]).unwrap();
+    let mut flipped = whole.clone();
+    flipped[whole.len() / 2] ^= 64;
+    fs::write(bench.playground.path("flipped.npz"), flipped).unwrap();
+    for (name, code) in [("rubbish.npz", 2), ("cut.npz", 2), ("flipped.npz", 1)] {
+        for [samples, reference] in [[name, "good.npz"], ["good.npz", name]] {
+            bench
+                .evaluate(&[samples, "--reference", reference])
+                .expect(code, &[name, "damaged"]);
+        }
+    }
+}
+
+#[test]
+fn statistics_in_fortran_order_or_of_another_byte_order_give_the_same_figure() {
+    let bench = Bench::new();
+    let folder = repository().join("experiments/encoders");
+    for extension in ["pt", "toml"] {
+        let file = format!("efficientnet-lite2.{extension}");
+        fs::copy(
+            folder.join(&file),
+            bench.playground.path("encoders").join(&file),
+        )
+        .unwrap();
+    }
+    let samples = case("20-fortran/s.npz");
+    let figure = |reference: &str| {
+        let reference = case(&format!("20-fortran/{reference}.npz"));
+        let arguments = [
+            samples.as_str(),
+            "--reference",
+            &reference,
+            "--encoder",
+            "efficientnet-lite2",
+            "--out",
+            "o.json",
+        ];
+        bench.evaluate(&arguments).expect(0, &["Frechet distance"]);
+        bench.json("o.json")["results"]["fd"].clone()
+    };
+    let expected = figure("c");
+    assert!(expected.is_number());
+    assert_eq!(figure("f"), expected);
+    assert_eq!(figure("be"), expected);
 }

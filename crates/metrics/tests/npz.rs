@@ -126,7 +126,7 @@ fn files_that_are_no_samples_are_refused_with_the_reason() {
         ("|u1", "False", "(1, 3, 2, 2)", 12, "u1 [N, H, W, 3]"),
         ("|u1", "False", "(12,)", 12, "u1 [N, H, W, 3]"),
         ("|u1", "False", "(0, 2, 2, 3)", 0, "u1 [N, H, W, 3]"),
-        ("|u1", "True", "(1, 2, 2, 3)", 12, "C order"),
+        ("<f4", "True", "(1, 2, 2, 3)", 48, "u1 [N, H, W, 3]"),
         (
             "|u1",
             "False",
@@ -134,7 +134,7 @@ fn files_that_are_no_samples_are_refused_with_the_reason() {
             12,
             "not as many as its header says",
         ),
-        ("|O", "False", "(1, 2, 2, 3)", 96, "little-endian"),
+        ("|O", "False", "(1, 2, 2, 3)", 96, "numbers of 1, 2"),
         (
             "|u1",
             "False",
@@ -210,6 +210,104 @@ fn statistics_survive_a_file_to_the_bit() {
     let direct = frechet_distance(&moments(1, 40, 6), &other).unwrap();
     let stored = frechet_distance(&pooled.moments().unwrap(), &other).unwrap();
     assert!((direct - stored).abs() < 1e-12 * direct);
+}
+
+/// Mean and covariance of three features under a header of any order and type, and their shapes.
+fn write_numbers(path: &Path, arrays: &[(&str, &str, bool, &str, Vec<u8>)]) {
+    let mut archive = zip::ZipWriter::new(fs::File::create(path).unwrap());
+    let stored =
+        zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+    for (name, dtype, fortran, shape, content) in arrays {
+        let order = if *fortran { "True" } else { "False" };
+        let header =
+            format!("{{'descr': '{dtype}', 'fortran_order': {order}, 'shape': {shape}, }}\n");
+        archive.start_file(format!("{name}.npy"), stored).unwrap();
+        archive.write_all(b"\x93NUMPY\x01\x00").unwrap();
+        archive
+            .write_all(&(header.len() as u16).to_le_bytes())
+            .unwrap();
+        archive.write_all(header.as_bytes()).unwrap();
+        archive.write_all(content).unwrap();
+    }
+    archive.finish().unwrap();
+}
+
+#[test]
+fn any_order_byte_order_and_width_of_numbers_give_the_same_statistics() {
+    // All of them are exact in float16.
+    let mean = [0.5, -2.0, 3.25];
+    let covariance = [2.0, 0.5, 0.25, 0.5, 1.0, -0.125, 0.25, -0.125, 4.0];
+    let half = |x: f64| -> u16 {
+        let bits = (x as f32).to_bits();
+        let exponent = (bits >> 23 & 0xff) as i32 - 127 + 15;
+        ((bits >> 16 & 0x8000) | (exponent as u32) << 10 | (bits >> 13 & 0x3ff)) as u16
+    };
+    let bytes = |dtype: &str, values: &[f64]| -> Vec<u8> {
+        let of = |&x: &f64| match dtype {
+            "<f2" => half(x).to_le_bytes().to_vec(),
+            ">f2" => half(x).to_be_bytes().to_vec(),
+            "<f4" => (x as f32).to_le_bytes().to_vec(),
+            ">f4" => (x as f32).to_be_bytes().to_vec(),
+            "<f8" => x.to_le_bytes().to_vec(),
+            _ => x.to_be_bytes().to_vec(),
+        };
+        values.iter().flat_map(of).collect()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("statistics.npz");
+    let read = |dtype: &str, shapes: [&str; 2]| {
+        for fortran in [false, true] {
+            write_numbers(
+                &path,
+                &[
+                    ("mu", dtype, fortran, shapes[0], bytes(dtype, &mean)),
+                    (
+                        "sigma",
+                        dtype,
+                        fortran,
+                        shapes[1],
+                        bytes(dtype, &covariance),
+                    ),
+                ],
+            );
+            let found = ReferenceFile::open(&path).unwrap().pooled().unwrap();
+            let found = found.unwrap();
+            assert_eq!(found.mean.to_vec(), mean, "{dtype} {shapes:?}");
+            let values: Vec<f64> = found.covariance.iter().copied().collect();
+            assert_eq!(values, covariance, "{dtype} {shapes:?}");
+        }
+    };
+    for dtype in ["<f2", ">f2", "<f4", ">f4", "<f8", ">f8"] {
+        read(dtype, ["(3,)", "(3, 3)"]);
+    }
+    read("<f8", ["(1, 3)", "(3, 3)"]);
+    read(">f8", ["(1, 3)", "(1, 3, 3)"]);
+}
+
+#[test]
+fn samples_in_fortran_order_are_the_same_images() {
+    let folder = tempfile::tempdir().unwrap();
+    let expected = images(5, 3, 2);
+    let fortran: Vec<u8> = expected.t().iter().copied().collect();
+    let shape = "(5, 3, 2, 3)";
+    let path = folder.path().join("samples.npz");
+    write_numbers(&path, &[("arr_0", "|u1", true, shape, fortran)]);
+    let mut reader = SampleReader::open(&path).unwrap();
+    assert_eq!(
+        reader.next_batch(2).unwrap(),
+        expected.slice(s![..2, .., .., ..])
+    );
+    assert_eq!(
+        reader.next_batch(9).unwrap(),
+        expected.slice(s![2.., .., .., ..])
+    );
+    assert!(reader.next_batch(9).unwrap().is_empty());
+    // The checksum holds here too.
+    let mut bytes = fs::read(&path).unwrap();
+    let header = bytes.windows(2).position(|part| part == b"}\n");
+    bytes[header.unwrap() + 2] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    assert!(message(read_all(&path)).contains("damaged"));
 }
 
 /// ADM's references hold statistics of many images and a few of the images.

@@ -7,6 +7,7 @@ use metrics::quality::{
 };
 use ndarray::{Array2, Axis, array, concatenate, s};
 use proptest::prelude::*;
+use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -83,12 +84,70 @@ fn kid_is_seeded_and_around_zero_for_equal_distributions() {
     assert_eq!(kid(real.view(), fake.view(), &options).unwrap(), first);
     let other = KidOptions { seed: 5, ..options };
     assert_ne!(kid(real.view(), fake.view(), &other).unwrap(), first);
-    assert!(first.mean.abs() < 0.1 && first.deviation > 0.0, "{first:?}");
+    assert!(first.mean.abs() < 0.1, "{first:?}");
+    assert!(first.deviation.unwrap() > 0.0, "{first:?}");
     let shifted = fake.mapv(|x| x + 1.0);
     assert!(kid(real.view(), shifted.view(), &options).unwrap().mean > 1.0);
     // A set of fewer samples than a subset is taken whole.
     let small = kid(real.view(), fake.slice(s![..9, ..]), &options).unwrap();
     assert_eq!(small.subsets.len(), 20);
+}
+
+#[test]
+fn kid_of_sets_that_every_subset_would_exhaust_has_no_deviation() {
+    let (real, fake) = (random(30, 8, 2), random(30, 8, 3));
+    let of = |subset_size| {
+        let options = KidOptions {
+            subset_size,
+            ..KidOptions::default()
+        };
+        kid(real.view(), fake.view(), &options).unwrap()
+    };
+    let whole = mmd2(real.view(), fake.view(), Estimator::Unbiased).unwrap();
+    for size in [30, 31, 1000] {
+        let found = of(size);
+        assert_eq!((found.subsets.len(), found.deviation), (1, None), "{size}");
+        assert_eq!(found.mean, whole);
+    }
+    let found = of(29);
+    assert_eq!(found.subsets.len(), 100);
+    assert!(found.deviation.unwrap() > 1e-6, "{found:?}");
+}
+
+#[test]
+fn sorted_samples_are_told_from_samples_in_random_order() {
+    // 1000 certain classes, ten samples of each.
+    let certain = |class_of: &dyn Fn(usize) -> usize| {
+        let mut logits = Array2::zeros((10_000, 1000));
+        for (n, mut row) in logits.outer_iter_mut().enumerate() {
+            row[class_of(n)] = 1000.0;
+        }
+        inception_score(logits.view(), Splits::Size(5000)).unwrap()
+    };
+    let sorted = certain(&|n| n / 10);
+    assert!((sorted.mean - 500.0).abs() < 1e-6, "{}", sorted.mean);
+    assert!(sorted.is_of_sorted_samples());
+    // Of 5000 of the samples in random order each class has about five, which costs a few percent.
+    let shuffled = sorted.shuffled.unwrap().mean;
+    assert!((900.0..1000.0).contains(&shuffled), "{shuffled}");
+
+    let mut order: Vec<usize> = (0..10_000).collect();
+    order.shuffle(&mut ChaCha8Rng::seed_from_u64(7));
+    let random_order = certain(&|n| order[n] / 10);
+    assert!(!random_order.is_of_sorted_samples());
+    let expected = random_order.mean;
+    assert!((shuffled - expected).abs() < 0.01 * expected, "{shuffled}");
+    // As `runner sample` draws: one of each class in turn.
+    assert!(!certain(&|n| n % 1000).is_of_sorted_samples());
+
+    // Few samples, few classes: chance alone is no order.
+    for seed in 0..20 {
+        let logits = random(70, 5, seed);
+        let score = inception_score(logits.view(), Splits::Size(20)).unwrap();
+        assert!(!score.is_of_sorted_samples(), "{score:?}");
+    }
+    let one = inception_score(random(70, 5, 0).view(), Splits::ADM).unwrap();
+    assert_eq!(one.shuffled, None);
 }
 
 #[test]

@@ -5,7 +5,8 @@ use anyhow::{Context, anyhow};
 use encoders::Inception;
 use irepa::encoder_bank::EncoderBank;
 use irepa::evaluation::{
-    EvaluationError, Extractor, ImageOptions, ImageSet, QualityOptions, Scoring, Stage, evaluate,
+    EvaluationError, Extractor, ImageOptions, ImageSet, QualityOptions, Reference, Scoring, Stage,
+    evaluate,
 };
 use irepa::image_progress::ImageProgress;
 use irepa::{errln, out, outln};
@@ -32,6 +33,13 @@ pub fn run(arguments: &EvaluateArgs) -> Result<ExitCode, Failure> {
             arguments.reference.display()
         )));
     }
+    let reference = Reference::open(
+        &arguments.reference,
+        &samples,
+        arguments.reference_split.clone(),
+        arguments.background,
+    )
+    .map_err(|error| Failure::usage(anyhow!("--reference: {error}")))?;
     let registry = super::registry();
     let name = arguments.encoder.as_str();
     if !Inception::NAMES.contains(&name) {
@@ -50,8 +58,6 @@ pub fn run(arguments: &EvaluateArgs) -> Result<ExitCode, Failure> {
             },
             neighbours: arguments.neighbours,
         },
-        background: arguments.background,
-        reference_split: arguments.reference_split.clone(),
         cache: arguments.cache.clone(),
     };
     let interrupted = super::watch_interrupts()?;
@@ -59,7 +65,7 @@ pub fn run(arguments: &EvaluateArgs) -> Result<ExitCode, Failure> {
     let mut before = 0;
     let outcome = evaluate(
         &samples,
-        &arguments.reference,
+        &reference,
         &extractor,
         &options,
         interrupted,
@@ -87,7 +93,7 @@ pub fn run(arguments: &EvaluateArgs) -> Result<ExitCode, Failure> {
             errln!("{}", EvaluationError::Interrupted);
             return Ok(ExitCode::from(130));
         }
-        Err(error @ EvaluationError::NotAllowed { .. }) => return Err(Failure::usage(error)),
+        Err(error) if error.is_usage() => return Err(Failure::usage(error)),
         Err(error) => return Err(error.into()),
     };
     for warning in &report.warnings {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use data::Dataset;
+use data::{DataError, Dataset, seed};
 use encoders::Inception;
 use training::{Config, Quality, Trainer};
 
@@ -20,6 +20,18 @@ use crate::encoder_bank::EncoderBank;
 /// Samples drawn before they are measured: a trainer loads its autoencoder once for so many. A multiple of
 /// [`BATCH`], so that `runner evaluate` of the same images gives the same bits.
 const CHUNK: usize = 32 * BATCH;
+
+/// Classes of samples, with the frequencies of `dataset`: those of images evenly spaced over it. In a random
+/// order, as a data set is often sorted by class, and a part of the Inception score then has few of the classes.
+fn sample_labels(dataset: &dyn Dataset, count: usize, seed: u64) -> Result<Vec<i64>, DataError> {
+    let indices = evenly_spaced(count as u64, dataset.len());
+    let order = seed::permutation(seed::derive(seed, "order of sample classes", &[]), count);
+    order
+        .into_iter()
+        .filter_map(|place| indices.get(place as usize))
+        .map(|&index| dataset.label(index))
+        .collect()
+}
 
 /// How far judges have come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +49,7 @@ pub enum JudgeStage {
 /// They are `evaluate.fd_encoder` and, where it is on the machine, Inception.
 pub struct Judges {
     judges: Vec<Judge>,
-    /// Classes of the samples, with the frequencies of the real images.
+    /// Classes of the samples, with the frequencies of the real images, in a random order.
     labels: Vec<i64>,
 }
 
@@ -105,11 +117,7 @@ impl Judges {
             });
         }
         if !judges.judges.is_empty() {
-            // Evenly spaced over the images, which a folder or a data set often has sorted by class.
-            judges.labels = evenly_spaced(count as u64, dataset.len())
-                .into_iter()
-                .map(|index| dataset.label(index))
-                .collect::<Result<_, _>>()?;
+            judges.labels = sample_labels(dataset.as_ref(), count, config.sample.seed)?;
         }
         Ok(judges)
     }
@@ -174,5 +182,67 @@ impl Judges {
             }
         }
         Ok(quality)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use data::Sample;
+
+    use super::*;
+
+    /// Images of four classes, sorted by class, with 1, 2, 3 and 4 tenths of the images.
+    struct Sorted;
+
+    impl Dataset for Sorted {
+        fn name(&self) -> &str {
+            "sorted"
+        }
+
+        fn len(&self) -> u64 {
+            1000
+        }
+
+        fn class_names(&self) -> &[String] {
+            &[]
+        }
+
+        fn read(&self, index: u64) -> Result<Sample, DataError> {
+            Err(DataError::Index {
+                dataset: "sorted".to_owned(),
+                index,
+                len: 1000,
+            })
+        }
+
+        fn label(&self, index: u64) -> Result<i64, DataError> {
+            let ends = [100, 300, 600, 1000];
+            Ok(ends.iter().filter(|&&end| index >= end).count() as i64)
+        }
+
+        fn fingerprint(&self) -> &str {
+            ""
+        }
+    }
+
+    fn shares(labels: &[i64]) -> [f64; 4] {
+        [0, 1, 2, 3].map(|class| {
+            labels.iter().filter(|&&label| label == class).count() as f64 / labels.len() as f64
+        })
+    }
+
+    #[test]
+    fn samples_have_the_references_classes_in_a_random_order() {
+        let labels = sample_labels(&Sorted, 500, 3).unwrap();
+        assert_eq!(shares(&labels), [0.1, 0.2, 0.3, 0.4]);
+        // Each fifth has all classes: 100 labels of share p have a deviation of at most 0.05.
+        for part in labels.chunks(100) {
+            for (share, expected) in shares(part).into_iter().zip([0.1, 0.2, 0.3, 0.4]) {
+                assert!((share - expected).abs() < 0.2, "{:?}", shares(part));
+                assert!(share > 0.0);
+            }
+        }
+        assert_eq!(labels, sample_labels(&Sorted, 500, 3).unwrap());
+        assert_ne!(labels, sample_labels(&Sorted, 500, 4).unwrap());
     }
 }

@@ -1,6 +1,6 @@
 //! What is measured of encoders and samples.
 //!
-//! [`evaluate`] takes an [`ImageSet`] of samples and a reference and gives a [`QualityReport`]: FID, sFID,
+//! [`evaluate`] takes an [`ImageSet`] of samples and a [`Reference`] and gives a [`QualityReport`]: FID, sFID,
 //! Inception score, KID, precision and recall, from one pass with an [`Extractor`]. A sweep's cells are
 //! measured by [`Judges`], their encoders by [`spatial_metrics`] and [`probe`].
 
@@ -21,7 +21,7 @@ pub use quality::{
     FeatureReport, Metric, QualityOptions, QualityReport, Results, Scoring, SetReport, Stage,
     evaluate,
 };
-pub use statistics::{ReferenceOptions, ReferenceStatistics, reference};
+pub use statistics::{Reference, ReferenceStatistics};
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -155,6 +155,20 @@ fn go_on(interrupted: &AtomicBool) -> Result<(), EvaluationError> {
     match interrupted.load(Ordering::Relaxed) {
         true => Err(EvaluationError::Interrupted),
         false => Ok(()),
+    }
+}
+
+impl EvaluationError {
+    /// Whether the call was wrong, rather than its execution: what is measured cannot be measured so.
+    pub fn is_usage(&self) -> bool {
+        matches!(
+            self,
+            Self::NoImages { .. }
+                | Self::Size { .. }
+                | Self::NoStatistics { .. }
+                | Self::Width { .. }
+                | Self::NotAllowed { .. }
+        )
     }
 }
 

@@ -7,14 +7,16 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::AtomicBool;
 
-use data::Background;
 use metrics::npz::Statistics;
-use metrics::quality::{KidOptions, Moments, Splits, frechet_distance, kid, precision_recall};
+use metrics::quality::{
+    InceptionScore, KidOptions, Moments, Splits, frechet_distance, kid, precision_recall,
+};
 use serde::Serialize;
 use training::InceptionMetric;
 
-use super::statistics::{ReferenceOptions, ReferenceStatistics, reference};
-use super::{EvaluationError, Extractor, ImageOptions, ImageSet, Measured, Wanted, measure};
+use super::{
+    EvaluationError, Extractor, ImageSet, Measured, Reference, ReferenceStatistics, Wanted, measure,
+};
 use crate::atomic_file;
 
 /// A measure of samples.
@@ -113,10 +115,6 @@ pub struct QualityOptions {
     pub metrics: Vec<Metric>,
     /// How they are computed.
     pub scoring: Scoring,
-    /// What is put under transparent pixels of reference images.
-    pub background: Background,
-    /// Split of the reference data set.
-    pub reference_split: Option<String>,
     /// Folder where statistics of reference images are kept.
     pub cache: PathBuf,
 }
@@ -181,7 +179,7 @@ pub struct Results {
     /// Kernel inception distance, mean over subsets.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kid: Option<f64>,
-    /// Its deviation.
+    /// Its deviation; none where each subset is all of both sets.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kid_deviation: Option<f64>,
     /// Share of samples among real images.
@@ -207,14 +205,14 @@ pub enum Stage {
     Samples,
 }
 
-/// Measures samples against the reference at `against`.
+/// Measures samples against the reference `against`.
 ///
 /// # Errors
-/// As [`measure`] and [`reference()`]; a measure that was asked for and that features or reference do not
+/// As [`measure`] and [`Reference::statistics`]; a measure that was asked for and that features or reference do not
 /// allow.
 pub fn evaluate(
     images: &ImageSet,
-    against: &Path,
+    against: &Reference,
     extractor: &Extractor,
     options: &QualityOptions,
     interrupted: &AtomicBool,
@@ -243,17 +241,15 @@ pub fn evaluate(
         }
     }
     let keep = wanted(&metrics, &options.scoring);
-    let reference = reference_for(
-        images,
-        against,
+    let reference = against.statistics(
+        (keep.features, &options.cache),
         extractor,
-        options,
-        keep.features,
         interrupted,
-        &mut progress,
+        |done, total| progress(Stage::Reference, done, total),
     )?;
     let mut warnings = Vec::new();
-    check(&mut metrics, options, &reference, against, &mut warnings)?;
+    let path = against.path();
+    check(&mut metrics, options, &reference, path, &mut warnings)?;
 
     let mut done = 0;
     progress(Stage::Samples, done, images.len());
@@ -262,6 +258,16 @@ pub fn evaluate(
         progress(Stage::Samples, done, images.len());
     })?;
     let results = results(&metrics, extractor, &reference, &measured, &options.scoring)?;
+    if metrics.contains(&Metric::Kid)
+        && let Some(real) = &reference.features
+    {
+        warnings.extend(subset_warning(
+            &options.scoring.kid,
+            real.nrows(),
+            images.len(),
+        ));
+    }
+    warnings.extend(measured.score.as_ref().and_then(order_warning));
     let dimension = extractor.dimension();
     for (what, count) in [
         ("samples", Some(images.len())),
@@ -281,7 +287,7 @@ pub fn evaluate(
             size: Some(images.size()),
         },
         reference: SetReport {
-            path: against.display().to_string(),
+            path: against.path().display().to_string(),
             count: reference.pooled.count,
             size: None,
         },
@@ -294,6 +300,39 @@ pub fn evaluate(
         results,
         warnings,
     })
+}
+
+/// What to know of a KID whose subsets do not differ in both sets.
+fn subset_warning(options: &KidOptions, real: usize, fake: usize) -> Option<String> {
+    let size = options.size(real, fake);
+    if size == real && size == fake {
+        return Some(format!(
+            "KID compares all {fake} samples with all {real} reference images, once: there is no deviation, \
+             which needs subsets (--kid-subset-size) of fewer than that"
+        ));
+    }
+    let whole = match (size == fake, size == real) {
+        (true, _) => "samples",
+        (_, true) => "reference images",
+        _ => return None,
+    };
+    Some(format!(
+        "each subset of KID holds all {size} {whole}: its deviation is that of draws from the other set alone; \
+         --kid-subset-size below {size} draws from both"
+    ))
+}
+
+/// Samples sorted by class have few classes in each part of the Inception score.
+fn order_warning(score: &InceptionScore) -> Option<String> {
+    let shuffled = score.shuffled.filter(|_| score.is_of_sorted_samples())?;
+    Some(format!(
+        "the samples are not in a random order, they may be sorted by class: the Inception score is {:.3} over \
+         {} parts in the order of the samples, and {:.3} in a random order; shuffle them, or give a \
+         --split-size that holds all",
+        score.mean,
+        score.parts.len(),
+        shuffled.mean
+    ))
 }
 
 /// The figures that a pass and the reference give.
@@ -332,7 +371,7 @@ pub(super) fn results(
                 if let (Some(real), Some(fake)) = (&reference.features, &measured.features) {
                     let kid = kid(real.view(), fake.view(), &scoring.kid)?;
                     results.kid = Some(kid.mean);
-                    results.kid_deviation = Some(kid.deviation);
+                    results.kid_deviation = kid.deviation;
                 }
             }
             Metric::PrecisionRecall => {
@@ -361,40 +400,6 @@ pub(super) fn wanted(metrics: &BTreeSet<Metric>, scoring: &Scoring) -> Wanted {
 
 fn distance(real: &Statistics, fake: &Moments) -> Result<f64, EvaluationError> {
     Ok(frechet_distance(&real.moments()?, fake)?)
-}
-
-/// The reference, whose images are brought to the samples' size.
-fn reference_for(
-    images: &ImageSet,
-    against: &Path,
-    extractor: &Extractor,
-    options: &QualityOptions,
-    features: bool,
-    interrupted: &AtomicBool,
-    progress: &mut impl FnMut(Stage, usize, usize),
-) -> Result<ReferenceStatistics, EvaluationError> {
-    let (height, width) = images.size();
-    if height != width && !super::images::is_npz(against) {
-        return Err(EvaluationError::Size {
-            path: images.path().to_owned(),
-            found: (height, width),
-            expected: (height, height),
-            way_out: "images of a folder can only be cropped to squares: give statistics as the reference",
-        });
-    }
-    let options = ReferenceOptions {
-        path: against,
-        images: ImageOptions {
-            split: options.reference_split.clone(),
-            resolution: Some(height),
-            background: options.background,
-        },
-        features,
-        cache: &options.cache,
-    };
-    reference(&options, extractor, interrupted, |done, total| {
-        progress(Stage::Reference, done, total);
-    })
 }
 
 /// Takes away what the reference does not allow; an error if it was asked for.
@@ -428,6 +433,15 @@ fn check(
         metrics.remove(&metric);
     }
     Ok(())
+}
+
+/// Six digits behind the point; a negative number that rounds to 0 has no sign.
+fn six_digits(value: f64) -> String {
+    let text = format!("{value:.6}");
+    match text.trim_start_matches(['-', '0', '.']) {
+        "" => text.trim_start_matches('-').to_owned(),
+        _ => text,
+    }
 }
 
 impl QualityReport {
@@ -466,7 +480,7 @@ impl QualityReport {
         for (name, value, deviation) in rows {
             let Some(value) = value else { continue };
             let deviation = deviation.map(|x| format!(" +- {x:.6}")).unwrap_or_default();
-            text.push_str(&format!("{name:18} {value:.6}{deviation}\n"));
+            text.push_str(&format!("{name:18} {}{deviation}\n", six_digits(value)));
         }
         text
     }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use data::Background;
 use metrics::npz::{ReferenceFile, Statistics, write_statistics};
 use ndarray::Array2;
 
@@ -24,78 +25,133 @@ pub struct ReferenceStatistics {
     pub kept: Option<PathBuf>,
 }
 
-/// Where and how to get a reference.
-#[derive(Debug, Clone)]
-pub struct ReferenceOptions<'a> {
-    /// An `.npz` of statistics or images, a folder, or a data set.
-    pub path: &'a Path,
-    /// How images of a folder are read.
-    pub images: ImageOptions,
-    /// Whether the features themselves are needed.
-    pub features: bool,
-    /// Folder where computed statistics are kept.
-    pub cache: &'a Path,
+/// What samples are compared with, opened: statistics are read, images only listed.
+pub struct Reference {
+    path: PathBuf,
+    content: Content,
 }
 
-/// Reads or computes the statistics of the reference. Those of images are computed once and kept; a file that
-/// was kept and can no longer be read is made again.
-///
-/// Computed statistics take the way through their file, so that the second call has the bits of the first.
-///
-/// # Errors
-/// Nothing usable at the path, statistics of another number of features than the network gives, an image
-/// that cannot be read, or `interrupted` was set.
-pub fn reference(
-    options: &ReferenceOptions,
-    extractor: &Extractor,
-    interrupted: &AtomicBool,
-    progress: impl FnMut(usize, usize),
-) -> Result<ReferenceStatistics, EvaluationError> {
-    if !is_npz(options.path) {
-        let images = ImageSet::open(options.path, &options.images)?;
-        let keep = (options.features, options.cache);
-        return of_images(&images, keep, extractor, interrupted, progress);
-    }
-    let file = ReferenceFile::open(options.path)?;
-    let stored = file.pooled()?;
-    let spatial = file.spatial()?;
-    let images = match file.images()? {
-        Some(_) if stored.is_none() || options.features => {
-            let unchanged = ImageOptions::default();
-            let images = ImageSet::open(options.path, &unchanged)?;
-            Some(of_images(
-                &images,
-                (options.features, options.cache),
-                extractor,
-                interrupted,
-                progress,
-            )?)
-        }
-        _ => None,
-    };
-    match (stored, images) {
-        (Some(pooled), images) => {
-            check_width(
-                options.path,
-                "mu",
-                pooled.dimension(),
-                extractor.dimension(),
-            )?;
-            if let (Some(spatial), Some((width, _))) = (&spatial, extractor.inception()) {
-                check_width(options.path, "mu_s", spatial.dimension(), width)?;
+enum Content {
+    Images(ImageSet),
+    Stored(Box<Stored>),
+}
+
+/// What a file of statistics holds.
+struct Stored {
+    pooled: Statistics,
+    spatial: Option<Statistics>,
+    images: Option<ImageSet>,
+}
+
+impl Reference {
+    /// Opens an `.npz` of statistics or images, a folder, or a data set, whose `split` is taken. The images of
+    /// a folder or data set are brought to the size of `samples`, on `background`.
+    ///
+    /// # Errors
+    /// Nothing usable at the path; samples that are not square and images that would have to be cropped to
+    /// their shape.
+    pub fn open(
+        path: &Path,
+        samples: &ImageSet,
+        split: Option<String>,
+        background: Background,
+    ) -> Result<Self, EvaluationError> {
+        let content = match is_npz(path) {
+            true => Self::file(path)?,
+            false => {
+                let (height, width) = samples.size();
+                if height != width {
+                    return Err(EvaluationError::Size {
+                        path: samples.path().to_owned(),
+                        found: (height, width),
+                        expected: (height, height),
+                        way_out: "images of a folder can only be cropped to squares: give statistics as the \
+                                  reference",
+                    });
+                }
+                let options = ImageOptions {
+                    split,
+                    resolution: Some(height),
+                    background,
+                };
+                Content::Images(ImageSet::open(path, &options)?)
             }
-            Ok(ReferenceStatistics {
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            content,
+        })
+    }
+
+    fn file(path: &Path) -> Result<Content, EvaluationError> {
+        let file = ReferenceFile::open(path)?;
+        let (pooled, spatial) = (file.pooled()?, file.spatial()?);
+        let images = match file.images()? {
+            Some(_) => Some(ImageSet::open(path, &ImageOptions::default())?),
+            None => None,
+        };
+        match (pooled, images) {
+            (Some(pooled), images) => Ok(Content::Stored(Box::new(Stored {
                 pooled,
                 spatial,
-                features: images.and_then(|images| images.features),
-                kept: None,
-            })
+                images,
+            }))),
+            (None, Some(images)) => Ok(Content::Images(images)),
+            (None, None) => Err(EvaluationError::NoStatistics {
+                path: path.to_owned(),
+                found: file.names().join(", "),
+            }),
         }
-        (None, Some(images)) => Ok(images),
-        (None, None) => Err(EvaluationError::NoStatistics {
-            path: options.path.to_owned(),
-            found: file.names().join(", "),
-        }),
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The statistics, and the `features` of its images if they are wanted and there are images. Statistics of
+    /// images are computed once and kept in the folder `cache`; a file that was kept and can no longer be read
+    /// is made again.
+    ///
+    /// Computed statistics take the way through their file, so that the second call has the bits of the first.
+    ///
+    /// # Errors
+    /// Statistics of another number of features than the network gives, an image that cannot be read, or
+    /// `interrupted` was set.
+    pub fn statistics(
+        &self,
+        (features, cache): (bool, &Path),
+        extractor: &Extractor,
+        interrupted: &AtomicBool,
+        progress: impl FnMut(usize, usize),
+    ) -> Result<ReferenceStatistics, EvaluationError> {
+        let Stored {
+            pooled,
+            spatial,
+            images,
+        } = match &self.content {
+            Content::Images(images) => {
+                return of_images(images, (features, cache), extractor, interrupted, progress);
+            }
+            Content::Stored(stored) => stored.as_ref(),
+        };
+        let dimension = extractor.dimension();
+        check_width(&self.path, "mu", pooled.dimension(), dimension)?;
+        if let (Some(spatial), Some((width, _))) = (spatial, extractor.inception()) {
+            check_width(&self.path, "mu_s", spatial.dimension(), width)?;
+        }
+        let features = match images.as_ref().filter(|_| features) {
+            Some(images) => {
+                of_images(images, (true, cache), extractor, interrupted, progress)?.features
+            }
+            None => None,
+        };
+        Ok(ReferenceStatistics {
+            pooled: pooled.clone(),
+            spatial: spatial.clone(),
+            features,
+            kept: None,
+        })
     }
 }
 

@@ -20,6 +20,8 @@ pub(super) struct Member {
     /// Type as numpy writes it, `|u1` or `<f8`.
     pub dtype: String,
     pub shape: Vec<usize>,
+    /// Whether the first index runs fastest in the file.
+    pub fortran: bool,
     reader: Box<dyn Read + Send>,
     checksum: crc32fast::Hasher,
     /// The archive's checksum.
@@ -76,6 +78,7 @@ impl Member {
             name: name.to_owned(),
             dtype: String::new(),
             shape: Vec::new(),
+            fortran: false,
             reader,
             checksum: crc32fast::Hasher::new(),
             expected,
@@ -89,9 +92,7 @@ impl Member {
         let read = counted.count;
         member.dtype = header.type_descriptor.to_string().replace(['\'', '"'], "");
         member.shape = header.shape;
-        if matches!(header.layout, Layout::Fortran) && member.shape.len() > 1 {
-            return Err(member.unlike("in C order (numpy.ascontiguousarray)".to_owned()));
-        }
+        member.fortran = matches!(header.layout, Layout::Fortran) && member.shape.len() > 1;
         let bytes = member
             .shape
             .iter()
@@ -107,14 +108,16 @@ impl Member {
 
     /// Bytes of a number.
     fn width(&self) -> Result<u64, NpzError> {
-        match self.dtype.as_str() {
-            "|u1" | "|i1" | "|b1" => Ok(1),
-            dtype => match dtype.strip_prefix('<').and_then(|dtype| dtype.get(1..)) {
-                Some("2") => Ok(2),
-                Some("4") => Ok(4),
-                Some("8") => Ok(8),
-                _ => Err(self.unlike("little-endian numbers of 1, 2, 4 or 8 bytes".to_owned())),
-            },
+        let width = self
+            .dtype
+            .strip_prefix(['<', '>', '|'])
+            .and_then(|dtype| dtype.strip_prefix(['f', 'i', 'u', 'b']));
+        match width {
+            Some("1") => Ok(1),
+            Some("2") => Ok(2),
+            Some("4") => Ok(4),
+            Some("8") => Ok(8),
+            _ => Err(self.unlike("numbers of 1, 2, 4 or 8 bytes".to_owned())),
         }
     }
 
@@ -152,16 +155,27 @@ impl Member {
         Ok(())
     }
 
-    /// All numbers of an array of floats.
+    /// All numbers of an array of floats or integers, in C order, whatever order and byte order the file has.
     pub fn floats(mut self) -> Result<(Vec<usize>, Vec<f64>), NpzError> {
         let count: usize = self.shape.iter().product();
         let values = match self.dtype.as_str() {
+            "<f2" => self.numbers(count, |b| half(u16::from_le_bytes(b)))?,
+            ">f2" => self.numbers(count, |b| half(u16::from_be_bytes(b)))?,
             "<f4" => self.numbers(count, |b| f64::from(f32::from_le_bytes(b)))?,
+            ">f4" => self.numbers(count, |b| f64::from(f32::from_be_bytes(b)))?,
             "<f8" => self.numbers(count, f64::from_le_bytes)?,
+            ">f8" => self.numbers(count, f64::from_be_bytes)?,
+            "<i4" => self.numbers(count, |b| f64::from(i32::from_le_bytes(b)))?,
+            ">i4" => self.numbers(count, |b| f64::from(i32::from_be_bytes(b)))?,
             "<i8" => self.numbers(count, |b| i64::from_le_bytes(b) as f64)?,
-            _ => return Err(self.unlike("float32 or float64".to_owned())),
+            ">i8" => self.numbers(count, |b| i64::from_be_bytes(b) as f64)?,
+            _ => return Err(self.unlike("float16, float32 or float64".to_owned())),
         };
         self.check()?;
+        let values = match self.fortran {
+            true => c_order(&self.shape, &values),
+            false => values,
+        };
         Ok((self.shape, values))
     }
 
@@ -189,6 +203,46 @@ impl Member {
     }
 }
 
+/// The values of an array of this shape, whose first index runs fastest, with its last running fastest.
+pub(super) fn c_order<T: Copy>(shape: &[usize], values: &[T]) -> Vec<T> {
+    let strides: Vec<usize> = shape
+        .iter()
+        .scan(1, |stride, &side| {
+            let own = *stride;
+            *stride *= side;
+            Some(own)
+        })
+        .collect();
+    let mut index = vec![0; shape.len()];
+    let mut place = 0;
+    let mut ordered = Vec::with_capacity(values.len());
+    while ordered.len() < values.len() {
+        ordered.extend(values.get(place));
+        for axis in (0..shape.len()).rev() {
+            index[axis] += 1;
+            place += strides[axis];
+            if index[axis] < shape[axis] {
+                break;
+            }
+            place -= index[axis] * strides[axis];
+            index[axis] = 0;
+        }
+    }
+    ordered
+}
+
+/// The value of a float16.
+fn half(bits: u16) -> f64 {
+    let fraction = f64::from(bits & 0x3ff);
+    let size = match i32::from((bits >> 10) & 0x1f) {
+        0 => fraction * 2_f64.powi(-24),
+        31 if fraction == 0.0 => f64::INFINITY,
+        31 => f64::NAN,
+        exponent => (1024.0 + fraction) * 2_f64.powi(exponent - 25),
+    };
+    if bits >> 15 == 1 { -size } else { size }
+}
+
 /// Counts what the header takes.
 struct Counted<'a> {
     member: &'a mut Member,
@@ -201,5 +255,35 @@ impl Read for Counted<'_> {
         self.member.checksum.update(&buffer[..count]);
         self.count += count as u64;
         Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn float16_has_the_values_of_its_definition() {
+        for (bits, value) in [
+            (0x0000, 0.0),
+            (0x3c00, 1.0),
+            (0xc000, -2.0),
+            (0x7bff, 65504.0),
+            (0x0400, 2_f64.powi(-14)),
+            (0x0001, 2_f64.powi(-24)),
+            (0x3555, 0.333251953125),
+            (0xfc00, f64::NEG_INFINITY),
+        ] {
+            assert_eq!(half(bits), value, "{bits:04x}");
+        }
+        assert!(half(0x7e00).is_nan());
+    }
+
+    #[test]
+    fn the_last_index_runs_fastest_in_c_order() {
+        // a[i, j, k] = 100 i + 10 j + k of shape [2, 3, 2], the first index fastest.
+        let fortran = [0, 100, 10, 110, 20, 120, 1, 101, 11, 111, 21, 121];
+        let expected = [0, 1, 10, 11, 20, 21, 100, 101, 110, 111, 120, 121];
+        assert_eq!(c_order(&[2, 3, 2], &fortran), expected);
     }
 }

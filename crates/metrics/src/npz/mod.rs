@@ -5,6 +5,8 @@
 //! - [`ReferenceFile`]: `mu` and `sigma`, and in ADM's files also `mu_s` and `sigma_s` of the spatial
 //!   features, and the images `arr_0` that they are of. [`Statistics`] is one such pair.
 //!
+//! Arrays in Fortran order, big-endian numbers, float16 and integers are converted.
+//!
 //! ```
 //! use metrics::npz::{Compression, SampleReader, SampleWriter};
 //! use ndarray::Array4;

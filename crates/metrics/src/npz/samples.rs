@@ -9,17 +9,20 @@ use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
 use super::NpzError;
-use super::member::{Member, names};
+use super::member::{Member, c_order, names};
 
 const SAMPLES: &str = "arr_0";
 const LABELS: &str = "arr_1";
 
-/// Reads the images of a file in order, a few at a time; stored or deflated.
+/// Reads the images of a file in order, a few at a time; stored or deflated. An array in Fortran order, whose
+/// images lie in pieces all over the file, is read whole with the first of them.
 pub struct SampleReader {
     path: PathBuf,
     member: Member,
     shape: [usize; 3],
     read: usize,
+    /// All images, where they were in Fortran order.
+    whole: Option<Vec<u8>>,
 }
 
 impl SampleReader {
@@ -50,6 +53,7 @@ impl SampleReader {
             member,
             shape,
             read: 0,
+            whole: None,
         })
     }
 
@@ -77,6 +81,16 @@ impl SampleReader {
         let [total, height, width] = self.shape;
         let count = count.min(total - self.read);
         let mut images = Array4::zeros((count, height, width, 3));
+        if self.member.fortran {
+            let size = height * width * 3;
+            let start = self.read * size;
+            let bytes = &self.whole()?[start..start + count * size];
+            if let Some(images) = images.as_slice_mut() {
+                images.copy_from_slice(bytes);
+            }
+            self.read += count;
+            return Ok(images);
+        }
         if let Some(bytes) = images.as_slice_mut() {
             self.member.read_bytes(bytes)?;
         }
@@ -85,6 +99,26 @@ impl SampleReader {
             self.member.check()?;
         }
         Ok(images)
+    }
+}
+
+impl SampleReader {
+    /// The bytes of all images in C order.
+    fn whole(&mut self) -> Result<&[u8], NpzError> {
+        if self.whole.is_none() {
+            // A piece at a time: a header that lies about its size must not take all memory.
+            const PIECE: usize = 1 << 20;
+            let size: usize = self.member.shape.iter().product();
+            let mut bytes = Vec::new();
+            while bytes.len() < size {
+                let start = bytes.len();
+                bytes.resize(size.min(start + PIECE), 0);
+                self.member.read_bytes(&mut bytes[start..])?;
+            }
+            self.member.check()?;
+            self.whole = Some(c_order(&self.member.shape, &bytes));
+        }
+        Ok(self.whole.as_deref().unwrap_or_default())
     }
 }
 

@@ -80,7 +80,7 @@ impl ReferenceFile {
     ///
     /// # Errors
     ///
-    /// One without the other, not `[D]` and `[D, D]`, or numbers that are no mean and covariance.
+    /// One without the other, not `[D]` (or `[1, D]`) and `[D, D]`, or numbers that are no mean and covariance.
     pub fn pooled(&self) -> Result<Option<Statistics>, NpzError> {
         self.pair("mu", "sigma")
     }
@@ -151,10 +151,10 @@ impl ReferenceFile {
             (true, false) => return Err(missing(covariance_name)),
             (true, true) => (self.member(mean_name)?, self.member(covariance_name)?),
         };
-        let &[dimension] = &mean.shape[..] else {
-            return Err(mean.unlike("f8 [D]".to_owned()));
+        let &[dimension] = without_ones(&mean.shape, 1) else {
+            return Err(mean.unlike("f8 [D] or [1, D]".to_owned()));
         };
-        if covariance.shape != [dimension, dimension] || dimension == 0 {
+        if without_ones(&covariance.shape, 2) != [dimension, dimension] || dimension == 0 {
             return Err(covariance.unlike(format!(
                 "f8 [{dimension}, {dimension}], as `{mean_name}` has {dimension} numbers"
             )));
@@ -198,6 +198,17 @@ impl ReferenceFile {
             needed: "it was there a moment ago",
         })
     }
+}
+
+/// A shape without the leading sides of 1 that it has beyond `axes`: `numpy.mean` with `keepdims` and batches
+/// of one leave such.
+fn without_ones(mut shape: &[usize], axes: usize) -> &[usize] {
+    while let [1, rest @ ..] = shape
+        && rest.len() >= axes
+    {
+        shape = rest;
+    }
+    shape
 }
 
 /// Writes statistics so that [`ReferenceFile`], and the evaluators of ADM and JiT, read them: `mu` and

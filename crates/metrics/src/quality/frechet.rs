@@ -13,8 +13,8 @@ impl Gaussian {
     /// d = |m_r - m_f|^2 + tr S_r + tr S_f - 2 tr (S_r S_f)^(1/2)
     /// ```
     ///
-    /// Symmetric and at least 0, up to rounding: equal Gaussians may give a negative number of the order
-    /// of 1e-14 times the variance.
+    /// Symmetric, up to rounding, and at least 0: the difference of the traces of equal Gaussians is of the
+    /// order of 1e-14 times the variance and may be negative, which is taken for 0.
     ///
     /// The usual implementations take the root of the product of the covariances, or the roots of its
     /// eigenvalues. An eigenvalue that is zero in truth comes out at rounding level, 1e-16 of the largest,
@@ -67,9 +67,11 @@ impl FrechetTerms {
         (self.trace_real + self.trace_fake) - 2.0 * self.trace_root
     }
 
-    /// The distance.
+    /// The distance, at least 0.
     pub fn distance(&self) -> f64 {
-        self.mean + self.covariance()
+        let sum = self.mean + self.covariance();
+        // Not `max`, which would make 0 of NaN.
+        if sum <= 0.0 { 0.0 } else { sum }
     }
 }
 

@@ -1,6 +1,9 @@
 //! The Inception score.
 
 use ndarray::{ArrayView1, ArrayView2, Axis};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use super::mean_and_deviation;
@@ -29,12 +32,35 @@ pub struct InceptionScore {
     pub deviation: f64,
     /// The score of each part.
     pub parts: Vec<f64>,
+    /// What the same samples give in a random order; `None` for one part, whose score no order changes.
+    pub shuffled: Option<Shuffled>,
+}
+
+/// The Inception score of samples in a random order.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Shuffled {
+    /// Mean over parts.
+    pub mean: f64,
+    /// How far the mean of one random order is from that: its standard error.
+    pub error: f64,
+}
+
+impl InceptionScore {
+    /// Whether the samples are in an order that makes the score too low, as samples sorted by class are: each
+    /// part then has few of the classes. Too low by more than 5 % and by more than 5 standard errors.
+    pub fn is_of_sorted_samples(&self) -> bool {
+        self.shuffled.is_some_and(|shuffled| {
+            let missing = shuffled.mean - self.mean;
+            missing > 0.05 * shuffled.mean && missing > 5.0 * shuffled.error
+        })
+    }
 }
 
 /// Inception score of logits `[N, C]` (Salimans et al. 2016, arXiv 1606.03498): for each part
 /// `exp(mean_n KL(p_n | mean_n p_n))` with `p = softmax(logits)` in float64.
 ///
-/// Rows are taken in their order: whoever wants them shuffled shuffles them before.
+/// Rows are taken in their order: whoever wants them shuffled shuffles them before. What that would give is
+/// [`shuffled`](InceptionScore::shuffled).
 ///
 /// # Errors
 ///
@@ -49,7 +75,7 @@ pub fn inception_score(
     scores.finish()
 }
 
-/// The [`inception_score`] of logits that come batch by batch; keeps `C` numbers.
+/// The [`inception_score`] of logits that come batch by batch; keeps `C` numbers for each part.
 ///
 /// The bits of the score do not depend on how the samples were cut into batches.
 #[derive(Debug, Clone)]
@@ -58,7 +84,19 @@ pub struct InceptionScores {
     seen: usize,
     parts: Vec<f64>,
     part: Part,
+    shuffles: Vec<Shuffle>,
 }
+
+/// Parts of samples in a random order.
+#[derive(Debug, Clone)]
+struct Shuffle {
+    /// The part of each sample.
+    part_of: Vec<u32>,
+    parts: Vec<Part>,
+}
+
+/// Parts of samples in random order: as many as tell how much their scores differ by chance.
+const RANDOM_PARTS: usize = 16;
 
 /// Sums over the samples of a part.
 #[derive(Debug, Clone)]
@@ -104,7 +142,13 @@ impl InceptionScores {
         if total < needed {
             return Err(too_few("samples", total, needed));
         }
+        let orders = match ends.len() {
+            0 | 1 => 0,
+            parts => RANDOM_PARTS.div_ceil(parts),
+        };
+        let shuffles = (0..orders as u64).map(|seed| Shuffle::new(seed, &ends, classes));
         Ok(Self {
+            shuffles: shuffles.collect(),
             ends,
             seen: 0,
             parts: Vec::new(),
@@ -136,6 +180,9 @@ impl InceptionScores {
             .collect();
         for (probabilities, negative_entropy) in softmax {
             self.part.add(&probabilities, negative_entropy);
+            for shuffle in &mut self.shuffles {
+                shuffle.add(self.seen, &probabilities, negative_entropy);
+            }
             self.seen += 1;
             if self.ends.get(self.parts.len()) == Some(&self.seen) {
                 self.parts.push(self.part.take_score());
@@ -159,15 +206,46 @@ impl InceptionScores {
             });
         }
         let (mean, deviation) = mean_and_deviation(&self.parts);
+        let parts = self.shuffles.into_iter().flat_map(|shuffle| shuffle.parts);
+        let random: Vec<f64> = parts.map(|mut part| part.take_score()).collect();
+        let shuffled = (!random.is_empty()).then(|| {
+            let (mean, deviation) = mean_and_deviation(&random);
+            Shuffled {
+                mean,
+                error: deviation / (self.parts.len() as f64).sqrt(),
+            }
+        });
         Ok(InceptionScore {
             mean,
             deviation,
             parts: self.parts,
+            shuffled,
         })
     }
 
     fn total(&self) -> usize {
         self.ends.last().copied().unwrap_or(0)
+    }
+}
+
+impl Shuffle {
+    fn new(seed: u64, ends: &[usize], classes: usize) -> Self {
+        let mut part_of = Vec::with_capacity(ends.last().copied().unwrap_or(0));
+        for (part, &end) in (0..).zip(ends) {
+            part_of.resize(end, part);
+        }
+        part_of.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+        Self {
+            part_of,
+            parts: vec![Part::new(classes); ends.len()],
+        }
+    }
+
+    fn add(&mut self, sample: usize, probabilities: &[f64], negative_entropy: f64) {
+        let part = self.part_of.get(sample).map(|&part| part as usize);
+        if let Some(part) = part.and_then(|part| self.parts.get_mut(part)) {
+            part.add(probabilities, negative_entropy);
+        }
     }
 }
 

@@ -16,7 +16,8 @@ use crate::linalg::sequential_product;
 pub struct KidOptions {
     /// Number of subsets (100).
     pub subsets: usize,
-    /// Samples of each set in a subset, drawn without replacement (1000); all, if a set has fewer.
+    /// Samples of each set in a subset, drawn without replacement (1000). Subsets of sets that have no more
+    /// samples than that are the sets themselves; see [`kid`].
     pub subset_size: usize,
     /// Seed of the draws.
     pub seed: u64,
@@ -32,13 +33,20 @@ impl Default for KidOptions {
     }
 }
 
+impl KidOptions {
+    /// Samples of each set in a subset, for sets of `real` and `fake` samples.
+    pub fn size(&self, real: usize, fake: usize) -> usize {
+        self.subset_size.min(real).min(fake)
+    }
+}
+
 /// Kernel inception distance over subsets.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Kid {
     /// Mean over subsets; around 0 for equal distributions, and below 0 as often as above.
     pub mean: f64,
-    /// Population standard deviation over subsets.
-    pub deviation: f64,
+    /// Population standard deviation over subsets; `None` for one subset, which has none.
+    pub deviation: Option<f64>,
     /// Squared maximum mean discrepancy of each subset.
     pub subsets: Vec<f64>,
 }
@@ -57,6 +65,11 @@ pub enum Estimator {
 /// Kernel inception distance (Binkowski et al. 2018, arXiv 1801.01401) of features `[N, D]`: the mean of
 /// the unbiased [`mmd2`] over random subsets.
 ///
+/// Where both sets have at most [`subset_size`](KidOptions::subset_size) samples and equally many, every subset
+/// would be the whole sets: then there is one subset, all samples of both, and no deviation. The other
+/// implementations refuse smaller sets, and give rounding errors as the deviation of equally large ones. Where
+/// only one set is that small, subsets differ in the other alone, and the deviation is that of its draws.
+///
 /// # Errors
 ///
 /// [`MetricsError::Shape`] for different numbers of features, [`MetricsError::TooFew`] for sets or
@@ -67,7 +80,11 @@ pub fn kid(
     fake: ArrayView2<'_, f32>,
     options: &KidOptions,
 ) -> Result<Kid, MetricsError> {
-    let size = options.subset_size.min(real.nrows()).min(fake.nrows());
+    let size = options.size(real.nrows(), fake.nrows());
+    if options.subsets > 0 && size == real.nrows() && size == fake.nrows() {
+        let all: Vec<usize> = (0..size).collect();
+        return kid_of_subsets(real, fake, &[(all.clone(), all)]);
+    }
     let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
     let mut draw = |count| rand::seq::index::sample(&mut rng, count, size).into_vec();
     let indices: Vec<_> = (0..options.subsets)
@@ -119,7 +136,7 @@ pub fn kid_of_subsets(
     let (mean, deviation) = mean_and_deviation(&values);
     Ok(Kid {
         mean,
-        deviation,
+        deviation: (values.len() > 1).then_some(deviation),
         subsets: values,
     })
 }
