@@ -399,18 +399,50 @@ fn a_disk_that_takes_no_more_fails_the_cell_and_loses_nothing() {
     place.sweep(&["--only", "*.none.*"]).expect(0, &["1 done"]);
 }
 
+/// Every command that has none below it, as the program's help lists them.
+fn leaves(place: &Playground, above: &[String]) -> Vec<Vec<String>> {
+    let mut arguments: Vec<&str> = above.iter().map(String::as_str).collect();
+    arguments.push("--help");
+    let help = place.run(&arguments).expect(0, &[]).stdout;
+    let listed = help.split("\nCommands:\n").nth(1).unwrap_or_default();
+    let names: Vec<String> = listed
+        .lines()
+        .take_while(|line| !line.is_empty())
+        .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|name| *name != "help")
+        .map(str::to_owned)
+        .collect();
+    if names.is_empty() {
+        return vec![above.to_vec()];
+    }
+    names
+        .into_iter()
+        .flat_map(|name| leaves(place, &[above, &[name]].concat()))
+        .collect()
+}
+
 #[test]
 fn every_command_has_help_with_an_example() {
     let place = Playground::new();
-    for command in ["sweep", "train", "sample", "metrics", "report", "doctor"] {
-        place
-            .run(&[command, "--help"])
-            .expect(0, &["Example:", "runner "]);
+    let commands = leaves(&place, &[]);
+    for known in [
+        &["sweep"][..],
+        &["encoders", "check"],
+        &["prepare", "latents"],
+    ] {
+        assert!(commands.iter().any(|command| command == known), "{known:?}");
     }
-    for command in ["list", "inspect"] {
-        place
-            .run(&["encoders", command, "--help"])
-            .expect(0, &["Example:"]);
+    for command in commands {
+        let words: Vec<&str> = command.iter().map(String::as_str).collect();
+        let help = place.run(&[&words[..], &["--help"]].concat());
+        let help = help.expect(0, &[]).stdout;
+        let example = format!("runner {}", command.join(" "));
+        let shown = help.split("Example").nth(1);
+        assert!(
+            shown.is_some_and(|shown| shown.contains(&example)),
+            "{command:?} has no example: {help}"
+        );
     }
     place.run(&["--help"]).expect(0, &["IREPA_LOG", "NO_COLOR"]);
     place.run(&["swep"]).expect(2, &["sweep"]);

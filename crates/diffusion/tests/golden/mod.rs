@@ -20,28 +20,17 @@ pub struct Golden {
 // Two crates test with this module, and neither needs all of it.
 #[allow(dead_code)]
 impl Golden {
-    /// As [`Golden::open`], for a case that others cover and that is not part of the project for
-    /// its size: a folder with all of them can be named in `IREPA_GOLDEN`. `None`, said on stderr,
-    /// without it.
-    pub fn find(name: &str) -> Option<Self> {
-        if data(name, "safetensors").is_file() {
-            return Some(Self::open(name));
-        }
-        let path = data(name, "safetensors");
-        assert!(
-            std::env::var_os(FOLDER).is_none(),
-            "{} does not exist",
-            path.display()
-        );
-        eprintln!(
-            "not run: {name} is not part of the project; {FOLDER} names a folder that has it"
-        );
-        None
-    }
-
-    /// Reads `tests/data/NAME.safetensors` and `NAME.json` of the crate under test.
+    /// Reads `tests/data/NAME.safetensors` and `NAME.json` of the crate under test. A case that is not part of
+    /// the project for its size is read from the folder in `IREPA_GOLDEN`; its test is ignored by name, and
+    /// `cargo test -- --ignored` runs it.
     pub fn open(name: &str) -> Self {
-        let page = std::fs::read_to_string(data(name, "json")).unwrap();
+        let path = data(name, "json");
+        let page = std::fs::read_to_string(&path).unwrap_or_else(|error| {
+            panic!(
+                "{}: {error}; {FOLDER} names a folder that has it",
+                path.display()
+            )
+        });
         let tensors = Tensor::read_safetensors(data(name, "safetensors")).unwrap();
         Self {
             name: name.to_owned(),

@@ -61,9 +61,7 @@ impl Case {
 }
 
 fn forward(name: &str) {
-    let Some(golden) = Golden::find(name) else {
-        return;
-    };
+    let golden = Golden::open(name);
     for fused in [true, false] {
         let case = Case::with_fused(&golden, fused);
         let [x, t, y] = ["in.x", "in.t", "in.y"].map(|key| golden.tensor(key));
@@ -87,11 +85,23 @@ fn forward(name: &str) {
 
 #[test]
 fn forward_aligned_before_the_context_follows_upstream() {
-    forward("jit/jit_forward_enc2_mlp");
+    forward("jit/jit_forward_small_enc1_mlp");
 }
 
 #[test]
 fn forward_aligned_among_the_context_follows_upstream() {
+    forward("jit/jit_forward_small_enc2_conv");
+}
+
+#[test]
+#[ignore = "its data is not in the tree; IREPA_GOLDEN names a folder that has it"]
+fn a_larger_forward_aligned_before_the_context_follows_upstream() {
+    forward("jit/jit_forward_enc2_mlp");
+}
+
+#[test]
+#[ignore = "its data is not in the tree; IREPA_GOLDEN names a folder that has it"]
+fn a_larger_forward_aligned_among_the_context_follows_upstream() {
     forward("jit/jit_forward_enc3_conv");
 }
 

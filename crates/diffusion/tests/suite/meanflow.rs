@@ -16,10 +16,6 @@ fn open(case: &str) -> Golden {
     Golden::open(&format!("meanflow/meanflow_{case}"))
 }
 
-fn find(case: &str) -> Option<Golden> {
-    Golden::find(&format!("meanflow/meanflow_{case}"))
-}
-
 /// The network of a golden case, with its weights, aligned at that depth.
 fn build(golden: &Golden, alignment_depth: i64) -> (Params, MeanFlowSit) {
     let net = golden.config("net");

@@ -68,9 +68,7 @@ impl Case {
 }
 
 fn forward(name: &str, with_tokens: bool) {
-    let Some(golden) = Golden::find(name) else {
-        return;
-    };
+    let golden = Golden::open(name);
     for fused in [true, false] {
         let case = Case::with_fused(&golden, fused);
         let [x, t, y] = ["in.x", "in.t", "in.y"].map(|key| golden.tensor(key));
@@ -87,6 +85,7 @@ fn forward(name: &str, with_tokens: bool) {
 }
 
 #[test]
+#[ignore = "its data is not in the tree; IREPA_GOLDEN names a folder that has it"]
 fn forward_with_a_1x1_convolution_follows_upstream() {
     forward("sit_forward_conv1", false);
 }
@@ -97,6 +96,7 @@ fn forward_with_a_3x3_convolution_follows_upstream() {
 }
 
 #[test]
+#[ignore = "its data is not in the tree; IREPA_GOLDEN names a folder that has it"]
 fn forward_with_a_5x5_convolution_follows_upstream() {
     forward("sit_forward_conv5", true);
 }

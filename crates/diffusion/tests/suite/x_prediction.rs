@@ -20,9 +20,7 @@ pub fn objective(golden: &Golden) -> XPrediction {
 }
 
 fn loss(name: &str) {
-    let Some(golden) = Golden::find(name) else {
-        return;
-    };
+    let golden = Golden::open(name);
     let case = Case::build(&golden);
     let objective = objective(&golden);
     let coefficient = golden.config("denoiser")["proj_coeff"].as_str().unwrap();
@@ -80,6 +78,7 @@ fn loss(name: &str) {
 }
 
 #[test]
+#[ignore = "its data is not in the tree; IREPA_GOLDEN names a folder that has it"]
 fn loss_and_gradients_aligned_before_the_context_follow_upstream() {
     loss("jit/jit_loss_enc2_mlp");
 }

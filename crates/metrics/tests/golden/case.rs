@@ -49,17 +49,13 @@ impl Case {
         )
     }
 
-    /// As [`Case::open`], for a case that is not part of the project for its size: a folder with all of them
-    /// can be named in `IREPA_GOLDEN`. `None`, said on stderr, without it.
-    pub fn find(name: &str) -> Option<Self> {
-        let Some(folder) = std::env::var_os(FOLDER) else {
-            eprintln!(
-                "not run: {name} is not part of the project; {FOLDER} names a folder that has it"
-            );
-            return None;
-        };
+    /// As [`Case::open`], for a case that is not part of the project for its size: from the folder in
+    /// `IREPA_GOLDEN`. Its test is ignored by name, and `cargo test -- --ignored` runs it.
+    pub fn outside(name: &str) -> Self {
+        let folder = std::env::var_os(FOLDER)
+            .unwrap_or_else(|| panic!("{FOLDER} names no folder that has {name}"));
         let path = |extension| PathBuf::from(&folder).join(format!("{name}.{extension}"));
-        Some(Self::read(name, &path("json"), &path("safetensors")))
+        Self::read(name, &path("json"), &path("safetensors"))
     }
 
     fn read(name: &str, page: &Path, tensors: &Path) -> Self {

@@ -69,9 +69,7 @@ fn adm_files_are_written_as_numpy_writes_them() {
 
 #[test]
 fn adm_files_hold_what_the_page_says() {
-    let Some(case) = Case::find("quality/sample_adm") else {
-        return;
-    };
+    let case = Case::open("quality/sample_adm");
     // As the runner's decoding does, in float32.
     let (_, decoded) = case.values("in.decoded");
     let decoded = Array4::from_shape_vec((4, 3, 16, 16), decoded).unwrap();

@@ -6,7 +6,7 @@ use diffusion::{Denoiser, DiffusionError, Path, SitConfig, drop_labels};
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Params, autocast};
 
-use super::{awake, batch, build, find, generator, largest, open, tiny};
+use super::{awake, batch, build, generator, largest, open, tiny};
 use crate::golden::Golden;
 
 /// The settings of a golden case and of its random numbers, which the page holds.
@@ -37,9 +37,7 @@ fn settings(golden: &Golden) -> (MeanFlow, Draws) {
 }
 
 fn loss_follows_upstream(case: &str) {
-    let Some(golden) = find(case) else {
-        return;
-    };
+    let golden = open(case);
     let (params, network) = build(&golden, 2);
     let (objective, draws) = settings(&golden);
     let [x, y] = ["in.x", "in.y"].map(|key| golden.tensor(key));
@@ -105,11 +103,13 @@ fn the_guided_loss_weighted_adaptively_and_its_gradients_follow_upstream() {
 }
 
 #[test]
+#[ignore = "its data is not in the tree; IREPA_GOLDEN names a folder that has it"]
 fn the_guided_loss_and_its_gradients_follow_upstream() {
     loss_follows_upstream("loss_cfg_uniform");
 }
 
 #[test]
+#[ignore = "its data is not in the tree; IREPA_GOLDEN names a folder that has it"]
 fn the_loss_weighted_adaptively_and_its_gradients_follow_upstream() {
     loss_follows_upstream("loss_nocfg_adaptive");
 }
