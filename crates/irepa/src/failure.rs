@@ -39,6 +39,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
                     SweepError::Config(_)
                         | SweepError::Device { .. }
                         | SweepError::Data { .. }
+                        | SweepError::Classes { .. }
                         | SweepError::Only { .. }
                         | SweepError::Out { .. }
                         | SweepError::Resume { .. }

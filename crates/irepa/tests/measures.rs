@@ -230,3 +230,102 @@ fn a_sweep_probes_as_the_metrics_command_does() {
     let again = rows(&place).into_iter().find_map(|row| row.linear_probe);
     assert_eq!(again, Some(found));
 }
+
+/// Images of one colour each, with a little texture, in a folder per class.
+fn coloured(place: &Playground, folder: &str, classes: &[(&str, [u8; 3])]) {
+    for (class, colour) in classes {
+        let folder = place.path(&format!("{folder}/{class}"));
+        fs::create_dir_all(&folder).unwrap();
+        for index in 0..6u8 {
+            let image = image::RgbImage::from_fn(16, 16, |x, y| {
+                let texture = ((x * y) as u8 + index) % 7;
+                image::Rgb(colour.map(|value| value.saturating_add(texture)))
+            });
+            image.save(folder.join(format!("{index}.png"))).unwrap();
+        }
+    }
+}
+
+const RED: [u8; 3] = [200, 10, 10];
+const GREEN: [u8; 3] = [10, 200, 10];
+const BLUE: [u8; 3] = [10, 10, 200];
+
+/// Training images of three classes, and the base configuration on them.
+fn three_classes(place: &Playground) {
+    let classes = [("ant", RED), ("bee", GREEN), ("cat", BLUE)];
+    coloured(place, "images/train", &classes);
+    let data = place.path("images");
+    let text = place.read("base.toml");
+    let path = text.lines().find(|line| line.starts_with("path")).unwrap();
+    let text = text
+        .replace(path, &format!("path = {:?}", data.to_string_lossy()))
+        .replace(
+            "split = \"val\"",
+            "split = \"train\"\nreference_split = \"val\"",
+        );
+    place.write("base.toml", &text);
+}
+
+fn probe<'a>(data: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let mut all = vec!["metrics", "good", "--data", data, "--images=4"];
+    all.extend([
+        "--split=val",
+        "--probe=18",
+        "--resolution=16",
+        "--device=cpu",
+    ]);
+    all.extend(more);
+    all
+}
+
+#[test]
+fn classes_of_a_reference_split_are_found_by_name() {
+    let place = Playground::new();
+    three_classes(&place);
+    // By position, `bee` would be `ant` and `cat` would be `bee`.
+    coloured(&place, "images/val", &[("bee", GREEN), ("cat", BLUE)]);
+    let outcome = place.run(&probe("images", &[])).expect(0, &[]);
+    let accuracy = outcome.stdout.lines().nth(1).unwrap().split(',').nth(5);
+    assert_eq!(accuracy, Some("1"), "{}", outcome.stdout);
+
+    let all = [
+        "--only",
+        "*.irepa.good.*",
+        "--set",
+        "evaluate.probe_images=18",
+    ];
+    place.sweep(&all).expect(0, &["1 done"]);
+    assert_eq!(rows(&place)[0].linear_probe, Some(1.0));
+    // The features that were kept hold labels of the reference split.
+    place
+        .sweep(&[&all[..], &["--set", "evaluate.spatial_images=2"]].concat())
+        .expect(0, &["1 done"]);
+    assert_eq!(rows(&place)[0].linear_probe, Some(1.0));
+}
+
+#[test]
+fn a_reference_split_whose_classes_are_not_the_training_splits_is_refused_before_training() {
+    let place = Playground::new();
+    three_classes(&place);
+    // A flat folder.
+    coloured(&place, "images", &[("val", BLUE)]);
+    let differences = ["reference_split", "`all`", "`ant`"];
+    place.sweep(&[]).expect(2, &differences);
+    assert!(!place.path("runs/small/cells").exists());
+    let train = ["train", "base.toml", "--out", "run", "--device", "cpu"];
+    place.run(&train).expect(2, &differences);
+    assert!(!place.path("run/checkpoints").exists());
+    place
+        .run(&probe("images", &[]))
+        .expect(2, &["--split val", "`all`", "`ant`"]);
+
+    // A class that training has never seen.
+    fs::remove_dir_all(place.path("images/val")).unwrap();
+    coloured(&place, "images/val", &[("bee", GREEN), ("dog", RED)]);
+    place.sweep(&[]).expect(2, &["reference_split", "`dog`"]);
+    place.run(&probe("images", &[])).expect(2, &["`dog`"]);
+
+    // What uses no classes of the reference split does not need them.
+    let settings = ["--only", "*.none.*", "--set", "sample.count=0"];
+    place.sweep(&settings).expect(0, &["1 done"]);
+}

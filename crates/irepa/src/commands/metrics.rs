@@ -54,6 +54,8 @@ pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
                 true => Arc::clone(&dataset),
                 false => split.open()?,
             };
+            evaluation::ReferenceClasses::new(training.as_ref(), dataset.as_ref())
+                .map_err(|error| Failure::usage(anyhow!("--split {}: {error}", data.split)))?;
             Ok::<_, Failure>(Probe {
                 training,
                 held_out: Arc::clone(&dataset),

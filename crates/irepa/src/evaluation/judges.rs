@@ -5,15 +5,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use data::{DataError, Dataset, seed};
+use data::{Dataset, seed};
 use encoders::Inception;
 use training::{Config, Quality, Trainer};
 
 use super::quality::{Scoring, results, wanted};
 use super::statistics::of_images;
 use super::{
-    BATCH, EvaluationError, Extractor, ImageSet, Metric, Pass, ReferenceStatistics, evenly_spaced,
-    go_on,
+    BATCH, EvaluationError, Extractor, ImageSet, Metric, Pass, ReferenceClasses,
+    ReferenceStatistics, evenly_spaced, go_on,
 };
 use crate::encoder_bank::EncoderBank;
 
@@ -21,15 +21,21 @@ use crate::encoder_bank::EncoderBank;
 /// [`BATCH`], so that `runner evaluate` of the same images gives the same bits.
 const CHUNK: usize = 32 * BATCH;
 
-/// Classes of samples, with the frequencies of `dataset`: those of images evenly spaced over it. In a random
-/// order, as a data set is often sorted by class, and a part of the Inception score then has few of the classes.
-fn sample_labels(dataset: &dyn Dataset, count: usize, seed: u64) -> Result<Vec<i64>, DataError> {
-    let indices = evenly_spaced(count as u64, dataset.len());
+/// Classes of samples as the model knows them, with the frequencies of `reference`: those of images evenly
+/// spaced over it. In a random order, as a data set is often sorted by class, and a part of the Inception score
+/// then has few of the classes.
+fn sample_labels(
+    reference: &dyn Dataset,
+    classes: &ReferenceClasses,
+    count: usize,
+    seed: u64,
+) -> Result<Vec<i64>, EvaluationError> {
+    let indices = evenly_spaced(count as u64, reference.len());
     let order = seed::permutation(seed::derive(seed, "order of sample classes", &[]), count);
     order
         .into_iter()
         .filter_map(|place| indices.get(place as usize))
-        .map(|&index| dataset.label(index))
+        .map(|&index| classes.training_label(reference.label(index)?))
         .collect()
 }
 
@@ -60,15 +66,16 @@ struct Judge {
 }
 
 impl Judges {
-    /// The judges of `config`, which compare with images of `dataset`; statistics of these are kept in the
+    /// The judges of `config`, which compare with images of `reference`; statistics of these are kept in the
     /// folder `cache`. There are none without samples.
     ///
     /// # Errors
-    /// A network's file is not what its sidecar says, an image cannot be read, or `interrupted` was set.
+    /// A network's file is not what its sidecar says, an image cannot be read, `reference` has a class that
+    /// `training` lacks, or `interrupted` was set.
     pub fn load(
         bank: &EncoderBank,
         config: &Config,
-        dataset: &Arc<dyn Dataset>,
+        [training, reference]: [&Arc<dyn Dataset>; 2],
         cache: &Path,
         interrupted: &AtomicBool,
         mut progress: impl FnMut(JudgeStage),
@@ -97,13 +104,13 @@ impl Judges {
             go_on(interrupted)?;
             let extractor = Extractor::load(bank, name, data.resolution)?;
             let images = ImageSet::spaced(
-                Arc::clone(dataset),
+                Arc::clone(reference),
                 evaluate.reference_images,
                 data.resolution,
                 data.background,
             );
             let features = wanted(&metrics, &Scoring::default()).features;
-            let reference = of_images(
+            let statistics = of_images(
                 &images,
                 (features, cache),
                 &extractor,
@@ -113,11 +120,12 @@ impl Judges {
             judges.judges.push(Judge {
                 extractor,
                 metrics,
-                reference,
+                reference: statistics,
             });
         }
         if !judges.judges.is_empty() {
-            judges.labels = sample_labels(dataset.as_ref(), count, config.sample.seed)?;
+            let classes = ReferenceClasses::new(training.as_ref(), reference.as_ref())?;
+            judges.labels = sample_labels(reference.as_ref(), &classes, count, config.sample.seed)?;
         }
         Ok(judges)
     }
@@ -187,12 +195,23 @@ impl Judges {
 
 #[cfg(test)]
 mod tests {
-    use data::Sample;
+    use data::{DataError, Sample};
 
     use super::*;
 
-    /// Images of four classes, sorted by class, with 1, 2, 3 and 4 tenths of the images.
-    struct Sorted;
+    /// A thousand images of four classes, sorted by class, with 1, 2, 3 and 4 tenths of the images.
+    struct Sorted(Vec<String>);
+
+    impl Sorted {
+        fn new(names: &[&str]) -> Self {
+            Self(names.iter().map(|name| (*name).to_owned()).collect())
+        }
+
+        fn labels(&self, training: &[&str], seed: u64) -> Vec<i64> {
+            let classes = ReferenceClasses::new(&Self::new(training), self).unwrap();
+            sample_labels(self, &classes, 500, seed).unwrap()
+        }
+    }
 
     impl Dataset for Sorted {
         fn name(&self) -> &str {
@@ -204,7 +223,7 @@ mod tests {
         }
 
         fn class_names(&self) -> &[String] {
-            &[]
+            &self.0
         }
 
         fn read(&self, index: u64) -> Result<Sample, DataError> {
@@ -216,7 +235,7 @@ mod tests {
         }
 
         fn label(&self, index: u64) -> Result<i64, DataError> {
-            let ends = [100, 300, 600, 1000];
+            let ends = [100, 300, 600];
             Ok(ends.iter().filter(|&&end| index >= end).count() as i64)
         }
 
@@ -225,24 +244,37 @@ mod tests {
         }
     }
 
-    fn shares(labels: &[i64]) -> [f64; 4] {
-        [0, 1, 2, 3].map(|class| {
-            labels.iter().filter(|&&label| label == class).count() as f64 / labels.len() as f64
-        })
+    fn share(labels: &[i64], class: i64) -> f64 {
+        let count = labels.iter().filter(|&&label| label == class).count();
+        count as f64 / labels.len() as f64
     }
+
+    const NAMES: [&str; 4] = ["ant", "bee", "cat", "dog"];
 
     #[test]
     fn samples_have_the_references_classes_in_a_random_order() {
-        let labels = sample_labels(&Sorted, 500, 3).unwrap();
-        assert_eq!(shares(&labels), [0.1, 0.2, 0.3, 0.4]);
-        // Each fifth has all classes: 100 labels of share p have a deviation of at most 0.05.
-        for part in labels.chunks(100) {
-            for (share, expected) in shares(part).into_iter().zip([0.1, 0.2, 0.3, 0.4]) {
-                assert!((share - expected).abs() < 0.2, "{:?}", shares(part));
-                assert!(share > 0.0);
+        let labels = Sorted::new(&NAMES).labels(&NAMES, 3);
+        for (class, expected) in [0.1, 0.2, 0.3, 0.4].into_iter().enumerate() {
+            assert_eq!(share(&labels, class as i64), expected);
+            // Each fifth has all classes: the share among 100 has a deviation of at most 0.05.
+            for part in labels.chunks(100) {
+                let share = share(part, class as i64);
+                assert!(share > 0.0 && (share - expected).abs() < 0.2, "{share}");
             }
         }
-        assert_eq!(labels, sample_labels(&Sorted, 500, 3).unwrap());
-        assert_ne!(labels, sample_labels(&Sorted, 500, 4).unwrap());
+        assert_eq!(labels, Sorted::new(&NAMES).labels(&NAMES, 3));
+        assert_ne!(labels, Sorted::new(&NAMES).labels(&NAMES, 4));
+    }
+
+    #[test]
+    fn samples_have_the_models_numbers_of_the_references_classes() {
+        let reference = Sorted::new(&NAMES);
+        let labels = reference.labels(&["dog", "ape", "cat", "bee", "ant"], 3);
+        let shares = [0, 1, 2, 3, 4].map(|class| share(&labels, class));
+        assert_eq!(shares, [0.4, 0.0, 0.3, 0.2, 0.1]);
+        // A model of one class has no other.
+        assert_eq!(share(&reference.labels(&["all"], 3), 0), 1.0);
+        let flat = ReferenceClasses::new(&reference, &Sorted::new(&["all"]));
+        assert!(flat.is_err());
     }
 }

@@ -4,6 +4,7 @@
 //! Inception score, KID, precision and recall, from one pass with an [`Extractor`]. A sweep's cells are
 //! measured by [`Judges`], their encoders by [`spatial_metrics`] and [`probe`].
 
+mod classes;
 mod features;
 mod images;
 mod judges;
@@ -12,6 +13,7 @@ mod probe;
 mod quality;
 mod statistics;
 
+pub use classes::{ReferenceClasses, uses_reference_classes};
 pub use features::{Extractor, Features};
 pub use images::{Batches, ImageOptions, ImageSet};
 pub use judges::{JudgeStage, Judges};
@@ -118,6 +120,14 @@ pub enum EvaluationError {
         found: usize,
         /// That of the network.
         expected: usize,
+    },
+    /// A label beyond the classes of its data set.
+    #[error("{dataset} has an image of class {label}, and no such class")]
+    Label {
+        /// The data set.
+        dataset: String,
+        /// The label.
+        label: i64,
     },
     /// A measure that was asked for cannot be computed.
     #[error("{metric} cannot be computed: {reason}")]

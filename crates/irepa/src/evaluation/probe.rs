@@ -11,11 +11,11 @@ use ndarray::{Array1, Array2, Axis};
 use tch::{Device, Kind, TchError, Tensor};
 use training::{Config, images_to_device, read_tensors};
 
-use super::{EvaluationError, batches, evenly_spaced, features, limit};
+use super::{EvaluationError, ReferenceClasses, batches, evenly_spaced, features, limit};
 use crate::tensors;
 
 /// Where a probe is trained and where it is scored. Where both are the same images, every second one is
-/// held out.
+/// held out. Classes are those of the training set; those of the images to score on are found among them by name.
 #[derive(Clone, Copy)]
 pub struct ProbeData<'a> {
     /// Images to train on.
@@ -43,7 +43,8 @@ pub struct ProbeAccuracy {
 /// `identity` says what the encoder's features are: its file's checksum, and the precision.
 ///
 /// # Errors
-/// An image cannot be read, the encoder failed, a feature is not finite, or `interrupted` was set.
+/// An image cannot be read, a class held out is none of the training set's, the encoder failed, a feature is not
+/// finite, or `interrupted` was set.
 pub fn probe(
     encoder: &dyn Encoder,
     identity: &str,
@@ -57,6 +58,7 @@ pub fn probe(
     if classes < 2 {
         return Ok(None);
     }
+    let names = ReferenceClasses::new(data.training.as_ref(), data.held_out.as_ref())?;
     let [training, held_out] = parts(data);
     let total = training.indices.len() + held_out.indices.len();
     let mut done = 0;
@@ -76,7 +78,11 @@ pub fn probe(
         }
         Ok::<_, EvaluationError>(features)
     };
-    let (training, held_out) = (features_of(&training)?, features_of(&held_out)?);
+    let (training, mut held_out) = (features_of(&training)?, features_of(&held_out)?);
+    // Kept features have the numbers of their own data set.
+    for label in &mut held_out.labels {
+        *label = names.training_label(*label)?;
+    }
     let accuracy = |train: &Array2<f32>, test: &Array2<f32>| -> Result<f64, EvaluationError> {
         let scale = Standardisation::of(train);
         let (train, test) = (scale.apply(train), scale.apply(test));

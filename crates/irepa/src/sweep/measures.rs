@@ -19,7 +19,7 @@ pub(super) fn judges(
     Judges::load(
         context.bank,
         &planned.cell.config,
-        &planned.reference,
+        [&planned.training, &planned.reference],
         &reference_folder(context),
         context.interrupted,
         |stage| context.progress.stage(progress, &described(stage)),

@@ -36,6 +36,7 @@ use crate::autoencoder_files::AutoencoderFiles;
 use crate::cell_folder::{CellFolder, CellFolderError, CellLock, CellResult};
 use crate::config_file::ConfigError;
 use crate::encoder_bank::EncoderBank;
+use crate::evaluation::{ReferenceClasses, uses_reference_classes};
 use crate::experiment::{Cell, DeviceKind, Plan};
 use crate::report::{self, ReportError};
 use crate::results::{self, ResultRow, ResultsError, Status};
@@ -116,6 +117,14 @@ pub enum SweepError {
         /// The experiment file.
         experiment: PathBuf,
         /// Why not.
+        source: Box<DataError>,
+    },
+    /// The reference images have classes that the training images lack.
+    #[error("{experiment}: `data.reference_split`: {source}", experiment = experiment.display())]
+    Classes {
+        /// The experiment file.
+        experiment: PathBuf,
+        /// The first difference.
         source: Box<DataError>,
     },
     /// `--only` is no glob, or matches nothing.
@@ -465,6 +474,14 @@ fn prepare(
     };
     let training = open(data.training_split())?;
     let reference = open(data.reference_split())?;
+    if uses_reference_classes(&cell.config, bank) {
+        ReferenceClasses::new(training.as_ref(), reference.as_ref()).map_err(|source| {
+            SweepError::Classes {
+                experiment: origin.to_owned(),
+                source: Box::new(source),
+            }
+        })?;
+    }
     let identity = format!(
         "{} {}{}",
         training.fingerprint(),
