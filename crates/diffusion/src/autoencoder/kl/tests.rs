@@ -30,9 +30,7 @@ fn config(page: &Value) -> KlConfig {
 }
 
 fn follows_upstream(name: &str) {
-    let Some(golden) = Golden::find(name) else {
-        return;
-    };
+    let golden = Golden::open(name);
     let params = Params::new(Device::Cpu, 0).unwrap();
     let model = KlAutoencoder::new(&params.root(), &config(golden.config("vae"))).unwrap();
     params.load(&golden.weights()).unwrap();
@@ -97,11 +95,13 @@ fn f8_follows_upstream() {
 }
 
 #[test]
+#[ignore = "its data is not in the tree; IREPA_GOLDEN names a folder that has it"]
 fn f16_with_attention_in_the_lowest_level_follows_upstream() {
     follows_upstream("repae/repae_vae_f16");
 }
 
 #[test]
+#[ignore = "its data is not in the tree; IREPA_GOLDEN names a folder that has it"]
 fn thirty_two_norm_groups_follow_upstream() {
     follows_upstream("repae/repae_vae_g32");
 }
