@@ -53,7 +53,7 @@ fn cache(
     };
     let layout = CacheLayout::of_encoder(encoder.spec(), stored, false, "cpu", 256 << 20);
     let mut writer = CacheWriter::open(folder, key.clone(), layout)?;
-    for samples in writer.missing() {
+    for samples in writer.missing().unwrap() {
         let mut rows = writer.rows(&samples);
         let (start, count) = (samples.start as i64, (samples.end - samples.start) as i64);
         let tokens = encoder.encode(&images.f_narrow(0, start, count)?)?;

@@ -5,6 +5,7 @@ use tch::{CModule, Device, IValue, Kind, Tensor};
 
 use crate::encoder::check_images;
 use crate::reference::relative;
+use crate::registry::readable;
 use crate::torchscript::{check_sha256, failure, first_line, keep_the_same_bits, read_toml};
 use crate::{EncoderError, Reference, Registry};
 
@@ -106,10 +107,15 @@ impl Inception {
     }
 
     /// The checksum that the sidecar of `inception` declares, where the registry's folders hold it.
-    pub fn identity(registry: &Registry) -> Option<String> {
-        let path = registry.find(Self::NAMES[0])?;
-        let spec: InceptionSpec = read_toml(&path).ok()?;
-        Some(spec.sha256)
+    ///
+    /// # Errors
+    /// [`EncoderError::Io`]: the sidecar cannot be read.
+    pub fn identity(registry: &Registry) -> Result<Option<String>, EncoderError> {
+        let Some(path) = registry.find(Self::NAMES[0]) else {
+            return Ok(None);
+        };
+        let spec = readable(read_toml::<InceptionSpec>(&path))?;
+        Ok(spec.map(|spec| spec.sha256))
     }
 
     /// Loads a file to `device` and compares it with the values that Python recorded.

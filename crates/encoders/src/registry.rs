@@ -72,6 +72,15 @@ impl Default for LoadOptions {
     }
 }
 
+/// What a sidecar says; `None` for one that says nothing of use, which loading the encoder names.
+pub(crate) fn readable<T>(sidecar: Result<T, EncoderError>) -> Result<Option<T>, EncoderError> {
+    match sidecar {
+        Ok(spec) => Ok(Some(spec)),
+        Err(error @ EncoderError::Io { .. }) => Err(error),
+        Err(_) => Ok(None),
+    }
+}
+
 impl Registry {
     /// Looks for files in `folders`, and where the environment's `IREPA_ENCODERS` says.
     pub fn new(folders: &[PathBuf]) -> Self {
@@ -189,14 +198,19 @@ impl Registry {
     }
 
     /// What makes the encoder what it is: the checksum of its file for images of `resolution`
-    /// pixels, or the version of this crate. `None` if it is not here or its sidecar cannot be
-    /// read.
-    pub fn identity(&self, name: &str, resolution: i64) -> Option<String> {
-        match self.status_for(name, resolution).ok()? {
-            Status::Native => Some(env!("CARGO_PKG_VERSION").to_owned()),
-            Status::Present { path, .. } => torchscript::read_sidecar(&path).ok()?.sha256,
-            Status::Missing { .. } => None,
-        }
+    /// pixels, or the version of this crate. `None` if it is not here or its sidecar does not
+    /// describe one.
+    ///
+    /// # Errors
+    /// [`EncoderError::Io`]: the sidecar is here and cannot be read.
+    pub fn identity(&self, name: &str, resolution: i64) -> Result<Option<String>, EncoderError> {
+        Ok(match self.status_for(name, resolution) {
+            Ok(Status::Native) => Some(env!("CARGO_PKG_VERSION").to_owned()),
+            Ok(Status::Present { path, .. }) => {
+                readable(torchscript::read_sidecar(&path))?.and_then(|spec| spec.sha256)
+            }
+            Ok(Status::Missing { .. }) | Err(_) => None,
+        })
     }
 
     /// What an encoder that is here declares for images of `resolution` pixels, without loading it.

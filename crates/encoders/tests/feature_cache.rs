@@ -60,7 +60,7 @@ fn narrow(tokens: &Tokens, start: u64, count: u64) -> Tokens {
 fn fill(folder: &Path, encoder: &dyn Encoder, stored: Precision, most: usize) {
     let tokens = tokens(encoder);
     let mut writer = CacheWriter::open(folder, key(encoder), layout(encoder, stored)).unwrap();
-    for samples in writer.missing().into_iter().take(most) {
+    for samples in writer.missing().unwrap().into_iter().take(most) {
         let mut rows = writer.rows(&samples);
         let count = samples.end - samples.start;
         for (tokens, mirrored) in tokens.iter().zip([false, true]) {
@@ -264,7 +264,7 @@ fn mirrored_tokens_that_are_not_there_are_refused() {
     let encoder = encoder.as_ref();
     let layout = CacheLayout::of_encoder(encoder.spec(), Precision::Fp32, false, "cpu", 1 << 20);
     let mut writer = CacheWriter::open(folder.path(), key(encoder), layout).unwrap();
-    for samples in writer.missing() {
+    for samples in writer.missing().unwrap() {
         let mut rows = writer.rows(&samples);
         rows.put(0, false, &tokens(encoder)[0]).unwrap();
         writer.write(rows).unwrap();
@@ -385,7 +385,7 @@ fn a_sample_that_was_left_out_has_no_tokens() {
     let [plain, mirrored] = tokens(encoder);
     let layout = layout(encoder, Precision::Fp32);
     let mut writer = CacheWriter::open(folder.path(), key(encoder), layout).unwrap();
-    for samples in writer.missing() {
+    for samples in writer.missing().unwrap() {
         let mut rows = writer.rows(&samples);
         for sample in samples.filter(|&sample| sample != 4) {
             rows.put(sample, false, &narrow(&plain, sample, 1)).unwrap();
@@ -445,7 +445,7 @@ fn moments_come_back_to_the_bit_as_images() {
     let (key, layout, moments) = moments();
     assert_eq!(layout.shard_samples, 3);
     let mut writer = CacheWriter::open(folder.path(), key.clone(), layout).unwrap();
-    for samples in writer.missing() {
+    for samples in writer.missing().unwrap() {
         let mut rows = writer.rows(&samples);
         let (start, count) = (samples.start, samples.end - samples.start);
         let some = moments.narrow(0, start as i64, count as i64);

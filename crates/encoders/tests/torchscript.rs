@@ -300,7 +300,10 @@ fn the_registry_lists_native_present_and_missing_encoders() {
     assert_eq!(encoders::named_set("paper27").unwrap().len(), 27);
     assert_eq!(encoders::named_set("catalogue").unwrap().len(), 38);
     assert_eq!(encoders::split_names("hog, sift"), ["hog", "sift"]);
-    let identity = committed().identity("efficientnet-lite0", 256).unwrap();
+    let identity = committed()
+        .identity("efficientnet-lite0", 256)
+        .unwrap()
+        .unwrap();
     assert_eq!(identity.len(), 64);
 }
 

@@ -11,7 +11,7 @@ use encoders::feature_cache::{CacheKey, Contents};
 use tch::Device;
 use training::{Autoencoder, CheckpointError, Config, Objective, TrainError, checkpoint};
 
-use crate::encoder_bank::device_kind;
+use crate::encoder_bank::{IdentityError, contents_of, device_kind};
 
 /// Weights of autoencoders, each file read once.
 #[derive(Debug, Default)]
@@ -39,15 +39,16 @@ impl AutoencoderFiles {
     /// SHA-256 of the weights, of the files that its losses read where it is trained, and how a
     /// cache rounds. A cache in float32 from the same kind of
     /// device changes no bit, so it does not count. Empty without an autoencoder.
-    pub fn identity(&self, config: &Config, device: Device) -> String {
+    ///
+    /// # Errors
+    /// A file or a cache is there and cannot be read.
+    pub fn identity(&self, config: &Config, device: Device) -> Result<String, IdentityError> {
         let files = weights(config).map(|path| ("autoencoder", path));
         let mut identity = String::new();
         for (name, path) in files.into_iter().chain(files_of_losses(config)) {
-            // A file that cannot be read is an error when it is loaded.
-            let checksum = self.sha256(path).unwrap_or_else(|_| "?".to_owned());
-            identity.push_str(&format!(" {name}:{checksum}"));
+            identity.push_str(&format!(" {name}:{}", self.sha256(path)?));
         }
-        let cached = cache_of(config).and_then(|folder| Contents::read(folder).ok().flatten());
+        let cached = cache_of(config).map(contents_of).transpose()?.flatten();
         if let Some(Contents { layout, .. }) = cached {
             if layout.stored != Precision::Fp32 {
                 identity.push_str(&format!(" moments rounded to {}", layout.stored.name()));
@@ -56,7 +57,7 @@ impl AutoencoderFiles {
                 identity.push_str(&format!(" moments from {}", layout.device));
             }
         }
-        identity
+        Ok(identity)
     }
 
     /// What a cache of moments must be of to stand for the autoencoder of `config` on `dataset`;

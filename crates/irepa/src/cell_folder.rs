@@ -1,15 +1,16 @@
 //! The folder of one cell: configuration, result, samples, and a lock.
 
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use files::{Lock, LockError, Scope};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use training::Config;
+use training::{CheckpointError, Config, before};
 
-use crate::results::ResultRow;
-use crate::{atomic_file, config_file};
+use crate::config_file;
+use crate::results::{ResultRow, Status};
 
 /// Why a cell's folder cannot be used.
 #[derive(Debug, Error)]
@@ -26,8 +27,34 @@ pub enum CellFolderError {
     },
 
     /// Another process works on the cell.
-    #[error("another process is running this cell (it holds {}); wait for it, or stop it", .0.display())]
-    Locked(PathBuf),
+    #[error("another process is running this cell: {0}")]
+    Locked(LockError),
+
+    /// A process that has ended left its lock behind.
+    #[error("this cell is locked: {0}")]
+    Abandoned(LockError),
+
+    /// What was there could not be set aside.
+    #[error(transparent)]
+    Kept(#[from] CheckpointError),
+}
+
+impl From<LockError> for CellFolderError {
+    fn from(error: LockError) -> Self {
+        match error {
+            LockError::Io {
+                action,
+                path,
+                source,
+            } => Self::Io {
+                action,
+                path,
+                source,
+            },
+            held if held.is_abandoned() => Self::Abandoned(held),
+            held => Self::Locked(held),
+        }
+    }
 }
 
 /// `result.json`: the cell's row of `results.csv` and what it was computed from.
@@ -45,6 +72,10 @@ pub struct CellResult {
     #[serde(flatten)]
     pub row: ResultRow,
 }
+
+/// Names of files in a cell's folder.
+const RESULT: &str = "result.json";
+const LOCK: &str = ".lock";
 
 /// A cell's folder.
 #[derive(Debug, Clone)]
@@ -72,10 +103,31 @@ impl CellFolder {
         &self.path
     }
 
-    /// The last result, if there is one that can be read.
-    pub fn result(&self) -> Option<CellResult> {
-        let text = fs::read(self.path.join("result.json")).ok()?;
-        serde_json::from_slice(&text).ok()
+    /// The last result. One that is damaged, which is warned of, is none.
+    ///
+    /// # Errors
+    /// It is there and cannot be read.
+    pub fn result(&self) -> Result<Option<CellResult>, CellFolderError> {
+        let path = self.path.join(RESULT);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(io_error("read", &path, source)),
+        };
+        let result = serde_json::from_slice(&text);
+        if let Err(error) = &result {
+            tracing::warn!("{} is damaged: {error}", path.display());
+        }
+        Ok(result.ok())
+    }
+
+    /// Whether the cell is done with the inputs of `hash`.
+    ///
+    /// # Errors
+    /// As [`result`](Self::result).
+    pub fn is_done(&self, hash: &str) -> Result<bool, CellFolderError> {
+        let result = self.result()?;
+        Ok(result.is_some_and(|result| result.hash == hash && result.row.status == Status::Done))
     }
 
     /// Writes `result.json`, whole or not at all.
@@ -84,8 +136,8 @@ impl CellFolder {
     /// The folder cannot be written.
     pub fn write_result(&self, result: &CellResult) -> Result<(), CellFolderError> {
         self.create()?;
-        let path = self.path.join("result.json");
-        atomic_file::write(&path, |file| {
+        let path = self.path.join(RESULT);
+        files::write(&path, |file| {
             serde_json::to_writer_pretty(&mut *file, result)?;
             file.write_all(b"\n")
         })
@@ -101,21 +153,53 @@ impl CellFolder {
         let path = self.path.join("config.toml");
         let text = config_file::to_file(config)
             .map_err(|error| io_error("write", &path, io::Error::other(error)))?;
-        atomic_file::write(&path, |file| file.write_all(text.as_bytes()))
+        files::write(&path, |file| file.write_all(text.as_bytes()))
             .map_err(|source| io_error("write", &path, source))
     }
 
-    /// Removes the folder and all in it.
+    /// Writes the result of a cell that failed. A result that is there and done is not lost: one of the same hash stays, one
+    /// of another is copied to `before/N`.
     ///
     /// # Errors
-    /// The system refused.
-    pub fn remove(&self) -> Result<(), CellFolderError> {
-        match fs::remove_dir_all(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(io_error("remove", &self.path, error))
+    /// The folder cannot be read or written.
+    pub fn write_failure(&self, result: &CellResult) -> Result<(), CellFolderError> {
+        if let Some(old) = self.result()?
+            && old.row.status == Status::Done
+        {
+            if old.hash == result.hash {
+                return Ok(());
             }
-            _ => Ok(()),
+            before::keep_copies(&self.path)?;
         }
+        self.write_result(result)
+    }
+
+    /// Moves a result that is not of `hash` to `before/N`, which is returned, with copies of what belongs to it: a run that
+    /// resumes is about to replace it.
+    ///
+    /// # Errors
+    /// The folder cannot be read or written.
+    pub fn keep_result_unless(&self, hash: &str) -> Result<Option<PathBuf>, CellFolderError> {
+        let path = self.path.join(RESULT);
+        let is_there = path
+            .try_exists()
+            .map_err(|source| io_error("read", &path, source))?;
+        let is_same = self.result()?.is_some_and(|result| result.hash == hash);
+        if !is_there || is_same {
+            return Ok(None);
+        }
+        let before = before::keep_copies(&self.path)?;
+        fs::remove_file(&path).map_err(|source| io_error("move", &path, source))?;
+        Ok(Some(before))
+    }
+
+    /// Moves the run that is here to `before/N`, which is returned; the lock stays where it is. The cell must be
+    /// [locked](Self::lock).
+    ///
+    /// # Errors
+    /// The folder cannot be read or written.
+    pub fn set_aside(&self) -> Result<Option<PathBuf>, CellFolderError> {
+        Ok(before::set_aside(&self.path, None)?)
     }
 
     /// Takes the cell for this process, until the lock is dropped or the process ends.
@@ -124,13 +208,10 @@ impl CellFolder {
     /// Another process has it, or the folder cannot be written.
     pub fn lock(&self) -> Result<CellLock, CellFolderError> {
         self.create()?;
-        let path = self.path.join(".lock");
-        let file = File::create(&path).map_err(|source| io_error("create", &path, source))?;
-        match file.try_lock() {
-            Ok(()) => Ok(CellLock { _file: file }),
-            Err(TryLockError::WouldBlock) => Err(CellFolderError::Locked(path)),
-            Err(TryLockError::Error(source)) => Err(io_error("lock", &path, source)),
-        }
+        let lock = Lock::take(&self.path.join(LOCK))?;
+        files::remove_leftovers(&self.path, Scope::Own)
+            .map_err(|source| io_error("clean up", &self.path, source))?;
+        Ok(CellLock { _lock: lock })
     }
 
     fn create(&self) -> Result<(), CellFolderError> {
@@ -138,10 +219,10 @@ impl CellFolder {
     }
 }
 
-/// A cell taken by this process. The system releases it however the process ends.
+/// A cell taken by this process.
 #[derive(Debug)]
 pub struct CellLock {
-    _file: File,
+    _lock: Lock,
 }
 
 fn io_error(action: &'static str, path: &Path, source: io::Error) -> CellFolderError {

@@ -93,7 +93,7 @@ pub struct SweepArgs {
     /// Print the plan and stop.
     #[arg(long)]
     pub dry_run: bool,
-    /// Forget earlier results of the cells that are run.
+    /// Run the cells again from the start. What they had is kept in `before/N` of their folders.
     #[arg(long)]
     pub fresh: bool,
     /// Most memory, in MiB, that cells trained at the same time may take for weights, averages, gradients and

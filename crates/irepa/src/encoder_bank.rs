@@ -1,16 +1,40 @@
 //! The encoders and autoencoders of a sweep: what is there, and loading it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use data::Dataset;
-use encoders::feature_cache::{self, CacheKey, Contents};
+use encoders::feature_cache::{self, CacheError, CacheKey, Contents};
 use encoders::{
     Encoder, EncoderError, EncoderSpec, Inception, LoadOptions, Precision, Registry, Status,
 };
 use tch::Device;
-use training::Config;
+use thiserror::Error;
+use training::{CheckpointError, Config};
 
 use crate::autoencoder_files::AutoencoderFiles;
+
+/// Why it is not known what a cell's inputs are: a file that is there cannot be read. Taken for an absent or other file,
+/// it would make a finished cell begin anew.
+#[derive(Debug, Error)]
+pub enum IdentityError {
+    /// An encoder's sidecar.
+    #[error(transparent)]
+    Encoder(#[from] EncoderError),
+    /// A feature cache.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// An autoencoder's weights.
+    #[error(transparent)]
+    Weights(#[from] CheckpointError),
+}
+
+/// What a cache says of itself; `None` if there is none, or if it says nothing of use, which opening it names.
+pub(crate) fn contents_of(folder: &Path) -> Result<Option<Contents>, CacheError> {
+    match Contents::read(folder) {
+        Err(CacheError::Damaged { .. }) => Ok(None),
+        contents => contents,
+    }
+}
 
 /// Encoders by name, for one device.
 pub struct EncoderBank {
@@ -56,16 +80,19 @@ impl EncoderBank {
 
     /// What makes the networks that measure samples what they are: the encoder `evaluate.fd_encoder`, and
     /// Inception where it is wanted and here.
-    pub fn judges_identity(&self, config: &Config) -> String {
+    ///
+    /// # Errors
+    /// A sidecar is there and cannot be read.
+    pub fn judges_identity(&self, config: &Config) -> Result<String, EncoderError> {
         let evaluate = &config.evaluate;
         let encoder = std::slice::from_ref(&evaluate.fd_encoder);
-        let mut identity = self.identity(encoder, config.data.resolution);
+        let mut identity = self.identity(encoder, config.data.resolution)?;
         if !evaluate.inception.is_empty()
-            && let Some(inception) = Inception::identity(&self.registry)
+            && let Some(inception) = Inception::identity(&self.registry)?
         {
             identity.push_str(&format!(" inception:{inception}"));
         }
-        identity
+        Ok(identity)
     }
 
     /// The files of autoencoders.
@@ -99,7 +126,7 @@ impl EncoderBank {
     ) -> Result<CacheKey, EncoderError> {
         let data = &config.data;
         let spec = self.spec(name, data.resolution)?;
-        let identity = self.registry.identity(name, i64::from(data.resolution));
+        let identity = self.registry.identity(name, i64::from(data.resolution))?;
         let precision = config.alignment.encoder_precision;
         Ok(CacheKey {
             data: dataset.fingerprint().to_owned(),
@@ -113,14 +140,17 @@ impl EncoderBank {
     /// What makes the tokens that `config` trains on what they are: the encoders, and how their
     /// feature caches round. A cache in float32 from the same kind of device changes no bit, so it
     /// does not count.
-    pub fn tokens_identity(&self, config: &Config) -> String {
+    ///
+    /// # Errors
+    /// A sidecar or a cache is there and cannot be read.
+    pub fn tokens_identity(&self, config: &Config) -> Result<String, IdentityError> {
         let names = config.alignment.encoders();
-        let mut identity = self.identity(&names, config.data.resolution);
+        let mut identity = self.identity(&names, config.data.resolution)?;
         for name in &names {
-            let Some(contents) = cache_of(config, name).and_then(|folder| {
-                // A cache that cannot be read is an error when it is opened.
-                Contents::read(&folder).ok().flatten()
-            }) else {
+            let Some(folder) = cache_of(config, name) else {
+                continue;
+            };
+            let Some(contents) = contents_of(&folder)? else {
                 continue;
             };
             let layout = contents.layout;
@@ -131,21 +161,24 @@ impl EncoderBank {
                 identity.push_str(&format!(" {name} from {}", layout.device));
             }
         }
-        identity
+        Ok(identity)
     }
 
     /// What makes these encoders what they are: names and checksums of their files for images of
     /// `resolution` pixels.
-    pub fn identity(&self, names: &[String], resolution: u32) -> String {
-        let parts: Vec<String> = names
+    ///
+    /// # Errors
+    /// A sidecar is there and cannot be read.
+    pub fn identity(&self, names: &[String], resolution: u32) -> Result<String, EncoderError> {
+        let parts = names
             .iter()
             .filter(|name| !name.is_empty())
             .map(|name| {
-                let identity = self.registry.identity(name, i64::from(resolution));
-                format!("{name}:{}", identity.unwrap_or_else(|| "?".to_owned()))
+                let identity = self.registry.identity(name, i64::from(resolution))?;
+                Ok(format!("{name}:{}", identity.as_deref().unwrap_or("?")))
             })
-            .collect();
-        parts.join(",")
+            .collect::<Result<Vec<_>, EncoderError>>()?;
+        Ok(parts.join(","))
     }
 
     /// Loads one encoder as `config` aligns with it.

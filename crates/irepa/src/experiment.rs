@@ -696,13 +696,19 @@ struct PlanEntry<'a> {
     model: &'a str,
     variant: &'a str,
     seed: u64,
-    hash: String,
+    /// As in `result.json`; left out where an input is missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hash: Option<&'a str>,
     config: &'a Config,
 }
 
 impl Plan {
-    /// What is written to `plan.toml`.
-    pub fn file<'a>(&'a self, device: &'a str) -> PlanFile<'a> {
+    /// What is written to `plan.toml`. `hashes` are those of configuration and inputs, by the cells' ids.
+    pub fn file<'a>(
+        &'a self,
+        device: &'a str,
+        hashes: &'a BTreeMap<String, String>,
+    ) -> PlanFile<'a> {
         PlanFile {
             name: &self.name,
             description: &self.description,
@@ -717,7 +723,7 @@ impl Plan {
                     model: &cell.model,
                     variant: &cell.variant,
                     seed: cell.seed,
-                    hash: cell.config.hash(""),
+                    hash: hashes.get(&cell.id).map(String::as_str),
                     config: &cell.config,
                 })
                 .collect(),

@@ -5,6 +5,7 @@ use data::DataError;
 use irepa::config_file::ConfigError;
 use irepa::evaluation::EvaluationError;
 use irepa::sweep::SweepError;
+use training::CheckpointError;
 
 /// Why the program ends with another code than 0.
 #[derive(Debug)]
@@ -20,6 +21,12 @@ impl Failure {
             error: error.into(),
             usage: true,
         }
+    }
+
+    /// Whether it is damage of a checkpoint, rather than an error that says nothing of it.
+    pub fn is_damage(&self) -> bool {
+        let error = self.error.downcast_ref::<CheckpointError>();
+        error.is_some_and(CheckpointError::is_damage)
     }
 
     /// 2 for bad usage or configuration, 1 for anything else.

@@ -7,8 +7,6 @@ use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder, ImageError};
 use ndarray::{ArrayView3, ArrayView4};
 
-use crate::atomic_file;
-
 /// Side that small samples are enlarged to, in pixels.
 const VISIBLE_SIDE: usize = 128;
 /// A PNG larger than this is a mistake of the caller, not a picture to look at.
@@ -184,7 +182,7 @@ pub(crate) fn write_png(
         Compression::Best => CompressionType::Best,
         Compression::Fast => CompressionType::Fast,
     };
-    atomic_file::write(path, |file| {
+    files::write(path, |file| {
         // Enlarged images repeat their lines, which only the adaptive filters notice.
         PngEncoder::new_with_quality(&mut *file, compression, FilterType::Adaptive)
             .write_image(rgb, width, height, ExtendedColorType::Rgb8)

@@ -30,7 +30,6 @@
 
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
-mod atomic_file;
 pub mod autoencoder_files;
 pub mod cell_folder;
 pub mod config_file;

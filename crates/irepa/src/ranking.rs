@@ -9,8 +9,6 @@ use std::path::Path;
 use metrics::spatial::SpatialMetrics;
 use serde::{Deserialize, Serialize};
 
-use crate::atomic_file;
-
 /// A spatial metric. Higher is more structure in all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -157,7 +155,7 @@ impl Ranking {
     /// # Errors
     /// The file cannot be written.
     pub fn write(&self, path: &Path) -> io::Result<()> {
-        atomic_file::write(path, |file| {
+        files::write(path, |file| {
             serde_json::to_writer_pretty(&mut *file, self)?;
             file.write_all(b"\n")
         })

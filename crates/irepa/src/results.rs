@@ -6,8 +6,6 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::atomic_file;
-
 /// The columns of `results.csv`, in their order. Equal to the fields of [`ResultRow`].
 pub const COLUMNS: [&str; 26] = [
     "cell",
@@ -48,6 +46,9 @@ pub enum Status {
     Failed,
     /// Not started, because something it needs is not on this machine.
     Skipped,
+    /// A result of other settings, data or encoders than the plan's; [`ResultRow::reason`] says what differs. It is not
+    /// compared with others.
+    Stale,
 }
 
 impl Status {
@@ -57,6 +58,7 @@ impl Status {
             Status::Done => "done",
             Status::Failed => "failed",
             Status::Skipped => "skipped",
+            Status::Stale => "stale",
         }
     }
 }
@@ -116,7 +118,7 @@ pub struct ResultRow {
     /// Most memory in use at once while the cell was trained and measured, its encoder's included, MiB: of the
     /// allocator on CUDA, of the process on the CPU. Only where the process ran no other cell at the same time.
     pub peak_memory_mib: Option<f64>,
-    /// Why the cell failed or was skipped, with the way out.
+    /// Why the cell failed, was skipped or is stale.
     pub reason: String,
 }
 
@@ -207,7 +209,7 @@ pub enum ResultsError {
 /// # Errors
 /// [`ResultsError::Write`] when the folder is missing or not writable, or the disk is full.
 pub fn write_csv(path: &Path, rows: &[ResultRow]) -> Result<(), ResultsError> {
-    atomic_file::write(path, |file| {
+    files::write(path, |file| {
         let mut csv = csv::WriterBuilder::new()
             .has_headers(false)
             .from_writer(file);
@@ -469,7 +471,7 @@ mod tests {
         let path = folder.path().join("results.csv");
         write_csv(&path, &[row()]).unwrap();
         let before = fs::read(&path).unwrap();
-        let error = atomic_file::write(&path, |file| {
+        let error = files::write(&path, |file| {
             file.write_all(b"half")?;
             Err(io::Error::from(io::ErrorKind::StorageFull))
         })

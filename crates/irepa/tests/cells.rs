@@ -296,14 +296,14 @@ fn a_cell_of_another_process_is_waited_for() {
     let others = ["irepa.good", "irepa.hog-vit-g4_d128"]
         .map(|name| CellFolder::new(&place.path("runs/small"), &format!("sit-xs4.{name}.s0")));
     wait_until("the other cells", || {
-        others.iter().all(|other| other.result().is_some())
+        others.iter().all(|other| other.result().unwrap().is_some())
     });
     assert!(child.try_wait().unwrap().is_none());
-    assert!(folder.result().is_none() && !folder.path().join("config.toml").exists());
+    assert!(folder.result().unwrap().is_none() && !folder.path().join("config.toml").exists());
     // The other process ends without a result, and the cell is taken over.
     drop(lock);
     assert_eq!(end_of(&mut child), Some(0));
-    let row = folder.result().unwrap().row;
+    let row = folder.result().unwrap().unwrap().row;
     assert_eq!((row.status, row.steps), (Status::Done, Some(2)));
 
     // A single run does not wait.
@@ -345,7 +345,7 @@ fn a_cell_of_another_process_is_waited_for() {
     });
     interrupt(&child);
     assert_eq!(end_of(&mut child), Some(130));
-    assert_eq!(folder.result().unwrap().row, row);
+    assert_eq!(folder.result().unwrap().unwrap().row, row);
     drop(lock);
 }
 
@@ -422,7 +422,7 @@ fn an_evaluation_on_the_way_can_be_interrupted() {
         .spawn()
         .unwrap();
     let cell = place.path("runs/small/cells/sit-xs4.none.s0");
-    let saved = || checkpoint::list(&cell.join("checkpoints"));
+    let saved = || checkpoint::list(&cell.join("checkpoints")).unwrap();
     wait_until("the checkpoint before the evaluation", || {
         !saved().is_empty()
     });

@@ -65,7 +65,10 @@ fn cell(place: &Playground, out: &str, id: &str) -> PathBuf {
 
 /// Losses, weights and samples of a run.
 fn trained(run: &Path) -> Vec<Vec<u8>> {
-    let newest = checkpoint::list(&run.join("checkpoints")).pop().unwrap();
+    let newest = checkpoint::list(&run.join("checkpoints"))
+        .unwrap()
+        .pop()
+        .unwrap();
     let files = ["model.safetensors", "ema.safetensors", "manifest.json"];
     let mut files: Vec<_> = files.iter().map(|name| newest.join(name)).collect();
     files.push(run.join("metrics.jsonl"));

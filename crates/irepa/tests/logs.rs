@@ -50,6 +50,7 @@ fn evaluations_on_the_way_survive_an_interruption_and_change_nothing_else() {
     assert!(distances(&place, "plain").is_empty());
     let weights = |out: &str| {
         let newest = checkpoint::list(&place.path(out).join("checkpoints"))
+            .unwrap()
             .pop()
             .unwrap();
         fs::read(newest.join("model.safetensors")).unwrap()

@@ -152,7 +152,12 @@ fn a_network_that_comes_later_is_measured_with_and_nothing_is_trained_again() {
     assert_eq!(of_inception(&before), [None; 6]);
     assert!(before.fd.is_some());
     let run = place.path("runs/small/cells").join(CELL);
-    let newest = || checkpoint::list(&run.join("checkpoints")).pop().unwrap();
+    let newest = || {
+        checkpoint::list(&run.join("checkpoints"))
+            .unwrap()
+            .pop()
+            .unwrap()
+    };
     let trained = newest().join("model.safetensors");
     let modified = trained.metadata().unwrap().modified().unwrap();
 

@@ -96,7 +96,7 @@ fn an_interrupted_sweep_is_saved_when_nobody_listens() {
     assert_eq!(end_of(&mut child), Some(130));
     assert!(place.path("runs/small/results.csv").is_file());
     let steps = cells.each_ref().map(|cell| {
-        let saved = checkpoint::list(&cell.join("checkpoints"));
+        let saved = checkpoint::list(&cell.join("checkpoints")).unwrap();
         let lines = String::from_utf8(trained(cell)["metrics.jsonl"].clone()).unwrap();
         let [saved] = &saved[..] else {
             panic!("{saved:?}");

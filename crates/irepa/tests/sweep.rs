@@ -252,6 +252,7 @@ fn an_interrupted_run_is_saved_with_its_next_batch_on_the_way() {
     outcome.expect(130, &["interrupted and saved at step"]);
     // Where it was saved: the batch that was on its way was not trained on.
     let saved = checkpoint::list(&place.path("run/checkpoints"))
+        .unwrap()
         .pop()
         .unwrap();
     let manifest = fs::read_to_string(saved.join("manifest.json")).unwrap();

@@ -22,6 +22,7 @@ fn train(place: &Playground, out: &str, arguments: &[&str]) -> Outcome {
 
 fn newest(place: &Playground, out: &str) -> PathBuf {
     checkpoint::list(&place.path(out).join("checkpoints"))
+        .unwrap()
         .pop()
         .unwrap()
 }

@@ -16,10 +16,11 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::io::{self, Read, Write as _};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use data::Cursor;
+use files::{AtomicFolder, Scope};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tch::{TchError, Tensor};
@@ -113,6 +114,18 @@ fn hint(error: &io::Error) -> &'static str {
 }
 
 impl CheckpointError {
+    /// Whether a checkpoint is damaged: a file is missing, cut short or changed, or is not what it should be. Any other
+    /// error, such as one of the disk, of permissions or of memory, says nothing of the checkpoint.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Tensors { source, .. } => {
+                !matches!(source, safetensors::SafeTensorError::IoError(_))
+            }
+            Self::Dtype { .. } | Self::Manifest { .. } | Self::Damaged { .. } => true,
+            Self::Io { .. } | Self::Format { .. } | Self::Tch(_) => false,
+        }
+    }
+
     pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         Self::Io {
             action,
@@ -191,7 +204,7 @@ impl Identity {
 
 fn read_manifest(path: &Path) -> Result<Manifest, CheckpointError> {
     let file = path.join(MANIFEST);
-    let text = fs::read(&file).map_err(|e| CheckpointError::io("read", &file, e))?;
+    let text = read(path, &file)?;
     let manifest: Manifest =
         serde_json::from_slice(&text).map_err(|source| CheckpointError::Manifest {
             path: file.clone(),
@@ -206,6 +219,20 @@ fn read_manifest(path: &Path) -> Result<Manifest, CheckpointError> {
     Ok(manifest)
 }
 
+/// Reads a file of the checkpoint in `folder`, which is damaged without it.
+fn read(folder: &Path, file: &Path) -> Result<Vec<u8>, CheckpointError> {
+    fs::read(file).map_err(|error| {
+        let is_gone = is_absent(file, &error) && fs::metadata(folder).is_ok();
+        match is_gone {
+            true => CheckpointError::Damaged {
+                path: file.to_owned(),
+                reason: "there is no such file".to_owned(),
+            },
+            false => CheckpointError::io("read", file, error),
+        }
+    })
+}
+
 impl Checkpoint {
     /// Writes the checkpoint to `folder/step-NNNNNNN` and returns that path. A checkpoint of the
     /// same step that is there already is replaced.
@@ -214,29 +241,20 @@ impl Checkpoint {
     /// Disk full, no permission and the like; then nothing named `step-...` has changed.
     pub fn save(&self, folder: &Path) -> Result<PathBuf, CheckpointError> {
         let path = folder.join(folder_name(self.step));
-        let temporary = folder.join(format!(".step-{:07}.partial", self.step));
-        let written = self.write_to(folder, &temporary, &path);
-        if written.is_err() {
-            // Best effort: the space may be what the user needs.
-            let _removed = fs::remove_dir_all(&temporary);
-        }
-        written.map(|()| path)
+        fs::create_dir_all(folder).map_err(|e| CheckpointError::io("create", folder, e))?;
+        let new =
+            AtomicFolder::create(&path).map_err(|e| CheckpointError::io("create", &path, e))?;
+        self.write_to(new.path())?;
+        new.commit()
+            .map_err(|e| CheckpointError::io("write", &path, e))?;
+        Ok(path)
     }
 
-    fn write_to(
-        &self,
-        folder: &Path,
-        temporary: &Path,
-        path: &Path,
-    ) -> Result<(), CheckpointError> {
-        fs::create_dir_all(folder).map_err(|e| CheckpointError::io("create", folder, e))?;
-        remove_folder(temporary)?;
-        fs::create_dir(temporary).map_err(|e| CheckpointError::io("create", temporary, e))?;
+    fn write_to(&self, folder: &Path) -> Result<(), CheckpointError> {
         let mut files = BTreeMap::new();
         for (name, tensors) in self.parts() {
-            let file = temporary.join(&name);
+            let file = folder.join(&name);
             tensor_file::write(&file, tensors)?;
-            sync(&file)?;
             files.insert(name, describe(&file)?);
         }
         let manifest = Manifest {
@@ -246,35 +264,14 @@ impl Checkpoint {
             config_hash: self.config_hash.clone(),
             files,
         };
-        let file = temporary.join(MANIFEST);
+        let file = folder.join(MANIFEST);
         let text = serde_json::to_string_pretty(&manifest).map_err(|source| {
             CheckpointError::Manifest {
                 path: file.clone(),
                 source,
             }
         })?;
-        let mut out = File::create(&file).map_err(|e| CheckpointError::io("create", &file, e))?;
-        out.write_all(text.as_bytes())
-            .and_then(|()| out.sync_all())
-            .map_err(|e| CheckpointError::io("write", &file, e))?;
-        sync(temporary)?;
-        let rename = |from: &Path, to: &Path| {
-            fs::rename(from, to).map_err(|e| CheckpointError::io("rename to", to, e))
-        };
-        if !path.exists() {
-            rename(temporary, path)?;
-            return sync(folder);
-        }
-        // Removing takes time, in which there would be neither.
-        let old = temporary.with_extension("replaced.partial");
-        remove_folder(&old)?;
-        rename(path, &old)?;
-        if let Err(error) = rename(temporary, path) {
-            rename(&old, path)?;
-            return Err(error);
-        }
-        sync(folder)?;
-        remove_folder(&old)
+        fs::write(&file, text).map_err(|e| CheckpointError::io("write", &file, e))
     }
 
     fn parts(&self) -> Vec<(String, &[(String, Tensor)])> {
@@ -307,7 +304,7 @@ impl Checkpoint {
                     reason: format!("it does not list {name}"),
                 });
             };
-            let bytes = fs::read(&file).map_err(|e| CheckpointError::io("read", &file, e))?;
+            let bytes = read(path, &file)?;
             if bytes.len() as u64 != entry.bytes {
                 return Err(CheckpointError::Damaged {
                     path: file,
@@ -357,11 +354,18 @@ impl Checkpoint {
 
     /// The newest checkpoint below `folder` that is whole, belongs to `config_hash`, and has no more than
     /// `steps` behind it; others are passed over with a warning. `None` where there is none.
-    pub fn newest(folder: &Path, config_hash: &str, steps: u64) -> Option<Self> {
+    ///
+    /// # Errors
+    /// The folder or a checkpoint cannot be read, which says nothing about whether it is whole.
+    pub fn newest(
+        folder: &Path,
+        config_hash: &str,
+        steps: u64,
+    ) -> Result<Option<Self>, CheckpointError> {
         let passed_over = |path: &Path, reason: &dyn std::fmt::Display| {
             tracing::warn!("{} {reason}; passed over", path.display());
         };
-        list(folder).into_iter().rev().find_map(|path| {
+        for path in list(folder)?.into_iter().rev() {
             let fits = Identity::read(&path).and_then(|identity| {
                 if identity.config_hash != config_hash {
                     passed_over(&path, &"is of another configuration");
@@ -372,105 +376,73 @@ impl Checkpoint {
                 }
                 Ok(None)
             });
-            fits.unwrap_or_else(|error| {
-                tracing::warn!("{error}; passed over");
-                None
-            })
-        })
+            match fits {
+                Ok(None) => {}
+                Ok(found) => return Ok(found),
+                Err(error) if error.is_damage() => tracing::warn!("{error}; passed over"),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
     }
 }
 
-/// Checkpoint folders below `folder`, oldest first. Unfinished ones are not among them.
-pub fn list(folder: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(folder) else {
-        return Vec::new();
+/// Checkpoint folders below `folder`, oldest first. Unfinished ones are not among them. A folder that does not exist has
+/// none.
+///
+/// # Errors
+/// The folder cannot be read.
+pub fn list(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
+    let failed = |e| CheckpointError::io("read", folder, e);
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if is_absent(folder, &error) => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
     };
-    let mut found: Vec<(u64, PathBuf)> = entries
-        .flatten()
-        .filter_map(|entry| Some((step_of(&entry.path())?, entry.path())))
-        .collect();
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(failed)?.path();
+        if let Some(step) = step_of(&path) {
+            found.push((step, path));
+        }
+    }
     found.sort();
-    found.into_iter().map(|(_, path)| path).collect()
+    Ok(found.into_iter().map(|(_, path)| path).collect())
+}
+
+/// Whether an error says that there is nothing at `path`. A link that leads nowhere is something: the disk that it
+/// leads to may not be mounted.
+fn is_absent(path: &Path, error: &io::Error) -> bool {
+    let no_link = |path: &Path| match fs::symlink_metadata(path) {
+        Ok(_) => false,
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    };
+    error.kind() == io::ErrorKind::NotFound && no_link(path)
 }
 
 fn folder_name(step: u64) -> String {
     format!("step-{step:07}")
 }
 
-fn step_of(path: &Path) -> Option<u64> {
+pub(crate) fn step_of(path: &Path) -> Option<u64> {
     let name = path.file_name()?.to_str()?;
     name.strip_prefix("step-")?.parse().ok()
 }
 
 /// The folder of a run's checkpoints.
 pub(crate) const CHECKPOINTS: &str = "checkpoints";
-/// Where [`set_aside`] puts what it finds, in a run's folder.
-const BEFORE: &str = "before";
-
-/// Makes room in a run's folder for a run that goes on from `step`, or begins, without losing what is there:
-/// checkpoints after that step, which are damaged or of another run, go to `before/N` with copies of the run's
-/// files; for a run that begins, all that is there goes, if checkpoints are. Returns that folder.
-///
-/// # Errors
-/// The system refused.
-pub(crate) fn set_aside(run: &Path, step: Option<u64>) -> Result<Option<PathBuf>, CheckpointError> {
-    let checkpoints = run.join(CHECKPOINTS);
-    let mut foreign = list(&checkpoints);
-    if let Some(step) = step {
-        let own = checkpoints.join(folder_name(step));
-        foreign.retain(|path| step_of(path) > Some(step) && *path != own);
-    }
-    if foreign.is_empty() {
-        return Ok(None);
-    }
-    let free = (1..).map(|index: u32| run.join(BEFORE).join(index.to_string()));
-    let Some(before) = free.into_iter().find(|path| !path.exists()) else {
-        return Ok(None);
-    };
-    let kept = before.join(CHECKPOINTS);
-    fs::create_dir_all(&kept).map_err(|e| CheckpointError::io("create", &kept, e))?;
-    let entries = fs::read_dir(run).map_err(|e| CheckpointError::io("read", run, e))?;
-    for entry in entries.flatten() {
-        let (path, name) = (entry.path(), entry.file_name());
-        if [CHECKPOINTS, BEFORE].iter().any(|own| name == *own) || name == ".lock" {
-            continue;
-        }
-        let to = before.join(&name);
-        if step.is_none() {
-            fs::rename(&path, &to).map_err(|e| CheckpointError::io("rename to", &to, e))?;
-        } else if path.is_file() {
-            fs::copy(&path, &to).map_err(|e| CheckpointError::io("write", &to, e))?;
-        }
-    }
-    // Last: as long as they are here, what was broken off is done again.
-    for path in foreign {
-        let to = kept.join(path.file_name().unwrap_or_default());
-        fs::rename(&path, &to).map_err(|e| CheckpointError::io("rename to", &to, e))?;
-    }
-    Ok(Some(before))
-}
-
 /// Removes all but the newest `keep` checkpoints, and what an interrupted save left behind.
 ///
 /// # Errors
 /// A folder cannot be removed.
 pub fn prune(folder: &Path, keep: usize) -> Result<(), CheckpointError> {
-    let mut old = list(folder);
+    let mut old = list(folder)?;
     old.truncate(old.len().saturating_sub(keep));
-    let partial = fs::read_dir(folder)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter(|entry| {
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            name.starts_with(".step-") && name.ends_with(".partial")
-        })
-        .map(|entry| entry.path());
-    for path in old.into_iter().chain(partial) {
+    for path in old {
         remove_folder(&path)?;
     }
-    Ok(())
+    files::remove_leftovers(folder, Scope::Own)
+        .map_err(|e| CheckpointError::io("clean up", folder, e))
 }
 
 fn remove_folder(path: &Path) -> Result<(), CheckpointError> {
@@ -480,12 +452,6 @@ fn remove_folder(path: &Path) -> Result<(), CheckpointError> {
         }
         _ => Ok(()),
     }
-}
-
-fn sync(path: &Path) -> Result<(), CheckpointError> {
-    File::open(path)
-        .and_then(|file| file.sync_all())
-        .map_err(|e| CheckpointError::io("sync", path, e))
 }
 
 fn describe(path: &Path) -> Result<FileEntry, CheckpointError> {

@@ -52,6 +52,9 @@ impl EventLog {
         Ok(Self { file, path })
     }
 
+    /// How the names of event files begin.
+    pub(crate) const NAME_START: &str = "events.out.tfevents.";
+
     /// Where the event file of a run in `folder` is.
     pub fn path_in(folder: &Path) -> PathBuf {
         folder.join(NAME)
@@ -151,13 +154,11 @@ fn rewrite(path: &Path, keep: impl Fn(&Event) -> bool) -> io::Result<File> {
     }
     let mut head = event_at(0);
     bytes(&mut head, 3, VERSION.as_bytes());
-    // Through a second file: a crash in between must not lose the entries before.
-    let temporary = path.with_extension("irepa.partial");
-    let mut file = File::create(&temporary)?;
-    file.write_all(&record(&head))?;
-    file.write_all(&kept)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
+    // A crash in between must not lose the entries before.
+    files::write(path, |file| {
+        file.write_all(&record(&head))?;
+        file.write_all(&kept)
+    })?;
     OpenOptions::new().append(true).open(path)
 }
 

@@ -52,6 +52,7 @@ mod aligner;
 mod autoencoder;
 mod average;
 mod batch;
+pub mod before;
 pub mod checkpoint;
 mod config;
 mod error;
@@ -76,7 +77,7 @@ pub use checkpoint::{Checkpoint, CheckpointError};
 pub use config::{
     AlignmentConfig, Autoencoder, Config, DataConfig, EvaluateConfig, InceptionMetric,
     InvalidConfig, KlLayout, KlSettings, ModelConfig, NO_ENCODER, OptimizerConfig, PerChannel,
-    Precision, SampleConfig, TrainConfig,
+    Precision, SampleConfig, Shapes, TrainConfig,
 };
 pub use error::TrainError;
 pub use event_log::EventLog;

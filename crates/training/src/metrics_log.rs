@@ -270,12 +270,8 @@ impl MetricsLog {
 
 /// Writes a whole log in place of the one at `path`; returns it, to be appended to.
 fn rewrite(path: &Path, text: &str) -> io::Result<File> {
-    // Through a second file: a crash in between must not lose the lines that are kept.
-    let temporary = path.with_extension("jsonl.partial");
-    let mut file = File::create(&temporary)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
+    // A crash in between must not lose the lines that are kept.
+    files::write(path, |file| file.write_all(text.as_bytes()))?;
     OpenOptions::new().append(true).open(path)
 }
 

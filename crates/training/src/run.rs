@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::{
     Checkpoint, Config, DeviceBatch, EventLog, Inputs, MetricsLog, Quality, StepMetrics,
-    TrainError, Trainer, checkpoint, checkpoint::CHECKPOINTS,
+    TrainError, Trainer, before, checkpoint, checkpoint::CHECKPOINTS,
 };
 use tch::Tensor;
 use torch_ext::Mismatch;
@@ -19,7 +19,8 @@ use torch_ext::Mismatch;
 /// before/N/               what was there of another run, if anything was
 /// ```
 ///
-/// It continues from the newest valid checkpoint that is there.
+/// It continues from the newest valid checkpoint that is there. An error that is not damage of a checkpoint ends it before
+/// anything is changed.
 #[derive(Debug)]
 pub struct Run {
     trainer: Trainer,
@@ -67,11 +68,11 @@ impl Run {
         std::fs::create_dir_all(folder)
             .map_err(|error| crate::CheckpointError::io("create", folder, error))?;
         let checkpoints = folder.join(CHECKPOINTS);
-        let newest = Checkpoint::newest(&checkpoints, &trainer.hash(), config.train.steps);
+        let newest = Checkpoint::newest(&checkpoints, &trainer.hash(), config.train.steps)?;
         let step = newest.as_ref().map(|checkpoint| checkpoint.step);
-        if let Some(before) = checkpoint::set_aside(folder, step)? {
+        if let Some(before) = before::set_aside(folder, step)? {
             tracing::warn!(
-                "{} held what this run does not go on from; it is kept in {}",
+                "{} held what this run does not resume from; it is kept in {}",
                 folder.display(),
                 before.display()
             );

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fs::File;
 use std::path::Path;
 
+use files::AtomicPath;
 use safetensors::tensor::{Dtype, SafeTensors, View};
 use tch::{Device, Kind, Tensor};
 
@@ -57,7 +58,7 @@ impl View for Host {
     }
 }
 
-/// Writes `tensors` to a safetensors file; its folder is created. The file is not synced to disk.
+/// Writes `tensors` to a safetensors file; its folder is created. The file appears whole or not at all.
 ///
 /// # Errors
 /// The file cannot be written, or a tensor's dtype cannot be stored.
@@ -66,9 +67,13 @@ pub fn write_tensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), Ch
         std::fs::create_dir_all(folder)
             .map_err(|source| CheckpointError::io("create", folder, source))?;
     }
-    write(path, tensors)
+    let file = AtomicPath::create(path).map_err(|e| CheckpointError::io("create", path, e))?;
+    write(file.path(), tensors)?;
+    file.commit()
+        .map_err(|e| CheckpointError::io("write", path, e))
 }
 
+/// Writes to a path that is temporary, or in a folder that is.
 pub(crate) fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), CheckpointError> {
     let views = tensors
         .iter()

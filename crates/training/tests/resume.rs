@@ -1,7 +1,7 @@
 //! A run that was interrupted ends in the same bits as one that was not.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use alignment::{HeadConfig, SpatialNorm};
 use data::{Cursor, Loader, LoaderConfig, OpenOptions};
@@ -94,7 +94,12 @@ fn assert_same_outcome(left: &Path, right: &Path) {
         fs::read(left.join("metrics.jsonl")).unwrap(),
         fs::read(right.join("metrics.jsonl")).unwrap()
     );
-    let newest = |folder: &Path| checkpoint::list(&folder.join("checkpoints")).pop().unwrap();
+    let newest = |folder: &Path| {
+        checkpoint::list(&folder.join("checkpoints"))
+            .unwrap()
+            .pop()
+            .unwrap()
+    };
     let (left, right) = (newest(left), newest(right));
     assert_eq!(left.file_name(), right.file_name());
     for file in fs::read_dir(&left).unwrap() {
@@ -191,7 +196,10 @@ fn every_variant_goes_on_to_the_same_bits() {
         let last = log.last().unwrap();
         assert!(last.alignment_loss.is_some() && last.denoising_loss > 0.0);
         // It samples, and another number of classes is another network.
-        let newest = checkpoint::list(&part.join("checkpoints")).pop().unwrap();
+        let newest = checkpoint::list(&part.join("checkpoints"))
+            .unwrap()
+            .pop()
+            .unwrap();
         let saved = Checkpoint::load(&newest).unwrap();
         let sampling = Sampling::new(&config, &saved.ema, vae(&saved), Device::Cpu).unwrap();
         assert_eq!(sampling.num_classes(), inputs().num_classes);
@@ -211,7 +219,7 @@ fn repa_e_trains_three_networks_and_saves_them_all() {
     let config = repa_e(config(4));
     let run = advance(folder.path(), &config, 4, 0);
     let saved = |step: usize| {
-        let found = checkpoint::list(&folder.path().join("checkpoints"));
+        let found = checkpoint::list(&folder.path().join("checkpoints")).unwrap();
         Checkpoint::load(&found[step]).unwrap()
     };
     let (before, after) = (saved(0), saved(1));
@@ -359,7 +367,11 @@ fn a_loss_of_the_autoencoder_that_is_not_finite_stops_the_run() {
         error.contains("the autoencoder's") && error.contains("step 1"),
         "{error}"
     );
-    assert!(checkpoint::list(&folder.path().join("checkpoints")).is_empty());
+    assert!(
+        checkpoint::list(&folder.path().join("checkpoints"))
+            .unwrap()
+            .is_empty()
+    );
 }
 
 #[test]
@@ -437,7 +449,10 @@ fn a_second_average_and_a_cosine_survive_an_interruption() {
     advance(&part, &config, 6, 1);
     assert_same_outcome(&folder.path().join("whole"), &part);
 
-    let newest = checkpoint::list(&part.join("checkpoints")).pop().unwrap();
+    let newest = checkpoint::list(&part.join("checkpoints"))
+        .unwrap()
+        .pop()
+        .unwrap();
     let saved = Checkpoint::load(&newest).unwrap();
     let second = saved.second_ema.unwrap();
     assert_eq!(second.len(), saved.ema.len());
@@ -476,7 +491,7 @@ fn a_damaged_checkpoint_is_passed_over_for_the_one_before() {
     let config = config(6);
     advance(folder.path(), &config, 6, 0);
     let checkpoints = folder.path().join("checkpoints");
-    let newest = checkpoint::list(&checkpoints).pop().unwrap();
+    let newest = checkpoint::list(&checkpoints).unwrap().pop().unwrap();
     let file = newest.join("optimizer.safetensors");
     let mut bytes = fs::read(&file).unwrap();
 
@@ -531,7 +546,10 @@ fn a_checkpoint_of_another_configuration_is_not_resumed() {
     assert_eq!(fs::read(before.join("metrics.jsonl")).unwrap(), log);
     assert!(before.join("result.json").is_file());
     assert!(!folder.path().join("result.json").exists());
-    assert_eq!(checkpoint::list(&before.join("checkpoints")).len(), 1);
+    assert_eq!(
+        checkpoint::list(&before.join("checkpoints")).unwrap().len(),
+        1
+    );
 }
 
 #[test]
@@ -547,7 +565,7 @@ fn a_run_that_is_made_shorter_does_not_pass_for_the_long_one() {
     assert_eq!(run.resumed_from(), 0);
     assert_eq!(run.trainer().steps_done(), 3);
     let steps = |place: &Path| {
-        let found = checkpoint::list(&place.join("checkpoints"));
+        let found = checkpoint::list(&place.join("checkpoints")).unwrap();
         found
             .iter()
             .map(|path| Identity::read(path).unwrap().step)
@@ -563,7 +581,9 @@ fn a_run_that_is_made_shorter_does_not_pass_for_the_long_one() {
 fn a_checkpoint_is_not_written_twice() {
     let folder = tempfile::tempdir().unwrap();
     let mut run = advance(folder.path(), &config(4), 2, 0);
-    let newest = checkpoint::list(&folder.path().join("checkpoints")).pop();
+    let newest = checkpoint::list(&folder.path().join("checkpoints"))
+        .unwrap()
+        .pop();
     let marked = newest.unwrap().join("of the first save");
     fs::write(&marked, "").unwrap();
     run.save().unwrap();
@@ -603,7 +623,10 @@ fn an_unfinished_save_is_ignored_and_cleared_away() {
     let folder = tempfile::tempdir().unwrap();
     let config = config(4);
     advance(folder.path(), &config, 2, 0);
-    let partial = folder.path().join("checkpoints/.step-0000004.partial");
+    // Of process 1 of another container.
+    let partial = folder
+        .path()
+        .join("checkpoints/.step-0000004.0123456789abcdef-1-1-abcdefgh.tmp");
     fs::create_dir_all(&partial).unwrap();
     fs::write(partial.join("model.safetensors"), "half").unwrap();
     let run = advance(folder.path(), &config, 4, 0);
@@ -781,6 +804,7 @@ fn the_recipes_train_and_the_average_follows() {
         assert!(mean(&log[30..]) < mean(&log[..10]) - 0.1);
         assert!(log[39].alignment_loss.unwrap() < log[0].alignment_loss.unwrap() - 0.1);
         let checkpoint = checkpoint::list(&folder.path().join("checkpoints"))
+            .unwrap()
             .pop()
             .unwrap();
         let model = read_tensors(&checkpoint.join("model.safetensors")).unwrap();
@@ -862,7 +886,7 @@ fn evaluate_until(folder: &Path, config: &Config, broken: Option<u64>) {
     let quality = |trainer: &Trainer| {
         let step = trainer.steps_done();
         // It may take hours: what is behind it is safe.
-        let saved = checkpoint::list(&checkpoints).pop().unwrap();
+        let saved = checkpoint::list(&checkpoints).unwrap().pop().unwrap();
         assert!(saved.ends_with(format!("step-{step:07}")));
         if broken == Some(step) {
             return Err(TrainError::Interrupted);
@@ -935,4 +959,134 @@ fn an_evaluation_that_measures_nothing_leaves_no_line() {
     let lines = MetricsLog::read(&folder.path().join("metrics.jsonl")).unwrap();
     let steps: Vec<u64> = lines.iter().map(|line| line.step).collect();
     assert_eq!(steps, [3, 4]);
+}
+
+/// Checkpoints that are there and cannot be read, each for another reason: a link to itself, a folder in place of a file,
+/// a file in place of a folder, and a link to a disk that is not mounted.
+#[cfg(unix)]
+fn unreadable(checkpoints: &Path) -> Vec<(&'static str, Box<dyn Fn() + '_>)> {
+    use std::os::unix::fs::symlink;
+    let newest = checkpoint::list(checkpoints).unwrap().pop().unwrap();
+    let in_place_of = |path: PathBuf, make: fn(&Path)| {
+        move || {
+            let kept = path.with_extension("kept");
+            fs::rename(&path, kept).unwrap();
+            make(&path);
+        }
+    };
+    vec![
+        (
+            "symbolic links",
+            Box::new(in_place_of(newest.clone(), |path| {
+                symlink(path, path).unwrap()
+            })),
+        ),
+        (
+            "directory",
+            Box::new(in_place_of(newest.join("model.safetensors"), |path| {
+                fs::create_dir(path).unwrap();
+            })),
+        ),
+        (
+            "directory",
+            Box::new(in_place_of(newest.join("manifest.json"), |path| {
+                fs::create_dir(path).unwrap();
+            })),
+        ),
+        (
+            "irectory",
+            Box::new(in_place_of(newest.clone(), |path| {
+                fs::write(path, "").unwrap()
+            })),
+        ),
+        (
+            "No such file",
+            Box::new(in_place_of(newest, |path| {
+                symlink("/nowhere/step", path).unwrap();
+            })),
+        ),
+        (
+            "symbolic links",
+            Box::new(in_place_of(checkpoints.to_owned(), |path| {
+                symlink(path, path).unwrap();
+            })),
+        ),
+        (
+            "No such file",
+            Box::new(in_place_of(checkpoints.to_owned(), |path| {
+                symlink("/nowhere/checkpoints", path).unwrap();
+            })),
+        ),
+    ]
+}
+
+/// Names, kinds and contents of all that is below a folder.
+#[cfg(unix)]
+fn everything(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let kind = fs::symlink_metadata(&path).unwrap().file_type();
+        if kind.is_dir() {
+            found.extend(everything(&path));
+        } else if kind.is_file() {
+            found.push((path.clone(), fs::read(&path).unwrap()));
+        }
+        found.push((path, format!("{kind:?}").into_bytes()));
+    }
+    found.sort();
+    found
+}
+
+#[cfg(unix)]
+#[test]
+fn a_checkpoint_that_cannot_be_read_ends_the_run_and_nothing_is_touched() {
+    const WEIGHTS: usize = 1;
+    for index in 0.. {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config(4);
+        advance(folder.path(), &config, 4, 0);
+        let checkpoints = folder.path().join("checkpoints");
+        let ways = unreadable(&checkpoints);
+        let Some((reason, spoil)) = ways.get(index) else {
+            assert_eq!(index, 7);
+            break;
+        };
+        spoil();
+        let before = everything(folder.path());
+        // Also for a run of other settings, which would begin anew; it has no need of the weights.
+        let rates = [config.optimizer.lr, 5e-4];
+        for lr in &rates[..if index == WEIGHTS { 1 } else { 2 }] {
+            let mut config = config.clone();
+            config.optimizer.lr = *lr;
+            let error = Run::open(folder.path(), &config, inputs()).unwrap_err();
+            let error = error.to_string();
+            assert!(error.contains(reason), "{index}: {error}");
+            assert!(error.contains("checkpoints"), "{index}: {error}");
+        }
+        assert_eq!(everything(folder.path()), before, "{index}");
+    }
+}
+
+#[test]
+fn a_run_without_checkpoints_is_not_overwritten() {
+    let folder = tempfile::tempdir().unwrap();
+    advance(folder.path(), &config(4), 4, 0);
+    fs::remove_dir_all(folder.path().join("checkpoints")).unwrap();
+    fs::write(folder.path().join("config.toml"), "old").unwrap();
+    fs::write(folder.path().join("a user's notes"), "").unwrap();
+    fs::create_dir(folder.path().join("samples")).unwrap();
+    fs::write(folder.path().join("samples/1.png"), "png").unwrap();
+    let log = fs::read(folder.path().join("metrics.jsonl")).unwrap();
+    let run = Run::open(folder.path(), &config(4), inputs()).unwrap();
+    assert_eq!(run.resumed_from(), 0);
+    let before = folder.path().join("before/1");
+    assert_eq!(fs::read(before.join("metrics.jsonl")).unwrap(), log);
+    assert!(before.join("config.toml").exists() && before.join("samples/1.png").exists());
+    assert!(training::EventLog::path_in(&before).exists());
+    assert!(folder.path().join("a user's notes").exists());
+    drop(run);
+    // A run that began and came to nothing leaves nothing worth keeping.
+    drop(Run::open(folder.path(), &config(4), inputs()).unwrap());
+    assert!(!folder.path().join("before/2").exists());
 }

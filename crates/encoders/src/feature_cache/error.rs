@@ -1,6 +1,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use files::LockError;
 use tch::TchError;
 use thiserror::Error;
 
@@ -82,8 +83,8 @@ pub enum CacheError {
     },
 
     /// Another process writes this cache.
-    #[error("{} is being written by another process", .0.display())]
-    Locked(PathBuf),
+    #[error("another process is writing this cache: {0}")]
+    Locked(LockError),
 
     /// There is less space than the cache needs.
     #[error(
@@ -129,7 +130,34 @@ pub enum CacheError {
     Tch(#[from] TchError),
 }
 
+impl From<LockError> for CacheError {
+    fn from(error: LockError) -> Self {
+        match error {
+            LockError::Io {
+                action,
+                path,
+                source,
+            } => Self::Io {
+                action,
+                path,
+                source,
+            },
+            held => Self::Locked(held),
+        }
+    }
+}
+
 impl CacheError {
+    /// Whether a file is missing, cut short or changed. Any other error, such as one of the disk or of permissions, says
+    /// nothing of the file.
+    pub(super) fn is_damage(&self) -> bool {
+        match self {
+            Self::Damaged { .. } => true,
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            _ => false,
+        }
+    }
+
     pub(super) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         Self::Io {
             action,

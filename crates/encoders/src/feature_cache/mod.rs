@@ -326,19 +326,26 @@ impl Contents {
     }
 
     /// Samples of the shards that are not in `folder`, or not whole, a range each.
-    pub fn missing(&self, folder: &Path) -> Vec<Range<u64>> {
-        self.shards()
-            .filter(|samples| {
-                let path = shard::path(folder, self, samples);
-                shard::Parts::read(&path, self, samples).is_err()
-            })
-            .collect()
+    ///
+    /// # Errors
+    /// A shard is there and cannot be read, which says nothing about whether it is whole.
+    pub fn missing(&self, folder: &Path) -> Result<Vec<Range<u64>>, CacheError> {
+        let mut missing = Vec::new();
+        for samples in self.shards() {
+            let path = shard::path(folder, self, &samples);
+            match shard::Parts::read(&path, self, &samples) {
+                Ok(_) => {}
+                Err(error) if error.is_damage() => missing.push(samples),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(missing)
     }
 
     /// How many shards there are, and how many of them are written in `folder`.
-    fn progress(&self, folder: &Path) -> (usize, usize) {
+    fn progress(&self, folder: &Path) -> Result<(usize, usize), CacheError> {
         let total = self.shards().count();
-        (total, total - self.missing(folder).len())
+        Ok((total, total - self.missing(folder)?.len()))
     }
 }
 

@@ -47,8 +47,11 @@ impl FeatureCache {
         let mut shards = Vec::new();
         for samples in contents.shards() {
             let path = shard::path(folder, &contents, &samples);
-            if !path.exists() {
-                let (total, written) = contents.progress(folder);
+            let is_there = path
+                .try_exists()
+                .map_err(|source| CacheError::io("read", &path, source))?;
+            if !is_there {
+                let (total, written) = contents.progress(folder)?;
                 return Err(CacheError::Incomplete {
                     features: key.features,
                     folder: folder.to_owned(),

@@ -1,11 +1,12 @@
 //! One file of a cache: a safetensors file whose header repeats what the cache is of.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use files::AtomicPath;
 use safetensors::tensor::{Dtype, Metadata, TensorView};
 use safetensors::{SafeTensorError, serialize_to_file};
 use serde::{Deserialize, Serialize};
@@ -57,7 +58,7 @@ impl Buffers {
         }
     }
 
-    /// Writes the shard under a temporary name and renames it when it is on the disk.
+    /// Writes the shard. It appears complete or not at all.
     pub(super) fn write(
         &self,
         folder: &Path,
@@ -65,25 +66,15 @@ impl Buffers {
         samples: &Range<u64>,
     ) -> Result<(), CacheError> {
         let path = path(folder, contents, samples);
-        let partial = path.with_extension("partial");
-        let written = self.write_to(&partial, contents, samples).and_then(|()| {
-            fs::rename(&partial, &path)
-                .and_then(|()| File::open(folder)?.sync_all())
-                .map_err(|source| CacheError::io("finish", &path, source))
-        });
-        if written.is_err() {
-            // The space may be what is missing.
-            let _gone_already = fs::remove_file(&partial);
-        }
-        written
+        let file =
+            AtomicPath::create(&path).map_err(|source| CacheError::io("create", &path, source))?;
+        self.write_to(file.path(), contents, samples)
+            .map_err(|source| CacheError::io("write", &path, source))?;
+        file.commit()
+            .map_err(|source| CacheError::io("finish", &path, source))
     }
 
-    fn write_to(
-        &self,
-        path: &Path,
-        contents: &Contents,
-        samples: &Range<u64>,
-    ) -> Result<(), CacheError> {
+    fn write_to(&self, path: &Path, contents: &Contents, samples: &Range<u64>) -> io::Result<()> {
         let layout = &contents.layout;
         let (count, variants) = (self.present.len(), layout.variants() as usize);
         let dtype = dtype(layout.stored);
@@ -103,30 +94,21 @@ impl Buffers {
             parts.push(("class", dtype, shape, &self.class));
         }
         let failed = |error: SafeTensorError| match error {
-            SafeTensorError::IoError(source) => CacheError::io("write", path, source),
-            other => CacheError::io("write", path, io::Error::other(other)),
+            SafeTensorError::IoError(source) => source,
+            other => io::Error::other(other),
         };
         let views = parts
             .into_iter()
             .map(|(name, dtype, shape, bytes)| {
                 Ok((name, TensorView::new(dtype, shape, bytes).map_err(failed)?))
             })
-            .collect::<Result<Vec<_>, CacheError>>()?;
+            .collect::<io::Result<Vec<_>>>()?;
         let header = serde_json::to_string(&Header {
             first: samples.start,
             contents: contents.clone(),
-        });
-        let header = header.map_err(|error| CacheError::io("describe", path, error.into()))?;
+        })?;
         let metadata = HashMap::from([(METADATA.to_owned(), header)]);
-        // What writes the file makes it readable for its owner alone; a cache is for all whom the
-        // system's defaults let read.
-        let permissions = File::create(path)
-            .and_then(|file| Ok(file.metadata()?.permissions()))
-            .map_err(|source| CacheError::io("create", path, source))?;
-        serialize_to_file(views, Some(metadata), path).map_err(failed)?;
-        fs::set_permissions(path, permissions)
-            .and_then(|()| File::open(path)?.sync_all())
-            .map_err(|source| CacheError::io("sync", path, source))
+        serialize_to_file(views, Some(metadata), path).map_err(failed)
     }
 }
 
@@ -162,9 +144,14 @@ impl Parts {
         };
         let mut file = File::open(path).map_err(io)?;
         let length = file.metadata().map_err(io)?.len();
-        let cut_short = || damaged(format!("it is cut short, {length} bytes long"));
+        let cut_short = |error: io::Error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => {
+                damaged(format!("it is cut short, {length} bytes long"))
+            }
+            _ => io(error),
+        };
         let mut head = vec![0; 8];
-        file.read_exact(&mut head).map_err(|_| cut_short())?;
+        file.read_exact(&mut head).map_err(cut_short)?;
         let header_bytes = head
             .iter()
             .rev()
@@ -173,7 +160,7 @@ impl Parts {
             return Err(damaged("it is no safetensors file".to_owned()));
         }
         head.resize(8 + header_bytes as usize, 0);
-        file.read_exact(&mut head[8..]).map_err(|_| cut_short())?;
+        file.read_exact(&mut head[8..]).map_err(cut_short)?;
         let metadata: Metadata = serde_json::from_slice(&head[8..])
             .map_err(|error| damaged(format!("it is no safetensors file: {error}")))?;
         let header: Header = metadata

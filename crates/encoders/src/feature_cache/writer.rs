@@ -1,8 +1,9 @@
-use std::fs::{self, File, TryLockError};
-use std::io;
+use std::fs;
+use std::io::{self, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use files::{Lock, Scope};
 use tch::{Device, Tensor};
 
 use super::features::tokens_of;
@@ -20,7 +21,7 @@ use crate::Tokens;
 /// let registry = Registry::new(&[]);
 /// let encoder = registry.load("hog", &LoadOptions::default())?;
 /// let images = Tensor::randint(256, [3, 3, 64, 64], (Kind::Uint8, Device::Cpu));
-/// let identity = registry.identity("hog", 64).unwrap();
+/// let identity = registry.identity("hog", 64)?.unwrap();
 /// let key = CacheKey {
 ///     data: "three random images".to_owned(),
 ///     samples: 3,
@@ -32,7 +33,7 @@ use crate::Tokens;
 /// # let folder = tempfile::tempdir()?;
 /// # let folder = folder.path();
 /// let mut writer = CacheWriter::open(folder, key.clone(), layout)?;
-/// for samples in writer.missing() {
+/// for samples in writer.missing()? {
 ///     let mut rows = writer.rows(&samples);
 ///     let (start, count) = (samples.start as i64, (samples.end - samples.start) as i64);
 ///     let tokens = encoder.encode(&images.narrow(0, start, count))?;
@@ -48,7 +49,7 @@ use crate::Tokens;
 pub struct CacheWriter {
     folder: PathBuf,
     contents: Contents,
-    _lock: File,
+    _lock: Lock,
 }
 
 impl CacheWriter {
@@ -59,7 +60,9 @@ impl CacheWriter {
     /// or it cannot be written.
     pub fn open(folder: &Path, key: CacheKey, layout: CacheLayout) -> Result<Self, CacheError> {
         fs::create_dir_all(folder).map_err(|source| CacheError::io("create", folder, source))?;
-        let lock = lock(&folder.join(".lock"))?;
+        let lock = Lock::take(&folder.join(".lock"))?;
+        files::remove_leftovers(folder, Scope::Own)
+            .map_err(|source| CacheError::io("clean up", folder, source))?;
         let mut contents = Contents::new(key, layout);
         match Contents::read(folder)? {
             Some(found) => {
@@ -98,7 +101,10 @@ impl CacheWriter {
 
     /// Samples of the shards that are still to be written, a range each. A shard that is damaged
     /// is among them.
-    pub fn missing(&self) -> Vec<Range<u64>> {
+    ///
+    /// # Errors
+    /// A shard is there and cannot be read.
+    pub fn missing(&self) -> Result<Vec<Range<u64>>, CacheError> {
         self.contents.missing(&self.folder)
     }
 
@@ -122,42 +128,26 @@ impl CacheWriter {
         let written = rows
             .buffers
             .write(&self.folder, &self.contents, &rows.samples);
-        written.map_err(|error| match error {
-            CacheError::Io { path, source, .. } if is_full(&source) => {
-                let (total, written) = self.contents.progress(&self.folder);
-                CacheError::DiskFull {
+        match written {
+            Err(CacheError::Io { path, source, .. }) if is_full(&source) => {
+                let (total, written) = self.contents.progress(&self.folder)?;
+                Err(CacheError::DiskFull {
                     path,
                     written,
                     total,
-                }
+                })
             }
-            other => other,
-        })
+            written => written,
+        }
     }
 }
 
 fn write_contents(folder: &Path, contents: &Contents) -> Result<(), CacheError> {
     let path = folder.join(CONTENTS);
-    let partial = folder.join(format!(".{CONTENTS}.partial"));
     let written = serde_json::to_vec_pretty(contents)
         .map_err(io::Error::from)
-        .and_then(|text| {
-            fs::write(&partial, text)?;
-            File::open(&partial)?.sync_all()?;
-            fs::rename(&partial, &path)
-        });
+        .and_then(|text| files::write(&path, |file| file.write_all(&text)));
     written.map_err(|source| CacheError::io("write", &path, source))
-}
-
-fn lock(path: &Path) -> Result<File, CacheError> {
-    let file = File::create(path).map_err(|source| CacheError::io("create", path, source))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            Err(CacheError::Locked(path.parent().unwrap_or(path).to_owned()))
-        }
-        Err(TryLockError::Error(source)) => Err(CacheError::io("lock", path, source)),
-    }
 }
 
 fn is_full(error: &io::Error) -> bool {

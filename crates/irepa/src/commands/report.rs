@@ -9,8 +9,12 @@ pub fn run(arguments: &ReportArgs) -> Result<ExitCode, Failure> {
     for note in &report.notes {
         errln!("note: {note}");
     }
+    let stale = match report.stale {
+        0 => String::new(),
+        count => format!(", {count} stale"),
+    };
     outln!(
-        "{} done, {} failed, {} skipped",
+        "{} done, {} failed, {} skipped{stale}",
         report.done,
         report.failed,
         report.skipped

@@ -1,3 +1,4 @@
+use std::fs;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -129,8 +130,9 @@ fn sources(named: &Path) -> Result<Vec<PathBuf>, Failure> {
         ));
     }
     let checkpoints = named.join("checkpoints");
-    if checkpoints.is_dir() {
-        let mut found = checkpoint::list(&checkpoints);
+    // A link that leads nowhere is there, and reading it names the reason.
+    if fs::symlink_metadata(&checkpoints).is_ok() {
+        let mut found = checkpoint::list(&checkpoints)?;
         if found.is_empty() {
             return Err(Failure::usage(anyhow!(
                 "{} has no checkpoint yet",
@@ -140,7 +142,7 @@ fn sources(named: &Path) -> Result<Vec<PathBuf>, Failure> {
         found.reverse();
         return Ok(found);
     }
-    if named.is_dir() && !checkpoint::list(named).is_empty() {
+    if named.is_dir() && !checkpoint::list(named)?.is_empty() {
         return refused(
             "give the folder of the run, the one above, or one of the checkpoints here".to_owned(),
         );
@@ -155,7 +157,7 @@ fn sources(named: &Path) -> Result<Vec<PathBuf>, Failure> {
     Ok(vec![named.to_owned()])
 }
 
-/// The weights of the first source that is whole; those before it are passed over with a warning.
+/// The weights of the first source that is whole; those before it that are damaged are passed over with a warning.
 fn newest_weights(named: &Path, sources: &[PathBuf], no_ema: bool) -> Result<Weights, Failure> {
     if let [only] = sources {
         if only != named {
@@ -170,10 +172,11 @@ fn newest_weights(named: &Path, sources: &[PathBuf], no_ema: bool) -> Result<Wei
                 errln!("{}", source.display());
                 return Ok(weights);
             }
-            Err(error) => {
+            Err(error) if error.is_damage() => {
                 tracing::warn!("checkpoint passed over: {error}");
                 errors.push(error.to_string());
             }
+            Err(error) => return Err(error),
         }
     }
     Err(anyhow!(

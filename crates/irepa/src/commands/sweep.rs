@@ -28,8 +28,12 @@ pub fn run(arguments: &SweepArgs) -> Result<ExitCode, Failure> {
     if arguments.dry_run {
         return Ok(ExitCode::SUCCESS);
     }
+    let stale = match outcome.stale {
+        0 => String::new(),
+        count => format!(", {count} stale"),
+    };
     outln!(
-        "{} done, {} failed, {} skipped",
+        "{} done, {} failed, {} skipped{stale}",
         outcome.done,
         outcome.failed.len(),
         outcome.skipped

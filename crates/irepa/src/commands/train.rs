@@ -51,7 +51,7 @@ pub fn run(arguments: &TrainArgs) -> Result<ExitCode, Failure> {
 }
 
 fn refuse_to_overwrite(folder: &Path, resume: bool) -> Result<(), Failure> {
-    let found = checkpoint::list(&folder.join("checkpoints")).len();
+    let found = checkpoint::list(&folder.join("checkpoints"))?.len();
     if found > 0 && !resume {
         return Err(Failure::usage(anyhow!(
             "{} holds a run already ({found} checkpoints): continue it with --resume, or name \

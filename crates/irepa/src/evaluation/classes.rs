@@ -52,7 +52,8 @@ impl ReferenceClasses {
 pub fn uses_reference_classes(config: &Config, bank: &EncoderBank) -> bool {
     let evaluate = &config.evaluate;
     let judged = !evaluate.fd_encoder.is_empty()
-        || !evaluate.inception.is_empty() && Inception::identity(bank.registry()).is_some();
+        || !evaluate.inception.is_empty()
+            && !matches!(Inception::identity(bank.registry()), Ok(None));
     let probed = evaluate.probe_images > 0 && config.alignment.encoders().len() == 1;
     config.sample.count > 0 && judged || probed
 }

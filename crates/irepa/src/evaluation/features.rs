@@ -46,7 +46,7 @@ impl Extractor {
             let inception = Inception::load(&path, bank.device())?;
             return Ok(Self::Inception(Box::new(inception)));
         }
-        let identity = bank.registry().identity(name, i64::from(side));
+        let identity = bank.registry().identity(name, i64::from(side))?;
         Ok(Self::Encoder {
             encoder: bank.load(name, side, Precision::Fp32)?,
             identity: identity.unwrap_or_default(),

@@ -95,7 +95,7 @@ impl Judges {
                 BTreeSet::from([Metric::Frechet]),
             ));
         }
-        if !evaluate.inception.is_empty() && Inception::identity(bank.registry()).is_some() {
+        if !evaluate.inception.is_empty() && Inception::identity(bank.registry())?.is_some() {
             let metrics = evaluate.inception.iter().copied().map(Metric::from);
             networks.push((Inception::NAMES[0], metrics.collect()));
         }

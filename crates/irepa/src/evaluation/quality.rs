@@ -17,7 +17,6 @@ use training::InceptionMetric;
 use super::{
     EvaluationError, Extractor, ImageSet, Measured, Reference, ReferenceStatistics, Wanted, measure,
 };
-use crate::atomic_file;
 
 /// A measure of samples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -490,7 +489,7 @@ impl QualityReport {
     /// # Errors
     /// The file cannot be written.
     pub fn write(&self, path: &Path) -> std::io::Result<()> {
-        atomic_file::write(path, |file| {
+        files::write(path, |file| {
             serde_json::to_writer_pretty(&mut *file, self)?;
             file.write_all(b"\n")
         })

@@ -45,7 +45,7 @@ impl Job {
             contents.layout.shard_samples = found.layout.shard_samples;
         }
         let samples = contents
-            .missing(&folder)
+            .missing(&folder)?
             .iter()
             .map(|s| s.end - s.start)
             .sum();
@@ -96,7 +96,7 @@ impl Job {
         let Contents { key, layout, .. } = self.contents.clone();
         let noun = key.features.noun();
         let mut writer = CacheWriter::open(&self.folder, key, layout)?;
-        let missing = writer.missing();
+        let missing = writer.missing()?;
         if missing.is_empty() {
             return Ok(true);
         }

@@ -31,7 +31,6 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use crate::atomic_file;
 use crate::results::{ResultsError, Status};
 pub(crate) use html::escape;
 use plots::Plots;
@@ -51,6 +50,8 @@ pub struct Report {
     pub failed: usize,
     /// Skipped cells.
     pub skipped: usize,
+    /// Cells whose results are of other settings; they are listed, and in no table, finding or plot.
+    pub stale: usize,
     /// Files that were missing or broken, one sentence each; also on the page.
     pub notes: Vec<String>,
 }
@@ -118,12 +119,13 @@ pub fn build(run_dir: &Path) -> Result<Report, ReportError> {
         done: run.count(Status::Done),
         failed: run.count(Status::Failed),
         skipped: run.count(Status::Skipped),
+        stale: run.stale.len(),
         notes: run.notes,
     })
 }
 
 fn write(path: &Path, text: &str) -> Result<(), ReportError> {
-    atomic_file::write(path, |file| file.write_all(text.as_bytes())).map_err(|source| {
+    files::write(path, |file| file.write_all(text.as_bytes())).map_err(|source| {
         ReportError::Write {
             path: path.to_owned(),
             source,

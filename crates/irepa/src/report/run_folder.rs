@@ -22,8 +22,10 @@ const MAX_SAMPLE_BYTES: usize = 4 << 20;
 pub(super) struct Run {
     pub name: String,
     pub description: String,
-    /// In the order of `results.csv`.
+    /// In the order of `results.csv`, without those whose results are of other settings.
     pub cells: Vec<Cell>,
+    /// The rows of those.
+    pub stale: Vec<ResultRow>,
     /// Distinct `hardware` lines of the cells' `result.json`.
     pub hardware: Vec<String>,
     /// Earliest start and latest end of the cells, as text.
@@ -101,12 +103,17 @@ impl Run {
         let (mut starts, mut ends) = (BTreeSet::new(), BTreeSet::new());
         let mut seen = BTreeSet::new();
         let mut cells = Vec::with_capacity(rows.len());
+        let mut stale = Vec::new();
         for row in rows {
             if !seen.insert(row.cell.clone()) {
                 notes.push(format!(
                     "results.csv: cell `{}` stands there more than once",
                     row.cell
                 ));
+            }
+            if row.status == Status::Stale {
+                stale.push(row);
+                continue;
             }
             let mut folder = CellFolder::of(run_dir, &row, &mut notes);
             let result = folder.result();
@@ -135,6 +142,7 @@ impl Run {
             sheets,
             ranking: read_ranking(run_dir, &mut notes),
             cells,
+            stale,
             hardware: hardware.into_iter().collect(),
             started: starts.pop_first(),
             finished: ends.pop_last(),

@@ -1,15 +1,15 @@
 //! A folder of samples, `000000.png` and so on, and `samples.json`, which says of what.
 
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use files::{Lock, Scope};
 use ndarray::{Array3, ArrayView3};
 use rayon::prelude::*;
 use serde_json::Value;
 
 use super::{Recipe, SamplingError};
-use crate::atomic_file;
 use crate::image_grid::{self, Compression};
 
 const RECIPE: &str = "samples.json";
@@ -19,7 +19,7 @@ const LOCK: &str = ".lock";
 #[derive(Debug)]
 pub struct SampleFolder {
     path: PathBuf,
-    _lock: File,
+    _lock: Lock,
 }
 
 impl SampleFolder {
@@ -47,10 +47,10 @@ impl SampleFolder {
             }
         }
         fs::create_dir_all(path).map_err(SamplingError::io("create", path))?;
-        let lock = lock(path)?;
+        let lock = Lock::take(&path.join(LOCK))?;
+        files::remove_leftovers(path, Scope::Own).map_err(SamplingError::io("clean up", path))?;
         for name in names(path)? {
-            let leftover = name.starts_with('.') && name.ends_with(".tmp");
-            if leftover || (fresh && (index_of(&name).is_some() || name == RECIPE)) {
+            if fresh && (index_of(&name).is_some() || name == RECIPE) {
                 let path = path.join(name);
                 fs::remove_file(&path).map_err(SamplingError::io("remove", &path))?;
             }
@@ -65,7 +65,7 @@ impl SampleFolder {
                 )));
             }
         } else {
-            atomic_file::write(&file, |writer| {
+            files::write(&file, |writer| {
                 serde_json::to_writer_pretty(&mut *writer, &wanted)?;
                 writer.write_all(b"\n")
             })
@@ -89,11 +89,25 @@ impl SampleFolder {
 
     /// Those of the first `count` images that are not there, ascending. A file that is no whole
     /// picture counts as missing.
-    pub fn missing(&self, count: u64) -> Vec<u64> {
-        (0..count)
+    ///
+    /// # Errors
+    /// A file is there and cannot be read.
+    pub fn missing(&self, count: u64) -> Result<Vec<u64>, SamplingError> {
+        let is_missing = |index: &u64| {
+            let path = self.file(*index);
+            let file = match fs::read(&path) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+                Err(error) => return Err(SamplingError::io("read", &path)(error)),
+            };
+            Ok(image::load_from_memory(&file).is_err())
+        };
+        let missing: Vec<(u64, bool)> = (0..count)
             .into_par_iter()
-            .filter(|index| image::open(self.file(*index)).is_err())
-            .collect()
+            .map(|index| Ok((index, is_missing(&index)?)))
+            .collect::<Result<_, SamplingError>>()?;
+        let missing = missing.into_iter().filter(|(_, missing)| *missing);
+        Ok(missing.map(|(index, _)| index).collect())
     }
 
     /// How many images are there beyond the first `count`.
@@ -142,16 +156,6 @@ impl SampleFolder {
     /// The system refused.
     pub fn remove(self) -> Result<(), SamplingError> {
         fs::remove_dir_all(&self.path).map_err(SamplingError::io("remove", &self.path))
-    }
-}
-
-fn lock(path: &Path) -> Result<File, SamplingError> {
-    let file = path.join(LOCK);
-    let lock = File::create(&file).map_err(SamplingError::io("create", &file))?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => Err(SamplingError::Locked(path.to_owned())),
-        Err(TryLockError::Error(source)) => Err(SamplingError::io("lock", &file)(source)),
     }
 }
 

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
 
+use files::LockError;
 use ndarray::Axis;
 use rayon::prelude::*;
 use serde::Serialize;
@@ -74,11 +75,28 @@ pub enum SamplingError {
         reason: String,
     },
     /// Another process draws into the folder.
-    #[error("another process is drawing into {}; wait for it, or stop it", .0.display())]
-    Locked(PathBuf),
+    #[error("another process is drawing into this folder: {0}")]
+    Locked(LockError),
     /// A worker ended without a word.
     #[error("a sampling thread ended unexpectedly")]
     Thread,
+}
+
+impl From<LockError> for SamplingError {
+    fn from(error: LockError) -> Self {
+        match error {
+            LockError::Io {
+                action,
+                path,
+                source,
+            } => Self::Io {
+                action,
+                path,
+                source,
+            },
+            held => Self::Locked(held),
+        }
+    }
 }
 
 impl SamplingError {
@@ -160,7 +178,7 @@ pub fn draw(
     interrupted: &AtomicBool,
     mut progress: impl FnMut(u64),
 ) -> Result<Outcome, SamplingError> {
-    let missing = folder.missing(count);
+    let missing = folder.missing(count)?;
     let found = count - missing.len() as u64;
     progress(found);
     let batch = samplers.first().map_or(1, Sampling::batch_size).max(1) as u64;

@@ -1,7 +1,7 @@
-use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
+use files::AtomicFile;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, DateTime, ZipWriter};
 
@@ -19,22 +19,6 @@ pub fn pack(
     classes: &ClassRule,
     count: u64,
 ) -> Result<(), SamplingError> {
-    let temporary = path.with_extension("npz.tmp");
-    let written = write(&temporary, folder, classes, count)
-        .and_then(|()| fs::rename(&temporary, path).map_err(SamplingError::io("write", path)));
-    if written.is_err() {
-        // The first error is the one to report; there may be no file to remove.
-        let _ = fs::remove_file(&temporary);
-    }
-    written
-}
-
-fn write(
-    path: &Path,
-    folder: &SampleFolder,
-    classes: &ClassRule,
-    count: u64,
-) -> Result<(), SamplingError> {
     let failed = |error: io::Error| SamplingError::io("write", path)(error);
     // A fixed time, so that the same images make the same file.
     let options = SimpleFileOptions::default()
@@ -42,9 +26,10 @@ fn write(
         .last_modified_time(DateTime::default())
         .large_file(true);
     let (height, width, channels) = folder.read(0)?.dim();
-    let file = File::create(path).map_err(failed)?;
+    files::remove_leftovers_of(path).map_err(failed)?;
+    let file = AtomicFile::create(path).map_err(failed)?;
     let mut zip = ZipWriter::new(BufWriter::new(file));
-    let start = |zip: &mut ZipWriter<BufWriter<File>>, name: &str| {
+    let start = |zip: &mut ZipWriter<BufWriter<AtomicFile>>, name: &str| {
         zip.start_file(name, options)
             .map_err(|error| failed(error.into()))
     };
@@ -80,7 +65,7 @@ fn write(
     let file = buffered
         .into_inner()
         .map_err(|error| failed(error.into()))?;
-    file.sync_all().map_err(failed)
+    file.commit().map_err(failed)
 }
 
 /// The head of an `.npy` file, version 1.0: its length is a multiple of 64.

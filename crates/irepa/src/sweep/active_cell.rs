@@ -1,5 +1,7 @@
 //! A cell while it is trained and measured.
 
+use std::error::Error;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use tch::Tensor;
@@ -18,6 +20,14 @@ use crate::tensors;
 
 /// Share of the logged steps, at the end, whose mean is a cell's final loss.
 const FINAL_SHARE: f64 = 0.1;
+
+/// Why a cell could not be opened.
+pub(super) enum Unopened {
+    /// What is in its folder cannot be read, and stays as it is.
+    Left(Reason),
+    /// Anything else.
+    Failed(Reason),
+}
 
 /// A cell that is being trained.
 pub(super) struct Active<'a> {
@@ -42,7 +52,7 @@ impl<'a> Active<'a> {
         planned: &'a Planned,
         lock: CellLock,
         source: &TokenSource,
-    ) -> Result<Self, (Reason, CellLock)> {
+    ) -> Result<Self, (Unopened, CellLock)> {
         let run = match open(context, planned, source) {
             Ok(run) => run,
             Err(reason) => return Err((reason, lock)),
@@ -218,7 +228,20 @@ impl<'a> Active<'a> {
     }
 }
 
-fn open(context: &Context, planned: &Planned, source: &TokenSource) -> Result<Run, Reason> {
+fn open(context: &Context, planned: &Planned, source: &TokenSource) -> Result<Run, Unopened> {
+    let failed = |error: &dyn Error| Unopened::Failed(Reason::of(error));
+    let left = |error: &dyn Error| Unopened::Left(Reason::of(error));
+    let folder = &planned.folder;
+    // One that cannot be read may be of a finished run.
+    folder.result().map_err(|error| left(&error))?;
+    if planned.is_fresh.swap(false, Ordering::Relaxed)
+        && let Some(before) = folder.set_aside().map_err(|error| left(&error))?
+    {
+        let id = &planned.cell.id;
+        let before = before.display();
+        let line = format!("{id}: the run that was there is kept in {before}");
+        context.progress.print(&line);
+    }
     let inputs = Inputs {
         device: context.device,
         num_classes: planned.training.class_names().len() as i64,
@@ -226,10 +249,21 @@ fn open(context: &Context, planned: &Planned, source: &TokenSource) -> Result<Ru
         identity: planned.identity.clone(),
     };
     // What is there of another run goes to a place of its own, its configuration with it.
-    let mut run = Run::open(planned.folder.path(), &planned.cell.config, inputs)?;
-    planned.folder.write_config(&planned.cell.config)?;
+    let config = &planned.cell.config;
+    let mut run = Run::open(folder.path(), config, inputs).map_err(|error| match &error {
+        // It says nothing of what is there, which must stay.
+        TrainError::Checkpoint(source) if !source.is_damage() => left(&error),
+        TrainError::Io(_) => left(&error),
+        _ => failed(&error),
+    })?;
+    folder
+        .keep_result_unless(&planned.hash)
+        .map_err(|error| left(&error))?;
+    folder
+        .write_config(config)
+        .map_err(|error| failed(&error))?;
     if let Some(init) = context.init {
-        initialise(context, &mut run, init)?;
+        initialise(context, &mut run, init).map_err(Unopened::Failed)?;
     }
     Ok(run)
 }

@@ -8,7 +8,7 @@ use tch::Tensor;
 use training::DeviceBatch;
 use training::checkpoint::{self, Identity};
 
-use super::active_cell::Active;
+use super::active_cell::{Active, Unopened};
 use super::failure::{Reason, fail, leave};
 use super::latent_source::LatentSource;
 use super::measures::{judges, measure_encoder};
@@ -233,11 +233,12 @@ impl<'a> Part<'a> {
                     self.opened += 1;
                     self.active.push(cell);
                 }
-                Err((reason, _)) if self.may_split(&reason) => {
+                Err((Unopened::Left(reason), _lock)) => leave(context, planned, &reason),
+                Err((Unopened::Failed(reason), _)) if self.may_split(&reason) => {
                     self.waiting.push_front(planned);
                     return Err(reason);
                 }
-                Err((reason, _lock)) => {
+                Err((Unopened::Failed(reason), _lock)) => {
                     fail(context, planned, None, saved_steps(planned), &reason);
                 }
             }
@@ -498,7 +499,10 @@ fn open_sources(
 fn saved_steps(planned: &Planned) -> u64 {
     let config = &planned.cell.config;
     let hash = config.training_hash(&planned.identity);
-    checkpoint::list(&planned.folder.path().join("checkpoints"))
+    // It is for the words of a failure; what cannot be read is named elsewhere.
+    let found = checkpoint::list(&planned.folder.path().join("checkpoints"));
+    found
+        .unwrap_or_default()
         .iter()
         .filter_map(|path| Identity::read(path).ok())
         .filter(|identity| identity.config_hash == hash && identity.step <= config.train.steps)

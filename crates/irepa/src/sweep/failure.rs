@@ -16,6 +16,13 @@ pub(super) struct Reason(pub(super) String);
 
 impl<E: Error> From<E> for Reason {
     fn from(error: E) -> Self {
+        Self::of(&error)
+    }
+}
+
+impl Reason {
+    /// The error and what caused it.
+    pub(super) fn of(error: &dyn Error) -> Self {
         let mut text = error.to_string();
         let mut source = error.source();
         while let Some(cause) = source {
@@ -34,9 +41,7 @@ impl<E: Error> From<E> for Reason {
         }
         reason
     }
-}
 
-impl Reason {
     /// Whether there was too little memory, by what libtorch says on the CPU and on CUDA.
     pub(super) fn is_out_of_memory(&self) -> bool {
         ["out of memory", "not enough memory", "bad_alloc"]
@@ -45,7 +50,7 @@ impl Reason {
     }
 }
 
-/// Writes a failed cell's result and says so. An earlier result of other inputs is replaced.
+/// Writes a failed cell's result and says so. An earlier result that is done is not lost.
 pub(super) fn fail(
     context: &Context,
     planned: &Planned,
@@ -56,7 +61,7 @@ pub(super) fn fail(
     let mut row = empty_row(&planned.cell, Status::Failed);
     row.steps = Some(steps);
     row.reason = reason.0.clone();
-    let written = planned.folder.write_result(&CellResult {
+    let written = planned.folder.write_failure(&CellResult {
         hash: planned.hash.clone(),
         hardware: hardware(context.device, &planned.cell.config),
         started_at: now(),
@@ -78,7 +83,7 @@ pub(super) fn fail(
     }
 }
 
-/// Says that a cell cannot be had: another process works on it, or its folder cannot be written. Its files
+/// Says that a cell cannot be had: another process works on it, or its folder cannot be read or written. Its files
 /// are left as they are.
 pub(super) fn leave(context: &Context, planned: &Planned, reason: &Reason) {
     let line = format!("{}: not run: {}", planned.cell.id, reason.0);

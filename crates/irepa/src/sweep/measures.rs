@@ -94,7 +94,7 @@ pub(super) fn measure_encoder(
     if evaluate.probe_images > 0 {
         let identity = format!(
             "{}-{:?}",
-            context.bank.identity(&names, config.data.resolution),
+            context.bank.identity(&names, config.data.resolution)?,
             config.alignment.encoder_precision
         );
         let data = ProbeData {

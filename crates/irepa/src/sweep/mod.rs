@@ -26,16 +26,17 @@ use std::time::Duration;
 
 use data::{DataError, Dataset};
 use encoders::{Inception, Registry};
+use files::{Lock, LockError};
 use globset::{Glob, GlobMatcher};
 use tch::Device;
 use thiserror::Error;
 use torch_ext::TorchError;
+use training::{CheckpointError, Shapes};
 
-use crate::atomic_file;
 use crate::autoencoder_files::AutoencoderFiles;
-use crate::cell_folder::{CellFolder, CellFolderError, CellLock, CellResult};
+use crate::cell_folder::{CellFolder, CellFolderError, CellResult};
 use crate::config_file::ConfigError;
-use crate::encoder_bank::EncoderBank;
+use crate::encoder_bank::{EncoderBank, IdentityError};
 use crate::evaluation::{ReferenceClasses, uses_reference_classes};
 use crate::experiment::{Cell, DeviceKind, Plan};
 use crate::report::{self, ReportError};
@@ -61,7 +62,7 @@ pub struct Options {
     pub settings: Vec<String>,
     /// Print the plan, run nothing.
     pub dry_run: bool,
-    /// Forget earlier results of the selected cells.
+    /// Run the selected cells again from the start; what they had is kept in `before/N`.
     pub fresh: bool,
     /// Only one of several parts of the cells.
     pub shard: Option<Shard>,
@@ -89,6 +90,8 @@ pub struct Outcome {
     pub failed: Vec<(String, String)>,
     /// Cells that lack something.
     pub skipped: usize,
+    /// Cells whose results are of other settings, data or encoders.
+    pub stale: usize,
     /// Cells that were run now.
     pub ran: usize,
     /// Whether it was interrupted.
@@ -155,9 +158,23 @@ pub enum SweepError {
         /// Why not.
         reason: String,
     },
-    /// A cell's folder cannot be written.
+    /// A file is there and cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A cell's folder cannot be read or written.
     #[error(transparent)]
     Cell(#[from] CellFolderError),
+    /// The checkpoints of a run cannot be read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// It is not known what a cell's inputs are.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     /// `results.csv` cannot be written.
     #[error(transparent)]
     Results(#[from] ResultsError),
@@ -207,14 +224,16 @@ pub(crate) struct Planned {
     pub(crate) identity: String,
     /// Hash of configuration, data, encoders and judge.
     pub(crate) hash: String,
-    /// The result that was there when it was planned.
+    /// The result that was there when it was planned. One that could not be read is named when the cell is opened.
     pub(crate) found: Option<CellResult>,
+    /// Whether the run that is in the folder is to be set aside, once.
+    pub(crate) is_fresh: AtomicBool,
 }
 
 impl Planned {
     /// How another process ended the cell since it was planned here.
     fn ended_meanwhile(&self) -> Option<ResultRow> {
-        let result = self.folder.result()?;
+        let result = self.folder.result().ok().flatten()?;
         let ended = result.hash == self.hash && self.found.as_ref() != Some(&result);
         ended.then_some(result.row)
     }
@@ -258,19 +277,17 @@ pub fn run(
     let bank = EncoderBank::new(registry, device);
     let mut planned = Vec::new();
     let mut missing: BTreeMap<String, String> = BTreeMap::new();
+    let mut hashes: BTreeMap<String, String> = BTreeMap::new();
     let mut datasets = Datasets::default();
     for cell in &plan.cells {
         if let Some(reason) = bank.missing(&cell.config) {
             missing.insert(cell.id.clone(), reason);
             continue;
         }
-        planned.push(prepare(
-            cell,
-            &folder,
-            &bank,
-            &mut datasets,
-            &options.experiment,
-        )?);
+        let mut prepared = prepare(cell, &folder, &bank, &mut datasets, &options.experiment)?;
+        prepared.is_fresh = AtomicBool::new(options.fresh);
+        hashes.insert(cell.id.clone(), prepared.hash.clone());
+        planned.push(prepared);
     }
     planned.retain(|planned| selected.contains(&planned.cell.id));
     let mut cohorts = Cohort::group(planned);
@@ -297,15 +314,10 @@ pub fn run(
         });
     }
 
-    create_run_folder(&folder, &plan, &options.device)?;
+    create_run_folder(&folder, &plan, &options.device, &hashes)?;
     let mut ran = 0;
     for cohort in &mut cohorts {
         cohort.cells.retain(&todo);
-        if options.fresh {
-            for planned in &cohort.cells {
-                planned.folder.remove()?;
-            }
-        }
         ran += cohort.cells.len();
     }
     let context = Context {
@@ -333,20 +345,21 @@ pub fn run(
                 held.push(left.into_iter().map(|held| held.planned).collect());
             }
             let _lock = lock_results(&folder)?;
-            write_results(&folder, &plan, &missing)?;
+            write_results(&folder, &plan, &missing, &hashes)?;
         }
         groups = held;
         wait_for_others(&context, &groups);
     }
     context.progress.finish();
     let lock = lock_results(&folder)?;
-    let rows = write_results(&folder, &plan, &missing)?;
+    let rows = write_results(&folder, &plan, &missing, &hashes)?;
     report::build(&folder)?;
     drop(lock);
     let mut failed = context.into_failures();
     for row in rows.iter().filter(|row| row.status == Status::Failed) {
         failed.insert(row.cell.clone(), row.reason.clone());
     }
+    let count = |status| rows.iter().filter(|row| row.status == status).count();
     let is_done = |id: &String| {
         let mut done = rows.iter().filter(|row| row.status == Status::Done);
         done.any(|row| row.cell == *id)
@@ -362,11 +375,9 @@ pub fn run(
     });
     Ok(Outcome {
         idle,
-        done: rows.iter().filter(|row| row.status == Status::Done).count(),
-        skipped: rows
-            .iter()
-            .filter(|row| row.status == Status::Skipped)
-            .count(),
+        done: count(Status::Done),
+        skipped: count(Status::Skipped),
+        stale: count(Status::Stale),
         failed: failed.into_iter().collect(),
         ran,
         interrupted: interrupted.load(Ordering::Relaxed),
@@ -485,53 +496,63 @@ fn prepare(
     let identity = format!(
         "{} {}{}",
         training.fingerprint(),
-        bank.tokens_identity(&cell.config),
-        bank.autoencoders().identity(&cell.config, bank.device())
+        bank.tokens_identity(&cell.config)?,
+        bank.autoencoders().identity(&cell.config, bank.device())?
     );
-    let judges = bank.judges_identity(&cell.config);
+    let judges = bank
+        .judges_identity(&cell.config)
+        .map_err(IdentityError::from)?;
     let hash = cell
         .config
         .hash(&format!("{identity} {} {judges}", reference.fingerprint()));
     let folder = CellFolder::new(folder, &cell.id);
     Ok(Planned {
-        found: folder.result(),
+        found: folder.result().ok().flatten(),
         folder,
         cell: cell.clone(),
         training,
         reference,
         identity,
         hash,
+        is_fresh: AtomicBool::new(false),
     })
 }
 
+/// A result that cannot be read is not taken for one that is not there: opening the cell names the reason.
 fn is_done(planned: &Planned) -> bool {
-    planned
-        .folder
-        .result()
-        .is_some_and(|result| result.hash == planned.hash && result.row.status == Status::Done)
+    matches!(planned.folder.is_done(&planned.hash), Ok(true))
 }
 
-fn create_run_folder(folder: &Path, plan: &Plan, device: &str) -> Result<(), SweepError> {
+fn create_run_folder(
+    folder: &Path,
+    plan: &Plan,
+    device: &str,
+    hashes: &BTreeMap<String, String>,
+) -> Result<(), SweepError> {
     let out = |path: &Path, source| SweepError::Out {
         path: path.to_owned(),
         source,
     };
-    fs::create_dir_all(folder).map_err(|source| out(folder, source))?;
+    fs::create_dir_all(folder)
+        .and_then(|()| files::remove_leftovers(folder, files::Scope::Ended))
+        .map_err(|source| out(folder, source))?;
     let path = folder.join("plan.toml");
-    let text =
-        toml::to_string(&plan.file(device)).map_err(|error| out(&path, io::Error::other(error)))?;
-    atomic_file::write(&path, |file| file.write_all(text.as_bytes()))
-        .map_err(|source| out(&path, source))
+    let text = toml::to_string(&plan.file(device, hashes))
+        .map_err(|error| out(&path, io::Error::other(error)))?;
+    files::write(&path, |file| file.write_all(text.as_bytes())).map_err(|source| out(&path, source))
 }
 
 /// Keeps other processes from reading cells and writing `results.csv` meanwhile: rows that one has read must not
 /// replace newer ones of another.
-fn lock_results(folder: &Path) -> Result<CellLock, SweepError> {
-    let folder = CellFolder::at(folder);
+fn lock_results(folder: &Path) -> Result<Lock, SweepError> {
+    let path = folder.join(".lock");
     loop {
-        match folder.lock() {
-            Err(CellFolderError::Locked(_)) => thread::sleep(Duration::from_millis(20)),
-            lock => return Ok(lock?),
+        match Lock::take(&path) {
+            Err(error @ LockError::Held { .. }) if !error.is_abandoned() => {
+                tracing::debug!("{error}");
+                thread::sleep(Duration::from_millis(20));
+            }
+            lock => return Ok(lock.map_err(CellFolderError::from)?),
         }
     }
 }
@@ -541,22 +562,58 @@ fn write_results(
     folder: &Path,
     plan: &Plan,
     missing: &BTreeMap<String, String>,
+    hashes: &BTreeMap<String, String>,
 ) -> Result<Vec<ResultRow>, SweepError> {
-    let rows: Vec<ResultRow> = plan
-        .cells
-        .iter()
-        .filter_map(|cell| match missing.get(&cell.id) {
-            Some(reason) => Some(ResultRow {
+    let mut rows = Vec::new();
+    for cell in &plan.cells {
+        let cell_folder = CellFolder::new(folder, &cell.id);
+        let hash = hashes.get(&cell.id).map(String::as_str);
+        let row = match (row(cell, &cell_folder, hash), missing.get(&cell.id)) {
+            (Ok(Some(row)), _) => Some(row),
+            (Ok(None), Some(reason)) => Some(ResultRow {
                 reason: reason.clone(),
                 ..empty_row(cell, Status::Skipped)
             }),
-            None => CellFolder::new(folder, &cell.id)
-                .result()
-                .map(|result| result.row),
-        })
-        .collect();
+            (Ok(None), None) => None,
+            (Err(error), _) => Some(ResultRow {
+                reason: error.to_string(),
+                ..empty_row(cell, Status::Failed)
+            }),
+        };
+        rows.extend(row);
+    }
     results::write_csv(&folder.join("results.csv"), &rows)?;
     Ok(rows)
+}
+
+/// The row of a cell's result, `stale` if it is not of the plan's settings and inputs. Without a `hash` an input is missing:
+/// the settings decide, and only a result that is done counts.
+fn row(
+    cell: &Cell,
+    folder: &CellFolder,
+    hash: Option<&str>,
+) -> Result<Option<ResultRow>, SweepError> {
+    let Some(CellResult {
+        hash: found, row, ..
+    }) = folder.result()?
+    else {
+        return Ok(None);
+    };
+    let counts = |key: &str| cell.config.shapes(key) != Shapes::Nothing;
+    let reason = match hash {
+        Some(hash) if hash == found => None,
+        Some(_) => Some(resume::described(folder.path(), &cell.config, counts)?),
+        None if row.status != Status::Done => return Ok(None),
+        None => resume::stale(folder.path(), &cell.config)?,
+    };
+    Ok(Some(match reason {
+        None => row,
+        Some(reason) => ResultRow {
+            status: Status::Stale,
+            reason,
+            ..row
+        },
+    }))
 }
 
 /// A row with no figures yet.

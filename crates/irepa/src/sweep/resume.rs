@@ -1,27 +1,37 @@
-//! Whether a run goes on from what is in its folder.
+//! Whether a run resumes from what is in its folder, and what differs where it does not.
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
+use std::path::Path;
 
 use toml::{Table, Value};
 use training::checkpoint::{self, Identity};
+use training::{Config, Shapes};
 
-use super::Planned;
+use super::{Planned, SweepError};
 use crate::config_file;
 
 /// Differences that are named; the others are counted.
 const NAMED: usize = 4;
 
 /// Why a run cannot go on from the checkpoints in its folder; `None` if it can, or if there are none.
-pub(super) fn obstacle(planned: &Planned) -> Option<String> {
+///
+/// # Errors
+/// The folder or a checkpoint cannot be read, which says nothing of what they hold.
+pub(super) fn obstacle(planned: &Planned) -> Result<Option<String>, SweepError> {
     let config = &planned.cell.config;
-    let found = checkpoint::list(&planned.folder.path().join("checkpoints"));
-    let newest = found.last()?;
+    let found = checkpoint::list(&planned.folder.path().join("checkpoints"))?;
     let hash = config.training_hash(&planned.identity);
-    let identities: Vec<Identity> = found
-        .iter()
-        .filter_map(|path| Identity::read(path).ok())
-        .collect();
+    let mut identities = Vec::new();
+    let mut damage = None;
+    for path in &found {
+        match Identity::read(path) {
+            Ok(identity) => identities.push(identity),
+            Err(error) if error.is_damage() => damage = Some(error),
+            Err(error) => return Err(error.into()),
+        }
+    }
     let own: Vec<u64> = identities
         .iter()
         .filter(|identity| identity.config_hash == hash)
@@ -29,39 +39,78 @@ pub(super) fn obstacle(planned: &Planned) -> Option<String> {
         .collect();
     let steps = config.train.steps;
     if own.iter().any(|&step| step <= steps) {
-        return None;
+        return Ok(None);
     }
     if let Some(step) = own.last() {
-        return Some(format!(
+        return Ok(Some(format!(
             "the run is at step {step} already, beyond train.steps = {steps}"
-        ));
+        )));
     }
     if identities.is_empty() {
-        let reason = Identity::read(newest).err()?;
-        return Some(format!("none of its checkpoints can be read ({reason})"));
+        return Ok(damage.map(|error| format!("none of its checkpoints can be read ({error})")));
     }
-    let differences = differences(planned);
-    let named = match differences.len() {
-        0 => "data or encoders are others".to_owned(),
-        count if count <= NAMED => differences.join(", "),
-        count => format!(
-            "{}, and {} more",
-            differences[..NAMED].join(", "),
-            count - NAMED
-        ),
-    };
-    Some(format!("the run was begun with other settings: {named}"))
+    let differs = |key: &str| config.shapes(key) == Shapes::Weights;
+    let named = described(planned.folder.path(), config, differs)?;
+    Ok(Some(format!(
+        "the run was begun with other settings: {named}"
+    )))
 }
 
-/// The settings that shape the weights, as they are in the folder's `config.toml` and as they are now.
-fn differences(planned: &Planned) -> Vec<String> {
-    let there = fs::read_to_string(planned.folder.path().join("config.toml"));
-    let here = config_file::to_file(&planned.cell.config);
-    let (Ok(there), Ok(here)) = (there, here) else {
-        return Vec::new();
+/// How the configuration in a run's folder differs from what a result of it should be of; `None` if it does not.
+///
+/// # Errors
+/// The configuration is there and cannot be read.
+pub(super) fn stale(folder: &Path, config: &Config) -> Result<Option<String>, SweepError> {
+    let counts = |key: &str| config.shapes(key) != Shapes::Nothing;
+    let differences = differences(folder, config, counts)?;
+    Ok(differences.map(|differences| list(&differences)))
+}
+
+/// In which settings that count the configuration in a run's folder differs, in words.
+///
+/// # Errors
+/// The configuration is there and cannot be read.
+pub(super) fn described(
+    folder: &Path,
+    config: &Config,
+    counts: impl Fn(&str) -> bool,
+) -> Result<String, SweepError> {
+    Ok(match differences(folder, config, counts)? {
+        Some(differences) => list(&differences),
+        None => "the data set, an encoder or another file that it read is not the same".to_owned(),
+    })
+}
+
+fn list(differences: &[String]) -> String {
+    match differences.split_at_checked(NAMED) {
+        Some((named, more)) if !more.is_empty() => {
+            format!("{}, and {} more", named.join(", "), more.len())
+        }
+        _ => differences.join(", "),
+    }
+}
+
+/// The settings that count, as they are in the folder's `config.toml` and as they are now; `None` where they are the same.
+fn differences(
+    folder: &Path,
+    config: &Config,
+    counts: impl Fn(&str) -> bool,
+) -> Result<Option<Vec<String>>, SweepError> {
+    let path = folder.join("config.toml");
+    let unreadable = |source| SweepError::Unreadable {
+        path: path.clone(),
+        source,
     };
+    let there = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Ok(Some(vec!["its config.toml is missing".to_owned()]));
+        }
+        Err(error) => return Err(unreadable(error)),
+    };
+    let here = config_file::to_file(config).map_err(|error| unreadable(io::Error::other(error)))?;
     let (Ok(there), Ok(here)) = (there.parse::<Table>(), here.parse::<Table>()) else {
-        return Vec::new();
+        return Ok(Some(vec!["its config.toml is damaged".to_owned()]));
     };
     let (there, here) = (config_file::leaves(&there), config_file::leaves(&here));
     let keys = there
@@ -72,16 +121,12 @@ fn differences(planned: &Planned) -> Vec<String> {
             .get(key)
             .map_or("not set".to_owned(), Value::to_string)
     };
-    keys.filter(|key| there.get(*key) != here.get(*key))
-        // These may change.
-        .filter(|key| {
-            !["sample.", "evaluate."]
-                .iter()
-                .any(|part| key.starts_with(part))
-        })
+    let found: Vec<String> = keys
+        .filter(|key| counts(key) && there.get(*key) != here.get(*key))
         .map(|key| {
             let (there, here) = (value(&there, key), value(&here, key));
             format!("{key} was {there} and is {here}")
         })
-        .collect()
+        .collect();
+    Ok((!found.is_empty()).then_some(found))
 }

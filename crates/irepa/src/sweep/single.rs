@@ -103,8 +103,8 @@ pub fn train(
         &options.origin,
     )?;
     planned.folder = CellFolder::at(&options.folder);
-    planned.found = planned.folder.result();
-    if let Some(reason) = resume::obstacle(&planned) {
+    planned.found = planned.folder.result()?;
+    if let Some(reason) = resume::obstacle(&planned)? {
         let folder = options.folder.clone();
         return Err(SweepError::Resume { folder, reason });
     }
@@ -135,7 +135,7 @@ pub fn train(
     }
     let failure = context.into_failures().remove(&cell.id);
     Ok(match failure {
-        None => folder.result().map(|result| result.row),
+        None => folder.result()?.map(|result| result.row),
         Some(reason) => Some(ResultRow {
             reason,
             ..empty_row(&cell, Status::Failed)

@@ -35,7 +35,6 @@ use tch::TchError;
 use thiserror::Error;
 use training::TrainError;
 
-use crate::atomic_file;
 use crate::image_grid::{Compression, ImageGridError, MAX_SIDE, visible_upscale, write_png};
 use font::Fonts;
 
@@ -205,7 +204,7 @@ impl Sheet {
             }
             Format::Svg => {
                 let text = svg::render(&picture)?;
-                let written = atomic_file::write(path, |file| file.write_all(text.as_bytes()));
+                let written = files::write(path, |file| file.write_all(text.as_bytes()));
                 written.map_err(|source| ImageGridError::Write {
                     path: path.to_owned(),
                     source,

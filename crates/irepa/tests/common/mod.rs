@@ -166,7 +166,10 @@ impl Playground {
 
 /// What a cell's training left, by file name; the rest of a cell is measured from these.
 pub fn trained(run: &Path) -> BTreeMap<String, Vec<u8>> {
-    let newest = checkpoint::list(&run.join("checkpoints")).pop().unwrap();
+    let newest = checkpoint::list(&run.join("checkpoints"))
+        .unwrap()
+        .pop()
+        .unwrap();
     let mut files: BTreeMap<String, Vec<u8>> = fs::read_dir(&newest)
         .unwrap()
         .map(|entry| entry.unwrap().path())

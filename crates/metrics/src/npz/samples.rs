@@ -1,9 +1,9 @@
 //! Batches of images, `arr_0` u8 `[N, H, W, 3]`.
 
-use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use files::AtomicFile;
 use ndarray::{Array4, ArrayView4};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
@@ -135,8 +135,7 @@ pub enum Compression {
 /// not at all.
 pub struct SampleWriter {
     path: PathBuf,
-    temporary: Temporary,
-    archive: ZipWriter<BufWriter<File>>,
+    archive: ZipWriter<BufWriter<AtomicFile>>,
     options: SimpleFileOptions,
     shape: [usize; 3],
     written: usize,
@@ -154,8 +153,7 @@ impl SampleWriter {
         compression: Compression,
     ) -> Result<Self, NpzError> {
         let [count, height, width] = shape;
-        let temporary = Temporary::beside(path);
-        let file = File::create(&temporary.0).map_err(NpzError::io("create", path))?;
+        let file = create(path)?;
         let bytes = [height, width, 3]
             .iter()
             .fold(count as u64, |bytes, &side| {
@@ -164,7 +162,6 @@ impl SampleWriter {
         let options = options(compression).large_file(bytes > u64::from(u32::MAX / 2));
         let mut writer = Self {
             path: path.to_owned(),
-            temporary,
             archive: ZipWriter::new(BufWriter::new(file)),
             options,
             shape,
@@ -237,7 +234,7 @@ impl SampleWriter {
                     .map_err(failed(&self.path))?;
             }
         }
-        finish(self.archive, self.temporary, &self.path)
+        finish(self.archive, &self.path)
     }
 
     fn count_error(&self) -> NpzError {
@@ -249,9 +246,16 @@ impl SampleWriter {
     }
 }
 
+/// Begins a file that appears whole or not at all.
+pub(super) fn create(path: &Path) -> Result<AtomicFile, NpzError> {
+    files::remove_leftovers_of(path)
+        .and_then(|()| AtomicFile::create(path))
+        .map_err(NpzError::io("create", path))
+}
+
 /// Begins one array of an archive.
 pub(super) fn begin(
-    archive: &mut ZipWriter<BufWriter<File>>,
+    archive: &mut ZipWriter<BufWriter<AtomicFile>>,
     path: &Path,
     name: &str,
     dtype: &str,
@@ -291,18 +295,18 @@ fn header(dtype: &str, shape: &[usize]) -> Vec<u8> {
 
 /// Ends an archive, flushes it to the disk and gives it its name.
 pub(super) fn finish(
-    archive: ZipWriter<BufWriter<File>>,
-    temporary: Temporary,
+    archive: ZipWriter<BufWriter<AtomicFile>>,
     path: &Path,
 ) -> Result<(), NpzError> {
     let failed = || NpzError::io("write", path);
-    let mut buffered = archive
+    let buffered = archive
         .finish()
         .map_err(std::io::Error::other)
         .map_err(failed())?;
-    buffered.flush().map_err(failed())?;
-    buffered.get_ref().sync_all().map_err(failed())?;
-    fs::rename(&temporary.0, path).map_err(failed())
+    let file = buffered
+        .into_inner()
+        .map_err(|error| failed()(error.into_error()))?;
+    file.commit().map_err(failed())
 }
 
 /// As numpy writes: the date is the archive format's first, so that equal arrays make equal files.
@@ -314,21 +318,4 @@ pub(super) fn options(compression: Compression) -> SimpleFileOptions {
     SimpleFileOptions::default()
         .compression_method(method)
         .last_modified_time(zip::DateTime::default())
-}
-
-/// A name beside a file for what is not finished; removed at the end if it is still there.
-pub(super) struct Temporary(pub PathBuf);
-
-impl Temporary {
-    pub fn beside(path: &Path) -> Self {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        Self(path.with_file_name(format!(".{name}.{}.tmp", std::process::id())))
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        // After the rename there is nothing to remove.
-        let _ = fs::remove_file(&self.0);
-    }
 }

@@ -1,6 +1,5 @@
 //! Means and covariances of features.
 
-use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -9,7 +8,7 @@ use zip::ZipWriter;
 
 use super::NpzError;
 use super::member::{Member, names};
-use super::samples::{Compression, SampleReader, Temporary, begin, finish, options};
+use super::samples::{Compression, SampleReader, begin, create, finish, options};
 use crate::MetricsError;
 use crate::quality::Moments;
 
@@ -224,9 +223,7 @@ pub fn write_statistics(
     spatial: Option<&Statistics>,
     features: &[(&str, &Array2<f32>)],
 ) -> Result<(), NpzError> {
-    let temporary = Temporary::beside(path);
-    let file = File::create(&temporary.0).map_err(NpzError::io("create", path))?;
-    let mut archive = ZipWriter::new(BufWriter::new(file));
+    let mut archive = ZipWriter::new(BufWriter::new(create(path)?));
     let options = options(Compression::Stored).large_file(true);
     let mut add =
         |name: &str, dtype: &str, shape: &[usize], bytes: &mut dyn Iterator<Item = [u8; 8]>| {
@@ -270,5 +267,5 @@ pub fn write_statistics(
             &mut features.iter().map(narrow),
         )?;
     }
-    finish(archive, temporary, path)
+    finish(archive, path)
 }

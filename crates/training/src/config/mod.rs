@@ -8,18 +8,18 @@ use data::{Background, LoaderConfig, OpenOptions};
 use diffusion::objective::x_prediction::XPrediction;
 use diffusion::samplers::SamplerConfig;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use tch::Kind;
 
 use crate::Objective;
-use crate::checkpoint::hex;
 use crate::learning_rate::{LearningRate, Schedule};
 
 mod autoencoder;
 mod check;
+mod shapes;
 
 pub use autoencoder::{Autoencoder, KlLayout, KlSettings, PerChannel};
 pub use check::InvalidConfig;
+pub use shapes::Shapes;
 
 /// The configuration of one training run (one cell of a sweep).
 ///
@@ -444,61 +444,6 @@ impl Default for EvaluateConfig {
 }
 
 impl Config {
-    /// Hash of everything that shapes the trained weights: a checkpoint of another hash is not
-    /// resumed. Settings of sampling, evaluation, logging and the number of threads or steps do
-    /// not count, so a finished run can be made longer.
-    ///
-    /// `identity` stands for the inputs: the data set's fingerprint instead of its path, the
-    /// encoders' and the autoencoder's checksums, and how caches round what they give.
-    pub fn training_hash(&self, identity: &str) -> String {
-        let mut relevant = self.clone();
-        let defaults = Self::default();
-        relevant.sample = defaults.sample;
-        relevant.evaluate = defaults.evaluate;
-        relevant.data.workers = 0;
-        relevant.data.prefetch = 1;
-        relevant.data.token_memory_mib = 0;
-        relevant.data.reference_split = String::new();
-        relevant.train = TrainConfig {
-            batch_size: self.train.batch_size,
-            accumulation: self.train.accumulation,
-            precision: self.train.precision,
-            fused: self.train.fused,
-            seed: self.train.seed,
-            ema_decay: self.train.ema_decay,
-            second_ema_decay: self.train.second_ema_decay,
-            // A cosine ends with the run: a longer run is another one.
-            steps: match self.optimizer.schedule {
-                Schedule::Constant => defaults.train.steps,
-                Schedule::Cosine => self.train.steps,
-            },
-            ..defaults.train
-        };
-        relevant.hash(identity)
-    }
-
-    /// Hash of the whole configuration: a finished run of the same hash need not be run again.
-    pub fn hash(&self, identity: &str) -> String {
-        let mut relevant = self.clone();
-        relevant.data.path = PathBuf::new();
-        relevant.data.token_cache = PathBuf::new();
-        relevant.data.latent_cache = PathBuf::new();
-        relevant.data.encode_ahead = None;
-        relevant.train.cuda_graphs = false;
-        if let Autoencoder::Kl(settings) = &mut relevant.model.autoencoder {
-            settings.weights = PathBuf::new();
-        }
-        if let Objective::RepaE(joint) = &mut relevant.objective {
-            joint.lpips = PathBuf::new();
-            joint.discriminator_weights = PathBuf::new();
-        }
-        // A struct of plain fields always serialises; the Debug form keeps this total.
-        let text = serde_json::to_string(&relevant).unwrap_or_else(|_| format!("{relevant:?}"));
-        let mut hash = hex(&Sha256::digest(format!("{identity}\n{text}").as_bytes()));
-        hash.truncate(16);
-        hash
-    }
-
     /// The objective, with the settings that it takes from other sections.
     pub fn objective(&self) -> Objective {
         match &self.objective {

@@ -114,6 +114,9 @@ fn header(run: &Run) -> String {
         "0 failed".to_owned()
     });
     facts.push(format!("{} skipped", run.count(Status::Skipped)));
+    if !run.stale.is_empty() {
+        facts.push(format!("{} stale", run.stale.len()));
+    }
     let _ = write!(html, "<p class=\"facts\">Cells: {}", facts.join(", "));
     match (&run.started, &run.finished) {
         (Some(started), Some(finished)) if started != finished => {
@@ -196,6 +199,7 @@ fn results_section(run: &Run) -> String {
     }
     html += &all;
     html += &table::failed(run);
+    html += &table::stale(run);
     html += &skipped(run);
     if html.is_empty() {
         html += "<p>The sweep has no cells.</p>\n";
@@ -267,6 +271,7 @@ fn samples_section(run: &Run) -> String {
             Status::Done => "",
             Status::Failed => " (failed)",
             Status::Skipped => " (skipped)",
+            Status::Stale => " (stale)",
         };
         let _ = writeln!(
             html,

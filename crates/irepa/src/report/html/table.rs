@@ -179,9 +179,19 @@ fn number(row: &ResultRow, rows: &[&ResultRow], column: &Column, digits: usize) 
 
 /// Failed cells with the reason; nothing where none failed.
 pub(super) fn failed(run: &Run) -> String {
+    let rows = run.with_status(Status::Failed).map(|cell| &cell.row);
+    with_reasons("Failed", rows)
+}
+
+/// Results of other settings with what differs; nothing where there are none.
+pub(super) fn stale(run: &Run) -> String {
+    let title = "Stale: results of other settings, which are compared with nothing here";
+    with_reasons(title, run.stale.iter())
+}
+
+fn with_reasons<'a>(title: &str, rows: impl Iterator<Item = &'a ResultRow>) -> String {
     let mut html = String::new();
-    for cell in run.with_status(Status::Failed) {
-        let row = &cell.row;
+    for row in rows {
         let steps = row.steps.map(|steps| steps.to_string()).unwrap_or_default();
         let reason = match row.reason.trim() {
             "" => "no reason given",
@@ -199,7 +209,7 @@ pub(super) fn failed(run: &Run) -> String {
         return html;
     }
     format!(
-        "<h3>Failed</h3>\n<div class=\"table\"><table>\n<thead><tr><th>cell</th>\
+        "<h3>{title}</h3>\n<div class=\"table\"><table>\n<thead><tr><th>cell</th>\
          <th class=\"number\">steps</th><th>reason</th></tr></thead>\n<tbody>\n{html}</tbody></table></div>\n"
     )
 }
