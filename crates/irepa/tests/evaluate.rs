@@ -598,7 +598,7 @@ fn the_distance_of_a_set_to_itself_is_zero_without_a_sign() {
         bench.npz("own.npz", &own);
         bench.folder("own", &own);
         let metrics = ["--metrics", "fid,sfid"];
-        let arguments = [&["own.npz", "--reference", "own"], &metrics[..]].concat();
+        let arguments = [&["own.npz", "--reference", "own"][..], &metrics[..]].concat();
         let outcome = bench.evaluate(&arguments).expect(0, &["FID"]);
         assert!(!outcome.stdout.contains('-'), "{}", outcome.stdout);
         let report = bench.json("own.evaluation.json");
