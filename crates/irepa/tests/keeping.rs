@@ -3,9 +3,11 @@
 mod common;
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
-use common::Playground;
+use common::{Playground, end_of, interrupt};
 use irepa::cell_folder::CellFolder;
 use irepa::results::{ResultRow, Status, read_csv};
 
@@ -84,9 +86,29 @@ fn a_fresh_run_keeps_the_old_one_and_leaves_a_locked_cell_alone() {
     let folder = CellFolder::new(&place.path("runs/small"), BASELINE);
     let before = files(folder.path());
     let lock = folder.lock().unwrap();
-    place
-        .sweep(&["--only", BASELINE, "--fresh"])
-        .expect(1, &["another process is running this cell", "process "]);
+    let fresh = [
+        "sweep",
+        "experiment.toml",
+        "--device",
+        "cpu",
+        "--only",
+        BASELINE,
+        "--fresh",
+    ];
+    let mut child = place
+        .command(&fresh)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
+    let waits = said.any(|line| {
+        line.unwrap()
+            .contains("waiting for cells that other processes run")
+    });
+    assert!(waits);
+    interrupt(&child);
+    assert_eq!(end_of(&mut child), Some(130));
     assert_eq!(files(folder.path()), before);
     // The lock is still the other's.
     assert!(folder.lock().is_err());
