@@ -43,16 +43,34 @@ class ConversionError(Exception):
     """What is wrong with a file, as one line for people."""
 
 
+def safe_globals() -> list[Any]:
+    """What checkpoints hold besides tensors: the scripts' own arguments, and numpy's numbers and arrays."""
+    known: list[Any] = [argparse.Namespace, pathlib.PosixPath]
+    # Python 3.13's name.
+    known.append((pathlib.PosixPath, "pathlib._local.PosixPath"))
+    try:
+        import numpy
+    except ImportError:
+        return known
+    multiarray = getattr(numpy, "_core", None) or numpy.core
+    for function in ("scalar", "_reconstruct"):
+        # The names of numpy 2 and 1, whichever wrote the file.
+        for module in ("numpy._core.multiarray", "numpy.core.multiarray"):
+            known.append((getattr(multiarray.multiarray, function), f"{module}.{function}"))
+    known += [numpy.dtype, numpy.ndarray]
+    known += {type(numpy.dtype(code)) for code in numpy.typecodes["AllInteger"] + "?efdFDSU"}
+    return known
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint of upstream's, without running code in it."""
     if not path.is_file():
         raise ConversionError(f"{path} does not exist")
     try:
-        # What the scripts' own arguments are made of.
-        with torch.serialization.safe_globals([argparse.Namespace, pathlib.PosixPath]):
+        with torch.serialization.safe_globals(safe_globals()):
             found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ConversionError(f"{path} holds more than tensors and settings: {_first_line(error)}") from error
+        raise ConversionError(f"{path} {_refused(error)}") from error
     except (RuntimeError, EOFError, ValueError) as error:
         raise ConversionError(f"{path} is no whole PyTorch checkpoint: {_first_line(error)}") from error
     if not isinstance(found, dict):
@@ -60,8 +78,22 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return found
 
 
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _refused(error: Exception) -> str:
+    """Why `weights_only` refused a file. Its message begins with advice; the cause stands at its end."""
+    text = str(error)
+    named = re.search(r"GLOBAL (\S+)", text)
+    if named:
+        return (
+            f"holds more than tensors and settings: {named[1]}, which could run code and is not loaded. Where the "
+            "file was written, load it, keep the state dicts alone, and save them again"
+        )
+    cause = text.split("WeightsUnpickler error:")[-1]
+    return f"holds more than tensors and settings, or is damaged: {_first_line(cause)}"
+
+
+def _first_line(error: Exception | str) -> str:
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)
 
 
 def state_dicts(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
@@ -95,31 +127,63 @@ def with_older_heads(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {re.sub(r"^(projectors\.\d+\.)projection_layer\.(\d+\.)", r"\1\2", key): state[key] for key in state}
 
 
+def settings_of(checkpoint: Mapping[str, Any]) -> dict[str, str] | None:
+    """The scripts' arguments, which are a namespace or a dictionary, as text."""
+    found = checkpoint.get("args")
+    if isinstance(found, argparse.Namespace):
+        found = vars(found)
+    return {str(key): str(value) for key, value in found.items()} if isinstance(found, Mapping) else None
+
+
+def steps_of(checkpoint: Mapping[str, Any]) -> int | None:
+    """The steps done, or the epoch: a number of Python's, numpy's or torch's."""
+    try:
+        return int(checkpoint.get("steps", checkpoint.get("epoch")))
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
 def import_checkpoint(path: Path, folder: Path) -> list[Path]:
-    """Writes the state dicts of `path` into `folder`; returns the files."""
+    """Writes the state dicts of `path` into `folder`; returns the files. All are there in the end, or none is new."""
     checkpoint = read_checkpoint(path)
     states = state_dicts(checkpoint)
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name, state in states.items():
-        target = folder / f"{name}.safetensors"
-        partial = folder / f".{name}.partial"
-        # Tensors that share memory cannot be in one file as they are.
-        save_file({key: tensor.clone() for key, tensor in state.items()}, partial)
-        partial.replace(target)
-        written.append(target)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    settings = checkpoint.get("args")
     source = {
         "file": path.name,
         "sha256": digest,
-        "steps": checkpoint.get("steps", checkpoint.get("epoch")),
-        "args": {key: str(value) for key, value in vars(settings).items()} if settings is not None else None,
+        "steps": steps_of(checkpoint),
+        "args": settings_of(checkpoint),
         "parameters": {name: sum(tensor.numel() for tensor in state.values()) for name, state in states.items()},
     }
-    (folder / "source.json").write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
-    return written
+    described = json.dumps(source, indent=2) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = {folder / f"{name}.safetensors": folder / f".{name}.partial" for name in states}
+    sheet = folder / ".source.partial"
+    try:
+        for state, file in zip(states.values(), partial.values(), strict=True):
+            # Tensors that share memory cannot be in one file as they are.
+            save_file({key: tensor.clone() for key, tensor in state.items()}, file)
+        sheet.write_text(described, encoding="utf-8")
+        for target, file in partial.items():
+            file.replace(target)
+        sheet.replace(folder / "source.json")
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        # A dtype or layout that the format does not have.
+        raise ConversionError(f"{path} holds tensors that safetensors cannot: {_first_line(error)}") from error
+    finally:
+        for file in (*partial.values(), sheet):
+            file.unlink(missing_ok=True)
+    return list(partial)
+
+
+def _steps_of_manifest(path: Path) -> int:
+    if not path.is_file():
+        return 0
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["step"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConversionError(f"{path} is not the manifest of a checkpoint: {_first_line(error)}") from error
 
 
 def export_checkpoint(folder: Path, target: Path, layout: str) -> None:
@@ -134,8 +198,7 @@ def export_checkpoint(folder: Path, target: Path, layout: str) -> None:
                 raise ConversionError(f"{path} is no whole safetensors file: {error}") from error
     if "model" not in states or "ema" not in states:
         raise ConversionError(f"{folder} has no model.safetensors and ema.safetensors: not a checkpoint folder")
-    manifest = folder / "manifest.json"
-    steps = json.loads(manifest.read_text(encoding="utf-8"))["step"] if manifest.is_file() else 0
+    steps = _steps_of_manifest(folder / "manifest.json")
     if layout == "jit":
         prefixed = {
             name: {f"net.{key}": tensor for key, tensor in state.items()} for name, state in states.items()

@@ -7,8 +7,10 @@ import json
 import sys
 import tempfile
 import unittest
+import zipfile
 from pathlib import Path
 
+import numpy
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -87,6 +89,46 @@ class Conversion(unittest.TestCase):
     def test_a_bare_state_dict_is_the_average(self) -> None:
         convert.import_checkpoint(self.save(STATE), self.folder / "out")
         self.assertTrue(same(load_file(self.folder / "out/ema.safetensors"), STATE))
+
+    def test_numbers_and_arrays_of_numpy_are_taken(self) -> None:
+        content = {"ema": STATE, "steps": numpy.int64(7), "epoch": numpy.int64(1)}
+        content["args"] = argparse.Namespace(lr=numpy.float64(1e-4), name=numpy.str_("a"), sizes=numpy.arange(3))
+        path = self.save(content)
+        convert.import_checkpoint(path, self.folder / "out")
+        source = json.loads((self.folder / "out/source.json").read_text())
+        self.assertEqual((source["steps"], source["args"]["lr"]), (7, "0.0001"))
+        # As numpy 1 calls the same things.
+        older = self.folder / "older.pt"
+        with zipfile.ZipFile(path) as source_zip, zipfile.ZipFile(older, "w") as target:
+            for name in source_zip.namelist():
+                data = source_zip.read(name)
+                target.writestr(name, data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+        self.assertIn(b"numpy.core.multiarray", older.read_bytes())
+        convert.import_checkpoint(older, self.folder / "older")
+        self.assertTrue(same(load_file(self.folder / "older/ema.safetensors"), STATE))
+
+    def test_steps_may_be_a_tensor_and_settings_a_dictionary(self) -> None:
+        content = {"ema": STATE, "steps": torch.tensor(5), "args": {"lr": 1e-4}}
+        convert.import_checkpoint(self.save(content), self.folder / "out")
+        source = json.loads((self.folder / "out/source.json").read_text())
+        self.assertEqual((source["steps"], source["args"]), (5, {"lr": "0.0001"}))
+
+    def test_nothing_is_written_of_what_cannot_be_whole(self) -> None:
+        out = self.folder / "out"
+        convert.import_checkpoint(self.save({"model": STATE, "ema": STATE}), out)
+        before = {path.name: path.read_bytes() for path in out.iterdir()}
+        # The second file's dtype is not one of safetensors'.
+        bad = {"model": {"w": torch.ones(2)}, "ema": {"w": torch.ones(2, dtype=torch.complex128)}}
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            self.assertEqual(convert.main(["import", str(self.save(bad)), str(out)]), 1)
+        self.assertIn("checkpoint.pt", said.getvalue())
+        self.assertEqual({path.name: path.read_bytes() for path in out.iterdir()}, before)
+
+    def test_the_refused_global_is_named_by_torch_itself_too(self) -> None:
+        path = self.save({"ema": STATE, "run": io.StringIO})
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            self.assertEqual(convert.main(["import", str(path), str(self.folder / "out")]), 1)
+        self.assertIn("_io.StringIO", said.getvalue())
 
     def test_bad_files_are_named(self) -> None:
         cut = self.save({"ema": STATE})
