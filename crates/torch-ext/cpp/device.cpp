@@ -118,11 +118,22 @@ void te_give_back_freed_memory() {
 #endif
 }
 
-int te_set_tf32(int enabled) {
+int te_set_tf32(int products, int convolutions) {
   return guarded([&] {
-    at::globalContext().setAllowTF32CuBLAS(enabled != 0);
-    at::globalContext().setAllowTF32CuDNN(enabled != 0);
+    at::globalContext().setAllowTF32CuBLAS(products != 0);
+    at::globalContext().setAllowTF32CuDNN(convolutions != 0);
   });
+}
+
+int te_tf32(int *products, int *convolutions) {
+  return guarded([&] {
+    *products = at::globalContext().allowTF32CuBLAS() ? 1 : 0;
+    *convolutions = at::globalContext().allowTF32CuDNN() ? 1 : 0;
+  });
+}
+
+int te_deterministic(int *enabled) {
+  return guarded([&] { *enabled = at::globalContext().deterministicAlgorithms() ? 1 : 0; });
 }
 
 int te_set_deterministic(int enabled) {

@@ -68,6 +68,11 @@ int te_event_wait(const c10::Event *event, int device, int64_t id) {
   return guarded([&] { event->block(stream_of(device, id)); });
 }
 
+// The calling thread waits.
+int te_event_synchronize(const c10::Event *event) {
+  return guarded([&] { event->synchronize(); });
+}
+
 void te_event_free(c10::Event *event) { delete event; }
 
 // The tensor's memory is not given to others before what `stream` holds at the time of its release is done.

@@ -174,22 +174,73 @@ pub fn keep_freed_memory() -> bool {
     unsafe { ffi::te_keep_freed_memory() == 1 }
 }
 
-/// Lets CUDA matrix products and convolutions round their inputs to TF32.
+/// Lets CUDA matrix products and convolutions of float32 round their inputs to TF32, or not. A switch of the whole
+/// process.
 ///
 /// # Errors
 /// libtorch refused.
 pub fn set_tf32(enabled: bool) -> Result<(), TorchError> {
-    // SAFETY: plain number.
-    ffi::check(unsafe { ffi::te_set_tf32(i32::from(enabled)) })
+    let enabled = i32::from(enabled);
+    // SAFETY: plain numbers.
+    ffi::check(unsafe { ffi::te_set_tf32(enabled, enabled) })
 }
 
-/// Makes libtorch refuse operators that are not deterministic.
+/// Whether CUDA matrix products, and convolutions, round their inputs to TF32.
+///
+/// # Errors
+/// libtorch refused.
+pub fn tf32() -> Result<(bool, bool), TorchError> {
+    let (mut products, mut convolutions) = (0, 0);
+    // SAFETY: both are valid for writes.
+    ffi::check(unsafe { ffi::te_tf32(&mut products, &mut convolutions) })?;
+    Ok((products != 0, convolutions != 0))
+}
+
+/// Keeps float32 products and convolutions in float32 until it is dropped; then TF32 is as it was. A switch of the
+/// whole process: what other threads queue meanwhile is not rounded either.
+#[derive(Debug)]
+pub struct Float32 {
+    before: (bool, bool),
+}
+
+impl Float32 {
+    /// Switches TF32 off.
+    ///
+    /// # Errors
+    /// libtorch refused.
+    pub fn enter() -> Result<Self, TorchError> {
+        let before = tf32()?;
+        set_tf32(false)?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for Float32 {
+    fn drop(&mut self) {
+        let (products, convolutions) = self.before;
+        // SAFETY: plain numbers. A failure cannot be reported here.
+        let _status = unsafe { ffi::te_set_tf32(products.into(), convolutions.into()) };
+    }
+}
+
+/// Makes libtorch choose deterministic operators, and refuse those that are not, or not. A switch of the whole process.
 ///
 /// # Errors
 /// libtorch refused.
 pub fn set_deterministic(enabled: bool) -> Result<(), TorchError> {
     // SAFETY: plain number.
     ffi::check(unsafe { ffi::te_set_deterministic(i32::from(enabled)) })
+}
+
+/// Whether [`set_deterministic`] is on.
+///
+/// # Errors
+/// libtorch refused.
+pub fn deterministic() -> Result<bool, TorchError> {
+    let mut enabled = 0;
+    // SAFETY: it is valid for writes.
+    ffi::check(unsafe { ffi::te_deterministic(&mut enabled) })?;
+    Ok(enabled != 0)
 }
 
 fn free_memory_of_system() -> Option<u64> {

@@ -182,6 +182,7 @@ unsafe extern "C" {
     pub(crate) fn te_device_exchange(device: c_int, previous: *mut c_int) -> c_int;
     pub(crate) fn te_event_record(device: c_int, id: i64, out: *mut *mut RawEvent) -> c_int;
     pub(crate) fn te_event_wait(event: *const RawEvent, device: c_int, id: i64) -> c_int;
+    pub(crate) fn te_event_synchronize(event: *const RawEvent) -> c_int;
     pub(crate) fn te_event_free(event: *mut RawEvent);
     pub(crate) fn te_record_stream(tensor: *const C_tensor, device: c_int, id: i64) -> c_int;
     pub(crate) fn te_graph_new(out: *mut *mut RawGraph) -> c_int;
@@ -203,7 +204,9 @@ unsafe extern "C" {
     pub(crate) fn te_empty_cache(device: c_int) -> c_int;
     pub(crate) fn te_keep_freed_memory() -> c_int;
     pub(crate) fn te_give_back_freed_memory();
-    pub(crate) fn te_set_tf32(enabled: c_int) -> c_int;
+    pub(crate) fn te_set_tf32(products: c_int, convolutions: c_int) -> c_int;
+    pub(crate) fn te_tf32(products: *mut c_int, convolutions: *mut c_int) -> c_int;
+    pub(crate) fn te_deterministic(enabled: *mut c_int) -> c_int;
     pub(crate) fn te_set_deterministic(enabled: c_int) -> c_int;
 }
 

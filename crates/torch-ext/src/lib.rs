@@ -54,6 +54,7 @@ mod generator;
 pub mod kernel;
 pub mod optim;
 mod params;
+pub mod readback;
 pub mod stream;
 
 pub use error::TorchError;

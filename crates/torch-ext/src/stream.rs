@@ -193,6 +193,20 @@ pub struct Event {
     raw: Option<*mut RawEvent>,
 }
 
+impl Event {
+    /// Makes the calling thread wait until it has happened.
+    ///
+    /// # Errors
+    /// The device failed in work before it.
+    pub fn wait(&self) -> Result<(), TorchError> {
+        match self.raw {
+            // SAFETY: the event is live until it is dropped; libtorch only reads it here.
+            Some(raw) => ffi::check(unsafe { ffi::te_event_synchronize(raw) }),
+            None => Ok(()),
+        }
+    }
+}
+
 // SAFETY: a CUDA event is tied to a device and to no thread, and only a reference to `self` reads it.
 unsafe impl Send for Event {}
 
