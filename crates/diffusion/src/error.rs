@@ -73,6 +73,13 @@ pub enum DiffusionError {
     )]
     NoNullClass(f64),
 
+    /// What should become images holds NaN or infinite values, which would become black or white pixels.
+    #[error("{what} has values that are NaN or infinite, and is no image")]
+    NotFinite {
+        /// What holds them.
+        what: &'static str,
+    },
+
     /// Images that the autoencoder cannot halve as often as it must.
     #[error(
         "images of {height} x {width} pixels do not fit the autoencoder: both sides must be \

@@ -100,8 +100,8 @@ fn weights(config: &Config) -> Option<&Path> {
     match &config.model.autoencoder {
         Autoencoder::Identity => None,
         Autoencoder::Kl(settings) => {
-            let named = !settings.weights.as_os_str().is_empty();
-            named.then_some(settings.weights.as_path())
+            let named = !settings.weights.is_empty();
+            named.then_some(&*settings.weights)
         }
     }
 }
@@ -118,6 +118,6 @@ fn files_of_losses(config: &Config) -> impl Iterator<Item = (&'static str, &Path
 /// The cache of moments that `config` names; `None` if it names none or has no autoencoder.
 pub fn cache_of(config: &Config) -> Option<&Path> {
     let folder = &config.data.latent_cache;
-    let named = !folder.as_os_str().is_empty();
-    (named && config.model.autoencoder != Autoencoder::Identity).then_some(folder)
+    let named = !folder.is_empty();
+    (named && config.model.autoencoder != Autoencoder::Identity).then_some(&**folder)
 }

@@ -68,6 +68,12 @@ pub struct CellResult {
     pub started_at: u64,
     /// When it ended, in seconds since 1970.
     pub finished_at: u64,
+    /// Corrupt samples that the data stream passed over; not known of a cell that failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub corrupt_skipped: Option<u64>,
+    /// The figure that left its history for good, if one did: the training may have died.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub collapse: Option<String>,
     /// The row.
     #[serde(flatten)]
     pub row: ResultRow,

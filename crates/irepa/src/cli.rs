@@ -196,7 +196,7 @@ pub struct SampleArgs {
     /// Strength of classifier-free guidance; 1 is none.
     #[arg(long, value_name = "SCALE")]
     pub cfg_scale: Option<f64>,
-    /// Times between which guidance acts, 1 being noise and 0 the image (for JiT the reverse).
+    /// Times between which guidance acts, 1 being noise and 0 the image.
     #[arg(long, value_name = "LOW,HIGH", value_parser = parse_interval)]
     pub guidance_interval: Option<Interval>,
     /// Images drawn at once on a device, 8 on the CPU; batches are always whole.

@@ -1,7 +1,7 @@
 //! Configuration files: layers of TOML over the defaults.
 //!
 //! A file may name a `base`, which is read first; recipes, an experiment's `[set]` tables and
-//! `--set key=value` lie on top. Every file is checked on its own, so that an error names the
+//! `--set key=value` lie on top. A path is relative to the file that names it. Every file is checked on its own, so that an error names the
 //! file and the line; the merged table is checked once more.
 
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 use toml::{Table, Value};
-use training::Config;
+use training::{Config, ConfigPath};
 
 /// Longest chain of `base` files.
 const MAX_DEPTH: usize = 16;
@@ -103,11 +103,89 @@ pub(crate) fn nearest<'a>(
         .map(|(_, name)| name)
 }
 
+/// Settings of several files, and the folder of the file that each setting comes from.
+///
+/// Paths are resolved against that folder in one place, when the settings become a [`Config`]; which settings
+/// are paths, their type says ([`training::ConfigPath`]).
+#[derive(Debug, Clone, Default)]
+pub struct Layers {
+    table: Table,
+    /// Of every string, by its key.
+    folders: BTreeMap<Vec<String>, PathBuf>,
+}
+
+impl Layers {
+    /// Settings of a file in `folder`.
+    pub(crate) fn new(table: Table, folder: &Path) -> Self {
+        let mut folders = BTreeMap::new();
+        note(&mut Vec::new(), &table, folder, &mut folders);
+        Self { table, folders }
+    }
+
+    /// The merged settings.
+    pub fn table(&self) -> &Table {
+        &self.table
+    }
+
+    /// Lays `top` over these settings. Tables are merged key by key. Where a table becomes one of another
+    /// variant (its `kind` or `method` changes), the settings that the new variant does not have are dropped;
+    /// what both have stays.
+    pub fn merge(&mut self, top: Self) {
+        merge(&mut self.table, top.table);
+        self.folders.extend(top.folders);
+    }
+
+    /// The settings with paths relative to the working directory, as far as `config`, which was made of them,
+    /// knows them to be paths.
+    fn anchored(mut self, config: &Config) -> Table {
+        for (key, path) in config.paths() {
+            if let (Some(folder), false) = (self.folders.get(&key), path.is_empty()) {
+                let path = ConfigPath::from(tidy(&folder.join(&*path)));
+                replace(&mut self.table, &key, path.to_text());
+            }
+        }
+        self.table
+    }
+}
+
+/// Notes the folder of every string of a table.
+fn note(
+    key: &mut Vec<String>,
+    table: &Table,
+    folder: &Path,
+    folders: &mut BTreeMap<Vec<String>, PathBuf>,
+) {
+    for (name, value) in table {
+        key.push(name.clone());
+        match value {
+            Value::String(_) => {
+                folders.insert(key.clone(), folder.to_owned());
+            }
+            Value::Table(inner) => note(key, inner, folder, folders),
+            _ => {}
+        }
+        key.pop();
+    }
+}
+
+/// Replaces the string at `key`, if there is one.
+fn replace(table: &mut Table, key: &[String], text: String) {
+    let Some((first, rest)) = key.split_first() else {
+        return;
+    };
+    let value = rest.iter().fold(table.get_mut(first), |value, key| {
+        value.and_then(|value| value.get_mut(key))
+    });
+    if let Some(Value::String(old)) = value {
+        *old = text;
+    }
+}
+
 /// Reads a configuration file and all files it is based on, without the defaults below them.
 ///
 /// # Errors
 /// A file is missing or is not a valid configuration.
-pub fn read_layers(path: &Path) -> Result<Table, ConfigError> {
+pub fn read_layers(path: &Path) -> Result<Layers, ConfigError> {
     read_layers_named_by(path, None)
 }
 
@@ -115,7 +193,7 @@ pub fn read_layers(path: &Path) -> Result<Table, ConfigError> {
 pub(crate) fn read_layers_named_by(
     path: &Path,
     mut from: Option<String>,
-) -> Result<Table, ConfigError> {
+) -> Result<Layers, ConfigError> {
     let mut layers = Vec::new();
     let mut next = Some(path.to_owned());
     while let Some(path) = next {
@@ -126,14 +204,13 @@ pub(crate) fn read_layers_named_by(
         let config: Config = parse(&path, &text)?;
         let mut table: Table = parse(&path, &text)?;
         table.remove("base");
-        anchor_paths(&mut table, folder_of(&path));
-        layers.push(table);
-        next = config.base.map(|base| tidy(&folder_of(&path).join(base)));
+        layers.push(Layers::new(table, folder_of(&path)));
+        next = config.base.map(|base| tidy(&folder_of(&path).join(&*base)));
         from = Some(format!("`base` in {}", path.display()));
     }
-    let mut merged = Table::new();
+    let mut merged = Layers::default();
     for layer in layers.into_iter().rev() {
-        merge(&mut merged, layer);
+        merged.merge(layer);
     }
     Ok(merged)
 }
@@ -163,73 +240,58 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
     path.parent().unwrap_or(Path::new(""))
 }
 
-/// The settings that name files or folders beside the configuration.
-const PATHS: [&[&str]; 5] = [
-    &["data", "path"],
-    &["data", "latent_cache"],
-    &["model", "autoencoder", "weights"],
-    &["objective", "lpips"],
-    &["objective", "discriminator_weights"],
-];
-
-/// Makes relative paths among the settings relative to the file that states them.
-pub(crate) fn anchor_paths(table: &mut Table, folder: &Path) {
-    map_paths(table, |path| tidy(&folder.join(path)));
-}
-
 /// The configuration as a file in any folder: its paths are absolute.
 ///
 /// # Errors
 /// A value that TOML cannot hold.
 pub fn to_file(config: &Config) -> Result<String, toml::ser::Error> {
     let mut table = Table::try_from(config)?;
-    map_paths(&mut table, |path| {
+    for (key, path) in config.paths() {
         // It fails where there is no current folder, and then for any relative path.
-        std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
-    });
+        if let (Ok(path), false) = (std::path::absolute(&*path), path.is_empty()) {
+            replace(&mut table, &key, ConfigPath::from(path).to_text());
+        }
+    }
     toml::to_string(&table)
 }
 
-fn map_paths(table: &mut Table, change: impl Fn(&Path) -> PathBuf) {
-    for keys in PATHS {
-        let [section, rest @ ..] = keys else { continue };
-        let value = rest
-            .iter()
-            .try_fold(table.get_mut(*section), |value, key| {
-                Some(value?.get_mut(key))
-            })
-            .flatten();
-        if let Some(Value::String(path)) = value
-            && !path.is_empty()
-        {
-            *path = change(Path::new(path)).to_string_lossy().into_owned();
-        }
-    }
-}
-
-/// The path without `.` and `folder/..` parts, as far as the text tells.
+/// The path without `.` and `folder/..` parts. Behind a symbolic link, `..` is another folder than the text
+/// tells, and stays.
 pub(crate) fn tidy(path: &Path) -> PathBuf {
     use std::path::Component;
-    let mut parts: Vec<Component> = Vec::new();
+    let mut tidy = PathBuf::new();
     for part in path.components() {
-        match (part, parts.last()) {
-            (Component::CurDir, _) => {}
-            (Component::ParentDir, Some(Component::Normal(_))) => {
-                parts.pop();
+        let below_name = matches!(tidy.components().next_back(), Some(Component::Normal(_)));
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir if below_name && !tidy.is_symlink() => {
+                tidy.pop();
             }
-            _ => parts.push(part),
+            _ => tidy.push(part),
         }
     }
-    parts.iter().collect()
+    match tidy.as_os_str().is_empty() && !path.as_os_str().is_empty() {
+        true => PathBuf::from("."),
+        false => tidy,
+    }
 }
 
-/// Lays `top` over `below`. Tables are merged key by key, except where the key that tells their
-/// variant (`kind`, `method`) differs: then the other variant's settings do not apply.
-pub(crate) fn merge(below: &mut Table, top: Table) {
+/// As [`Layers::merge`], of whole configurations.
+fn merge(below: &mut Table, top: Table) {
+    merge_at(&mut Vec::new(), below, top);
+}
+
+/// As [`merge`], of the tables at `place` in the configuration.
+fn merge_at(place: &mut Vec<String>, below: &mut Table, top: Table) {
+    if becomes_another(below, &top) {
+        keep_common(place, below, &top);
+    }
     for (key, value) in top {
         match (below.get_mut(&key), value) {
-            (Some(Value::Table(old)), Value::Table(new)) if same_variant(old, &new) => {
-                merge(old, new);
+            (Some(Value::Table(old)), Value::Table(new)) => {
+                place.push(key);
+                merge_at(place, old, new);
+                place.pop();
             }
             (_, value) => {
                 below.insert(key, value);
@@ -238,20 +300,52 @@ pub(crate) fn merge(below: &mut Table, top: Table) {
     }
 }
 
-fn same_variant(old: &Table, new: &Table) -> bool {
+/// Whether `new` names another variant than `old`, or one where `old` names none. A key of that name which
+/// tells no variant, as a sampler's `method`, does no harm: then nothing is dropped.
+fn becomes_another(old: &Table, new: &Table) -> bool {
     ["kind", "method"]
         .iter()
-        .all(|tag| match (old.get(*tag), new.get(*tag)) {
-            (Some(old), Some(new)) => old == new,
-            _ => true,
-        })
+        .any(|tag| new.get(*tag).is_some_and(|new| old.get(*tag) != Some(new)))
 }
 
-/// Applies `key.sub=value` settings of the command line. A value is TOML, or else a string.
+/// Drops the settings of `old`, at `place`, that the variant of `new` refuses. What it takes is asked of
+/// [`Config`] itself.
+fn keep_common(place: &[String], old: &mut Table, new: &Table) {
+    let takes = |key: &str, value: &Value| {
+        let mut table = new.clone();
+        match (value, table.get(key)) {
+            (Value::Table(old), Some(Value::Table(new))) => {
+                let mut both = old.clone();
+                let mut inner = place.to_vec();
+                inner.push(key.to_owned());
+                merge_at(&mut inner, &mut both, new.clone());
+                table.insert(key.to_owned(), both.into());
+            }
+            // The new one replaces it.
+            (_, Some(_)) => return true,
+            (value, None) => {
+                table.insert(key.to_owned(), value.clone());
+            }
+        }
+        let whole = place.iter().rev().fold(Value::Table(table), |inner, key| {
+            Value::Table(Table::from_iter([(key.clone(), inner)]))
+        });
+        match whole.try_into::<Config>() {
+            Ok(_) => true,
+            // Another of the old settings may bring it.
+            Err(error) => error.message().contains("missing field"),
+        }
+    };
+    old.retain(|key, value| takes(key, value));
+}
+
+/// Applies `key.sub=value` settings of the command line, which are one layer: none of them drops another. A
+/// value is TOML, or else a string.
 ///
 /// # Errors
-/// A setting without `=`, or a key inside something that is not a table.
-pub fn apply_settings(table: &mut Table, settings: &[String]) -> Result<(), ConfigError> {
+/// A setting without `=`, or a key inside what another setting makes something else than a table.
+pub fn apply_settings(layers: &mut Layers, settings: &[String]) -> Result<(), ConfigError> {
+    let mut layer = Table::new();
     for setting in settings {
         let bad = || ConfigError::Set(setting.clone());
         let (key, text) = setting.split_once('=').ok_or_else(bad)?;
@@ -264,7 +358,7 @@ pub fn apply_settings(table: &mut Table, settings: &[String]) -> Result<(), Conf
             .pop()
             .filter(|last| !last.is_empty())
             .ok_or_else(bad)?;
-        let mut place = &mut *table;
+        let mut place = &mut layer;
         for part in parts {
             place = place
                 .entry(part)
@@ -272,14 +366,9 @@ pub fn apply_settings(table: &mut Table, settings: &[String]) -> Result<(), Conf
                 .as_table_mut()
                 .ok_or_else(bad)?;
         }
-        // Through `merge`, so that a new variant of a table drops the old one's settings.
-        let mut top = Table::new();
-        top.insert(last.to_owned(), value);
-        if matches!(last, "kind" | "method") && place.get(last) != top.get(last) {
-            place.clear();
-        }
-        merge(place, top);
+        lay(place, last, value);
     }
+    layers.merge(Layers::new(layer, Path::new("")));
     Ok(())
 }
 
@@ -301,17 +390,45 @@ pub(crate) fn leaves(table: &Table) -> BTreeMap<String, Value> {
     found
 }
 
+/// Puts `value` at `key` of a table; a table into the one that is there.
+fn lay(table: &mut Table, key: &str, value: Value) {
+    match (table.get_mut(key), value) {
+        (Some(Value::Table(old)), Value::Table(new)) => {
+            for (key, value) in new {
+                lay(old, &key, value);
+            }
+        }
+        (_, value) => {
+            table.insert(key.to_owned(), value);
+        }
+    }
+}
+
 /// Turns merged layers into a configuration and checks it.
 ///
 /// # Errors
 /// Unknown keys, wrong types, values out of range; `origin` says what was being resolved.
-pub fn resolve(table: Table, origin: &str) -> Result<Config, ConfigError> {
-    let config: Config = Value::Table(table)
-        .try_into()
-        .map_err(|error: toml::de::Error| ConfigError::Merged {
-            origin: origin.to_owned(),
-            message: error.to_string().trim_end().to_owned(),
-        })?;
+pub fn resolve(layers: Layers, origin: &str) -> Result<Config, ConfigError> {
+    resolve_with(layers, origin, |_| {})
+}
+
+/// As [`resolve`], with a change before the check.
+fn resolve_with(
+    layers: Layers,
+    origin: &str,
+    change: impl FnOnce(&mut Config),
+) -> Result<Config, ConfigError> {
+    let parsed = |table: Table| {
+        Value::Table(table)
+            .try_into::<Config>()
+            .map_err(|error| ConfigError::Merged {
+                origin: origin.to_owned(),
+                message: error.to_string().trim_end().to_owned(),
+            })
+    };
+    let as_written = parsed(layers.table.clone())?;
+    let mut config = parsed(layers.anchored(&as_written))?;
+    change(&mut config);
     config.validate().map_err(|source| ConfigError::Invalid {
         origin: origin.to_owned(),
         source,
@@ -347,13 +464,256 @@ fn warn_of_idle_alignment(table: &Table, path: &Path) {
 /// # Errors
 /// As [`read_layers`], [`apply_settings`] and [`resolve`].
 pub fn load(path: &Path, settings: &[String]) -> Result<Config, ConfigError> {
-    let mut table = read_layers(path)?;
-    apply_settings(&mut table, settings)?;
-    warn_of_idle_alignment(&table, path);
+    load_with(path, settings, |_| {})
+}
+
+/// As [`load`], with a change, such as a command's flags, before the result is checked.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_with(
+    path: &Path,
+    settings: &[String],
+    change: impl FnOnce(&mut Config),
+) -> Result<Config, ConfigError> {
+    let mut layers = read_layers(path)?;
+    apply_settings(&mut layers, settings)?;
+    warn_of_idle_alignment(&layers.table, path);
     let origin = if settings.is_empty() {
         path.display().to_string()
     } else {
         format!("{} with --set {}", path.display(), settings.join(" --set "))
     };
-    resolve(table, &origin)
+    resolve_with(layers, &origin, change)
+}
+
+#[cfg(test)]
+mod tests {
+    use training::Objective;
+
+    use super::*;
+
+    fn table(text: &str) -> Table {
+        toml::from_str(text).unwrap()
+    }
+
+    fn set(below: &str, settings: &[&str]) -> Config {
+        let mut below = Layers::new(table(below), Path::new(""));
+        let settings: Vec<String> = settings.iter().map(|text| (*text).to_owned()).collect();
+        apply_settings(&mut below, &settings).unwrap();
+        resolve(below, "here").unwrap()
+    }
+
+    #[test]
+    fn a_samplers_method_changes_nothing_else() {
+        let below = "[sample.sampler]\nmethod = 'heun'\nnum_steps = 12\ncfg_scale = 1.5\nguidance_high = 0.7";
+        let flag = |name: &str| format!("sample.sampler.method={name}");
+        for settings in [
+            vec![flag("euler")],
+            vec!["sample.sampler.num_steps=7".to_owned(), flag("euler")],
+            vec![flag("euler"), "sample.sampler.num_steps=7".to_owned()],
+        ] {
+            let texts: Vec<&str> = settings.iter().map(String::as_str).collect();
+            let sampler = set(below, &texts).sample.sampler;
+            let steps = if settings.len() == 1 { 12 } else { 7 };
+            assert_eq!(sampler.method, diffusion::samplers::Method::Euler);
+            assert_eq!((sampler.num_steps, sampler.cfg_scale), (steps, 1.5));
+            assert_eq!(sampler.guidance_high, 0.7);
+        }
+    }
+
+    #[test]
+    fn another_variant_keeps_what_both_have_and_drops_the_rest() {
+        for (below, top, expected) in [
+            (
+                "objective = { kind = 'velocity', path = 'cosine', time = 'uniform' }",
+                "objective = { kind = 'meanflow', cfg_omega = 0.2 }",
+                "objective = { kind = 'meanflow', cfg_omega = 0.2, path = 'cosine' }",
+            ),
+            // A variant that is not named is one too.
+            (
+                "objective = { path = 'cosine' }",
+                "objective = { kind = 'repa-e', lpips = 'a' }",
+                "objective = { kind = 'repa-e', lpips = 'a', path = 'cosine' }",
+            ),
+            (
+                "objective = { path = 'cosine' }",
+                "objective = { kind = 'x-prediction' }",
+                "objective = { kind = 'x-prediction' }",
+            ),
+            (
+                "objective = { kind = 'meanflow', time = { mu = 0.5 }, path = 'cosine' }",
+                "objective = { kind = 'velocity' }",
+                "objective = { kind = 'velocity', path = 'cosine' }",
+            ),
+            (
+                "alignment.head = { kind = 'mlp', width = 64 }",
+                "alignment.head = { kind = 'conv' }",
+                "alignment.head = { kind = 'conv' }",
+            ),
+            (
+                "alignment.spatial_norm = { method = 'zscore', alpha = 0.8, eps = 1e-3 }",
+                "alignment.spatial_norm = { method = 'none' }",
+                "alignment.spatial_norm = { method = 'none' }",
+            ),
+            (
+                "model.autoencoder = { kind = 'kl', weights = 'a' }",
+                "model.autoencoder = { kind = 'identity' }",
+                "model.autoencoder = { kind = 'identity' }",
+            ),
+            (
+                "model.autoencoder = 'identity'",
+                "model.autoencoder = { kind = 'kl', weights = 'a' }",
+                "model.autoencoder = { kind = 'kl', weights = 'a' }",
+            ),
+            (
+                "sample.sampler = { method = 'heun', num_steps = 3, guidance_low = 0.2 }",
+                "sample.sampler = { method = 'euler', num_steps = 4 }",
+                "sample.sampler = { method = 'euler', num_steps = 4, guidance_low = 0.2 }",
+            ),
+        ] {
+            let mut merged = table(below);
+            merge(&mut merged, table(top));
+            assert_eq!(merged, table(expected), "{top} over {below}");
+            let _parses: Config = Value::Table(merged).try_into().unwrap();
+        }
+    }
+
+    #[test]
+    fn the_papers_guidance_interval_of_jit_is_stated_in_the_time_of_all_samplers() {
+        for name in ["jit-b16", "jit-l16"] {
+            let path =
+                Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../../configs/{name}.toml"));
+            let sampler = load(&path, &[]).unwrap().sample.sampler;
+            // [0.1, 1] counted from the noise, in the paper.
+            assert_eq!(
+                (sampler.guidance_low, sampler.guidance_high),
+                (0.0, 0.9),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_setting_of_the_command_line_is_never_dropped_by_another() {
+        let below = table("objective = { kind = 'velocity', path = 'cosine' }");
+        let mut below = Layers::new(below, Path::new(""));
+        let settings = ["objective.cfg_omga=0.2", "objective.kind=meanflow"].map(str::to_owned);
+        apply_settings(&mut below, &settings).unwrap();
+        let error = resolve(below, "here").unwrap_err().to_string();
+        assert!(error.contains("cfg_omga"), "{error}");
+        assert!(error.contains("Did you mean `cfg_omega`?"), "{error}");
+        let settings = [
+            "objective.cfg_omega=0.2",
+            "objective={kind='meanflow', cfg_kappa=0.5}",
+            "sample.sampler.method=euler",
+        ];
+        let Objective::Meanflow(meanflow) = set("", &settings).objective else {
+            panic!("another objective");
+        };
+        assert_eq!((meanflow.cfg_omega, meanflow.cfg_kappa), (0.2, 0.5));
+    }
+
+    /// Every path of a configuration, `..` among them.
+    const PATHS: &str = r#"
+        [data]
+        path = "../images"
+        token_cache = "tokens"
+        [model.autoencoder]
+        kind = "kl"
+        weights = "../../vae.safetensors"
+        train = true
+        [objective]
+        kind = "repa-e"
+        lpips = "."
+        discriminator_weights = "/absolute/d.safetensors"
+    "#;
+
+    #[test]
+    fn a_path_is_relative_to_the_file_that_names_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let write = |name: &str, text: &str| {
+            fs::create_dir_all(root.join(name).parent().unwrap()).unwrap();
+            fs::write(root.join(name), text).unwrap();
+        };
+        write("a/b/base.toml", PATHS);
+        // Over it, files that name others, or the same again.
+        write(
+            "a/mine.toml",
+            "base = \"b/base.toml\"\n[data]\ntoken_cache = \"../tokens\"",
+        );
+        write(
+            "far/away.toml",
+            "base = \"../a/mine.toml\"\n[data]\nflip = false",
+        );
+        let settings = ["objective.lpips=given.safetensors".to_owned()];
+        let config = load(&root.join("far/away.toml"), &settings).unwrap();
+        let found: BTreeMap<String, ConfigPath> = config
+            .paths()
+            .into_iter()
+            .map(|(key, path)| (key.join("."), path))
+            .collect();
+        for (key, path) in [
+            ("data.path", root.join("a/images")),
+            ("data.token_cache", root.join("tokens")),
+            ("model.autoencoder.weights", root.join("vae.safetensors")),
+            // Of the command line: the working directory's.
+            ("objective.lpips", "given.safetensors".into()),
+            (
+                "objective.discriminator_weights",
+                "/absolute/d.safetensors".into(),
+            ),
+        ] {
+            assert_eq!(found[key], ConfigPath::from(path), "{key}");
+        }
+        let config = load(&root.join("a/b/base.toml"), &[]).unwrap();
+        let Objective::RepaE(joint) = &config.objective else {
+            panic!()
+        };
+        assert_eq!(*joint.lpips, *root.join("a/b"));
+
+        // As a file, it can lie anywhere.
+        write("elsewhere/config.toml", &to_file(&config).unwrap());
+        assert_eq!(
+            load(&root.join("elsewhere/config.toml"), &[]).unwrap(),
+            config
+        );
+    }
+
+    #[test]
+    fn other_strings_are_no_paths() {
+        let below = table("[data]\nsplit = 'val'\n[model]\nname = 'SiT-B/2'");
+        let config = resolve(Layers::new(below, Path::new("/elsewhere")), "here").unwrap();
+        assert_eq!(
+            (&*config.data.split, &*config.model.name),
+            ("val", "SiT-B/2")
+        );
+        // Nothing named this one.
+        assert_eq!(config.data.path, Config::default().data.path);
+    }
+
+    #[test]
+    fn paths_are_tidied_but_for_links() {
+        for (path, tidied) in [
+            ("./a/./b", "a/b"),
+            ("a/../b", "b"),
+            ("a/..", "."),
+            (".", "."),
+            ("", ""),
+            ("../../a", "../../a"),
+            ("/a/../../b", "/../b"),
+        ] {
+            assert_eq!(tidy(Path::new(path)), Path::new(tidied), "{path}");
+        }
+        #[cfg(unix)]
+        {
+            let folder = tempfile::tempdir().unwrap();
+            let root = folder.path().canonicalize().unwrap();
+            fs::create_dir_all(root.join("real/inner")).unwrap();
+            std::os::unix::fs::symlink(root.join("real/inner"), root.join("link")).unwrap();
+            let through = tidy(&root.join("link/../x"));
+            assert_eq!(through, root.join("link/../x"));
+        }
+    }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 use training::{Config, NO_ENCODER};
 
-use crate::config_file::{self, ConfigError};
+use crate::config_file::{self, ConfigError, Layers};
 
 /// The recipe without alignment. It makes one cell for all encoders.
 pub const BASELINE: &str = "none";
@@ -214,7 +214,7 @@ impl Resolver<'_> {
         for (variant, layer) in &variants {
             let recipes = self.recipes(&recipe_names, variant)?;
             let mut base = base.clone();
-            config_file::merge(&mut base, layer.clone());
+            base.merge(layer.clone());
             for model in &models {
                 for seed in &seeds {
                     let axes = |encoder, recipe| Axes {
@@ -224,10 +224,10 @@ impl Resolver<'_> {
                         variant,
                         seed: *seed,
                     };
-                    let mut add = |axes: Axes, overlay: &Table| -> Result<(), ConfigError> {
+                    let mut add = |axes: Axes, overlay: &Layers| -> Result<(), ConfigError> {
                         let cell = self.cell(&base, overlay, axes)?;
                         if (self.is_selected)(&cell.id) {
-                            owners.add(&cell, overlay, layer);
+                            owners.add(&cell, overlay.table(), layer.table());
                         }
                         cells.push(cell);
                         Ok(())
@@ -333,7 +333,7 @@ impl Resolver<'_> {
         &self,
         names: &[String],
         variant: &str,
-    ) -> Result<Vec<(String, Table)>, ConfigError> {
+    ) -> Result<Vec<(String, Layers)>, ConfigError> {
         let (key, folder) = self.place("recipes", &self.section.recipes, &self.experiment.recipes);
         names
             .iter()
@@ -353,7 +353,7 @@ impl Resolver<'_> {
             .collect()
     }
 
-    fn variants(&self, names: Vec<String>) -> Result<Vec<(String, Table)>, ConfigError> {
+    fn variants(&self, names: Vec<String>) -> Result<Vec<(String, Layers)>, ConfigError> {
         let (own, top) = (&self.experiment.variants, &self.section.variants);
         let (key, folder) = self.place("variants", top, own);
         non_empty(names, PLAIN_VARIANT.to_owned())
@@ -364,7 +364,7 @@ impl Resolver<'_> {
                     return Ok((name, config_file::read_layers(&path)?));
                 }
                 if name == PLAIN_VARIANT {
-                    return Ok((name, Table::new()));
+                    return Ok((name, Layers::default()));
                 }
                 self.check_folder(&key, &folder)?;
                 let message = unknown_file("variant", &name, &folder);
@@ -373,24 +373,24 @@ impl Resolver<'_> {
             .collect()
     }
 
-    fn cell(&self, base: &Table, recipe_layer: &Table, axes: Axes) -> Result<Cell, ConfigError> {
-        let mut table = base.clone();
-        config_file::merge(&mut table, recipe_layer.clone());
+    fn cell(&self, base: &Layers, recipe_layer: &Layers, axes: Axes) -> Result<Cell, ConfigError> {
+        let folder = config_file::folder_of(self.path);
+        let mut layers = base.clone();
+        layers.merge(recipe_layer.clone());
         for set in [&self.experiment.set, &self.section.set] {
-            let mut set = set.clone();
-            config_file::anchor_paths(&mut set, config_file::folder_of(self.path));
-            config_file::merge(&mut table, set);
+            layers.merge(Layers::new(set.clone(), folder));
         }
-        config_file::merge(&mut table, axes.layer());
-        let plain = table.clone();
-        config_file::apply_settings(&mut table, self.settings)?;
-        let model = table
+        layers.merge(Layers::new(axes.layer(), folder));
+        let plain = layers.clone();
+        config_file::apply_settings(&mut layers, self.settings)?;
+        let model = layers
+            .table()
             .get("model")
             .and_then(|model| model.get("name")?.as_str())
             .map_or_else(|| Config::default().model.name, str::to_owned);
         let id = axes.id(&model);
         let origin = format!("{}: cell {id}", self.path.display());
-        let config = match config_file::resolve(table, &origin) {
+        let config = match config_file::resolve(layers, &origin) {
             Err(_) if !(self.is_selected)(&id) => self.with_own_settings(plain, &origin)?,
             config => config?,
         };
@@ -414,28 +414,30 @@ impl Resolver<'_> {
 
 impl Resolver<'_> {
     /// The seed of an experiment without that axis.
-    fn default_seed(&self, base: &Table, default: &Config) -> Result<u64, ConfigError> {
-        let mut table = base.clone();
+    fn default_seed(&self, base: &Layers, default: &Config) -> Result<u64, ConfigError> {
+        let folder = config_file::folder_of(self.path);
+        let mut layers = base.clone();
         for set in [&self.experiment.set, &self.section.set] {
-            config_file::merge(&mut table, set.clone());
+            layers.merge(Layers::new(set.clone(), folder));
         }
-        config_file::apply_settings(&mut table, self.settings)?;
-        let seed = table.get("train").and_then(|train| train.get("seed"));
+        config_file::apply_settings(&mut layers, self.settings)?;
+        let train = layers.table().get("train");
+        let seed = train.and_then(|train| train.get("seed"));
         // Anything but a number is refused where the cells are resolved.
         let seed = seed.and_then(Value::as_integer).map(i64::cast_unsigned);
         Ok(seed.unwrap_or(default.train.seed))
     }
 
     /// The configuration of a cell that is not selected: of the settings on the command line, those that it has.
-    fn with_own_settings(&self, mut table: Table, origin: &str) -> Result<Config, ConfigError> {
+    fn with_own_settings(&self, mut layers: Layers, origin: &str) -> Result<Config, ConfigError> {
         for setting in self.settings {
-            let mut changed = table.clone();
+            let mut changed = layers.clone();
             config_file::apply_settings(&mut changed, std::slice::from_ref(setting))?;
             if config_file::resolve(changed.clone(), origin).is_ok() {
-                table = changed;
+                layers = changed;
             }
         }
-        config_file::resolve(table, origin)
+        config_file::resolve(layers, origin)
     }
 
     /// The settings that the axes decide.
@@ -566,9 +568,9 @@ fn decided(path: &Path, setting: &str, key: &str, axis: &str, by: &str) -> Confi
 
 /// Leaves of what a `key=value` setting sets.
 fn leaves_of(setting: &str) -> Result<BTreeMap<String, Value>, ConfigError> {
-    let mut table = Table::new();
-    config_file::apply_settings(&mut table, &[setting.to_owned()])?;
-    Ok(config_file::leaves(&table))
+    let mut layers = Layers::default();
+    config_file::apply_settings(&mut layers, &[setting.to_owned()])?;
+    Ok(config_file::leaves(layers.table()))
 }
 
 /// Whether one of two dotted keys is the other, or a table around it.

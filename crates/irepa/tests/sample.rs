@@ -313,3 +313,111 @@ fn what_cannot_be_sampled_from_is_answered_with_what_can() {
         assert!(!place.path("out").exists(), "{what}");
     }
 }
+
+/// `common::Playground` with a file of a case of `tests/data/cases`.
+fn case(name: &str, file: &str) -> Playground {
+    let place = Playground::new();
+    let source = common::repository()
+        .join("crates/irepa/tests/data/cases")
+        .join(name);
+    place.write(file, &fs::read_to_string(source.join(file)).unwrap());
+    for entry in fs::read_dir(source.join("flat")).unwrap() {
+        let from = entry.unwrap().path();
+        fs::create_dir_all(place.path("flat")).unwrap();
+        fs::copy(&from, place.path("flat").join(from.file_name().unwrap())).unwrap();
+    }
+    place
+}
+
+#[test]
+fn guidance_without_a_trained_null_class_is_refused_when_the_configuration_is_read() {
+    for file in ["sit.toml", "jit.toml"] {
+        let place = case("26-null-class", file);
+        let train = |more: &[&str]| {
+            let all = ["train", file, "--device", "cpu", "--out", "run"];
+            place.run(&[&all[..], more].concat())
+        };
+        let words = [
+            file,
+            "`model.label_dropout` is 0",
+            "sample.sampler.cfg_scale is 2",
+        ];
+        train(&[]).expect(2, &words);
+        assert!(!place.path("run").exists(), "{file}: it began");
+        // Without guidance it trains; its checkpoint is not sampled with guidance either.
+        train(&[
+            "--set",
+            "sample.sampler.cfg_scale=1",
+            "--set",
+            "sample.grid=0",
+        ])
+        .expect(0, &[]);
+        let sample = |scale: &str| {
+            place.run(&[
+                "sample",
+                "run",
+                "--device",
+                "cpu",
+                "--count",
+                "2",
+                "--cfg-scale",
+                scale,
+                "--out",
+                "out",
+            ])
+        };
+        sample("2").expect(2, &["`model.label_dropout` is 0", "config.toml"]);
+        assert!(!place.path("out").exists(), "{file}");
+        sample("1").expect(0, &[]);
+        // The flag counts, not what the configuration says.
+        place.edit("run/config.toml", "cfg_scale = 1.0", "cfg_scale = 2.0");
+        sample("1").expect(0, &["2 of 2 images were there"]);
+    }
+}
+
+#[test]
+fn the_method_by_flag_and_by_setting_is_the_same() {
+    let place = Playground::new();
+    let sampler = "sampler = { method = \"euler\", num_steps = 2 }";
+    let guided =
+        "sampler = { method = \"heun\", num_steps = 3, cfg_scale = 3.0, guidance_low = 0.4 }";
+    place.edit("base.toml", sampler, guided);
+    let mut all = vec!["train", "base.toml", "--device", "cpu", "--out", "run"];
+    for setting in [
+        "train.steps=2",
+        "optimizer.lr=0.02",
+        "evaluate.fd_encoder=\"\"",
+        "sample.grid=0",
+    ] {
+        all.extend(["--set", setting]);
+    }
+    place.run(&all).expect(0, &[]);
+    let draw = |out: &str, more: &[&str]| {
+        let all = [
+            "sample", "run", "--device", "cpu", "--count", "3", "--out", out,
+        ];
+        place.run(&[&all[..], more].concat()).expect(0, &[]);
+        (
+            images(&place.path(out)),
+            place.read(&format!("{out}/samples.json")),
+        )
+    };
+    let (flag, recipe) = draw("flag", &["--sampler", "euler"]);
+    assert!(
+        recipe.contains("\"num_steps\": 3") && recipe.contains("\"cfg_scale\": 3.0"),
+        "{recipe}"
+    );
+    let (setting, other) = draw("setting", &["--set", "sample.sampler.method=euler"]);
+    assert!(flag == setting);
+    assert_eq!(recipe, other);
+    let settings = [
+        "--set",
+        "sample.sampler.num_steps=4",
+        "--set",
+        "sample.sampler.method=euler",
+    ];
+    let (_, recipe) = draw("both", &settings);
+    for words in ["\"euler\"", "\"num_steps\": 4", "\"guidance_low\": 0.4"] {
+        assert!(recipe.contains(words), "no {words} in {recipe}");
+    }
+}

@@ -7,6 +7,7 @@ use data::seed;
 use diffusion::autoencoder::{Autoencoder as _, Identity, KlAutoencoder};
 use diffusion::latents::LatentScaling;
 use tch::{Device, Kind, Tensor};
+use torch_ext::device::Float32;
 use torch_ext::{Generator, Params};
 
 use crate::{Autoencoder, Config, KlSettings, TrainError, read_tensors};
@@ -49,7 +50,7 @@ impl AutoencoderModel {
             return Ok(Self(None));
         };
         if !settings.weights.is_file() {
-            return Err(TrainError::NoAutoencoder(settings.weights.clone()));
+            return Err(TrainError::NoAutoencoder(settings.weights.to_path_buf()));
         }
         Ok(Self(Some(Box::new(Latents {
             scaling: scaling(settings, device)?,
@@ -178,7 +179,7 @@ pub(crate) fn decode(
 
 /// Runs over a batch in parts: an image of 256 pixels takes some 200 MB on its way. On the CPU
 /// the parts are single images, whose bits then cannot depend on the batch; elsewhere they are as
-/// large as upstream's.
+/// large as upstream's, and what is float32 stays so.
 fn in_parts(
     batch: &Tensor,
     device: Device,
@@ -187,6 +188,11 @@ fn in_parts(
     let size = match device {
         Device::Cpu => 1,
         _ => 8,
+    };
+    // Under TF32 images would be some levels off.
+    let _float32 = match device {
+        Device::Cpu => None,
+        _ => Some(Float32::enter()?),
     };
     let parts = batch.f_split(size, 0)?;
     let done = parts.iter().map(run).collect::<Result<Vec<_>, _>>()?;
@@ -202,7 +208,7 @@ pub(crate) fn trained(
 ) -> Result<(Params, KlAutoencoder), TrainError> {
     let params = Params::new(device, seed::derive(seed_of_run, "autoencoder", &[]))?;
     let network = KlAutoencoder::new(&params.root(), &settings.layout.config())?;
-    if !settings.weights.as_os_str().is_empty() {
+    if !settings.weights.is_empty() {
         load_weights(&params, &settings.weights)?;
     }
     Ok((params, network))

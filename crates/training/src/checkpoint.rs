@@ -7,6 +7,7 @@
 //!   ema2.safetensors        a second one, where the run keeps it
 //!   optimizer.safetensors   `exp_avg.NAME` and `exp_avg_sq.NAME`
 //!   random.safetensors      states of the generators
+//!   history.safetensors     figures of the last steps, which tell a collapse
 //!   manifest.json           step, data cursor, configuration's hash, size and SHA-256 of each file
 //! ```
 //!
@@ -137,6 +138,9 @@ impl CheckpointError {
 
 /// Name, among [`Checkpoint::others`], of the weights of an autoencoder that is trained.
 pub const VAE: &str = "vae";
+
+/// Name, among [`Checkpoint::others`], of the state of [`CollapseWatch`](crate::CollapseWatch).
+pub(crate) const HISTORY: &str = "history";
 
 /// What a checkpoint holds.
 #[derive(Debug)]
@@ -431,13 +435,14 @@ pub(crate) fn step_of(path: &Path) -> Option<u64> {
 
 /// The folder of a run's checkpoints.
 pub(crate) const CHECKPOINTS: &str = "checkpoints";
-/// Removes all but the newest `keep` checkpoints, and what an interrupted save left behind.
+/// Removes all but the newest `keep` checkpoints and `spared`, and what an interrupted save left behind.
 ///
 /// # Errors
 /// A folder cannot be removed.
-pub fn prune(folder: &Path, keep: usize) -> Result<(), CheckpointError> {
+pub fn prune(folder: &Path, keep: usize, spared: Option<&Path>) -> Result<(), CheckpointError> {
     let mut old = list(folder)?;
     old.truncate(old.len().saturating_sub(keep));
+    old.retain(|path| Some(path.as_path()) != spared);
     for path in old {
         remove_folder(&path)?;
     }

@@ -1,3 +1,4 @@
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
@@ -7,7 +8,7 @@ use tch::TchError;
 use thiserror::Error;
 use torch_ext::TorchError;
 
-use crate::{CheckpointError, InvalidConfig};
+use crate::{CheckpointError, Collapse, InvalidConfig};
 
 impl From<DiffusionError> for TrainError {
     fn from(error: DiffusionError) -> Self {
@@ -33,8 +34,8 @@ pub enum TrainError {
     #[error(
         "{what} is {value} at step {step}; the batch holds the samples {}. Look at those \
          images and at the encoder's tokens for them, or start another run with a lower optimizer.lr or \
-         optimizer.max_grad_norm: the last checkpoint is from before, and `train --init` takes its weights",
-        list(.samples)
+         optimizer.max_grad_norm; {}",
+        list(.samples), .sound
     )]
     NotFinite {
         /// Which figure.
@@ -45,6 +46,32 @@ pub enum TrainError {
         step: u64,
         /// Ids of the batch's samples.
         samples: Vec<u64>,
+        /// What of the run is from before.
+        sound: SoundCheckpoint,
+    },
+
+    /// A figure has left its history for good, and `train.stop_on_collapse` is set.
+    #[error("the training has collapsed: {collapse}; train.stop_on_collapse ends the run; {sound}")]
+    Collapsed {
+        /// The figure.
+        collapse: Collapse,
+        /// What of the run is from before.
+        sound: SoundCheckpoint,
+    },
+
+    /// Samples that are no images.
+    #[error(
+        "sample {first}{} has values that are NaN or infinite, and is no image: {weights} give none; take a \
+         checkpoint from before the training collapsed",
+        others(*.more)
+    )]
+    SamplesNotFinite {
+        /// Index of the first of them.
+        first: u64,
+        /// How many others there are.
+        more: usize,
+        /// The weights, as part of a sentence.
+        weights: String,
     },
 
     /// A checkpoint does not fit the model.
@@ -146,6 +173,53 @@ pub enum TrainError {
     /// libtorch failed.
     #[error(transparent)]
     Tch(#[from] TchError),
+}
+
+impl TrainError {
+    /// With the weights that gave no images.
+    pub(crate) fn of_weights(mut self, name: impl Fn() -> String) -> Self {
+        if let Self::SamplesNotFinite { weights, .. } = &mut self {
+            *weights = name();
+        }
+        self
+    }
+}
+
+fn others(count: usize) -> String {
+    match count {
+        0 => String::new(),
+        _ => format!(", like {count} others drawn with it,"),
+    }
+}
+
+/// The newest checkpoint from before something went wrong, as the end of an error.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum SoundCheckpoint {
+    /// The trainer does not know of checkpoints.
+    #[default]
+    Unknown,
+    /// There is none.
+    None,
+    /// In this folder.
+    At(PathBuf),
+}
+
+impl fmt::Display for SoundCheckpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown => write!(f, "weights of an earlier step are a start for it"),
+            Self::None => write!(
+                f,
+                "there is no checkpoint from before (train.checkpoint_every says how often one is saved)"
+            ),
+            Self::At(path) => write!(
+                f,
+                "the last checkpoint from before is {}, and `train --init {}` starts from its averaged weights",
+                path.display(),
+                path.join("ema.safetensors").display()
+            ),
+        }
+    }
 }
 
 fn list(samples: &[u64]) -> String {

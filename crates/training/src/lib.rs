@@ -54,6 +54,7 @@ mod average;
 mod batch;
 pub mod before;
 pub mod checkpoint;
+mod collapse;
 mod config;
 mod error;
 pub mod event_log;
@@ -61,6 +62,7 @@ mod fused_update;
 mod learning_rate;
 mod metrics_log;
 mod model;
+mod numerics;
 mod objective;
 mod repa_e;
 mod run;
@@ -74,12 +76,13 @@ pub use autoencoder::AutoencoderModel;
 pub use average::Average;
 pub use batch::{DeviceBatch, images_to_device};
 pub use checkpoint::{Checkpoint, CheckpointError};
+pub use collapse::{Collapse, CollapseWatch};
 pub use config::{
-    AlignmentConfig, Autoencoder, Config, DataConfig, EvaluateConfig, InceptionMetric,
+    AlignmentConfig, Autoencoder, Config, ConfigPath, DataConfig, EvaluateConfig, InceptionMetric,
     InvalidConfig, KlLayout, KlSettings, ModelConfig, NO_ENCODER, OptimizerConfig, PerChannel,
     Precision, SampleConfig, Shapes, TrainConfig,
 };
-pub use error::TrainError;
+pub use error::{SoundCheckpoint, TrainError};
 pub use event_log::EventLog;
 pub use learning_rate::{LearningRate, Schedule};
 pub use metrics_log::{AutoencoderMetrics, MetricsLog, Quality, StepMetrics};

@@ -29,9 +29,16 @@ pub struct StepMetrics {
     /// does not ask for it.
     #[serde(flatten)]
     pub quality: Quality,
+    /// Corrupt samples that the data stream passed over until this step; absent when there were none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub corrupt_skipped: u64,
     /// Optimiser steps a second since the line before; absent when not logged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps_per_s: Option<f64>,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// What is measured of samples. What was not is absent.
@@ -169,6 +176,10 @@ impl StepMetrics {
             ("alignment_loss", self.alignment_loss),
             ("grad_norm", Some(self.grad_norm)),
             ("lr", Some(self.lr)),
+            (
+                "corrupt_skipped",
+                Some(self.corrupt_skipped as f64).filter(|count| *count > 0.0),
+            ),
             ("steps_per_s", self.steps_per_s),
         ];
         let of_autoencoder = self

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::path::{Path as FilePath, PathBuf};
+use std::path::Path as FilePath;
 
 use data::seed;
 use diffusion::Sit;
@@ -23,7 +23,7 @@ use crate::aligner::Aligned;
 use crate::autoencoder::{decode, scaling, trained};
 use crate::checkpoint::VAE;
 use crate::model::Model;
-use crate::{Autoencoder, Config, Objective, TrainError, read_tensors};
+use crate::{Autoencoder, Config, ConfigPath, Objective, TrainError, read_tensors};
 
 /// `[objective]` with `kind = "repa-e"`: denoiser and autoencoder trained together, the denoiser
 /// with SiT's objective (arXiv 2504.10483; `train_repae.py` upstream). The defaults are upstream's.
@@ -47,10 +47,10 @@ pub struct JointTraining {
     /// The autoencoder's losses.
     pub loss: AutoencoderLossConfig,
     /// Weights of LPIPS, a safetensors file; not needed where `loss.perceptual_weight` is 0.
-    pub lpips: PathBuf,
+    pub lpips: ConfigPath,
     /// Weights that the discriminator starts from, a safetensors file; drawn where it is left out.
-    #[serde(skip_serializing_if = "is_empty")]
-    pub discriminator_weights: PathBuf,
+    #[serde(skip_serializing_if = "ConfigPath::is_empty")]
+    pub discriminator_weights: ConfigPath,
     /// Channels of the discriminator's first layer.
     pub discriminator_channels: i64,
     /// Layers of the discriminator that halve the image.
@@ -68,8 +68,8 @@ impl Default for JointTraining {
             autoencoder_lr: None,
             discriminator_lr: None,
             loss: AutoencoderLossConfig::default(),
-            lpips: PathBuf::new(),
-            discriminator_weights: PathBuf::new(),
+            lpips: ConfigPath::default(),
+            discriminator_weights: ConfigPath::default(),
             discriminator_channels: Discriminator::CHANNELS,
             discriminator_layers: Discriminator::LAYERS,
             latent_norm_momentum: LatentNorm::MOMENTUM,
@@ -77,25 +77,23 @@ impl Default for JointTraining {
     }
 }
 
-fn is_empty(path: &FilePath) -> bool {
-    path.as_os_str().is_empty()
-}
-
 impl JointTraining {
     /// The files that it reads, with the key of each.
     pub fn files(&self) -> impl Iterator<Item = (&'static str, &FilePath)> {
         let lpips = match self.loss.perceptual_weight > 0.0 {
-            true => self.lpips.as_path(),
+            true => &*self.lpips,
             false => FilePath::new(""),
         };
         let files = [
             ("objective.lpips", lpips),
             (
                 "objective.discriminator_weights",
-                self.discriminator_weights.as_path(),
+                &*self.discriminator_weights,
             ),
         ];
-        files.into_iter().filter(|(_, path)| !is_empty(path))
+        files
+            .into_iter()
+            .filter(|(_, path)| !path.as_os_str().is_empty())
     }
 
     /// The denoiser's objective.
@@ -140,7 +138,7 @@ impl JointTraining {
             let found = self.latent_norm_momentum.to_string();
             return setting("latent_norm_momentum", found, "above 0, and at most 1");
         }
-        if self.loss.perceptual_weight > 0.0 && self.lpips.as_os_str().is_empty() {
+        if self.loss.perceptual_weight > 0.0 && self.lpips.is_empty() {
             let allowed = "the file that crates/diffusion/python/convert_lpips.py makes, or \
                            loss.perceptual_weight 0";
             return setting("lpips", "empty".to_owned(), allowed);
@@ -243,11 +241,11 @@ impl Joint {
             settings.discriminator_layers,
         );
         let network = Discriminator::new(&params.root(), channels, layers)?;
-        if !is_empty(&settings.discriminator_weights) {
+        if !settings.discriminator_weights.is_empty() {
             let path = &settings.discriminator_weights;
             let loaded = params.load(&read_tensors(path)?);
             loaded.map_err(|source| TrainError::DiscriminatorWeights {
-                path: path.clone(),
+                path: path.to_path_buf(),
                 source,
             })?;
         }

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::checkpoint::{CHECKPOINTS, HISTORY};
 use crate::{
-    Checkpoint, Config, DeviceBatch, EventLog, Inputs, MetricsLog, Quality, StepMetrics,
-    TrainError, Trainer, before, checkpoint, checkpoint::CHECKPOINTS,
+    Checkpoint, Collapse, CollapseWatch, Config, DeviceBatch, EventLog, Inputs, MetricsLog,
+    Quality, SoundCheckpoint, StepMetrics, TrainError, Trainer, before, checkpoint, read_tensors,
 };
 use tch::Tensor;
 use torch_ext::Mismatch;
@@ -20,7 +21,8 @@ use torch_ext::Mismatch;
 /// ```
 ///
 /// It continues from the newest valid checkpoint that is there. An error that is not damage of a checkpoint ends it before
-/// anything is changed.
+/// anything is changed. Figures that leave their own history ([`CollapseWatch`]) are warned of, with the last
+/// checkpoint from before.
 #[derive(Debug)]
 pub struct Run {
     trainer: Trainer,
@@ -34,6 +36,7 @@ pub struct Run {
     last: Option<StepMetrics>,
     /// The line of the step that has to be evaluated, as it is at the end of the log.
     unevaluated: Option<StepMetrics>,
+    watch: CollapseWatch,
 }
 
 /// Steps since the last logged line, and the time in them: without data, encoder, evaluation and saving, and
@@ -77,8 +80,12 @@ impl Run {
                 before.display()
             );
         }
+        let mut watch = CollapseWatch::default();
         if let Some(checkpoint) = &newest {
             trainer.resume(checkpoint)?;
+            if let Some(state) = checkpoint.others.get(HISTORY) {
+                watch = CollapseWatch::restore(state)?;
+            }
         }
         let resumed_from = trainer.steps_done();
         let path = folder.join("metrics.jsonl");
@@ -98,6 +105,7 @@ impl Run {
             saved: newest.map(|checkpoint| checkpoint.step),
             trainer,
             last: None,
+            watch,
         })
     }
 
@@ -142,6 +150,11 @@ impl Run {
         self.last.as_ref()
     }
 
+    /// What has left its history for good, if anything has: the run may have died.
+    pub fn collapse(&self) -> Option<Collapse> {
+        self.watch.lasting()
+    }
+
     /// One optimiser step, with what is due after it: a line in the log, a checkpoint. Before an evaluation
     /// there always is a checkpoint: it may take longer than the steps before it, and must not lose them.
     ///
@@ -149,7 +162,8 @@ impl Run {
     /// As [`Trainer::step`], or the folder cannot be written.
     pub fn step(&mut self, batch: &DeviceBatch, tokens: &[Tensor]) -> Result<(), TrainError> {
         let started = Instant::now();
-        let before = self.trainer.step(batch, tokens)?;
+        let before = self.trainer.step(batch, tokens);
+        let before = before.map_err(|error| self.with_way_back(error))?;
         self.speed.busy += started.elapsed();
         self.speed.steps += 1;
         self.record(before)?;
@@ -230,15 +244,26 @@ impl Run {
             return Ok(());
         }
         let checkpoints = self.folder.join(CHECKPOINTS);
-        self.trainer.checkpoint()?.save(&checkpoints)?;
+        let mut checkpoint = self.trainer.checkpoint()?;
+        checkpoint
+            .others
+            .insert(HISTORY.to_owned(), self.watch.state()?);
+        checkpoint.save(&checkpoints)?;
         self.saved = Some(step);
-        checkpoint::prune(&checkpoints, self.trainer.config().train.keep_checkpoints)?;
+        // The last one of a sound run is the way back.
+        let sound = self
+            .watch
+            .since()
+            .and_then(|since| self.sound_before(since));
+        let keep = self.trainer.config().train.keep_checkpoints;
+        checkpoint::prune(&checkpoints, keep, sound.as_deref())?;
         Ok(())
     }
 
     fn finish_step(&mut self) -> Result<Option<StepMetrics>, TrainError> {
         let started = Instant::now();
-        let last = self.trainer.finish_step()?;
+        let last = self.trainer.finish_step();
+        let last = last.map_err(|error| self.with_way_back(error))?;
         self.speed.busy += started.elapsed();
         Ok(last)
     }
@@ -259,8 +284,65 @@ impl Run {
             self.events.scalars(metrics.step, &metrics.figures())?;
         }
         self.unevaluated = evaluated.then(|| metrics.clone());
+        let begun = self.watch.observe(&metrics);
+        if let Some(first) = begun.first() {
+            let sound = self.way_back(first.since);
+            for collapse in &begun {
+                tracing::warn!("{}: {collapse}; {sound}", self.folder.display());
+            }
+        }
         self.last = Some(metrics);
-        Ok(())
+        match self.watch.lasting() {
+            Some(collapse) if self.trainer.config().train.stop_on_collapse => {
+                Err(TrainError::Collapsed {
+                    sound: self.way_back(collapse.since),
+                    collapse,
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Says of a NaN which checkpoint is from before it, and before what may have led to it.
+    fn with_way_back(&self, mut error: TrainError) -> TrainError {
+        if let TrainError::NotFinite { step, sound, .. } = &mut error {
+            *sound = self.way_back(self.watch.since().map_or(*step, |since| since.min(*step)));
+        }
+        error
+    }
+
+    fn way_back(&self, step: u64) -> SoundCheckpoint {
+        match self.sound_before(step) {
+            Some(path) => SoundCheckpoint::At(path),
+            None => SoundCheckpoint::None,
+        }
+    }
+
+    /// The newest checkpoint that what went wrong at `step` has not touched. A loss is that of the weights of the
+    /// step before, whose checkpoint is the last choice, and not one if they are not finite.
+    fn sound_before(&self, step: u64) -> Option<PathBuf> {
+        let checkpoints = checkpoint::list(&self.folder.join(CHECKPOINTS)).unwrap_or_default();
+        let finite = |path: &PathBuf| {
+            let weights = read_tensors(&path.join("model.safetensors"));
+            weights.is_ok_and(|weights| {
+                let finite = |tensor: &Tensor| tensor.f_isfinite()?.f_all()?.f_int64_value(&[]);
+                weights
+                    .iter()
+                    .all(|(_, tensor)| finite(tensor).is_ok_and(|all| all == 1))
+            })
+        };
+        let newest = |below: u64| {
+            let before =
+                |path: &&PathBuf| checkpoint::step_of(path).is_some_and(|saved| saved < below);
+            checkpoints
+                .iter()
+                .rev()
+                .filter(before)
+                .find(|path| finite(path))
+        };
+        newest(step.saturating_sub(1))
+            .or_else(|| newest(step))
+            .cloned()
     }
 
     /// Adds an evaluation to the last line of the log, which was written for its sake if it was not due.

@@ -19,6 +19,8 @@ pub struct Sampling {
     network: Network,
     num_classes: i64,
     device: Device,
+    /// The weights, for errors.
+    weights: String,
 }
 
 impl Sampling {
@@ -27,13 +29,15 @@ impl Sampling {
     /// without them, and for one that was not, they are read from `model.autoencoder.weights`.
     ///
     /// # Errors
-    /// Weights of another model; no weights of the autoencoder.
+    /// Weights of another model; no weights of the autoencoder; guidance of a model that was trained without
+    /// label dropout.
     pub fn new(
         config: &Config,
         weights: &[(String, Tensor)],
         vae: Option<&[(String, Tensor)]>,
         device: Device,
     ) -> Result<Self, TrainError> {
+        config.check_guidance()?;
         let num_classes = num_classes(config, weights)?;
         let inputs = Inputs {
             device,
@@ -67,7 +71,14 @@ impl Sampling {
             network: model.network,
             num_classes,
             device,
+            weights: "the given weights".to_owned(),
         })
+    }
+
+    /// Names the weights, for errors: "the averaged weights of step 300 in RUN".
+    pub fn named(mut self, weights: &str) -> Self {
+        weights.clone_into(&mut self.weights);
+        self
     }
 
     /// Number of classes, without the null class.
@@ -90,7 +101,7 @@ impl Sampling {
     /// last bits.
     ///
     /// # Errors
-    /// A label out of range, settings that the sampler refuses, out of memory.
+    /// A label out of range, settings that the sampler refuses, samples that are not finite, out of memory.
     pub fn sample(
         &self,
         first: u64,
@@ -121,6 +132,7 @@ impl Sampling {
             interrupted,
             progress,
         )
+        .map_err(|error| error.of_weights(|| self.weights.clone()))
     }
 }
 
@@ -152,6 +164,7 @@ pub(crate) fn draw_samples(
         true => Err(DiffusionError::Interrupted),
         false => Ok(()),
     };
+    config.apply_numerics(device)?;
     let sampler = config.objective.sampler(config.sample.sampler)?;
     let shape = network.denoiser().image_shape();
     let precision = config.train.precision.autocast();
@@ -174,6 +187,8 @@ pub(crate) fn draw_samples(
             let step_noise = || noise.draw(&shape, Kind::Double);
             sampler.sample(network, &latents, &batch_labels, step_noise, go_on)
         })??;
+        let samples = latents.f_narrow(0, before as i64, wanted as i64)?;
+        check_finite(&samples, start + before as u64)?;
         match device {
             // An image is decoded alone there in any case.
             Device::Cpu => {
@@ -194,6 +209,23 @@ pub(crate) fn draw_samples(
         return Ok(Tensor::f_zeros([0, 3, 1, 1], (Kind::Uint8, Device::Cpu))?);
     }
     Ok(Tensor::f_cat(&images, 0)?)
+}
+
+/// Refuses samples `[B, C, H, W]`, whose indices count from `start`, that are no images.
+fn check_finite(samples: &Tensor, start: u64) -> Result<(), TrainError> {
+    let finite = samples
+        .f_isfinite()?
+        .f_flatten(1, -1)?
+        .f_all_dim(1, false)?;
+    let finite = Vec::<bool>::try_from(finite.f_to_device(Device::Cpu)?)?;
+    let Some(first) = finite.iter().position(|finite| !finite) else {
+        return Ok(());
+    };
+    Err(TrainError::SamplesNotFinite {
+        first: start + first as u64,
+        more: finite.iter().filter(|finite| !**finite).count() - 1,
+        weights: "these weights".to_owned(),
+    })
 }
 
 /// Noise of a batch of images, each from a generator of its own: an image is the same in any

@@ -3,7 +3,8 @@ use std::sync::atomic::AtomicBool;
 
 use data::{Cursor, seed};
 use tch::{Device, Kind, Tensor};
-use torch_ext::{Generator, Mismatch, Params, autocast};
+use torch_ext::readback::Readback;
+use torch_ext::{Generator, Mismatch, Params, TorchError, autocast};
 
 use crate::adamw::{AdamW, trained_bytes};
 use crate::aligner::{Aligned, Aligner};
@@ -15,7 +16,7 @@ use crate::sampling::{self, draw_samples};
 use crate::step_graph::StepGraph;
 use crate::{
     AutoencoderMetrics, AutoencoderModel, Checkpoint, Config, DeviceBatch, Objective, Quality,
-    StepMetrics, TrainError,
+    SoundCheckpoint, StepMetrics, TrainError,
 };
 
 /// What a trainer must know of the data and the encoders before it can build its model.
@@ -52,21 +53,22 @@ enum Autoencoding {
     Trained(Box<Joint>),
 }
 
-/// Figures of a step that are still on the device.
+/// Figures of a step that are on their way from the device.
 #[derive(Debug)]
 struct Pending {
     step: u64,
     lr: f64,
     samples: Vec<u64>,
+    corrupt_skipped: u64,
     /// Total, denoising and alignment loss, norm of the gradient: `[4]`; then, where there is one,
-    /// the figures of the autoencoder.
-    figures: Tensor,
+    /// the figures of the autoencoder. Their copy comes before the next step's work.
+    figures: Readback,
 }
 
 /// Trains one model: a step at a time, given a batch and the encoders' tokens for it.
 ///
-/// A step's figures are read back from the device at the next step, so that the device need not
-/// wait; [`Trainer::finish_step`] reads them at once.
+/// A step's figures are copied from the device behind the step, and read at the next one, when that is queued: the
+/// host waits for the step before, and the device for nothing. [`Trainer::finish_step`] reads them at once.
 #[derive(Debug)]
 pub struct Trainer {
     config: Config,
@@ -83,6 +85,8 @@ pub struct Trainer {
     step: u64,
     cursor: Cursor,
     pending: Option<Pending>,
+    /// [`Readback::begin`]; tests count what it begins.
+    read_back: fn(&Tensor) -> Result<Readback, TorchError>,
     /// With `train.cuda_graphs`, once a step was done.
     graph: Option<StepGraph>,
 }
@@ -103,6 +107,7 @@ impl Trainer {
         copies: Option<Kind>,
     ) -> Result<Self, TrainError> {
         config.validate()?;
+        config.apply_numerics(inputs.device)?;
         if config.train.cuda_graphs && !inputs.device.is_cuda() {
             tracing::warn!("train.cuda_graphs changes nothing on {:?}", inputs.device);
         }
@@ -147,6 +152,7 @@ impl Trainer {
             step: 0,
             cursor: Cursor::default(),
             pending: None,
+            read_back: Readback::begin,
             graph: None,
             config: config.clone(),
             autoencoder,
@@ -219,6 +225,8 @@ impl Trainer {
                 expected: self.model.heads.len(),
             });
         }
+        // The process's, and the step before may have been another trainer's.
+        self.config.apply_numerics(self.inputs.device)?;
         let step = self.step + 1;
         let (figures, of_autoencoder) = match &self.autoencoder {
             Autoencoding::Frozen(_) => (self.backward(batch, tokens)?, None),
@@ -240,7 +248,8 @@ impl Trainer {
             step,
             lr: self.adamw.lr(step),
             samples: batch.ids.clone(),
-            figures: Tensor::f_cat(&figures, 0)?,
+            corrupt_skipped: batch.cursor.skipped,
+            figures: (self.read_back)(&Tensor::f_cat(&figures, 0)?)?,
         });
         Ok(before)
     }
@@ -426,7 +435,7 @@ impl Trainer {
         let Some(pending) = self.pending.take() else {
             return Ok(None);
         };
-        let figures = Vec::<f32>::try_from(pending.figures.f_to_kind(Kind::Float)?)?;
+        let figures = Vec::<f32>::try_from(pending.figures.wait()?.f_to_kind(Kind::Float)?)?;
         let &[loss, denoising, alignment, norm, ref of_autoencoder @ ..] = figures.as_slice()
         else {
             return Ok(None);
@@ -454,6 +463,7 @@ impl Trainer {
                     value: f64::from(value),
                     step: pending.step,
                     samples: pending.samples,
+                    sound: SoundCheckpoint::Unknown,
                 });
             }
         }
@@ -466,6 +476,7 @@ impl Trainer {
             lr: pending.lr,
             autoencoder: autoencoder.map(|figures| AutoencoderMetrics::new(figures.map(f64::from))),
             quality: Quality::default(),
+            corrupt_skipped: pending.corrupt_skipped,
             steps_per_s: None,
         }))
     }
@@ -584,7 +595,7 @@ impl Trainer {
     /// [`Sampling::sample`](crate::Sampling::sample); the generator of the training is not touched.
     ///
     /// # Errors
-    /// A label out of range, settings that the sampler refuses, out of memory.
+    /// A label out of range, settings that the sampler refuses, samples that are not finite, out of memory.
     pub fn sample(
         &self,
         first: u64,
@@ -626,7 +637,9 @@ impl Trainer {
         if let Autoencoding::Frozen(autoencoder) = &self.autoencoder {
             autoencoder.unload();
         }
-        samples
+        samples.map_err(|error| {
+            error.of_weights(|| format!("the averaged weights of step {}", self.step))
+        })
     }
 }
 

@@ -28,7 +28,7 @@ fn autoencoder(folder: &Path) -> (KlAutoencoder, Config) {
     config.data.resolution = 16;
     config.model.autoencoder = Autoencoder::Kl(KlSettings {
         layout: KlLayout::Other(layout()),
-        weights,
+        weights: weights.into(),
         scale: vec![0.5, 2.0].into(),
         bias: vec![0.25, -1.0].into(),
         train: false,

@@ -228,6 +228,7 @@ fn repa_e_trains_three_networks_and_saves_them_all() {
     let expected = [
         "discriminator",
         "discriminator_optimizer",
+        "history",
         "vae",
         "vae_optimizer",
     ];
@@ -296,7 +297,7 @@ fn repa_e_starts_from_the_weights_and_the_scale_it_is_given() {
     write_tensors(&weights, &params.state_dict()).unwrap();
     let mut config = repa_e(config(1));
     let mut settings = trained_autoencoder();
-    settings.weights = weights.clone();
+    settings.weights = weights.clone().into();
     settings.scale = vec![0.5, 1.0, 2.0, 4.0].into();
     settings.bias = vec![0.25].into();
     config.model.autoencoder = Autoencoder::Kl(settings);

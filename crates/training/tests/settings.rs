@@ -1,7 +1,6 @@
 //! Every setting is known to shape the weights, the results or neither, and the hashes follow.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use alignment::SpatialNorm;
 use diffusion::samplers::SamplerConfig;
@@ -112,6 +111,7 @@ const EXPECTED: &[(&str, Shapes)] = &[
     ("train.batch_size", Weights),
     ("train.checkpoint_every", Nothing),
     ("train.cuda_graphs", Nothing),
+    ("train.deterministic", Weights),
     ("train.ema_decay", Weights),
     ("train.fused", Weights),
     ("train.keep_checkpoints", Nothing),
@@ -120,6 +120,8 @@ const EXPECTED: &[(&str, Shapes)] = &[
     ("train.precision", Weights),
     ("train.second_ema_decay", Weights),
     ("train.seed", Weights),
+    ("train.stop_on_collapse", Nothing),
+    ("train.tf32", Weights),
 ];
 
 /// Configurations in which every setting is written out, of each kind of objective.
@@ -129,7 +131,7 @@ fn configurations() -> Vec<Config> {
     base.data.latent_cache = "latents".into();
     base.data.encode_ahead = Some(true);
     base.model.autoencoder = Autoencoder::Kl(KlSettings {
-        weights: PathBuf::from("vae.safetensors"),
+        weights: "vae.safetensors".into(),
         ..KlSettings::default()
     });
     base.model.attn_dropout = 0.1;
@@ -140,6 +142,9 @@ fn configurations() -> Vec<Config> {
     base.optimizer.min_lr = 1e-5;
     base.train.fused = false;
     base.train.cuda_graphs = true;
+    base.train.tf32 = true;
+    base.train.deterministic = true;
+    base.train.stop_on_collapse = true;
     base.train.second_ema_decay = Some(0.99);
     base.sample.sampler = SamplerConfig::default();
     base.evaluate.inception = serde_json::from_value(json!(["fid"])).unwrap();

@@ -32,12 +32,17 @@ pub trait Autoencoder: Debug + Send {
     /// Levels between two bytes become the lower one, as upstream writes images.
     ///
     /// # Errors
-    /// Another shape.
+    /// Another shape; values that are NaN or infinite.
     fn decode(&self, latents: &Tensor) -> Result<Tensor, DiffusionError>;
 }
 
-/// Pixels in [-1, 1] to bytes, truncated; what lies outside is clamped.
+/// Pixels in [-1, 1] to bytes, truncated; what lies outside is clamped. NaN has no byte.
 fn bytes(pixels: &Tensor) -> Result<Tensor, DiffusionError> {
+    if pixels.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
+        return Err(DiffusionError::NotFinite {
+            what: "a batch of decoded pixels",
+        });
+    }
     Ok(pixels
         .f_to_kind(Kind::Float)?
         .f_add_scalar(1.0)?

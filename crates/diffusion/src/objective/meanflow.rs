@@ -154,6 +154,11 @@ impl MeanFlow {
         check::setting(fits, "cfg_max_t", high, allowed)
     }
 
+    /// Whether [`MeanFlow::guide`] changes anything; it then needs a network with a null class.
+    pub fn trains_with_guidance(&self) -> bool {
+        self.cfg_omega != 1.0 || self.cfg_kappa != 0.0
+    }
+
     /// Makes images `x0` `[B, C, H, W]` of classes `labels` `[B]` noisy. Numbers are drawn in
     /// upstream's order: label dropout at the network's rate, the two times, which samples have
     /// `r = t`, noise; on the generator's device, and moved to the images'.
@@ -246,10 +251,10 @@ impl MeanFlow {
     /// # Errors
     /// As [`MeanFlowSit::forward`]; guidance with a network that has no null class.
     pub fn guide(&self, network: &MeanFlowSit, mut noisy: Noisy) -> Result<Noisy, DiffusionError> {
-        let (omega, kappa) = (self.cfg_omega, self.cfg_kappa);
-        if omega == 1.0 && kappa == 0.0 {
+        if !self.trains_with_guidance() {
             return Ok(noisy);
         }
+        let (omega, kappa) = (self.cfg_omega, self.cfg_kappa);
         let null_class = network.null_class().ok_or(DiffusionError::Setting {
             name: "cfg_omega",
             found: omega.to_string(),

@@ -13,9 +13,11 @@ use crate::{DiffusionError, check};
 
 /// A sampler with checked settings.
 ///
-/// Guidance acts on predicted images, `uncond + scale (cond - uncond)`, at times from
-/// `guidance_low` to `guidance_high`, both exclusive; a `guidance_low` of 0 includes 0. Each of
-/// Heun's two evaluations is guided or not by its own time. The last step is Euler's.
+/// Guidance acts on predicted images, `uncond + scale (cond - uncond)`. The interval of [`SamplerConfig`] is in
+/// the time of the other samplers, `1 - t` here: with upstream's `interval_min` and `interval_max`,
+/// `guidance_low` is `1 - interval_max` and `guidance_high` is `1 - interval_min`. Both ends are exclusive, as
+/// upstream's are, but a `guidance_high` of 1 includes the noise. Each of Heun's two evaluations is guided or
+/// not by its own time. The last step is Euler's.
 ///
 /// ```
 /// use diffusion::objective::x_prediction::XPrediction;
@@ -36,7 +38,7 @@ use crate::{DiffusionError, check};
 ///     method: Method::Heun,
 ///     num_steps: 4,
 ///     cfg_scale: 2.9,
-///     guidance_low: 0.1,
+///     guidance_high: 0.9,
 ///     ..Default::default()
 /// };
 /// let sampler = JitSampler::new(config, XPrediction::default())?;
@@ -176,8 +178,8 @@ impl<'a> Velocity<'a> {
     /// In float32, as upstream compares: in float64, a bound that is one of the times could be
     /// taken for a later one.
     fn guidance_acts_at(&self, t: f32) -> bool {
-        let low = self.sampler.config.guidance_low as f32;
-        let high = self.sampler.config.guidance_high as f32;
+        let low = (1.0 - self.sampler.config.guidance_high) as f32;
+        let high = (1.0 - self.sampler.config.guidance_low) as f32;
         t < high && (low == 0.0 || t > low)
     }
 

@@ -30,10 +30,11 @@ pub struct SamplerConfig {
     pub num_steps: usize,
     /// Strength of classifier-free guidance, `uncond + scale (cond - uncond)`; 1 is none.
     pub cfg_scale: f64,
-    /// Guidance acts at times from here, inclusive.
+    /// Guidance acts at times from here, inclusive. Time runs from 1 (noise) to 0 (image), for every
+    /// sampler: [`jit::JitSampler`], whose own time runs the other way, converts both bounds, and takes
+    /// them as exclusive.
     pub guidance_low: f64,
-    /// Guidance acts at times up to here, inclusive. Time runs from 1 (noise) to 0;
-    /// [`jit::JitSampler`] reads both bounds otherwise.
+    /// Guidance acts at times up to here, inclusive.
     pub guidance_high: f64,
 }
 

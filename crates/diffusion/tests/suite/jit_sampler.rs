@@ -20,8 +20,9 @@ fn follows_upstream(name: &str, method: Method) {
             method,
             num_steps: number("steps") as usize,
             cfg_scale,
-            guidance_low: number("interval_min"),
-            guidance_high: number("interval_max"),
+            // Upstream counts time from the noise.
+            guidance_low: 1.0 - number("interval_max"),
+            guidance_high: 1.0 - number("interval_min"),
         };
         let sampler = JitSampler::new(config, objective(&golden)).unwrap();
         let jit = Counted::new(Case::build(&golden).jit);
@@ -153,7 +154,7 @@ fn batches(settings: SamplerConfig) -> Vec<i64> {
 }
 
 #[test]
-fn both_ends_of_the_guidance_interval_are_outside_but_zero_is_inside() {
+fn both_ends_of_the_guidance_interval_are_outside_but_the_noise_is_inside() {
     let guided = SamplerConfig {
         cfg_scale: 2.0,
         guidance_low: 0.1,
@@ -175,14 +176,31 @@ fn both_ends_of_the_guidance_interval_are_outside_but_zero_is_inside() {
 }
 
 #[test]
+fn the_guidance_interval_counts_from_the_image_as_the_other_samplers_do() {
+    // The paper's [0.1, 1], counted from the noise.
+    let early = SamplerConfig {
+        cfg_scale: 2.0,
+        guidance_high: 0.9,
+        ..config(Method::Euler, 10)
+    };
+    assert_eq!(batches(early), [1, 1, 2, 2, 2, 2, 2, 2, 2, 2]);
+    let late = SamplerConfig {
+        guidance_low: 0.7,
+        guidance_high: 1.0,
+        ..early
+    };
+    assert_eq!(batches(late), [2, 2, 2, 1, 1, 1, 1, 1, 1, 1]);
+}
+
+#[test]
 fn each_evaluation_of_heun_is_guided_by_its_own_time() {
     let guided = SamplerConfig {
         cfg_scale: 2.0,
-        guidance_low: 0.0,
-        guidance_high: 0.5,
+        guidance_low: 0.5,
+        guidance_high: 1.0,
         ..config(Method::Heun, 4)
     };
-    // At times 0, 0.25 | 0.25, 0.5 | 0.5, 0.75 | 0.75.
+    // At times 1, 0.75 | 0.75, 0.5 | 0.5, 0.25 | 0.25.
     assert_eq!(batches(guided), [2, 2, 2, 1, 1, 1, 1]);
 }
 

@@ -191,7 +191,7 @@ pub struct Images<'a> {
 impl Images<'_> {
     fn config(&self) -> Config {
         let mut config = Config::default();
-        config.data.path = self.path.to_owned();
+        config.data.path = self.path.to_owned().into();
         config.data.split = self.split.to_owned();
         config.data.resolution = self.resolution;
         config.data.background = self.background;

@@ -21,7 +21,8 @@ pub fn features(arguments: &PrepareFeaturesArgs) -> Result<ExitCode, Failure> {
     let device = super::device(&arguments.device)?;
     let registry = super::registry_for(Some(&arguments.config));
     let encoders = encoders(arguments, &config, &registry)?;
-    let named = Some(config.data.token_cache.clone()).filter(|path| !path.as_os_str().is_empty());
+    let named =
+        Some(config.data.token_cache.to_path_buf()).filter(|path| !path.as_os_str().is_empty());
     let options = FeatureOptions {
         out: arguments
             .out
@@ -58,7 +59,8 @@ pub fn features(arguments: &PrepareFeaturesArgs) -> Result<ExitCode, Failure> {
 pub fn latents(arguments: &PrepareLatentsArgs) -> Result<ExitCode, Failure> {
     let config = config_file::load(&arguments.config, &arguments.settings)?;
     let device = super::device(&arguments.device)?;
-    let named = Some(config.data.latent_cache.clone()).filter(|path| !path.as_os_str().is_empty());
+    let named =
+        Some(config.data.latent_cache.to_path_buf()).filter(|path| !path.as_os_str().is_empty());
     let options = LatentOptions {
         out: arguments
             .out

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use indicatif::{ProgressBar, ProgressStyle};
-use irepa::config_file::{self, ConfigError};
+use irepa::config_file;
 use irepa::image_grid::{GridLayout, write_grid};
 use irepa::sampling::{self, ClassOrder, ClassRule, Recipe, SampleFolder, SamplingError};
 use irepa::{errln, outln};
@@ -36,11 +36,15 @@ pub fn run(arguments: &SampleArgs) -> Result<ExitCode, Failure> {
         file,
         denoiser,
         vae,
+        name,
     } = newest_weights(named, &sources, arguments.no_ema)?;
     let samplers = devices
         .iter()
-        .map(|device| Sampling::new(&config, &denoiser, vae.as_deref(), *device))
-        .collect::<Result<Vec<_>, _>>()
+        .map(|device| {
+            let sampling = Sampling::new(&config, &denoiser, vae.as_deref(), *device)?;
+            Ok(sampling.named(&name))
+        })
+        .collect::<Result<Vec<_>, training::TrainError>>()
         .with_context(|| source.display().to_string())?;
     drop((denoiser, vae));
     let (Some(device), Some(first)) = (devices.first(), samplers.first()) else {
@@ -202,33 +206,27 @@ fn check_picture(path: &Path) -> Result<(), Failure> {
     super::check_out("--grid", path)
 }
 
-/// The configuration, with the flags on top.
+/// The configuration, with the flags on top, and checked with them.
 fn config(arguments: &SampleArgs, named: &Path) -> Result<Config, Failure> {
-    let (path, mut config) = match &arguments.config {
-        Some(path) => (path.clone(), config_file::load(path, &arguments.settings)?),
-        None => {
-            let path = config_of(named)?;
-            let config = config_file::load(&path, &arguments.settings)?;
-            (path, config)
-        }
+    let path = match &arguments.config {
+        Some(path) => path.clone(),
+        None => config_of(named)?,
     };
-    let sample = &mut config.sample;
-    // Settings of the sampler are checked where samples are drawn.
-    sample.count = arguments.count as usize;
-    let sampler = &mut sample.sampler;
-    sampler.method = arguments.sampler.unwrap_or(sampler.method);
-    sampler.num_steps = arguments.steps.unwrap_or(sampler.num_steps);
-    sampler.cfg_scale = arguments.cfg_scale.unwrap_or(sampler.cfg_scale);
-    if let Some(interval) = arguments.guidance_interval {
-        (sampler.guidance_low, sampler.guidance_high) = (interval.low, interval.high);
-    }
-    sample.seed = arguments.seed.unwrap_or(sample.seed);
-    if let Some(batch_size) = arguments.batch_size {
-        sample.batch_size = batch_size as usize;
-    }
-    config.validate().map_err(|source| ConfigError::Invalid {
-        origin: path.display().to_string(),
-        source,
+    let config = config_file::load_with(&path, &arguments.settings, |config| {
+        let sample = &mut config.sample;
+        // Settings of the sampler are checked where samples are drawn.
+        sample.count = arguments.count as usize;
+        let sampler = &mut sample.sampler;
+        sampler.method = arguments.sampler.unwrap_or(sampler.method);
+        sampler.num_steps = arguments.steps.unwrap_or(sampler.num_steps);
+        sampler.cfg_scale = arguments.cfg_scale.unwrap_or(sampler.cfg_scale);
+        if let Some(interval) = arguments.guidance_interval {
+            (sampler.guidance_low, sampler.guidance_high) = (interval.low, interval.high);
+        }
+        sample.seed = arguments.seed.unwrap_or(sample.seed);
+        if let Some(batch_size) = arguments.batch_size {
+            sample.batch_size = batch_size as usize;
+        }
     })?;
     Ok(config)
 }
@@ -278,6 +276,8 @@ struct Weights {
     denoiser: Vec<(String, Tensor)>,
     /// Those of an autoencoder that was trained with it.
     vae: Option<Vec<(String, Tensor)>>,
+    /// What they are, for errors.
+    name: String,
 }
 
 fn weights(path: &Path, no_ema: bool) -> Result<Weights, Failure> {
@@ -292,19 +292,21 @@ fn weights(path: &Path, no_ema: bool) -> Result<Weights, Failure> {
             file: path.to_owned(),
             denoiser: read_tensors(path)?,
             vae: None,
+            name: format!("the weights in {}", path.display()),
         });
     }
     let mut saved = Checkpoint::load(path)?;
     let vae = saved.others.remove(VAE);
-    let (name, denoiser) = match no_ema {
-        true => ("model.safetensors", saved.model),
-        false => ("ema.safetensors", saved.ema),
+    let (file, what, denoiser) = match no_ema {
+        true => ("model.safetensors", "weights", saved.model),
+        false => ("ema.safetensors", "averaged weights", saved.ema),
     };
     Ok(Weights {
         source: path.to_owned(),
-        file: path.join(name),
+        file: path.join(file),
         denoiser,
         vae,
+        name: format!("the {what} of step {} in {}", saved.step, path.display()),
     })
 }
 

@@ -50,7 +50,7 @@ pub fn latents(
         Autoencoder::Kl(settings) => settings,
     };
     if !settings.weights.is_file() {
-        return Err(TrainError::NoAutoencoder(settings.weights.clone()).into());
+        return Err(TrainError::NoAutoencoder(settings.weights.to_path_buf()).into());
     }
     let dataset = data::open(&data.path, &data.training_split())?;
     let key = AutoencoderFiles::default().cache_key(config, dataset.as_ref())?;

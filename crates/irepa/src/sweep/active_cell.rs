@@ -89,7 +89,10 @@ impl<'a> Active<'a> {
             &self.progress,
             self.run.trainer().steps_done(),
             self.planned.cell.config.train.steps,
-            self.run.last_metrics().map(|metrics| metrics.loss),
+            // MeanFlow's weighted loss is near 1 whatever happens.
+            self.run
+                .last_metrics()
+                .map(|metrics| metrics.denoising_loss),
             self.steps as f64 / self.seconds.max(1e-9),
         );
         Ok(())
@@ -174,14 +177,24 @@ impl<'a> Active<'a> {
         let loss = row
             .denoising_loss
             .map(|loss| format!("denoising loss {loss:.4}"));
+        let corrupt_skipped = self.run.trainer().cursor().skipped;
+        let collapse = self.run.collapse().map(|collapse| collapse.to_string());
+        let mut line = format!("done, {}{distances}", loss.unwrap_or_default());
+        if corrupt_skipped > 0 {
+            line += &format!(", {corrupt_skipped} corrupt samples skipped");
+        }
+        if let Some(collapse) = &collapse {
+            line += &format!("; the training may have collapsed: {collapse}");
+        }
         self.planned.folder.write_result(&CellResult {
             hash: self.planned.hash.clone(),
             hardware: hardware(context.device, config),
             started_at: self.started_at,
             finished_at: now(),
+            corrupt_skipped: Some(corrupt_skipped),
+            collapse,
             row,
         })?;
-        let line = format!("done, {}{distances}", loss.unwrap_or_default());
         context.progress.done(&self.progress, &line);
         Ok(())
     }

@@ -66,6 +66,8 @@ pub(super) fn fail(
         hardware: hardware(context.device, &planned.cell.config),
         started_at: now(),
         finished_at: now(),
+        corrupt_skipped: None,
+        collapse: None,
         row,
     });
     context.note_failure(&planned.cell.id, &reason.0);

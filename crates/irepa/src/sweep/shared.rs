@@ -2,8 +2,8 @@
 
 use encoders::Precision;
 use training::{
-    AlignmentConfig, Autoencoder, Config, DataConfig, EvaluateConfig, KlLayout, SampleConfig,
-    TrainConfig,
+    AlignmentConfig, Autoencoder, Config, ConfigPath, DataConfig, EvaluateConfig, KlLayout,
+    SampleConfig, TrainConfig,
 };
 
 use super::Planned;
@@ -31,6 +31,9 @@ pub(crate) struct SharedSettings {
     seed: u64,
     encoder: String,
     encoder_precision: Precision,
+    /// Switches of libtorch, under which the encoder runs too.
+    tf32: bool,
+    deterministic: bool,
     latents: Latents,
     evaluate: EvaluateConfig,
     /// Samples that the judges see.
@@ -45,7 +48,7 @@ enum Latents {
     Own,
     Frozen {
         layout: KlLayout,
-        weights: std::path::PathBuf,
+        weights: ConfigPath,
     },
 }
 
@@ -87,11 +90,14 @@ impl SharedSettings {
             batch_size,
             accumulation: _,
             precision: _,
+            tf32,
+            deterministic,
             fused: _,
             cuda_graphs: _,
             seed,
             ema_decay: _,
             second_ema_decay: _,
+            stop_on_collapse: _,
             log_every: _,
             log_speed: _,
             checkpoint_every: _,
@@ -111,6 +117,8 @@ impl SharedSettings {
             seed: *seed,
             encoder: encoder.clone(),
             encoder_precision: *encoder_precision,
+            tf32: *tf32,
+            deterministic: *deterministic,
             latents: Latents::of(&model.autoencoder),
             evaluate: evaluate.clone(),
             samples: *count,
@@ -159,6 +167,8 @@ mod tests {
         ));
         assert!(differs(|config| config.train.batch_size = 8));
         assert!(differs(|config| config.train.seed = 1));
+        assert!(differs(|config| config.train.tf32 = true));
+        assert!(differs(|config| config.train.deterministic = true));
         assert!(differs(|config| config.sample.count = 3));
         assert!(differs(|config| config.evaluate.reference_images = 3));
     }
@@ -168,6 +178,7 @@ mod tests {
         assert!(!differs(|config| config.alignment.losses.clear()));
         assert!(!differs(|config| config.optimizer.lr = 1.0));
         assert!(!differs(|config| config.train.steps = 7));
+        assert!(!differs(|config| config.train.stop_on_collapse = true));
         assert!(!differs(|config| config.model.name = "SiT-XS/4".to_owned()));
     }
 }

@@ -1,12 +1,12 @@
 //! `model.autoencoder`: what stands between images and the space the denoiser works in.
 
-use std::path::PathBuf;
-
 use diffusion::DiffusionError;
 use diffusion::autoencoder::KlConfig;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
+
+use super::ConfigPath;
 
 /// Between images and the space the denoiser works in: the name `identity`, or a table.
 ///
@@ -44,7 +44,7 @@ pub struct KlSettings {
     pub layout: KlLayout,
     /// Its weights, a safetensors file with upstream's names. Empty: drawn from the seed, which
     /// only makes sense where it is trained.
-    pub weights: PathBuf,
+    pub weights: ConfigPath,
     /// What latents are multiplied by, for all channels or for each, once `bias` is taken away.
     pub scale: PerChannel,
     /// What is taken from latents, for all channels or for each.
@@ -59,7 +59,7 @@ impl Default for KlSettings {
     fn default() -> Self {
         Self {
             layout: KlLayout::F8d4,
-            weights: PathBuf::new(),
+            weights: ConfigPath::default(),
             scale: PerChannel(vec![1.0]),
             bias: PerChannel(vec![0.0]),
             train: false,

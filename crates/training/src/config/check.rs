@@ -116,6 +116,7 @@ impl Config {
             ));
         }
         self.check_graphs()?;
+        self.check_guidance()?;
         if self.sample.count > 0 || self.sample.grid > 0 {
             self.objective
                 .sampler(self.sample.sampler)
@@ -125,6 +126,49 @@ impl Config {
                 })?;
         }
         Ok(())
+    }
+
+    /// Checks that guidance has the null class that it needs: only label dropout trains it, whether or not the
+    /// network has a row for it.
+    pub(crate) fn check_guidance(&self) -> Result<(), InvalidConfig> {
+        let sampler = &self.sample.sampler;
+        if matches!(self.objective, Objective::Meanflow(_))
+            && (sampler.guidance_low, sampler.guidance_high) != (0.0, 1.0)
+        {
+            return Err(InvalidConfig {
+                key: "sample.sampler.guidance_low",
+                reason: format!(
+                    "and guidance_high are {} and {}, but MeanFlow's sampler guides its whole way: allowed are 0 and 1",
+                    sampler.guidance_low, sampler.guidance_high
+                ),
+            });
+        }
+        if self.model.label_dropout > 0.0 {
+            return Ok(());
+        }
+        let without = |setting: String, instead: &str| InvalidConfig {
+            key: "model.label_dropout",
+            reason: format!(
+                "is 0, but {setting}: guidance needs the null class, which only label dropout trains; set {instead}, \
+                 or train with label dropout (0.1 in the paper)"
+            ),
+        };
+        if sampler.cfg_scale > 1.0 {
+            return Err(without(
+                format!("sample.sampler.cfg_scale is {}", sampler.cfg_scale),
+                "sample.sampler.cfg_scale = 1",
+            ));
+        }
+        match &self.objective {
+            Objective::Meanflow(meanflow) if meanflow.trains_with_guidance() => Err(without(
+                format!(
+                    "objective.cfg_omega is {} and objective.cfg_kappa is {}",
+                    meanflow.cfg_omega, meanflow.cfg_kappa
+                ),
+                "objective.cfg_omega = 1 and objective.cfg_kappa = 0",
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Checks that a step is one pass that draws nothing on its way, if it is to be a CUDA graph.
@@ -159,7 +203,7 @@ impl Config {
     fn check_autoencoder(&self) -> Result<(), InvalidConfig> {
         let invalid = |key, reason: String| InvalidConfig { key, reason };
         let Autoencoder::Kl(settings) = &self.model.autoencoder else {
-            if !self.data.latent_cache.as_os_str().is_empty() {
+            if !self.data.latent_cache.is_empty() {
                 return Err(invalid(
                     "data.latent_cache",
                     "names a folder, but model.autoencoder is identity: there are no latents, and \
@@ -169,14 +213,14 @@ impl Config {
             }
             return Ok(());
         };
-        if settings.weights.as_os_str().is_empty() && !settings.train {
+        if settings.weights.is_empty() && !settings.train {
             return Err(invalid(
                 "model.autoencoder.weights",
                 "names no file, and an autoencoder that is not trained needs its weights"
                     .to_owned(),
             ));
         }
-        if settings.train && !self.data.latent_cache.as_os_str().is_empty() {
+        if settings.train && !self.data.latent_cache.is_empty() {
             return Err(invalid(
                 "data.latent_cache",
                 "names a folder, but the autoencoder is trained: its latents change with it"
@@ -512,6 +556,97 @@ mod tests {
                 assert!(error.contains(word), "no {word} in {error}");
             }
         }
+    }
+
+    #[test]
+    fn guidance_without_label_dropout_is_refused_for_every_objective() {
+        let variant = |objective: &Objective| {
+            let mut config = Config {
+                objective: objective.clone(),
+                ..Config::default()
+            };
+            config.sample.sampler.method = Method::Euler;
+            match objective {
+                Objective::XPrediction(_) => config.model.name = "JiT-B/16".to_owned(),
+                Objective::RepaE(_) => {
+                    config.model.autoencoder = Autoencoder::Kl(KlSettings {
+                        train: true,
+                        ..KlSettings::default()
+                    });
+                }
+                _ => {}
+            }
+            config
+        };
+        let joint = crate::JointTraining {
+            lpips: "lpips.safetensors".into(),
+            ..Default::default()
+        };
+        for objective in [
+            Objective::default(),
+            Objective::XPrediction(Default::default()),
+            Objective::Meanflow(Default::default()),
+            Objective::RepaE(Box::new(joint)),
+        ] {
+            let mut config = variant(&objective);
+            config.sample.sampler.cfg_scale = 1.5;
+            assert_eq!(config.validate(), Ok(()), "{}", objective.name());
+            config.model.label_dropout = 0.0;
+            // Whether or not the run itself draws samples: its checkpoints are for that.
+            for count in [0, 8] {
+                (config.sample.count, config.sample.grid) = (count, 0);
+                let error = config.validate().unwrap_err().to_string();
+                for words in [
+                    "`model.label_dropout` is 0",
+                    "sample.sampler.cfg_scale is 1.5",
+                ] {
+                    assert!(error.contains(words), "{}: {error}", objective.name());
+                }
+            }
+            config.sample.sampler.cfg_scale = 1.0;
+            assert_eq!(config.validate(), Ok(()), "{}", objective.name());
+        }
+    }
+
+    #[test]
+    fn guidance_in_training_without_label_dropout_is_refused() {
+        let guided = |omega, kappa, label_dropout| {
+            refused(|config| {
+                config.objective = Objective::Meanflow(diffusion::objective::meanflow::MeanFlow {
+                    cfg_omega: omega,
+                    cfg_kappa: kappa,
+                    ..Default::default()
+                });
+                config.sample.sampler.method = Method::Euler;
+                config.model.label_dropout = label_dropout;
+            })
+        };
+        assert_eq!(guided(0.2, 0.92, 0.1), None);
+        assert_eq!(guided(1.0, 0.0, 0.0), None);
+        for (omega, kappa) in [(0.2, 0.92), (1.0, 0.5), (2.0, 0.0)] {
+            let error = guided(omega, kappa, 0.0).unwrap();
+            for words in ["`model.label_dropout` is 0", "objective.cfg_omega"] {
+                assert!(error.contains(words), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_guidance_interval_that_the_sampler_does_not_have_is_refused() {
+        let error = refused(|config| {
+            config.objective = Objective::Meanflow(Default::default());
+            config.sample.sampler.method = Method::Euler;
+            config.sample.sampler.guidance_high = 0.7;
+        });
+        let error = error.unwrap();
+        assert!(
+            error.starts_with("`sample.sampler.guidance_low`"),
+            "{error}"
+        );
+        assert!(
+            error.contains("0.7") && error.contains("MeanFlow"),
+            "{error}"
+        );
     }
 
     #[test]

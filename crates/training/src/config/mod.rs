@@ -15,10 +15,12 @@ use crate::learning_rate::{LearningRate, Schedule};
 
 mod autoencoder;
 mod check;
+mod path;
 mod shapes;
 
 pub use autoencoder::{Autoencoder, KlLayout, KlSettings, PerChannel};
 pub use check::InvalidConfig;
+pub use path::ConfigPath;
 pub use shapes::Shapes;
 
 /// The configuration of one training run (one cell of a sweep).
@@ -58,7 +60,7 @@ pub struct Config {
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
     /// A Hugging Face `save_to_disk` folder, or a folder of class folders.
-    pub path: PathBuf,
+    pub path: ConfigPath,
     /// Sub-folder for training; empty for none.
     pub split: String,
     /// Sub-folder that samples are compared with and spatial metrics are computed on; empty for
@@ -85,11 +87,11 @@ pub struct DataConfig {
     /// there is one of an encoder, its tokens are read and the encoder does not run. Empty for
     /// none.
     #[serde(skip_serializing_if = "is_default")]
-    pub token_cache: PathBuf,
+    pub token_cache: ConfigPath,
     /// Folder of the moments of the frozen autoencoder's latents (`runner prepare latents` makes
     /// it): they are read and the autoencoder does not run. Empty for none.
     #[serde(skip_serializing_if = "is_default")]
-    pub latent_cache: PathBuf,
+    pub latent_cache: ConfigPath,
     /// Make the next batch, with its latents and tokens, while this one is trained on; the results are the
     /// same. Takes memory for one more batch and, on CUDA, for what the encoder computes beside a step. Left
     /// out, it is done where it pays: on CUDA, where caches hold latents and tokens, and on a CPU with
@@ -129,7 +131,7 @@ impl DataConfig {
 impl Default for DataConfig {
     fn default() -> Self {
         Self {
-            path: PathBuf::from("experiments/data/emoji64"),
+            path: "experiments/data/emoji64".into(),
             split: "train".to_owned(),
             reference_split: String::new(),
             image_column: String::new(),
@@ -140,8 +142,8 @@ impl Default for DataConfig {
             workers: 2,
             prefetch: 4,
             token_memory_mib: 1024,
-            token_cache: PathBuf::new(),
-            latent_cache: PathBuf::new(),
+            token_cache: ConfigPath::default(),
+            latent_cache: ConfigPath::default(),
             encode_ahead: None,
             max_corrupt_share: 0.01,
         }
@@ -293,6 +295,14 @@ pub struct TrainConfig {
     pub accumulation: usize,
     /// Precision of matrix products; weights and losses stay in float32.
     pub precision: Precision,
+    /// Let a GPU round the inputs of float32 products and convolutions to TF32, which is faster; upstream's
+    /// `--allow-tf32`. The autoencoder computes in float32 all the same. Changes nothing on the CPU.
+    #[serde(skip_serializing_if = "is_default")]
+    pub tf32: bool,
+    /// Make a GPU choose deterministic operators, and refuse those that have none; slower. Needs
+    /// `CUBLAS_WORKSPACE_CONFIG=:4096:8` in the environment. Changes nothing on the CPU, whose results are.
+    #[serde(skip_serializing_if = "is_default")]
+    pub deterministic: bool,
     /// Operations of our own where there are some: alignment loss, modulated layer norms, gated residuals, the
     /// update of the weights; on the CPU attention and GELU too. Off, they are composed of libtorch's;
     /// results differ by roundings.
@@ -310,6 +320,9 @@ pub struct TrainConfig {
     /// Decay of a second moving average, as JiT keeps. Samples are drawn from the first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub second_ema_decay: Option<f64>,
+    /// End the run, as failed, when a figure has left its own history for good; it is warned of in any case.
+    #[serde(skip_serializing_if = "is_default")]
+    pub stop_on_collapse: bool,
     /// Steps between lines of `metrics.jsonl`.
     pub log_every: u64,
     /// Write `steps_per_s` to `metrics.jsonl`. The only figure there that differs from run to run.
@@ -327,11 +340,14 @@ impl Default for TrainConfig {
             batch_size: 256,
             accumulation: 1,
             precision: Precision::Fp32,
+            tf32: false,
+            deterministic: false,
             fused: true,
             cuda_graphs: false,
             seed: 0,
             ema_decay: 0.9999,
             second_ema_decay: None,
+            stop_on_collapse: false,
             log_every: 100,
             log_speed: true,
             checkpoint_every: 10_000,

@@ -29,7 +29,7 @@ const RESULTS: [&str; 5] = [
 ];
 
 /// Settings that shape neither weights nor results.
-const NOTHING: [&str; 15] = [
+const NOTHING: [&str; 16] = [
     "data.encode_ahead",
     "data.latent_cache",
     "data.max_corrupt_share",
@@ -45,6 +45,7 @@ const NOTHING: [&str; 15] = [
     "train.cuda_graphs",
     "train.keep_checkpoints",
     "train.log_speed",
+    "train.stop_on_collapse",
 ];
 
 impl Config {

@@ -165,3 +165,35 @@ fn what_a_model_keeps_is_float32() {
         assert_eq!(tensor.kind(), Kind::Float, "{name}");
     }
 }
+
+thread_local! {
+    static BEGUN: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
+/// As a device's copy: taken when it is begun, whatever happens to the tensor later. It is told by a denoising loss
+/// that is the number of the copy.
+fn counted(figures: &Tensor) -> Result<Readback, TorchError> {
+    BEGUN.set(BEGUN.get() + 1);
+    let copy = figures.copy();
+    let _filled = copy.narrow(0, 1, 1).fill_(BEGUN.get() as f64);
+    Readback::begin(&copy)
+}
+
+#[test]
+fn a_steps_figures_are_on_their_way_before_the_next_step_is_queued() {
+    let mut trainer = Trainer::new(&config("SiT-XS/4", Objective::default()), inputs(4)).unwrap();
+    trainer.read_back = counted;
+    for step in 0..3 {
+        let (batch, tokens) = batch(step, 4);
+        let before = trainer.step(&batch, &[tokens]).unwrap();
+        // One copy a step, begun with it, and not when the figures are asked for.
+        assert_eq!(BEGUN.get(), step + 1);
+        assert_eq!(
+            before.map(|metrics| metrics.denoising_loss),
+            (step > 0).then_some(step as f64)
+        );
+    }
+    let last = trainer.finish_step().unwrap().unwrap();
+    assert_eq!((last.step, last.denoising_loss), (3, 3.0));
+    assert_eq!((BEGUN.get(), trainer.finish_step().unwrap()), (3, None));
+}

@@ -1,0 +1,252 @@
+//! Paths in a configuration.
+
+use std::cell::Cell;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
+
+use super::Config;
+
+/// A path in a configuration; empty for none. In a file it is relative to that file's folder, on the command line
+/// to the working directory; whoever merges files resolves it, and finds all of them with [`Config::paths`].
+///
+/// It is a string in files. Bytes of a name that is not UTF-8 stand there as U+EF80 to U+EFFF, so that no two
+/// names are the same string.
+///
+/// ```
+/// use training::{Config, ConfigPath};
+///
+/// let mut config = Config::default();
+/// config.data.latent_cache = "latents".into();
+/// let keys: Vec<String> = config.paths().into_iter().map(|(key, _)| key.join(".")).collect();
+/// assert_eq!(keys, ["data.latent_cache", "data.path"]);
+/// assert!(ConfigPath::default().is_empty());
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct ConfigPath(PathBuf);
+
+impl ConfigPath {
+    /// Whether it names nothing.
+    pub fn is_empty(&self) -> bool {
+        self.0.as_os_str().is_empty()
+    }
+
+    /// As it stands in a file.
+    pub fn to_text(&self) -> String {
+        text_of(&self.0)
+    }
+}
+
+impl Deref for ConfigPath {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl AsRef<Path> for ConfigPath {
+    fn as_ref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl From<PathBuf> for ConfigPath {
+    fn from(path: PathBuf) -> Self {
+        Self(path)
+    }
+}
+
+impl From<&Path> for ConfigPath {
+    fn from(path: &Path) -> Self {
+        Self(path.to_owned())
+    }
+}
+
+impl From<&str> for ConfigPath {
+    fn from(path: &str) -> Self {
+        Self(path.into())
+    }
+}
+
+impl Config {
+    /// Every path that it holds, with its key. Those that are left out of a file, since they name nothing, are
+    /// not among them.
+    pub fn paths(&self) -> Vec<(Vec<String>, ConfigPath)> {
+        let marks = Marks::begin();
+        // A struct of plain fields always serialises.
+        let value = serde_json::to_value(self).unwrap_or_default();
+        drop(marks);
+        let mut found = Vec::new();
+        collect(&mut Vec::new(), &value, &mut found);
+        found
+    }
+}
+
+/// What stands before a path while [`Marks`] is alive. No path has it.
+const MARK: char = '\0';
+
+thread_local! {
+    static MARKED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// While it is alive, this thread's paths are serialised with a mark: by their type they are found, wherever in
+/// a configuration they are.
+struct Marks;
+
+impl Marks {
+    fn begin() -> Self {
+        MARKED.set(true);
+        Self
+    }
+}
+
+impl Drop for Marks {
+    fn drop(&mut self) {
+        MARKED.set(false);
+    }
+}
+
+fn collect(key: &mut Vec<String>, value: &Value, found: &mut Vec<(Vec<String>, ConfigPath)>) {
+    match value {
+        Value::String(text) => {
+            if let Some(text) = text.strip_prefix(MARK) {
+                found.push((key.clone(), ConfigPath(path_of(text))));
+            }
+        }
+        Value::Object(table) => {
+            for (name, value) in table {
+                key.push(name.clone());
+                collect(key, value, found);
+                key.pop();
+            }
+        }
+        _ => {}
+    }
+}
+
+impl Serialize for ConfigPath {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut text = self.to_text();
+        if MARKED.get() {
+            text.insert(0, MARK);
+        }
+        serializer.serialize_str(&text)
+    }
+}
+
+impl<'de> Deserialize<'de> for ConfigPath {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text.contains('\0') {
+            return Err(serde::de::Error::custom(
+                "a path cannot hold a NUL character",
+            ));
+        }
+        Ok(Self(path_of(&text)))
+    }
+}
+
+/// What is added to a byte that is not part of UTF-8.
+const ESCAPE: u32 = 0xEF00;
+
+#[cfg(unix)]
+fn text_of(path: &Path) -> String {
+    use std::os::unix::ffi::OsStrExt;
+
+    let mut text = String::new();
+    for chunk in path.as_os_str().as_bytes().utf8_chunks() {
+        text.push_str(chunk.valid());
+        let escaped = chunk.invalid().iter().map(|byte| ESCAPE + u32::from(*byte));
+        text.extend(escaped.filter_map(char::from_u32));
+    }
+    text
+}
+
+#[cfg(unix)]
+fn path_of(text: &str) -> PathBuf {
+    use std::os::unix::ffi::OsStringExt;
+
+    let mut bytes = Vec::with_capacity(text.len());
+    for character in text.chars() {
+        match u32::from(character).checked_sub(ESCAPE) {
+            Some(byte @ 0x80..=0xFF) => bytes.push(byte as u8),
+            _ => bytes.extend(character.encode_utf8(&mut [0; 4]).bytes()),
+        }
+    }
+    std::ffi::OsString::from_vec(bytes).into()
+}
+
+#[cfg(not(unix))]
+fn text_of(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+#[cfg(not(unix))]
+fn path_of(text: &str) -> PathBuf {
+    text.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_found_by_their_type_in_every_section() {
+        let text = "
+            [data]
+            path = 'a'
+            token_cache = 'b'
+            [model.autoencoder]
+            kind = 'kl'
+            weights = 'c'
+            train = true
+            [objective]
+            kind = 'repa-e'
+            lpips = 'd'
+            discriminator_weights = 'e'
+        ";
+        let config: Config = toml::from_str(text).unwrap();
+        let found: Vec<(String, String)> = config
+            .paths()
+            .into_iter()
+            .map(|(key, path)| (key.join("."), path.to_text()))
+            .collect();
+        let expected = [
+            ("data.path", "a"),
+            ("data.token_cache", "b"),
+            ("model.autoencoder.weights", "c"),
+            ("objective.discriminator_weights", "e"),
+            ("objective.lpips", "d"),
+        ];
+        let expected = expected.map(|(key, path)| (key.to_owned(), path.to_owned()));
+        assert_eq!(found, expected);
+        // It is a plain string otherwise.
+        assert!(toml::to_string(&config).unwrap().contains("path = \"a\""));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn names_that_are_not_utf8_stay_distinct_through_a_file() {
+        use std::os::unix::ffi::OsStringExt;
+
+        let names: [&[u8]; 5] = [
+            b"a\xff",
+            b"a\xfe",
+            "a\u{fffd}".as_bytes(),
+            b"\xc3",
+            "\u{e9}".as_bytes(),
+        ];
+        let mut texts = std::collections::BTreeSet::new();
+        for name in names {
+            let mut config = Config::default();
+            let path = PathBuf::from(std::ffi::OsString::from_vec(name.to_vec()));
+            config.data.path = path.into();
+            let text = toml::to_string(&config).unwrap();
+            assert_eq!(toml::from_str::<Config>(&text).unwrap(), config);
+            assert!(texts.insert(text), "{name:?}");
+        }
+    }
+}
