@@ -62,3 +62,4 @@ pub use error::{DataError, ImageError};
 pub use loader::{Cursor, Loader, LoaderConfig};
 pub use render::Background;
 pub use sample::{Image, Sample};
+pub use sniff::describe_foreign;

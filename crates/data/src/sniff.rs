@@ -4,7 +4,7 @@
 /// sentence, with the way out.
 ///
 /// `None` for anything that a reader of some format should judge itself.
-pub(crate) fn describe_foreign(first_bytes: &[u8]) -> Option<&'static str> {
+pub fn describe_foreign(first_bytes: &[u8]) -> Option<&'static str> {
     let text = first_bytes.trim_ascii_start();
     let starts = |prefix: &[u8]| {
         text.get(..prefix.len())

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
@@ -217,7 +218,14 @@ pub(crate) fn read_layers_named_by(
 
 /// Reads a text file.
 pub(crate) fn read(path: &Path, from: Option<String>) -> Result<String, ConfigError> {
-    fs::read_to_string(path).map_err(|source| ConfigError::Read {
+    let text = fs::read(path).and_then(|bytes| {
+        if let Some(what) = data::describe_foreign(&bytes) {
+            return Err(io::Error::other(format!("the file is {what}")));
+        }
+        String::from_utf8(bytes)
+            .map_err(|_| io::Error::other("the file is not text in UTF-8 (save it as UTF-8)"))
+    });
+    text.map_err(|source| ConfigError::Read {
         path: path.to_owned(),
         from,
         source,

@@ -580,3 +580,20 @@ fn a_set_of_more_files_than_may_be_open_is_read() {
     ];
     limited(&[&metrics[..], &more[..]].concat()).expect(0, &["good,"]);
 }
+
+#[test]
+fn a_configuration_that_is_another_kind_of_file_is_named_as_that() {
+    let place = Playground::new();
+    let case = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/cases/16-utf16");
+    for file in ["u16le.toml", "u16nobom.toml"] {
+        let path = format!("{case}/{file}");
+        place
+            .run(&["train", &path, "--device", "cpu"])
+            .expect(2, &[file, "UTF-16", "UTF-8"]);
+    }
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n";
+    place.write("base.toml", pointer);
+    refused(&place, &["base.toml", "Git LFS pointer", "git lfs pull"]);
+    fs::write(place.path("base.toml"), b"# caf\xe9\n").unwrap();
+    refused(&place, &["base.toml", "not text in UTF-8"]);
+}

@@ -388,6 +388,16 @@ fn broken_and_odd_images_among_samples_are_refused() {
         ],
     );
 
+    // The bytes say what a file is, and not its name.
+    bench.folder("jpeg", &images(20, 1));
+    let path = bench.playground.path("jpeg/000007.png");
+    let jpeg = path.with_extension("jpg");
+    image::open(&path).unwrap().to_rgb8().save(&jpeg).unwrap();
+    fs::rename(jpeg, path).unwrap();
+    bench
+        .evaluate(&["jpeg", "--reference", "real"])
+        .expect(0, &["FID"]);
+
     // Cropped, they all have one size.
     let arguments = ["larger", "--reference", "real", "--resolution", "8"];
     bench.evaluate(&arguments).expect(0, &["FID"]);
