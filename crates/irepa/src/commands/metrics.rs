@@ -87,6 +87,8 @@ pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
                     &data.config(),
                     data.count,
                     device,
+                    // Nothing is kept, so it may be killed at any time.
+                    &AtomicBool::new(false),
                 )?;
                 let accuracy = match &probe {
                     Some(probe) => probe.accuracy(encoder.as_ref(), device, &data)?,
