@@ -5,7 +5,6 @@ use std::fmt;
 use image::ImageFormat;
 
 use crate::error::DataError;
-use crate::sniff::describe_foreign;
 
 /// Bytes that tell any format.
 pub(crate) const HEAD: usize = 64;
@@ -53,7 +52,7 @@ pub(crate) fn format_of(bytes: &[u8]) -> Result<ImageFormat, Other> {
         Err(_) if BIG_TIFF.iter().any(|magic| bytes.starts_with(magic)) => {
             Err(Other::Image(ImageFormat::Tiff))
         }
-        Err(_) => Err(describe_foreign(bytes).map_or(Other::Unknown, Other::Foreign)),
+        Err(_) => Err(::files::describe_foreign(bytes).map_or(Other::Unknown, Other::Foreign)),
     }
 }
 

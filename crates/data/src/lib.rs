@@ -53,7 +53,6 @@ mod loader;
 mod orientation;
 mod render;
 mod sample;
-mod sniff;
 
 pub use batch::{Batch, read_batch};
 pub use classes::ClassMap;
@@ -62,4 +61,3 @@ pub use error::{DataError, ImageError};
 pub use loader::{Cursor, Loader, LoaderConfig};
 pub use render::Background;
 pub use sample::{Image, Sample};
-pub use sniff::describe_foreign;

@@ -232,6 +232,12 @@ pub(crate) fn check_sha256(path: &Path, expected: &str) -> Result<(), EncoderErr
     if found.eq_ignore_ascii_case(expected) {
         return Ok(());
     }
+    if let Some(what) = files::foreign(path) {
+        return Err(EncoderError::NotTorchScript {
+            path: path.to_owned(),
+            message: format!("it is {what}"),
+        });
+    }
     Err(EncoderError::Checksum {
         path: path.to_owned(),
         found,
@@ -275,7 +281,7 @@ pub(crate) fn keep_the_same_bits() {
 /// Reads the sidecar of the TorchScript file `path`, whatever it describes.
 pub(crate) fn read_toml<T: DeserializeOwned>(path: &Path) -> Result<T, EncoderError> {
     let sidecar = path.with_extension("toml");
-    let text = match fs::read_to_string(&sidecar) {
+    let text = match files::read_text(&sidecar) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound && path.exists() => {
             return Err(EncoderError::NoSidecar {

@@ -192,6 +192,23 @@ fn a_damaged_file_is_refused_by_its_checksum() {
 }
 
 #[test]
+fn files_of_another_kind_are_named_as_what_they_are() {
+    let (_folder, path) = copy_of_good();
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n";
+    fs::write(&path, pointer).unwrap();
+    let error = load(&path).unwrap_err().to_string();
+    assert!(error.contains("Git LFS pointer"), "{error}");
+
+    let sidecar = path.with_extension("toml");
+    let text = fs::read_to_string(&sidecar).unwrap();
+    let utf16: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    fs::write(&sidecar, utf16).unwrap();
+    let error = load(&path).unwrap_err().to_string();
+    assert!(error.contains("UTF-16"), "{error}");
+    assert!(error.contains(&sidecar.display().to_string()), "{error}");
+}
+
+#[test]
 fn a_file_that_is_not_torchscript_is_refused_even_with_the_right_checksum() {
     // The checksum of "not a module".
     let (_folder, path) = copy_of_good();

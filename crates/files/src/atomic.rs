@@ -87,7 +87,7 @@ impl Seek for AtomicFile {
 pub struct AtomicPath {
     folder: TempDir,
     temporary: PathBuf,
-    path: PathBuf,
+    target: PathBuf,
     permissions: fs::Permissions,
 }
 
@@ -103,7 +103,7 @@ impl AtomicPath {
         Ok(Self {
             folder,
             temporary,
-            path: path.to_owned(),
+            target: path.to_owned(),
             permissions,
         })
     }
@@ -123,9 +123,9 @@ impl AtomicPath {
             file.set_permissions(self.permissions)?;
         }
         file.sync_all()?;
-        fs::rename(&self.temporary, &self.path)?;
+        fs::rename(&self.temporary, &self.target)?;
         self.folder.close().map_err(plain)?;
-        sync_parent(&self.path)
+        sync_parent(&self.target)
     }
 }
 

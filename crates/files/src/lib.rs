@@ -1,4 +1,4 @@
-//! Files and folders that appear whole or not at all, and locks between processes.
+//! Files and folders that appear whole or not at all, locks between processes, and files that are not what they should be.
 //!
 //! - [`write`] and [`AtomicFile`]: a file is written under a temporary name beside its own, flushed to the disk and
 //!   renamed; then its folder is flushed, so that the name survives a power cut as well. [`AtomicPath`] is for
@@ -6,6 +6,7 @@
 //! - [`AtomicFolder`]: the same for a folder of files, such as a checkpoint.
 //! - [`Lock`]: one process at a time, also on file systems that have no `flock`.
 //! - [`remove_leftovers`]: temporary files and folders whose writers have ended.
+//! - [`foreign`] and [`read_text`]: files that are something else than they should be, such as Git LFS pointers.
 //!
 //! Temporary names and locks say which process they belong to ([`Owner`]). Processes of two containers or hosts may
 //! have the same number, but never share a name.
@@ -31,8 +32,10 @@ mod atomic;
 mod leftovers;
 mod lock;
 mod owner;
+mod sniff;
 
 pub use atomic::{AtomicFile, AtomicFolder, AtomicPath, sync_folder, write};
 pub use leftovers::{Scope, remove_leftovers, remove_leftovers_of};
 pub use lock::{Lock, LockError};
 pub use owner::{Owner, State};
+pub use sniff::{describe_foreign, foreign, read_text};

@@ -5,8 +5,6 @@
 //! file and the line; the merged table is checked once more.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
@@ -218,14 +216,7 @@ pub(crate) fn read_layers_named_by(
 
 /// Reads a text file.
 pub(crate) fn read(path: &Path, from: Option<String>) -> Result<String, ConfigError> {
-    let text = fs::read(path).and_then(|bytes| {
-        if let Some(what) = data::describe_foreign(&bytes) {
-            return Err(io::Error::other(format!("the file is {what}")));
-        }
-        String::from_utf8(bytes)
-            .map_err(|_| io::Error::other("the file is not text in UTF-8 (save it as UTF-8)"))
-    });
-    text.map_err(|source| ConfigError::Read {
+    files::read_text(path).map_err(|source| ConfigError::Read {
         path: path.to_owned(),
         from,
         source,
@@ -497,6 +488,8 @@ pub fn load_with(
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use training::Objective;
 
     use super::*;

@@ -343,7 +343,7 @@ fn without_its_weights_nothing_starts_and_the_way_to_them_is_named() {
     assert!(!place.path("run").exists() && !place.path("latents").exists());
     place
         .sweep(&[])
-        .expect(0, &[&words[..], &["0 done", "3 skipped"]].concat());
+        .expect(1, &[&words[..], &["0 done", "3 skipped"]].concat());
     let results = place.read("runs/small/results.csv");
     assert_eq!(results.matches("skipped").count(), 3, "{results}");
     assert!(results.contains("convert_autoencoder.py"), "{results}");

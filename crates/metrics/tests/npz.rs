@@ -352,6 +352,19 @@ fn statistics_of_the_wrong_shape_are_refused() {
     assert!(found.contains("NaN"), "{found}");
 }
 
+/// What stands for a large file where Git LFS did not fetch it.
+const POINTER: &str = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n";
+
+#[test]
+fn a_pointer_of_git_lfs_is_named_as_what_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("samples.npz");
+    fs::write(&path, POINTER).unwrap();
+    let error = SampleReader::open(&path).err().unwrap().to_string();
+    assert!(error.contains("Git LFS pointer"), "{error}");
+    assert!(error.contains("git lfs pull"), "{error}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 

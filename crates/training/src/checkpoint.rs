@@ -209,6 +209,12 @@ impl Identity {
 fn read_manifest(path: &Path) -> Result<Manifest, CheckpointError> {
     let file = path.join(MANIFEST);
     let text = read(path, &file)?;
+    if let Some(what) = files::describe_foreign(&text) {
+        return Err(CheckpointError::Damaged {
+            path: file,
+            reason: format!("it is {what}"),
+        });
+    }
     let manifest: Manifest =
         serde_json::from_slice(&text).map_err(|source| CheckpointError::Manifest {
             path: file.clone(),
@@ -312,11 +318,14 @@ impl Checkpoint {
             if bytes.len() as u64 != entry.bytes {
                 return Err(CheckpointError::Damaged {
                     path: file,
-                    reason: format!(
-                        "{} bytes long, the manifest says {}",
-                        bytes.len(),
-                        entry.bytes
-                    ),
+                    reason: match files::describe_foreign(&bytes) {
+                        Some(what) => format!("it is {what}"),
+                        None => format!(
+                            "{} bytes long, the manifest says {}",
+                            bytes.len(),
+                            entry.bytes
+                        ),
+                    },
                 });
             }
             if hex(&Sha256::digest(&bytes)) != entry.sha256 {

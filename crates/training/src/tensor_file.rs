@@ -106,7 +106,10 @@ pub fn read_tensors(path: &Path) -> Result<Vec<(String, Tensor)>, CheckpointErro
 pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<(String, Tensor)>, CheckpointError> {
     let file = SafeTensors::deserialize(bytes).map_err(|error| CheckpointError::Damaged {
         path: path.to_owned(),
-        reason: format!("it is cut short, or not a safetensors file: {error}"),
+        reason: match files::describe_foreign(bytes) {
+            Some(what) => format!("it is {what}"),
+            None => format!("it is cut short, or not a safetensors file: {error}"),
+        },
     })?;
     let mut tensors = file
         .iter()

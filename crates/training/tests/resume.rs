@@ -920,6 +920,8 @@ fn an_evaluation_comes_after_its_checkpoint_and_is_made_up_for() {
     let folder = tempfile::tempdir().unwrap();
     let mut config = config(8);
     config.evaluate.every = 4;
+    config.evaluate.fd_encoder = "hog".to_owned();
+    config.sample.count = 4;
     config.train.checkpoint_every = 100;
     // With a line at each step, and with lines for the evaluations alone.
     for log_every in [1, 100] {
@@ -948,6 +950,8 @@ fn an_evaluation_that_measures_nothing_leaves_no_line() {
     let folder = tempfile::tempdir().unwrap();
     let mut config = config(4);
     config.evaluate.every = 2;
+    config.evaluate.fd_encoder = "hog".to_owned();
+    config.sample.count = 4;
     config.train.log_every = 3;
     let run = &mut Run::open(folder.path(), &config, inputs()).unwrap();
     let loader = Loader::new(dataset(), config.loader(), run.trainer().cursor()).unwrap();
@@ -962,10 +966,13 @@ fn an_evaluation_that_measures_nothing_leaves_no_line() {
     assert_eq!(steps, [3, 4]);
 }
 
+/// What is wrong, and what makes it so.
+type Fault<'a> = (&'static str, Box<dyn Fn() + 'a>);
+
 /// Checkpoints that are there and cannot be read, each for another reason: a link to itself, a folder in place of a file,
 /// a file in place of a folder, and a link to a disk that is not mounted.
 #[cfg(unix)]
-fn unreadable(checkpoints: &Path) -> Vec<(&'static str, Box<dyn Fn() + '_>)> {
+fn unreadable(checkpoints: &Path) -> Vec<Fault<'_>> {
     use std::os::unix::fs::symlink;
     let newest = checkpoint::list(checkpoints).unwrap().pop().unwrap();
     let in_place_of = |path: PathBuf, make: fn(&Path)| {
@@ -1090,4 +1097,27 @@ fn a_run_without_checkpoints_is_not_overwritten() {
     // A run that began and came to nothing leaves nothing worth keeping.
     drop(Run::open(folder.path(), &config(4), inputs()).unwrap());
     assert!(!folder.path().join("before/2").exists());
+}
+
+#[test]
+fn files_of_another_kind_are_named_as_what_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n";
+    let weights = folder.path().join("weights.safetensors");
+    fs::write(&weights, pointer).unwrap();
+    let error = read_tensors(&weights).unwrap_err().to_string();
+    assert!(error.contains("Git LFS pointer"), "{error}");
+
+    let checkpoint = folder.path().join("step-0000001");
+    fs::create_dir(&checkpoint).unwrap();
+    let utf16: Vec<u8> = "{\"format\": 1}"
+        .encode_utf16()
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    fs::write(checkpoint.join("manifest.json"), utf16).unwrap();
+    let error = Checkpoint::load(&checkpoint).unwrap_err();
+    assert!(
+        error.is_damage() && error.to_string().contains("UTF-16"),
+        "{error}"
+    );
 }

@@ -7,7 +7,6 @@ use serde_json::{Map, Value};
 
 use super::{IMAGE_COLUMN, LABEL_COLUMN};
 use crate::error::DataError;
-use crate::sniff::describe_foreign;
 
 const WRITE_AGAIN: &str = "copy the folder again, or write it again with `save_to_disk`";
 
@@ -22,7 +21,7 @@ fn read_object(path: &Path, fix: &'static str) -> Result<Map<String, Value>, Dat
         ),
         _ => DataError::io(path, "read the file")(source),
     })?;
-    if let Some(what) = describe_foreign(&text) {
+    if let Some(what) = ::files::describe_foreign(&text) {
         return Err(metadata(path, ".", format!("the file is {what}"), fix));
     }
     // Some editors begin UTF-8 with a byte order mark.

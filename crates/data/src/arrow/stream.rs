@@ -17,7 +17,6 @@ use super::walk::Walk;
 use super::{IMAGE_COLUMN, LABEL_COLUMN, column_type};
 use crate::error::DataError;
 use crate::formats::HEAD;
-use crate::sniff::describe_foreign;
 
 const COPY_AGAIN: &str = "the file is damaged: copy or download it again";
 const BINARY: &str = "struct {bytes: binary, path: string} or binary with encoded images (in \
@@ -169,7 +168,7 @@ impl Messages<'_> {
         let (marker, length) = prefix.split_at(4);
         if marker != CONTINUATION {
             let foreign = match self.position {
-                8 => describe_foreign(&prefix_of(self.file)),
+                8 => ::files::describe_foreign(&prefix_of(self.file)),
                 _ => None,
             };
             if let Some(what) = foreign {

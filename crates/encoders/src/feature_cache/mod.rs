@@ -297,8 +297,12 @@ impl Contents {
             path: path.clone(),
             reason,
         };
-        let contents: Self =
-            serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
+        let contents: Self = serde_json::from_slice(&text).map_err(|error| {
+            damaged(match files::describe_foreign(&text) {
+                Some(what) => format!("it is {what}"),
+                None => error.to_string(),
+            })
+        })?;
         if contents.format != FORMAT {
             let found = contents.format;
             return Err(damaged(format!(

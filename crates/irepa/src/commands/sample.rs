@@ -71,6 +71,8 @@ pub fn run(arguments: &SampleArgs) -> Result<ExitCode, Failure> {
             arguments.out.display()
         )));
     }
+    // Before anything is written.
+    let interrupted = super::watch_interrupts()?;
     let folder = SampleFolder::open(&path, &recipe, arguments.fresh).map_err(failure)?;
     let count = arguments.count;
     let progress = Progress::new(count);
@@ -79,7 +81,7 @@ pub fn run(arguments: &SampleArgs) -> Result<ExitCode, Failure> {
         samplers,
         &recipe.classes,
         count,
-        super::watch_interrupts()?,
+        interrupted,
         |done| progress.at(done),
     );
     progress.finish();

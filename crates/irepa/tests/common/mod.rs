@@ -182,7 +182,7 @@ pub fn trained(run: &Path) -> BTreeMap<String, Vec<u8>> {
         "metrics.jsonl".into(),
         fs::read(run.join("metrics.jsonl")).unwrap(),
     );
-    assert_eq!(files.len(), 6);
+    assert_eq!(files.len(), 7);
     files
 }
 

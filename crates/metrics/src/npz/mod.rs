@@ -133,7 +133,10 @@ impl NpzError {
     fn damaged(path: &Path, reason: impl ToString) -> Self {
         Self::Damaged {
             path: path.to_owned(),
-            reason: reason.to_string(),
+            reason: match files::foreign(path) {
+                Some(what) => format!("it is {what}"),
+                None => reason.to_string(),
+            },
         }
     }
 }

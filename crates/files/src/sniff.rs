@@ -1,5 +1,34 @@
 //! Files that are something else than they should be.
 
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+/// As many bytes of a file as tell what it is.
+const FIRST_BYTES: u64 = 512;
+
+/// [`describe_foreign`] of a file. `None` also where it cannot be read, which its reader will say.
+pub fn foreign(path: &Path) -> Option<&'static str> {
+    let mut bytes = Vec::new();
+    let file = File::open(path).ok()?;
+    file.take(FIRST_BYTES).read_to_end(&mut bytes).ok()?;
+    describe_foreign(&bytes)
+}
+
+/// Reads a text file.
+///
+/// # Errors
+/// The file cannot be read, or is not text in UTF-8; then the error says what it is.
+pub fn read_text(path: &Path) -> io::Result<String> {
+    let bytes = std::fs::read(path)?;
+    let wrong = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
+    if let Some(what) = describe_foreign(&bytes) {
+        return Err(wrong(format!("the file is {what}")));
+    }
+    String::from_utf8(bytes)
+        .map_err(|_| wrong("the file is not text in UTF-8 (save it as UTF-8)".to_owned()))
+}
+
 /// What a file is, by its first bytes, if it is a thing that often lies in place of another file: the noun phrase of a
 /// sentence, with the way out.
 ///
