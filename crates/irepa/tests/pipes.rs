@@ -95,7 +95,7 @@ fn an_interrupted_sweep_is_saved_when_nobody_listens() {
     interrupt(&child);
     assert_eq!(end_of(&mut child), Some(130));
     assert!(place.path("runs/small/results.csv").is_file());
-    let steps = cells.each_ref().map(|cell| {
+    for cell in &cells {
         let saved = checkpoint::list(&cell.join("checkpoints")).unwrap();
         let lines = String::from_utf8(trained(cell)["metrics.jsonl"].clone()).unwrap();
         let [saved] = &saved[..] else {
@@ -103,9 +103,7 @@ fn an_interrupted_sweep_is_saved_when_nobody_listens() {
         };
         let step = saved.file_name().unwrap().to_string_lossy().into_owned();
         assert_eq!(step, format!("step-{:07}", lines.lines().count()));
-        step
-    });
-    assert_eq!(steps[0], steps[1]);
+    }
 }
 
 #[test]
