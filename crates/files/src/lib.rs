@@ -1,6 +1,6 @@
 //! Files and folders that appear whole or not at all, locks between processes, and files that are not what they should be.
 //!
-//! - [`write`] and [`AtomicFile`]: a file is written under a temporary name beside its own, flushed to the disk and
+//! - [`write()`] and [`AtomicFile`]: a file is written under a temporary name beside its own, flushed to the disk and
 //!   renamed; then its folder is flushed, so that the name survives a power cut as well. [`AtomicPath`] is for
 //!   writers that take a path.
 //! - [`AtomicFolder`]: the same for a folder of files, such as a checkpoint.
