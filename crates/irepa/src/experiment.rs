@@ -528,7 +528,7 @@ impl Owners {
             .or_insert_with(|| config_file::leaves(variant));
     }
 
-    /// Refuses settings that recipes of selected cells make, and those in which their variants differ.
+    /// Refuses settings that recipes of selected cells make, and those of training in which their variants differ.
     fn check_files(&self, path: &Path, settings: &[String]) -> Result<(), ConfigError> {
         for setting in settings {
             for key in leaves_of(setting)?.keys() {
@@ -537,6 +537,10 @@ impl Owners {
                         let by = format!(": its file `{recipe}.toml` sets it");
                         return Err(decided(path, setting, owned, &self.recipe, &by));
                     }
+                }
+                // How samples are drawn and measured makes no variant what it is.
+                if ["sample", "evaluate"].iter().any(|part| overlap(part, key)) {
+                    continue;
                 }
                 let mut values = self.variants.iter().map(|(variant, leaves)| {
                     let own = leaves.iter().filter(|(owned, _)| overlap(owned, key));

@@ -463,3 +463,18 @@ fn drawing_samples_can_be_interrupted_between_steps() {
     interrupt(&child);
     assert_eq!(end_of(&mut child), Some(130));
 }
+
+#[test]
+fn settings_of_sampling_hold_for_every_variant() {
+    let place = Playground::new();
+    let experiment = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../experiments/variants.toml"
+    );
+    let dry = ["sweep", experiment, "--device", "cpu", "--dry-run", "--set"];
+    let with = |setting| place.run(&[&dry[..], &[setting]].concat());
+    // JiT and MeanFlow differ in the number of steps.
+    with("sample.sampler.num_steps=2").expect(0, &["to run"]);
+    // MeanFlow's objective is no setting for all.
+    with("objective.kind=\"meanflow\"").expect(2, &["grid.variant", "--only"]);
+}
