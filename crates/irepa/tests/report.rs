@@ -1,5 +1,5 @@
 //! The report on a run folder as a sweep leaves it. To look at it, name a folder that is kept:
-//! `RUNNER_REPORT_FOLDER=/tmp/run cargo test -p irepa --test report a_whole_sweep`.
+//! `RUNNER_REPORT_FOLDER=FOLDER cargo test -p irepa --test report a_whole_sweep`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
