@@ -2,8 +2,8 @@
 
     python crates/encoders/python/make_test_encoders.py
 
-The files go to `crates/encoders/tests/data/broken`, and a tiny stand-in for the network of FID to
-`crates/encoders/tests/data/inception`. Each sidecar is valid and its checksum right:
+The files go to `crates/encoders/tests/data/broken`, and tiny stand-ins for the network of FID, one sound and one
+whose features depend on the batch, to `crates/encoders/tests/data/inception`. Each sidecar is valid and its checksum right:
 what is wrong with an encoder shows only when it is run.
 """
 
@@ -18,7 +18,7 @@ from export import inception
 from export.sidecar import Preprocessing, Sidecar, sha256_of, write_encoder, write_text, write_torchscript
 
 FOLDER = Path(__file__).resolve().parents[1] / "tests/data/broken"
-INCEPTION = FOLDER.parent / "inception/inception.pt"
+INCEPTION = FOLDER.parent / "inception"
 GRID = (4, 4)
 WIDTH = 8
 INPUT_SIZE = 16
@@ -149,14 +149,26 @@ class TinyInception(nn.Module):
         return pool, spatial, 8.0 * (pool @ self.classes)
 
 
-def write_inception() -> None:
-    module = TinyInception().eval()
-    INCEPTION.parent.mkdir(exist_ok=True)
-    write_torchscript(torch.jit.script(module), INCEPTION)
-    flavour = inception.Flavour("inception", True, "Means over parts of an image")
-    description = inception.describe(flavour, "none", sha256_of(INCEPTION), module)
-    write_text(INCEPTION.with_suffix(".toml"), description)
-    print(f"{INCEPTION}: {INCEPTION.stat().st_size} bytes")
+class BatchInception(nn.Module):
+    """As TinyInception, plus the largest features of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inception = TinyInception()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        pool, spatial, logits = self.inception(images)
+        return pool + pool.amax(0), spatial, logits
+
+
+def write_inception(module: nn.Module, name: str, description: str) -> None:
+    module.eval()
+    path = INCEPTION / f"{name}.pt"
+    INCEPTION.mkdir(exist_ok=True)
+    write_torchscript(torch.jit.script(module), path)
+    flavour = inception.Flavour(name, True, description)
+    write_text(path.with_suffix(".toml"), inception.describe(flavour, "none", sha256_of(path), module))
+    print(f"{path}: {path.stat().st_size} bytes")
 
 
 def sidecar(name: str, description: str, **changes: object) -> Sidecar:
@@ -205,7 +217,8 @@ def main() -> None:
     for module, description in encoders:
         path = write_encoder(compiled(module.eval()), description, FOLDER)
         print(f"{path}: {path.stat().st_size} bytes")
-    write_inception()
+    write_inception(TinyInception(), "inception", "Means over parts of an image")
+    write_inception(BatchInception(), "batch", "Adds the largest features of the batch")
 
 
 if __name__ == "__main__":

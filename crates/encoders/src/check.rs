@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use tch::{Device, Kind, Tensor};
 
+use crate::repeatable::Outputs;
 use crate::{Encoder, EncoderError, Precision, Reference, Tokens};
 
 /// How to check an encoder.
@@ -91,7 +92,7 @@ pub fn check(encoder: &dyn Encoder, options: &CheckOptions) -> Result<CheckRepor
     let mut batch_difference: f64 = 0.0;
     for index in [0, 1] {
         let alone = encoder.encode(&pair.f_narrow(0, index, 1)?)?;
-        let off = alone.difference(&together.image(index)?)?;
+        let off = alone.difference(&together.of_image(index)?)?;
         batch_difference = if off.is_nan() {
             f64::INFINITY
         } else {
@@ -118,7 +119,7 @@ pub fn check(encoder: &dyn Encoder, options: &CheckOptions) -> Result<CheckRepor
 }
 
 fn is_finite(tokens: &Tokens) -> Result<bool, EncoderError> {
-    for tensor in tokens.parts() {
+    for tensor in tokens.tensors() {
         if !bool::try_from(tensor.f_isfinite()?.f_all()?)? {
             return Ok(false);
         }

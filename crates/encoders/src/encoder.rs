@@ -4,6 +4,7 @@ use std::fmt::Debug;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
+use crate::repeatable::Outputs;
 use crate::{EncoderError, Preprocessing, Reference};
 
 /// A frozen vision encoder.
@@ -28,35 +29,12 @@ pub struct Tokens {
     pub class: Option<Tensor>,
 }
 
-impl Tokens {
-    /// Patch tokens and class token.
-    pub(crate) fn parts(&self) -> impl Iterator<Item = &Tensor> {
+impl Outputs for Tokens {
+    fn tensors(&self) -> Vec<&Tensor> {
         [Some(&self.patch), self.class.as_ref()]
             .into_iter()
             .flatten()
-    }
-
-    /// Those of one image of the batch.
-    pub(crate) fn image(&self, index: i64) -> Result<Self, EncoderError> {
-        let class = self.class.as_ref();
-        Ok(Self {
-            patch: self.patch.f_narrow(0, index, 1)?,
-            class: class.map(|class| class.f_narrow(0, index, 1)).transpose()?,
-        })
-    }
-
-    /// Largest difference from `other`, relative to its largest value; NaN if there is one.
-    pub(crate) fn difference(&self, other: &Self) -> Result<f64, EncoderError> {
-        let mut most: f64 = 0.0;
-        for (own, other) in self.parts().zip(other.parts()) {
-            let scale = f64::try_from(other.f_abs()?.f_max()?)?.max(f64::MIN_POSITIVE);
-            let off = f64::try_from(own.f_sub(other)?.f_abs()?.f_max()?)? / scale;
-            if off.is_nan() {
-                return Ok(off);
-            }
-            most = most.max(off);
-        }
-        Ok(most)
+            .collect()
     }
 }
 

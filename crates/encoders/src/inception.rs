@@ -6,8 +6,9 @@ use tch::{CModule, Device, IValue, Kind, Tensor};
 use crate::encoder::check_images;
 use crate::reference::relative;
 use crate::registry::readable;
+use crate::repeatable::{self, Outputs};
 use crate::torchscript::{check_sha256, failure, first_line, keep_the_same_bits, read_toml};
-use crate::{EncoderError, Reference, Registry};
+use crate::{EncoderError, Precision, Reference, Registry};
 
 /// Largest difference from Python's values that passes on loading, relative to the largest of them: far more
 /// than rounding, far less than another resizing or network.
@@ -87,6 +88,12 @@ pub struct InceptionFeatures {
     pub logits: Tensor,
 }
 
+impl Outputs for InceptionFeatures {
+    fn tensors(&self) -> Vec<&Tensor> {
+        vec![&self.pool, &self.spatial, &self.logits]
+    }
+}
+
 impl Inception {
     /// Names of the files: resized as TensorFlow 1 does, and as pytorch-fid does.
     pub const NAMES: [&'static str; 2] = ["inception", "inception-pytorch-fid"];
@@ -118,14 +125,16 @@ impl Inception {
         Ok(spec.map(|spec| spec.sha256))
     }
 
-    /// Loads a file to `device` and compares it with the values that Python recorded.
+    /// Loads a file to `device`, compares it with the values that Python recorded, and checks that an image has the
+    /// same features in every pass and in any batch.
     ///
     /// # Errors
     /// File or sidecar missing, damaged or of each other's wrong kind; features of another shape than
-    /// declared, not finite, or not Python's.
+    /// declared, not finite, not Python's, or not repeatable.
     pub fn load(path: &Path, device: Device) -> Result<Self, EncoderError> {
         let spec: InceptionSpec = read_toml(path)?;
         check_sha256(path, &spec.sha256)?;
+        repeatable::check_devices(path)?;
         let refused = |error: tch::TchError| EncoderError::NotTorchScript {
             path: path.to_owned(),
             message: first_line(&error.to_string()),
@@ -283,6 +292,9 @@ impl Inception {
                 });
             }
         }
-        Ok(())
+        let run = (self.spec.sha256.as_str(), self.device, Precision::Fp32);
+        repeatable::check_passes(&self.spec.name, run, &images, &found, |images| {
+            self.features(images)
+        })
     }
 }

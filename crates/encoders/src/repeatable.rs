@@ -1,4 +1,4 @@
-//! Whether a TorchScript file gives an image the same tokens every time, beside any other image, and on any
+//! Whether a TorchScript file gives an image the same outputs every time, beside any other image, and on any
 //! device.
 
 use std::collections::HashSet;
@@ -10,9 +10,9 @@ use std::sync::{Mutex, PoisonError};
 use tch::{Device, Tensor};
 use zip::ZipArchive;
 
-use crate::{EncoderError, Precision, Tokens};
+use crate::{EncoderError, Precision};
 
-/// Largest difference, relative to the largest value, of the tokens of two passes of the same images on one
+/// Largest difference, relative to the largest value, of the outputs of two passes of the same images on one
 /// device in float32: sums in another order, not more.
 const REPEATED: f64 = 1e-4;
 
@@ -66,17 +66,48 @@ fn device_in(code: &str) -> Option<String> {
     })
 }
 
-/// Passes the same images through `encode` again, and the first one alone, and compares with their `tokens`.
+/// What a network computes of a batch of images.
+pub(crate) trait Outputs {
+    /// All tensors, `[B, ...]` each.
+    fn tensors(&self) -> Vec<&Tensor>;
+
+    /// Largest difference from `others`, relative to the largest value of each tensor; NaN if there is one.
+    fn difference<'a>(
+        &self,
+        others: impl IntoIterator<Item = &'a Tensor>,
+    ) -> Result<f64, EncoderError> {
+        let mut most: f64 = 0.0;
+        for (own, other) in self.tensors().into_iter().zip(others) {
+            let scale = f64::try_from(other.f_abs()?.f_max()?)?.max(f64::MIN_POSITIVE);
+            let off = f64::try_from(own.f_sub(other)?.f_abs()?.f_max()?)? / scale;
+            if off.is_nan() {
+                return Ok(off);
+            }
+            most = most.max(off);
+        }
+        Ok(most)
+    }
+
+    /// The part of image `index`, `[1, ...]` each.
+    fn of_image(&self, index: i64) -> Result<Vec<Tensor>, EncoderError> {
+        let tensors = self.tensors().into_iter();
+        Ok(tensors
+            .map(|tensor| tensor.f_narrow(0, index, 1))
+            .collect::<Result<_, _>>()?)
+    }
+}
+
+/// Passes the same images through `run` again, and the first one alone, and compares with their `outputs`.
 /// Done once in a process for a file, `identity`, on a device in a precision: large encoders take long.
 ///
 /// # Errors
 /// [`EncoderError::NotRepeatable`], [`EncoderError::DependsOnBatch`], or a pass failed.
-pub(crate) fn check_passes(
+pub(crate) fn check_passes<T: Outputs>(
     name: &str,
     (identity, device, precision): (&str, Device, Precision),
     images: &Tensor,
-    tokens: &Tokens,
-    encode: impl Fn(&Tensor) -> Result<Tokens, EncoderError>,
+    outputs: &T,
+    run: impl Fn(&Tensor) -> Result<T, EncoderError>,
 ) -> Result<(), EncoderError> {
     static CHECKED: Mutex<Option<HashSet<String>>> = Mutex::new(None);
     let key = format!("{identity} {device:?} {precision:?}");
@@ -93,13 +124,13 @@ pub(crate) fn check_passes(
         (Device::Cpu, Precision::Fp32) => REPEATED,
         _ => rounding,
     };
-    let difference = tokens.difference(&encode(images)?)?;
+    let difference = outputs.difference(run(images)?.tensors())?;
     if difference.is_nan() || difference > repeated {
         let name = name.to_owned();
         return Err(EncoderError::NotRepeatable { name, difference });
     }
-    let alone = encode(&images.f_narrow(0, 0, 1)?)?;
-    let difference = tokens.image(0)?.difference(&alone)?;
+    let alone = run(&images.f_narrow(0, 0, 1)?)?;
+    let difference = alone.difference(&outputs.of_image(0)?)?;
     if difference.is_nan() || difference > rounding {
         let name = name.to_owned();
         return Err(EncoderError::DependsOnBatch { name, difference });

@@ -1,11 +1,10 @@
 use std::cell::Cell;
-use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 
+use files::Checksum;
 use serde::de::DeserializeOwned;
-use sha2::{Digest, Sha256};
 use tch::{CModule, Device, IValue, Kind, TchError, Tensor};
 
 use crate::encoder::check_images;
@@ -228,7 +227,11 @@ fn cast(
 
 /// Refuses a file that is not the one its sidecar describes.
 pub(crate) fn check_sha256(path: &Path, expected: &str) -> Result<(), EncoderError> {
-    let found = checksum(path)?;
+    let found = Checksum::of_file(path).map_err(|source| EncoderError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
+    let found = found.sha256;
     if found.eq_ignore_ascii_case(expected) {
         return Ok(());
     }
@@ -243,25 +246,6 @@ pub(crate) fn check_sha256(path: &Path, expected: &str) -> Result<(), EncoderErr
         found,
         expected: expected.to_owned(),
     })
-}
-
-/// SHA-256 of a file, hexadecimal, read in pieces: the largest encoders have 27 GB.
-fn checksum(path: &Path) -> Result<String, EncoderError> {
-    let unreadable = |source| EncoderError::Io {
-        path: path.to_owned(),
-        source,
-    };
-    let mut file = fs::File::open(path).map_err(unreadable)?;
-    let mut digest = Sha256::new();
-    let mut piece = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut piece) {
-            Ok(0) => return Ok(hex(&digest.finalize())),
-            Ok(count) => digest.update(&piece[..count]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(unreadable(error)),
-        }
-    }
 }
 
 /// libtorch's profiling executor rewrites a module after its first runs, which changes bits: a
@@ -360,8 +344,4 @@ pub(crate) fn first_line(text: &str) -> String {
         .find(|line| !line.is_empty())
         .unwrap_or("no reason given")
         .to_owned()
-}
-
-fn hex(digest: &[u8]) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -108,6 +108,15 @@ fn a_file_that_is_not_what_its_sidecar_says_is_refused() {
 }
 
 #[test]
+fn a_network_whose_features_depend_on_the_batch_is_refused() {
+    let error = Inception::load(&data().join("batch.pt"), Device::Cpu).unwrap_err();
+    assert!(
+        matches!(error, EncoderError::DependsOnBatch { difference, .. } if difference > 0.01),
+        "{error}"
+    );
+}
+
+#[test]
 fn images_of_another_kind_are_refused() {
     let inception = load(&data()).unwrap();
     let floats = Tensor::zeros([1, 3, 8, 8], (Kind::Float, Device::Cpu));

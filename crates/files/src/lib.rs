@@ -6,6 +6,7 @@
 //! - [`AtomicFolder`]: the same for a folder of files, such as a checkpoint.
 //! - [`Lock`]: one process at a time, also on file systems that have no `flock`.
 //! - [`remove_leftovers`]: temporary files and folders whose writers have ended.
+//! - [`Checksum`]: SHA-256 of a file of any size.
 //! - [`foreign`] and [`read_text`]: files that are something else than they should be, such as Git LFS pointers.
 //!
 //! Temporary names and locks say which process they belong to ([`Owner`]). Processes of two containers or hosts may
@@ -29,12 +30,14 @@
 //! ```
 
 mod atomic;
+mod checksum;
 mod leftovers;
 mod lock;
 mod owner;
 mod sniff;
 
 pub use atomic::{AtomicFile, AtomicFolder, AtomicPath, sync_folder, write};
+pub use checksum::Checksum;
 pub use leftovers::{Scope, remove_leftovers, remove_leftovers_of};
 pub use lock::{Lock, LockError};
 pub use owner::{Owner, State};

@@ -35,6 +35,11 @@ pub enum LockError {
 }
 
 impl LockError {
+    /// Whether the lock is a file that stays when its owner is killed, so that waiting may never end.
+    pub fn is_by_file(&self) -> bool {
+        matches!(self, Self::Held { by_file: true, .. })
+    }
+
     /// Whether the lock is held by a process that has ended, which waiting does not change.
     pub fn is_abandoned(&self) -> bool {
         match self {

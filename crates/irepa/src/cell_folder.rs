@@ -68,7 +68,7 @@ pub struct CellResult {
     pub started_at: u64,
     /// When it ended, in seconds since 1970.
     pub finished_at: u64,
-    /// Corrupt samples that the data stream passed over; not known of a cell that failed.
+    /// Corrupt samples that the data stream skipped; absent for a cell that failed before it was opened.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub corrupt_skipped: Option<u64>,
     /// The figure that left its history for good, if one did: the training may have died.

@@ -1,6 +1,7 @@
 //! The encoders and autoencoders of a sweep: what is there, and loading it.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use data::Dataset;
 use encoders::feature_cache::{self, CacheError, CacheKey, Contents};
@@ -12,6 +13,7 @@ use thiserror::Error;
 use training::{CheckpointError, Config};
 
 use crate::autoencoder_files::AutoencoderFiles;
+use crate::interruptible::interruptible;
 
 /// Why it is not known what a cell's inputs are: a file that is there cannot be read. Taken for an absent or other file,
 /// it would make a finished cell begin anew.
@@ -200,12 +202,36 @@ impl EncoderBank {
         resolution: u32,
         precision: Precision,
     ) -> Result<Box<dyn Encoder>, EncoderError> {
+        self.loader(name, resolution, precision)()
+    }
+
+    /// As [`load`](Self::load), but `None` soon after `interrupted` is set: large files take long to read and check.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_until(
+        &self,
+        interrupted: &AtomicBool,
+        name: &str,
+        resolution: u32,
+        precision: Precision,
+    ) -> Result<Option<Box<dyn Encoder>>, EncoderError> {
+        interruptible(interrupted, self.loader(name, resolution, precision)).transpose()
+    }
+
+    fn loader(
+        &self,
+        name: &str,
+        resolution: u32,
+        precision: Precision,
+    ) -> impl FnOnce() -> Result<Box<dyn Encoder>, EncoderError> + Send + use<> {
         let options = LoadOptions {
             device: self.device,
             resolution: i64::from(resolution),
             precision,
         };
-        self.registry.load(name, &options)
+        let (registry, name) = (self.registry.clone(), name.to_owned());
+        move || registry.load(&name, &options)
     }
 }
 

@@ -23,6 +23,14 @@ impl Failure {
         }
     }
 
+    /// The same error as one of usage.
+    pub fn into_usage(self) -> Self {
+        Self {
+            usage: true,
+            ..self
+        }
+    }
+
     /// Whether it is damage of a checkpoint, rather than an error that says nothing of it.
     pub fn is_damage(&self) -> bool {
         let error = self.error.downcast_ref::<CheckpointError>();

@@ -38,6 +38,7 @@ pub mod evaluation;
 pub mod experiment;
 pub mod image_grid;
 pub mod image_progress;
+pub mod interruptible;
 pub mod output;
 pub mod prepare;
 pub mod ranking;

@@ -10,10 +10,12 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
+use signal_hook::low_level;
 use tracing_subscriber::EnvFilter;
 
 use cli::{Cli, Command, EncodersCommand, PrepareCommand};
 use failure::Failure;
+use irepa::interruptible::has_abandoned_work;
 use irepa::{errln, output};
 
 fn main() -> ExitCode {
@@ -38,7 +40,12 @@ fn main() -> ExitCode {
             failure.exit_code()
         }
     };
-    match output::finish() {
+    let lost = output::finish();
+    if has_abandoned_work() {
+        // A thread may be inside libtorch, whose destructors must not run under it.
+        low_level::exit(i32::from(commands::INTERRUPTED_CODE));
+    }
+    match lost {
         None => code,
         Some(error) => {
             errln!("error: cannot write to standard output: {error}");

@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 use std::sync::Arc;
 
@@ -188,6 +189,8 @@ fn a_stream_that_fails_saves_its_cells_and_fails_those_that_wanted_it() {
         ("repa", Status::Failed, Some(2)),
     ];
     assert_eq!(ended, expected);
+    let result = place.read("runs/small/cells/sit-xs4.irepa.good.s0/result.json");
+    assert!(result.contains("\"corrupt_skipped\": 0"), "{result}");
 
     fs::write(&image, whole).unwrap();
     let outcome = place.sweep(&[]).expect(0, &["3 done"]);
@@ -266,6 +269,39 @@ fn eight_processes_in_one_folder_run_every_cell_once() {
         assert!(trained(&cell("runs")) == trained(&cell("alone")));
         assert!(!cell("runs").join("before").exists());
     }
+}
+
+/// What a process leaves on a file system without `flock`: a file, which says which process of which host it was.
+#[test]
+fn a_lock_file_of_another_host_is_named_and_waited_for() {
+    let place = Playground::new();
+    let folder = CellFolder::new(&place.path("runs/small"), "sit-xs4.none.s0");
+    fs::create_dir_all(folder.path()).unwrap();
+    let held = folder.path().join(".lock.held");
+    fs::write(&held, "00000000000000ff-7-9 another-host\n").unwrap();
+    let sweep = ["sweep", "experiment.toml", "--device", "cpu"];
+    let settings = ["--only", "sit-xs4.none.s0", "--set", "train.steps=2"];
+    let mut child = place
+        .command(&[&sweep[..], &settings[..]].concat())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let named = lines.find(|line| line.as_ref().unwrap().contains(".lock.held"));
+    let named = named.unwrap().unwrap();
+    assert!(
+        ["sit-xs4.none.s0", "another-host", "remove"]
+            .iter()
+            .all(|part| named.contains(part)),
+        "{named}"
+    );
+    assert!(child.try_wait().unwrap().is_none());
+    fs::remove_file(&held).unwrap();
+    // Read to the end: the pipe must not fill up.
+    assert!(lines.all(|line| line.is_ok()));
+    assert_eq!(end_of(&mut child), Some(0));
+    assert_eq!(folder.result().unwrap().unwrap().row.status, Status::Done);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The crate's one error type.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crate::spatial::Grid;
 
 /// Why a metric could not be computed.
@@ -141,4 +143,12 @@ pub enum MetricsError {
         /// Resamples drawn.
         resamples: usize,
     },
+}
+
+/// `Err` once the caller's flag is set.
+pub(crate) fn check_interrupted(interrupted: &AtomicBool) -> Result<(), MetricsError> {
+    match interrupted.load(Ordering::Relaxed) {
+        true => Err(MetricsError::Interrupted),
+        false => Ok(()),
+    }
 }

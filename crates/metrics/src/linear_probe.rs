@@ -10,13 +10,14 @@
 //! so `weight_decay = 1 / (C N)`. It is convex: [`linear_probe`] descends it with each learning rate of a
 //! grid and keeps the weights that came lowest.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use faer::{Mat, Scale};
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis, s};
 use rayon::prelude::*;
 
 use crate::MetricsError;
+use crate::error::check_interrupted;
 use crate::linalg::sequential_product;
 use crate::quality::check_finite;
 
@@ -340,9 +341,7 @@ impl<'a> Problem<'a> {
         let mut steps = 0;
         let largest = |gradient: &Mat<f64>| gradient.norm_max();
         while steps < options.steps && largest(&gradient) > options.tolerance {
-            if interrupted.load(Ordering::Relaxed) {
-                return Err(MetricsError::Interrupted);
-            }
+            check_interrupted(interrupted)?;
             steps += 1;
             let next = &ahead - &gradient * Scale(step);
             let (value, _) = self.evaluate(&next);

@@ -1,9 +1,11 @@
 //! Properties and edge cases of Inception score, KID, precision and recall.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use metrics::MetricsError;
 use metrics::quality::{
     Estimator, InceptionScores, KidOptions, PrecisionRecall, Splits, inception_score, kid,
-    kid_of_subsets, manifolds, mmd2, precision_recall,
+    kid_of_subsets, kid_until, manifolds, mmd2, precision_recall, precision_recall_until,
 };
 use ndarray::{Array2, Axis, array, concatenate, s};
 use proptest::prelude::*;
@@ -341,4 +343,24 @@ proptest! {
         }
         prop_assert_eq!(scores.finish().unwrap(), whole);
     }
+}
+
+#[test]
+fn comparisons_end_when_they_are_interrupted() {
+    let (real, fake) = (random(40, 8, 0), random(40, 8, 1));
+    let interrupted = AtomicBool::new(true);
+    let options = KidOptions {
+        subset_size: 10,
+        ..KidOptions::default()
+    };
+    let kid = kid_until(&interrupted, real.view(), fake.view(), &options);
+    assert_eq!(kid.unwrap_err(), MetricsError::Interrupted);
+    let found = precision_recall_until(&interrupted, real.view(), fake.view(), 3);
+    assert_eq!(found.unwrap_err(), MetricsError::Interrupted);
+    interrupted.store(false, Ordering::Relaxed);
+    let found = precision_recall_until(&interrupted, real.view(), fake.view(), 3).unwrap();
+    assert_eq!(
+        found,
+        precision_recall(real.view(), fake.view(), 3).unwrap()
+    );
 }

@@ -15,15 +15,13 @@
 //! `step-N` was complete when it was written; the checksums find out whether it still is.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use data::Cursor;
-use files::{AtomicFolder, Scope};
+use files::{AtomicFolder, Checksum, Scope};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use tch::{TchError, Tensor};
 use thiserror::Error;
 
@@ -328,7 +326,7 @@ impl Checkpoint {
                     },
                 });
             }
-            if hex(&Sha256::digest(&bytes)) != entry.sha256 {
+            if Checksum::of(&bytes).sha256 != entry.sha256 {
                 return Err(CheckpointError::Damaged {
                     path: file,
                     reason: "its SHA-256 is not the manifest's".to_owned(),
@@ -469,7 +467,7 @@ fn remove_folder(path: &Path) -> Result<(), CheckpointError> {
 }
 
 fn describe(path: &Path) -> Result<FileEntry, CheckpointError> {
-    let (bytes, sha256) = checksum("read back", path)?;
+    let Checksum { bytes, sha256 } = checksum("read back", path)?;
     Ok(FileEntry { bytes, sha256 })
 }
 
@@ -478,30 +476,9 @@ fn describe(path: &Path) -> Result<FileEntry, CheckpointError> {
 /// # Errors
 /// It cannot be read.
 pub fn file_sha256(path: &Path) -> Result<String, CheckpointError> {
-    Ok(checksum("read", path)?.1)
+    Ok(checksum("read", path)?.sha256)
 }
 
-/// Length and SHA-256 of a file.
-fn checksum(action: &'static str, path: &Path) -> Result<(u64, String), CheckpointError> {
-    let read = |e| CheckpointError::io(action, path, e);
-    let mut file = File::open(path).map_err(read)?;
-    let (mut hasher, mut bytes) = (Sha256::new(), 0);
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        let n = file.read(&mut buffer).map_err(read)?;
-        if n == 0 {
-            break;
-        }
-        hasher.update(&buffer[..n]);
-        bytes += n as u64;
-    }
-    Ok((bytes, hex(&hasher.finalize())))
-}
-
-pub(crate) fn hex(digest: &[u8]) -> String {
-    digest.iter().fold(String::new(), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _infallible = write!(text, "{byte:02x}");
-        text
-    })
+fn checksum(action: &'static str, path: &Path) -> Result<Checksum, CheckpointError> {
+    Checksum::of_file(path).map_err(|error| CheckpointError::io(action, path, error))
 }

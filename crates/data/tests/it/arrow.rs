@@ -409,7 +409,7 @@ fn images_stored_as_tiff_are_refused_with_the_cure() {
 fn labels_without_a_class_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
-    let info = fs::read(case("9-labels/dataset_info.json")).unwrap();
+    let info = fs::read(case("9-labels/neg/dataset_info.json")).unwrap();
     let info: serde_json::Value = serde_json::from_slice(&info).unwrap();
     let named = info["features"].clone();
     let nameless = json!({ "image": { "_type": "Image" }, "label": { "dtype": "int64" } });

@@ -45,8 +45,6 @@ pub fn run(arguments: &EvaluateArgs) -> Result<ExitCode, Failure> {
     if !Inception::NAMES.contains(&name) {
         registry.check_name(name).map_err(Failure::usage)?;
     }
-    let bank = EncoderBank::new(registry, device);
-    let extractor = Extractor::load(&bank, name, samples.size().0)?;
     let options = QualityOptions {
         metrics: arguments.metrics.clone(),
         scoring: Scoring {
@@ -61,6 +59,11 @@ pub fn run(arguments: &EvaluateArgs) -> Result<ExitCode, Failure> {
         cache: arguments.cache.clone(),
     };
     let interrupted = super::watch_interrupts()?;
+    let bank = EncoderBank::new(registry, device);
+    let extractor = match Extractor::load(&bank, name, samples.size().0, interrupted) {
+        Err(EvaluationError::Interrupted) => return Ok(interrupted_code()),
+        extractor => extractor?,
+    };
     let mut bar: Option<(Stage, ImageProgress)> = None;
     let mut before = 0;
     let outcome = evaluate(
@@ -89,10 +92,7 @@ pub fn run(arguments: &EvaluateArgs) -> Result<ExitCode, Failure> {
     );
     let report = match outcome {
         Ok(report) => report,
-        Err(EvaluationError::Interrupted) => {
-            errln!("{}", EvaluationError::Interrupted);
-            return Ok(ExitCode::from(130));
-        }
+        Err(EvaluationError::Interrupted) => return Ok(interrupted_code()),
         Err(error) if error.is_usage() => return Err(Failure::usage(error)),
         Err(error) => return Err(error.into()),
     };
@@ -109,6 +109,11 @@ pub fn run(arguments: &EvaluateArgs) -> Result<ExitCode, Failure> {
     out!("{}", report.table());
     outln!("{}", out.display());
     Ok(ExitCode::SUCCESS)
+}
+
+fn interrupted_code() -> ExitCode {
+    errln!("{}", EvaluationError::Interrupted);
+    ExitCode::from(super::INTERRUPTED_CODE)
 }
 
 /// `samples/` and `samples.npz` have `samples.evaluation.json`.

@@ -1,13 +1,13 @@
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, anyhow};
 use data::{Background, Dataset};
 use encoders::Encoder;
 use irepa::encoder_bank::EncoderBank;
-use irepa::evaluation::{self, ProbeAccuracy, ProbeData};
+use irepa::evaluation::{self, EvaluationError, ProbeAccuracy, ProbeData};
 use irepa::ranking::Ranking;
 use irepa::{errln, out, outln};
 use metrics::spatial::SpatialMetrics;
@@ -71,6 +71,7 @@ pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
         };
         outln!("encoder,lds,cds,srss,rmsc{more}");
     }
+    let interrupted = super::watch_interrupts()?;
     let mut measured = Vec::new();
     let mut failed = false;
     for (index, name) in names.iter().enumerate() {
@@ -78,8 +79,9 @@ pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
             errln!("{name}, {} of {}", index + 1, names.len());
         }
         let metrics = bank
-            .load(name, arguments.resolution, arguments.precision)
-            .map_err(Failure::from)
+            .load_until(interrupted, name, arguments.resolution, arguments.precision)
+            .map_err(EvaluationError::from)
+            .and_then(|encoder| encoder.ok_or(EvaluationError::Interrupted))
             .and_then(|encoder| {
                 let metrics = evaluation::spatial_metrics(
                     encoder.as_ref(),
@@ -87,11 +89,10 @@ pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
                     &data.config(),
                     data.count,
                     device,
-                    // Nothing is kept, so it may be killed at any time.
-                    &AtomicBool::new(false),
+                    interrupted,
                 )?;
                 let accuracy = match &probe {
-                    Some(probe) => probe.accuracy(encoder.as_ref(), device, &data)?,
+                    Some(probe) => probe.accuracy(encoder.as_ref(), device, &data, interrupted)?,
                     None => None,
                 };
                 Ok((metrics, accuracy))
@@ -121,11 +122,20 @@ pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
                 }
                 measured.push((name.clone(), metrics));
             }
+            Err(EvaluationError::Interrupted) => break,
             Err(error) => {
                 failed = true;
-                errln!("error: {name}: {error}");
+                errln!("error: {name}: {}", Failure::from(error));
             }
         }
+    }
+    let stopped = interrupted.load(Ordering::Relaxed);
+    if stopped {
+        errln!(
+            "interrupted: {} of {} encoders were measured",
+            measured.len(),
+            names.len()
+        );
     }
     if let (Some(by), false) = (arguments.rank, measured.is_empty()) {
         let images = data.count.min(dataset.len() as usize);
@@ -142,7 +152,10 @@ pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
                 .with_context(|| format!("--json {}", path.display()))?;
         }
     }
-    Ok(ExitCode::from(u8::from(failed)))
+    Ok(match stopped {
+        true => ExitCode::from(super::INTERRUPTED_CODE),
+        false => ExitCode::from(u8::from(failed)),
+    })
 }
 
 /// What linear probes are trained and scored on.
@@ -158,20 +171,17 @@ impl Probe {
         encoder: &dyn Encoder,
         device: Device,
         images: &Images,
-    ) -> Result<Option<ProbeAccuracy>, Failure> {
+        interrupted: &AtomicBool,
+    ) -> Result<Option<ProbeAccuracy>, EvaluationError> {
         let data = ProbeData {
             training: &self.training,
             held_out: &self.held_out,
             images: self.images,
             cache: None,
         };
-        // Without a cache it may be killed at any time.
-        let never = AtomicBool::new(false);
         let config = images.config();
         let progress = |_, _| {};
-        Ok(evaluation::probe(
-            encoder, "", data, &config, device, &never, progress,
-        )?)
+        evaluation::probe(encoder, "", data, &config, device, interrupted, progress)
     }
 }
 

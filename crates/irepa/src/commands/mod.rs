@@ -28,6 +28,9 @@ use irepa::errln;
 /// Set by the first Ctrl-C: runs are saved and the program ends.
 static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
+/// Exit code of a command that was interrupted: 128 plus the number of SIGINT.
+pub const INTERRUPTED_CODE: u8 = 130;
+
 /// The signals that end the program in good order.
 const SIGNALS: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
 
@@ -36,7 +39,8 @@ const SIGNALS: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
 fn watch_interrupts() -> Result<&'static AtomicBool, Failure> {
     // Before the flag is set by the same signal. A terminal that is closed sends SIGHUP more than once.
     for signal in [SIGINT, SIGTERM] {
-        flag::register_conditional_shutdown(signal, 130, Arc::clone(&INTERRUPTED))?;
+        let code = i32::from(INTERRUPTED_CODE);
+        flag::register_conditional_shutdown(signal, code, Arc::clone(&INTERRUPTED))?;
     }
     for signal in SIGNALS {
         flag::register(signal, Arc::clone(&INTERRUPTED))?;

@@ -45,7 +45,7 @@ pub fn features(arguments: &PrepareFeaturesArgs) -> Result<ExitCode, Failure> {
     }
     if outcome.interrupted {
         errln!("interrupted: the same command continues");
-        return Ok(ExitCode::from(130));
+        return Ok(ExitCode::from(super::INTERRUPTED_CODE));
     }
     if !outcome.made.is_empty() {
         errln!(
@@ -75,7 +75,7 @@ pub fn latents(arguments: &PrepareLatentsArgs) -> Result<ExitCode, Failure> {
         .map_err(|error| failure(error, &arguments.config))?;
     if !whole {
         errln!("interrupted: the same command continues");
-        return Ok(ExitCode::from(130));
+        return Ok(ExitCode::from(super::INTERRUPTED_CODE));
     }
     outln!("{}", options.out.display());
     errln!(

@@ -91,7 +91,7 @@ pub fn run(arguments: &SampleArgs) -> Result<ExitCode, Failure> {
             "interrupted after {} of {count} images: the same command goes on",
             outcome.found + outcome.drawn
         );
-        return Ok(ExitCode::from(130));
+        return Ok(ExitCode::from(super::INTERRUPTED_CODE));
     }
     if outcome.found > 0 {
         errln!(
@@ -169,7 +169,11 @@ fn newest_weights(named: &Path, sources: &[PathBuf], no_ema: bool) -> Result<Wei
         if only != named {
             errln!("{}", only.display());
         }
-        return weights(only, no_ema);
+        return weights(only, no_ema).map_err(|error| match only == named && error.is_damage() {
+            // The file was named: it is the command that is wrong.
+            true => error.into_usage(),
+            false => error,
+        });
     }
     let mut errors = Vec::new();
     for source in sources {

@@ -45,7 +45,7 @@ pub fn run(arguments: &SweepArgs) -> Result<ExitCode, Failure> {
     outln!("{}", outcome.folder.join("report.html").display());
     Ok(if outcome.interrupted {
         errln!("interrupted: the same command continues");
-        ExitCode::from(130)
+        ExitCode::from(super::INTERRUPTED_CODE)
     } else if let Some(reason) = &outcome.idle {
         errln!("error: {reason}");
         ExitCode::from(1)

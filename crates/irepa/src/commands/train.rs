@@ -41,7 +41,7 @@ pub fn run(arguments: &TrainArgs) -> Result<ExitCode, Failure> {
     )?;
     let Some(result) = result else {
         errln!("interrupted: the same command with --resume continues");
-        return Ok(ExitCode::from(130));
+        return Ok(ExitCode::from(super::INTERRUPTED_CODE));
     };
     outln!("{}", options.folder.display());
     match result.status {

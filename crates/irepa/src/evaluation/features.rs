@@ -2,12 +2,13 @@
 
 use std::sync::atomic::AtomicBool;
 
-use encoders::{Encoder, EncoderError, Inception, InceptionFeatures, Precision, Tokens};
+use encoders::{Encoder, Inception, InceptionFeatures, Precision, Tokens};
 use ndarray::Array2;
 use tch::{Device, Kind, TchError, Tensor};
 
 use super::{EvaluationError, go_on};
 use crate::encoder_bank::EncoderBank;
+use crate::interruptible::interruptible;
 use crate::tensors;
 
 /// A network that turns images into features.
@@ -39,16 +40,25 @@ impl Extractor {
     /// The network `name`, Inception or an encoder, for images of `side` pixels.
     ///
     /// # Errors
-    /// Its file is not there, or is not what its sidecar says.
-    pub fn load(bank: &EncoderBank, name: &str, side: u32) -> Result<Self, EncoderError> {
+    /// Its file is not there, or is not what its sidecar says, or `interrupted` was set.
+    pub fn load(
+        bank: &EncoderBank,
+        name: &str,
+        side: u32,
+        interrupted: &AtomicBool,
+    ) -> Result<Self, EvaluationError> {
         if Inception::NAMES.contains(&name) {
             let path = Inception::find(bank.registry(), name)?;
-            let inception = Inception::load(&path, bank.device())?;
+            let device = bank.device();
+            let inception = interruptible(interrupted, move || Inception::load(&path, device))
+                .ok_or(EvaluationError::Interrupted)??;
             return Ok(Self::Inception(Box::new(inception)));
         }
         let identity = bank.registry().identity(name, i64::from(side))?;
         Ok(Self::Encoder {
-            encoder: bank.load(name, side, Precision::Fp32)?,
+            encoder: bank
+                .load_until(interrupted, name, side, Precision::Fp32)?
+                .ok_or(EvaluationError::Interrupted)?,
             identity: identity.unwrap_or_default(),
             device: bank.device(),
         })

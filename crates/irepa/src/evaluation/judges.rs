@@ -102,7 +102,7 @@ impl Judges {
         let data = &config.data;
         for (name, metrics) in networks {
             go_on(interrupted)?;
-            let extractor = Extractor::load(bank, name, data.resolution)?;
+            let extractor = Extractor::load(bank, name, data.resolution, interrupted)?;
             let images = ImageSet::spaced(
                 Arc::clone(reference),
                 evaluate.reference_images,
@@ -173,7 +173,14 @@ impl Judges {
                 reference,
             } = judge;
             go_on(interrupted)?;
-            let found = results(metrics, extractor, reference, &pass.finish()?, &scoring)?;
+            let found = results(
+                metrics,
+                extractor,
+                reference,
+                &pass.finish()?,
+                &scoring,
+                interrupted,
+            )?;
             match extractor.inception() {
                 Some(_) => {
                     quality = Quality {

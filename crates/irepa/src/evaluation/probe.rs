@@ -1,5 +1,6 @@
 //! Linear probing of a frozen encoder.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -9,7 +10,7 @@ use encoders::Encoder;
 use metrics::linear_probe::{ProbeOptions, linear_probe_until};
 use ndarray::{Array1, Array2, Axis};
 use tch::{Device, Kind, TchError, Tensor};
-use training::{Config, images_to_device, read_tensors};
+use training::{CheckpointError, Config, TrainError, images_to_device, read_tensors};
 
 use super::{EvaluationError, ReferenceClasses, batches, evenly_spaced, features, limit};
 use crate::tensors;
@@ -66,7 +67,9 @@ pub fn probe(
         let cached = data
             .cache
             .map(|folder| part.cache(folder, encoder, identity, config));
-        if let Some(found) = cached.as_deref().and_then(read_cache) {
+        if let Some(path) = &cached
+            && let Some(found) = read_cache(path)?
+        {
             return Ok(found);
         }
         let features = extract(encoder, part, config, device, interrupted, |count| {
@@ -217,20 +220,43 @@ impl Standardisation {
     }
 }
 
-fn read_cache(path: &Path) -> Option<Labelled> {
-    let tensors = path.is_file().then(|| read_tensors(path))?.ok()?;
-    let find = |wanted: &str| {
-        tensors
-            .iter()
-            .find(|(name, _)| name == wanted)
-            .map(|(_, tensor)| tensor)
+/// The features that are kept at `path`; `None` if there are none, or if the file is damaged, which is warned of.
+fn read_cache(path: &Path) -> Result<Option<Labelled>, EvaluationError> {
+    let damaged = |reason: &str| {
+        tracing::warn!(
+            "features of the linear probe are computed again: {}: {reason}",
+            path.display()
+        );
     };
-    let found = Labelled {
+    let found = match read_tensors(path) {
+        Ok(tensors) => labelled(&tensors),
+        Err(CheckpointError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            return Ok(None);
+        }
+        Err(error) if error.is_damage() => {
+            damaged(&error.to_string());
+            return Ok(None);
+        }
+        Err(error) => return Err(TrainError::from(error).into()),
+    };
+    if found.is_none() {
+        damaged("it does not hold features with their labels");
+    }
+    Ok(found)
+}
+
+fn labelled(tensors: &[(String, Tensor)]) -> Option<Labelled> {
+    let find = |wanted: &str| {
+        let found = tensors.iter().find(|(name, _)| name == wanted);
+        found.map(|(_, tensor)| tensor)
+    };
+    let features = Labelled {
         patch: tensors::array2(find("patch")?).ok()?,
         class: find("class").and_then(|class| tensors::array2(class).ok()),
         labels: Vec::<i64>::try_from(find("labels")?).ok()?.into(),
     };
-    (found.patch.nrows() == found.labels.len() && !found.labels.is_empty()).then_some(found)
+    let complete = features.patch.nrows() == features.labels.len() && !features.labels.is_empty();
+    complete.then_some(features)
 }
 
 /// A cache that cannot be written costs time, not the result.
@@ -266,5 +292,25 @@ mod tests {
         let features = arr2(&[[1.0, 5.0], [3.0, 5.0]]);
         let scaled = Standardisation::of(&features).apply(&features);
         assert_eq!(scaled, arr2(&[[-1.0, 0.0], [1.0, 0.0]]));
+    }
+
+    #[test]
+    fn only_damage_makes_kept_features_be_computed_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let kept = folder.path().join("probe.safetensors");
+        assert!(read_cache(&kept).unwrap().is_none());
+        let features = Labelled {
+            patch: arr2(&[[1.0, 5.0], [3.0, 5.0]]),
+            class: None,
+            labels: vec![0, 1].into(),
+        };
+        write_cache(&kept, &features);
+        assert_eq!(read_cache(&kept).unwrap().unwrap().patch, features.patch);
+        std::fs::write(&kept, "rubbish").unwrap();
+        assert!(read_cache(&kept).unwrap().is_none());
+        // A folder there cannot be read as a file: an error of the system, not damage.
+        std::fs::remove_file(&kept).unwrap();
+        std::fs::create_dir(&kept).unwrap();
+        assert!(read_cache(&kept).is_err());
     }
 }

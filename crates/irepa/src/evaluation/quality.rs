@@ -9,7 +9,8 @@ use std::sync::atomic::AtomicBool;
 
 use metrics::npz::Statistics;
 use metrics::quality::{
-    InceptionScore, KidOptions, Moments, Splits, frechet_distance, kid, precision_recall,
+    InceptionScore, KidOptions, Moments, Splits, frechet_distance, kid_until,
+    precision_recall_until,
 };
 use serde::Serialize;
 use training::InceptionMetric;
@@ -17,6 +18,7 @@ use training::InceptionMetric;
 use super::{
     EvaluationError, Extractor, ImageSet, Measured, Reference, ReferenceStatistics, Wanted, measure,
 };
+use crate::interruptible::interruptible;
 
 /// A measure of samples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -256,7 +258,14 @@ pub fn evaluate(
         done += count;
         progress(Stage::Samples, done, images.len());
     })?;
-    let results = results(&metrics, extractor, &reference, &measured, &options.scoring)?;
+    let results = results(
+        &metrics,
+        extractor,
+        &reference,
+        &measured,
+        &options.scoring,
+        interrupted,
+    )?;
     if metrics.contains(&Metric::Kid)
         && let Some(real) = &reference.features
     {
@@ -337,19 +346,20 @@ fn order_warning(score: &InceptionScore) -> Option<String> {
 /// The figures that a pass and the reference give.
 ///
 /// # Errors
-/// Too few images for a measure.
+/// Too few images for a measure, or `interrupted` was set.
 pub(super) fn results(
     metrics: &BTreeSet<Metric>,
     extractor: &Extractor,
     reference: &ReferenceStatistics,
     measured: &Measured,
     scoring: &Scoring,
+    interrupted: &AtomicBool,
 ) -> Result<Results, EvaluationError> {
     let mut results = Results::default();
     for &metric in metrics {
         match metric {
             Metric::Frechet => {
-                let distance = distance(&reference.pooled, &measured.pooled)?;
+                let distance = distance(&reference.pooled, &measured.pooled, interrupted)?;
                 match extractor.inception() {
                     Some(_) => results.fid = Some(distance),
                     None => results.fd = Some(distance),
@@ -357,7 +367,7 @@ pub(super) fn results(
             }
             Metric::Sfid => {
                 if let (Some(real), Some(fake)) = (&reference.spatial, &measured.spatial) {
-                    results.sfid = Some(distance(real, fake)?);
+                    results.sfid = Some(distance(real, fake, interrupted)?);
                 }
             }
             Metric::InceptionScore => {
@@ -368,14 +378,19 @@ pub(super) fn results(
             }
             Metric::Kid => {
                 if let (Some(real), Some(fake)) = (&reference.features, &measured.features) {
-                    let kid = kid(real.view(), fake.view(), &scoring.kid)?;
+                    let kid = kid_until(interrupted, real.view(), fake.view(), &scoring.kid)?;
                     results.kid = Some(kid.mean);
                     results.kid_deviation = kid.deviation;
                 }
             }
             Metric::PrecisionRecall => {
                 if let (Some(real), Some(fake)) = (&reference.features, &measured.features) {
-                    let found = precision_recall(real.view(), fake.view(), scoring.neighbours)?;
+                    let found = precision_recall_until(
+                        interrupted,
+                        real.view(),
+                        fake.view(),
+                        scoring.neighbours,
+                    )?;
                     results.precision = Some(found.precision);
                     results.recall = Some(found.recall);
                     results.density = Some(found.density);
@@ -397,8 +412,15 @@ pub(super) fn wanted(metrics: &BTreeSet<Metric>, scoring: &Scoring) -> Wanted {
     }
 }
 
-fn distance(real: &Statistics, fake: &Moments) -> Result<f64, EvaluationError> {
-    Ok(frechet_distance(&real.moments()?, fake)?)
+fn distance(
+    real: &Statistics,
+    fake: &Moments,
+    interrupted: &AtomicBool,
+) -> Result<f64, EvaluationError> {
+    let (real, fake) = (real.moments()?, fake.clone());
+    // Its eigendecompositions cannot be interrupted.
+    let distance = interruptible(interrupted, move || frechet_distance(&real, &fake));
+    Ok(distance.ok_or(EvaluationError::Interrupted)??)
 }
 
 /// Takes away what the reference does not allow; an error if it was asked for.

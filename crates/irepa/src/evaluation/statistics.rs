@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use data::Background;
-use metrics::npz::{ReferenceFile, Statistics, write_statistics};
+use metrics::npz::{NpzError, ReferenceFile, Statistics, write_statistics};
 use ndarray::Array2;
 
 use super::images::is_npz;
@@ -181,7 +181,7 @@ pub(super) fn of_images(
     mut progress: impl FnMut(usize, usize),
 ) -> Result<ReferenceStatistics, EvaluationError> {
     let kept = kept_at(cache, images, extractor);
-    if let Some(found) = read_kept(&kept, wanted, extractor) {
+    if let Some(found) = read_kept(&kept, wanted, extractor)? {
         return Ok(found);
     }
     let wanted = Wanted {
@@ -215,7 +215,12 @@ fn kept_at(cache: &Path, images: &ImageSet, extractor: &Extractor) -> PathBuf {
     ))
 }
 
-fn read_kept(path: &Path, features: bool, extractor: &Extractor) -> Option<ReferenceStatistics> {
+/// The statistics that are kept at `path`; `None` if there are none, or if the file is damaged or incomplete.
+fn read_kept(
+    path: &Path,
+    features: bool,
+    extractor: &Extractor,
+) -> Result<Option<ReferenceStatistics>, EvaluationError> {
     let read = || -> Result<ReferenceStatistics, EvaluationError> {
         let file = ReferenceFile::open(path)?;
         let pooled = file.pooled()?;
@@ -232,19 +237,25 @@ fn read_kept(path: &Path, features: bool, extractor: &Extractor) -> Option<Refer
             kept: Some(path.to_owned()),
         })
     };
-    if !path.is_file() {
-        return None;
+    let is_there = path.try_exists().map_err(|source| NpzError::Io {
+        action: "look for",
+        path: path.to_owned(),
+        source,
+    })?;
+    if !is_there {
+        return Ok(None);
     }
     match read() {
         Ok(found) => {
             let complete = found.pooled.dimension() == extractor.dimension()
                 && found.spatial.is_some() == extractor.inception().is_some()
                 && found.features.is_some() == features;
-            complete.then_some(found)
+            Ok(complete.then_some(found))
         }
+        Err(EvaluationError::Npz(error)) if !error.is_damage() => Err(error.into()),
         Err(error) => {
             tracing::warn!("statistics that were kept are computed again: {error}");
-            None
+            Ok(None)
         }
     }
 }

@@ -54,6 +54,7 @@ pub fn features(
     device: Device,
     interrupted: &AtomicBool,
 ) -> Result<FeatureOutcome, PrepareError> {
+    options.config.apply_numerics(device)?;
     let data = &options.config.data;
     let dataset = data::open(&data.path, &data.training_split())?;
     let bank = EncoderBank::new(registry, device);

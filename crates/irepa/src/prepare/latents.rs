@@ -52,6 +52,7 @@ pub fn latents(
     if !settings.weights.is_file() {
         return Err(TrainError::NoAutoencoder(settings.weights.to_path_buf()).into());
     }
+    config.apply_numerics(device)?;
     let dataset = data::open(&data.path, &data.training_split())?;
     let key = AutoencoderFiles::default().cache_key(config, dataset.as_ref())?;
     let key = key.ok_or(PrepareError::NoLatents("identity"))?;

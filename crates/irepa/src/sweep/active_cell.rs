@@ -7,7 +7,7 @@ use std::time::Instant;
 use tch::Tensor;
 use training::{DeviceBatch, Inputs, MetricsLog, Run, TrainError};
 
-use super::failure::{Reason, hardware, now};
+use super::failure::{Reached, Reason, fail, hardware, now};
 use super::measures::{EncoderFigures, described, judges};
 use super::progress::CellProgress;
 use super::token_source::TokenSource;
@@ -197,6 +197,16 @@ impl<'a> Active<'a> {
         })?;
         context.progress.done(&self.progress, &line);
         Ok(())
+    }
+
+    /// Writes the result of a cell that failed at the step where it stands.
+    pub(super) fn fail(&self, context: &Context, reason: &Reason) {
+        let trainer = self.run.trainer();
+        let reached = Reached {
+            steps: trainer.steps_done(),
+            corrupt_skipped: Some(trainer.cursor().skipped),
+        };
+        fail(context, self.planned, Some(&self.progress), reached, reason);
     }
 
     /// A grid with the classes in turn, for the report. Says whether it was not interrupted.

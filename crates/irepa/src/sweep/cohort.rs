@@ -9,7 +9,7 @@ use training::DeviceBatch;
 use training::checkpoint::{self, Identity};
 
 use super::active_cell::{Active, Unopened};
-use super::failure::{Reason, fail, leave};
+use super::failure::{Reached, Reason, fail, leave};
 use super::latent_source::LatentSource;
 use super::measures::{judges, measure_encoder};
 use super::prefetch::{Prefetcher, Prepared, Sources};
@@ -53,6 +53,8 @@ pub(super) struct Held<'a> {
     pub(super) planned: &'a Planned,
     /// By which file, in words.
     pub(super) reason: Reason,
+    /// Whether it may wait for ever: the lock is a file, which stays when its owner is killed.
+    pub(super) is_by_file: bool,
 }
 
 /// Runs cells of one cohort to their end. Failures are written to the cells' folders. Returns the cells that other
@@ -95,9 +97,13 @@ pub(super) fn run<'a>(context: &Context, cells: Vec<&'a Planned>) -> Vec<Held<'a
 fn take<'a>(context: &Context, planned: &'a Planned, held: &mut Vec<Held<'a>>) -> Option<CellLock> {
     let lock = match planned.folder.lock() {
         Ok(lock) => lock,
-        Err(error @ CellFolderError::Locked(_)) => {
-            let reason = Reason::from(error);
-            held.push(Held { planned, reason });
+        Err(CellFolderError::Locked(lock)) => {
+            let is_by_file = lock.is_by_file();
+            held.push(Held {
+                planned,
+                reason: Reason::from(CellFolderError::Locked(lock)),
+                is_by_file,
+            });
             return None;
         }
         Err(error) => {
@@ -188,15 +194,14 @@ impl<'a> Part<'a> {
             // Not even the first could be opened, and the others would do no better.
             for planned in self.left() {
                 if let Some(lock) = take(context, planned, &mut self.held) {
-                    fail(context, planned, None, saved_steps(planned), reason);
+                    fail(context, planned, None, saved(planned), reason);
                     drop(lock);
                 }
             }
             return Vec::new();
         }
         for cell in active {
-            let steps = cell.run.trainer().steps_done();
-            fail(context, cell.planned, Some(&cell.progress), steps, reason);
+            cell.fail(context, reason);
         }
         self.left()
     }
@@ -239,7 +244,7 @@ impl<'a> Part<'a> {
                     return Err(reason);
                 }
                 Err((Unopened::Failed(reason), _lock)) => {
-                    fail(context, planned, None, saved_steps(planned), &reason);
+                    fail(context, planned, None, saved(planned), &reason);
                 }
             }
             next = self.take_another(context, &room);
@@ -340,13 +345,12 @@ impl<'a> Part<'a> {
             }
         }
         for (cell, saved) in failed {
-            let steps = cell.run.trainer().steps_done();
             let mut reason = reason.clone();
             if let Err(error) = saved {
                 let Reason(error) = Reason::from(error);
                 reason.0.push_str(&format!("; nor was it saved: {error}"));
             }
-            fail(context, cell.planned, Some(&cell.progress), steps, &reason);
+            cell.fail(context, &reason);
         }
     }
 
@@ -414,8 +418,7 @@ impl<'a> Part<'a> {
                 }
                 Err(reason) => {
                     let cell = self.active.remove(index);
-                    let steps = cell.run.trainer().steps_done();
-                    fail(context, cell.planned, Some(&cell.progress), steps, &reason);
+                    cell.fail(context, &reason);
                 }
             }
         }
@@ -436,7 +439,7 @@ impl<'a> Part<'a> {
                 ),
                 Err(error) => {
                     let reason = Reason::from(error);
-                    fail(context, cell.planned, Some(&cell.progress), done, &reason);
+                    cell.fail(context, &reason);
                 }
             }
         }
@@ -476,8 +479,7 @@ impl<'a> Part<'a> {
             }
             let cell = self.active.remove(0);
             if let Err(reason) = outcome {
-                let steps = cell.run.trainer().steps_done();
-                fail(context, cell.planned, Some(&cell.progress), steps, &reason);
+                cell.fail(context, &reason);
             }
         }
         Ok(())
@@ -495,20 +497,23 @@ fn open_sources(
     Ok((tokens, latents, Room::new(context)?))
 }
 
-/// Steps of the newest checkpoint that the cell would resume from.
-fn saved_steps(planned: &Planned) -> u64 {
+/// The newest checkpoint that a cell would resume from.
+fn saved(planned: &Planned) -> Reached {
     let config = &planned.cell.config;
     let hash = config.training_hash(&planned.identity);
     // It is for the words of a failure; what cannot be read is named elsewhere.
     let found = checkpoint::list(&planned.folder.path().join("checkpoints"));
-    found
+    let steps = found
         .unwrap_or_default()
         .iter()
         .filter_map(|path| Identity::read(path).ok())
         .filter(|identity| identity.config_hash == hash && identity.step <= config.train.steps)
         .map(|identity| identity.step)
-        .max()
-        .unwrap_or(0)
+        .max();
+    Reached {
+        steps: steps.unwrap_or(0),
+        corrupt_skipped: None,
+    }
 }
 
 /// Memory for the state of cells.

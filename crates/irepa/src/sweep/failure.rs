@@ -50,23 +50,31 @@ impl Reason {
     }
 }
 
+/// How far a cell had come when it failed.
+pub(super) struct Reached {
+    /// Optimiser steps done.
+    pub(super) steps: u64,
+    /// Corrupt samples that its data stream had skipped, where the cell was open.
+    pub(super) corrupt_skipped: Option<u64>,
+}
+
 /// Writes a failed cell's result and says so. An earlier result that is done is not lost.
 pub(super) fn fail(
     context: &Context,
     planned: &Planned,
     progress: Option<&CellProgress>,
-    steps: u64,
+    reached: Reached,
     reason: &Reason,
 ) {
     let mut row = empty_row(&planned.cell, Status::Failed);
-    row.steps = Some(steps);
+    row.steps = Some(reached.steps);
     row.reason = reason.0.clone();
     let written = planned.folder.write_failure(&CellResult {
         hash: planned.hash.clone(),
         hardware: hardware(context.device, &planned.cell.config),
         started_at: now(),
         finished_at: now(),
-        corrupt_skipped: None,
+        corrupt_skipped: reached.corrupt_skipped,
         collapse: None,
         row,
     });

@@ -76,7 +76,11 @@ pub(super) fn measure_encoder(
     let encoder = match source.loaded().next() {
         Some(encoder) => encoder,
         None => {
-            from_bank = context.bank.load_for(name, config)?;
+            let precision = config.alignment.encoder_precision;
+            from_bank = context
+                .bank
+                .load_until(context.interrupted, name, config.data.resolution, precision)?
+                .ok_or(EvaluationError::Interrupted)?;
             from_bank.as_ref()
         }
     };

@@ -42,7 +42,7 @@ use crate::experiment::{Cell, DeviceKind, Plan};
 use crate::report::{self, ReportError};
 use crate::results::{self, ResultRow, ResultsError, Status};
 use crate::{errln, outln};
-use cohort::Cohort;
+use cohort::{Cohort, Held};
 use progress::Progress;
 
 pub use single::{InitialWeights, TrainOptions, train};
@@ -342,13 +342,16 @@ pub fn run(
             }
             let left = cohort::run(&context, cells);
             if !left.is_empty() {
-                held.push(left.into_iter().map(|held| held.planned).collect());
+                held.push(left);
             }
             let _lock = lock_results(&folder)?;
             write_results(&folder, &plan, &missing, &hashes)?;
         }
-        groups = held;
-        wait_for_others(&context, &groups);
+        wait_for_others(&context, &held);
+        groups = held
+            .into_iter()
+            .map(|cells| cells.into_iter().map(|held| held.planned).collect())
+            .collect();
     }
     context.progress.finish();
     let lock = lock_results(&folder)?;
@@ -389,19 +392,23 @@ pub fn run(
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Waits until one of the cells that other processes have is free, done or not, or until it is interrupted.
-fn wait_for_others(context: &Context, groups: &[Vec<&Planned>]) {
+fn wait_for_others(context: &Context, groups: &[Vec<Held>]) {
     let cells = || groups.iter().flatten();
     if cells().next().is_none() {
         return;
     }
-    let ids: Vec<&str> = cells().map(|planned| planned.cell.id.as_str()).collect();
+    let ids: Vec<&str> = cells().map(|held| held.planned.cell.id.as_str()).collect();
     context.progress.print(&format!(
         "waiting for cells that other processes run: {}",
         ids.join("  ")
     ));
-    let is_free = |planned: &&Planned| {
+    for held in cells().filter(|held| held.is_by_file) {
+        let line = format!("{}: {}", held.planned.cell.id, held.reason.0);
+        context.progress.print(&line);
+    }
+    let is_free = |held: &Held| {
         // A folder that can no longer be written is found out when it is the cell's turn.
-        !matches!(planned.folder.lock(), Err(CellFolderError::Locked(_)))
+        !matches!(held.planned.folder.lock(), Err(CellFolderError::Locked(_)))
     };
     while !context.is_interrupted() && !cells().any(is_free) {
         thread::sleep(LOOK_EVERY);

@@ -106,6 +106,12 @@ pub enum NpzError {
 }
 
 impl NpzError {
+    /// Whether the file is damaged or holds something else. An error of the disk, of permissions or of memory says
+    /// nothing about the file.
+    pub fn is_damage(&self) -> bool {
+        !matches!(self, Self::Io { .. })
+    }
+
     fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
         let path = path.to_owned();
         move |source| Self::Io {

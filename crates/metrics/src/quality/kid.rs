@@ -1,5 +1,7 @@
 //! The kernel inception distance.
 
+use std::sync::atomic::AtomicBool;
+
 use faer::Mat;
 use ndarray::{ArrayView2, Axis};
 use rand::SeedableRng;
@@ -9,6 +11,7 @@ use rayon::prelude::*;
 use super::mean_and_deviation;
 use super::moments::check_finite;
 use crate::MetricsError;
+use crate::error::check_interrupted;
 use crate::linalg::sequential_product;
 
 /// Subsets on which [`kid`] is computed. The default is torch-fidelity's.
@@ -80,17 +83,31 @@ pub fn kid(
     fake: ArrayView2<'_, f32>,
     options: &KidOptions,
 ) -> Result<Kid, MetricsError> {
+    kid_until(&AtomicBool::new(false), real, fake, options)
+}
+
+/// As [`kid`], until `interrupted` is set, which is read before each subset.
+///
+/// # Errors
+///
+/// As [`kid`]; [`MetricsError::Interrupted`].
+pub fn kid_until(
+    interrupted: &AtomicBool,
+    real: ArrayView2<'_, f32>,
+    fake: ArrayView2<'_, f32>,
+    options: &KidOptions,
+) -> Result<Kid, MetricsError> {
     let size = options.size(real.nrows(), fake.nrows());
     if options.subsets > 0 && size == real.nrows() && size == fake.nrows() {
         let all: Vec<usize> = (0..size).collect();
-        return kid_of_subsets(real, fake, &[(all.clone(), all)]);
+        return over_subsets(interrupted, real, fake, &[(all.clone(), all)]);
     }
     let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
     let mut draw = |count| rand::seq::index::sample(&mut rng, count, size).into_vec();
     let indices: Vec<_> = (0..options.subsets)
         .map(|_| (draw(real.nrows()), draw(fake.nrows())))
         .collect();
-    kid_of_subsets(real, fake, &indices)
+    over_subsets(interrupted, real, fake, &indices)
 }
 
 /// [`kid`] over given subsets: for each, the rows of `real` and as many of `fake`.
@@ -99,6 +116,15 @@ pub fn kid(
 ///
 /// As [`kid`]; [`MetricsError::OutOfRange`] for a row that is not there.
 pub fn kid_of_subsets(
+    real: ArrayView2<'_, f32>,
+    fake: ArrayView2<'_, f32>,
+    subsets: &[(Vec<usize>, Vec<usize>)],
+) -> Result<Kid, MetricsError> {
+    over_subsets(&AtomicBool::new(false), real, fake, subsets)
+}
+
+fn over_subsets(
+    interrupted: &AtomicBool,
     real: ArrayView2<'_, f32>,
     fake: ArrayView2<'_, f32>,
     subsets: &[(Vec<usize>, Vec<usize>)],
@@ -128,6 +154,7 @@ pub fn kid_of_subsets(
     let values = subsets
         .par_iter()
         .map(|(rows, fake_rows)| {
+            check_interrupted(interrupted)?;
             let real = real.select(Axis(0), rows);
             let fake = fake.select(Axis(0), fake_rows);
             discrepancy(real.view(), fake.view(), Estimator::Unbiased)

@@ -17,9 +17,13 @@ mod precision_recall;
 pub use frechet::{FrechetTerms, frechet_distance, frechet_distance_of_features};
 pub use gaussian::Gaussian;
 pub use inception_score::{InceptionScore, InceptionScores, Shuffled, Splits, inception_score};
-pub use kid::{Estimator, Kid, KidOptions, kid, kid_of_subsets, mmd2, polynomial_kernel};
+pub use kid::{
+    Estimator, Kid, KidOptions, kid, kid_of_subsets, kid_until, mmd2, polynomial_kernel,
+};
 pub use moments::Moments;
-pub use precision_recall::{Manifolds, PrecisionRecall, manifolds, precision_recall};
+pub use precision_recall::{
+    Manifolds, PrecisionRecall, manifolds, precision_recall, precision_recall_until,
+};
 
 pub(crate) use moments::check_finite;
 

@@ -1,11 +1,14 @@
 //! Improved precision and recall, density and coverage: which samples lie in the other set's balls.
 
+use std::sync::atomic::AtomicBool;
+
 use faer::Mat;
 use ndarray::{ArrayView2, s};
 use rayon::prelude::*;
 
 use super::moments::{check_finite, feature_means};
 use crate::MetricsError;
+use crate::error::check_interrupted;
 use crate::linalg::sequential_product;
 
 /// Samples of a block of the matrix of distances: what a task holds is `2 BLOCK D + BLOCK^2` numbers.
@@ -58,7 +61,21 @@ pub fn precision_recall(
     fake: ArrayView2<'_, f32>,
     k: usize,
 ) -> Result<PrecisionRecall, MetricsError> {
-    Ok(manifolds(real, fake, k)?.scores())
+    precision_recall_until(&AtomicBool::new(false), real, fake, k)
+}
+
+/// As [`precision_recall`], until `interrupted` is set, which is read before each block of distances.
+///
+/// # Errors
+///
+/// As [`manifolds`]; [`MetricsError::Interrupted`].
+pub fn precision_recall_until(
+    interrupted: &AtomicBool,
+    real: ArrayView2<'_, f32>,
+    fake: ArrayView2<'_, f32>,
+    k: usize,
+) -> Result<PrecisionRecall, MetricsError> {
+    Ok(manifolds_until(interrupted, real, fake, k)?.scores())
 }
 
 /// The balls of both sets, and which samples lie in them.
@@ -68,6 +85,15 @@ pub fn precision_recall(
 /// [`MetricsError::Shape`] for different numbers of features, [`MetricsError::TooFew`] for a set of `k`
 /// samples or fewer, [`MetricsError::OutOfRange`] for `k = 0`, [`MetricsError::NonFinite`].
 pub fn manifolds(
+    real: ArrayView2<'_, f32>,
+    fake: ArrayView2<'_, f32>,
+    k: usize,
+) -> Result<Manifolds, MetricsError> {
+    manifolds_until(&AtomicBool::new(false), real, fake, k)
+}
+
+fn manifolds_until(
+    interrupted: &AtomicBool,
     real: ArrayView2<'_, f32>,
     fake: ArrayView2<'_, f32>,
     k: usize,
@@ -103,9 +129,9 @@ pub fn manifolds(
     // Products of centred features lose fewer digits; distances do not change.
     let centre = feature_means(real);
     let (real, fake) = (Set::new(real, &centre), Set::new(fake, &centre));
-    let (real_radii, fake_radii) = (real.radii(k), fake.radii(k));
-    let (fake_in_real, covered) = fake.count_balls(&real, &real_radii);
-    let (real_in_fake, _) = real.count_balls(&fake, &fake_radii);
+    let (real_radii, fake_radii) = (real.radii(k, interrupted)?, fake.radii(k, interrupted)?);
+    let (fake_in_real, covered) = fake.count_balls(&real, &real_radii, interrupted)?;
+    let (real_in_fake, _) = real.count_balls(&fake, &fake_radii, interrupted)?;
     let root = |squares: Vec<f64>| squares.into_iter().map(f64::sqrt).collect();
     Ok(Manifolds {
         real_radii: root(real_radii),
@@ -190,13 +216,14 @@ impl<'a> Set<'a> {
     }
 
     /// Squared distance of every sample to its `k`-th nearest other sample, `[N]`.
-    fn radii(&self, k: usize) -> Vec<f64> {
+    fn radii(&self, k: usize, interrupted: &AtomicBool) -> Result<Vec<f64>, MetricsError> {
         let starts: Vec<usize> = self.blocks().collect();
-        let radii = starts.par_iter().flat_map_iter(|&start| {
+        let radii = starts.par_iter().map(|&start| {
             let own = self.block(start);
             // Of each sample the nearest others so far, in ascending order.
             let mut nearest = vec![Vec::with_capacity(k + 1); own.ncols()];
             for other_start in self.blocks() {
+                check_interrupted(interrupted)?;
                 let products = sequential_product(self.block(other_start).as_ref(), own.as_ref());
                 for (column, nearest) in nearest.iter_mut().enumerate() {
                     let i = start + column;
@@ -217,16 +244,22 @@ impl<'a> Set<'a> {
                     }
                 }
             }
-            nearest
+            let radii = nearest
                 .into_iter()
-                .map(|nearest| nearest.last().map_or(0.0, |&(_, square)| square))
+                .map(|nearest| nearest.last().map_or(0.0, |&(_, square)| square));
+            Ok(radii.collect::<Vec<f64>>())
         });
-        radii.collect()
+        Ok(radii.collect::<Result<Vec<_>, MetricsError>>()?.concat())
     }
 
     /// In how many balls of `other`, whose squared radii are given, each sample lies, and whether each of
     /// those balls holds a sample.
-    fn count_balls(&self, other: &Self, radii: &[f64]) -> (Vec<usize>, Vec<bool>) {
+    fn count_balls(
+        &self,
+        other: &Self,
+        radii: &[f64],
+        interrupted: &AtomicBool,
+    ) -> Result<(Vec<usize>, Vec<bool>), MetricsError> {
         let starts: Vec<usize> = self.blocks().collect();
         let parts: Vec<(Vec<usize>, Vec<bool>)> = starts
             .par_iter()
@@ -235,6 +268,7 @@ impl<'a> Set<'a> {
                 let mut counts = vec![0; own.ncols()];
                 let mut hit = vec![false; other.len()];
                 for other_start in other.blocks() {
+                    check_interrupted(interrupted)?;
                     let products =
                         sequential_product(other.block(other_start).as_ref(), own.as_ref());
                     for (column, count) in counts.iter_mut().enumerate() {
@@ -253,9 +287,9 @@ impl<'a> Set<'a> {
                         }
                     }
                 }
-                (counts, hit)
+                Ok((counts, hit))
             })
-            .collect();
+            .collect::<Result<_, MetricsError>>()?;
         let mut counts = Vec::with_capacity(self.len());
         let mut hit = vec![false; other.len()];
         for (part, part_hit) in parts {
@@ -264,7 +298,7 @@ impl<'a> Set<'a> {
                 *hit |= part;
             }
         }
-        (counts, hit)
+        Ok((counts, hit))
     }
 }
 

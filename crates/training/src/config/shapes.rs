@@ -1,10 +1,9 @@
 //! What each setting shapes, and the hashes that follow from it.
 
+use files::Checksum;
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 
 use super::Config;
-use crate::checkpoint::hex;
 use crate::learning_rate::Schedule;
 
 /// What a setting shapes.
@@ -99,7 +98,7 @@ impl Config {
             .filter(|(key, _)| counts(self.shapes(key)))
             .collect();
         let text = Value::Object(settings).to_string();
-        let mut hash = hex(&Sha256::digest(format!("{identity}\n{text}").as_bytes()));
+        let mut hash = Checksum::of(format!("{identity}\n{text}").as_bytes()).sha256;
         hash.truncate(16);
         hash
     }
