@@ -21,7 +21,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use data::Cursor;
-use files::{AtomicFolder, Scope};
+use files::{AtomicFolder, LeftoverScope};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tch::{TchError, Tensor};
@@ -455,7 +455,7 @@ pub fn prune(folder: &Path, keep: usize, spared: Option<&Path>) -> Result<(), Ch
     for path in old {
         remove_folder(&path)?;
     }
-    files::remove_leftovers(folder, Scope::Own)
+    files::remove_leftovers(folder, LeftoverScope::EndedOrUnknown)
         .map_err(|e| CheckpointError::io("clean up", folder, e))
 }
 
