@@ -162,7 +162,7 @@ impl FolderDataset {
             return Err(layout(
                 &files[index as usize].0,
                 format!("the file is {unsupported}"),
-                "replace such files by PNG, JPEG or WebP images",
+                "replace such files with PNG, JPEG or WebP images",
             ));
         }
         Ok(Self {

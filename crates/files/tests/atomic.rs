@@ -45,7 +45,7 @@ fn files_and_folders_have_default_permissions() {
     fs::write(folder.path().join("plain"), "").unwrap();
     fs::create_dir(folder.path().join("plain folder")).unwrap();
     files::write(&folder.path().join("written"), |_| Ok(())).unwrap();
-    // Some writers replace the file by one that only the owner may read.
+    // Some writers replace the file with one that only the owner may read.
     let replaced = AtomicPath::create(&folder.path().join("replaced")).unwrap();
     fs::remove_file(replaced.path()).unwrap();
     fs::write(replaced.path(), "new").unwrap();

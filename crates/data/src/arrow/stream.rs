@@ -175,7 +175,7 @@ impl Messages<'_> {
                 return Err(DataError::Malformed {
                     path: self.path.to_path_buf(),
                     problem: format!("this is {what}"),
-                    fix: "replace it by the Arrow file",
+                    fix: "replace it with the Arrow file",
                 });
             }
             let (problem, fix) = match self.position {
