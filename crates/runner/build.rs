@@ -1,5 +1,5 @@
-//! Tells the program for which target it is built: cargo puts what it builds for a target that was asked for into a
-//! folder of that name.
+//! Passes the target triple to the program, because cargo puts the output of a build with `--target` into a folder of
+//! that name.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");

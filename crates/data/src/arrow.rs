@@ -1,34 +1,34 @@
-//! Folders written by Hugging Face `save_to_disk`.
+//! Data sets in folders written by Hugging Face `save_to_disk`.
 //!
-//! `state.json` lists the data files, `dataset_info.json` the columns; the files are Arrow IPC
+//! `state.json` lists the data files, `dataset_info.json` the columns; the data files are Arrow IPC
 //! streams. An image column is a struct `{bytes, path}` or plain binary.
 //!
-//! Opening a data set reads the headers of all record batches and notes where the image bytes and
-//! labels lie. Reading a sample then takes three small positioned reads, however large the batch.
-//! So shuffled access to a set of any size needs neither a cache nor a memory map.
+//! Opening a data set reads the headers of all record batches and records the file offsets of image bytes
+//! and labels. Reading a sample then takes three small positioned reads, independent of the size of the
+//! batch. Random access to a data set of any size therefore needs neither a cache nor a memory map.
 
 mod cells;
 mod features;
 mod files;
+mod locate;
 mod stream;
-mod walk;
 
 use std::path::Path;
 
 use arrow_schema::DataType;
 
-use self::cells::{CellError, RowGroup};
+use self::cells::{ReadError, RowGroup};
 use self::features::{Features, State};
 use self::files::Files;
 use self::stream::Columns;
 use crate::dataset::{Dataset, Fingerprint, ONLY_CLASS, OpenOptions};
 use crate::error::DataError;
 use crate::formats;
-use crate::sample::{Image, KnownWhole, Sample};
+use crate::sample::{CompleteSamples, Image, Sample};
 
-/// The option that names the image column, for messages.
+/// The option that names the image column, for error messages.
 const IMAGE_COLUMN: &str = "image_column";
-/// The option that names the label column, for messages.
+/// The option that names the label column, for error messages.
 const LABEL_COLUMN: &str = "label_column";
 
 /// A data set, or one split of one, written by Hugging Face `save_to_disk`.
@@ -41,10 +41,10 @@ pub struct ArrowDataset {
     groups: Vec<Group>,
     len: u64,
     fingerprint: String,
-    whole: KnownWhole,
+    complete: CompleteSamples,
 }
 
-/// A record batch, and its place in the data set.
+/// A record batch, with its file and its first row in the data set.
 #[derive(Debug)]
 struct Group {
     file: usize,
@@ -53,16 +53,15 @@ struct Group {
 }
 
 impl ArrowDataset {
-    /// Reads the JSON pages, indexes the Arrow files and checks what can be checked without decoding: that there are
-    /// samples, that no image is null, that some images have a format that is read, and that all labels are in
-    /// range.
+    /// Reads the JSON files, indexes the Arrow files and performs the checks that need no decoding: there are
+    /// samples, no image is null, a selection of images has supported formats, and all labels are in range.
     ///
     /// # Errors
     ///
-    /// [`DataError::Empty`], [`DataError::Images`] and [`DataError::Labels`] for what was checked,
-    /// [`DataError::Metadata`] for the JSON pages, [`DataError::MissingColumn`] and
+    /// [`DataError::Empty`], [`DataError::Images`] and [`DataError::Labels`] if one of these checks fails,
+    /// [`DataError::Metadata`] for the JSON files, [`DataError::MissingColumn`] and
     /// [`DataError::ColumnType`] for the columns, [`DataError::Truncated`] and
-    /// [`DataError::Malformed`] for the Arrow files, [`DataError::Io`] if one cannot be read.
+    /// [`DataError::Malformed`] for the Arrow files, [`DataError::Io`] if a file cannot be read.
     pub fn open(root: &Path, name: String, options: &OpenOptions) -> Result<Self, DataError> {
         let state = State::read(root)?;
         let features = Features::read(root)?;
@@ -113,7 +112,7 @@ impl ArrowDataset {
             groups,
             len,
             fingerprint: fingerprint.finish(),
-            whole: KnownWhole::none_of(len),
+            complete: CompleteSamples::new(len),
         };
         dataset.check_images(root, &columns.image)?;
         if let Some(label) = &columns.label {
@@ -125,8 +124,8 @@ impl ArrowDataset {
         Ok(dataset)
     }
 
-    /// Refuses a column in which images are null, by the counts in the headers, or of another format than those that
-    /// are read, by the first bytes of some images.
+    /// Refuses a column with null images, according to the counts in the headers, or with images of an unsupported
+    /// format, according to the first bytes of a selection of images.
     fn check_images(&self, root: &Path, column: &str) -> Result<(), DataError> {
         let failed = |problem: String, fix| DataError::Images {
             path: root.to_path_buf(),
@@ -141,55 +140,56 @@ impl ArrowDataset {
             .sum();
         if null > 0 {
             let problem = match null >= self.len {
-                true => "all images are null: the images lie outside of the data set, which has only their paths"
+                true => "all images are null: the data set has only the paths of images that are stored elsewhere"
                     .to_owned(),
                 false => format!("{null} of {} images are null", self.len),
             };
             return Err(failed(
                 problem,
-                "embed them: in Python `cast_column(name, datasets.Image())` where the image files can be read, \
-                 then `save_to_disk`; remove rows without an image with `filter`",
+                "embed them: in Python, call `cast_column(name, datasets.Image())` on a machine with access to the \
+                 image files, then `save_to_disk`; remove rows without an image with `filter`",
             ));
         }
         let head = |index| {
             let (group, row) = self.group_of(index);
             let file = self.files.get(group.file)?;
             let head = group.rows.image_head(&file, row, formats::HEAD);
-            // A damaged place is this sample's fault, and found when it is read.
+            // Damage concerns this sample only and is reported when the sample is read.
             match head {
                 Ok(head) => Ok(head),
-                Err(CellError::Broken(_)) => Ok(Vec::new()),
-                Err(error) => Err(self.cell_error(group.file, index, column, error)),
+                Err(ReadError::Corrupt(_)) => Ok(Vec::new()),
+                Err(error) => Err(self.read_error(group.file, index, column, error)),
             }
         };
         let survey = formats::survey(self.len, head)?;
-        match survey.refused {
+        match survey.unsupported {
             Some((index, format)) if format.is_tiff() => Err(failed(
                 format!(
-                    "the image of sample {index} is stored as TIFF; PNG, JPEG and WebP are read"
+                    "the image of sample {index} is stored as TIFF; supported: PNG, JPEG and WebP"
                 ),
                 "`datasets` stores images of the modes CMYK, P, F, I and others as TIFF: convert them with \
                  `image.convert(\"RGB\")` before `save_to_disk`",
             )),
-            Some((index, format)) if survey.all => Err(failed(
-                format!("the image of sample {index} is {format}; PNG, JPEG and WebP are read"),
-                "store the images as PNG, JPEG or WebP: in Python `image.convert(\"RGB\")` before `save_to_disk`",
+            Some((index, format)) if survey.all_unsupported => Err(failed(
+                format!("the image of sample {index} is {format}; supported: PNG, JPEG and WebP"),
+                "store the images as PNG, JPEG or WebP: in Python, call `image.convert(\"RGB\")` before \
+                 `save_to_disk`",
             )),
             _ => Ok(()),
         }
     }
 
-    /// Refuses labels that are null or have no class. Returns the largest. `classes` is the number of names, if there
-    /// are any.
+    /// Refuses labels that are null or have no class. Returns the largest label. `classes` is the number of class
+    /// names, if the column has names.
     fn check_labels(
         &self,
         root: &Path,
         column: &str,
         classes: Option<usize>,
     ) -> Result<i64, DataError> {
-        /// So that one wrong number does not make a million classes.
-        const MOST_CLASSES: usize = 1_000_000;
-        let most = classes.unwrap_or(MOST_CLASSES);
+        /// Limits the number of classes that one wrong label can create.
+        const MAX_CLASSES: usize = 1_000_000;
+        let limit = classes.unwrap_or(MAX_CLASSES);
         let (mut largest, mut wrong, mut first) = (0, 0, None);
         for group in &self.groups {
             let file = self.files.get(group.file)?;
@@ -200,7 +200,7 @@ impl ArrowDataset {
             ))?;
             for (index, label) in (group.first_row..).zip(labels) {
                 match label {
-                    Some(label) if usize::try_from(label).is_ok_and(|label| label < most) => {
+                    Some(label) if usize::try_from(label).is_ok_and(|label| label < limit) => {
                         largest = largest.max(label);
                     }
                     wrong_label => {
@@ -222,14 +222,14 @@ impl ArrowDataset {
                 Some(classes) => {
                     format!("0..{}, the {classes} names of its ClassLabel", classes - 1)
                 }
-                None => format!("0..{}", MOST_CLASSES - 1),
+                None => format!("0..{}", MAX_CLASSES - 1),
             },
             wrong,
             len: self.len,
         })
     }
 
-    /// The record batch of a sample that is there, and its row in it.
+    /// The record batch of an existing sample, and the row of the sample in it.
     fn group_of(&self, index: u64) -> (&Group, u64) {
         let group = self
             .groups
@@ -247,14 +247,14 @@ impl ArrowDataset {
         }
     }
 
-    fn cell_error(&self, file: usize, index: u64, column: &str, error: CellError) -> DataError {
+    fn read_error(&self, file: usize, index: u64, column: &str, error: ReadError) -> DataError {
         match error {
-            CellError::Io(source) => DataError::Io {
+            ReadError::Io(source) => DataError::Io {
                 path: self.files.path(file).to_path_buf(),
                 action: "read a sample",
                 source,
             },
-            CellError::Broken(reason) => self.corrupt(index, format!("{column}: {reason}")),
+            ReadError::Corrupt(reason) => self.corrupt(index, format!("{column}: {reason}")),
         }
     }
 }
@@ -279,8 +279,8 @@ impl Dataset for ArrowDataset {
         let bytes = group
             .rows
             .image(&file, row)
-            .map_err(|error| self.cell_error(group.file, index, "image", error))?;
-        let image = Image::decode_sample(&bytes, index, &self.whole)
+            .map_err(|error| self.read_error(group.file, index, "image", error))?;
+        let image = Image::decode_sample(&bytes, index, &self.complete)
             .map_err(|error| self.corrupt(index, error.to_string()))?;
         Ok(Sample {
             index,
@@ -302,14 +302,14 @@ impl Dataset for ArrowDataset {
         let label = group
             .rows
             .label(&file, row)
-            .map_err(|error| self.cell_error(group.file, index, "label", error))?;
+            .map_err(|error| self.read_error(group.file, index, "label", error))?;
         if self.labelled
             && usize::try_from(label).map_or(true, |label| label >= self.class_names.len())
         {
             let classes = self.class_names.len();
             return Err(self.corrupt(
                 index,
-                format!("label {label}, and there are {classes} classes"),
+                format!("label {label} is out of range: there are {classes} classes"),
             ));
         }
         Ok(label)
@@ -320,7 +320,7 @@ impl Dataset for ArrowDataset {
     }
 }
 
-/// The error for a column whose type is not read.
+/// The error for a column of an unsupported type.
 fn column_type(
     path: &Path,
     key: &'static str,

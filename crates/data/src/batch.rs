@@ -1,4 +1,4 @@
-//! A batch of images, and fixed batches for evaluation.
+//! Batches of images, and reading a batch of chosen samples for evaluation.
 
 use rayon::prelude::*;
 
@@ -7,7 +7,7 @@ use crate::error::DataError;
 use crate::loader::Cursor;
 use crate::render::{self, Background, Rendered};
 
-/// Largest side of a batch's images, so that a slip of the pen does not ask for all memory.
+/// Largest side of the images of a batch, so that a typo does not exhaust memory.
 pub(crate) const MAX_RESOLUTION: u32 = 8192;
 
 /// `B` images of `R` x `R` pixels with their labels, in the order of the stream.
@@ -16,18 +16,19 @@ pub struct Batch {
     /// Colours 0..255, `[B, 3, R, R]`, row-major.
     pub images: Vec<u8>,
     /// Opacity after the same crop and flip, 0 (background) to 255 (foreground), `[B, R, R]`.
-    /// `None` if no image of the batch has an alpha channel; where some have, the others are 255.
+    /// `None` if no image of the batch has an alpha channel. If only some have one, the masks of the
+    /// others are 255 everywhere.
     pub masks: Option<Vec<u8>>,
-    /// Classes, `[B]`.
+    /// Class indices, `[B]`.
     pub labels: Vec<i64>,
     /// Indices of the samples in the data set, `[B]`.
     pub ids: Vec<u64>,
-    /// Whether an image is mirrored, `[B]`.
+    /// Whether each image is mirrored left to right, `[B]`.
     pub flipped: Vec<bool>,
     /// The side `R` in pixels.
     pub resolution: u32,
-    /// State of the stream after this batch, for a checkpoint. A batch of [`read_batch`] is not part
-    /// of a stream and has the cursor of its start.
+    /// Position of the stream after this batch, for a checkpoint. A batch of [`read_batch`] is not part
+    /// of a stream; its cursor is the default, the start of a stream.
     pub cursor: Cursor,
 }
 
@@ -83,13 +84,13 @@ impl Batch {
 
 /// Reads the samples at `indices`, in that order, neither shuffled nor flipped.
 ///
-/// For fixed evaluation sets: reference features, spatial metrics, visualisation. Decodes in
-/// rayon's threads.
+/// This serves fixed evaluation sets: reference features, spatial metrics, visualisation. Images are
+/// decoded in parallel by rayon.
 ///
 /// # Errors
 ///
 /// The error of the first sample of `indices` that cannot be read: an evaluation set must not
-/// shrink in silence. [`DataError::Config`] if `resolution` is out of range.
+/// shrink silently. [`DataError::Config`] if `resolution` is out of range.
 pub fn read_batch(
     dataset: &dyn Dataset,
     indices: &[u64],

@@ -1,7 +1,7 @@
-//! The centre crop of ADM, through which all training images go.
+//! The centre crop of ADM, which is applied to all training images.
 //!
-//! From `center_crop_arr` of openai/guided-diffusion (`image_datasets.py`), which SiT, REPA and
-//! iREPA (`ldm/utils.py`, `jit/util/crop.py`) share.
+//! Follows `center_crop_arr` of openai/guided-diffusion (`image_datasets.py`), which SiT, REPA and
+//! iREPA (`ldm/utils.py`, `jit/util/crop.py`) also use.
 
 use std::borrow::Cow;
 
@@ -9,12 +9,12 @@ use crate::error::ImageError;
 use crate::pillow::{Filter, Output, resize, resize_window};
 use crate::sample::Image;
 
-/// Cuts the centre of an image to `size` x `size` pixels.
+/// Resizes an image and crops its centre to `size` x `size` pixels.
 ///
-/// While the shorter side is at least `2 size` the image is halved (rounding down) with the box
-/// filter; then the shorter side is brought to `size` with the bicubic filter; then the centre is
-/// cut. Small images are enlarged. All bytes equal those of Pillow 11.3 (see [`crate::pillow`]).
-/// An alpha channel goes through the same steps as a grey image of its own.
+/// While the shorter side is at least `2 size`, both sides are halved (rounding down) with the box
+/// filter. The shorter side is then resized to `size` with the bicubic filter, and the centre is
+/// cropped. Small images are enlarged. All bytes equal those of Pillow 11.3 (see [`crate::pillow`]).
+/// An alpha channel is processed separately, in the same steps as a grey image.
 ///
 /// ```
 /// use data::{Image, center_crop};
@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_crop_of_no_pixels_is_refused() {
+    fn a_crop_to_zero_pixels_is_refused() {
         let image = Image::new(1, 1, vec![0; 3], None).unwrap();
         assert_eq!(
             adm(&image, 0),
@@ -116,8 +116,8 @@ mod tests {
     }
 
     #[test]
-    fn a_thin_strip_is_cut_without_being_enlarged_whole() {
-        // Enlarged whole, this would be 256 x 15 million pixels.
+    fn a_thin_strip_is_cropped_without_enlarging_all_of_it() {
+        // The whole enlarged image would have 256 x 15 million pixels.
         let image = Image::new(1, 60_000, vec![7; 180_000], None).unwrap();
         let crop = adm(&image, 256).unwrap();
         assert!(crop.rgb().iter().all(|&byte| byte == 7));

@@ -1,15 +1,15 @@
-//! Which class of the training set a class of another data set is.
+//! Maps the class indices of another data set to those of the training set.
 
 use std::collections::HashMap;
 
 use crate::dataset::Dataset;
 use crate::error::DataError;
 
-/// Labels of a reference set as labels of the training set.
+/// Maps labels of a reference set to labels of the training set.
 ///
-/// Two data sets number their classes each for itself: a validation folder that lacks the second of 1,000
-/// classes numbers the third as 1. A model knows the numbers of its training set, so labels of any other set go
-/// through this map before a model or a classifier sees them.
+/// Each data set numbers its classes independently: a validation folder that lacks the second of 1,000
+/// classes numbers the third as 1. A model knows the numbers of its training set, so labels of any other set
+/// are mapped before a model or a classifier uses them.
 ///
 /// ```
 /// use data::ClassMap;
@@ -29,14 +29,15 @@ pub struct ClassMap {
 impl ClassMap {
     /// Maps the classes of `reference` to those of `training` by name.
     ///
-    /// The reference set may have fewer classes, and they may be in another order. If either set has no names
-    /// (labels that are plain integers, or a set without labels), labels keep their numbers, and both sets
-    /// must have equally many classes. Two sets of plain integers are compared by number, so there too the
-    /// reference set may have fewer.
+    /// The reference set may have fewer classes, in another order. If one of the sets has no class names
+    /// (its labels are plain integers, or it is unlabelled), labels keep their numbers, and both sets
+    /// must have the same number of classes. If the labels of both sets are plain integers, they are compared
+    /// by number, and the reference set may have fewer classes.
     ///
     /// # Errors
     ///
-    /// [`DataError::Classes`] names the first class of the reference set that the training set lacks.
+    /// [`DataError::Classes`] if the training set lacks a class of the reference set, or two classes of one set
+    /// have the same name.
     pub fn between(training: &dyn Dataset, reference: &dyn Dataset) -> Result<Self, DataError> {
         Self::between_names(
             (training.name(), training.class_names()),
@@ -44,8 +45,8 @@ impl ClassMap {
         )
     }
 
-    /// As [`between`](Self::between), for two sets given by their names and class names: of a checkpoint, for
-    /// example.
+    /// As [`between`](Self::between), for two data sets that are described by `(name, class_names)`, such as the
+    /// training set that a checkpoint records.
     ///
     /// # Errors
     ///
@@ -104,7 +105,7 @@ impl ClassMap {
             .find(|(_, name)| !by_name.contains_key(name.as_str()));
         Err(failed(match missing {
             Some((label, name)) => format!(
-                "class {label} of {reference_name} is `{name}`, and {training_name} has no class of this name{}",
+                "class {label} of {reference_name} is `{name}`, but {training_name} has no class of this name{}",
                 match training.get(label) {
                     Some(other) => format!(" (its class {label} is `{other}`)"),
                     None => String::new(),
@@ -114,19 +115,19 @@ impl ClassMap {
         }))
     }
 
-    /// The training label of a label of the reference set; `None` if the reference set has no such label.
+    /// Returns the training label of a reference label, or `None` if the reference set has no such label.
     pub fn training_label(&self, reference: i64) -> Option<i64> {
         let index = usize::try_from(reference).ok()?;
         self.labels.get(index).copied()
     }
 
-    /// Whether both sets number all their classes alike.
+    /// Whether both sets have the same classes with the same numbers.
     pub fn is_identity(&self) -> bool {
         self.labels.len() == self.training_classes
             && self.labels.iter().zip(0..).all(|(&label, i)| label == i)
     }
 
-    /// The training labels that the reference set has, ascending.
+    /// Returns the training labels of the classes in the reference set, in ascending order.
     pub fn training_labels(&self) -> Vec<i64> {
         let mut labels = self.labels.clone();
         labels.sort_unstable();
@@ -134,7 +135,7 @@ impl ClassMap {
     }
 }
 
-/// Whether the names say nothing: `0`, `1`, ... for plain integers, or the one class of a set without labels.
+/// Whether the names are placeholders: `0`, `1`, ... for integer labels, or the only class of an unlabelled set.
 fn is_nameless(names: &[String]) -> bool {
     names == [crate::dataset::ONLY_CLASS]
         || names
@@ -160,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn classes_are_mapped_by_name_whatever_their_order_and_number() {
+    fn classes_are_mapped_by_name_independently_of_order_and_count() {
         let map = between(&["ant", "bee", "cat"], &["cat", "ant"]).unwrap();
         let labels: Vec<_> = (-1..3).map(|label| map.training_label(label)).collect();
         assert_eq!(labels, [None, Some(2), Some(0), None]);
@@ -175,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flat_folder_among_named_classes_is_refused_with_the_first_difference() {
+    fn an_unlabelled_set_is_refused_for_named_classes_with_the_first_difference() {
         let text = between(&["ant", "bee", "cat"], &["all"]).unwrap_err();
         assert!(text.contains("class 0 of photos/val is `all`"), "{text}");
         assert!(text.contains("its class 0 is `ant`"), "{text}");
@@ -185,31 +186,31 @@ mod tests {
         );
         let text = between(&["ant", "bee"], &["ant", "bee", "cow"]).unwrap_err();
         assert!(text.contains("class 2 of photos/val is `cow`"), "{text}");
-        // As many classes, and another name.
+        // The same number of classes, but one name differs.
         assert!(between(&["ant", "bee"], &["ant", "bees"]).is_err());
-        // A model of one class knows no other, and would be measured against them.
+        // A model trained on one class would be compared with samples of classes that it never saw.
         assert!(between(&["all"], &["ant", "bee"]).is_err());
     }
 
     #[test]
-    fn sets_without_names_keep_their_numbers_if_the_counts_agree() {
+    fn labels_without_names_keep_their_numbers_if_the_class_counts_agree() {
         assert!(between(&["ant", "bee"], &["0", "1"]).unwrap().is_identity());
         assert!(between(&["0", "1"], &["ant", "bee"]).unwrap().is_identity());
         let text = between(&["ant", "bee", "cat"], &["0", "1"]).unwrap_err();
         assert!(text.contains("class 0 of photos/val is `0`"), "{text}");
-        // The numbers of two sets of plain integers are their names.
+        // Between two sets with integer labels, the numbers serve as names.
         let map = between(&["0", "1", "2"], &["0", "1"]).unwrap();
         assert_eq!(map.training_label(1), Some(1));
         assert!(between(&["0", "1"], &["0", "1", "2"]).is_err());
     }
 
     #[test]
-    fn a_name_that_two_classes_share_maps_nothing() {
+    fn duplicate_class_names_are_refused() {
         let text = between(&["crane", "crane"], &["crane"]).unwrap_err();
         assert!(text.contains("classes 0 and 1 of photos/train"), "{text}");
         let text = between(&["crane", "owl"], &["crane", "crane"]).unwrap_err();
         assert!(text.contains("classes 0 and 1 of photos/val"), "{text}");
-        // The same list twice needs no names.
+        // Identical lists need no mapping by name.
         assert!(
             between(&["crane", "crane"], &["crane", "crane"])
                 .unwrap()

@@ -1,4 +1,4 @@
-//! The trait that all data sets share, and the one function that opens them.
+//! The trait of all data sets, and the function that opens them.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -29,18 +29,18 @@ pub trait Dataset: Send + Sync {
         self.len() == 0
     }
 
-    /// Names of the classes, in the order of the labels.
+    /// Names of the classes, indexed by label.
     fn class_names(&self) -> &[String];
 
     /// Reads and decodes one sample.
     ///
     /// # Errors
     ///
-    /// [`DataError::Sample`] if this sample is damaged, [`DataError::Index`] if there is none,
-    /// [`DataError::Io`] if the file system fails.
+    /// [`DataError::Sample`] if this sample is damaged, [`DataError::Index`] if `index` is out of
+    /// range, [`DataError::Io`] if the file system fails.
     fn read(&self, index: u64) -> Result<Sample, DataError>;
 
-    /// The label of one sample, without decoding its image where the data set can do that.
+    /// Returns the label of one sample, without decoding its image if the data set supports that.
     ///
     /// # Errors
     ///
@@ -49,42 +49,42 @@ pub trait Dataset: Send + Sync {
         Ok(self.read(index)?.label)
     }
 
-    /// The file that holds one sample alone, if there is one.
+    /// The image file of one sample, if each sample has its own file.
     fn path(&self, _index: u64) -> Option<&Path> {
         None
     }
 
-    /// A stable hash, 32 hexadecimal digits, of what the samples are: file names and sizes, columns,
-    /// and what `save_to_disk` recorded. It does not depend on where the folder is. Checkpoints and
-    /// feature caches keep it, so as not to be used with other data.
+    /// A stable hash, 32 hexadecimal digits, that identifies the samples: file names and sizes, the
+    /// columns, and the fingerprint that `save_to_disk` recorded. It does not depend on the location of the
+    /// folder. Checkpoints and feature caches store it, so that they are not used with other data.
     fn fingerprint(&self) -> &str;
 }
 
-/// How to open a data set. The default finds out.
+/// How to open a data set. By default, split and columns are detected.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OpenOptions {
-    /// The split, which is the name of a subfolder: `train`, `val`.
+    /// The split, which is the name of a subfolder, such as `train` or `val`.
     pub split: Option<String>,
-    /// Arrow: the column of encoded images. Otherwise the only one of type `Image`, or `image`.
+    /// Arrow only: the column of encoded images. By default the only column of type `Image`, or `image`.
     pub image_column: Option<String>,
-    /// Arrow: the column of labels. Otherwise `label`, or the only one of type `ClassLabel`.
+    /// Arrow only: the column of labels. By default `label`, or the only column of type `ClassLabel`.
     pub label_column: Option<String>,
-    /// Ignore labels: all are 0, and the one class is `all`.
+    /// Ignore labels: every label is 0, and the only class is `all`.
     pub unlabelled: bool,
 }
 
-/// Name of the one class where there are no labels.
+/// Name of the only class of a data set without labels.
 pub(crate) const ONLY_CLASS: &str = "all";
 
-/// Opens a data set, whichever kind the folder is.
+/// Opens a data set and detects the format of its folder.
 ///
-/// A folder with `state.json` was written by Hugging Face `save_to_disk`; any other is taken as
-/// class folders of PNG, JPEG and WebP files, or images in one flat folder. Splits are subfolders.
+/// A folder with `state.json` was written by Hugging Face `save_to_disk`. Any other folder is read as
+/// class folders of PNG, JPEG and WebP files, or as one flat folder of images. Splits are subfolders.
 ///
 /// # Errors
 ///
-/// Says what was looked for where the folder is missing, empty, or half of something; see
+/// The folder is missing, empty or incomplete, or its content cannot be used as a data set; see
 /// [`DataError`].
 pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Arc<dyn Dataset>, DataError> {
     let path = path.as_ref();
@@ -93,11 +93,11 @@ pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Arc<dyn Dat
     let name = name_of(path, &root);
     if root.join(STATE).is_file() {
         Ok(Arc::new(ArrowDataset::open(&root, name, options)?))
-    } else if let Some(found) = half_of_save_to_disk(&root)? {
+    } else if let Some(found) = save_to_disk_remnant(&root)? {
         Err(DataError::Layout {
             path: root,
             problem: format!("has {found} but no {STATE}"),
-            fix: "copy the whole folder that `save_to_disk` wrote, or write it again",
+            fix: "copy the complete folder that `save_to_disk` wrote, or write it again",
         })
     } else {
         Ok(Arc::new(FolderDataset::open(&root, name, options)?))
@@ -110,7 +110,7 @@ fn check_folder(path: &Path) -> Result<(), DataError> {
     let missing = |found| DataError::NotFound {
         path: path.to_path_buf(),
         found,
-        looked_for: "a folder written by Hugging Face `save_to_disk` (state.json, data-*.arrow), \
+        expected: "a folder written by Hugging Face `save_to_disk` (state.json, data-*.arrow), \
                      or a folder of class folders with PNG, JPEG or WebP files",
     };
     match fs::metadata(path) {
@@ -121,7 +121,7 @@ fn check_folder(path: &Path) -> Result<(), DataError> {
     }
 }
 
-/// The folder that holds the samples.
+/// Returns the folder that holds the samples.
 fn find_split(path: &Path, split: Option<&str>) -> Result<PathBuf, DataError> {
     let failed = |problem: String, available| DataError::Split {
         path: path.to_path_buf(),
@@ -135,8 +135,8 @@ fn find_split(path: &Path, split: Option<&str>) -> Result<PathBuf, DataError> {
             true => Ok(folder),
             false if path.join(STATE).is_file() => Err(DataError::Layout {
                 path: path.to_path_buf(),
-                problem: format!("is one split itself, and has no split `{split}` inside"),
-                fix: "leave `split` out, or give the folder above",
+                problem: format!("is a single split itself and contains no split `{split}`"),
+                fix: "omit `split`, or set the path to the parent folder",
             }),
             false => Err(failed(
                 format!("there is no split `{split}`"),
@@ -160,7 +160,7 @@ fn find_split(path: &Path, split: Option<&str>) -> Result<PathBuf, DataError> {
         [only] => return Ok(only.path.clone()),
         _ => {
             return Err(failed(
-                "has several splits and none was named".to_owned(),
+                "has several splits, and `split` is not set".to_owned(),
                 saved
                     .into_iter()
                     .map(|folder| folder.name.clone())
@@ -172,7 +172,7 @@ fn find_split(path: &Path, split: Option<&str>) -> Result<PathBuf, DataError> {
     const SPLITS: [&str; 6] = ["train", "val", "valid", "validation", "test", "eval"];
     if !folders.is_empty() && folders.iter().all(|name| SPLITS.contains(&name.as_str())) {
         return Err(failed(
-            "its folders are splits, not classes".to_owned(),
+            "its subfolders are splits, not classes, and `split` is not set".to_owned(),
             folders,
         ));
     }
@@ -184,7 +184,8 @@ fn subfolders(path: &Path) -> Result<Vec<Entry>, DataError> {
     Ok(entries.into_iter().filter(|entry| entry.is_dir).collect())
 }
 
-fn half_of_save_to_disk(root: &Path) -> Result<Option<String>, DataError> {
+/// The name of a file that `save_to_disk` writes, if the folder has one.
+fn save_to_disk_remnant(root: &Path) -> Result<Option<String>, DataError> {
     let names = sorted_entries(root)?
         .into_iter()
         .filter(|entry| !entry.is_dir);
@@ -193,6 +194,7 @@ fn half_of_save_to_disk(root: &Path) -> Result<Option<String>, DataError> {
         .find(|name| name.ends_with(".arrow") || name == "dataset_info.json"))
 }
 
+/// The name of a data set in messages: `FOLDER/SPLIT`, or the folder alone if it is the split itself.
 fn name_of(path: &Path, root: &Path) -> String {
     let last = |path: &Path| path.file_name().map(distinct_name);
     let parent = root.parent().and_then(last);
@@ -205,19 +207,19 @@ fn name_of(path: &Path, root: &Path) -> String {
 
 /// A file or folder inside a folder.
 pub(crate) struct Entry {
-    /// Its name, which differs from every other's; see [`distinct_name`].
+    /// Its name as text, unique within the folder; see [`distinct_name`].
     pub name: String,
     pub path: PathBuf,
     pub is_dir: bool,
-    /// Size in bytes, of files.
+    /// Size in bytes; meaningful for files only.
     pub size: u64,
-    /// Device and number, which a folder shares with the links to it.
+    /// Device and inode number, which a folder shares with the symbolic links to it.
     pub identity: (u64, u64),
-    /// For a link that leads nowhere, what is wrong with it.
+    /// For a broken symbolic link, what is wrong with it.
     pub broken: Option<String>,
 }
 
-/// What operating systems and tools leave in folders that people made, besides names that start with a dot.
+/// Files and folders that operating systems and tools create, in addition to hidden ones.
 const LEFT_BY_TOOLS: [&str; 10] = [
     "__MACOSX",
     "@eaDir",
@@ -231,7 +233,7 @@ const LEFT_BY_TOOLS: [&str; 10] = [
     "desktop.ini",
 ];
 
-/// What is in a folder, by name; what is hidden or left by tools is left out.
+/// Lists a folder, sorted by name, without hidden entries and those of [`LEFT_BY_TOOLS`].
 pub(crate) fn sorted_entries(folder: &Path) -> Result<Vec<Entry>, DataError> {
     let listing = fs::read_dir(folder).map_err(DataError::io(folder, "list the folder"))?;
     let mut entries = Vec::new();
@@ -244,7 +246,7 @@ pub(crate) fn sorted_entries(folder: &Path) -> Result<Vec<Entry>, DataError> {
         }
         let path = entry.path();
         let name = distinct_name(&name);
-        // Follows links, as image folders are often made of them.
+        // Follows symbolic links, because image folders often consist of them.
         match fs::metadata(&path) {
             Ok(meta) => entries.push(Entry {
                 name,
@@ -261,7 +263,7 @@ pub(crate) fn sorted_entries(folder: &Path) -> Result<Vec<Entry>, DataError> {
                 let is_loop = error.raw_os_error() == Some(Errno::LOOP.raw_os_error());
                 let problem = match error.kind() {
                     io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => "does not exist",
-                    _ if is_loop => "leads back to itself",
+                    _ if is_loop => "is part of a loop of links",
                     _ => return Err(DataError::io(&path, "read the size")(error)),
                 };
                 entries.push(Entry {
@@ -279,8 +281,8 @@ pub(crate) fn sorted_entries(folder: &Path) -> Result<Vec<Entry>, DataError> {
     Ok(entries)
 }
 
-/// A file's name as text. A name that is not UTF-8 has its other bytes written as `\xE9`, and backslashes doubled, as
-/// has every name with a backslash: so two names never become one.
+/// A file name as text, such that distinct names have distinct texts. Bytes that are not UTF-8 are written as `\xE9`,
+/// and backslashes are doubled.
 pub(crate) fn distinct_name(name: &OsStr) -> String {
     let plain = name.to_str().filter(|name| !name.contains('\\'));
     if let Some(plain) = plain {
@@ -296,7 +298,8 @@ pub(crate) fn distinct_name(name: &OsStr) -> String {
     text
 }
 
-/// Hashes the parts of a fingerprint, each with its length, so that none runs into the next.
+/// Hashes the parts of a fingerprint. The length of each text is hashed too, so that different sequences of texts
+/// never give the same input.
 #[derive(Default)]
 pub(crate) struct Fingerprint(Sha256);
 

@@ -1,18 +1,18 @@
-//! What can go wrong between a folder on disk and a batch.
+//! The errors of opening a data set, decoding its images and loading batches.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-/// Why an encoded or raw image is not an [`Image`](crate::Image).
+/// Why encoded or raw bytes cannot become an [`Image`](crate::Image).
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ImageError {
-    /// The bytes are not a PNG, JPEG or WebP image that can be decoded.
+    /// The bytes cannot be decoded as a PNG, JPEG or WebP image.
     #[error("cannot decode the image: {0}")]
     Decode(String),
-    /// A raw buffer does not have the size that its shape says.
-    #[error("{what} of a {width}x{height} image holds {found} bytes, and needs {expected}")]
+    /// The size of a raw buffer does not match its shape.
+    #[error("{what} of a {width}x{height} image has {found} bytes; expected {expected}")]
     Buffer {
         /// Which buffer: `rgb`, `alpha`, `mask` or `image`.
         what: &'static str,
@@ -20,14 +20,14 @@ pub enum ImageError {
         width: u32,
         /// Height in pixels.
         height: u32,
-        /// Bytes given.
+        /// Bytes in the buffer.
         found: usize,
-        /// Bytes that the shape needs.
+        /// Bytes that the shape requires.
         expected: usize,
     },
-    /// A side is zero, or so long that the image cannot be addressed.
+    /// A side is zero, or the image is too large for the address space.
     #[error(
-        "{width}x{height} is not a size of an image: both sides must be at least 1 pixel and the whole addressable"
+        "{width}x{height} is not a valid image size: both sides must be at least 1 pixel, and the image must fit into the address space"
     )]
     Size {
         /// Width in pixels.
@@ -35,47 +35,47 @@ pub enum ImageError {
         /// Height in pixels.
         height: u32,
     },
-    /// Pixels are made of 1 to 4 channels of one byte.
-    #[error("{0} channels: resizing takes 1 to 4")]
+    /// The number of channels is not 1 to 4. Each channel is one byte per pixel.
+    #[error("an image with {0} channels cannot be resized; allowed: 1 to 4")]
     Channels(usize),
 }
 
-/// An error of this crate. Each names the file or the key, what was found, what is allowed and the
-/// way out.
+/// An error of this crate. Each names the file or the key, what was found, what is allowed and how
+/// to fix it.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum DataError {
-    /// Nothing at a path, or not the kind of thing that was looked for.
-    #[error("{}: {found}; looked for {looked_for}", path.display())]
+    /// The path does not exist or is not a folder.
+    #[error("{}: {found}; expected {expected}", path.display())]
     NotFound {
-        /// The path given.
+        /// The requested path.
         path: PathBuf,
-        /// What is there instead.
+        /// What was found there.
         found: &'static str,
         /// What would have been accepted.
-        looked_for: &'static str,
+        expected: &'static str,
     },
-    /// A split is missing, or none was named where one is needed.
+    /// A split does not exist, or several exist and none was named.
     #[error("{}: {problem}; `split` can be {}", path.display(), list(available))]
     Split {
         /// Folder of the whole data set.
         path: PathBuf,
         /// What is wrong with the split.
         problem: String,
-        /// Splits that are there.
+        /// Names of the existing splits.
         available: Vec<String>,
     },
-    /// The operating system refused.
+    /// A file operation failed.
     #[error("{}: cannot {action}: {source}", path.display())]
     Io {
         /// File or folder.
         path: PathBuf,
-        /// What was tried.
+        /// The operation that failed.
         action: &'static str,
-        /// The system's reason.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// `state.json` or `dataset_info.json` is not what `save_to_disk` writes.
+    /// `state.json` or `dataset_info.json` does not have the form that `save_to_disk` writes.
     #[error("{}: key `{key}`: {problem}; {fix}", path.display())]
     Metadata {
         /// The JSON file.
@@ -84,45 +84,45 @@ pub enum DataError {
         key: String,
         /// What was found.
         problem: String,
-        /// The way out.
+        /// How to fix it.
         fix: &'static str,
     },
-    /// An Arrow file ends before its last message does.
+    /// An Arrow file ends within a message.
     #[error(
-        "{}: the Arrow stream is truncated: it needs {needed} bytes or more and the file has {found}; copy or download the file again",
+        "{}: the Arrow stream is truncated: it needs at least {needed} bytes, but the file has {found}; copy or download the file again",
         path.display()
     )]
     Truncated {
         /// The Arrow file.
         path: PathBuf,
-        /// Bytes that the messages read so far need.
+        /// Bytes that the messages read so far require.
         needed: u64,
         /// Bytes in the file.
         found: u64,
     },
-    /// A file is not a stream of Arrow messages as `save_to_disk` writes it.
+    /// A file is not an Arrow IPC stream as `save_to_disk` writes it.
     #[error("{}: {problem}; {fix}", path.display())]
     Malformed {
         /// The Arrow file.
         path: PathBuf,
         /// What was found.
         problem: String,
-        /// The way out.
+        /// How to fix it.
         fix: &'static str,
     },
-    /// A column is not there, or cannot be chosen without help.
+    /// A column does not exist, or several columns qualify and none was named.
     #[error("{}: {problem}; set `{key}` to one of the columns: {}", path.display(), list(available))]
     MissingColumn {
         /// File that lists the columns.
         path: PathBuf,
         /// Option that names the column: `image_column` or `label_column`.
         key: &'static str,
-        /// What was looked for.
+        /// What is wrong with the choice of the column.
         problem: String,
-        /// Columns that are there.
+        /// Names of the existing columns.
         available: Vec<String>,
     },
-    /// A column has a type that is not read.
+    /// A column has an unsupported type.
     #[error("{}: column `{column}` (`{key}`) has type {found}; allowed: {allowed}", path.display())]
     ColumnType {
         /// The Arrow file.
@@ -133,19 +133,19 @@ pub enum DataError {
         column: String,
         /// Its type.
         found: String,
-        /// Types that are read, with the way to convert.
+        /// Supported types, with the way to convert to them.
         allowed: &'static str,
     },
-    /// A split without a sample.
+    /// A split has no samples.
     #[error(
-        "{}: this split has no samples; name another split, or write it again with the samples that it should have",
+        "{}: this split has no samples; choose another split, or write this one again with its samples",
         path.display()
     )]
     Empty {
         /// Folder of the split.
         path: PathBuf,
     },
-    /// A column of images that are not there, or of a format that is not read.
+    /// The image column has null images or images of an unsupported format.
     #[error("{}: column `{column}`: {problem}; {fix}", path.display())]
     Images {
         /// Folder of the split.
@@ -154,14 +154,14 @@ pub enum DataError {
         column: String,
         /// What was found.
         problem: String,
-        /// The way out.
+        /// How to fix it.
         fix: &'static str,
     },
-    /// A column of labels has values without a class.
+    /// The label column has values that belong to no class.
     #[error(
         "{}: column `{column}`: the label of sample {index} is {label}; allowed: {range} ({wrong} of {len} labels are \
-         outside); -1 often stands for unlabelled samples: name another split, another column with `label_column`, or \
-         write the data set again with labels in this range",
+         out of range); -1 often marks unlabelled samples: choose another split, choose another column with \
+         `label_column`, or write the data set again with labels in this range",
         path.display()
     )]
     Labels {
@@ -169,35 +169,35 @@ pub enum DataError {
         path: PathBuf,
         /// The column.
         column: String,
-        /// The first sample with such a label.
+        /// The first sample whose label is out of range.
         index: u64,
         /// Its label.
         label: String,
-        /// Labels that have a class.
+        /// Valid labels.
         range: String,
-        /// How many labels have none.
+        /// Number of labels out of range.
         wrong: u64,
-        /// How many labels there are.
+        /// Number of labels.
         len: u64,
     },
-    /// A folder of images is laid out in a way that has no single meaning, or holds none.
+    /// The layout of an image folder is ambiguous, or the folder has no images.
     #[error("{}: {problem}; {fix}", path.display())]
     Layout {
         /// The folder.
         path: PathBuf,
         /// What was found.
         problem: String,
-        /// The way out.
+        /// How to fix it.
         fix: &'static str,
     },
-    /// One sample cannot be read or decoded. The loader skips these.
+    /// One sample cannot be read or decoded. The loader skips such samples.
     #[error("{dataset}: sample {index}: {reason}")]
     Sample {
         /// Name of the data set.
         dataset: String,
         /// Index of the sample.
         index: u64,
-        /// Why.
+        /// Why the sample cannot be read.
         reason: String,
     },
     /// An image file outside of a data set cannot be used.
@@ -205,10 +205,10 @@ pub enum DataError {
     Image {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// Why the file cannot be used.
         source: ImageError,
     },
-    /// A mask file has a pixel format without a single meaning as a mask.
+    /// The pixel format of a mask file cannot be interpreted as a mask.
     #[error("{}: {problem}; save the mask as an 8-bit grey, palette or 1-bit PNG", path.display())]
     Mask {
         /// The file.
@@ -217,11 +217,11 @@ pub enum DataError {
         problem: String,
     },
     /// An index past the end of a data set.
-    #[error("{dataset}: there is no sample {index}: it has {len}")]
+    #[error("{dataset}: there is no sample {index}: the data set has {len} samples")]
     Index {
         /// Name of the data set.
         dataset: String,
-        /// The index asked for.
+        /// The requested index.
         index: u64,
         /// Samples in the data set.
         len: u64,
@@ -236,81 +236,81 @@ pub enum DataError {
         /// Allowed values.
         allowed: &'static str,
     },
-    /// The data set cannot fill one batch.
+    /// The data set has fewer samples than one batch.
     #[error(
         "{dataset} has {len} samples, fewer than one batch: `batch_size` is {batch_size}; set it to {len} or less, or use more data"
     )]
     TooSmall {
         /// Name of the data set.
         dataset: String,
-        /// Its samples.
+        /// Number of its samples.
         len: u64,
-        /// The batch size asked for.
+        /// The configured batch size.
         batch_size: usize,
     },
     /// A cursor was saved with another data set.
     #[error(
-        "the cursor is at sample {position} of an epoch, and {dataset} has {len} samples: it was saved with another data set; resume with that one, or start afresh"
+        "the cursor is at sample {position} of an epoch, but {dataset} has {len} samples: the cursor was saved with another data set; resume with that data set, or start a new run"
     )]
     Cursor {
         /// Name of the data set.
         dataset: String,
-        /// Its samples.
+        /// Number of its samples.
         len: u64,
         /// Position in the cursor.
         position: u64,
     },
-    /// More corrupt samples than allowed.
+    /// More samples are corrupt than allowed.
     #[error(
-        "{dataset}: {skipped} of {seen} samples seen were corrupt, more than `max_corrupt_share` = {max_share} allows; the last: {last}; repair or remove such samples, or raise `max_corrupt_share` to train without them"
+        "{dataset}: {skipped} of {seen} samples read were corrupt, more than `max_corrupt_share` = {max_share} allows; the last: {last}; repair or remove such samples, or raise `max_corrupt_share` to train without them"
     )]
     TooManyCorrupt {
         /// Name of the data set.
         dataset: String,
-        /// Corrupt samples met.
+        /// Number of corrupt samples.
         skipped: u64,
-        /// Samples seen, with the corrupt ones.
+        /// Number of samples read, including corrupt ones.
         seen: u64,
         /// The configured limit.
         max_share: f64,
-        /// The corrupt sample that went over it.
+        /// The corrupt sample that exceeded the limit.
         last: Box<DataError>,
     },
-    /// A whole epoch did not give one batch.
+    /// A whole epoch did not yield a single batch.
     #[error(
-        "{dataset}: epoch {epoch} has no more than {valid} samples that are not corrupt, fewer than one batch: `batch_size` is {batch_size}; lower it, or repair the data"
+        "{dataset}: epoch {epoch} has at most {valid} samples that are not corrupt, fewer than one batch: `batch_size` is {batch_size}; lower it, or repair the data"
     )]
     EmptyEpoch {
         /// Name of the data set.
         dataset: String,
         /// The epoch.
         epoch: u64,
-        /// An upper bound of its valid samples.
+        /// An upper bound on the number of its valid samples.
         valid: u64,
-        /// The batch size asked for.
+        /// The configured batch size.
         batch_size: usize,
     },
     /// The classes of a reference set cannot be mapped to those of the training set.
     #[error(
-        "the classes of {reference} (it has {}) cannot be mapped to those of {training} (it has {}): {problem}; give a reference set whose classes have the training set's names",
+        "the classes of {reference} (it has {}) cannot be mapped to those of {training} (it has {}): {problem}; use a reference set whose class names occur in the training set",
         classes(*reference_classes),
         classes(*training_classes)
     )]
     Classes {
         /// Name of the training set.
         training: String,
-        /// Its classes.
+        /// Number of its classes.
         training_classes: usize,
         /// Name of the reference set.
         reference: String,
-        /// Its classes.
+        /// Number of its classes.
         reference_classes: usize,
         /// The first difference.
         problem: String,
     },
-    /// A worker thread of the loader could not be started, or is gone.
+    /// A worker thread of the loader could not be started, or ended unexpectedly.
     #[error(
-        "a worker thread of the loader {problem}; with `workers` = 0 images are decoded in the calling thread"
+        "a worker thread of the loader {problem}; set `workers` = 0 to decode images in the calling thread"
     )]
     Workers {
         /// What happened.
@@ -319,15 +319,15 @@ pub enum DataError {
 }
 
 impl DataError {
-    /// Whether only one sample is bad, so that a loader may go on without it.
+    /// Whether the error concerns one damaged sample, so that a loader may skip it.
     ///
-    /// An operating system's error is not: a file server that is away for a minute must not change
-    /// which samples a run sees.
+    /// I/O errors do not count: a file server that is unreachable for a minute must not change which
+    /// samples a run sees.
     pub fn is_corrupt_sample(&self) -> bool {
         matches!(self, DataError::Sample { .. })
     }
 
-    /// Whether the data set as it is cannot be used, which is found when it is opened.
+    /// Whether the data set as a whole cannot be used. Such errors occur when it is opened.
     pub fn is_refusal(&self) -> bool {
         matches!(
             self,

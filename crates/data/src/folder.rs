@@ -1,4 +1,4 @@
-//! Image folders: one folder a class, as `torchvision.datasets.ImageFolder` reads them.
+//! Image folders with one subfolder per class, as `torchvision.datasets.ImageFolder` reads them.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -12,41 +12,41 @@ use crate::dataset::{
 };
 use crate::error::DataError;
 use crate::formats;
-use crate::sample::{Image, KnownWhole, Sample};
+use crate::sample::{CompleteSamples, Image, Sample};
 
-/// File names of these extensions, in any case, are images; which of the formats that are read one has, its bytes say.
+/// Extensions of image files, in any case. The format is detected from the bytes of the file.
 const EXTENSIONS: [&str; 10] = [
     "png", "apng", "jpg", "jpeg", "jpe", "jfif", "jif", "pjpeg", "pjp", "webp",
 ];
 
-/// Names in one message.
-const NAMED: usize = 20;
+/// Largest number of names in one message.
+const MAX_NAMES: usize = 20;
 
 /// A folder of class folders, or a flat folder of images without labels.
 ///
-/// Classes are the subfolders in the order of their names; a class's images are all PNG, JPEG and
-/// WebP files below its folder, each folder in the order of names. Left out are hidden files and folders, and what
-/// operating systems add (`__MACOSX`, `@eaDir`). Files with other extensions are passed over and counted in a warning. A folder
-/// that holds images and no class folders has the one class `all`.
+/// Classes are the subfolders, sorted by name. The images of a class are all PNG, JPEG and WebP files
+/// below its folder; each folder is sorted by name. Hidden files and folders are ignored, as are those that
+/// operating systems add (`__MACOSX`, `@eaDir`). Files with other extensions are skipped and counted in a
+/// warning. A folder with images and without class folders has the single class `all`.
 ///
-/// Names that are not UTF-8 stay distinct: other bytes are written as `\xE9`, and backslashes are doubled.
+/// Names that are not UTF-8 stay distinct: their invalid bytes are written as `\xE9`, and backslashes are doubled.
 #[derive(Debug)]
 pub struct FolderDataset {
     name: String,
     class_names: Vec<String>,
     files: Vec<(PathBuf, i64)>,
     fingerprint: String,
-    whole: KnownWhole,
+    complete: CompleteSamples,
 }
 
 impl FolderDataset {
-    /// Lists the folder, and looks at the first bytes of some images.
+    /// Lists the folder, and checks the first bytes of some images.
     ///
     /// # Errors
     ///
-    /// [`DataError::Layout`] if there is no image, class folders are empty, there are images
-    /// beside class folders, links lead nowhere or back to a folder that holds them, or the files are something else
-    /// than images; [`DataError::Io`] if a folder cannot be listed.
+    /// [`DataError::Layout`] if there is no image, a class folder is empty, there are images beside class
+    /// folders, a symbolic link is broken or leads to a parent folder, or none of the checked files is an image of
+    /// a supported format; [`DataError::Io`] if a folder cannot be listed.
     pub fn open(root: &Path, name: String, options: &OpenOptions) -> Result<Self, DataError> {
         let layout = |path: &Path, problem: String, fix| DataError::Layout {
             path: path.to_path_buf(),
@@ -55,16 +55,16 @@ impl FolderDataset {
         };
         let identity = fs::metadata(root).map_err(DataError::io(root, "list the folder"))?;
         let mut listing = Listing {
-            passed_over: BTreeMap::new(),
+            skipped: BTreeMap::new(),
             broken: Vec::new(),
-            above: vec![(identity.dev(), identity.ino())],
+            ancestors: vec![(identity.dev(), identity.ino())],
         };
         let (folders, loose): (Vec<_>, Vec<_>) = sorted_entries(root)?
             .into_iter()
             .partition(|entry| entry.is_dir);
         let mut loose_images = Vec::new();
         for entry in loose {
-            listing.sort(entry, &mut loose_images);
+            listing.add_file(entry, &mut loose_images);
         }
         let loose = loose_images;
         let mut classes = Vec::new();
@@ -76,8 +76,8 @@ impl FolderDataset {
         if !listing.broken.is_empty() {
             return Err(layout(
                 root,
-                format!("has links that lead nowhere: {}", some_of(&listing.broken)),
-                "remove them, or put back what they lead to",
+                format!("has broken links: {}", abbreviated(&listing.broken)),
+                "remove the links, or restore their targets",
             ));
         }
         let empty: Vec<_> = classes
@@ -87,24 +87,30 @@ impl FolderDataset {
             .collect();
         match loose.first() {
             None if empty.len() == classes.len() => {
-                let found = match listing.passed_over.is_empty() {
+                let found = match listing.skipped.is_empty() {
                     true => String::new(),
-                    false => format!(" that is read; it has files of {}", listing.counts()),
+                    false => format!(
+                        " of a supported format; files by extension: {}",
+                        listing.counts()
+                    ),
                 };
                 return Err(layout(
                     root,
-                    format!("holds no image{found}"),
-                    "looked for state.json (Hugging Face `save_to_disk`), and for .png, .jpg, \
-                     .jpeg and .webp files in class folders",
+                    format!("has no image{found}"),
+                    "expected state.json (Hugging Face `save_to_disk`), or .png, .jpg, .jpeg and .webp \
+                     files in class folders",
                 ));
             }
             None if !empty.is_empty() => {
                 return Err(layout(
                     root,
                     match empty.len() {
-                        1 => format!("the class folder {} holds no image", empty[0]),
+                        1 => format!("the class folder {} has no image", empty[0]),
                         count => {
-                            format!("{count} class folders hold no image: {}", some_of(&empty))
+                            format!(
+                                "{count} class folders have no image: {}",
+                                abbreviated(&empty)
+                            )
                         }
                     },
                     "remove them, or put .png, .jpg, .jpeg or .webp files into them",
@@ -119,10 +125,10 @@ impl FolderDataset {
             }
             _ => {}
         }
-        if !listing.passed_over.is_empty() {
-            let count: u64 = listing.passed_over.values().sum();
+        if !listing.skipped.is_empty() {
+            let count: u64 = listing.skipped.values().sum();
             tracing::warn!(
-                "{}: passed over {count} files that are not PNG, JPEG or WebP: {}",
+                "{}: skipped {count} files that are not PNG, JPEG or WebP: {}",
                 root.display(),
                 listing.counts()
             );
@@ -149,20 +155,20 @@ impl FolderDataset {
             }
         }
         let survey = formats::survey(files.len() as u64, |index| {
-            // One that cannot be opened is found when it is read.
+            // A file that cannot be opened is reported when it is read.
             Ok(first_bytes(&files[index as usize].0).unwrap_or_default())
         })?;
-        if let (Some((index, other)), true) = (survey.refused, survey.all) {
+        if let (Some((index, unsupported)), true) = (survey.unsupported, survey.all_unsupported) {
             return Err(layout(
                 &files[index as usize].0,
-                format!("the file is {other}"),
-                "put PNG, JPEG or WebP images in place of such files",
+                format!("the file is {unsupported}"),
+                "replace such files with PNG, JPEG or WebP images",
             ));
         }
         Ok(Self {
             name,
             class_names,
-            whole: KnownWhole::none_of(files.len() as u64),
+            complete: CompleteSamples::new(files.len() as u64),
             files,
             fingerprint: fingerprint.finish(),
         })
@@ -181,40 +187,40 @@ impl FolderDataset {
     }
 }
 
-/// What was found while folders were listed.
+/// The state of listing an image folder.
 struct Listing {
-    /// Files that are no images, by extension.
-    passed_over: BTreeMap<String, u64>,
-    /// Links that lead nowhere.
+    /// Number of files that are not images, by extension.
+    skipped: BTreeMap<String, u64>,
+    /// Broken symbolic links.
     broken: Vec<String>,
-    /// The folders that hold the one being listed.
-    above: Vec<(u64, u64)>,
+    /// Device and inode number of the folder being listed and of its ancestors, to detect loops.
+    ancestors: Vec<(u64, u64)>,
 }
 
 impl Listing {
-    /// Adds the images below a folder; their names become paths relative to the data set.
+    /// Adds the images below a folder. Their names become paths relative to the data set.
     fn collect(&mut self, folder: &Entry, images: &mut Vec<Entry>) -> Result<(), DataError> {
-        if self.above.contains(&folder.identity) {
+        if self.ancestors.contains(&folder.identity) {
             return Err(DataError::Layout {
                 path: folder.path.clone(),
-                problem: "this link leads back to a folder that holds it".to_owned(),
+                problem: "this link leads to one of its parent folders".to_owned(),
                 fix: "remove the link",
             });
         }
-        self.above.push(folder.identity);
+        self.ancestors.push(folder.identity);
         for mut entry in sorted_entries(&folder.path)? {
             entry.name = format!("{}/{}", folder.name, entry.name);
             match entry.is_dir {
                 true => self.collect(&entry, images)?,
-                false => self.sort(entry, images),
+                false => self.add_file(entry, images),
             }
         }
-        self.above.pop();
+        self.ancestors.pop();
         Ok(())
     }
 
-    /// Adds a file to the images, or counts it.
-    fn sort(&mut self, entry: Entry, images: &mut Vec<Entry>) {
+    /// Adds a file to the images, or records why it is not one.
+    fn add_file(&mut self, entry: Entry, images: &mut Vec<Entry>) {
         if let Some(problem) = &entry.broken {
             self.broken.push(format!("`{}` {problem}", entry.name));
             return;
@@ -223,13 +229,13 @@ impl Listing {
         let extension = extension.unwrap_or_default().to_ascii_lowercase();
         match EXTENSIONS.contains(&extension.as_str()) {
             true => images.push(entry),
-            false => *self.passed_over.entry(extension).or_default() += 1,
+            false => *self.skipped.entry(extension).or_default() += 1,
         }
     }
 
-    /// The files passed over, most first: `.bmp` 5, `.tif` 2.
+    /// The numbers of skipped files, in descending order: `.bmp` 5, `.tif` 2.
     fn counts(&self) -> String {
-        let mut counts: Vec<_> = self.passed_over.iter().collect();
+        let mut counts: Vec<_> = self.skipped.iter().collect();
         counts.sort_by_key(|&(_, count)| Reverse(count));
         let counts = counts
             .iter()
@@ -237,14 +243,14 @@ impl Listing {
                 "" => format!("no extension {count}"),
                 extension => format!("`.{extension}` {count}"),
             });
-        some_of(&counts.collect::<Vec<_>>())
+        abbreviated(&counts.collect::<Vec<_>>())
     }
 }
 
-/// The first of some names.
-fn some_of(names: &[String]) -> String {
-    let shown = names.get(..NAMED).unwrap_or(names).join(", ");
-    match names.len().saturating_sub(NAMED) {
+/// The first [`MAX_NAMES`] names, and the number of further ones.
+fn abbreviated(names: &[String]) -> String {
+    let shown = names.get(..MAX_NAMES).unwrap_or(names).join(", ");
+    match names.len().saturating_sub(MAX_NAMES) {
         0 => shown,
         more => format!("{shown} and {more} more"),
     }
@@ -273,7 +279,7 @@ impl Dataset for FolderDataset {
     fn read(&self, index: u64) -> Result<Sample, DataError> {
         let (path, label) = self.file(index)?;
         let bytes = fs::read(path).map_err(DataError::io(path, "read the image"))?;
-        let image = Image::decode_sample(&bytes, index, &self.whole).map_err(|error| {
+        let image = Image::decode_sample(&bytes, index, &self.complete).map_err(|error| {
             DataError::Sample {
                 dataset: self.name.clone(),
                 index,

@@ -1,16 +1,16 @@
-//! Whether a JPEG's coded data is all there.
+//! Checks that the coded data of a JPEG is complete.
 //!
-//! The decoder fills what is missing with grey and says nothing. [`check_whole`] goes through the Huffman codes
-//! without computing a pixel and counts blocks, so that it knows what the file must hold:
+//! The decoder silently fills missing blocks with grey. [`check_complete`] reads the Huffman codes without
+//! computing pixels, and counts blocks:
 //!
-//! - data that ends before the last block of a scan (at the end of the file, or at any marker: the end marker
-//!   that some tools append to a file that was cut, a restart marker that comes too soon) is corrupt, and so is a
-//!   code that no table has, or a file that ends before the last scan: all bits of all coefficients must be there;
-//! - a file whose data is whole and that lacks its end marker is taken or refused as Pillow does; see
+//! - A file is corrupt if the data of a scan ends before its last block, either at the end of the file or at a
+//!   marker (an end marker that some tools append to a truncated file, or a restart marker that comes too early).
+//!   It is also corrupt if it has a code that is in no table, or if it ends before the last scan: every bit of every
+//!   coefficient must be present.
+//! - A file with complete data that lacks its end marker is accepted or refused as in Pillow; see
 //!   [`unterminated`].
 //!
-//! What else a file may have is left alone, as Pillow leaves it: bytes after the end marker, fill bytes before a
-//! marker, data after the last block.
+//! As in Pillow, bytes after the end marker, fill bytes before a marker and data after the last block are ignored.
 //!
 //! Source: ITU-T T.81, sections F.2 and G.2; libjpeg-turbo's `jdhuff.c` and `jdphuff.c`.
 
@@ -27,44 +27,45 @@ const SOS: u8 = 0xda;
 const DHT: u8 = 0xc4;
 const DRI: u8 = 0xdd;
 
-/// The end marker.
+/// The bytes of the end marker.
 pub(crate) const END: [u8; 2] = [0xff, EOI];
 
 /// What is wrong with the coded data of a JPEG.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// The data ends before the last block.
-    CutShort,
-    /// A code that is in no table.
+    Truncated,
+    /// The data has a code that is in no table.
     BadCode,
-    /// A segment between the scans is damaged.
+    /// A segment is invalid or missing.
     BadSegment,
-    /// Coefficients without their last bits, or without any.
+    /// Some coefficients lack some or all of their bits, because the last scans are missing.
     MissingScan,
-    /// The data is whole, and the end marker is missing.
+    /// The data is complete, but the end marker is missing.
     Unterminated,
 }
 
 impl Fault {
     pub(crate) fn reason(self) -> &'static str {
         match self {
-            Fault::CutShort => "the JPEG is cut short: its coded data ends before the last pixel",
-            Fault::BadCode => "the JPEG's coded data is damaged: it has a code that no table has",
-            Fault::BadSegment => "the JPEG is damaged: a segment of its header is not valid",
-            Fault::MissingScan => "the JPEG is cut short: its last scans are missing",
-            Fault::Unterminated => "the JPEG is cut short: its end marker is missing",
+            Fault::Truncated => "the JPEG is truncated: its coded data ends before the last pixel",
+            Fault::BadCode => "the JPEG is damaged: its coded data has an undefined Huffman code",
+            Fault::BadSegment => "the JPEG is damaged: a header segment is invalid",
+            Fault::MissingScan => "the JPEG is truncated: its last scans are missing",
+            Fault::Unterminated => "the JPEG is truncated: its end marker is missing",
         }
     }
 }
 
-/// Checks that every scan holds all of its blocks, and that the file ends as Pillow wants it.
+/// Checks that every scan has all of its blocks, and that Pillow accepts the end of the file.
 ///
-/// Returns the length of the part that has all pixels, if it is not followed by an end marker as it should be: the
-/// decoder takes such a part with an end marker behind it, and stumbles over some things that may stand there
-/// instead.
+/// If one sequential scan has all pixels and no end marker follows its coded data directly, returns the end of that
+/// data. The caller then decodes the bytes up to there with an end marker appended, because the decoder fails on some
+/// other bytes at that position.
 ///
-/// A kind of JPEG that the decoder does not read (lossless, arithmetic coding) passes: the decoder names it.
-pub(crate) fn check_whole(bytes: &[u8]) -> Result<Option<usize>, Fault> {
+/// Kinds of JPEG that the decoder does not support (lossless, arithmetic coding) pass this check; the decoder
+/// reports them.
+pub(crate) fn check_complete(bytes: &[u8]) -> Result<Option<usize>, Fault> {
     let mut tables = Tables::default();
     let mut frame: Option<Frame> = None;
     let mut position = 0;
@@ -79,7 +80,7 @@ pub(crate) fn check_whole(bytes: &[u8]) -> Result<Option<usize>, Fault> {
             SOI | 0x01 | 0xd0..=0xd7 => continue,
             _ => {}
         }
-        let segment = segment(bytes, start).ok_or(Fault::CutShort)?;
+        let segment = segment(bytes, start).ok_or(Fault::Truncated)?;
         position = start + 2 + segment.len();
         match marker {
             DHT => tables.define(segment).ok_or(Fault::BadSegment)?,
@@ -96,9 +97,9 @@ pub(crate) fn check_whole(bytes: &[u8]) -> Result<Option<usize>, Fault> {
             SOS => {
                 let frame = frame.as_mut().ok_or(Fault::BadSegment)?;
                 let scan = Scan::read(segment, frame).ok_or(Fault::BadSegment)?;
-                let end = scan::walk(bytes, position, frame, &tables, &scan)?;
+                let end = scan::check(bytes, position, frame, &tables, &scan)?;
                 if !frame.progressive && scan.components.len() == frame.components.len() {
-                    // Pillow reads such a file no further than its pixels.
+                    // This scan has all pixels, and Pillow does not read beyond the last one.
                     if ends_without_marker(bytes, end)
                         && !unterminated::pillow_decodes(bytes, position, frame, &tables, &scan)
                     {
@@ -112,26 +113,27 @@ pub(crate) fn check_whole(bytes: &[u8]) -> Result<Option<usize>, Fault> {
             _ => {}
         }
     }
-    let frame = frame.ok_or(Fault::CutShort)?;
+    let frame = frame.ok_or(Fault::Truncated)?;
     let all = |test: fn(&Component) -> bool| frame.components.iter().all(test);
     match (all(Component::complete), terminated) {
         (true, true) => Ok(None),
-        // Pillow reads several scans to the end marker before the first pixel.
+        // If there are several scans, Pillow reads up to the end marker before it returns the first pixel.
         (true, false) => Err(Fault::Unterminated),
         (false, true) if all(Component::begun) => Err(Fault::MissingScan),
-        (false, _) => Err(Fault::CutShort),
+        (false, _) => Err(Fault::Truncated),
     }
 }
 
-/// Whether the file ends within a few bytes, with no marker before.
+/// Whether the file ends within a few bytes after `position`, without another marker.
 fn ends_without_marker(bytes: &[u8], position: usize) -> bool {
-    // More than any bit buffer holds.
-    const NEAR: usize = 16;
+    // Larger than the bit buffer of any decoder.
+    const MAX_REST: usize = 16;
     let rest = bytes.get(position..).unwrap_or_default();
-    rest.len() < NEAR && next_marker(bytes, position).is_none()
+    rest.len() < MAX_REST && next_marker(bytes, position).is_none()
 }
 
-/// The next marker's code at or after `position`, and where its segment starts. Passes over anything else.
+/// Finds the next marker at or after `position`, and skips all other bytes. Returns the code of the marker and the
+/// position after it, where its segment starts.
 pub(crate) fn next_marker(bytes: &[u8], position: usize) -> Option<(u8, usize)> {
     let mut position = position;
     loop {
@@ -148,7 +150,7 @@ pub(crate) fn next_marker(bytes: &[u8], position: usize) -> Option<(u8, usize)> 
     }
 }
 
-/// The payload of the segment whose length stands at `start`.
+/// The payload of the segment at `start`, which begins with its length.
 pub(crate) fn segment(bytes: &[u8], start: usize) -> Option<&[u8]> {
     let length = bytes.get(start..start + 2)?;
     let length = usize::from(u16::from_be_bytes([length[0], length[1]]));

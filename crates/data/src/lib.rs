@@ -1,13 +1,13 @@
-//! Datasets, deterministic shuffling and a loader that decodes ahead. No libtorch.
+//! Image data sets, deterministic shuffling and a prefetching loader, without libtorch.
 //!
-//! [`open`] takes a folder and gives a [`Dataset`]: labelled images with random access, from a
-//! Hugging Face `save_to_disk` folder ([`arrow`]) or from class folders of image files ([`folder`]).
-//! A [`Loader`] shuffles it epoch by epoch, crops each image as ADM does ([`center_crop`]), and
-//! gives [`Batch`]es of bytes for ever. Each batch carries a [`Cursor`]; a loader that starts from it
-//! goes on exactly where that one stood. [`read_batch`] reads fixed samples in order, for evaluation.
+//! [`open`] opens a folder as a [`Dataset`]: labelled images with random access, from a Hugging Face
+//! `save_to_disk` folder ([`arrow`]) or from class folders of image files ([`folder`]). A [`Loader`]
+//! shuffles the data set anew each epoch, crops each image as ADM does ([`center_crop`]), and yields
+//! [`Batch`]es of bytes without end. Each batch carries a [`Cursor`]; a loader that starts from it
+//! resumes exactly after that batch. [`read_batch`] reads given samples in order, for evaluation.
 //!
-//! Everything random comes from one seed through [`seed`], and no bit depends on the number of
-//! threads. Resizing follows Pillow 11.3 to the bit ([`pillow`]).
+//! All random numbers derive from one seed through [`seed`], and results do not depend on the number
+//! of threads. Resizing is bit-identical to Pillow 11.3 ([`pillow`]).
 //!
 //! ```
 //! use data::{Background, Cursor, Loader, LoaderConfig, OpenOptions};
@@ -28,7 +28,7 @@
 //! assert_eq!(first.images.len(), 16 * 3 * 32 * 32);
 //! let second = loader.next().unwrap()?;
 //!
-//! // A checkpoint would keep `first.cursor`.
+//! // A checkpoint would store `first.cursor`.
 //! let mut resumed = Loader::new(dataset, config, first.cursor)?;
 //! assert_eq!(resumed.next().unwrap()?, second);
 //! # Ok::<(), data::DataError>(())

@@ -1,4 +1,4 @@
-//! The endless stream of shuffled batches that training reads.
+//! The endless stream of shuffled batches for training.
 
 mod pool;
 mod stream;
@@ -9,37 +9,37 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use self::pool::Pool;
-use self::stream::{Orders, Place, Window};
+use self::stream::{EpochOrders, PrefetchWindow, StreamPosition};
 use crate::batch::{Batch, check_resolution};
 use crate::dataset::Dataset;
 use crate::error::DataError;
 use crate::render::{self, Background};
 
-/// The share of corrupt samples is judged against this many samples, or one epoch if that is less,
-/// until as many have been seen: one bad image among the first ten is not a tenth of the data.
-const JUDGED_AGAINST: u64 = 1000;
+/// Smallest number of samples that the share of corrupt samples refers to, or one epoch if that is less: one
+/// bad image among the first ten does not mean that a tenth of the data is corrupt.
+const MIN_SAMPLES_FOR_SHARE: u64 = 1000;
 
-/// How a [`Loader`] makes batches.
+/// Configuration of a [`Loader`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LoaderConfig {
-    /// Images a batch, at least 1.
+    /// Images per batch, at least 1.
     pub batch_size: usize,
     /// Side of the centre crop in pixels, 1 to 8192.
     pub resolution: u32,
-    /// Seed of the order and the flips.
+    /// Seed of the sample order and the flips.
     pub seed: u64,
-    /// Threads that decode ahead, at most 1024; 0 decodes in the calling thread. The batches are
-    /// the same for any number.
+    /// Number of threads that prefetch and decode, at most 1024; 0 decodes in the calling thread. The
+    /// batches do not depend on this number.
     pub workers: usize,
-    /// Batches to decode ahead, at most 1024, besides the one being put together.
+    /// Number of batches to prefetch, at most 1024, in addition to the current one.
     pub prefetch: usize,
-    /// Mirror each image with probability 1/2, drawn anew each epoch.
+    /// Mirror each image left to right with probability 1/2, drawn anew each epoch.
     pub flip: bool,
-    /// What becomes of the colours under a transparent background.
+    /// How transparent pixels are converted to RGB.
     pub background: Background,
-    /// Share of corrupt samples, 0 to 1, above which the stream ends with an error. It is judged
-    /// against 1000 samples (or one epoch) at first.
+    /// Share of corrupt samples, 0 to 1, above which the stream ends with an error. Until 1000 samples
+    /// (or one epoch, if that is less) have been read, the share refers to that number.
     pub max_corrupt_share: f64,
 }
 
@@ -88,55 +88,56 @@ impl LoaderConfig {
     }
 }
 
-/// A place in the stream, which a checkpoint keeps. The default is the start.
+/// A position in the stream, which a checkpoint stores. The default is the start.
 ///
-/// With the same data set and [`LoaderConfig`] (`workers` and `prefetch` apart), a loader that
-/// starts from a batch's cursor gives exactly the batches that would have followed.
+/// With the same data set and [`LoaderConfig`] (except `workers` and `prefetch`), a loader that
+/// starts from a batch's cursor yields exactly the batches that would have followed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cursor {
     /// The epoch, from 0.
     pub epoch: u64,
-    /// Samples of the epoch's order that are behind, corrupt ones among them.
+    /// Number of samples already read in this epoch, including corrupt ones.
     pub position: u64,
-    /// Samples seen since the start, corrupt ones among them.
+    /// Number of samples read since the start, including corrupt ones.
     pub seen: u64,
-    /// Corrupt samples met since the start; one that is met in each epoch counts each time.
+    /// Number of corrupt samples since the start. A sample counts again in each epoch.
     pub skipped: u64,
 }
 
 /// An endless iterator of batches, epoch after epoch.
 ///
-/// Each epoch has its own order, [`permutation`](crate::seed::permutation) of `derive(seed, "epoch", [epoch])`; an image
-/// is mirrored if `derive(seed, "flip", [epoch, index])` is odd. What is left at the end of an epoch
-/// and does not fill a batch is dropped, as by torch's `DataLoader` with `drop_last`.
+/// The order of each epoch is the [`permutation`](crate::seed::permutation) with the seed
+/// `derive(seed, "epoch", [epoch])`. An image is mirrored if `derive(seed, "flip", [epoch, index])` is odd.
+/// An incomplete last batch of an epoch is dropped, as in torch's `DataLoader` with `drop_last`.
 ///
-/// A corrupt sample is passed over, and the next of the order takes its place. The first time, its
-/// index is logged. Above [`LoaderConfig::max_corrupt_share`], or if an epoch gives no batch, the
-/// stream gives an error; after an error it ends.
+/// A corrupt sample is skipped and replaced by the next one in the order. Its index is logged the first
+/// time. If the share of corrupt samples exceeds [`LoaderConfig::max_corrupt_share`], or an epoch yields no
+/// batch, the stream returns an error. After an error it ends.
 ///
 /// Dropping the loader stops its threads and waits for them.
 pub struct Loader {
     dataset: Arc<dyn Dataset>,
     config: LoaderConfig,
     cursor: Cursor,
-    /// Whether the current epoch has given a batch.
+    /// Whether the current epoch has yielded a batch.
     epoch_has_batch: bool,
-    orders: Orders,
-    /// Decodes ahead, if there are workers.
-    window: Option<Window>,
+    orders: EpochOrders,
+    /// Samples being prefetched; `None` without workers.
+    window: Option<PrefetchWindow>,
+    /// Indices of the corrupt samples that were logged.
     logged: HashSet<u64>,
     failed: bool,
 }
 
 impl Loader {
-    /// Starts the threads. Begin with `Cursor::default()`, or go on from a batch's cursor.
+    /// Starts the worker threads. Use `Cursor::default()` to start, or a batch's cursor to resume.
     ///
     /// # Errors
     ///
     /// [`DataError::Config`] if a value is out of range, [`DataError::TooSmall`] if the data set
-    /// has fewer samples than a batch, [`DataError::Cursor`] if the cursor lies outside of the data
-    /// set, [`DataError::Workers`] if a thread cannot be started.
+    /// has fewer samples than a batch, [`DataError::Cursor`] if the cursor is beyond the end of the
+    /// data set, [`DataError::Workers`] if a thread cannot be started.
     pub fn new(
         dataset: Arc<dyn Dataset>,
         config: LoaderConfig,
@@ -161,13 +162,13 @@ impl Loader {
                 position,
             });
         }
-        let orders = Orders::new(&config, len as usize);
+        let orders = EpochOrders::new(&config, len as usize);
         let window = match config.workers {
             0 => None,
             workers => {
                 let dataset = Arc::clone(&dataset);
                 let pool = Pool::start(workers, dataset, config.resolution, config.background)?;
-                Some(Window::new(pool, &config, cursor))
+                Some(PrefetchWindow::new(pool, &config, cursor))
             }
         };
         let epoch_has_batch = cursor.position > 0;
@@ -190,17 +191,17 @@ impl Loader {
         &self.config
     }
 
-    /// State of the stream after the last batch.
+    /// The position of the stream after the last batch.
     pub fn cursor(&self) -> Cursor {
         self.cursor
     }
 
-    /// Corrupt samples met since the start of the run, before a resume too.
+    /// Number of corrupt samples since the start of the run, including the part before a resume.
     pub fn skipped(&self) -> u64 {
         self.cursor.skipped
     }
 
-    /// Batches of an epoch in which no sample is corrupt.
+    /// Number of batches per epoch if no sample is corrupt.
     pub fn batches_per_epoch(&self) -> u64 {
         self.dataset.len() / self.config.batch_size as u64
     }
@@ -215,11 +216,11 @@ impl Loader {
                 self.next_epoch(attainable)?;
                 batch.clear();
             }
-            let place = Place::of(self.cursor);
-            let task = self.orders.task(place);
+            let position = StreamPosition::of(self.cursor);
+            let task = self.orders.task(position);
             let (resolution, background) = (self.config.resolution, self.config.background);
             let rendered = match &mut self.window {
-                Some(window) => window.take(&mut self.orders, place, batch.len())?,
+                Some(window) => window.take(&mut self.orders, position, batch.len())?,
                 None => render::read(
                     &*self.dataset,
                     task.index,
@@ -240,7 +241,7 @@ impl Loader {
         Ok(batch)
     }
 
-    /// Leaves what remains of an epoch, of which `valid` samples at most could be used.
+    /// Drops the rest of the epoch, which has at most `valid` usable samples for one batch.
     fn next_epoch(&mut self, valid: u64) -> Result<(), DataError> {
         if !self.epoch_has_batch {
             return Err(DataError::EmptyEpoch {
@@ -260,17 +261,19 @@ impl Loader {
         Ok(())
     }
 
-    /// Counts a corrupt sample; other errors, and too many corrupt samples, go to the caller.
+    /// Counts a corrupt sample. Returns an error for other failures, and if too many samples are corrupt.
     fn skip(&mut self, index: u64, error: DataError) -> Result<(), DataError> {
         if !error.is_corrupt_sample() {
             return Err(error);
         }
         if self.logged.insert(index) {
-            tracing::warn!(index, %error, "passing over a corrupt sample");
+            tracing::warn!(index, %error, "skipping a corrupt sample");
         }
         self.cursor.skipped += 1;
-        let judged_against = JUDGED_AGAINST.min(self.dataset.len()).max(self.cursor.seen);
-        let allowed = self.config.max_corrupt_share * judged_against as f64;
+        let samples = MIN_SAMPLES_FOR_SHARE
+            .min(self.dataset.len())
+            .max(self.cursor.seen);
+        let allowed = self.config.max_corrupt_share * samples as f64;
         if self.cursor.skipped as f64 <= allowed {
             return Ok(());
         }

@@ -1,9 +1,9 @@
-//! Mask files, as upstream's spatial metrics read them.
+//! Reads foreground masks as upstream's spatial metrics do.
 //!
-//! From `load_and_filter_masks` of iREPA (`metrics/spatial_metrics_comparison.py`): the `.png`
-//! files of a folder in the order of their names, each brought to one size with Pillow's default
-//! filter, which is bicubic for grey and nearest for palette and 1-bit images. Any value but 0 is
-//! foreground. What a patch of a mask is, and which masks are kept, is the `metrics` crate's.
+//! Follows `load_and_filter_masks` of iREPA (`metrics/spatial_metrics_comparison.py`): the `.png`
+//! files of a folder, sorted by name, are resized with Pillow's default filter, which is bicubic for
+//! grey and nearest for palette and 1-bit images. Every nonzero value is foreground. The `metrics`
+//! crate computes patch masks and selects the masks to use.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -18,12 +18,12 @@ use crate::error::{DataError, ImageError};
 use crate::pillow::{Filter, resize};
 use crate::sample::{check_buffer, check_size};
 
-/// What the values of a mask are.
+/// The kind of values in a mask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MaskKind {
     /// Grey levels, which can be interpolated: Pillow's mode `L`.
     Grey,
-    /// Palette indices or bits, which cannot: Pillow's modes `P` and `1`.
+    /// Palette indices or bits, which cannot be interpolated: Pillow's modes `P` and `1`.
     Indexed,
 }
 
@@ -36,7 +36,7 @@ impl MaskKind {
     }
 }
 
-/// A foreground mask: 0 is background.
+/// A foreground mask. Zero is background, any other value is foreground.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mask {
     width: u32,
@@ -46,11 +46,12 @@ pub struct Mask {
 }
 
 impl Mask {
-    /// A mask from values `[H, W]`, row-major.
+    /// Builds a mask from values `[H, W]`, row-major.
     ///
     /// # Errors
     ///
-    /// [`ImageError::Size`] if a side is zero, [`ImageError::Buffer`] if `values` has another size.
+    /// [`ImageError::Size`] if a side is zero, [`ImageError::Buffer`] if the size of `values` does not
+    /// match the shape.
     pub fn new(
         width: u32,
         height: u32,
@@ -68,13 +69,13 @@ impl Mask {
 
     /// Reads a PNG file with one channel of 1 to 8 bits.
     ///
-    /// Values are Pillow's: palette images give their indices, grey levels of fewer bits are spread
-    /// over 0..255.
+    /// The values equal those of Pillow: palette indices are kept, and grey levels of fewer than 8 bits
+    /// are scaled to 0..255.
     ///
     /// # Errors
     ///
-    /// [`DataError::Io`] if the file cannot be opened, [`DataError::Image`] if it is not a PNG that
-    /// can be decoded, [`DataError::Mask`] if it has several channels or 16 bits.
+    /// [`DataError::Io`] if the file cannot be opened, [`DataError::Image`] if it cannot be decoded as
+    /// PNG, [`DataError::Mask`] if it has several channels or 16-bit values.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, DataError> {
         let path = path.as_ref();
         let file = File::open(path).map_err(DataError::io(path, "open the mask"))?;
@@ -91,12 +92,14 @@ impl Mask {
             .map_err(|error| failed(error.to_string()))?;
         let (colour, depth) = reader.output_color_type();
         let kind = match (colour, depth) {
-            (_, BitDepth::Sixteen) => Err("it has 16 bits a value".to_owned()),
+            (_, BitDepth::Sixteen) => Err("it has 16-bit values".to_owned()),
             (ColorType::Indexed, _) | (ColorType::Grayscale, BitDepth::One) => {
                 Ok(MaskKind::Indexed)
             }
             (ColorType::Grayscale, _) => Ok(MaskKind::Grey),
-            (other, _) => Err(format!("it has the channels {other:?}, and a mask has one")),
+            (other, _) => Err(format!(
+                "it has the channels {other:?}; a mask must have one channel"
+            )),
         };
         let kind = kind.map_err(|problem| DataError::Mask {
             path: path.to_path_buf(),
@@ -104,7 +107,8 @@ impl Mask {
         })?;
 
         let size = reader.output_buffer_size();
-        let size = size.ok_or_else(|| failed("it is too large for this machine".to_owned()))?;
+        let size =
+            size.ok_or_else(|| failed("it is too large for the address space".to_owned()))?;
         check_size(size as u64).map_err(image_error)?;
         let mut packed = vec![0; size];
         let frame = reader
@@ -130,19 +134,19 @@ impl Mask {
         self.height
     }
 
-    /// The values, `[H, W]`; all but 0 are foreground.
+    /// The values, `[H, W]`; nonzero is foreground.
     pub fn values(&self) -> &[u8] {
         &self.values
     }
 
-    /// What the values are.
+    /// The kind of the values.
     pub fn kind(&self) -> MaskKind {
         self.kind
     }
 
-    /// Resizes with the filter of the mask's kind, to the bits of Pillow 11.3.
+    /// Resizes the mask with the filter for its kind, bit-identical to Pillow 11.3.
     ///
-    /// Bicubic rings: a pixel beside the foreground can become non-zero, and so foreground.
+    /// The bicubic filter rings: a pixel beside the foreground can become nonzero, and thus foreground.
     ///
     /// # Errors
     ///
@@ -159,7 +163,7 @@ impl Mask {
     }
 }
 
-/// Spreads packed pixels of 1, 2, 4 or 8 bits over bytes.
+/// Unpacks pixels of 1, 2, 4 or 8 bits into one byte each. Grey levels are scaled to 0..255.
 fn unpack(
     packed: &[u8],
     line_size: usize,
@@ -169,16 +173,16 @@ fn unpack(
 ) -> Vec<u8> {
     let bits = depth as usize;
     let largest = (0xff_u8) >> (8 - bits);
-    let spread = if colour == ColorType::Grayscale {
+    let scale = if colour == ColorType::Grayscale {
         255 / largest
     } else {
         1
     };
     let line = |line: &[u8]| -> Vec<u8> {
         let pixels = line.iter().flat_map(|&byte| {
-            (0..8 / bits).map(move |place| (byte >> (8 - bits * (place + 1))) & largest)
+            (0..8 / bits).map(move |index| (byte >> (8 - bits * (index + 1))) & largest)
         });
-        pixels.take(width).map(|value| value * spread).collect()
+        pixels.take(width).map(|value| value * scale).collect()
     };
     packed
         .chunks_exact(line_size.max(1))
@@ -186,11 +190,11 @@ fn unpack(
         .collect()
 }
 
-/// The `.png` files of a folder, sorted by name; hidden files are left out.
+/// Lists the `.png` files of a folder, sorted by name, without hidden files.
 ///
 /// # Errors
 ///
-/// [`DataError::Layout`] if there is none, [`DataError::Io`] if the folder cannot be listed.
+/// [`DataError::Layout`] if there are none, [`DataError::Io`] if the folder cannot be listed.
 pub fn list(folder: impl AsRef<Path>) -> Result<Vec<PathBuf>, DataError> {
     let folder = folder.as_ref();
     let entries = sorted_entries(folder)?.into_iter();
@@ -199,15 +203,15 @@ pub fn list(folder: impl AsRef<Path>) -> Result<Vec<PathBuf>, DataError> {
     if masks.is_empty() {
         return Err(DataError::Layout {
             path: folder.to_path_buf(),
-            problem: "holds no mask".to_owned(),
-            fix: "looked for .png files",
+            problem: "has no mask".to_owned(),
+            fix: "expected .png files",
         });
     }
     Ok(masks)
 }
 
-/// Reads all masks of a folder, sorted by name and resized to `resolution` x `resolution` (upstream:
-/// 256).
+/// Reads all masks of a folder, sorted by name and resized to `resolution` x `resolution` pixels
+/// (upstream: 256).
 ///
 /// # Errors
 ///

@@ -1,7 +1,7 @@
-//! How a camera was held, as the file's metadata say it.
+//! Reads the orientation of an image from the metadata of its file.
 //!
-//! Follows what Hugging Face `datasets` does with Pillow (`getexif`, `exif_transpose`): the tag Orientation of the
-//! EXIF data, wherever the format allows it and as any type that holds a number; without the tag, the XMP data.
+//! Follows Hugging Face `datasets`, which uses Pillow (`getexif`, `exif_transpose`): the tag Orientation of the
+//! EXIF data is read wherever the format allows EXIF, and with any numeric type. Without this tag, the XMP data is used.
 
 use image::ImageFormat;
 use image::metadata::Orientation;
@@ -9,14 +9,14 @@ use image::metadata::Orientation;
 const EXIF: &[u8] = b"Exif\0\0";
 const XMP: &[u8] = b"http://ns.adobe.com/xap/1.0/\0";
 
-/// EXIF and XMP data of a file, empty where it has none.
+/// EXIF and XMP data of a file; empty if the file has none.
 #[derive(Default)]
 struct Metadata {
     exif: Vec<u8>,
     xmp: Vec<u8>,
 }
 
-/// The orientation of an image file; none where its metadata are missing or damaged.
+/// Returns the orientation of an image file; `NoTransforms` if its metadata is missing or damaged.
 pub(crate) fn of_file(bytes: &[u8], format: ImageFormat) -> Orientation {
     let metadata = match format {
         ImageFormat::Jpeg => of_jpeg(bytes),
@@ -30,7 +30,8 @@ pub(crate) fn of_file(bytes: &[u8], format: ImageFormat) -> Orientation {
         .unwrap_or(Orientation::NoTransforms)
 }
 
-/// The segments before the coded data. Several EXIF segments are one that was too long for a segment.
+/// Reads the segments before the coded data. EXIF data that is too long for one segment is split into several, which are
+/// concatenated.
 fn of_jpeg(bytes: &[u8]) -> Option<Metadata> {
     const APP1: u8 = 0xe1;
     const START_OF_SCAN: u8 = 0xda;
@@ -59,7 +60,7 @@ fn of_jpeg(bytes: &[u8]) -> Option<Metadata> {
     }
 }
 
-/// The chunks before and after the pixels.
+/// Reads the chunks before and after the pixels.
 fn of_png(bytes: &[u8]) -> Option<Metadata> {
     const XMP_KEYWORD: &[u8] = b"XML:com.adobe.xmp\0";
     const SIGNATURE: usize = 8;
@@ -74,7 +75,7 @@ fn of_png(bytes: &[u8]) -> Option<Metadata> {
         match &kind {
             b"eXIf" => metadata.exif = data.to_vec(),
             b"iTXt" => {
-                // Two bytes say whether the text is compressed.
+                // The first two bytes are the compression flag and the compression method.
                 if let Some([0, _, text @ ..]) = data.strip_prefix(XMP_KEYWORD) {
                     metadata.xmp = text.to_vec();
                 }
@@ -103,13 +104,13 @@ fn of_webp(bytes: &[u8]) -> Option<Metadata> {
             b"XMP " => metadata.xmp = data.to_vec(),
             _ => {}
         }
-        // Chunks start at even places.
+        // Chunks start at even offsets.
         rest = after.get(length + length % 2..).unwrap_or_default();
     }
     Some(metadata)
 }
 
-/// The tag Orientation of the first directory of a TIFF structure.
+/// Reads the tag Orientation of the first directory of a TIFF structure.
 fn from_exif(exif: &[u8]) -> Option<u8> {
     const ORIENTATION: u16 = 0x0112;
     let mut tiff = exif;
@@ -136,7 +137,7 @@ fn from_exif(exif: &[u8]) -> Option<u8> {
             orientation = Some(value);
         }
     }
-    // Values of 9 and more are no orientation, and 255 is one of them.
+    // Values of 9 and above mean no orientation; 255 stands for all values that are not such an integer.
     let orientation = orientation?;
     match (0.0..=255.0).contains(&orientation) && orientation.fract() == 0.0 {
         true => Some(orientation as u8),
@@ -170,7 +171,7 @@ impl Tiff<'_> {
         self.array(position).map(u32::from_le_bytes)
     }
 
-    /// The first value of a directory's entry, if its type is a number.
+    /// Reads the first value of a directory entry, if its type is numeric.
     fn first_value(&self, entry: usize) -> Option<f64> {
         let (kind, count) = (self.u16(entry + 2)?, self.u32(entry + 4)?);
         let size = match kind {
@@ -180,33 +181,33 @@ impl Tiff<'_> {
             5 | 10 | 12 | 16 => 8,
             _ => return None,
         };
-        let place = match (count as usize).checked_mul(size)? {
+        let offset = match (count as usize).checked_mul(size)? {
             0 => return None,
             1..=4 => entry + 8,
             _ => self.u32(entry + 8)? as usize,
         };
         let quotient = |upper: f64, lower: f64| (lower != 0.0).then(|| upper / lower);
         match kind {
-            3 => self.u16(place).map(f64::from),
-            4 | 13 => self.u32(place).map(f64::from),
-            5 => quotient(self.u32(place)?.into(), self.u32(place + 4)?.into()),
-            6 => self.array(place).map(i8::from_le_bytes).map(f64::from),
-            8 => self.array(place).map(i16::from_le_bytes).map(f64::from),
-            9 => self.array(place).map(i32::from_le_bytes).map(f64::from),
+            3 => self.u16(offset).map(f64::from),
+            4 | 13 => self.u32(offset).map(f64::from),
+            5 => quotient(self.u32(offset)?.into(), self.u32(offset + 4)?.into()),
+            6 => self.array(offset).map(i8::from_le_bytes).map(f64::from),
+            8 => self.array(offset).map(i16::from_le_bytes).map(f64::from),
+            9 => self.array(offset).map(i32::from_le_bytes).map(f64::from),
             10 => quotient(
-                self.array(place).map(i32::from_le_bytes)?.into(),
-                self.array(place + 4).map(i32::from_le_bytes)?.into(),
+                self.array(offset).map(i32::from_le_bytes)?.into(),
+                self.array(offset + 4).map(i32::from_le_bytes)?.into(),
             ),
-            11 => self.array(place).map(f32::from_le_bytes).map(f64::from),
-            12 => self.array(place).map(f64::from_le_bytes),
+            11 => self.array(offset).map(f32::from_le_bytes).map(f64::from),
+            12 => self.array(offset).map(f64::from_le_bytes),
             _ => self
-                .array(place)
+                .array(offset)
                 .map(|bytes| u64::from_le_bytes(bytes) as f64),
         }
     }
 }
 
-/// `tiff:Orientation="6"` or `<tiff:Orientation>6`.
+/// Reads `tiff:Orientation="6"` or `<tiff:Orientation>6`.
 fn from_xmp(xmp: &[u8]) -> Option<u8> {
     const NAME: &[u8] = b"tiff:Orientation";
     let mut rest = xmp;

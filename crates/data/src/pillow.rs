@@ -1,22 +1,22 @@
-//! Resizing of bytes, bit for bit as Pillow 11.3 does it.
+//! Resizes 8-bit images with results that are bit-identical to Pillow 11.3.
 //!
-//! Training images, centre crops and masks of the published results went through Pillow, whose
-//! arithmetic is fixed point with a rounding to bytes between its two passes. Resizing by any other
-//! code gives other bytes (one level in a tenth of the pixels, and up to 17 where an odd side is
-//! halved), so this follows `src/libImaging/Resample.c` to the bit:
+//! The images, centre crops and masks of the published results were resized by Pillow, which uses
+//! fixed-point arithmetic and rounds to bytes between its two passes. Other implementations give
+//! different bytes (by one level in a tenth of the pixels, and by up to 17 if an odd side is halved).
+//! This module therefore follows `src/libImaging/Resample.c` exactly:
 //!
-//! - the horizontal pass comes first, always (later versions choose the order by the shape), and a
-//!   pass whose side keeps its size is left out;
-//! - with `scale = in / out`, output `i` is centred at `(i + 0.5) scale`; the filter is widened by
+//! - The horizontal pass always comes first (later versions choose the order by the shape). A pass
+//!   that does not change the size of its side is omitted.
+//! - With `scale = in / out`, output `i` is centred at `(i + 0.5) scale`. The filter is widened by
 //!   `max(scale, 1)` and covers the inputs from `int(centre - support + 0.5)` to
-//!   `int(centre + support + 0.5)`, exclusive, that lie in the image;
-//! - weights are normalised in float64 and rounded to 22 fractional bits; a sum starts at one half,
+//!   `int(centre + support + 0.5)`, exclusive, that lie within the image.
+//! - Weights are normalised in float64 and rounded to 22 fractional bits. A sum starts at one half,
 //!   is shifted down and clamped to 0..255.
 //!
-//! [`Filter::Nearest`] is what Pillow takes for palette and 1-bit images.
+//! Pillow uses the filter [`Filter::Nearest`] for palette and 1-bit images.
 //!
-//! Pillow multiplies RGB by alpha before it resizes RGBA. Nothing here does: channels are
-//! independent.
+//! Pillow multiplies RGB by alpha before it resizes RGBA images. This module does not: it resizes
+//! each channel independently.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -26,14 +26,14 @@ use pulp::{Arch, Simd, WithSimd};
 use crate::error::ImageError;
 use crate::sample::check_buffer;
 
-/// How an output pixel is made of input pixels.
+/// The filter that computes an output pixel from input pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Filter {
     /// The input pixel under the centre of the output pixel.
     Nearest,
-    /// The mean over the output pixel's area.
+    /// The mean over the area of the output pixel.
     Box,
-    /// Keys' cubic with a = -0.5, widened when shrinking.
+    /// Keys' cubic filter with a = -0.5, widened when the image is reduced.
     Bicubic,
 }
 
@@ -73,7 +73,7 @@ impl Filter {
 ///
 /// # Errors
 ///
-/// [`ImageError::Size`] if a side is zero, [`ImageError::Buffer`] if `bytes` has another size than
+/// [`ImageError::Size`] if a side is zero, [`ImageError::Buffer`] if the size of `bytes` does not match
 /// the shape, [`ImageError::Channels`] unless there are 1 to 4 channels.
 pub fn resize(
     bytes: &[u8],
@@ -93,7 +93,7 @@ pub fn resize(
     resize_window(bytes, width, height, channels, &out, filter).map(Cow::into_owned)
 }
 
-/// A window of a resized image: only its pixels are computed, and they are the same ones.
+/// A window of a resized image. Only its pixels are computed; they equal those of the whole resized image.
 pub(crate) struct Output {
     /// Width of the whole resized image.
     pub width: u32,
@@ -105,7 +105,7 @@ pub(crate) struct Output {
     pub rows: Range<u32>,
 }
 
-/// Resizes and cuts the window, `[rows, columns, channels]`.
+/// Resizes an image and returns the window, `[rows, columns, channels]`.
 pub(crate) fn resize_window<'a>(
     bytes: &'a [u8],
     width: u32,
@@ -160,7 +160,7 @@ fn passes<'a, const C: usize>(
 
     let vertical = (out.height as usize != height)
         .then(|| Taps::new(height, out.height as usize, rows.clone(), filter));
-    // Rows that the vertical pass will read; the others need no horizontal pass.
+    // The rows that the vertical pass reads. Only these need a horizontal pass.
     let used = match &vertical {
         Some(taps) => taps.inputs(),
         None => rows,
@@ -170,7 +170,7 @@ fn passes<'a, const C: usize>(
     let narrowed = if out.width as usize != width {
         let taps = Taps::new(width, out.width as usize, columns.clone(), filter);
         let taps = &taps;
-        Cow::Owned(Arch::new().dispatch(Across::<C> {
+        Cow::Owned(Arch::new().dispatch(HorizontalPass::<C> {
             source,
             width,
             taps,
@@ -188,10 +188,10 @@ fn passes<'a, const C: usize>(
         )
     };
     match vertical {
-        Some(taps) => Cow::Owned(Arch::new().dispatch(Down {
+        Some(taps) => Cow::Owned(Arch::new().dispatch(VerticalPass {
             source: &narrowed,
             row_len: columns.len() * C,
-            first: used.start,
+            first_row: used.start,
             taps: &taps,
         })),
         None => narrowed,
@@ -201,11 +201,11 @@ fn passes<'a, const C: usize>(
 const FRACTION_BITS: u32 = 22;
 const ONE_HALF: i32 = 1 << (FRACTION_BITS - 1);
 
-/// The weighted inputs of each output along one side.
+/// The inputs and weights of each output along one side.
 struct Taps {
-    /// First input of each output, and how many.
+    /// The first input of each output, and the number of its inputs.
     spans: Vec<(usize, usize)>,
-    /// Fixed-point weights, `stride` of them for each output.
+    /// Fixed-point weights, `stride` per output.
     weights: Vec<i32>,
     stride: usize,
 }
@@ -224,7 +224,7 @@ impl Taps {
         let mut exact = Vec::with_capacity(stride);
         for (output, fixed) in window.zip(taps.weights.chunks_exact_mut(stride)) {
             let centre = (output as f64 + 0.5) * scale;
-            // A cast to usize truncates, and takes negative numbers to zero.
+            // A cast to usize truncates, and maps negative numbers to zero.
             let start = (centre - support + 0.5) as usize;
             let end = ((centre + support + 0.5) as usize).min(size);
             exact.clear();
@@ -242,7 +242,7 @@ impl Taps {
         taps
     }
 
-    /// All inputs that some output reads.
+    /// The range of inputs that the outputs read.
     fn inputs(&self) -> Range<usize> {
         let start = self.spans.iter().map(|&(start, _)| start).min();
         let end = self.spans.iter().map(|&(start, count)| start + count).max();
@@ -258,30 +258,30 @@ impl Taps {
     }
 }
 
-/// Bytes that a pass sums up at once: in the vertical pass those of a row, in the horizontal pass a
-/// pixel's channels in as many rows as fit.
+/// Number of bytes that a pass sums at once: in the vertical pass, consecutive bytes of a row; in the
+/// horizontal pass, the channels of a pixel in as many rows as fit.
 const LANES: usize = 32;
 
 /// The horizontal pass over rows of `width` pixels.
-struct Across<'a, const C: usize> {
+struct HorizontalPass<'a, const C: usize> {
     source: &'a [u8],
     width: usize,
     taps: &'a Taps,
 }
 
-impl<const C: usize> WithSimd for Across<'_, C> {
+impl<const C: usize> WithSimd for HorizontalPass<'_, C> {
     type Output = Vec<u8>;
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) -> Vec<u8> {
         let row_len = self.width * C;
         let out_len = self.taps.spans.len() * C;
-        let at_once = LANES / C;
+        let rows_at_once = LANES / C;
         let used = self.taps.inputs();
         let mut out = vec![0; self.source.len() / row_len * out_len];
         let mut columns = vec![[0; LANES]; used.len()];
-        let sources = self.source.chunks(at_once * row_len);
-        for (source, out) in sources.zip(out.chunks_mut(at_once * out_len)) {
+        let sources = self.source.chunks(rows_at_once * row_len);
+        for (source, out) in sources.zip(out.chunks_mut(rows_at_once * out_len)) {
             for (row, bytes) in source.chunks_exact(row_len).enumerate() {
                 let (pixels, _) = bytes.as_chunks::<C>();
                 for (column, pixel) in columns.iter_mut().zip(&pixels[used.clone()]) {
@@ -299,15 +299,15 @@ impl<const C: usize> WithSimd for Across<'_, C> {
     }
 }
 
-/// The vertical pass over rows of `row_len` bytes; the first row of `source` is input row `first`.
-struct Down<'a> {
+/// The vertical pass over rows of `row_len` bytes. The first row of `source` is input row `first_row`.
+struct VerticalPass<'a> {
     source: &'a [u8],
     row_len: usize,
-    first: usize,
+    first_row: usize,
     taps: &'a Taps,
 }
 
-impl WithSimd for Down<'_> {
+impl WithSimd for VerticalPass<'_> {
     type Output = Vec<u8>;
 
     #[inline(always)]
@@ -315,23 +315,23 @@ impl WithSimd for Down<'_> {
         let row_len = self.row_len;
         let mut out = vec![0; self.taps.spans.len() * row_len];
         for (out, (start, weights)) in out.chunks_exact_mut(row_len).zip(self.taps.iter()) {
-            let source = &self.source[(start - self.first) * row_len..];
+            let source = &self.source[(start - self.first_row) * row_len..];
             let (wide, rest) = out.as_chunks_mut::<LANES>();
             let rest_start = wide.len() * LANES;
             for (index, out) in wide.iter_mut().enumerate() {
-                *out = weighted(below(source, row_len, index * LANES), weights);
+                *out = weighted(column_of(source, row_len, index * LANES), weights);
             }
             for (index, out) in rest.iter_mut().enumerate() {
-                [*out] = weighted(below(source, row_len, rest_start + index), weights);
+                [*out] = weighted(column_of(source, row_len, rest_start + index), weights);
             }
         }
         out
     }
 }
 
-/// The `N` bytes from `column` on of each row.
+/// Iterates over the `N` bytes of each row that start at `column`.
 #[inline(always)]
-fn below<const N: usize>(
+fn column_of<const N: usize>(
     source: &[u8],
     row_len: usize,
     column: usize,
@@ -340,10 +340,10 @@ fn below<const N: usize>(
     rows.filter_map(|row| row.first_chunk::<N>())
 }
 
-/// The weighted sums of the inputs, byte by byte.
+/// Computes the weighted sums of the inputs, byte by byte.
 ///
-/// They cannot overflow: the weights' magnitudes add up to less than 1.3. The operations that wrap
-/// are there because those that check keep the loop from being vectorised.
+/// The sums cannot overflow, because the magnitudes of the weights add up to less than 1.3. Wrapping operations are
+/// used because overflow checks would prevent the vectorisation of the loop.
 #[inline(always)]
 fn weighted<'a, const N: usize>(
     inputs: impl Iterator<Item = &'a [u8; N]>,
@@ -362,7 +362,7 @@ fn weighted<'a, const N: usize>(
     bytes
 }
 
-/// The input index of each output of the window, by Pillow's running sum in float64.
+/// The input index of each output in the window, computed as in Pillow by a running sum in float64.
 fn nearest(size: usize, out_size: usize, window: Range<usize>) -> Vec<usize> {
     let scale = size as f64 / out_size as f64;
     let positions = std::iter::successors(Some(scale * 0.5), |position| Some(position + scale));
@@ -376,7 +376,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn sizes_that_mean_nothing_are_refused() {
+    fn invalid_sizes_are_refused() {
         let size = |width, height| Err(ImageError::Size { width, height });
         assert_eq!(resize(&[], 0, 1, 1, 2, 2, Filter::Box), size(0, 1));
         assert_eq!(resize(&[1], 1, 1, 1, 0, 2, Filter::Box), size(0, 2));
@@ -404,7 +404,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_window_has_the_pixels_of_the_whole(
+        fn a_window_has_the_pixels_of_the_whole_image(
             width in 1_u32..40, height in 1_u32..40, out_width in 1_u32..40, out_height in 1_u32..40,
             left in 0.0..1.0_f64, top in 0.0..1.0_f64, filter in filters(), seed: u64,
         ) {

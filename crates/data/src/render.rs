@@ -1,4 +1,4 @@
-//! From a decoded sample to the pixels of a batch: background, crop, flip.
+//! Converts a decoded sample to the pixels of a batch: background, crop, flip.
 
 use std::any::Any;
 use std::borrow::Cow;
@@ -11,20 +11,19 @@ use crate::dataset::Dataset;
 use crate::error::{DataError, ImageError};
 use crate::sample::{Image, Sample};
 
-/// What becomes of the colours under a transparent background.
+/// How images with an alpha channel are converted to RGB.
 ///
 /// In a configuration: `"white"`, `"black"`, `"drop"`, or `{ rgb = [12, 34, 56] }`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Background {
-    /// Put the image on white.
+    /// Blend the image with white.
     White,
-    /// Put the image on black.
+    /// Blend the image with black.
     Black,
-    /// Put the image on this colour.
+    /// Blend the image with this colour.
     Rgb([u8; 3]),
-    /// Ignore alpha: the colours are those stored, as with Pillow's `convert("RGB")`, which is what
-    /// upstream does.
+    /// Ignore alpha and keep the stored colours, as Pillow's `convert("RGB")` and upstream do.
     #[default]
     Drop,
 }
@@ -39,10 +38,10 @@ impl Background {
         }
     }
 
-    /// The colours `[H, W, 3]` of an image on this background.
+    /// Returns the colours `[H, W, 3]` of an image on this background.
     ///
-    /// Each byte is `(a * colour + (255 - a) * background) / 255`, rounded, as in Pillow's `paste`
-    /// with a mask.
+    /// Each byte is `(alpha * colour + (255 - alpha) * background) / 255`, rounded, as in Pillow's
+    /// `paste` with a mask.
     pub fn blend(self, image: &Image) -> Cow<'_, [u8]> {
         let (Some(background), Some(alpha)) = (self.colour(), image.alpha()) else {
             return Cow::Borrowed(image.rgb());
@@ -62,7 +61,7 @@ fn mix(colour: u8, background: u8, alpha: u8) -> u8 {
     ((sum + 127) / 255) as u8
 }
 
-/// A sample as it stands in a batch.
+/// A sample in the form that a batch stores.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Rendered {
     /// `[3, R, R]`
@@ -72,7 +71,7 @@ pub(crate) struct Rendered {
     pub label: i64,
 }
 
-/// Reads a sample and renders it. A panic of a decoder is a corrupt sample.
+/// Reads a sample and renders it. A panic in a decoder counts as a corrupt sample.
 pub(crate) fn read(
     dataset: &dyn Dataset,
     index: u64,
@@ -85,7 +84,7 @@ pub(crate) fn read(
         index,
         reason,
     };
-    // Nothing is shared with the code that panics but the data set, which `read` does not change.
+    // Unwind safe: the only state that is shared with this closure is the data set, which `read` does not change.
     let rendered = catch_unwind(AssertUnwindSafe(|| {
         let sample = dataset.read(index)?;
         render(&sample, resolution, background, flip).map_err(|error| corrupt(error.to_string()))
@@ -123,7 +122,7 @@ fn render(
     })
 }
 
-/// `[side, side, C]` to `[C, side, side]`, mirrored left to right if `flip`.
+/// Converts `[side, side, C]` to `[C, side, side]`, mirrored left to right if `flip`.
 fn planes<const C: usize>(bytes: &[u8], side: usize, flip: bool) -> Vec<u8> {
     let (pixels, _) = bytes.as_chunks::<C>();
     let mut planes = Vec::with_capacity(bytes.len());
@@ -140,6 +139,7 @@ fn planes<const C: usize>(bytes: &[u8], side: usize, flip: bool) -> Vec<u8> {
     planes
 }
 
+/// The message of a panic.
 fn message_of(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
@@ -155,7 +155,7 @@ mod tests {
         for colour in 0..=255_u8 {
             for alpha in 0..=255_u8 {
                 for background in [0, 255, 77] {
-                    // The macro BLEND of libImaging.
+                    // The macro `BLEND` of libImaging.
                     let sum = u32::from(colour) * u32::from(alpha)
                         + u32::from(background) * (255 - u32::from(alpha))
                         + 128;
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn backgrounds_are_words_in_a_configuration() {
+    fn a_configuration_names_the_background() {
         #[derive(Deserialize)]
         struct Config {
             background: Background,

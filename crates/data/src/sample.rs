@@ -1,4 +1,4 @@
-//! An image in memory, and a sample of a data set.
+//! Decoded images and labelled samples.
 
 use std::borrow::Cow;
 use std::fmt::Display;
@@ -20,9 +20,9 @@ use crate::error::{DataError, ImageError};
 use crate::formats::format_of;
 use crate::{jpeg, orientation};
 
-/// RGB bytes, with the alpha channel apart.
+/// An RGB image with an optional separate alpha channel, one byte per value.
 ///
-/// The colours are not multiplied by alpha. Both sides are at least 1 pixel.
+/// The colours are not premultiplied by alpha. Both sides are at least 1 pixel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
     width: u32,
@@ -32,12 +32,12 @@ pub struct Image {
 }
 
 impl Image {
-    /// An image from raw bytes: `rgb` `[H, W, 3]`, `alpha` `[H, W]`, both row-major.
+    /// Builds an image from raw bytes: `rgb` `[H, W, 3]`, `alpha` `[H, W]`, both row-major.
     ///
     /// # Errors
     ///
-    /// [`ImageError::Size`] if a side is zero, [`ImageError::Buffer`] if a buffer has another size
-    /// than the shape.
+    /// [`ImageError::Size`] if a side is zero, [`ImageError::Buffer`] if the size of a buffer does
+    /// not match the shape.
     pub fn new(
         width: u32,
         height: u32,
@@ -56,43 +56,44 @@ impl Image {
         })
     }
 
-    /// Decodes a PNG, JPEG or WebP file held in memory; the format is read from the bytes.
+    /// Decodes a PNG, JPEG or WebP file in memory; the format is detected from the bytes.
     ///
-    /// The colours are those of Pillow 11.3's `convert("RGB")`: grey and palette images become RGB, 16 bits become
-    /// 8 (the upper byte; of a grey image without alpha, values above 255 become 255), the first frame of an
-    /// animation is taken. An orientation in the metadata is applied, as Hugging Face `datasets` does. PNG and
-    /// lossless WebP give the same bytes as Pillow; JPEG decoders differ from each other by a few levels.
+    /// The colours follow `convert("RGB")` of Pillow 11.3: grey and palette images become RGB, and 16-bit values
+    /// become 8-bit (the upper byte; in a grey image without alpha, values above 255 are clipped to 255). Of an
+    /// animation, the first frame is decoded. An orientation in the metadata is applied, as in Hugging Face
+    /// `datasets`. PNG and lossless WebP give the same bytes as Pillow; JPEG decoders differ from each other by a
+    /// few levels.
     ///
     /// # Errors
     ///
-    /// [`ImageError::Decode`] if the format is another one, the data is damaged or cut short, or
-    /// the pixels would take more than 512 MiB. A JPEG whose coded data ends before its last block is cut short,
-    /// whether or not an end marker follows; one that lacks only its end marker is taken if Pillow takes it.
+    /// [`ImageError::Decode`] if the format is not supported, the data is damaged or truncated, or the pixels
+    /// would take more than 512 MiB. A JPEG whose coded data ends before its last block counts as truncated,
+    /// whether or not an end marker follows. A JPEG that lacks only its end marker is accepted if Pillow accepts it.
     pub fn decode(bytes: &[u8]) -> Result<Self, ImageError> {
         Self::decode_as(bytes, false).map(|(image, _)| image)
     }
 
-    /// [`decode`](Self::decode) of a sample, which checks that a JPEG is whole the first time only: the check takes about
-    /// a third of the time of decoding, and files do not shrink between two epochs.
+    /// As [`decode`](Self::decode), for the sample `index` of a data set. The check that a JPEG is complete runs only
+    /// the first time: it takes about a third of the decoding time, and files do not shrink between two epochs.
     pub(crate) fn decode_sample(
         bytes: &[u8],
         index: u64,
-        whole: &KnownWhole,
+        complete: &CompleteSamples,
     ) -> Result<Self, ImageError> {
-        let (image, is_whole) = Self::decode_as(bytes, whole.has(index))?;
-        if is_whole {
-            whole.add(index);
+        let (image, is_complete) = Self::decode_as(bytes, complete.contains(index))?;
+        if is_complete {
+            complete.insert(index);
         }
         Ok(image)
     }
 
-    /// The image, and whether it needs no check the next time.
-    fn decode_as(bytes: &[u8], known_whole: bool) -> Result<(Self, bool), ImageError> {
-        let (decoded, is_whole) = match format_of(bytes) {
-            Ok(ImageFormat::Jpeg) => decode_jpeg(bytes, known_whole)?,
+    /// Returns the image, and whether the check for completeness can be skipped the next time.
+    fn decode_as(bytes: &[u8], known_complete: bool) -> Result<(Self, bool), ImageError> {
+        let (decoded, is_complete) = match format_of(bytes) {
+            Ok(ImageFormat::Jpeg) => decode_jpeg(bytes, known_complete)?,
             Ok(format) => (decode_lossless(bytes, format)?, true),
-            Err(other) => {
-                let hint = match other.is_tiff() {
+            Err(content) => {
+                let hint = match content.is_tiff() {
                     true => {
                         " (`datasets` stores images of the modes CMYK, P, F, I and others as TIFF: convert them with \
                          `image.convert(\"RGB\")` before `save_to_disk`)"
@@ -100,7 +101,7 @@ impl Image {
                     false => "",
                 };
                 return Err(ImageError::Decode(format!(
-                    "the file is {other}; PNG, JPEG and WebP are read{hint}"
+                    "the file is {content}; supported: PNG, JPEG and WebP{hint}"
                 )));
             }
         };
@@ -114,7 +115,7 @@ impl Image {
         } else {
             Self::new(width, height, decoded.into_rgb8().into_raw(), None)
         };
-        Ok((image?, is_whole))
+        Ok((image?, is_complete))
     }
 
     /// Reads and decodes an image file; see [`Image::decode`].
@@ -146,32 +147,33 @@ impl Image {
         &self.rgb
     }
 
-    /// Opacity, `[H, W]`, 0 (background) to 255 (foreground), if the file has it.
+    /// Opacity, `[H, W]`, 0 (background) to 255 (foreground), if the image has an alpha channel.
     pub fn alpha(&self) -> Option<&[u8]> {
         self.alpha.as_deref()
     }
 
-    /// The colours `[H, W, 3]` and the opacity `[H, W]`.
+    /// Returns the colours `[H, W, 3]` and the opacity `[H, W]`.
     pub fn into_parts(self) -> (Vec<u8>, Option<Vec<u8>>) {
         (self.rgb, self.alpha)
     }
 }
 
-/// Samples whose image was decoded before, one bit each.
+/// The samples whose files are known to be complete, one bit per sample.
 #[derive(Debug)]
-pub(crate) struct KnownWhole(Vec<AtomicU64>);
+pub(crate) struct CompleteSamples(Vec<AtomicU64>);
 
-impl KnownWhole {
-    pub(crate) fn none_of(len: u64) -> Self {
+impl CompleteSamples {
+    /// An empty set for a data set of `len` samples.
+    pub(crate) fn new(len: u64) -> Self {
         Self((0..len.div_ceil(64)).map(|_| AtomicU64::new(0)).collect())
     }
 
-    fn has(&self, index: u64) -> bool {
+    fn contains(&self, index: u64) -> bool {
         let word = self.0.get((index / 64) as usize);
         word.is_some_and(|word| word.load(Ordering::Relaxed) >> (index % 64) & 1 == 1)
     }
 
-    fn add(&self, index: u64) {
+    fn insert(&self, index: u64) {
         if let Some(word) = self.0.get((index / 64) as usize) {
             word.fetch_or(1 << (index % 64), Ordering::Relaxed);
         }
@@ -182,12 +184,12 @@ fn failed(error: impl Display) -> ImageError {
     ImageError::Decode(error.to_string())
 }
 
-/// Decodes a JPEG. Also says whether it needs no check the next time.
-fn decode_jpeg(bytes: &[u8], known_whole: bool) -> Result<(DynamicImage, bool), ImageError> {
+/// Decodes a JPEG. Also returns whether the check for completeness can be skipped the next time.
+fn decode_jpeg(bytes: &[u8], known_complete: bool) -> Result<(DynamicImage, bool), ImageError> {
     let orientation = orientation::of_file(bytes, ImageFormat::Jpeg);
-    let pixels_end = match known_whole {
+    let pixels_end = match known_complete {
         true => None,
-        false => jpeg::check_whole(bytes).map_err(|fault| failed(fault.reason()))?,
+        false => jpeg::check_complete(bytes).map_err(|fault| failed(fault.reason()))?,
     };
     let bytes = match pixels_end {
         None => Cow::Borrowed(bytes),
@@ -233,14 +235,14 @@ fn decode_lossless(bytes: &[u8], format: ImageFormat) -> Result<DynamicImage, Im
     Ok(decoded)
 }
 
-/// Whether a PNG has the colour type 0, whose 16-bit values Pillow clips where it converts to RGB.
+/// Whether a PNG has colour type 0, whose 16-bit values Pillow clips in the conversion to RGB.
 fn is_grey_png(bytes: &[u8]) -> bool {
     const COLOUR_TYPE: usize = 25;
     bytes.get(COLOUR_TYPE) == Some(&0)
 }
 
-/// Makes 8 bits of 16 as Pillow does. `grey` is set for grey images without an alpha channel of their own; one
-/// transparent value may have given them one.
+/// Converts 16-bit values to 8-bit as Pillow does. `grey` is set if the file has no alpha channel of its own and is
+/// grey; the decoder may still have added an alpha channel for one transparent grey level.
 fn to_8_bits(image: DynamicImage, grey: bool) -> DynamicImage {
     let upper = |value: u16| (value >> 8) as u8;
     let clipped = |value: u16| value.min(255) as u8;
@@ -269,15 +271,14 @@ fn to_8_bits(image: DynamicImage, grey: bool) -> DynamicImage {
     converted.unwrap_or(image)
 }
 
-/// Checks that the decoded pixels are of a size that some image can have: a damaged header can claim
-/// any.
+/// Checks that the decoded pixels have a plausible size, because a damaged header can claim any size.
 pub(crate) fn check_size(bytes: u64) -> Result<(), ImageError> {
-    const MOST: u64 = 512 << 20;
-    if bytes <= MOST {
+    const MAX_BYTES: u64 = 512 << 20;
+    if bytes <= MAX_BYTES {
         return Ok(());
     }
     Err(ImageError::Decode(format!(
-        "its pixels take {bytes} bytes, and at most {MOST} are read"
+        "its pixels take {bytes} bytes; allowed: at most {MAX_BYTES}"
     )))
 }
 
@@ -306,11 +307,11 @@ pub(crate) fn check_buffer(
 /// One decoded sample of a [`Dataset`](crate::Dataset).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sample {
-    /// Its place in the data set, which identifies it.
+    /// Index in the data set, which identifies the sample.
     pub index: u64,
-    /// The whole image, neither cropped nor resized.
+    /// The full image, neither cropped nor resized.
     pub image: Image,
-    /// Class, in `0..class_names().len()`.
+    /// Class index, in `0..class_names().len()`.
     pub label: i64,
 }
 
@@ -322,13 +323,13 @@ mod tests {
     fn buffers_of_the_wrong_size_are_refused() {
         assert_eq!(
             Image::new(2, 2, vec![0; 11], None).unwrap_err().to_string(),
-            "rgb of a 2x2 image holds 11 bytes, and needs 12"
+            "rgb of a 2x2 image has 11 bytes; expected 12"
         );
         assert_eq!(
             Image::new(2, 2, vec![0; 12], Some(vec![0; 3]))
                 .unwrap_err()
                 .to_string(),
-            "alpha of a 2x2 image holds 3 bytes, and needs 4"
+            "alpha of a 2x2 image has 3 bytes; expected 4"
         );
         assert!(matches!(
             Image::new(0, 2, vec![], None),
@@ -352,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_image_are_refused() {
+    fn bytes_that_are_not_an_image_are_refused() {
         for bytes in [
             &b""[..],
             b"GIF89a",

@@ -1,11 +1,13 @@
-//! The one place where seeds are derived and where random streams start.
+//! Derives all seeds and creates all random streams.
 //!
-//! A run has one seed. Everything random in it, the order of an epoch, a flip, the noise of a
-//! step, the resamples of a bootstrap, takes its own seed from [`derive()`] by a domain (a fixed
-//! word) and indices (epoch, step, sample). So no two uses share a stream, and none depends on how
-//! many numbers another has drawn, or in which thread.
+//! A run has one seed. Each use of randomness, such as the order of an epoch, a flip, the noise of a
+//! step or the resamples of a bootstrap, gets its own seed from [`derive()`], identified by a domain (a
+//! fixed word) and indices (epoch, step, sample). No two uses share a stream, and no stream depends on
+//! how many numbers another use has drawn, or on the thread.
 //!
-//! # The algorithm, which does not change
+//! # Algorithm
+//!
+//! The algorithm is fixed, so that results stay reproducible.
 //!
 //! `derive(seed, domain, indices)` is the first 8 bytes, read as a little-endian integer, of the
 //! SHA-256 of
@@ -14,10 +16,10 @@
 //! seed (8 bytes LE) | length of domain in bytes (8 bytes LE) | domain (UTF-8) | each index (8 bytes LE)
 //! ```
 //!
-//! [`rng`] is ChaCha with 8 rounds, whose 32-byte key is the seed (little-endian) followed by zeros.
-//! [`permutation`] is Fisher and Yates' shuffle from the last place down to the second, each place
-//! swapped with one drawn by Lemire's method (the high half of `next_u64 * bound`, rejected where
-//! the low half would make it uneven).
+//! [`rng`] is ChaCha with 8 rounds. Its 32-byte key is the seed (little-endian) followed by zeros.
+//! [`permutation`] is the Fisher-Yates shuffle from the last element down to the second; each element is
+//! swapped with one that is drawn by Lemire's method (the high half of `next_u64 * bound`, with rejection
+//! based on the low half so that the result is uniform).
 //!
 //! ```
 //! use data::seed;
@@ -32,7 +34,7 @@ use sha2::{Digest, Sha256};
 
 pub use rand_chacha::ChaCha8Rng;
 
-/// Derives a seed for one use of randomness. See the module's page for the algorithm.
+/// Derives a seed for one use of randomness. See the [module documentation](self) for the algorithm.
 pub fn derive(seed: u64, domain: &str, indices: &[u64]) -> u64 {
     let mut hash = Sha256::new();
     hash.update(seed.to_le_bytes());
@@ -49,14 +51,14 @@ pub fn derive(seed: u64, domain: &str, indices: &[u64]) -> u64 {
         .fold(0, |value, &byte| (value << 8) | u64::from(byte))
 }
 
-/// The random stream of a seed: the same numbers on every machine and for ever.
+/// Returns the random stream of a seed. Its numbers are the same on every machine and in every version.
 pub fn rng(seed: u64) -> ChaCha8Rng {
     let mut key = [0; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
     ChaCha8Rng::from_seed(key)
 }
 
-/// A uniformly drawn order of `0..n`.
+/// Returns a uniformly distributed random permutation of `0..n`.
 pub fn permutation(seed: u64, n: usize) -> Vec<u64> {
     let mut rng = rng(seed);
     let mut order: Vec<u64> = (0..n as u64).collect();
@@ -67,7 +69,7 @@ pub fn permutation(seed: u64, n: usize) -> Vec<u64> {
     order
 }
 
-/// A uniform integer in `0..bound`, for `bound` of at least 1.
+/// Draws a uniform integer in `0..bound`; `bound` must be at least 1.
 fn below(rng: &mut ChaCha8Rng, bound: u64) -> u64 {
     loop {
         let product = u128::from(rng.next_u64()) * u128::from(bound);
@@ -99,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn domain_and_indices_cannot_be_confused() {
+    fn different_domains_and_indices_give_different_seeds() {
         let one = derive(0, "a", &[]);
         assert_ne!(one, derive(0, "", &[u64::from(b'a')]));
         assert_ne!(derive(0, "a", &[1, 2]), derive(0, "a", &[2, 1]));
@@ -122,7 +124,7 @@ mod tests {
             *counts.entry(permutation(seed, 3)).or_insert(0_u32) += 1;
         }
         assert_eq!(counts.len(), 6);
-        // 1000 expected; six standard deviations are 173.
+        // The expected count is 1000; six standard deviations are 173.
         assert!(
             counts.values().all(|n| n.abs_diff(1000) < 173),
             "{counts:?}"

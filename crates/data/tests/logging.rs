@@ -1,5 +1,5 @@
-//! What the loader logs. Alone in its process: which log a message goes to is decided once for all
-//! threads.
+//! Tests the log messages of the loader. They need a process of their own, because tracing caches for
+//! all threads whether a message is enabled.
 
 use std::fs;
 use std::io;

@@ -235,7 +235,7 @@ pub(crate) fn check_sha256(path: &Path, expected: &str) -> Result<(), EncoderErr
     if found.eq_ignore_ascii_case(expected) {
         return Ok(());
     }
-    if let Some(what) = files::foreign(path) {
+    if let Some(what) = files::describe_foreign_file(path) {
         return Err(EncoderError::NotTorchScript {
             path: path.to_owned(),
             message: format!("it is {what}"),

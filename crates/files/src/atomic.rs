@@ -1,4 +1,4 @@
-//! Files and folders that appear complete or not at all.
+//! Writes files and folders atomically: they appear complete or not at all.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -9,8 +9,8 @@ use tempfile::{Builder, NamedTempFile, TempDir};
 
 use crate::leftovers;
 
-/// Writes a whole file or nothing: into a temporary file in the same folder, flushed to the disk, then renamed over
-/// `path`. On an error the temporary file is removed and `path` is as before.
+/// Writes a file atomically. The content goes to a temporary file in the same folder, which is flushed to the disk and
+/// renamed to `path`. On an error, the temporary file is removed and `path` is unchanged.
 ///
 /// # Errors
 /// The file cannot be written, or `contents` fails.
@@ -26,9 +26,9 @@ pub fn write(
     file.commit()
 }
 
-/// A file that gets its name when it is complete. Without [`commit`](Self::commit) it is removed.
+/// A file that gets its final name on [`commit`](Self::commit). Without a commit, it is removed.
 ///
-/// It has the permissions that any new file has.
+/// It has the default permissions of a new file.
 #[derive(Debug)]
 pub struct AtomicFile {
     file: NamedTempFile,
@@ -36,18 +36,18 @@ pub struct AtomicFile {
 }
 
 impl AtomicFile {
-    /// Begins a file.
+    /// Creates the temporary file.
     ///
     /// # Errors
-    /// The path names no file, or its folder cannot be written.
+    /// The path has no file name, or its folder is not writable.
     pub fn create(path: &Path) -> io::Result<Self> {
-        let (folder, prefix) = place(path)?;
+        let (folder, prefix) = folder_and_prefix(path)?;
         let mut builder = Builder::new();
         builder
             .prefix(&prefix)
             .suffix(leftovers::SUFFIX)
             .rand_bytes(RANDOM_BYTES);
-        // Not tempfile's own way, which lets only the owner read.
+        // By default, tempfile creates files that only the owner may read.
         let create = |path: &Path| OpenOptions::new().write(true).create_new(true).open(path);
         Ok(Self {
             file: builder.make_in(folder, create)?,
@@ -55,10 +55,11 @@ impl AtomicFile {
         })
     }
 
-    /// Flushes the file to the disk and gives it its name.
+    /// Flushes the file to the disk and renames it to its final name.
     ///
     /// # Errors
-    /// The system refused; then the file is removed, and what had its name is as before.
+    /// A file operation failed. If the file was not renamed, the temporary file is removed and an existing file of the
+    /// final name is unchanged.
     pub fn commit(self) -> io::Result<()> {
         self.file.as_file().sync_all()?;
         self.file.persist(&self.path).map_err(|error| error.error)?;
@@ -82,7 +83,7 @@ impl Seek for AtomicFile {
     }
 }
 
-/// As [`AtomicFile`], for writers that take a path and may make temporary files of their own beside it.
+/// As [`AtomicFile`], for writers that take a path and may create further temporary files beside it.
 #[derive(Debug)]
 pub struct AtomicPath {
     folder: TempDir,
@@ -92,10 +93,10 @@ pub struct AtomicPath {
 }
 
 impl AtomicPath {
-    /// Begins a file, which is there and empty.
+    /// Creates an empty temporary file.
     ///
     /// # Errors
-    /// The path names no file, or its folder cannot be written.
+    /// The path has no file name, or its folder is not writable.
     pub fn create(path: &Path) -> io::Result<Self> {
         let folder = temporary_folder(path)?;
         let temporary = folder.path().join(path.file_name().unwrap_or_default());
@@ -108,15 +109,16 @@ impl AtomicPath {
         })
     }
 
-    /// Where to write the file, which may be replaced there.
+    /// The path to write to. The file at this path may be replaced.
     pub fn path(&self) -> &Path {
         &self.temporary
     }
 
-    /// Flushes the file to the disk and gives it its name, and the permissions that any new file has.
+    /// Sets the default permissions of a new file, flushes the file to the disk and renames it to its final name.
     ///
     /// # Errors
-    /// The system refused; then the file is removed, and what had its name is as before.
+    /// A file operation failed. If the file was not renamed, the temporary file is removed and an existing file of the
+    /// final name is unchanged.
     pub fn commit(self) -> io::Result<()> {
         let file = File::open(&self.temporary)?;
         if file.metadata()?.permissions() != self.permissions {
@@ -124,12 +126,12 @@ impl AtomicPath {
         }
         file.sync_all()?;
         fs::rename(&self.temporary, &self.target)?;
-        self.folder.close().map_err(plain)?;
+        self.folder.close().map_err(without_temporary_path)?;
         sync_parent(&self.target)
     }
 }
 
-/// A folder that gets its name when it is complete. Without [`commit`](Self::commit) it is removed.
+/// A folder that gets its final name on [`commit`](Self::commit). Without a commit, it is removed.
 #[derive(Debug)]
 pub struct AtomicFolder {
     folder: TempDir,
@@ -137,10 +139,10 @@ pub struct AtomicFolder {
 }
 
 impl AtomicFolder {
-    /// Begins a folder, empty.
+    /// Creates an empty temporary folder.
     ///
     /// # Errors
-    /// The path names no folder, or the one above it cannot be written.
+    /// The path has no folder name, or its parent folder is not writable.
     pub fn create(path: &Path) -> io::Result<Self> {
         Ok(Self {
             folder: temporary_folder(path)?,
@@ -148,16 +150,18 @@ impl AtomicFolder {
         })
     }
 
-    /// Where the folder is until it is complete.
+    /// The path of the temporary folder, to write files into.
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Flushes the folder and all in it to the disk and gives it its name. A folder of that name is replaced: at no
-    /// time is there neither.
+    /// Flushes the folder with its content to the disk and renames it to its final name. An existing folder of that
+    /// name is replaced. On Linux the replacement is atomic, if the file system can exchange names; otherwise the
+    /// existing folder is first renamed to `NAME.old`.
     ///
     /// # Errors
-    /// The system refused; then the folder is removed, and what had its name is as before.
+    /// A file operation failed. If the folder was not renamed, the temporary folder is removed and an existing folder of
+    /// the final name is unchanged.
     pub fn commit(mut self) -> io::Result<()> {
         sync_all(self.folder.path())?;
         let temporary = self.folder.path().to_owned();
@@ -168,10 +172,10 @@ impl AtomicFolder {
         }
         if exchange(&temporary, &self.path)? {
             sync_parent(&self.path)?;
-            // The temporary name is the old folder's now.
-            return self.folder.close().map_err(plain);
+            // The temporary name now belongs to the old folder, which this removes.
+            return self.folder.close().map_err(without_temporary_path);
         }
-        // No leftover's name: nothing but this removes it.
+        // This is not a temporary name, so that `remove_leftovers` never removes the old folder.
         let mut old = self.path.clone().into_os_string();
         old.push(".old");
         let old = PathBuf::from(old);
@@ -189,21 +193,21 @@ impl AtomicFolder {
 
 const RANDOM_BYTES: usize = 8;
 
-/// A folder beside `path`, removed at the end.
+/// Creates a temporary folder beside `path`, which is removed when it is dropped.
 fn temporary_folder(path: &Path) -> io::Result<TempDir> {
-    let (parent, prefix) = place(path)?;
+    let (parent, prefix) = folder_and_prefix(path)?;
     let mut builder = Builder::new();
     builder
         .prefix(&prefix)
         .suffix(leftovers::SUFFIX)
         .rand_bytes(RANDOM_BYTES);
-    builder.tempdir_in(parent).map_err(plain)
+    builder.tempdir_in(parent).map_err(without_temporary_path)
 }
 
-/// The folder of `path`, and how temporary names for it begin.
-fn place(path: &Path) -> io::Result<(&Path, OsString)> {
+/// The parent folder of `path`, and the prefix of temporary names for `path`.
+fn folder_and_prefix(path: &Path) -> io::Result<(&Path, OsString)> {
     let prefix = leftovers::prefix(path)
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path names no file"))?;
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path has no file name"))?;
     Ok((parent(path), prefix.into()))
 }
 
@@ -214,8 +218,8 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
-/// The system's error, without the temporary name, which tells a user nothing.
-fn plain(error: io::Error) -> io::Error {
+/// Removes the temporary path, which is meaningless to a user, from an error of tempfile.
+fn without_temporary_path(error: io::Error) -> io::Error {
     match error.to_string().split_once(" at path ") {
         Some((reason, _)) => io::Error::new(error.kind(), reason),
         None => error,
@@ -230,7 +234,7 @@ pub(crate) fn exists(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Exchanges the names of two folders; `false` where the system cannot.
+/// Exchanges the names of two folders atomically. Returns `false` if the system does not support that.
 #[cfg(target_os = "linux")]
 fn exchange(left: &Path, right: &Path) -> io::Result<bool> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -247,7 +251,7 @@ fn exchange(_left: &Path, _right: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Flushes a folder, its files and its folders to the disk.
+/// Flushes a folder with all files and folders in it to the disk.
 fn sync_all(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
@@ -261,7 +265,7 @@ fn sync_all(folder: &Path) -> io::Result<()> {
     sync_folder(folder)
 }
 
-/// Flushes the names in a folder to the disk, where the file system can.
+/// Flushes the names of the entries in a folder to the disk, if the file system supports that.
 ///
 /// # Errors
 /// The folder cannot be opened or flushed.
@@ -271,7 +275,7 @@ pub fn sync_folder(folder: &Path) -> io::Result<()> {
     }
     let synced = File::open(folder)?.sync_all();
     match synced {
-        // Some network file systems cannot flush a folder; they order names themselves.
+        // Some network file systems cannot flush a folder; they order changes of names themselves.
         Err(error)
             if matches!(
                 error.kind(),

@@ -1,16 +1,16 @@
-//! Files and folders that appear whole or not at all, locks between processes, and files that are not what they should be.
+//! Atomic files and folders, locks between processes, and detection of misplaced files.
 //!
-//! - [`write()`] and [`AtomicFile`]: a file is written under a temporary name beside its own, flushed to the disk and
-//!   renamed; then its folder is flushed, so that the name survives a power cut as well. [`AtomicPath`] is for
+//! - [`write()`] and [`AtomicFile`] write a file under a temporary name in the same folder, flush it to the disk and
+//!   rename it. They then flush the folder, so that the new name also survives a power failure. [`AtomicPath`] is for
 //!   writers that take a path.
-//! - [`AtomicFolder`]: the same for a folder of files, such as a checkpoint.
-//! - [`Lock`]: one process at a time, also on file systems that have no `flock`.
-//! - [`remove_leftovers`]: temporary files and folders whose writers have ended.
-//! - [`Checksum`]: SHA-256 of a file of any size.
-//! - [`foreign`] and [`read_text`]: files that are something else than they should be, such as Git LFS pointers.
+//! - [`AtomicFolder`] does the same for a folder of files, such as a checkpoint.
+//! - [`Lock`] gives one process exclusive use of something, also on file systems without `flock`.
+//! - [`remove_leftovers`] removes temporary files and folders of processes that have ended.
+//! - [`Checksum`] is the length and SHA-256 of a file.
+//! - [`describe_foreign_file`] and [`read_text`] detect files of an unexpected kind, such as Git LFS pointers.
 //!
-//! Temporary names and locks say which process they belong to ([`Owner`]). Processes of two containers or hosts may
-//! have the same number, but never share a name.
+//! Temporary names and locks record the process that they belong to ([`Owner`]). Processes of different containers
+//! or hosts may have the same process number, but never use the same temporary name.
 //!
 //! ```
 //! use std::io::Write;
@@ -38,7 +38,7 @@ mod sniff;
 
 pub use atomic::{AtomicFile, AtomicFolder, AtomicPath, sync_folder, write};
 pub use checksum::Checksum;
-pub use leftovers::{Scope, remove_leftovers, remove_leftovers_of};
+pub use leftovers::{LeftoverScope, remove_leftovers, remove_leftovers_of};
 pub use lock::{Lock, LockError};
-pub use owner::{Owner, State};
-pub use sniff::{describe_foreign, foreign, read_text};
+pub use owner::{Owner, OwnerState};
+pub use sniff::{describe_foreign, describe_foreign_file, read_text};

@@ -1,4 +1,4 @@
-//! One process at a time.
+//! Locks that exclude other processes.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
@@ -6,30 +6,30 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use crate::{Owner, State, atomic};
+use crate::{Owner, OwnerState, atomic};
 
-/// Why a lock cannot be had.
+/// Why a lock cannot be taken.
 #[derive(Debug, Error)]
 pub enum LockError {
-    /// Another process holds it.
+    /// Another process holds the lock.
     #[error("{} is held by {}{}", path.display(), described(owner), advice(path, *by_file, owner))]
     Held {
-        /// The lock's file.
+        /// The file of the lock.
         path: PathBuf,
-        /// Who holds it, where that is known.
+        /// The process that holds the lock, if it is known.
         owner: Option<Owner>,
-        /// Whether the lock is the file itself, which stays when its owner is killed.
+        /// Whether the existence of the file is the lock. Such a file remains if its owner is killed.
         by_file: bool,
     },
 
     /// A file operation failed.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// What was tried.
+        /// The operation that failed.
         action: &'static str,
-        /// On which file.
+        /// The file.
         path: PathBuf,
-        /// The system's reason.
+        /// The error of the operating system.
         source: io::Error,
     },
 }
@@ -40,14 +40,14 @@ impl LockError {
         matches!(self, Self::Held { by_file: true, .. })
     }
 
-    /// Whether the lock is held by a process that has ended, which waiting does not change.
+    /// Whether the lock is held by a process that has ended, so that waiting is useless.
     pub fn is_abandoned(&self) -> bool {
         match self {
             Self::Held {
                 by_file: true,
                 owner: Some(owner),
                 ..
-            } => owner.state() == State::Ended,
+            } => owner.state() == OwnerState::Ended,
             _ => false,
         }
     }
@@ -67,21 +67,23 @@ fn advice(path: &Path, by_file: bool, owner: &Option<Owner>) -> String {
     }
     let path = path.display();
     match owner.as_ref().map(Owner::state) {
-        Some(State::Running) => WAIT.to_owned(),
-        Some(State::Ended) => format!(
-            ", which has ended; this file system has no flock, so remove {path} yourself to go on"
+        Some(OwnerState::Running) => WAIT.to_owned(),
+        Some(OwnerState::Ended) => format!(
+            ", which has ended; this file system has no flock, so the lock file remains: remove {path} to continue"
         ),
-        Some(State::Unknown) | None => format!(
-            "; this file system has no flock, so if that process has ended, remove {path} to go on"
+        Some(OwnerState::Unknown) | None => format!(
+            "; this file system has no flock, so the lock file can outlive its process: if that process has ended, \
+             remove {path} to continue"
         ),
     }
 }
 
-/// Exclusive use of something by this process, until it is dropped or the process ends.
+/// Exclusive use of something by this process, until this value is dropped or the process ends.
 ///
-/// The lock is an advisory lock (`flock`) on a file, which is created and stays. Where the file system has none, it is
-/// a second file, `FILE.held`, which must not exist and is removed at the end. A process that is killed cannot
-/// remove it; the error then names process, host and file. The lock of one [`Lock`] excludes others of the same process.
+/// The lock is an advisory lock (`flock`) on a file, which is created and never removed. If the file system has no
+/// `flock`, the lock is the existence of a second file, `FILE.held`, which is removed when the lock is released. A
+/// process that is killed cannot remove it; the error then names the process, the host and the file. Two [`Lock`]s of
+/// the same process also exclude each other.
 #[derive(Debug)]
 pub struct Lock {
     // Closing the file releases the lock.
@@ -93,7 +95,7 @@ impl Lock {
     /// Takes the lock on the file `path`, without waiting. The file is created; its folder must exist.
     ///
     /// # Errors
-    /// [`LockError::Held`] if another process has it; the file cannot be created or locked.
+    /// [`LockError::Held`] if the lock is held already, [`LockError::Io`] if the file cannot be created or locked.
     pub fn take(path: &Path) -> Result<Self, LockError> {
         Self::take_with(path, File::try_lock)
     }
@@ -106,16 +108,16 @@ impl Lock {
             let mut file = open(path).map_err(|source| io_error("create", path, source))?;
             let held = held_path(path);
             match try_lock(&file) {
-                Ok(()) if !is_at(&file, path) => continue,
+                Ok(()) if !is_same_file(&file, path) => continue,
                 Ok(()) => {
-                    // A process for which the same file system has no flock may have it.
+                    // A process that cannot use flock on this file system may hold the lock by file.
                     if atomic::exists(&held)
                         .map_err(|source| io_error("look for", &held, source))?
                     {
                         return Err(held_by_file(held));
                     }
-                    // For the error of other processes; the lock holds without it.
-                    let _full_or_read_only = note_owner(&mut file);
+                    // The owner is only for the error messages of other processes, so that a failure is ignored.
+                    let _ignored = write_owner(&mut file);
                     return Ok(Self {
                         _file: file,
                         held: None,
@@ -144,13 +146,13 @@ impl Lock {
 impl Drop for Lock {
     fn drop(&mut self) {
         if let Some(held) = &self.held {
-            // Who removed it already has been told that it was held.
-            let _gone = fs::remove_file(held);
+            // A user may have removed the file, as the error message suggests.
+            let _ignored = fs::remove_file(held);
         }
     }
 }
 
-/// Whether the file system has no locks: ENOSYS, EOPNOTSUPP, or ENOLCK, as of NFS without a lock service.
+/// Whether the file system has no locks: ENOSYS, EOPNOTSUPP, or ENOLCK, which NFS without a lock service returns.
 fn is_unsupported(error: &io::Error) -> bool {
     let no_locks = match cfg!(any(target_os = "linux", target_os = "android")) {
         true => 37,
@@ -167,7 +169,7 @@ fn open(path: &Path) -> io::Result<File> {
         .truncate(false)
         .open(path);
     match opened {
-        // Another user's file, in a folder of a group: reading is enough to lock.
+        // The file may belong to another user of a group's folder. Read access is enough to lock it.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             File::open(path).map_err(|_| error)
         }
@@ -175,24 +177,25 @@ fn open(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Whether the file that is locked is still the one at its path: a folder may have been removed in between.
+/// Whether `file` is still the file at `path`. The folder may have been removed and created again between opening and
+/// locking.
 #[cfg(unix)]
-fn is_at(file: &File, path: &Path) -> bool {
+fn is_same_file(file: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
     match (file.metadata(), fs::metadata(path)) {
-        (Ok(locked), Ok(there)) => identity(locked) == identity(there),
+        (Ok(locked), Ok(current)) => identity(locked) == identity(current),
         (_, Err(error)) => error.kind() != io::ErrorKind::NotFound,
         _ => true,
     }
 }
 
 #[cfg(not(unix))]
-fn is_at(_file: &File, _path: &Path) -> bool {
+fn is_same_file(_file: &File, _path: &Path) -> bool {
     true
 }
 
-fn note_owner(file: &mut File) -> io::Result<()> {
+fn write_owner(file: &mut File) -> io::Result<()> {
     file.set_len(0)?;
     file.rewind()?;
     file.write_all(Owner::current().line().as_bytes())
@@ -210,7 +213,7 @@ fn held_path(path: &Path) -> PathBuf {
     held.into()
 }
 
-/// Creates the file that is the lock itself.
+/// Creates the file whose existence is the lock.
 fn create_held(held: &Path) -> Result<(), LockError> {
     match OpenOptions::new().write(true).create_new(true).open(held) {
         Ok(mut file) => {
@@ -218,8 +221,8 @@ fn create_held(held: &Path) -> Result<(), LockError> {
                 .write_all(Owner::current().line().as_bytes())
                 .and_then(|()| file.sync_all());
             written.map_err(|source| {
-                // It would be a lock of nobody.
-                let _gone = fs::remove_file(held);
+                // Otherwise the file would be a lock without an owner.
+                let _ignored = fs::remove_file(held);
                 io_error("write", held, source)
             })
         }
@@ -251,7 +254,7 @@ fn io_error(action: &'static str, path: &Path, source: io::Error) -> LockError {
 mod tests {
     use super::*;
 
-    /// ENOLCK, ENOSYS and EOPNOTSUPP of Linux.
+    /// ENOLCK, ENOSYS and EOPNOTSUPP on Linux.
     const UNSUPPORTED: [i32; 3] = [37, 38, 95];
 
     fn without_flock(code: i32) -> impl Fn(&File) -> Result<(), TryLockError> {
@@ -260,7 +263,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn a_file_system_without_flock_gets_a_lock_by_creation() {
+    fn without_flock_the_lock_is_a_created_file() {
         for code in UNSUPPORTED {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join(".lock");
@@ -270,7 +273,7 @@ mod tests {
                 panic!("{second}");
             };
             assert_eq!(owner.as_ref(), Some(&Owner::current()));
-            // Nor does a process get it for which the file system has flock.
+            // A process that can use flock on the same file system is excluded as well.
             let third = Lock::take(&path).unwrap_err();
             assert!(matches!(third, LockError::Held { .. }), "{third}");
             drop(lock);
@@ -281,7 +284,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn a_lock_of_a_killed_process_is_named_with_the_way_out() {
+    fn the_error_for_a_lock_of_a_killed_process_tells_how_to_remove_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(".lock");
         let mut child = std::process::Command::new("true").spawn().unwrap();
@@ -304,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn other_errors_are_no_reason_to_lock_otherwise() {
+    fn other_errors_do_not_fall_back_to_a_lock_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(".lock");
         // EIO.
@@ -317,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_excludes_others_and_names_its_process() {
+    fn a_lock_excludes_others_and_the_error_names_its_process() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(".lock");
         let lock = Lock::take(&path).unwrap();

@@ -1,36 +1,36 @@
-//! Which process something belongs to.
+//! Identifies the process that a temporary file or a lock belongs to.
 
 use std::fmt;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 
-/// A process, named so that processes of other containers, hosts and boots are told apart.
+/// A process, identified uniquely across containers, hosts and boots.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owner {
     /// Name of the host or container.
     pub host: String,
-    /// Number of the process, in its own container.
+    /// Process number (PID) within its container.
     pub process: u32,
-    /// When the process started, in ticks since the boot; 0 where the system does not say.
+    /// Start time of the process, in clock ticks since the boot; 0 if the system does not report it.
     started: u64,
-    /// Hash of host, boot and container; 0 where the system does not say.
+    /// Hash of host, boot and container; 0 if the system does not report them.
     machine: u64,
 }
 
-/// What is known of an [`Owner`].
+/// Whether the process of an [`Owner`] runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
-    /// It runs.
+pub enum OwnerState {
+    /// The process runs.
     Running,
-    /// It has ended.
+    /// The process has ended.
     Ended,
-    /// It belongs to another host, container or boot, so that this process cannot tell.
+    /// The process belongs to another host, container or boot, so that this process cannot check it.
     Unknown,
 }
 
 impl Owner {
-    /// This process.
+    /// Identifies this process.
     pub fn current() -> Self {
         let process = std::process::id();
         let host = read("/proc/sys/kernel/hostname");
@@ -45,25 +45,25 @@ impl Owner {
         }
     }
 
-    /// Whether the process still runs, as far as this process can tell.
-    pub fn state(&self) -> State {
-        let here = Self::current();
-        if self.machine == 0 || self.machine != here.machine {
-            return State::Unknown;
+    /// Determines whether the process still runs.
+    pub fn state(&self) -> OwnerState {
+        let current = Self::current();
+        if self.machine == 0 || self.machine != current.machine {
+            return OwnerState::Unknown;
         }
         match started(self.process) {
-            // A number is given again, a number and a time are not.
-            Some(started) if started == self.started => State::Running,
-            _ => State::Ended,
+            // Process numbers are reused; the pair of number and start time is unique.
+            Some(started) if started == self.started => OwnerState::Running,
+            _ => OwnerState::Ended,
         }
     }
 
-    /// The part of a temporary name that says whose it is.
+    /// The part of a temporary name that identifies its owner.
     pub(crate) fn tag(&self) -> String {
         format!("{:016x}-{}-{}", self.machine, self.process, self.started)
     }
 
-    /// The owner that a [`tag`](Self::tag) names; its host is not in it.
+    /// Parses a [`tag`](Self::tag). A tag does not include the host, so that `host` is empty.
     pub(crate) fn of_tag(tag: &str) -> Option<Self> {
         let mut parts = tag.split('-');
         let owner = Self {
@@ -75,12 +75,12 @@ impl Owner {
         parts.next().is_none().then_some(owner)
     }
 
-    /// As a line of text, for lock files.
+    /// The owner as a line of text, for lock files.
     pub(crate) fn line(&self) -> String {
         format!("{} {}\n", self.tag(), self.host)
     }
 
-    /// The owner of a [`line`](Self::line).
+    /// Parses a [`line`](Self::line).
     pub(crate) fn of_line(line: &str) -> Option<Self> {
         let (tag, host) = line.strip_suffix('\n')?.split_once(' ')?;
         Some(Self {
@@ -96,7 +96,7 @@ impl fmt::Display for Owner {
     }
 }
 
-/// Hash of what a process number is unique in.
+/// Hash of the boot, container and host, within which a process number is unique at any time.
 fn machine(host: &str) -> u64 {
     let boot = read("/proc/sys/kernel/random/boot_id");
     let container = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
@@ -108,16 +108,16 @@ fn machine(host: &str) -> u64 {
     hasher.finish().max(1)
 }
 
-/// When a process of this container started; `None` if it does not run.
+/// Start time of a process of this container; `None` if it does not run.
 fn started(process: u32) -> Option<u64> {
     let path = Path::new("/proc").join(process.to_string()).join("stat");
     let text = fs::read_to_string(path).ok()?;
-    // The second field, the program's name in brackets, may hold blanks and brackets.
+    // The second field is the program name in parentheses, which may itself have spaces and parentheses.
     let mut fields = text.rsplit_once(')')?.1.split_whitespace();
     let state = fields.next()?;
-    // What has ended and was not waited for keeps its number.
+    // A process that has ended but was not waited for keeps its number.
     (!matches!(state, "Z" | "X")).then_some(())?;
-    // Field 22; the state is the third.
+    // The start time is field 22; the state is field 3.
     fields.nth(18)?.parse().ok()
 }
 
@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn a_process_is_running_until_it_ends() {
         let me = Owner::current();
-        assert_eq!(me.state(), State::Running);
+        assert_eq!(me.state(), OwnerState::Running);
         assert_eq!(Owner::of_line(&me.line()), Some(me.clone()));
         let mut child = Command::new("sleep").arg("100").spawn().unwrap();
         let mut other = Owner {
@@ -143,22 +143,22 @@ mod tests {
             started: started(child.id()).unwrap(),
             ..me.clone()
         };
-        assert_eq!(other.state(), State::Running);
+        assert_eq!(other.state(), OwnerState::Running);
         child.kill().unwrap();
         child.wait().unwrap();
-        assert_eq!(other.state(), State::Ended);
-        // Another process with this one's number.
+        assert_eq!(other.state(), OwnerState::Ended);
+        // An earlier process with the same number as this one.
         other = me.clone();
         other.started += 1;
-        assert_eq!(other.state(), State::Ended);
-        // Of another container, whose numbers say nothing here.
+        assert_eq!(other.state(), OwnerState::Ended);
+        // A process of another container, whose numbers are independent.
         other = me;
         other.machine ^= 1;
-        assert_eq!(other.state(), State::Unknown);
+        assert_eq!(other.state(), OwnerState::Unknown);
     }
 
     #[test]
-    fn other_texts_name_no_owner() {
+    fn invalid_lines_are_not_parsed() {
         for text in [
             "",
             "12",

@@ -1,14 +1,15 @@
-//! Files that are something else than they should be.
+//! Detects files of an unexpected kind, such as Git LFS pointers and HTML pages in place of data.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-/// As many bytes of a file as tell what it is.
+/// Number of leading bytes that are enough to detect the kind of a file.
 const FIRST_BYTES: u64 = 512;
 
-/// [`describe_foreign`] of a file. `None` also where it cannot be read, which its reader will say.
-pub fn foreign(path: &Path) -> Option<&'static str> {
+/// As [`describe_foreign`], for the file at `path`. Also returns `None` if the file cannot be read; its actual reader
+/// reports that error.
+pub fn describe_foreign_file(path: &Path) -> Option<&'static str> {
     let mut bytes = Vec::new();
     let file = File::open(path).ok()?;
     file.take(FIRST_BYTES).read_to_end(&mut bytes).ok()?;
@@ -18,21 +19,23 @@ pub fn foreign(path: &Path) -> Option<&'static str> {
 /// Reads a text file.
 ///
 /// # Errors
-/// The file cannot be read, or is not text in UTF-8; then the error says what it is.
+/// The file cannot be read, or is not text in UTF-8. In the latter case the error names the kind of the file if it is
+/// known.
 pub fn read_text(path: &Path) -> io::Result<String> {
     let bytes = std::fs::read(path)?;
-    let wrong = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
+    let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
     if let Some(what) = describe_foreign(&bytes) {
-        return Err(wrong(format!("the file is {what}")));
+        return Err(invalid(format!("the file is {what}")));
     }
     String::from_utf8(bytes)
-        .map_err(|_| wrong("the file is not text in UTF-8 (save it as UTF-8)".to_owned()))
+        .map_err(|_| invalid("the file is not text in UTF-8 (save it as UTF-8)".to_owned()))
 }
 
-/// What a file is, by its first bytes, if it is a thing that often lies in place of another file: the noun phrase of a
-/// sentence, with the way out.
+/// Detects from its first bytes whether a file is of a kind that often replaces the expected file by mistake: a Git LFS
+/// pointer, an HTML page, or text in UTF-16 or UTF-32. Returns a noun phrase for an error message, which includes how
+/// to fix it.
 ///
-/// `None` for anything that a reader of some format should judge itself.
+/// Returns `None` for everything else, which the reader of the expected format has to check.
 pub fn describe_foreign(first_bytes: &[u8]) -> Option<&'static str> {
     let text = first_bytes.trim_ascii_start();
     let starts = |prefix: &[u8]| {
@@ -42,16 +45,18 @@ pub fn describe_foreign(first_bytes: &[u8]) -> Option<&'static str> {
     if first_bytes.starts_with(b"version https://git-lfs.github.com/spec/")
         || first_bytes.starts_with(b"version https://hawser.github.com/spec/")
     {
-        return Some("a Git LFS pointer, not the file that it stands for (`git lfs pull` gets it)");
+        return Some(
+            "a Git LFS pointer, not the file that it refers to (`git lfs pull` downloads the file)",
+        );
     }
     if starts(b"<!doctype html") || starts(b"<html") {
-        return Some("an HTML page, not the file that was to be downloaded (download it again)");
+        return Some("an HTML page, not the expected file (download the file again)");
     }
     match first_bytes {
         [0xff, 0xfe, 0, 0, ..] | [0, 0, 0xfe, 0xff, ..] => {
             Some("text in UTF-32 (save it as UTF-8)")
         }
-        // Without a byte order mark, ASCII characters have a zero beside them.
+        // Without a byte order mark, UTF-16 is recognised by a zero byte beside each ASCII character.
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Some("text in UTF-16 (save it as UTF-8)"),
         [0, a, 0, b, ..] | [a, 0, b, 0, ..] if is_text(*a) && is_text(*b) => {
             Some("text in UTF-16 (save it as UTF-8)")
@@ -69,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_lies_in_place_of_a_file_is_named() {
+    fn foreign_files_are_described_and_others_are_not() {
         let of = |bytes: &[u8]| describe_foreign(bytes).unwrap_or("nothing").to_owned();
         let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n";
         assert!(of(pointer).contains("Git LFS pointer"));

@@ -1,11 +1,12 @@
-//! Files and folders appear whole or not at all, and what killed writers left is told from what others write.
+//! Tests that files and folders appear complete or not at all, and that leftovers of killed processes are told apart
+//! from files that are being written.
 
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::Command;
 
-use files::{AtomicFile, AtomicFolder, AtomicPath, Scope};
+use files::{AtomicFile, AtomicFolder, AtomicPath, LeftoverScope};
 
 fn names(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(folder)
@@ -17,7 +18,7 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_file_that_fails_leaves_the_old_one_and_nothing_else() {
+fn a_failed_write_leaves_only_the_old_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.json");
     files::write(&path, |file| file.write_all(b"one")).unwrap();
@@ -34,7 +35,7 @@ fn a_file_that_fails_leaves_the_old_one_and_nothing_else() {
 
 #[cfg(unix)]
 #[test]
-fn files_and_folders_have_the_permissions_of_any_new_one() {
+fn files_and_folders_have_default_permissions() {
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().unwrap();
     let mode = |name: &str| {
@@ -44,7 +45,7 @@ fn files_and_folders_have_the_permissions_of_any_new_one() {
     fs::write(folder.path().join("plain"), "").unwrap();
     fs::create_dir(folder.path().join("plain folder")).unwrap();
     files::write(&folder.path().join("written"), |_| Ok(())).unwrap();
-    // Some writers replace the file by one that only its owner may read.
+    // Some writers replace the file with one that only the owner may read.
     let replaced = AtomicPath::create(&folder.path().join("replaced")).unwrap();
     fs::remove_file(replaced.path()).unwrap();
     fs::write(replaced.path(), "new").unwrap();
@@ -59,7 +60,7 @@ fn files_and_folders_have_the_permissions_of_any_new_one() {
 }
 
 #[test]
-fn a_folder_appears_whole_and_replaces_another() {
+fn a_folder_appears_complete_and_replaces_another() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("step-1");
     for content in ["one", "two"] {
@@ -86,7 +87,7 @@ fn errors_do_not_name_temporary_files() {
     assert!(!error.to_string().contains("tmp"), "{error}");
     let error = AtomicFile::create(Path::new("/")).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
-    // Longest name that file systems take.
+    // The longest name that file systems allow.
     let long = folder.path().join("ä".repeat(127));
     files::write(&long, |_| Ok(())).unwrap();
     assert!(long.exists());
@@ -94,7 +95,7 @@ fn errors_do_not_name_temporary_files() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn leftovers_of_ended_processes_go_and_files_being_written_stay() {
+fn leftovers_of_ended_processes_are_removed_and_files_being_written_stay() {
     let folder = tempfile::tempdir().unwrap();
     let running = AtomicFile::create(&folder.path().join("result.json")).unwrap();
     let running_folder = AtomicFolder::create(&folder.path().join("step-1")).unwrap();
@@ -122,14 +123,14 @@ fn leftovers_of_ended_processes_go_and_files_being_written_stay() {
     files::remove_leftovers_of(&folder.path().join("result.json")).unwrap();
     assert!(!exists(&ended) && exists(&another) && exists(&elsewhere));
     make();
-    files::remove_leftovers(folder.path(), Scope::Ended).unwrap();
+    files::remove_leftovers(folder.path(), LeftoverScope::Ended).unwrap();
     assert!(!exists(&ended) && !exists(&another) && exists(&elsewhere));
     make();
-    files::remove_leftovers(folder.path(), Scope::Own).unwrap();
+    files::remove_leftovers(folder.path(), LeftoverScope::EndedOrUnknown).unwrap();
     assert!(!exists(&ended) && !exists(&another) && !exists(&elsewhere));
     assert!(exists(".hidden.tmp"));
     running.commit().unwrap();
     running_folder.commit().unwrap();
     assert!(exists("result.json") && exists("step-1"));
-    files::remove_leftovers(&folder.path().join("absent"), Scope::Own).unwrap();
+    files::remove_leftovers(&folder.path().join("absent"), LeftoverScope::EndedOrUnknown).unwrap();
 }

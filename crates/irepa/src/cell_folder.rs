@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use files::{Lock, LockError, Scope};
+use files::{LeftoverScope, Lock, LockError};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use training::{CheckpointError, Config, before};
@@ -215,7 +215,7 @@ impl CellFolder {
     pub fn lock(&self) -> Result<CellLock, CellFolderError> {
         self.create()?;
         let lock = Lock::take(&self.path.join(LOCK))?;
-        files::remove_leftovers(&self.path, Scope::Own)
+        files::remove_leftovers(&self.path, LeftoverScope::EndedOrUnknown)
             .map_err(|source| io_error("clean up", &self.path, source))?;
         Ok(CellLock { _lock: lock })
     }

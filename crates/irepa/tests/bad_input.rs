@@ -466,7 +466,7 @@ fn a_data_set_that_cannot_be_used_is_refused_alike_by_every_command() {
     for (case, words) in [
         ("8-empty-split/no-file/val", ["this split has no samples"]),
         ("8-empty-split/one-shard/val", ["this split has no samples"]),
-        ("7-path-only/ds", ["images lie outside"]),
+        ("7-path-only/ds", ["images that are stored elsewhere"]),
         ("9-labels/neg", ["sample 0 is -1"]),
     ] {
         let data = data_case(case);

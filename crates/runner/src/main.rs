@@ -1,10 +1,10 @@
-//! `cargo run -p runner -- COMMAND`: the program `irepa`, from a clone in which nothing is set up.
+//! `cargo run -p runner -- COMMAND`: sets up a fresh clone, then builds and runs the program `irepa`.
 //!
-//! `irepa` cannot be built before libtorch is there, and cargo builds a program's dependencies before any code of this
-//! project runs. So this program, which depends on no libtorch, comes first: it makes sure of the set-up, has cargo
-//! build `irepa` beside itself (same profile, same target folder), and becomes it, with the same arguments.
+//! `irepa` cannot be built before libtorch is installed, and cargo builds the dependencies of a program before any code
+//! of this project runs. This program therefore does not depend on libtorch. It completes the set-up, lets cargo build
+//! `irepa` with the same profile in the same target folder, and replaces itself by `irepa` with the same arguments.
 
-mod place;
+mod build_folder;
 
 use std::env;
 use std::ffi::OsString;
@@ -14,7 +14,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, bail};
 use xtask::{Environment, Request, say};
 
-use crate::place::Place;
+use crate::build_folder::BuildFolder;
 
 fn main() -> ExitCode {
     match start() {
@@ -28,30 +28,30 @@ fn main() -> ExitCode {
 
 fn start() -> Result<ExitCode> {
     let root = xtask::workspace_root(env!("CARGO_MANIFEST_DIR"))?;
-    let own = env::current_exe().context("cannot tell which file this program is")?;
-    let place = Place::of(&own, env!("RUNNER_TARGET"))?;
+    let executable = env::current_exe().context("cannot determine the path of this program")?;
+    let build_folder = BuildFolder::of(&executable, env!("RUNNER_TARGET"))?;
     let environment = Environment::of_process(&root);
     let mut cargo = xtask::ready_cargo(&root, &environment, Request::default())?;
-    // The folder decides which `.cargo/config.toml` holds.
+    // The working directory determines which `.cargo/config.toml` applies.
     cargo
         .current_dir(&root)
         .arg("build")
-        .args(place.arguments());
+        .args(build_folder.arguments());
     let status = cargo
         .status()
         .with_context(|| format!("cannot run {}", cargo.get_program().display()))?;
     if !status.success() {
-        bail!("the program could not be built: see cargo's messages above");
+        bail!("the program could not be built: see the messages of cargo above");
     }
     let mut arguments = env::args_os();
     let name = arguments.next().unwrap_or_else(|| "runner".into());
-    become_program(&place.program(), name, arguments)
+    replace_process(&build_folder.program(), name, arguments)
 }
 
-/// Puts `program` in the place of this process, so that signals and the exit code are its own. Its name stays the one
-/// that was typed, which its help repeats.
+/// Replaces this process by `program`, which then receives signals and sets the exit code itself. The program keeps the
+/// name that the user typed, because its help repeats that name.
 #[cfg(unix)]
-fn become_program(
+fn replace_process(
     program: &Path,
     name: OsString,
     arguments: impl Iterator<Item = OsString>,
@@ -62,10 +62,10 @@ fn become_program(
 }
 
 #[cfg(not(unix))]
-fn become_program(
+fn replace_process(
     program: &Path,
     _name: OsString,
     arguments: impl Iterator<Item = OsString>,
 ) -> Result<ExitCode> {
-    xtask::hand_over(Command::new(program).args(arguments))
+    xtask::run_to_completion(Command::new(program).args(arguments))
 }

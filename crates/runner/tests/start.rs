@@ -1,5 +1,5 @@
-//! Runs the program in a folder of its own with stand-ins for cargo, Python, the compiler and `irepa`: what is done
-//! before `irepa` runs, and that what runs is `irepa` itself.
+//! Runs the program in a temporary folder with stand-ins for cargo, Python, the compiler and `irepa`. The tests check
+//! the steps before `irepa` runs, and that `irepa` replaces the process.
 
 #![cfg(target_os = "linux")]
 
@@ -14,21 +14,21 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use project::{Project, fail, own_libtorch, said, succeed};
+use project::{Project, fail, stderr_of, succeed, user_libtorch};
 
-/// Writes its arguments and `LIBTORCH` to `cargo.log`, and makes `irepa` a shell, so that a test can say in the
-/// arguments what it does.
+/// Appends its arguments and `LIBTORCH` to `cargo.log`. Makes `irepa` a copy of the shell, so that the arguments of a test
+/// define what `irepa` does.
 const CARGO: &str = r#"#!/bin/sh
 echo "$@" "libtorch=$LIBTORCH" >> cargo.log
 echo "   Compiling irepa" >&2
 test -e target/debug/irepa || cp -L programs/sh target/debug/irepa
 "#;
 
-/// A project with this program where cargo puts it.
+/// A project with this program in the output folder of cargo.
 fn project() -> Project {
     let project = Project::new();
     fs::create_dir_all(project.path("target/debug")).unwrap();
-    // Copied by another process, as the tools are written.
+    // Copied by another process, for the same reason as in `Project::tool`.
     let copied = Command::new("cp")
         .arg(env!("CARGO_BIN_EXE_runner"))
         .arg(project.path("target/debug/runner"))
@@ -49,7 +49,7 @@ fn builds(project: &Project) -> Vec<String> {
 }
 
 #[test]
-fn from_nothing_it_sets_up_builds_and_runs_and_the_second_time_it_sets_nothing_up() {
+fn the_first_run_sets_up_builds_and_runs_and_the_second_needs_no_set_up() {
     let project = project();
     for start in 1..=2 {
         let output = runner(
@@ -58,14 +58,14 @@ fn from_nothing_it_sets_up_builds_and_runs_and_the_second_time_it_sets_nothing_u
         )
         .output()
         .unwrap();
-        assert!(output.status.success(), "{}", said(&output));
+        assert!(output.status.success(), "{}", stderr_of(&output));
         assert_eq!(
             String::from_utf8_lossy(&output.stdout),
             "sweep a b --fresh\n",
-            "results stand alone on standard output"
+            "standard output has only the results"
         );
         assert!(project.is_linked());
-        assert_eq!(said(&output).contains("Collecting torch"), start == 1);
+        assert_eq!(stderr_of(&output).contains("Collecting torch"), start == 1);
         assert_eq!(project.installations().len(), 1);
         let builds = builds(&project);
         assert_eq!(builds.len(), start);
@@ -84,7 +84,7 @@ fn from_nothing_it_sets_up_builds_and_runs_and_the_second_time_it_sets_nothing_u
 }
 
 #[test]
-fn the_exit_code_is_the_programs() {
+fn the_exit_code_is_that_of_the_program() {
     let project = project();
     for code in [0, 1, 2, 101, 130, 255] {
         let output = runner(&project, &["-c", &format!("exit {code}")]).output();
@@ -93,7 +93,7 @@ fn the_exit_code_is_the_programs() {
 }
 
 #[test]
-fn it_is_the_program_afterwards_and_not_its_parent() {
+fn the_program_replaces_the_process() {
     let project = project();
     let mut child = runner(&project, &["-c", "echo $$; read line; exit 9"])
         .stdin(Stdio::piped())
@@ -109,7 +109,7 @@ fn it_is_the_program_afterwards_and_not_its_parent() {
     drop(child.stdin.take());
     assert_eq!(child.wait().unwrap().code(), Some(9));
 
-    // A signal reaches the program, which may do with it what it likes, or end of it.
+    // A signal reaches the program, which is ended by it or handles it.
     let ended = runner(&project, &["-c", "kill -TERM $$; sleep 60"]).output();
     assert_eq!(ended.unwrap().status.signal(), Some(15));
     let handled = runner(
@@ -133,18 +133,18 @@ fn the_program_keeps_the_name_that_was_typed() {
 }
 
 #[test]
-fn what_is_missing_for_the_set_up_is_said_in_one_paragraph() {
+fn the_error_of_a_missing_tool_is_one_line() {
     let project = project();
     fs::remove_file(project.path("tools/python3")).unwrap();
     let output = runner(&project, &["sweep", "experiments/encoders.toml"])
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
-    let text = said(&output);
+    let text = stderr_of(&output);
     assert_eq!(text.lines().count(), 1, "{text}");
     for part in [
         "libtorch 2.11.0",
-        "there is no Python",
+        "no Python found",
         "3.10 to 3.14",
         "LIBTORCH",
     ] {
@@ -154,13 +154,13 @@ fn what_is_missing_for_the_set_up_is_said_in_one_paragraph() {
 }
 
 #[test]
-fn without_a_network_it_says_so_last() {
+fn without_a_network_the_last_line_says_so() {
     let project = project();
     let text = fail(runner(&project, &["doctor"]).env("PIP", "unreachable"));
     let last = text.lines().last().unwrap();
     for part in [
         "error: cannot install libtorch",
-        "package index was not reached",
+        "package index could not be reached",
         "network",
     ] {
         assert!(last.contains(part), "{part} is not in: {text}");
@@ -169,24 +169,24 @@ fn without_a_network_it_says_so_last() {
 }
 
 #[test]
-fn a_libtorch_of_ones_own_is_used_and_nothing_is_installed() {
+fn a_libtorch_of_the_user_is_used_and_nothing_is_installed() {
     let project = project();
-    let own = own_libtorch(&project, 11);
-    succeed(runner(&project, &["-c", "exit 0"]).env("LIBTORCH", &own));
+    let libtorch = user_libtorch(&project, 11);
+    succeed(runner(&project, &["-c", "exit 0"]).env("LIBTORCH", &libtorch));
     assert!(!project.path(".venv").exists());
     let builds = builds(&project);
     assert!(
-        builds[0].ends_with(&format!("libtorch={}", own.display())),
+        builds[0].ends_with(&format!("libtorch={}", libtorch.display())),
         "{builds:?}"
     );
 
-    let own = own_libtorch(&project, 9);
-    let text = fail(runner(&project, &["-c", "exit 0"]).env("LIBTORCH", &own));
+    let libtorch = user_libtorch(&project, 9);
+    let text = fail(runner(&project, &["-c", "exit 0"]).env("LIBTORCH", &libtorch));
     assert!(text.contains("needs libtorch 2.11"), "{text}");
 }
 
 #[test]
-fn a_build_that_fails_is_a_failure() {
+fn a_failed_build_is_reported() {
     let project = project();
     project.tool(
         "cargo",
@@ -195,9 +195,9 @@ fn a_build_that_fails_is_a_failure() {
     let output = runner(&project, &["sweep"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(
-        said(&output).contains("could not be built"),
+        stderr_of(&output).contains("could not be built"),
         "{}",
-        said(&output)
+        stderr_of(&output)
     );
 }
 
@@ -212,13 +212,13 @@ fn it_runs_from_another_folder() {
         .unwrap();
     let printed = String::from_utf8_lossy(&output.stdout);
     assert!(printed.trim().ends_with("/elsewhere"), "{printed}");
-    // Cargo ran where its configuration is.
+    // Cargo ran in the folder of the workspace, where its configuration is.
     assert_eq!(builds(&project).len(), 1);
 }
 
-/// Otherwise cargo would compile libtorch's bindings before the set-up.
+/// Otherwise cargo would compile the bindings of libtorch before the set-up.
 #[test]
-fn nothing_that_it_is_built_from_needs_libtorch() {
+fn no_dependency_needs_libtorch() {
     let lock = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../Cargo.lock");
     let lock: toml::Table = fs::read_to_string(lock).unwrap().parse().unwrap();
     let packages = lock["package"].as_array().unwrap();
@@ -233,7 +233,7 @@ fn nothing_that_it_is_built_from_needs_libtorch() {
             .filter(|p| p["name"].as_str() == Some(&name))
         {
             let needs = package.get("dependencies").and_then(|d| d.as_array());
-            // `name`, or `name version` where there are several.
+            // An entry is `name`, or `name version` if there are several versions.
             let names = needs.into_iter().flatten().filter_map(|d| d.as_str());
             next.extend(names.filter_map(|d| d.split(' ').next()).map(str::to_owned));
         }

@@ -20,7 +20,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use data::Cursor;
-use files::{AtomicFolder, Checksum, Scope};
+use files::{AtomicFolder, Checksum, LeftoverScope};
 use serde::{Deserialize, Serialize};
 use tch::{TchError, Tensor};
 use thiserror::Error;
@@ -453,7 +453,7 @@ pub fn prune(folder: &Path, keep: usize, spared: Option<&Path>) -> Result<(), Ch
     for path in old {
         remove_folder(&path)?;
     }
-    files::remove_leftovers(folder, Scope::Own)
+    files::remove_leftovers(folder, LeftoverScope::EndedOrUnknown)
         .map_err(|e| CheckpointError::io("clean up", folder, e))
 }
 

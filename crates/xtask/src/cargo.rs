@@ -1,4 +1,4 @@
-//! Cargo, as the commands that need libtorch run it.
+//! Runs cargo for the commands that need libtorch.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -10,11 +10,12 @@ use crate::libtorch::Environment;
 use crate::say;
 use crate::setup::{self, Request};
 
-/// The folder that holds `.cargo`, `.venv` and `.libtorch`; `package` is the folder of the calling package as it was
-/// compiled. Cargo names that folder again when it runs a program, which stays true after the clone was moved.
+/// Returns the folder that contains `.cargo`, `.venv` and `.libtorch`. `package` is the folder of the calling package at
+/// compile time. If cargo runs the program, its variable `CARGO_MANIFEST_DIR` takes precedence, because it stays correct
+/// after the clone was moved.
 ///
 /// # Errors
-/// The package is not two folders below a workspace.
+/// The package is not two folders below the workspace.
 pub fn workspace_root(package: &str) -> Result<PathBuf> {
     let package =
         env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from(package), PathBuf::from);
@@ -25,29 +26,29 @@ pub fn workspace_root(package: &str) -> Result<PathBuf> {
         .with_context(|| format!("{} is not inside a workspace", package.display()))
 }
 
-/// Cargo, after a set-up where one is needed.
+/// Runs the set-up if needed, and returns a cargo command.
 ///
 /// # Errors
-/// The set-up cannot be done.
+/// The set-up fails.
 pub fn ready_cargo(root: &Path, environment: &Environment, request: Request) -> Result<Command> {
-    let ready = setup::setup(root, environment, request)?;
-    if ready.is_news() {
-        say(&ready);
+    let outcome = setup::setup(root, environment, request)?;
+    if outcome.is_worth_reporting() {
+        say(&outcome);
     }
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    if !environment.libtorch_is_own() {
-        // Cargo put it there from `.cargo/config.toml` and will again: without it the command below is the
-        // very command that a user would type, and shares its build.
+    if !environment.libtorch_is_set_by_user() {
+        // Cargo has set the variable from `.cargo/config.toml` and will set it again. Without it, this command equals
+        // the one that a user would type, and shares its build.
         cargo.env_remove("LIBTORCH");
     }
     Ok(cargo)
 }
 
-/// Runs `command` to its end and passes its exit code on.
+/// Runs `command` to its end and returns its exit code.
 ///
 /// # Errors
-/// It cannot be started.
-pub fn hand_over(command: &mut Command) -> Result<ExitCode> {
+/// The command cannot be started.
+pub fn run_to_completion(command: &mut Command) -> Result<ExitCode> {
     let status = command
         .status()
         .with_context(|| format!("cannot run {}", command.get_program().display()))?;

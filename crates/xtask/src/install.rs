@@ -1,4 +1,4 @@
-//! Makes `.venv` and installs PyTorch's wheel into it with pip.
+//! Creates `.venv` and installs PyTorch's wheel into it with pip.
 
 use std::fmt;
 use std::fs;
@@ -15,12 +15,13 @@ use crate::say;
 use crate::stamp::{Mode, Stamp};
 
 /// The CUDA libraries that `libtorch_cpu.so` of the Linux wheels links to.
-const CPU_LIBRARY_NEEDS: [&str; 2] = ["nvidia-cuda-runtime==13.0.*", "nvidia-cuda-cupti==13.0.*"];
+const CPU_LIBRARY_DEPENDENCIES: [&str; 2] =
+    ["nvidia-cuda-runtime==13.0.*", "nvidia-cuda-cupti==13.0.*"];
 
-/// Lines of venv's that an error repeats.
+/// Number of output lines of venv that an error repeats.
 const LINES_OF_VENV: usize = 12;
 
-/// Space that an installation takes, in bytes.
+/// The size of an installation, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Size {
     pub download: u64,
@@ -28,11 +29,11 @@ pub struct Size {
 }
 
 impl Size {
-    /// What is still to come when `present` is there.
-    pub fn beyond(self, present: Self) -> Self {
+    /// The remaining size if `installed` is installed already.
+    pub fn remaining_after(self, installed: Self) -> Self {
         Self {
-            download: self.download.saturating_sub(present.download),
-            installed: self.installed.saturating_sub(present.installed),
+            download: self.download.saturating_sub(installed.download),
+            installed: self.installed.saturating_sub(installed.installed),
         }
     }
 }
@@ -54,7 +55,7 @@ pub struct Venv {
 }
 
 impl Mode {
-    /// Measured on Linux x86-64.
+    /// The size of the installation, measured on Linux x86-64.
     pub fn size(self) -> Size {
         match self {
             Self::Lean => Size {
@@ -68,17 +69,17 @@ impl Mode {
         }
     }
 
-    /// What pip is told to install, in the order of its command line.
-    fn packages(self) -> Vec<String> {
-        let mut packages = vec![format!("torch=={TORCH_VERSION}")];
+    /// The options and packages for `pip install`.
+    fn pip_arguments(self) -> Vec<String> {
+        let mut arguments = vec![format!("torch=={TORCH_VERSION}")];
         if self == Self::Lean {
-            // Nothing in Rust imports the modules, so they are not compiled to bytecode.
-            packages.splice(0..0, ["--no-deps".to_owned(), "--no-compile".to_owned()]);
+            // Rust does not import the Python modules, so that they need not be compiled to bytecode.
+            arguments.splice(0..0, ["--no-deps".to_owned(), "--no-compile".to_owned()]);
             if cfg!(target_os = "linux") {
-                packages.extend(CPU_LIBRARY_NEEDS.map(str::to_owned));
+                arguments.extend(CPU_LIBRARY_DEPENDENCIES.map(str::to_owned));
             }
         }
-        packages
+        arguments
     }
 }
 
@@ -91,14 +92,14 @@ impl Venv {
         &self.path
     }
 
-    /// Writes down the state of the installation.
+    /// Records the state of the installation.
     pub fn stamp(&self, stamp: &Stamp) -> Result<()> {
         stamp
             .write(&self.path)
             .with_context(|| format!("cannot write to {}", self.path.display()))
     }
 
-    /// Whether its Python still runs; one whose base was removed does not.
+    /// Whether its Python still runs. It does not if the Python that it was created from has been removed.
     pub fn works(&self) -> bool {
         self.command()
             .args(["-m", "pip", "--version"])
@@ -106,68 +107,68 @@ impl Venv {
             .is_ok_and(|output| output.status.success())
     }
 
-    /// Makes the environment anew, removing what an earlier set-up left. `stamp` is written first, so that an
-    /// interruption leaves a folder that is known to be this program's.
+    /// Creates the environment from scratch and removes an existing one. `stamp` is written first, so that a folder that
+    /// an interruption leaves behind is known to belong to this program.
     pub fn create(&self, python: &Python, stamp: &Stamp) -> Result<()> {
         if fs::symlink_metadata(&self.path).is_ok() {
-            say("what is in .venv is not usable: starting over");
+            say("the existing .venv is not usable: creating it again");
             fs::remove_dir_all(&self.path)
                 .with_context(|| format!("cannot remove {}", self.path.display()))?;
         }
         fs::create_dir_all(&self.path)
-            .with_context(|| format!("cannot make {}", self.path.display()))?;
+            .with_context(|| format!("cannot create {}", self.path.display()))?;
         self.stamp(stamp)?;
-        let output = clean(Command::new(&python.command))
+        let output = without_python_variables(Command::new(&python.command))
             .args(["-m", "venv"])
             .arg(&self.path)
             .output()
             .with_context(|| format!("cannot run {}", python.command.display()))?;
         if !output.status.success() {
-            let mut said = output.stdout;
-            said.extend(output.stderr);
+            let mut messages = output.stdout;
+            messages.extend(output.stderr);
             bail!(
                 "`{} -m venv {}` failed:\n{}",
                 python.command.display(),
                 self.path.display(),
-                last_lines(&String::from_utf8_lossy(&said), LINES_OF_VENV)
+                last_lines(&String::from_utf8_lossy(&messages), LINES_OF_VENV)
             );
         }
         Ok(())
     }
 
-    /// Installs what `mode` takes, and `requirements` beside it.
+    /// Installs the packages of `mode` and those of the file `requirements`.
     pub fn install(&self, mode: Mode, requirements: Option<&Path>) -> Result<()> {
         let mut pip = self.command();
         pip.args(["-m", "pip", "install", "--no-input"]);
         pip.arg("--disable-pip-version-check");
-        pip.args(mode.packages());
+        pip.args(mode.pip_arguments());
         if let Some(file) = requirements {
             pip.arg("--requirement").arg(file);
         }
-        let (succeeded, said) = run_and_listen(&mut pip)?;
+        let (succeeded, messages) = run_and_capture_stderr(&mut pip)?;
         if !succeeded {
-            // Its messages are on standard error already.
+            // The messages have been written to standard error already.
             bail!(
                 "pip could not install torch {TORCH_VERSION}. {}",
-                hint(&said)
+                hint(&messages)
             );
         }
         Ok(())
     }
 
-    /// The wheel's `torch` folder relative to the environment, after loading its CPU library once: a library that is
-    /// missing beside it is found here and not by the first program.
+    /// Checks the installed libtorch and returns the wheel's `torch` folder, relative to the environment. Loads the CPU
+    /// library once, so that a missing dependency is found here and not by the first program that is built.
     pub fn verify(&self) -> Result<PathBuf> {
         let folder = self.torch_folder()?;
         let torch = self.path.join(&folder);
         libtorch::check(&torch, &torch)
-            .map_err(|unfit| anyhow!("pip installed torch, but {unfit}"))?;
+            .map_err(|error| anyhow!("pip installed torch, but {error}"))?;
         let output = self
             .command()
             .args(["-c", "import ctypes, sys; ctypes.CDLL(sys.argv[1])"])
             .arg(libtorch::cpu_library(&torch))
             .output()
-            .context("cannot run .venv's Python")?;
+            .context("cannot run the Python of .venv")?;
         if !output.status.success() {
             bail!(
                 "libtorch was installed but cannot be loaded:\n{}\nRemove .venv and run `cargo xtask setup` again",
@@ -185,11 +186,11 @@ impl Venv {
                 "import sysconfig; print(sysconfig.get_path('platlib'))",
             ])
             .output()
-            .context("cannot run .venv's Python")?;
+            .context("cannot run the Python of .venv")?;
         let platlib = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
         let inside = platlib.strip_prefix(&self.path).with_context(|| {
             format!(
-                "Python's packages are in {}, not in .venv",
+                "Python installs packages into {}, not into .venv",
                 platlib.display()
             )
         })?;
@@ -197,27 +198,27 @@ impl Venv {
     }
 
     fn command(&self) -> Command {
-        clean(Command::new(self.path.join("bin/python")))
+        without_python_variables(Command::new(self.path.join("bin/python")))
     }
 }
 
-/// Says where space is short before gigabytes are downloaded. Asks for a tenth more than was measured.
+/// Checks the free space before the download. Requires a tenth more than the measured size.
 pub fn check_disk(disk: &Disk, size: Size, root: &Path) -> Result<()> {
     let root = root.display().to_string();
-    let demands = if disk.same {
-        vec![(&root, size.installed + size.download, disk.here)]
+    let requirements = if disk.same_disk {
+        vec![(&root, size.installed + size.download, disk.project)]
     } else {
         vec![
-            (&root, size.installed, disk.here),
+            (&root, size.installed, disk.project),
             (&disk.temporary_folder, size.download, disk.temporary),
         ]
     };
-    for (folder, measured, free) in demands {
+    for (folder, measured, free) in requirements {
         let needed = measured + measured / 10;
         if free < needed {
             bail!(
-                "not enough disk space: the set-up needs {} in {folder}, where {} are free. Free some, or set TMPDIR \
-                 to a folder on another disk for the download",
+                "not enough disk space: the set-up needs {} in {folder}, but only {} are free. Free some space, or set \
+                 TMPDIR to a folder on another disk for the download",
                 gigabytes(needed),
                 gigabytes(free)
             );
@@ -230,8 +231,8 @@ fn gigabytes(bytes: u64) -> String {
     format!("{:.1} GB", bytes as f64 / 1e9)
 }
 
-/// Takes away the variables that would send Python or pip elsewhere than into `.venv`.
-fn clean(mut command: Command) -> Command {
+/// Removes the environment variables that would make Python or pip use other folders than `.venv`.
+fn without_python_variables(mut command: Command) -> Command {
     for name in [
         "PYTHONHOME",
         "PYTHONPATH",
@@ -246,8 +247,9 @@ fn clean(mut command: Command) -> Command {
     command
 }
 
-/// Runs `command` with its output on standard error, and keeps what it said there itself.
-fn run_and_listen(command: &mut Command) -> Result<(bool, String)> {
+/// Runs `command` with all output on standard error. Returns whether it succeeded, and what it wrote to standard error
+/// itself.
+fn run_and_capture_stderr(command: &mut Command) -> Result<(bool, String)> {
     let name = Path::new(command.get_program()).to_path_buf();
     let mut child = command
         .stdin(Stdio::null())
@@ -255,27 +257,27 @@ fn run_and_listen(command: &mut Command) -> Result<(bool, String)> {
         .stderr(Stdio::piped())
         .spawn()
         .with_context(|| format!("cannot run {}", name.display()))?;
-    let mut said = String::new();
+    let mut messages = String::new();
     if let Some(stderr) = child.stderr.take() {
         for line in BufReader::new(stderr).split(b'\n') {
-            let line = line.context("cannot read pip's messages")?;
+            let line = line.context("cannot read the messages of pip")?;
             let line = String::from_utf8_lossy(&line);
             say(&line);
-            said.push_str(&line);
-            said.push('\n');
+            messages.push_str(&line);
+            messages.push('\n');
         }
     }
     let status = child
         .wait()
         .with_context(|| format!("cannot wait for {}", name.display()))?;
-    if !status.success() && said.trim().is_empty() {
-        said = format!("pip ended with {status} and said nothing");
+    if !status.success() && messages.trim().is_empty() {
+        messages = format!("pip ended with {status} and without messages");
     }
-    Ok((status.success(), said))
+    Ok((status.success(), messages))
 }
 
-/// Standard error, for a program that reports progress on standard output: the results of the command that follows
-/// must stand there alone.
+/// Standard error, for the standard output of a program that reports progress there. The standard output of this process
+/// is for the results of the command that follows.
 #[cfg(unix)]
 fn progress_output() -> Result<Stdio> {
     use std::os::fd::AsFd;
@@ -289,13 +291,13 @@ fn progress_output() -> Result<Stdio> {
     Ok(Stdio::null())
 }
 
-/// What most likely helps, judged by pip's own words.
-fn hint(said: &str) -> &'static str {
-    let has = |words: &[&str]| words.iter().any(|word| said.contains(word));
+/// The most likely fix, according to the messages of pip.
+fn hint(messages: &str) -> &'static str {
+    let has = |words: &[&str]| words.iter().any(|word| messages.contains(word));
     if has(&["No space left on device"]) {
         "The disk is full: free some space, or set TMPDIR to a folder on another disk, and run the command again"
     } else if has(&["CERTIFICATE_VERIFY_FAILED", "SSLError"]) {
-        "The package index's certificate is not trusted: set PIP_CERT to your network's certificate file"
+        "The certificate of the package index is not trusted: set PIP_CERT to the certificate file of your network"
     } else if has(&[
         "NewConnectionError",
         "Temporary failure in name resolution",
@@ -305,16 +307,16 @@ fn hint(said: &str) -> &'static str {
         "ProxyError",
         "IncompleteRead",
     ]) {
-        "The package index was not reached: check the network (HTTPS_PROXY, PIP_INDEX_URL) and run the command again"
+        "The package index could not be reached: check the network (HTTPS_PROXY, PIP_INDEX_URL) and run the command again"
     } else if has(&["DO NOT MATCH THE HASHES"]) {
-        "A download was damaged: run `.venv/bin/python -m pip cache purge` and the command again"
+        "A download was damaged: run `.venv/bin/python -m pip cache purge`, then run the command again"
     } else if has(&["No matching distribution", "not a supported wheel"]) {
         "PyTorch has wheels for CPython 3.10 to 3.14 on Linux (x86-64 and ARM64, glibc 2.28 or newer) and on macOS \
-         (ARM64); PYTHON names another Python. If PIP_INDEX_URL is set, its index may lack the wheel"
+         (ARM64); set PYTHON to choose another Python. If PIP_INDEX_URL is set, its index may lack the wheel"
     } else if has(&["signal: 9", "MemoryError"]) {
         "pip ran out of memory: set PIP_NO_CACHE_DIR=1 and run the command again"
     } else {
-        "Run the command again; an installation that was cut off is started over"
+        "Run the command again: it starts an interrupted installation over"
     }
 }
 
@@ -323,45 +325,45 @@ mod tests {
     use super::*;
 
     const DISK: Disk = Disk {
-        here: 10_000_000_000,
+        project: 10_000_000_000,
         temporary: 10_000_000_000,
         temporary_folder: String::new(),
-        same: false,
+        same_disk: false,
     };
 
-    fn short_of(disk: &Disk) -> String {
+    fn lack_of_space(disk: &Disk) -> String {
         let error = check_disk(disk, Mode::Lean.size(), Path::new("/project"));
         error.unwrap_err().to_string()
     }
 
     #[test]
-    fn lean_brings_the_wheel_alone_with_what_its_library_links_to() {
-        let packages = Mode::Lean.packages();
-        assert!(packages.contains(&"--no-deps".to_owned()));
-        assert!(packages.contains(&"torch==2.11.0".to_owned()));
+    fn lean_installs_only_the_wheel_and_the_libraries_that_it_links_to() {
+        let arguments = Mode::Lean.pip_arguments();
+        assert!(arguments.contains(&"--no-deps".to_owned()));
+        assert!(arguments.contains(&"torch==2.11.0".to_owned()));
         assert_eq!(
-            packages.contains(&"nvidia-cuda-runtime==13.0.*".to_owned()),
+            arguments.contains(&"nvidia-cuda-runtime==13.0.*".to_owned()),
             cfg!(target_os = "linux")
         );
     }
 
     #[test]
     fn full_leaves_the_dependencies_to_pip() {
-        assert_eq!(Mode::Full.packages(), ["torch==2.11.0"]);
+        assert_eq!(Mode::Full.pip_arguments(), ["torch==2.11.0"]);
     }
 
     #[test]
-    fn enough_space_passes() {
+    fn enough_space_is_accepted() {
         check_disk(&DISK, Mode::Full.size(), Path::new("/project")).unwrap();
     }
 
     #[test]
-    fn too_little_space_names_the_folder_and_both_figures() {
-        let here = Disk {
-            here: 200_000_000,
+    fn the_error_of_too_little_space_names_the_folder_and_both_sizes() {
+        let project = Disk {
+            project: 200_000_000,
             ..DISK
         };
-        let text = short_of(&here);
+        let text = lack_of_space(&project);
         for part in ["/project", "1.4 GB", "0.2 GB"] {
             assert!(text.contains(part), "{part} is not in: {text}");
         }
@@ -370,17 +372,17 @@ mod tests {
             temporary_folder: "/small/tmp".to_owned(),
             ..DISK
         };
-        assert!(short_of(&temporary).contains("/small/tmp"));
+        assert!(lack_of_space(&temporary).contains("/small/tmp"));
     }
 
     #[test]
-    fn only_what_is_not_there_yet_is_counted() {
-        let size = Mode::Full.size().beyond(Mode::Lean.size());
+    fn only_the_remaining_size_is_counted() {
+        let size = Mode::Full.size().remaining_after(Mode::Lean.size());
         assert_eq!(size.to_string(), "2.2 GB to download, 3.6 GB on disk");
-        let nothing = Mode::Lean.size().beyond(Mode::Full.size());
+        let nothing = Mode::Lean.size().remaining_after(Mode::Full.size());
         check_disk(
             &Disk {
-                here: 0,
+                project: 0,
                 temporary: 0,
                 ..DISK
             },
@@ -393,17 +395,17 @@ mod tests {
     #[test]
     fn on_one_disk_download_and_installation_add_up() {
         let disk = Disk {
-            here: 1_500_000_000,
+            project: 1_500_000_000,
             temporary: 1_500_000_000,
-            same: true,
+            same_disk: true,
             ..DISK
         };
-        assert!(short_of(&disk).contains("2.0 GB"));
+        assert!(lack_of_space(&disk).contains("2.0 GB"));
     }
 
     #[test]
-    fn hints_follow_what_pip_said() {
-        for (said, part) in [
+    fn hints_depend_on_the_messages_of_pip() {
+        for (messages, part) in [
             (
                 "ERROR: No matching distribution found for torch==2.11.0",
                 "glibc",
@@ -424,7 +426,11 @@ mod tests {
             ("pip ended with signal: 9 (SIGKILL)", "memory"),
             ("something else", "again"),
         ] {
-            assert!(hint(said).contains(part), "{said}: {}", hint(said));
+            assert!(
+                hint(messages).contains(part),
+                "{messages}: {}",
+                hint(messages)
+            );
         }
     }
 }

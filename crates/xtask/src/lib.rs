@@ -1,8 +1,8 @@
-//! Set-up of libtorch, and cargo runs that need it. `cargo xtask` and `runner` are made of this.
+//! Set-up of libtorch, and cargo runs that need it; the library of `cargo xtask` and `runner`.
 //!
-//! [`setup()`] makes libtorch available: it installs PyTorch's wheel into `.venv` and links `.libtorch` to it, which is
-//! where `.cargo/config.toml` tells the build to look. [`ready_cargo`] does that where it is needed and returns the
-//! cargo to build with. Nothing here depends on libtorch, so it builds in a fresh clone.
+//! [`setup()`] installs PyTorch's wheel into `.venv` and links `.libtorch` to it. `.cargo/config.toml` makes the build
+//! use this link. [`ready_cargo`] runs the set-up if needed and returns the cargo command to build with. This crate does
+//! not depend on libtorch, so that it builds in a fresh clone.
 
 mod cargo;
 mod install;
@@ -13,16 +13,16 @@ mod setup;
 mod stamp;
 mod test_run;
 
-pub use cargo::{hand_over, ready_cargo, workspace_root};
+pub use cargo::{ready_cargo, run_to_completion, workspace_root};
 pub use libtorch::Environment;
-pub use setup::{REQUIREMENTS, Ready, Request, setup};
+pub use setup::{Outcome, REQUIREMENTS, Request, setup};
 pub use stamp::Mode;
-pub use test_run::{Needs, test};
+pub use test_run::{TestGroup, test};
 
 use std::fmt;
 use std::io::{self, Write};
 
-/// Writes a line to standard error. That nobody reads it any more must not stop the work.
+/// Writes a line to standard error. Write errors are ignored: a reader that has closed the pipe must not stop the work.
 pub fn say(text: impl fmt::Display) {
-    let _unread = writeln!(io::stderr(), "{text}");
+    let _ignored = writeln!(io::stderr(), "{text}");
 }

@@ -1,11 +1,11 @@
-//! Which libtorch the build will use, and whether it is one that `tch` binds.
+//! Determines which libtorch the build will use, and whether `tch` supports its version.
 
 use std::env;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The version that `tch` 0.24 is generated from, and so the wheel that is installed.
+/// The version that `tch` 0.24 is generated from, and that the set-up installs.
 pub const TORCH_VERSION: &str = "2.11.0";
 
 const CPU_LIBRARY: &str = if cfg!(target_os = "macos") {
@@ -14,43 +14,46 @@ const CPU_LIBRARY: &str = if cfg!(target_os = "macos") {
     "libtorch_cpu.so"
 };
 
-/// What the environment says about libtorch, in the variables that `torch-sys` reads.
+/// The environment variables with which `torch-sys` selects libtorch.
 #[derive(Debug, Default, PartialEq)]
 pub struct Environment {
     /// `LIBTORCH`, unless it is this project's own `.libtorch`.
     pub libtorch: Option<PathBuf>,
-    /// `LIBTORCH_INCLUDE`: headers are in its `include` folder.
+    /// `LIBTORCH_INCLUDE`: the headers are in its `include` folder.
     pub include: Option<PathBuf>,
-    /// `LIBTORCH_LIB`: libraries are in its `lib` folder.
+    /// `LIBTORCH_LIB`: the libraries are in its `lib` folder.
     pub lib: Option<PathBuf>,
-    /// `LIBTORCH_USE_PYTORCH` is set: the `torch` that Python imports is used.
+    /// Whether `LIBTORCH_USE_PYTORCH` is set. If so, the `torch` package of Python is used.
     pub use_pytorch: bool,
 }
 
 /// A libtorch that the user chose.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Own {
-    /// Folders that hold `include` and `lib`, and the variables that named them.
+pub enum UserLibtorch {
+    /// The folders that contain `include` and `lib`, and the variables that named them.
     Folders {
         include: PathBuf,
         lib: PathBuf,
         named_by: String,
     },
-    /// The `torch` that Python imports.
+    /// The `torch` package of Python.
     PyTorch,
 }
 
-/// Why a folder cannot serve as libtorch.
+/// Why a folder cannot be used as libtorch.
 #[derive(Debug, PartialEq)]
-pub enum Unfit {
+pub enum Unusable {
+    /// The CPU library does not exist at this path.
     NoLibrary(PathBuf),
-    NoVersion(PathBuf),
+    /// The version of the libtorch in this folder cannot be determined.
+    UnknownVersion(PathBuf),
+    /// `tch` does not support this version.
     WrongVersion(String),
 }
 
 impl Environment {
-    /// Reads the process's environment. Cargo sets `LIBTORCH` to `ROOT/.libtorch` from `.cargo/config.toml` when
-    /// the user has not set it, so that value is nobody's choice.
+    /// Reads the environment of this process. A `LIBTORCH` of `ROOT/.libtorch` is ignored, because cargo sets this value
+    /// from `.cargo/config.toml` if the user has not set the variable.
     pub fn of_process(root: &Path) -> Self {
         let path = |name| {
             env::var_os(name)
@@ -58,22 +61,22 @@ impl Environment {
                 .map(PathBuf::from)
         };
         Self {
-            libtorch: path("LIBTORCH").filter(|libtorch| !same_file(libtorch, &link_path(root))),
+            libtorch: path("LIBTORCH").filter(|libtorch| !is_same_path(libtorch, &link_path(root))),
             include: path("LIBTORCH_INCLUDE"),
             lib: path("LIBTORCH_LIB"),
             use_pytorch: env::var_os("LIBTORCH_USE_PYTORCH").is_some(),
         }
     }
 
-    /// Whether the `LIBTORCH` of the process is the user's.
-    pub(crate) fn libtorch_is_own(&self) -> bool {
+    /// Whether the user has set `LIBTORCH`.
+    pub(crate) fn libtorch_is_set_by_user(&self) -> bool {
         self.libtorch.is_some()
     }
 
-    /// The libtorch that the user chose, with the precedence of `torch-sys`; `None` when `.libtorch` is to serve.
-    pub(crate) fn own(&self, root: &Path) -> Option<Own> {
+    /// The libtorch that the user chose, with the precedence of `torch-sys`; `None` if `.libtorch` is to be used.
+    pub(crate) fn user_libtorch(&self, root: &Path) -> Option<UserLibtorch> {
         if self.use_pytorch {
-            return Some(Own::PyTorch);
+            return Some(UserLibtorch::PyTorch);
         }
         let named: Vec<String> = [
             ("LIBTORCH", &self.libtorch),
@@ -87,7 +90,7 @@ impl Environment {
             return None;
         }
         let fallback = self.libtorch.clone().unwrap_or_else(|| link_path(root));
-        Some(Own::Folders {
+        Some(UserLibtorch::Folders {
             include: self.include.clone().unwrap_or_else(|| fallback.clone()),
             lib: self.lib.clone().unwrap_or(fallback),
             named_by: named.join(" "),
@@ -95,13 +98,13 @@ impl Environment {
     }
 }
 
-impl fmt::Display for Unfit {
+impl fmt::Display for Unusable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoLibrary(path) => write!(f, "there is no {}", path.display()),
-            Self::NoVersion(path) => write!(
+            Self::NoLibrary(path) => write!(f, "{} does not exist", path.display()),
+            Self::UnknownVersion(path) => write!(
                 f,
-                "{} does not say its version (looked for include/torch/headeronly/version.h, version.py and \
+                "the version of {} is unknown (searched include/torch/headeronly/version.h, version.py and \
                  build-version)",
                 path.display()
             ),
@@ -110,34 +113,35 @@ impl fmt::Display for Unfit {
     }
 }
 
-/// Where `.cargo/config.toml` tells the build to look.
+/// The link to libtorch that `.cargo/config.toml` makes the build use.
 pub fn link_path(root: &Path) -> PathBuf {
     root.join(".libtorch")
 }
 
-/// The version of the libtorch whose headers are in `include/include` and libraries in `lib/lib`, when it is one
-/// that `tch` binds.
-pub fn check(include: &Path, lib: &Path) -> Result<String, Unfit> {
+/// Checks that the libtorch with headers in `include/include` and libraries in `lib/lib` has a version that `tch`
+/// supports. Returns the version.
+pub fn check(include: &Path, lib: &Path) -> Result<String, Unusable> {
     let library = lib.join("lib").join(CPU_LIBRARY);
     if !library.is_file() {
-        return Err(Unfit::NoLibrary(library));
+        return Err(Unusable::NoLibrary(library));
     }
-    let version = version_of(include).ok_or_else(|| Unfit::NoVersion(include.to_path_buf()))?;
-    if is_bound(&version) {
+    let version =
+        version_of(include).ok_or_else(|| Unusable::UnknownVersion(include.to_path_buf()))?;
+    if is_supported(&version) {
         Ok(version)
     } else {
-        Err(Unfit::WrongVersion(version))
+        Err(Unusable::WrongVersion(version))
     }
 }
 
-/// The CPU library inside a libtorch folder.
+/// The path of the CPU library in a libtorch folder.
 pub fn cpu_library(libtorch: &Path) -> PathBuf {
     libtorch.join("lib").join(CPU_LIBRARY)
 }
 
-/// Whether `tch` binds this version: any patch release of [`TORCH_VERSION`]'s series, for any accelerator
-/// (`2.11.0+cu130`).
-pub fn is_bound(version: &str) -> bool {
+/// Whether `tch` supports this version: any patch release with the major and minor version of [`TORCH_VERSION`], for any
+/// accelerator (`2.11.0+cu130`).
+pub fn is_supported(version: &str) -> bool {
     let series = |version: &str| {
         let number = version.split('+').next().unwrap_or_default();
         let mut parts = number.split('.');
@@ -146,18 +150,18 @@ pub fn is_bound(version: &str) -> bool {
     series(version) == series(TORCH_VERSION)
 }
 
-/// The sentence that refuses `named` and says which libtorch is needed and how to get it.
-pub fn refusal(named: &str, unfit: &str) -> String {
+/// The error text that refuses the libtorch `named`, and states which version is needed and how to get it.
+pub fn refusal(named: &str, reason: &str) -> String {
     format!(
-        "{named} cannot be used: {unfit}. This project needs libtorch 2.11 (tch 0.24 binds it). Either unset the \
-         variable and run `cargo xtask setup`, which installs libtorch {TORCH_VERSION} into .venv; or point LIBTORCH \
-         at one: the `torch` folder that `pip install torch=={TORCH_VERSION}` makes, or an unpacked \
+        "{named} cannot be used: {reason}. This project needs libtorch 2.11, the version that tch 0.24 supports. Either \
+         unset the variable and run `cargo xtask setup`, which installs libtorch {TORCH_VERSION} into .venv; or set \
+         LIBTORCH to the `torch` folder that `pip install torch=={TORCH_VERSION}` creates, or to an unpacked \
          libtorch-shared-with-deps-{TORCH_VERSION}"
     )
 }
 
-/// Reads the version from the header that the build will include (PyTorch 2.9 moved it), then from what the wheel
-/// and the archive say.
+/// Reads the version from the header that the build will include (PyTorch 2.9 moved it), otherwise from the version file
+/// of the wheel or of the archive.
 fn version_of(libtorch: &Path) -> Option<String> {
     let read = |file: &str| fs::read_to_string(libtorch.join(file)).ok();
     read("include/torch/headeronly/version.h")
@@ -200,9 +204,8 @@ fn version_in_python(text: &str) -> Option<String> {
     })
 }
 
-/// Whether two paths name the same entry, which need not exist; the last component may be a link and is not
-/// followed.
-fn same_file(a: &Path, b: &Path) -> bool {
+/// Whether two paths name the same entry, which need not exist. If the last component is a link, it is not followed.
+fn is_same_path(a: &Path, b: &Path) -> bool {
     let parent = |path: &Path| {
         let parent = path.parent()?;
         Some(fs::canonicalize(parent).unwrap_or_else(|_| parent.to_path_buf()))
@@ -229,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn the_version_is_read_from_the_header_the_wheel_or_the_archive() {
+    fn the_version_is_read_from_the_header_or_from_the_wheel_or_archive() {
         let library = ("lib/libtorch_cpu.so", "");
         for file in [
             ("include/torch/headeronly/version.h", HEADER),
@@ -246,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_that_only_includes_another_does_not_hide_the_next_source() {
+    fn a_header_without_a_version_does_not_hide_the_version_file() {
         let folder = libtorch(&[
             (
                 "include/torch/csrc/api/include/torch/version.h",
@@ -258,26 +261,29 @@ mod tests {
     }
 
     #[test]
-    fn only_the_2_11_series_is_bound() {
+    fn only_version_2_11_is_supported() {
         for version in ["2.11.0", "2.11.0+cu130", "2.11.1+cpu", "2.11.0a0+git123"] {
-            assert!(is_bound(version), "{version}");
+            assert!(is_supported(version), "{version}");
         }
         for version in ["2.1.1", "2.10.0", "2.110.0", "3.11.0", "2.12.0", "2", ""] {
-            assert!(!is_bound(version), "{version}");
+            assert!(!is_supported(version), "{version}");
         }
     }
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn unfit_folders_are_told_apart() {
+    fn the_error_states_why_a_folder_is_unusable() {
         let check = |folder: &Path| check(folder, folder);
-        let nothing = libtorch(&[]);
-        let library = nothing.path().join("lib/libtorch_cpu.so");
-        assert_eq!(check(nothing.path()), Err(Unfit::NoLibrary(library)));
+        let empty = libtorch(&[]);
+        let library = empty.path().join("lib/libtorch_cpu.so");
+        assert_eq!(check(empty.path()), Err(Unusable::NoLibrary(library)));
 
-        let silent = libtorch(&[("lib/libtorch_cpu.so", "")]);
-        let path = silent.path().to_path_buf();
-        assert_eq!(check(silent.path()), Err(Unfit::NoVersion(path)));
+        let without_version = libtorch(&[("lib/libtorch_cpu.so", "")]);
+        let path = without_version.path().to_path_buf();
+        assert_eq!(
+            check(without_version.path()),
+            Err(Unusable::UnknownVersion(path))
+        );
 
         let old = libtorch(&[
             ("lib/libtorch_cpu.so", ""),
@@ -285,14 +291,14 @@ mod tests {
         ]);
         assert_eq!(
             check(old.path()),
-            Err(Unfit::WrongVersion("2.9.1".to_owned()))
+            Err(Unusable::WrongVersion("2.9.1".to_owned()))
         );
     }
 
     #[test]
-    fn a_refusal_says_which_version_is_needed_and_how_to_get_it() {
-        let unfit = Unfit::WrongVersion("2.9.1".to_owned()).to_string();
-        let text = refusal("LIBTORCH=/opt/libtorch", &unfit);
+    fn a_refusal_states_which_version_is_needed_and_how_to_get_it() {
+        let reason = Unusable::WrongVersion("2.9.1".to_owned()).to_string();
+        let text = refusal("LIBTORCH=/opt/libtorch", &reason);
         for part in [
             "/opt/libtorch",
             "2.9.1",
@@ -305,8 +311,11 @@ mod tests {
     }
 
     #[test]
-    fn without_variables_nothing_is_the_users_own() {
-        assert_eq!(Environment::default().own(Path::new("/project")), None);
+    fn without_variables_there_is_no_user_libtorch() {
+        assert_eq!(
+            Environment::default().user_libtorch(Path::new("/project")),
+            None
+        );
     }
 
     #[test]
@@ -317,8 +326,8 @@ mod tests {
             ..Environment::default()
         };
         assert_eq!(
-            environment.own(Path::new("/project")),
-            Some(Own::Folders {
+            environment.user_libtorch(Path::new("/project")),
+            Some(UserLibtorch::Folders {
                 include: "/opt/libtorch".into(),
                 lib: "/opt/other".into(),
                 named_by: "LIBTORCH=/opt/libtorch LIBTORCH_LIB=/opt/other".to_owned(),
@@ -327,24 +336,27 @@ mod tests {
     }
 
     #[test]
-    fn pytorch_wins_over_libtorch_as_in_torch_sys() {
+    fn pytorch_takes_precedence_over_libtorch_as_in_torch_sys() {
         let environment = Environment {
             libtorch: Some("/opt/libtorch".into()),
             use_pytorch: true,
             ..Environment::default()
         };
-        assert_eq!(environment.own(Path::new("/project")), Some(Own::PyTorch));
+        assert_eq!(
+            environment.user_libtorch(Path::new("/project")),
+            Some(UserLibtorch::PyTorch)
+        );
     }
 
     #[test]
-    fn the_link_is_recognised_through_another_spelling_of_its_folder() {
+    fn the_link_is_recognised_by_another_path_of_its_folder() {
         let root = tempfile::tempdir().unwrap();
         let detour = root
             .path()
             .join("../")
             .join(root.path().file_name().unwrap());
-        assert!(same_file(&link_path(&detour), &link_path(root.path())));
-        assert!(!same_file(
+        assert!(is_same_path(&link_path(&detour), &link_path(root.path())));
+        assert!(!is_same_path(
             &root.path().join("libtorch"),
             &link_path(root.path())
         ));

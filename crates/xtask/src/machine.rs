@@ -1,4 +1,4 @@
-//! What the machine offers: an NVIDIA driver, a C++ compiler, and the package manager that would bring what lacks.
+//! Detects the platform, an NVIDIA driver and a C++ compiler, and knows how to install missing tools.
 
 use std::env;
 use std::fs;
@@ -8,10 +8,10 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-/// The first driver that runs CUDA 13, which the wheel is built with.
+/// The oldest driver version that supports CUDA 13, which the wheel is built with.
 const CUDA_13_DRIVER: u32 = 580;
 
-/// The kind of machine, as far as the way to install things goes.
+/// The kind of system, which determines how tools are installed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Platform {
     Debian,
@@ -24,7 +24,7 @@ pub enum Platform {
     Other,
 }
 
-/// A thing that the set-up needs and does not bring.
+/// A tool that the set-up needs but does not install.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Tool {
     Compiler,
@@ -63,8 +63,8 @@ impl Platform {
         Self::Other
     }
 
-    /// How to get `tool` here, as the end of a sentence.
-    pub fn way_to(self, tool: Tool) -> &'static str {
+    /// How to install `tool` on this platform, as the end of a sentence.
+    pub fn install_hint(self, tool: Tool) -> &'static str {
         use Platform::*;
         match (self, tool) {
             (Debian, Tool::Compiler) => "`sudo apt-get install g++`",
@@ -76,7 +76,7 @@ impl Platform {
             (Arch, _) => "`sudo pacman -S python`",
             (Suse, Tool::Compiler) => "`sudo zypper install gcc-c++`",
             (Suse, _) => "`sudo zypper install python312`",
-            // PyTorch has no wheels for musl, so Alpine's own Python would not help.
+            // PyTorch has no wheels for musl, so that Alpine's own Python would not help.
             (Alpine, _) => "use a distribution with glibc: PyTorch has no wheels for musl",
             (MacOs, Tool::Compiler) => "`xcode-select --install`",
             (MacOs, _) => "`brew install python@3.12`",
@@ -92,14 +92,14 @@ impl Platform {
     }
 }
 
-/// An NVIDIA driver, with its version where it is known.
+/// An NVIDIA driver, with its version if that is known.
 #[derive(Debug, PartialEq)]
 pub struct Driver {
     pub version: Option<String>,
 }
 
 impl Driver {
-    /// Looks for the kernel module, its device file, the driver of WSL 2, and last asks `nvidia-smi`, which takes a
+    /// Looks for the kernel module, its device file and the driver of WSL 2. Calls `nvidia-smi` last, because it takes a
     /// second.
     pub fn find() -> Option<Self> {
         let module = "/proc/driver/nvidia/version";
@@ -117,14 +117,14 @@ impl Driver {
         found.then_some(Self { version: None })
     }
 
-    /// What to tell a user whose driver is older than the wheel's CUDA.
+    /// A warning if the driver is too old for the CUDA version of the wheel.
     pub fn warning(&self) -> Option<String> {
         let version = self.version.as_ref()?;
         let major: u32 = version.split('.').next()?.parse().ok()?;
         (major < CUDA_13_DRIVER).then(|| {
             format!(
-                "warning: the NVIDIA driver is {version}; the wheel's CUDA 13 needs {CUDA_13_DRIVER} or newer. \
-                 Until it is updated, runs use the CPU"
+                "warning: the NVIDIA driver has version {version}, but CUDA 13 needs {CUDA_13_DRIVER} or newer. Until \
+                 the driver is updated, runs use the CPU"
             )
         })
     }
@@ -140,11 +140,11 @@ fn driver_version(text: &str) -> Option<String> {
         .map(str::to_owned)
 }
 
-/// Compiles a small C++17 program with the compiler that the build will use.
+/// Checks that the compiler of the build accepts a small C++17 program.
 pub fn check_compiler(platform: Platform) -> Result<()> {
     let named = env::var("CXX").ok().filter(|cxx| !cxx.trim().is_empty());
     let command = named.as_deref().unwrap_or("c++");
-    let way = platform.way_to(Tool::Compiler);
+    let hint = platform.install_hint(Tool::Compiler);
     let mut words = command.split_whitespace();
     let child = Command::new(words.next().unwrap_or("c++"))
         .args(words)
@@ -156,14 +156,16 @@ pub fn check_compiler(platform: Platform) -> Result<()> {
     let mut child = match (child, named.is_some()) {
         (Ok(child), _) => child,
         (Err(error), true) => {
-            bail!("CXX={command} cannot be run ({error}): unset it, or get a C++ compiler: {way}")
+            bail!(
+                "CXX={command} cannot be run ({error}): unset it, or install a C++ compiler: {hint}"
+            )
         }
         (Err(_), false) => {
-            bail!("there is no C++ compiler (looked for `c++` in PATH). To get one: {way}")
+            bail!("no C++ compiler found (searched PATH for `c++`). To install one: {hint}")
         }
     };
     if let Some(mut stdin) = child.stdin.take() {
-        // A compiler that fails before it reads closes the pipe; what it says then is reported below.
+        // A compiler that fails before it reads its input closes the pipe; its messages are reported below.
         let _ =
             stdin.write_all(b"#include <optional>\n#include <string>\nint main() { return 0; }\n");
     }
@@ -171,16 +173,17 @@ pub fn check_compiler(platform: Platform) -> Result<()> {
         .wait_with_output()
         .with_context(|| format!("cannot run {command}"))?;
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
+        let messages = String::from_utf8_lossy(&output.stderr);
         bail!(
-            "`{command}` cannot compile a C++17 program with the standard library:\n{}\nTo get one that can: {way}",
-            last_lines(&said, 5)
+            "`{command}` cannot compile a C++17 program with the standard library:\n{}\nTo install a compiler that can: \
+             {hint}",
+            last_lines(&messages, 5)
         );
     }
     Ok(())
 }
 
-/// The last `count` lines of `text` that are not blank.
+/// The last `count` lines of `text` that are not blank, indented.
 pub fn last_lines(text: &str, count: usize) -> String {
     let lines: Vec<&str> = text
         .lines()
@@ -200,7 +203,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_distribution_is_known_by_its_family() {
+    fn a_distribution_is_recognised_by_its_family() {
         for (text, platform) in [
             ("ID=debian\n", Platform::Debian),
             (
@@ -225,9 +228,9 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_venv_on_debian_names_its_package() {
-        let way = Platform::Debian.way_to(Tool::Venv);
-        assert!(way.contains("apt-get install python3-venv"), "{way}");
+    fn the_hint_for_a_missing_venv_on_debian_names_the_package() {
+        let hint = Platform::Debian.install_hint(Tool::Venv);
+        assert!(hint.contains("apt-get install python3-venv"), "{hint}");
     }
 
     #[test]
@@ -242,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_driver_older_than_cuda_13_is_warned_of() {
+    fn a_driver_too_old_for_cuda_13_causes_a_warning() {
         let warning = |version: &str| {
             Driver {
                 version: Some(version.to_owned()),

@@ -5,7 +5,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
-use xtask::{Environment, Mode, Needs, REQUIREMENTS, Request, hand_over, say};
+use xtask::{Environment, Mode, REQUIREMENTS, Request, TestGroup, run_to_completion, say};
 
 /// Folder of the Python package `export`, relative to the workspace.
 const EXPORTER: &str = "crates/encoders/python";
@@ -26,52 +26,53 @@ struct Cli {
 enum Chore {
     /// Install libtorch into .venv and link .libtorch to it.
     ///
-    /// Does nothing when that is done already, or when LIBTORCH names a libtorch of your own.
+    /// Does nothing if this was done already, or if LIBTORCH is set to a libtorch of your own.
     #[command(after_help = "Example: cargo xtask setup --python")]
     Setup(SetupArgs),
     /// Set up if needed, then run the tests of the workspace: `cargo test --workspace --no-fail-fast ARGS`.
     ///
-    /// All failures are listed once more at the end. Tests that need more than the set-up are skipped; --python and
-    /// --cuda run those.
+    /// All failures are listed again at the end. Tests that need Python packages or a CUDA device are skipped; --python
+    /// and --cuda run those.
     #[command(
         after_help = "Examples:\n  cargo xtask test spatial_norm\n  cargo xtask test --python -p encoders"
     )]
     Test(TestArgs),
-    /// Set up Python if needed, then make encoder files: `python -m export ARGS`.
+    /// Set up Python if needed, then export encoder files: `python -m export ARGS`.
     ///
     /// `cargo xtask export -- --help` lists the arguments.
     #[command(after_help = "Example: cargo xtask export dinov2-vit-b clip-vit-L --out pretrained")]
-    Export(Passed),
+    Export(ForwardedArgs),
 }
 
 #[derive(Args)]
 struct SetupArgs {
-    /// Only what Rust needs (0.5 GB to download, 1.2 GB on disk). CUDA and Python's `import torch` need more.
+    /// Install only what Rust needs on a CPU (0.5 GB to download, 1.2 GB on disk). Does not support CUDA or
+    /// `import torch` in Python.
     #[arg(long, conflicts_with_all = ["full", "python"])]
     lean: bool,
-    /// With all CUDA libraries (2.7 GB to download, 5 GB on disk). The default where an NVIDIA driver is found.
+    /// Install all CUDA libraries as well (2.7 GB to download, 5 GB on disk). The default if an NVIDIA driver is found.
     #[arg(long)]
     full: bool,
-    /// Also what the encoder exporters and the comparisons with Python need. Implies --full.
+    /// Also install the Python packages of the encoder exporters and the comparisons with Python. Implies --full.
     #[arg(long)]
     python: bool,
 }
 
 #[derive(Args)]
 struct TestArgs {
-    /// Set up Python too, and run the tests that need its packages or the whole wheel, and no others.
+    /// Set up Python as well, and run only the tests that need Python packages or the full wheel.
     #[arg(long)]
     python: bool,
-    /// Run the tests that need a CUDA device, and no others.
+    /// Run only the tests that need a CUDA device.
     #[arg(long, conflicts_with = "python")]
     cuda: bool,
     #[command(flatten)]
-    passed: Passed,
+    forwarded: ForwardedArgs,
 }
 
 #[derive(Args)]
-struct Passed {
-    /// Arguments handed on as they are.
+struct ForwardedArgs {
+    /// Arguments that are passed on unchanged.
     #[arg(
         trailing_var_arg = true,
         allow_hyphen_values = true,
@@ -95,11 +96,11 @@ impl SetupArgs {
 }
 
 impl TestArgs {
-    fn needs(&self) -> Needs {
+    fn group(&self) -> TestGroup {
         match (self.python, self.cuda) {
-            (true, _) => Needs::Python,
-            (_, true) => Needs::Cuda,
-            _ => Needs::Nothing,
+            (true, _) => TestGroup::Python,
+            (_, true) => TestGroup::Cuda,
+            _ => TestGroup::Default,
         }
     }
 }
@@ -120,28 +121,28 @@ fn run(chore: &Chore) -> Result<ExitCode> {
     let environment = Environment::of_process(&root);
     match chore {
         Chore::Setup(args) => {
-            let ready = xtask::setup(&root, &environment, args.request())?;
-            say(&ready);
+            let outcome = xtask::setup(&root, &environment, args.request())?;
+            say(&outcome);
             Ok(ExitCode::SUCCESS)
         }
-        Chore::Test(args) => xtask::test(&root, &environment, args.needs(), &args.passed.args),
-        Chore::Export(passed) => {
+        Chore::Test(args) => xtask::test(&root, &environment, args.group(), &args.forwarded.args),
+        Chore::Export(forwarded) => {
             let request = Request {
                 mode: Some(Mode::Full),
                 python: true,
             };
-            let ready = xtask::setup(&root, &environment, request).with_context(|| {
+            let outcome = xtask::setup(&root, &environment, request).with_context(|| {
                 format!(
-                    "the exporter runs in .venv; with a Python of your own that has what {REQUIREMENTS} lists, it is \
-                     `PYTHONPATH={EXPORTER} python -m export`"
+                    "cannot set up .venv for the exporter; with a Python of your own that has the packages of \
+                     {REQUIREMENTS}, run `PYTHONPATH={EXPORTER} python -m export` instead"
                 )
             })?;
-            if ready.is_news() {
-                say(&ready);
+            if outcome.is_worth_reporting() {
+                say(&outcome);
             }
             let mut python = Command::new(root.join(".venv/bin/python"));
             python.env("PYTHONPATH", root.join(EXPORTER));
-            hand_over(python.args(["-m", "export"]).args(&passed.args))
+            run_to_completion(python.args(["-m", "export"]).args(&forwarded.args))
         }
     }
 }

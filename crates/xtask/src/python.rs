@@ -1,4 +1,4 @@
-//! Finds a Python that PyTorch has wheels for, and asks it what it can do.
+//! Finds a Python that PyTorch has wheels for, and checks that it has the modules that the set-up needs.
 
 use std::env;
 use std::ffi::OsString;
@@ -9,11 +9,11 @@ use anyhow::{Result, bail};
 
 use crate::machine::{Platform, Tool};
 
-/// PyTorch 2.11 has wheels for CPython of these minor versions.
+/// Oldest and newest minor version of CPython 3 for which PyTorch 2.11 has wheels.
 const OLDEST: u32 = 10;
 const NEWEST: u32 = 14;
 
-/// Tried in this order after `python3`.
+/// Names of Python programs, in the order in which they are tried.
 const NAMES: [&str; 7] = [
     "python3",
     "python3.13",
@@ -24,8 +24,8 @@ const NAMES: [&str; 7] = [
     "python",
 ];
 
-/// Answers in `key=value` lines for the folder that is its argument. Written for Python 2 too, so that an old one is named
-/// instead of failing.
+/// A script that prints `key=value` lines. Its argument is the project folder. It also runs in Python 2, so that an old
+/// version is reported instead of failing.
 const PROBE: &str = r"
 import os, platform, sys, tempfile
 print('version=' + '.'.join(str(n) for n in sys.version_info[:3]))
@@ -37,10 +37,10 @@ except ImportError:
     print('venv=no')
 try:
     import shutil
-    here, temporary = sys.argv[1], tempfile.gettempdir()
-    print('free=%d' % shutil.disk_usage(here).free)
+    project, temporary = sys.argv[1], tempfile.gettempdir()
+    print('free=%d' % shutil.disk_usage(project).free)
     print('free_temporary=%d' % shutil.disk_usage(temporary).free)
-    print('same_disk=' + ('yes' if os.stat(here).st_dev == os.stat(temporary).st_dev else 'no'))
+    print('same_disk=' + ('yes' if os.stat(project).st_dev == os.stat(temporary).st_dev else 'no'))
     print('temporary=' + temporary)
 except Exception:
     pass
@@ -51,40 +51,45 @@ except Exception:
 pub struct Python {
     pub command: OsString,
     pub version: String,
-    /// Free space as that Python sees it; `None` when it could not tell.
+    /// Free space as reported by that Python; `None` if it could not be determined.
     pub disk: Option<Disk>,
 }
 
-/// Free space, in bytes, where the set-up writes.
+/// Free space, in bytes, of the folders that the set-up writes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Disk {
-    pub here: u64,
+    /// Free space of the project folder.
+    pub project: u64,
+    /// Free space of `temporary_folder`.
     pub temporary: u64,
     /// The folder that pip downloads to.
     pub temporary_folder: String,
-    pub same: bool,
+    /// Whether both folders are on the same disk.
+    pub same_disk: bool,
 }
 
-/// What is wrong with a Python that was found.
+/// Why a Python that was found cannot be used.
 #[derive(Debug, PartialEq)]
 enum Flaw {
+    /// There are no wheels for this implementation or version.
     Version(String),
+    /// The Python of this version lacks venv or ensurepip.
     NoVenv(String),
     NotPython,
 }
 
 impl Python {
-    /// The first suitable Python: the one `PYTHON` names where it is set, else one in `PATH`. Free space is
-    /// measured at `root`.
+    /// Finds the first suitable Python: the program that `PYTHON` names if it is set, otherwise one in `PATH`. Free space
+    /// is measured at `root`.
     pub fn find(root: &Path, platform: Platform) -> Result<Self> {
         if let Some(named) = env::var_os("PYTHON").filter(|named| !named.is_empty()) {
             return match probe(&named, root) {
                 Some(Ok(python)) => Ok(python),
                 Some(Err(flaw)) => {
-                    bail!("PYTHON={} {}", named.display(), sentence(&flaw, platform))
+                    bail!("PYTHON={} {}", named.display(), explain(&flaw, platform))
                 }
                 None => bail!(
-                    "PYTHON={} cannot be run: unset it or name a Python 3.{OLDEST} to 3.{NEWEST}",
+                    "PYTHON={} cannot be run: unset it, or set it to a Python 3.{OLDEST} to 3.{NEWEST}",
                     named.display()
                 ),
             };
@@ -97,21 +102,21 @@ impl Python {
                 None => {}
             }
         }
-        // A Python of the right version that lacks a module is nearer to working than one that is too old.
+        // A Python of a supported version that lacks a module is easier to fix than one that is too old.
         flaws.sort_by_key(|(_, flaw)| !matches!(flaw, Flaw::NoVenv(_)));
         match flaws.first() {
-            Some((name, flaw)) => bail!("`{name}` {}", sentence(flaw, platform)),
+            Some((name, flaw)) => bail!("`{name}` {}", explain(flaw, platform)),
             None => bail!(
-                "there is no Python (looked for {} in PATH). The set-up needs Python 3.{OLDEST} to 3.{NEWEST} to \
-                 install libtorch: {}",
+                "no Python found (searched PATH for {}). The set-up needs Python 3.{OLDEST} to 3.{NEWEST} to install \
+                 libtorch: {}",
                 NAMES.join(", "),
-                platform.way_to(Tool::Python)
+                platform.install_hint(Tool::Python)
             ),
         }
     }
 }
 
-/// `None` when `command` does not run, or is not Python at all.
+/// Runs the probe with `command`. Returns `None` if `command` cannot be run or fails.
 fn probe(command: &std::ffi::OsStr, root: &Path) -> Option<Result<Python, Flaw>> {
     let output = Command::new(command)
         .args(["-c", PROBE])
@@ -152,10 +157,10 @@ fn read_answer(answer: &str) -> Result<(String, Option<Disk>), Flaw> {
     let bytes = |key| value(key)?.parse::<u64>().ok();
     let disk = || {
         Some(Disk {
-            here: bytes("free")?,
+            project: bytes("free")?,
             temporary: bytes("free_temporary")?,
             temporary_folder: value("temporary")?.to_owned(),
-            same: value("same_disk")? == "yes",
+            same_disk: value("same_disk")? == "yes",
         })
     };
     Ok((version, disk()))
@@ -169,20 +174,21 @@ fn has_wheels(version: &str) -> bool {
     }
 }
 
-fn sentence(flaw: &Flaw, platform: Platform) -> String {
+/// The predicate of a sentence whose subject is the command.
+fn explain(flaw: &Flaw, platform: Platform) -> String {
     match flaw {
         Flaw::Version(found) => format!(
-            "is {found}, and PyTorch 2.11 has wheels for CPython 3.{OLDEST} to 3.{NEWEST} only. Set PYTHON to one of \
-             those, or get one: {}",
-            platform.way_to(Tool::Python)
+            "is {found}, but PyTorch 2.11 has wheels only for CPython 3.{OLDEST} to 3.{NEWEST}. Set PYTHON to one of \
+             these versions, or install one: {}",
+            platform.install_hint(Tool::Python)
         ),
         Flaw::NoVenv(version) => format!(
-            "is Python {version} without venv or ensurepip, which the set-up needs to make .venv. To get them: {}",
-            platform.way_to(Tool::Venv)
+            "is Python {version} without venv or ensurepip, which the set-up needs to create .venv. To install them: {}",
+            platform.install_hint(Tool::Venv)
         ),
         Flaw::NotPython => format!(
-            "does not answer as Python does. Set PYTHON to a Python 3.{OLDEST} to 3.{NEWEST}, or get one: {}",
-            platform.way_to(Tool::Python)
+            "does not behave like Python. Set PYTHON to a Python 3.{OLDEST} to 3.{NEWEST}, or install one: {}",
+            platform.install_hint(Tool::Python)
         ),
     }
 }
@@ -195,16 +201,19 @@ mod tests {
                           same_disk=no\ntemporary=/tmp\n";
 
     #[test]
-    fn an_answer_is_read_whole() {
+    fn a_complete_answer_is_read() {
         let (version, disk) = read_answer(ANSWER).unwrap();
         assert_eq!(version, "3.11.7");
         let disk = disk.unwrap();
-        assert_eq!((disk.here, disk.temporary, disk.same), (1000, 10, false));
+        assert_eq!(
+            (disk.project, disk.temporary, disk.same_disk),
+            (1000, 10, false)
+        );
         assert_eq!(disk.temporary_folder, "/tmp");
     }
 
     #[test]
-    fn an_answer_without_free_space_is_enough() {
+    fn free_space_is_optional_in_an_answer() {
         let answer = "version=3.12.1\nimplementation=CPython\nvenv=yes\n";
         assert_eq!(read_answer(answer), Ok(("3.12.1".to_owned(), None)));
     }
@@ -215,7 +224,7 @@ mod tests {
             let answer = ANSWER.replace("3.11.7", version);
             let flaw = read_answer(&answer).unwrap_err();
             assert_eq!(flaw, Flaw::Version(format!("Python {version}")));
-            let text = sentence(&flaw, Platform::Debian);
+            let text = explain(&flaw, Platform::Debian);
             assert!(text.contains("3.10 to 3.14"), "{text}");
         }
         let pypy = ANSWER.replace("CPython", "PyPy");
@@ -223,14 +232,14 @@ mod tests {
     }
 
     #[test]
-    fn a_python_without_ensurepip_names_the_package() {
+    fn the_error_for_a_python_without_ensurepip_names_the_package() {
         let flaw = read_answer(&ANSWER.replace("venv=yes", "venv=no")).unwrap_err();
-        let text = sentence(&flaw, Platform::Debian);
+        let text = explain(&flaw, Platform::Debian);
         assert!(text.contains("apt-get install python3-venv"), "{text}");
     }
 
     #[test]
-    fn something_else_called_python_is_no_python() {
+    fn another_program_called_python_is_refused() {
         assert_eq!(read_answer("hello\n"), Err(Flaw::NotPython));
     }
 }

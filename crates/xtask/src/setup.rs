@@ -1,4 +1,4 @@
-//! Decides what is missing for a build, and brings it.
+//! Determines what is missing for a build, and installs it.
 
 use std::fmt;
 use std::fs;
@@ -10,54 +10,56 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::install::{Venv, check_disk};
-use crate::libtorch::{self, Environment, Own, TORCH_VERSION, Unfit, link_path, refusal};
+use crate::libtorch::{
+    self, Environment, TORCH_VERSION, Unusable, UserLibtorch, link_path, refusal,
+};
 use crate::machine::{Driver, Platform, check_compiler};
 use crate::python::Python;
 use crate::say;
 use crate::stamp::{Mode, Stamp};
 
-/// What the exporters and the comparisons with Python import, relative to the workspace.
+/// The file that lists the Python packages of the exporters and the comparisons with Python, relative to the workspace.
 pub const REQUIREMENTS: &str = "crates/encoders/python/requirements.txt";
 
-/// The requirements that were installed, kept in `.venv` to see that the file has changed.
+/// A copy of the installed requirements in `.venv`, to detect changes of the file.
 const INSTALLED_REQUIREMENTS: &str = "installed-requirements.txt";
 
-/// What the user asked for.
+/// The installation that a command needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Request {
-    /// `None` leaves it to the machine.
+    /// How much of the wheel to install. `None` chooses by the existing installation and the NVIDIA driver.
     pub mode: Option<Mode>,
-    /// Also the packages of [`REQUIREMENTS`], for Python.
+    /// Whether to install the Python packages of [`REQUIREMENTS`] as well.
     pub python: bool,
 }
 
-/// The libtorch that a build will now find.
+/// The result of a set-up: the libtorch that a build will use.
 #[derive(Debug)]
-pub enum Ready {
-    /// In `.venv`.
+pub enum Outcome {
+    /// The libtorch in `.venv`.
     Installed {
-        /// How much of the wheel.
+        /// How much of the wheel is installed.
         mode: Mode,
-        /// How long it took, when it was installed just now.
+        /// Duration of the installation; `None` if it was installed before.
         seconds: Option<u64>,
     },
-    /// One that the user chose.
-    Own {
+    /// A libtorch that the user chose.
+    UserProvided {
         /// Its version, such as `2.11.0+cpu`.
         version: String,
-        /// The variables or the link that lead to it.
+        /// The variables or the link that selected it.
         named_by: String,
     },
 }
 
-impl Ready {
-    /// Whether a command that has something else to say should say this too.
-    pub fn is_news(&self) -> bool {
+impl Outcome {
+    /// Whether a command whose purpose is not the set-up should report this outcome.
+    pub fn is_worth_reporting(&self) -> bool {
         !matches!(self, Self::Installed { seconds: None, .. })
     }
 }
 
-impl fmt::Display for Ready {
+impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Installed { mode, seconds } => {
@@ -67,29 +69,31 @@ impl fmt::Display for Ready {
                     None => Ok(()),
                 }
             }
-            Self::Own { version, named_by } => write!(f, "using libtorch {version} of {named_by}"),
+            Self::UserProvided { version, named_by } => {
+                write!(f, "using libtorch {version} of {named_by}")
+            }
         }
     }
 }
 
-/// Makes libtorch available to the build in `root`. Returns at once when it is.
+/// Makes libtorch available to the build in `root`. Returns immediately if it is available already.
 ///
 /// # Errors
-/// Something that the set-up needs is missing (Python, a C++ compiler, disk space, the network), or the user's own
-/// libtorch cannot be used.
-pub fn setup(root: &Path, environment: &Environment, request: Request) -> Result<Ready> {
-    if let Some(own) = environment.own(root) {
-        return use_own(&own, request);
+/// Something that the set-up needs is missing (Python, a C++ compiler, disk space, the network), or the libtorch that
+/// the user chose cannot be used.
+pub fn setup(root: &Path, environment: &Environment, request: Request) -> Result<Outcome> {
+    if let Some(libtorch) = environment.user_libtorch(root) {
+        return use_user_libtorch(&libtorch, request);
     }
     let _lock = lock(root)?;
-    if let Some(ready) = use_foreign_link(root, request)? {
-        return Ok(ready);
+    if let Some(outcome) = use_foreign_link(root, request)? {
+        return Ok(outcome);
     }
 
     let requirements = Requirements::of(root, request.python)?;
     let venv = Venv::new(root.join(".venv"));
     let stamp = Stamp::read(venv.path());
-    let (mode, asked) = choose(request, stamp.as_ref(), || Driver::find().is_some());
+    let (mode, requested) = choose(request, stamp.as_ref(), || Driver::find().is_some());
     let usable = stamp.clone().filter(|stamp| is_usable(stamp, &venv));
 
     if let Some(present) = &usable
@@ -98,50 +102,50 @@ pub fn setup(root: &Path, environment: &Environment, request: Request) -> Result
     {
         if present.mode > mode {
             say(
-                "the full installation holds all of the lean one; to get its space back, remove .venv first",
+                "keeping the full installation, which includes the lean one; to free its disk space, remove .venv first",
             );
-        } else if asked && !present.asked {
-            let asked = Stamp {
-                asked,
+        } else if requested && !present.requested {
+            let stamp = Stamp {
+                requested,
                 ..present.clone()
             };
-            venv.stamp(&asked)?;
+            venv.stamp(&stamp)?;
         }
         link(root, &present.folder)?;
-        return Ok(Ready::Installed {
+        return Ok(Outcome::Installed {
             mode: present.mode,
             seconds: None,
         });
     }
     let start = Instant::now();
-    check_is_ours(venv.path(), stamp.as_ref())?;
-    let wanted = Stamp {
+    check_created_by_setup(venv.path(), stamp.as_ref())?;
+    let target = Stamp {
         complete: false,
         torch: TORCH_VERSION.to_owned(),
         mode,
-        asked,
+        requested,
         folder: stamp.map(|stamp| stamp.folder).unwrap_or_default(),
     };
-    let folder = install(root, &venv, usable.as_ref(), &wanted, &requirements).with_context(|| {
+    let folder = install(root, &venv, usable.as_ref(), &target, &requirements).with_context(|| {
         format!(
-            "cannot install libtorch {TORCH_VERSION} ({mode}) into .venv (LIBTORCH can name one of your own instead)"
+            "cannot install libtorch {TORCH_VERSION} ({mode}) into .venv (to use a libtorch of your own instead, set LIBTORCH)"
         )
     })?;
     link(root, &folder)?;
-    Ok(Ready::Installed {
+    Ok(Outcome::Installed {
         mode,
         seconds: Some(start.elapsed().as_secs()),
     })
 }
 
-/// The mode to end with, and whether it was asked for. An installation never shrinks by itself: what is there and
-/// larger stays, and a lean one that was asked for stays lean although a driver is found.
+/// Chooses the mode, and returns whether the user requested it. Without a request, a full installation stays full, and a
+/// lean installation that the user requested stays lean even if a driver is found.
 fn choose(request: Request, stamp: Option<&Stamp>, driver: impl FnOnce() -> bool) -> (Mode, bool) {
     if let Some(mode) = request.mode {
         return (mode, true);
     }
     match stamp.filter(|stamp| stamp.complete) {
-        Some(stamp) if stamp.asked || stamp.mode == Mode::Full => (stamp.mode, stamp.asked),
+        Some(stamp) if stamp.requested || stamp.mode == Mode::Full => (stamp.mode, stamp.requested),
         _ if driver() => (Mode::Full, false),
         _ => (Mode::Lean, false),
     }
@@ -152,28 +156,29 @@ fn is_usable(stamp: &Stamp, venv: &Venv) -> bool {
     stamp.complete && stamp.torch == TORCH_VERSION && libtorch::check(&torch, &torch).is_ok()
 }
 
-/// Installs what `wanted` says, on top of `usable` where there is one. Returns the `torch` folder in `venv`.
+/// Installs the libtorch that `target` describes, and extends the installation `usable` if there is one. Returns the
+/// `torch` folder in `venv`.
 fn install(
     root: &Path,
     venv: &Venv,
     usable: Option<&Stamp>,
-    wanted: &Stamp,
+    target: &Stamp,
     requirements: &Requirements,
 ) -> Result<PathBuf> {
     if cfg!(windows) {
         bail!(
-            "the set-up runs on Linux and macOS. On Windows use WSL 2, or set LIBTORCH to a libtorch {TORCH_VERSION} \
-             of your own"
+            "the set-up supports Linux and macOS. On Windows, use WSL 2, or set LIBTORCH to a libtorch \
+             {TORCH_VERSION} of your own"
         );
     }
     let platform = Platform::of_machine();
     check_compiler(platform)?;
     let python = Python::find(root, platform)?;
 
-    let mode = wanted.mode;
+    let mode = target.mode;
     let extended = usable.filter(|_| venv.works());
     let size = match extended {
-        Some(present) => mode.size().beyond(present.mode.size()),
+        Some(present) => mode.size().remaining_after(present.mode.size()),
         None => mode.size(),
     };
     let packages = match requirements.file() {
@@ -194,71 +199,71 @@ fn install(
     }
 
     match extended {
-        Some(_) => venv.stamp(wanted)?,
-        None => venv.create(&python, wanted)?,
+        Some(_) => venv.stamp(target)?,
+        None => venv.create(&python, target)?,
     }
     venv.install(mode, requirements.file())?;
     let folder = venv.verify()?;
-    requirements.remember(venv)?;
+    requirements.record(venv)?;
     venv.stamp(&Stamp {
         complete: true,
         folder: folder.clone(),
-        ..wanted.clone()
+        ..target.clone()
     })?;
     Ok(folder)
 }
 
-/// Refuses to touch a `.venv` that was not made here.
-fn check_is_ours(venv: &Path, stamp: Option<&Stamp>) -> Result<()> {
+/// Refuses to replace a `.venv` that the set-up did not create.
+fn check_created_by_setup(venv: &Path, stamp: Option<&Stamp>) -> Result<()> {
     let is_empty = fs::read_dir(venv).map_or(true, |mut entries| entries.next().is_none());
     if stamp.is_none() && fs::symlink_metadata(venv).is_ok() && !is_empty {
         bail!(
-            "{} was not made by `cargo xtask setup`, which would have to replace it: move it elsewhere, remove it, or \
-             set LIBTORCH to the `torch` folder in it if that is version {TORCH_VERSION}",
+            "{} was not created by `cargo xtask setup`, which would have to replace it: move it to another folder, \
+             remove it, or, if it has torch {TORCH_VERSION}, set LIBTORCH to its `torch` folder",
             venv.display()
         );
     }
     Ok(())
 }
 
-/// Accepts the user's libtorch, or refuses it with the version that is needed.
-fn use_own(own: &Own, request: Request) -> Result<Ready> {
-    let (named_by, checked) = match own {
-        Own::PyTorch => (
+/// Checks the libtorch that the user chose. An unsupported one is an error that states the required version.
+fn use_user_libtorch(user_libtorch: &UserLibtorch, request: Request) -> Result<Outcome> {
+    let (named_by, checked) = match user_libtorch {
+        UserLibtorch::PyTorch => (
             "LIBTORCH_USE_PYTORCH".to_owned(),
             version_of_pytorch().map(|version| {
-                if libtorch::is_bound(&version) {
+                if libtorch::is_supported(&version) {
                     Ok(version)
                 } else {
-                    Err(Unfit::WrongVersion(version))
+                    Err(Unusable::WrongVersion(version))
                 }
             })?,
         ),
-        Own::Folders {
+        UserLibtorch::Folders {
             include,
             lib,
             named_by,
         } => {
             for folder in [include, lib] {
                 if folder.is_relative() {
-                    // Build scripts run in other folders than the command.
-                    bail!("{named_by} is a relative path: make it absolute");
+                    // Build scripts run in other folders than this command.
+                    bail!("{named_by} is a relative path: use an absolute path");
                 }
             }
             (named_by.clone(), libtorch::check(include, lib))
         }
     };
-    let version = checked.map_err(|unfit| anyhow!(refusal(&named_by, &unfit.to_string())))?;
+    let version = checked.map_err(|error| anyhow!(refusal(&named_by, &error.to_string())))?;
     if request != Request::default() {
         bail!(
-            "{named_by} is set, so the build uses that libtorch and .venv would not be used: unset it, or run \
-             `cargo xtask setup` without options"
+            "{named_by} is set, so that the build uses this libtorch and not .venv: unset it, or run `cargo xtask setup` \
+             without options"
         );
     }
-    Ok(Ready::Own { version, named_by })
+    Ok(Outcome::UserProvided { version, named_by })
 }
 
-/// Asks the interpreter that `torch-sys` will ask.
+/// The version of the `torch` package, read with the Python interpreter that `torch-sys` will use.
 fn version_of_pytorch() -> Result<String> {
     let python = match std::env::var_os("VIRTUAL_ENV") {
         Some(_) => "python",
@@ -272,15 +277,15 @@ fn version_of_pytorch() -> Result<String> {
     if !output.status.success() {
         bail!(refusal(
             "LIBTORCH_USE_PYTORCH",
-            &format!("`{python}` has no package torch")
+            &format!("`{python}` does not have the package torch")
         ));
     }
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// A `.libtorch` that somebody made by hand serves as it is when it can. A link that cannot is replaced later; a
-/// folder is not, because it may hold the only copy of something.
-fn use_foreign_link(root: &Path, request: Request) -> Result<Option<Ready>> {
+/// Uses a `.libtorch` that the set-up did not create, if it is a usable libtorch. An unusable link is replaced later. An
+/// unusable folder is not replaced, because it may be the only copy of its content.
+fn use_foreign_link(root: &Path, request: Request) -> Result<Option<Outcome>> {
     let path = link_path(root);
     let Ok(metadata) = fs::symlink_metadata(&path) else {
         return Ok(None);
@@ -290,24 +295,24 @@ fn use_foreign_link(root: &Path, request: Request) -> Result<Option<Ready>> {
         return Ok(None);
     }
     match libtorch::check(&path, &path) {
-        Ok(version) if request == Request::default() => Ok(Some(Ready::Own {
+        Ok(version) if request == Request::default() => Ok(Some(Outcome::UserProvided {
             version,
-            named_by: format!(".libtorch, which leads to {}", target.display()),
+            named_by: format!(".libtorch, which links to {}", target.display()),
         })),
         Ok(_) => bail!(
-            "{} was not made by `cargo xtask setup` and leads to a usable libtorch: remove it to install another into \
-             .venv",
+            "{} was not created by `cargo xtask setup`, and it is a usable libtorch: remove it to install another one \
+             into .venv",
             path.display()
         ),
-        Err(unfit) if !metadata.is_symlink() => {
+        Err(error) if !metadata.is_symlink() => {
             bail!(
-                "{} cannot be used: {unfit}. Move it elsewhere and run the command again",
+                "{} cannot be used: {error}. Move it to another folder and run the command again",
                 path.display()
             )
         }
-        Err(unfit) => {
+        Err(error) => {
             say(format_args!(
-                "replacing the link .libtorch to {}: {unfit}",
+                "replacing the link .libtorch to {}: {error}",
                 target.display()
             ));
             Ok(None)
@@ -315,7 +320,7 @@ fn use_foreign_link(root: &Path, request: Request) -> Result<Option<Ready>> {
     }
 }
 
-/// Points `.libtorch` at `folder` of `.venv`, in one step. The link is relative, so that the clone can be moved.
+/// Atomically links `.libtorch` to `folder` in `.venv`. The link is relative, so that the clone can be moved.
 fn link(root: &Path, folder: &Path) -> Result<()> {
     let path = link_path(root);
     let target = Path::new(".venv").join(folder);
@@ -338,7 +343,8 @@ fn symlink(_target: &Path, _link: &Path) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Lets one set-up run at a time in a clone. The lock is on a file that is always there, and ends with the process.
+/// Ensures that only one set-up runs in a clone at a time. The lock is on `Cargo.toml`, which always exists, and ends with
+/// the process.
 fn lock(root: &Path) -> Result<fs::File> {
     let path = root.join("Cargo.toml");
     let file = fs::File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
@@ -348,44 +354,46 @@ fn lock(root: &Path) -> Result<fs::File> {
             say("waiting for another process to finish its set-up of libtorch");
             file.lock().context("cannot wait for the other set-up")?;
         }
-        // Some network file systems have no locks; working without one is better than not at all.
+        // Some network file systems do not support locks. The set-up then runs without one.
         Err(fs::TryLockError::Error(_)) => {}
     }
     Ok(file)
 }
 
-/// The Python packages beside torch, where they were asked for.
+/// The Python packages that are installed in addition to torch.
 struct Requirements {
-    wanted: Option<(PathBuf, String)>,
+    /// Path and content of the requirements file; `None` if no packages were requested.
+    file: Option<(PathBuf, String)>,
 }
 
 impl Requirements {
-    fn of(root: &Path, asked: bool) -> Result<Self> {
-        if !asked {
-            return Ok(Self { wanted: None });
+    fn of(root: &Path, requested: bool) -> Result<Self> {
+        if !requested {
+            return Ok(Self { file: None });
         }
         let path = root.join(REQUIREMENTS);
         let text = fs::read_to_string(&path).with_context(|| {
-            format!("--python installs what {REQUIREMENTS} lists, and that file cannot be read")
+            format!("cannot read {REQUIREMENTS}, which lists the packages that --python installs")
         })?;
         Ok(Self {
-            wanted: Some((path, text)),
+            file: Some((path, text)),
         })
     }
 
     fn file(&self) -> Option<&Path> {
-        self.wanted.as_ref().map(|(path, _)| path.as_path())
+        self.file.as_ref().map(|(path, _)| path.as_path())
     }
 
     fn are_installed(&self, venv: &Venv) -> bool {
         let installed = || fs::read_to_string(venv.path().join(INSTALLED_REQUIREMENTS)).ok();
-        self.wanted
+        self.file
             .as_ref()
             .is_none_or(|(_, text)| installed().as_ref() == Some(text))
     }
 
-    fn remember(&self, venv: &Venv) -> Result<()> {
-        let Some((_, text)) = &self.wanted else {
+    /// Records in `venv` that the packages are installed.
+    fn record(&self, venv: &Venv) -> Result<()> {
+        let Some((_, text)) = &self.file else {
             return Ok(());
         };
         let path = venv.path().join(INSTALLED_REQUIREMENTS);
@@ -397,12 +405,12 @@ impl Requirements {
 mod tests {
     use super::*;
 
-    fn stamp(mode: Mode, asked: bool, complete: bool) -> Stamp {
+    fn stamp(mode: Mode, requested: bool, complete: bool) -> Stamp {
         Stamp {
             complete,
             torch: TORCH_VERSION.to_owned(),
             mode,
-            asked,
+            requested,
             folder: PathBuf::new(),
         }
     }
@@ -416,37 +424,37 @@ mod tests {
     }
 
     #[test]
-    fn the_driver_decides_on_a_fresh_machine() {
+    fn the_driver_determines_the_mode_of_a_first_installation() {
         assert_eq!(chosen(None, None, false), Mode::Lean);
         assert_eq!(chosen(None, None, true), Mode::Full);
     }
 
     #[test]
-    fn a_request_wins_over_the_machine() {
+    fn a_request_takes_precedence_over_the_driver() {
         assert_eq!(chosen(Some(Mode::Lean), None, true), Mode::Lean);
         assert_eq!(chosen(Some(Mode::Full), None, false), Mode::Full);
     }
 
     #[test]
-    fn a_driver_that_appears_later_makes_a_lean_installation_full() {
+    fn a_driver_that_is_installed_later_makes_a_lean_installation_full() {
         let lean = stamp(Mode::Lean, false, true);
         assert_eq!(chosen(None, Some(lean), true), Mode::Full);
     }
 
     #[test]
-    fn a_lean_installation_that_was_asked_for_stays_lean() {
+    fn a_requested_lean_installation_stays_lean() {
         let lean = stamp(Mode::Lean, true, true);
         assert_eq!(chosen(None, Some(lean), true), Mode::Lean);
     }
 
     #[test]
-    fn a_full_installation_stays_when_the_driver_is_gone() {
+    fn a_full_installation_stays_full_without_a_driver() {
         let full = stamp(Mode::Full, false, true);
         assert_eq!(chosen(None, Some(full), false), Mode::Full);
     }
 
     #[test]
-    fn an_interrupted_installation_does_not_decide() {
+    fn an_interrupted_installation_does_not_affect_the_mode() {
         let full = stamp(Mode::Full, true, false);
         assert_eq!(chosen(None, Some(full), false), Mode::Lean);
     }

@@ -1,7 +1,7 @@
-//! What the set-up left in `.venv`, as a small text file there.
+//! Records the state of an installation in a small text file in `.venv`.
 //!
-//! The file is written when an installation starts and again when it is complete, so that one that was interrupted
-//! is told from one that is usable, and both from a `.venv` that somebody else made.
+//! The file is written when an installation starts and again when it is complete. It distinguishes an interrupted
+//! installation from a usable one, and both from a `.venv` that something else created.
 
 use std::fmt;
 use std::fs;
@@ -13,9 +13,9 @@ const FILE: &str = "libtorch-setup";
 /// How much of PyTorch's wheel is installed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mode {
-    /// The wheel and the two CUDA libraries that its CPU library links to: enough for Rust on a CPU.
+    /// The wheel and the two CUDA libraries that its CPU library links to. Enough for Rust on a CPU.
     Lean,
-    /// The wheel with all its dependencies: CUDA, and `import torch` in Python.
+    /// The wheel with all its dependencies. Supports CUDA, and `import torch` in Python.
     Full,
 }
 
@@ -26,8 +26,8 @@ pub struct Stamp {
     /// Version of the `torch` wheel.
     pub torch: String,
     pub mode: Mode,
-    /// The user asked for this mode, so that a driver that is found does not change it.
-    pub asked: bool,
+    /// Whether the user chose this mode. If so, a driver that is found later does not change it.
+    pub requested: bool,
     /// The wheel's `torch` folder, relative to `.venv`.
     pub folder: PathBuf,
 }
@@ -42,12 +42,12 @@ impl fmt::Display for Mode {
 }
 
 impl Stamp {
-    /// The stamp in `venv`; `None` when there is none that can be read, as in a `.venv` that was not made here.
+    /// Reads the stamp in `venv`. `None` if it is missing or invalid, as in a `.venv` that the set-up did not create.
     pub fn read(venv: &Path) -> Option<Self> {
         Self::parse(&fs::read_to_string(venv.join(FILE)).ok()?)
     }
 
-    /// Replaces the stamp in `venv` in one step.
+    /// Replaces the stamp in `venv` atomically.
     pub fn write(&self, venv: &Path) -> io::Result<()> {
         let new = venv.join(format!("{FILE}.new"));
         fs::write(&new, self.to_text())?;
@@ -60,7 +60,7 @@ impl Stamp {
             if self.complete { "complete" } else { "started" },
             self.torch,
             self.mode,
-            if self.asked { "asked" } else { "found" },
+            if self.requested { "asked" } else { "found" },
             self.folder.display(),
         )
     }
@@ -84,7 +84,7 @@ impl Stamp {
                 "full" => Mode::Full,
                 _ => return None,
             },
-            asked: value("choice")? == "asked",
+            requested: value("choice")? == "asked",
             folder: PathBuf::from(value("folder")?),
         })
     }
@@ -99,15 +99,15 @@ mod tests {
             complete: true,
             torch: "2.11.0".to_owned(),
             mode: Mode::Lean,
-            asked: false,
+            requested: false,
             folder: "lib/python3.11/site-packages/torch".into(),
         }
     }
 
     #[test]
-    fn a_stamp_is_read_as_it_was_written() {
+    fn a_stamp_is_read_back_unchanged() {
         let venv = tempfile::tempdir().unwrap();
-        for (complete, mode, asked) in [
+        for (complete, mode, requested) in [
             (true, Mode::Lean, false),
             (false, Mode::Full, true),
             (true, Mode::Full, false),
@@ -115,7 +115,7 @@ mod tests {
             let written = Stamp {
                 complete,
                 mode,
-                asked,
+                requested,
                 ..stamp()
             };
             written.write(venv.path()).unwrap();
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_with_a_space_survives() {
+    fn a_folder_name_with_a_space_is_read_back_unchanged() {
         let spaced = Stamp {
             folder: "lib/my python/torch".into(),
             ..stamp()
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stamp_that_is_cut_off_at_a_line_is_no_stamp() {
+    fn a_truncated_stamp_is_invalid() {
         let text = stamp().to_text();
         for lines in 0..text.lines().count() {
             let cut: Vec<&str> = text.lines().take(lines).collect();
@@ -142,14 +142,14 @@ mod tests {
     }
 
     #[test]
-    fn a_venv_of_somebody_else_has_no_stamp() {
+    fn a_foreign_venv_has_no_stamp() {
         let venv = tempfile::tempdir().unwrap();
         fs::write(venv.path().join("pyvenv.cfg"), "home = /usr/bin\n").unwrap();
         assert_eq!(Stamp::read(venv.path()), None);
     }
 
     #[test]
-    fn full_holds_all_that_lean_does() {
+    fn full_is_larger_than_lean() {
         assert!(Mode::Full > Mode::Lean);
     }
 }

@@ -1,4 +1,4 @@
-//! `cargo test` over the workspace, to its end, with all failures listed once more after it.
+//! Runs all tests of the workspace with `cargo test`, and lists all failures at the end.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -14,20 +14,20 @@ use crate::libtorch::Environment;
 use crate::setup::Request;
 use crate::stamp::Mode;
 
-/// What a pass over the tests may rely on. A test that needs more than the set-up that README asks for is
-/// `#[ignore]`d, in a module that is named after what it needs.
+/// A group of tests with the same requirements. A test that needs more than the default set-up is `#[ignore]`d, in a
+/// module that is named after the requirement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Needs {
-    /// The lean set-up. Ignored tests are counted as skipped.
-    Nothing,
-    /// Python's packages and the whole wheel: the ignored tests that need those, and no others.
+pub enum TestGroup {
+    /// The tests that need only the default set-up. Ignored tests are counted as skipped.
+    Default,
+    /// Only the ignored tests that need Python packages or the full wheel.
     Python,
-    /// A CUDA device: the ignored tests that need one, and no others.
+    /// Only the ignored tests that need a CUDA device.
     Cuda,
 }
 
-/// Beginnings of cargo's options that choose targets.
-const TARGETS: [&str; 7] = [
+/// Prefixes of the cargo options that select targets.
+const TARGET_OPTIONS: [&str; 7] = [
     "--lib",
     "--bin",
     "--test",
@@ -37,11 +37,11 @@ const TARGETS: [&str; 7] = [
     "--all-targets",
 ];
 
-impl Needs {
-    /// Parts of the paths of the ignored tests that are to run.
+impl TestGroup {
+    /// Names of the modules with the ignored tests of the group.
     fn modules(self) -> &'static [&'static str] {
         match self {
-            Self::Nothing => &[],
+            Self::Default => &[],
             Self::Python => &["needs_python", "needs_nvrtc"],
             Self::Cuda => &["needs_cuda"],
         }
@@ -49,7 +49,7 @@ impl Needs {
 
     fn request(self) -> Request {
         match self {
-            Self::Nothing => Request::default(),
+            Self::Default => Request::default(),
             Self::Python => Request {
                 mode: Some(Mode::Full),
                 python: true,
@@ -61,56 +61,57 @@ impl Needs {
         }
     }
 
-    /// Arguments of cargo; `args` are the user's, of cargo and, after `--`, of the test binaries.
+    /// The arguments of cargo for this group. `args` are the user's arguments: those of cargo and, after `--`, those of
+    /// the test binaries.
     fn arguments(self, args: &[OsString]) -> Vec<OsString> {
         let split = args.iter().position(|arg| arg == "--");
-        let (of_cargo, of_tests) = args.split_at(split.unwrap_or(args.len()));
-        let chosen = |flags: &[&str]| {
-            let mut texts = of_cargo.iter().filter_map(|arg| arg.to_str());
-            texts.any(|arg| flags.iter().any(|flag| arg.starts_with(flag)))
+        let (cargo_args, test_args) = args.split_at(split.unwrap_or(args.len()));
+        let has_option = |options: &[&str]| {
+            let mut texts = cargo_args.iter().filter_map(|arg| arg.to_str());
+            texts.any(|arg| options.iter().any(|option| arg.starts_with(option)))
         };
-        let mut words: Vec<OsString> = vec!["test".into()];
-        // Cargo would take no notice of the packages.
-        if !chosen(&["-p", "--package"]) {
-            words.push("--workspace".into());
+        let mut arguments: Vec<OsString> = vec!["test".into()];
+        // With `--workspace`, cargo would ignore the selected packages.
+        if !has_option(&["-p", "--package"]) {
+            arguments.push("--workspace".into());
         }
-        words.push("--no-fail-fast".into());
-        if self == Self::Nothing {
-            words.extend_from_slice(args);
-            return words;
+        arguments.push("--no-fail-fast".into());
+        if self == Self::Default {
+            arguments.extend_from_slice(args);
+            return arguments;
         }
-        // Examples in documentation need nothing, and take long to build.
-        if !chosen(&TARGETS) {
-            words.push("--tests".into());
+        // Documentation tests are excluded: none of them is in these groups, and they take long to build.
+        if !has_option(&TARGET_OPTIONS) {
+            arguments.push("--tests".into());
         }
-        words.extend_from_slice(of_cargo);
-        words.extend(["--", "--ignored"].map(OsString::from));
-        words.extend(self.modules().iter().map(OsString::from));
-        words.extend(of_tests.iter().skip(1).cloned());
-        words
+        arguments.extend_from_slice(cargo_args);
+        arguments.extend(["--", "--ignored"].map(OsString::from));
+        arguments.extend(self.modules().iter().map(OsString::from));
+        arguments.extend(test_args.iter().skip(1).cloned());
+        arguments
     }
 }
 
-/// Sets up what `needs` says and runs the tests that it is enough for. A test binary that fails does not keep the
-/// next from running. What failed is listed at the end, and the last line counts the tests.
+/// Runs the set-up that `group` needs, then its tests. All test binaries run, even if one fails. The failures are listed
+/// at the end, and the last line counts the tests.
 ///
 /// # Errors
-/// The set-up cannot be done, or cargo cannot be run.
+/// The set-up fails, or cargo cannot be run.
 pub fn test(
     root: &Path,
     environment: &Environment,
-    needs: Needs,
+    group: TestGroup,
     args: &[OsString],
 ) -> Result<ExitCode> {
-    let request = match environment.own(root) {
-        // The user's libtorch comes with the user's Python (`IREPA_PYTHON`), and nothing is installed.
+    let request = match environment.user_libtorch(root) {
+        // With a libtorch of the user, nothing is installed; tests use the user's Python (`IREPA_PYTHON`).
         Some(_) => Request::default(),
-        None => needs.request(),
+        None => group.request(),
     };
     let mut cargo = ready_cargo(root, environment, request)?;
-    cargo.args(needs.arguments(args));
-    // Tests run side by side, each with libtorch's threads: those that wait for work must not keep a core
-    // from the others by spinning.
+    cargo.args(group.arguments(args));
+    // Tests run in parallel, each with the threads of libtorch. Threads that wait for work must not occupy the cores by
+    // spinning.
     if env::var_os("OMP_WAIT_POLICY").is_none() {
         cargo.env("OMP_WAIT_POLICY", "passive");
     }
@@ -123,7 +124,8 @@ pub fn test(
 fn run_and_summarise(mut cargo: Command) -> Result<ExitCode> {
     let program = cargo.get_program().to_owned();
     let name = || format!("cannot run {}", Path::new(&program).display());
-    // One pipe for both, so that a result follows the name of its binary, which cargo writes to standard error.
+    // Standard output and standard error share one pipe, so that each result follows the name of its binary, which cargo
+    // writes to standard error.
     let (reader, writer) = io::pipe().with_context(name)?;
     let copy = writer.try_clone().with_context(name)?;
     let mut child = cargo
@@ -131,53 +133,56 @@ fn run_and_summarise(mut cargo: Command) -> Result<ExitCode> {
         .stderr(writer)
         .spawn()
         .with_context(name)?;
-    // It holds the writing ends, and reading would not end.
+    // `cargo` owns the write ends of the pipe, which must be closed for the reader to reach the end.
     drop(cargo);
 
     let mut summary = Summary::default();
     let mut out = io::stdout();
     for line in BufReader::new(reader).split(b'\n') {
-        let mut line = line.context("cannot read what cargo says")?;
+        let mut line = line.context("cannot read the output of cargo")?;
         summary.read(&without_colours(&String::from_utf8_lossy(&line)));
         line.push(b'\n');
         if out.write_all(&line).is_err() {
-            // Nobody reads. Cargo ends by itself when it finds its own pipe closed.
+            // The reader of our output has closed it. Cargo ends when it finds its own pipe closed.
             break;
         }
     }
     let status = child.wait().with_context(name)?;
     summary.end(status.success());
     if summary.has_results() {
-        let _unread = writeln!(out, "\n{summary}");
+        let _ignored = writeln!(out, "\n{summary}");
     }
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     Ok(ExitCode::from(code.unwrap_or(1)))
 }
 
-/// What came of the tests, read from what cargo and the test binaries print.
+/// The results of the tests, parsed from the output of cargo and the test binaries.
 #[derive(Debug, Default)]
 struct Summary {
     passed: u64,
     failed: u64,
     skipped: u64,
-    /// Each with its binary.
+    /// The failed tests, each with its binary.
     failures: Vec<String>,
-    /// Binaries that gave no result: all of them under `--list`, else those that a signal ended.
+    /// Binaries that printed no result: all of them with `--list`, otherwise those that were ended by a signal.
     without_result: Vec<String>,
+    /// The current binary.
     binary: String,
+    /// Whether the current binary has printed a result.
     has_result: bool,
-    /// The last list of failures that the binary gave.
+    /// The most recent list of failures of the current binary.
     listed: Vec<String>,
     in_list: bool,
 }
 
 impl Summary {
+    /// Parses a line of the output.
     fn read(&mut self, line: &str) {
         if let Some(binary) = binary(line) {
             self.end_of_binary();
             self.binary = binary;
         } else if line == "failures:" {
-            // The first such list is of outputs, the second of names.
+            // The first such list has the outputs of the failed tests, the second their names.
             self.listed.clear();
             self.in_list = true;
         } else if let Some(counts) = line.strip_prefix("test result: ") {
@@ -187,7 +192,7 @@ impl Summary {
         }
     }
 
-    /// Reads `FAILED. 3 passed; 1 failed; 2 ignored; ...`.
+    /// Parses `FAILED. 3 passed; 1 failed; 2 ignored; ...`.
     fn count(&mut self, counts: &str) {
         let number = |what: &str| {
             let (before, _) = counts.split_once(what)?;
@@ -201,7 +206,7 @@ impl Summary {
             self.failures
                 .extend(names.map(|name| format!("{}: {name}", self.binary)));
         }
-        // The examples of one crate may come with two results.
+        // The documentation tests of one crate may print two results.
         self.has_result = true;
         self.listed.clear();
         self.in_list = false;
@@ -248,8 +253,9 @@ impl fmt::Display for Summary {
     }
 }
 
-/// The test binary that cargo says it starts: `resume (tests/resume.rs)` for
-/// `     Running tests/resume.rs (target/debug/deps/resume-0123456789abcdef)`; or the crate whose examples it runs.
+/// The test binary that cargo starts according to this line: `resume (tests/resume.rs)` for
+/// `     Running tests/resume.rs (target/debug/deps/resume-0123456789abcdef)`; or the crate whose documentation tests it
+/// runs.
 fn binary(line: &str) -> Option<String> {
     let line = line.trim_start();
     if let Some(name) = line.strip_prefix("Doc-tests ") {
@@ -263,7 +269,7 @@ fn binary(line: &str) -> Option<String> {
     Some(format!("{stem} ({source})"))
 }
 
-/// Takes away the sequences that colour a terminal.
+/// Removes the escape sequences for terminal colours.
 fn without_colours(line: &str) -> String {
     let mut plain = String::with_capacity(line.len());
     let mut rest = line.trim_end_matches('\r');
@@ -328,7 +334,7 @@ error: 2 targets failed:
         summary
     }
 
-    fn words(arguments: &[OsString]) -> String {
+    fn joined(arguments: &[OsString]) -> String {
         arguments.join(OsStr::new(" ")).into_string().unwrap()
     }
 
@@ -343,7 +349,7 @@ error: 2 targets failed:
     }
 
     #[test]
-    fn without_failures_there_is_the_count_alone() {
+    fn without_failures_the_summary_is_only_the_counts() {
         let printed = "     Running tests/cuda.rs (target/debug/deps/cuda-0123456789abcdef)\n\
                        test result: ok. 5 passed; 0 failed; 3 ignored; 0 measured; 9 filtered out; finished in 1s\n";
         assert_eq!(
@@ -353,7 +359,7 @@ error: 2 targets failed:
     }
 
     #[test]
-    fn a_list_of_tests_has_no_results_and_no_failures() {
+    fn the_output_of_list_has_no_results_and_no_failures() {
         let printed =
             "     Running tests/cuda.rs (target/debug/deps/cuda-0123456789abcdef)\na: test\n";
         let summary = summary(printed, true);
@@ -362,23 +368,23 @@ error: 2 targets failed:
     }
 
     #[test]
-    fn a_pass_for_python_takes_the_ignored_tests_that_need_it() {
+    fn a_group_runs_only_the_ignored_tests_of_its_modules() {
         let args = ["-p", "encoders", "--", "--nocapture"].map(OsString::from);
         assert_eq!(
-            words(&Needs::Nothing.arguments(&args)),
+            joined(&TestGroup::Default.arguments(&args)),
             "test --no-fail-fast -p encoders -- --nocapture"
         );
         assert_eq!(
-            words(&Needs::Python.arguments(&args)),
+            joined(&TestGroup::Python.arguments(&args)),
             "test --no-fail-fast --tests -p encoders -- --ignored needs_python needs_nvrtc --nocapture"
         );
         assert_eq!(
-            words(&Needs::Cuda.arguments(&[])),
+            joined(&TestGroup::Cuda.arguments(&[])),
             "test --workspace --no-fail-fast --tests -- --ignored needs_cuda"
         );
         let args = ["--test", "cuda"].map(OsString::from);
         assert_eq!(
-            words(&Needs::Cuda.arguments(&args)),
+            joined(&TestGroup::Cuda.arguments(&args)),
             "test --workspace --no-fail-fast --test cuda -- --ignored needs_cuda"
         );
     }

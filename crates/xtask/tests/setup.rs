@@ -1,5 +1,5 @@
-//! Runs the program in a folder of its own with stand-ins for Python and the compiler: what is installed, what is
-//! kept, what is refused, and what an interruption leaves.
+//! Runs the program in a temporary folder with stand-ins for Python and the compiler. The tests check what is installed,
+//! kept and refused, and the state after an interruption.
 
 #![cfg(target_os = "linux")]
 
@@ -9,25 +9,28 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
 
-use project::{Project, fail, own_libtorch, said, succeed};
+use project::{Project, fail, stderr_of, succeed, user_libtorch};
 
 /// `cargo xtask ARGS`.
 fn xtask(project: &Project, args: &[&str]) -> Command {
     project.run(env!("CARGO_BIN_EXE_xtask"), "xtask", args)
 }
 
-/// `cargo xtask setup --lean`: on a machine with a driver the default would be another.
+/// `cargo xtask setup --lean`. The mode is explicit, because the default is another on a machine with an NVIDIA driver.
 fn lean(project: &Project) -> Command {
     xtask(project, &["setup", "--lean"])
 }
 
 #[test]
-fn a_fresh_clone_gets_the_wheel_and_the_link_and_the_second_time_nothing() {
+fn the_first_set_up_installs_the_wheel_and_the_link_and_the_second_nothing() {
     let project = Project::new();
     let output = lean(&project).output().unwrap();
-    assert!(output.status.success(), "{}", said(&output));
-    assert!(output.stdout.is_empty(), "pip's progress is not a result");
-    assert!(said(&output).contains("Collecting torch"));
+    assert!(output.status.success(), "{}", stderr_of(&output));
+    assert!(
+        output.stdout.is_empty(),
+        "standard output has the progress of pip"
+    );
+    assert!(stderr_of(&output).contains("Collecting torch"));
     assert!(project.is_linked());
     let target = fs::read_link(project.path(".libtorch")).unwrap();
     assert!(target.is_relative(), "{}", target.display());
@@ -39,7 +42,7 @@ fn a_fresh_clone_gets_the_wheel_and_the_link_and_the_second_time_nothing() {
 }
 
 #[test]
-fn the_second_time_needs_neither_python_nor_a_compiler() {
+fn the_second_set_up_needs_neither_python_nor_a_compiler() {
     let project = Project::new();
     succeed(&mut lean(&project));
     fs::remove_dir_all(project.path("tools")).unwrap();
@@ -47,17 +50,17 @@ fn the_second_time_needs_neither_python_nor_a_compiler() {
 }
 
 #[test]
-fn a_lean_installation_is_extended_to_a_full_one_and_not_back() {
+fn a_lean_installation_is_extended_to_a_full_one_that_is_not_reduced() {
     let project = Project::new();
     succeed(&mut lean(&project));
-    let said = succeed(&mut xtask(&project, &["setup", "--full"]));
-    assert!(said.contains("(full)"), "{said}");
+    let stderr = succeed(&mut xtask(&project, &["setup", "--full"]));
+    assert!(stderr.contains("(full)"), "{stderr}");
     let installations = project.installations();
     assert_eq!(installations.len(), 2);
     assert!(!installations[1].contains("--no-deps"));
 
-    let said = succeed(&mut lean(&project));
-    assert!(said.contains("remove .venv first"), "{said}");
+    let stderr = succeed(&mut lean(&project));
+    assert!(stderr.contains("remove .venv first"), "{stderr}");
     assert_eq!(project.installations().len(), 2);
 }
 
@@ -101,10 +104,10 @@ fn a_stale_link_is_replaced_without_installing_again() {
 #[test]
 fn python_packages_are_installed_again_when_their_list_changes() {
     let project = Project::new();
-    let said = fail(&mut xtask(&project, &["setup", "--python"]));
+    let stderr = fail(&mut xtask(&project, &["setup", "--python"]));
     assert!(
-        said.contains("crates/encoders/python/requirements.txt"),
-        "{said}"
+        stderr.contains("crates/encoders/python/requirements.txt"),
+        "{stderr}"
     );
 
     let list = project.path("crates/encoders/python/requirements.txt");
@@ -119,12 +122,12 @@ fn python_packages_are_installed_again_when_their_list_changes() {
 }
 
 #[test]
-fn a_venv_of_somebody_else_is_not_touched() {
+fn a_foreign_venv_is_not_changed() {
     let project = Project::new();
     fs::create_dir(project.path(".venv")).unwrap();
     fs::write(project.path(".venv/pyvenv.cfg"), "").unwrap();
-    let said = fail(&mut lean(&project));
-    assert!(said.contains("was not made by"), "{said}");
+    let stderr = fail(&mut lean(&project));
+    assert!(stderr.contains("was not created by"), "{stderr}");
     assert!(project.path(".venv/pyvenv.cfg").exists());
 }
 
@@ -136,29 +139,29 @@ fn missing_tools_are_named() {
 
     let project = Project::new();
     fs::remove_file(project.path("tools/python3")).unwrap();
-    assert!(fail(&mut lean(&project)).contains("there is no Python"));
+    assert!(fail(&mut lean(&project)).contains("no Python found"));
 
     let project = Project::new();
-    let said = fail(lean(&project).env("VENV", "no"));
-    assert!(said.contains("without venv or ensurepip"), "{said}");
-    let said = fail(lean(&project).env("PYTHON_VERSION", "3.8.1"));
-    assert!(said.contains("Python 3.8.1"), "{said}");
+    let stderr = fail(lean(&project).env("VENV", "no"));
+    assert!(stderr.contains("without venv or ensurepip"), "{stderr}");
+    let stderr = fail(lean(&project).env("PYTHON_VERSION", "3.8.1"));
+    assert!(stderr.contains("Python 3.8.1"), "{stderr}");
     assert!(!project.path(".venv").exists());
 }
 
 #[test]
-fn a_compiler_that_fails_is_quoted() {
+fn the_messages_of_a_failing_compiler_are_quoted() {
     let project = Project::new();
     project.tool(
         "c++",
         "#!/bin/sh\necho 'fatal error: optional: No such file' >&2\nexit 1\n",
     );
-    let said = fail(&mut lean(&project));
-    assert!(said.contains("optional: No such file"), "{said}");
+    let stderr = fail(&mut lean(&project));
+    assert!(stderr.contains("optional: No such file"), "{stderr}");
 }
 
 #[test]
-fn a_mode_that_is_asked_for_later_is_remembered() {
+fn a_mode_that_is_requested_later_is_recorded() {
     let project = Project::new();
     succeed(&mut lean(&project));
     let stamp = project.path(".venv/libtorch-setup");
@@ -170,52 +173,52 @@ fn a_mode_that_is_asked_for_later_is_remembered() {
 }
 
 #[test]
-fn a_full_disk_is_noticed_before_the_download() {
+fn a_full_disk_is_detected_before_the_download() {
     let project = Project::new();
-    let said = fail(lean(&project).env("FREE", "1000000"));
-    assert!(said.contains("not enough disk space"), "{said}");
+    let stderr = fail(lean(&project).env("FREE", "1000000"));
+    assert!(stderr.contains("not enough disk space"), "{stderr}");
     assert!(project.installations().is_empty());
 }
 
 #[test]
-fn a_failing_pip_is_quoted_with_what_helps() {
+fn the_messages_of_a_failing_pip_are_quoted_with_a_hint() {
     let project = Project::new();
-    let said = fail(lean(&project).env("PIP", "unreachable"));
-    assert!(said.contains("No matching distribution"), "{said}");
-    assert!(said.contains("check the network"), "{said}");
+    let stderr = fail(lean(&project).env("PIP", "unreachable"));
+    assert!(stderr.contains("No matching distribution"), "{stderr}");
+    assert!(stderr.contains("check the network"), "{stderr}");
     assert!(!project.is_linked());
 }
 
 #[test]
 fn a_wheel_of_another_version_is_not_accepted() {
     let project = Project::new();
-    let said = fail(lean(&project).env("MINOR", "10"));
-    assert!(said.contains("libtorch 2.10.0"), "{said}");
+    let stderr = fail(lean(&project).env("MINOR", "10"));
+    assert!(stderr.contains("libtorch 2.10.0"), "{stderr}");
     assert!(!project.is_linked());
 }
 
 #[test]
-fn a_libtorch_of_ones_own_is_used_without_a_venv() {
+fn a_libtorch_of_the_user_is_used_without_a_venv() {
     let project = Project::new();
-    let own = own_libtorch(&project, 11);
-    let said = succeed(xtask(&project, &["setup"]).env("LIBTORCH", &own));
-    assert!(said.contains("2.11.0+cpu"), "{said}");
+    let libtorch = user_libtorch(&project, 11);
+    let stderr = succeed(xtask(&project, &["setup"]).env("LIBTORCH", &libtorch));
+    assert!(stderr.contains("2.11.0+cpu"), "{stderr}");
     assert!(!project.path(".venv").exists());
     assert!(!project.path(".libtorch").exists());
 }
 
 #[test]
-fn a_libtorch_of_ones_own_of_another_version_is_refused() {
+fn a_libtorch_of_the_user_with_another_version_is_refused() {
     let project = Project::new();
-    let own = own_libtorch(&project, 9);
-    let said = fail(xtask(&project, &["test"]).env("LIBTORCH", &own));
+    let libtorch = user_libtorch(&project, 9);
+    let stderr = fail(xtask(&project, &["test"]).env("LIBTORCH", &libtorch));
     for part in ["2.9.0", "needs libtorch 2.11", "cargo xtask setup"] {
-        assert!(said.contains(part), "{part} is not in: {said}");
+        assert!(stderr.contains(part), "{part} is not in: {stderr}");
     }
 }
 
 #[test]
-fn cargos_own_libtorch_variable_is_not_the_users() {
+fn the_libtorch_variable_that_cargo_sets_is_not_a_choice_of_the_user() {
     let project = Project::new();
     let link = project.path(".libtorch");
     succeed(lean(&project).env("LIBTORCH", &link));
@@ -224,16 +227,16 @@ fn cargos_own_libtorch_variable_is_not_the_users() {
 }
 
 #[test]
-fn a_link_made_by_hand_to_a_usable_libtorch_is_kept() {
+fn a_manual_link_to_a_usable_libtorch_is_kept() {
     let project = Project::new();
-    let own = own_libtorch(&project, 11);
-    symlink(&own, project.path(".libtorch")).unwrap();
+    let libtorch = user_libtorch(&project, 11);
+    symlink(&libtorch, project.path(".libtorch")).unwrap();
     succeed(&mut xtask(&project, &["setup"]));
-    assert_eq!(fs::read_link(project.path(".libtorch")).unwrap(), own);
+    assert_eq!(fs::read_link(project.path(".libtorch")).unwrap(), libtorch);
     assert!(!project.path(".venv").exists());
 }
 
-/// A cargo whose tests print what cargo and libtest do, the first half of it on standard error.
+/// A stand-in for cargo that prints messages of cargo (on standard error) and of libtest (on standard output).
 const FAILING_CARGO: &str = r#"#!/bin/sh
 echo "$@" "libtorch=$LIBTORCH"
 echo "     Running unittests src/lib.rs (target/debug/deps/torch_ext-0123)" >&2
@@ -247,7 +250,7 @@ exit 7
 "#;
 
 #[test]
-fn test_goes_on_after_failures_lists_them_at_the_end_and_passes_the_exit_code_on() {
+fn test_continues_after_failures_lists_them_at_the_end_and_returns_the_exit_code() {
     let project = Project::new();
     succeed(&mut lean(&project));
     project.tool("cargo", FAILING_CARGO);
@@ -275,7 +278,7 @@ fn test_goes_on_after_failures_lists_them_at_the_end_and_passes_the_exit_code_on
 }
 
 #[test]
-fn tests_that_need_python_come_after_the_set_up_that_they_need() {
+fn test_with_python_runs_the_set_up_of_python_first() {
     let project = Project::new();
     succeed(&mut lean(&project));
     let list = project.path("crates/encoders/python/requirements.txt");
@@ -285,7 +288,7 @@ fn tests_that_need_python_come_after_the_set_up_that_they_need() {
     let output = xtask(&project, &["test", "--python", "-p", "encoders"])
         .output()
         .unwrap();
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", stderr_of(&output));
     assert_eq!(project.installations().len(), 2);
     let printed = String::from_utf8_lossy(&output.stdout);
     assert!(
@@ -295,7 +298,7 @@ fn tests_that_need_python_come_after_the_set_up_that_they_need() {
 }
 
 #[test]
-fn a_reader_that_goes_away_is_no_crash() {
+fn a_closed_output_pipe_does_not_cause_a_panic() {
     let project = Project::new();
     succeed(&mut lean(&project));
     project.tool("cargo", FAILING_CARGO);
@@ -306,5 +309,5 @@ fn a_reader_that_goes_away_is_no_crash() {
         .unwrap();
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
-    assert_ne!(output.status.code(), Some(101), "{}", said(&output));
+    assert_ne!(output.status.code(), Some(101), "{}", stderr_of(&output));
 }

@@ -1,77 +1,79 @@
-//! Reading single cells from their place in an Arrow file.
+//! Reads single values of a column from an Arrow file.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// Bytes of the file.
+/// A range of bytes in the file.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Span {
     pub start: u64,
     pub len: u64,
 }
 
-/// Encoded images: image `i` is `values[offsets[i]..offsets[i + 1]]`.
+/// A column of encoded images: image `i` is `values[offsets[i]..offsets[i + 1]]`.
 #[derive(Debug)]
-pub(super) struct Binary {
-    /// How many are null.
+pub(super) struct BinaryColumn {
+    /// Number of null images.
     pub nulls: u64,
-    /// Bitmaps of the values that are not null, of the struct and of its bytes.
+    /// Validity bitmaps of the struct and of its `bytes` field; `None` if no value is null.
     pub valid: [Option<Span>; 2],
     pub offsets: Span,
-    /// Offsets have 8 bytes, not 4.
+    /// Whether offsets have 8 bytes instead of 4.
     pub wide: bool,
     pub values: Span,
 }
 
-/// Labels.
+/// A column of labels.
 #[derive(Debug)]
-pub(super) struct Integers {
+pub(super) struct IntegerColumn {
+    /// Validity bitmap; `None` if no value is null.
     pub valid: Option<Span>,
     pub values: Span,
-    /// Bytes of one label, 1 to 8.
+    /// Bytes per label, 1 to 8.
     pub bytes: u64,
     pub signed: bool,
 }
 
-/// One record batch.
+/// The indexed columns of one record batch.
 #[derive(Debug)]
 pub(super) struct RowGroup {
     /// Number of rows.
     pub len: u64,
-    pub images: Binary,
-    pub labels: Option<Integers>,
+    pub images: BinaryColumn,
+    pub labels: Option<IntegerColumn>,
 }
 
-/// Why a cell cannot be read.
-pub(super) enum CellError {
+/// Why a value cannot be read.
+pub(super) enum ReadError {
     Io(io::Error),
-    Broken(String),
+    /// The value is null, or the file is damaged.
+    Corrupt(String),
 }
 
-impl From<io::Error> for CellError {
+impl From<io::Error> for ReadError {
     fn from(error: io::Error) -> Self {
-        CellError::Io(error)
+        ReadError::Io(error)
     }
 }
 
 impl RowGroup {
-    /// The encoded image of a row below `len`.
-    pub(super) fn image(&self, file: &File, row: u64) -> Result<Vec<u8>, CellError> {
+    /// Reads the encoded image of a row below `len`.
+    pub(super) fn image(&self, file: &File, row: u64) -> Result<Vec<u8>, ReadError> {
         self.image_head(file, row, usize::MAX)
     }
 
-    /// The first `most` bytes of the encoded image of a row below `len`, or all if there are fewer.
+    /// Reads at most the first `limit` bytes of the encoded image of a row below `len`.
     pub(super) fn image_head(
         &self,
         file: &File,
         row: u64,
-        most: usize,
-    ) -> Result<Vec<u8>, CellError> {
-        let broken = |reason: &str| Err(CellError::Broken(reason.to_owned()));
+        limit: usize,
+    ) -> Result<Vec<u8>, ReadError> {
+        let corrupt = |reason: &str| Err(ReadError::Corrupt(reason.to_owned()));
         for valid in self.images.valid.into_iter().flatten() {
             if !is_set(file, valid, row)? {
-                return broken("the image is null (a file outside of the data set is not read)");
+                return corrupt("the image is null (files outside of the data set are not read)");
             }
         }
         let width = if self.images.wide { 8 } else { 4 };
@@ -86,23 +88,23 @@ impl RowGroup {
         ) {
             (Ok(start), Ok(end)) if start <= end && end <= values.len => {
                 // `end - start` is within the file, which bounds the allocation.
-                let mut bytes = vec![0; most.min((end - start) as usize)];
+                let mut bytes = vec![0; limit.min((end - start) as usize)];
                 file.read_exact_at(&mut bytes, values.start + start)?;
                 Ok(bytes)
             }
-            _ => broken("the Arrow file gives it a place outside of the column"),
+            _ => corrupt("its offsets in the Arrow file are outside of the column"),
         }
     }
 
-    /// The label of a row below `len`; 0 if the data set has none.
-    pub(super) fn label(&self, file: &File, row: u64) -> Result<i64, CellError> {
+    /// Reads the label of a row below `len`; 0 if the data set has no labels.
+    pub(super) fn label(&self, file: &File, row: u64) -> Result<i64, ReadError> {
         let Some(labels) = &self.labels else {
             return Ok(0);
         };
         if let Some(valid) = labels.valid
             && !is_set(file, valid, row)?
         {
-            return Err(CellError::Broken("the label is null".to_owned()));
+            return Err(ReadError::Corrupt("the label is null".to_owned()));
         }
         let mut bytes = [0; 8];
         let bytes = &mut bytes[..labels.bytes as usize];
@@ -110,7 +112,7 @@ impl RowGroup {
         Ok(to_int(bytes, labels.signed))
     }
 
-    /// All labels, `None` where one is null. None at all if the data set has no labels.
+    /// Reads all labels; a null label is `None`. The result is empty if the data set has no labels.
     pub(super) fn labels(&self, file: &File) -> io::Result<Vec<Option<i64>>> {
         let Some(labels) = &self.labels else {
             return Ok(Vec::new());
@@ -143,7 +145,7 @@ fn is_set(file: &File, bitmap: Span, row: u64) -> io::Result<bool> {
     Ok(byte[0] >> (row % 8) & 1 == 1)
 }
 
-/// A little-endian integer of 1 to 8 bytes. A `u64` past `i64` becomes negative.
+/// Decodes a little-endian integer of 1 to 8 bytes. A `u64` above `i64::MAX` becomes negative.
 pub(super) fn to_int(bytes: &[u8], signed: bool) -> i64 {
     let value = bytes
         .iter()

@@ -1,4 +1,4 @@
-//! The two JSON pages beside the Arrow files.
+//! Reads the two JSON files beside the Arrow files: `state.json` and `dataset_info.json`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,18 +13,13 @@ const WRITE_AGAIN: &str = "copy the folder again, or write it again with `save_t
 /// Reads a JSON object.
 fn read_object(path: &Path, fix: &'static str) -> Result<Map<String, Value>, DataError> {
     let text = fs::read(path).map_err(|source| match source.kind() {
-        std::io::ErrorKind::NotFound => metadata(
-            path,
-            ".",
-            "no such file beside the Arrow files".to_owned(),
-            fix,
-        ),
+        std::io::ErrorKind::NotFound => metadata(path, ".", "the file is missing".to_owned(), fix),
         _ => DataError::io(path, "read the file")(source),
     })?;
     if let Some(what) = ::files::describe_foreign(&text) {
         return Err(metadata(path, ".", format!("the file is {what}"), fix));
     }
-    // Some editors begin UTF-8 with a byte order mark.
+    // Some editors put a byte order mark before UTF-8 text.
     let json = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text);
     match serde_json::from_slice(json) {
         Ok(Value::Object(object)) => Ok(object),
@@ -42,7 +37,7 @@ fn metadata(path: &Path, key: &str, problem: String, fix: &'static str) -> DataE
     }
 }
 
-/// `state.json`: which files there are.
+/// The content of `state.json`: the data files and the fingerprint.
 pub(super) struct State {
     pub data_files: Vec<String>,
     pub fingerprint: String,
@@ -68,7 +63,7 @@ impl State {
                     .to_owned(),
             );
         }
-        // A split from which all rows were filtered may list no file.
+        // The list of data files may be empty: `filter` can remove all rows of a split.
         for key in ["_indices_files", "_indices_data_files"] {
             if state
                 .get(key)
@@ -78,7 +73,7 @@ impl State {
                 return Err(metadata(
                     &path,
                     key,
-                    "the rows are selected by a separate table of indices, which is not read"
+                    "the rows are selected by a separate table of indices, which is not supported"
                         .to_owned(),
                     "call `flatten_indices()` on the data set before `save_to_disk`",
                 ));
@@ -95,7 +90,7 @@ impl State {
     }
 }
 
-/// `dataset_info.json`: the columns and what they mean.
+/// The content of `dataset_info.json`: the columns and their types.
 pub(super) struct Features {
     path: PathBuf,
     columns: Map<String, Value>,
@@ -122,34 +117,39 @@ impl Features {
         }
     }
 
-    /// The column of images: the one asked for, the only `Image`, or `image`.
-    pub(super) fn image_column(&self, wanted: Option<&str>) -> Result<String, DataError> {
-        match (wanted, self.of_type("Image").as_slice()) {
-            (Some(wanted), _) => self.named(IMAGE_COLUMN, wanted),
+    /// The column of images: `requested`, the only column of type `Image`, or `image`.
+    pub(super) fn image_column(&self, requested: Option<&str>) -> Result<String, DataError> {
+        match (requested, self.of_type("Image").as_slice()) {
+            (Some(requested), _) => self.existing(IMAGE_COLUMN, requested),
             (None, [only]) => Ok((*only).to_owned()),
-            (None, []) => self.named(IMAGE_COLUMN, "image"),
+            (None, []) => self.existing(IMAGE_COLUMN, "image"),
             (None, several) if several.contains(&"image") => Ok("image".to_owned()),
-            (None, _) => Err(self.missing(IMAGE_COLUMN, "several columns are images".to_owned())),
+            (None, _) => {
+                Err(self.missing(IMAGE_COLUMN, "several columns have type Image".to_owned()))
+            }
         }
     }
 
-    /// The column of labels: the one asked for, `label`, or the only `ClassLabel`.
-    pub(super) fn label_column(&self, wanted: Option<&str>) -> Result<String, DataError> {
-        match (wanted, self.of_type("ClassLabel").as_slice()) {
-            (Some(wanted), _) => self.named(LABEL_COLUMN, wanted),
+    /// The column of labels: `requested`, `label`, or the only column of type `ClassLabel`.
+    pub(super) fn label_column(&self, requested: Option<&str>) -> Result<String, DataError> {
+        match (requested, self.of_type("ClassLabel").as_slice()) {
+            (Some(requested), _) => self.existing(LABEL_COLUMN, requested),
             (None, _) if self.columns.contains_key("label") => Ok("label".to_owned()),
             (None, [only]) => Ok((*only).to_owned()),
             (None, []) => Err(self.missing(
                 LABEL_COLUMN,
-                "there is no column `label` and none of type ClassLabel (without labels, set \
+                "there is no column `label` and none of type ClassLabel (if the data set has no labels, set \
                  `unlabelled` to true)"
                     .to_owned(),
             )),
-            (None, _) => Err(self.missing(LABEL_COLUMN, "several columns are labels".to_owned())),
+            (None, _) => Err(self.missing(
+                LABEL_COLUMN,
+                "several columns have type ClassLabel".to_owned(),
+            )),
         }
     }
 
-    /// The names of a `ClassLabel` column, or `None` for any other type.
+    /// The class names of a `ClassLabel` column, or `None` for a column of any other type.
     pub(super) fn class_names(&self, column: &str) -> Result<Option<Vec<String>>, DataError> {
         let Some(feature) = self.columns.get(column) else {
             return Ok(None);
@@ -183,7 +183,8 @@ impl Features {
         of_type.map(|(name, _)| name.as_str()).collect()
     }
 
-    fn named(&self, key: &'static str, column: &str) -> Result<String, DataError> {
+    /// Returns `column` if it exists.
+    fn existing(&self, key: &'static str, column: &str) -> Result<String, DataError> {
         match self.columns.contains_key(column) {
             true => Ok(column.to_owned()),
             false => Err(self.missing(key, format!("there is no column `{column}`"))),

@@ -1,4 +1,4 @@
-//! The Arrow files of a data set, of which only some are open at a time.
+//! The Arrow files of a data set, with a limited number open at a time.
 
 use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::DataError;
 
-/// Files by number. Those used last stay open; the rest are opened again when they are needed, since a set can have
-/// more files than a process may open.
+/// The files, identified by their index. Those used most recently stay open; the others are reopened on demand,
+/// because a data set can have more files than a process may open.
 #[derive(Debug)]
 pub(super) struct Files {
     entries: Vec<Entry>,
@@ -21,7 +21,7 @@ struct Entry {
     identity: Identity,
 }
 
-/// What a file must still be when it is opened again.
+/// Size and modification time of a file, which must be unchanged when the file is reopened.
 #[derive(Debug, PartialEq, Eq)]
 struct Identity {
     size: u64,
@@ -39,7 +39,7 @@ impl Identity {
 
 #[derive(Debug)]
 struct Pool {
-    /// By number of the file: its handle, and when it was used last.
+    /// For each file: its handle if it is open, and the clock value of its last use.
     open: Vec<Option<(Arc<File>, u64)>>,
     count: usize,
     capacity: usize,
@@ -63,37 +63,37 @@ impl Files {
         }
     }
 
-    /// Opens one more file, which gets the next number.
+    /// Opens a file and appends it.
     pub(super) fn add(&mut self, path: PathBuf) -> Result<Arc<File>, DataError> {
         let (file, identity) = open(&path)?;
-        let number = self.entries.len();
+        let index = self.entries.len();
         self.entries.push(Entry { path, identity });
         let pool = self.pool.get_mut().unwrap_or_else(PoisonError::into_inner);
         pool.open.push(None);
-        pool.keep(number, &file);
+        pool.insert(index, &file);
         Ok(file)
     }
 
-    pub(super) fn path(&self, number: usize) -> &Path {
-        &self.entries[number].path
+    pub(super) fn path(&self, index: usize) -> &Path {
+        &self.entries[index].path
     }
 
-    /// The file of a number, opened again if it has to be.
-    pub(super) fn get(&self, number: usize) -> Result<Arc<File>, DataError> {
-        if let Some(file) = self.lock().get(number) {
+    /// Returns a file, and reopens it if necessary.
+    pub(super) fn get(&self, index: usize) -> Result<Arc<File>, DataError> {
+        if let Some(file) = self.lock().get(index) {
             return Ok(file);
         }
-        // Without the lock: other threads read on while a file server takes its time.
-        let entry = &self.entries[number];
+        // The lock is not held here, so that other threads can read while a slow file server responds.
+        let entry = &self.entries[index];
         let (file, identity) = open(&entry.path)?;
         if identity != entry.identity {
             return Err(DataError::Malformed {
                 path: entry.path.clone(),
                 problem: "the file has changed since the data set was opened".to_owned(),
-                fix: "start again with the data set as it is now",
+                fix: "start again with the current data set",
             });
         }
-        self.lock().keep(number, &file);
+        self.lock().insert(index, &file);
         Ok(file)
     }
 
@@ -103,19 +103,21 @@ impl Files {
 }
 
 impl Pool {
-    fn get(&mut self, number: usize) -> Option<Arc<File>> {
+    fn get(&mut self, index: usize) -> Option<Arc<File>> {
         self.clock += 1;
-        let (file, used) = self.open[number].as_mut()?;
-        *used = self.clock;
+        let (file, last_used) = self.open[index].as_mut()?;
+        *last_used = self.clock;
         Some(Arc::clone(file))
     }
 
-    fn keep(&mut self, number: usize, file: &Arc<File>) {
+    /// Adds an open file. A full pool closes the least recently used file first.
+    fn insert(&mut self, index: usize, file: &Arc<File>) {
         self.clock += 1;
-        if self.open[number].is_none() {
+        if self.open[index].is_none() {
             if self.count == self.capacity {
                 let oldest = self.open.iter_mut().filter(|slot| slot.is_some());
-                let oldest = oldest.min_by_key(|slot| slot.as_ref().map(|(_, used)| *used));
+                let oldest =
+                    oldest.min_by_key(|slot| slot.as_ref().map(|(_, last_used)| *last_used));
                 if let Some(slot) = oldest {
                     *slot = None;
                     self.count -= 1;
@@ -123,7 +125,7 @@ impl Pool {
             }
             self.count += 1;
         }
-        self.open[number] = Some((Arc::clone(file), self.clock));
+        self.open[index] = Some((Arc::clone(file), self.clock));
     }
 }
 
@@ -135,7 +137,7 @@ fn open(path: &Path) -> Result<(Arc<File>, Identity), DataError> {
     Ok((Arc::new(file), Identity::of(&metadata)))
 }
 
-/// A quarter of the files that this process may open: a command has up to three data sets open, and other files.
+/// A quarter of the files that this process may open, because a command opens up to three data sets and other files.
 fn capacity() -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     let quarter = limit.unwrap_or(u64::MAX) / 4;
@@ -152,9 +154,9 @@ mod tests {
 
     fn files(folder: &Path, count: usize, capacity: usize) -> Files {
         let mut files = Files::with_capacity(capacity);
-        for number in 0..count {
-            let path = folder.join(number.to_string());
-            fs::write(&path, [number as u8]).unwrap();
+        for index in 0..count {
+            let path = folder.join(index.to_string());
+            fs::write(&path, [index as u8]).unwrap();
             files.add(path).unwrap();
         }
         files
@@ -164,25 +166,25 @@ mod tests {
     fn no_more_files_are_open_than_the_capacity() {
         let folder = tempfile::tempdir().unwrap();
         let files = files(folder.path(), 20, 3);
-        for number in [0, 19, 7, 7, 0, 3, 12, 0] {
+        for index in [0, 19, 7, 7, 0, 3, 12, 0] {
             let mut byte = [255];
             files
-                .get(number)
+                .get(index)
                 .unwrap()
                 .read_exact_at(&mut byte, 0)
                 .unwrap();
-            assert_eq!(byte[0] as usize, number);
+            assert_eq!(byte[0] as usize, index);
             let pool = files.lock();
             let open = pool.open.iter().flatten().count();
             assert_eq!((open, pool.count), (3, 3));
         }
-        // 0, 12 and 3 were used last.
-        let open = |number: usize| files.lock().open[number].is_some();
+        // 0, 12 and 3 are the most recently used.
+        let open = |index: usize| files.lock().open[index].is_some();
         assert!(open(0) && open(12) && open(3) && !open(7));
     }
 
     #[test]
-    fn a_file_that_was_replaced_meanwhile_is_not_read_with_the_old_places() {
+    fn a_file_that_was_replaced_is_not_read_at_stale_offsets() {
         let folder = tempfile::tempdir().unwrap();
         let files = files(folder.path(), 2, 1);
         fs::write(folder.path().join("0"), b"longer").unwrap();

@@ -1,8 +1,8 @@
-//! Indexing an Arrow IPC stream by the headers of its messages.
+//! Indexes an Arrow IPC stream by the headers of its messages.
 //!
 //! A stream is a schema message, then dictionary and record batches, then an end marker. Each
 //! message is `0xFFFFFFFF`, the length of its header (4 bytes LE), the header (a flatbuffer), and a
-//! body, over which this passes; see "Serialization and Interprocess Communication" in the Arrow
+//! body, which is not read here; see "Serialization and Interprocess Communication" in the Arrow
 //! columnar format.
 
 use std::fs::File;
@@ -13,7 +13,7 @@ use arrow_ipc::{Endianness, Message, MessageHeader};
 use arrow_schema::{DataType, Schema};
 
 use super::cells::{RowGroup, Span, to_int};
-use super::walk::Walk;
+use super::locate::ColumnLocator;
 use super::{IMAGE_COLUMN, LABEL_COLUMN, column_type};
 use crate::error::DataError;
 use crate::formats::HEAD;
@@ -29,7 +29,7 @@ pub(super) struct Columns {
     pub label: Option<String>,
 }
 
-/// Indexes a file. Returns its size and its record batches.
+/// Indexes a file. Returns its size and its non-empty record batches.
 pub(super) fn index(
     path: &Path,
     file: &File,
@@ -60,7 +60,7 @@ pub(super) fn index(
                     .ok_or_else(|| malformed("its schema is empty".to_owned()))?;
                 if read.endianness() == Endianness::Big {
                     return Err(malformed(
-                        "its numbers are big-endian, which is not read".to_owned(),
+                        "its numbers are big-endian, which is not supported".to_owned(),
                     ));
                 }
                 let read = arrow_ipc::convert::try_fb_to_schema(read)
@@ -72,7 +72,7 @@ pub(super) fn index(
                 let batch = message
                     .header_as_record_batch()
                     .ok_or_else(|| malformed("a record batch is empty".to_owned()))?;
-                let group = Walk::new(path, &batch, body)?.find(schema, columns)?;
+                let group = ColumnLocator::new(path, &batch, body)?.locate(schema, columns)?;
                 if group.len > 0 {
                     groups.push(group);
                 }
@@ -86,7 +86,7 @@ pub(super) fn index(
     }
     match schema {
         Some(_) => Ok((size, groups)),
-        None => Err(malformed("it holds no schema".to_owned())),
+        None => Err(malformed("it has no schema".to_owned())),
     }
 }
 
@@ -99,7 +99,7 @@ pub(super) fn malformed(path: &Path, problem: String) -> DataError {
     }
 }
 
-/// Checks names and types before any data is touched.
+/// Checks the names and types of the columns before any data is read.
 fn check_columns(path: &Path, schema: &Schema, columns: &Columns) -> Result<(), DataError> {
     let find = |key, column: &str| {
         schema
@@ -144,7 +144,7 @@ fn check_columns(path: &Path, schema: &Schema, columns: &Columns) -> Result<(), 
     Ok(())
 }
 
-/// The first bytes of a file, as far as they can be read.
+/// The first bytes of a file; fewer, or none, if they cannot be read.
 fn prefix_of(file: &File) -> Vec<u8> {
     let mut bytes = vec![0; HEAD];
     let read = file.read_at(&mut bytes, 0).unwrap_or(0);
@@ -152,7 +152,7 @@ fn prefix_of(file: &File) -> Vec<u8> {
     bytes
 }
 
-/// The messages of a stream.
+/// Reads the messages of a stream in order.
 struct Messages<'a> {
     path: &'a Path,
     file: &'a File,
@@ -161,7 +161,7 @@ struct Messages<'a> {
 }
 
 impl Messages<'_> {
-    /// The next message's header and the place of its body; `None` at the end marker.
+    /// Reads the header of the next message. Returns it with the position of the body, or `None` at the end marker.
     fn next(&mut self) -> Result<Option<(Vec<u8>, u64)>, DataError> {
         const CONTINUATION: [u8; 4] = [0xff; 4];
         let prefix = self.read(8)?;
@@ -175,7 +175,7 @@ impl Messages<'_> {
                 return Err(DataError::Malformed {
                     path: self.path.to_path_buf(),
                     problem: format!("this is {what}"),
-                    fix: "put the Arrow file in its place",
+                    fix: "replace it with the Arrow file",
                 });
             }
             let (problem, fix) = match self.position {
@@ -209,7 +209,7 @@ impl Messages<'_> {
         }
     }
 
-    /// Passes over the body of the message just read.
+    /// Skips the body of the message whose header was just read.
     fn skip_body(&mut self, start: u64, message: &Message) -> Result<Span, DataError> {
         let len = u64::try_from(message.bodyLength())
             .map_err(|_| malformed(self.path, "a message has a negative length".to_owned()))?;
@@ -227,7 +227,7 @@ impl Messages<'_> {
         Ok(bytes)
     }
 
-    /// The position after `len` more bytes, if the file has them.
+    /// The position after `len` more bytes; an error if the file is shorter.
     fn end_of(&self, len: u64) -> Result<u64, DataError> {
         let end = self.position.saturating_add(len);
         if end > self.size {

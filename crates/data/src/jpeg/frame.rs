@@ -1,8 +1,8 @@
-//! The segments that describe the coded data: frame, scans, Huffman tables.
+//! Parses the segments that describe the coded data: frame, scans and Huffman tables.
 
 use super::bits::Table;
 
-/// Huffman tables and the restart interval, as the last segments set them.
+/// The current Huffman tables and restart interval, as set by the most recent segments.
 #[derive(Debug, Default)]
 pub(super) struct Tables {
     pub dc: [Option<Table>; 4],
@@ -12,7 +12,7 @@ pub(super) struct Tables {
 }
 
 impl Tables {
-    /// Reads a segment DHT, which holds one table or more.
+    /// Reads a DHT segment, which has one or more tables.
     pub(super) fn define(&mut self, segment: &[u8]) -> Option<()> {
         let mut rest = segment;
         while let Some((&class_and_slot, after)) = rest.split_first() {
@@ -36,7 +36,7 @@ impl Tables {
     }
 }
 
-/// A frame: the size of the image and its channels.
+/// A frame: the channels of the image and its size in MCUs.
 #[derive(Debug)]
 pub(super) struct Frame {
     pub progressive: bool,
@@ -45,42 +45,43 @@ pub(super) struct Frame {
     pub mcus: (u32, u32),
 }
 
-/// A coefficient of which no scan has come.
+/// Value of `missing_bits` for a coefficient that no scan has coded yet.
 const NOT_BEGUN: u8 = u8::MAX;
 
 /// A channel.
 #[derive(Debug)]
 pub(super) struct Component {
     id: u8,
-    /// Blocks of an MCU, across and down.
+    /// Blocks per MCU, across and down.
     pub sampling: (u32, u32),
-    /// Blocks that hold pixels, across and down: those of a scan of this channel alone.
+    /// Blocks that have pixels, across and down. A scan of this channel alone has just these blocks.
     pub blocks: (u32, u32),
-    /// Blocks of whole MCUs, across.
+    /// Blocks per row, padded to whole MCUs.
     pub stride: u32,
-    /// Bits that each coefficient still lacks, in zigzag order; [`NOT_BEGUN`] before its first scan.
+    /// Number of bits that each coefficient still lacks, in zigzag order; [`NOT_BEGUN`] before its first scan.
     pub missing_bits: [u8; 64],
-    /// Progressive: which coefficients of each block are not zero yet, by their place in zigzag order.
+    /// Progressive only: for each block, the set of coefficients that are nonzero so far, one bit per index in zigzag
+    /// order.
     pub nonzero: Vec<u64>,
 }
 
 impl Component {
-    /// Whether a scan has its DC coefficients.
+    /// Whether a scan has coded its DC coefficients.
     pub(super) fn begun(&self) -> bool {
         self.missing_bits[0] != NOT_BEGUN
     }
 
-    /// Whether all bits of all coefficients have come.
+    /// Whether all bits of all coefficients have been coded.
     pub(super) fn complete(&self) -> bool {
         self.missing_bits == [0; 64]
     }
 }
 
 impl Frame {
-    /// Reads a segment SOF0, SOF1 or SOF2.
+    /// Reads an SOF0, SOF1 or SOF2 segment.
     pub(super) fn read(segment: &[u8], progressive: bool) -> Option<Self> {
-        // Blocks of the largest image that is decoded, which bounds what is allocated here.
-        const MOST_BLOCKS: u64 = (512 << 20) / 64;
+        // Number of blocks of the largest image that is decoded, which limits the allocation here.
+        const MAX_BLOCKS: u64 = (512 << 20) / 64;
         let &[_, h1, h0, w1, w0, count, ref rest @ ..] = segment else {
             return None;
         };
@@ -112,7 +113,7 @@ impl Frame {
                 let rows = mcus.1 * sampling.1;
                 let all = u64::from(stride) * u64::from(rows);
                 let kept = if progressive { all } else { 0 };
-                (kept <= MOST_BLOCKS).then(|| Component {
+                (kept <= MAX_BLOCKS).then(|| Component {
                     id,
                     sampling,
                     blocks,
@@ -129,15 +130,15 @@ impl Frame {
     }
 }
 
-/// A scan: which coefficients of which channels its data codes.
+/// A scan: the channels and the coefficients that its data codes.
 #[derive(Debug)]
 pub(super) struct Scan {
     pub components: Vec<ScanComponent>,
     /// First and last coefficient in zigzag order.
     pub spectrum: (u32, u32),
-    /// Whether it refines coefficients that an earlier scan began.
+    /// Whether it adds a bit to coefficients that an earlier scan began.
     pub refines: bool,
-    /// Bits that its coefficients lack after it.
+    /// Number of bits that its coefficients still lack after this scan.
     pub missing_bits: u8,
 }
 
@@ -152,7 +153,7 @@ pub(super) struct ScanComponent {
 }
 
 impl Scan {
-    /// Reads a segment SOS.
+    /// Reads an SOS segment.
     pub(super) fn read(segment: &[u8], frame: &Frame) -> Option<Self> {
         let (&count, rest) = segment.split_first()?;
         let (pairs, rest) = rest.split_at_checked(2 * usize::from(count))?;

@@ -1,20 +1,20 @@
-//! Going through the codes of one scan.
+//! Checks the codes of one scan.
 
-use super::bits::{Bits, Table};
+use super::bits::{BitReader, Table};
 use super::frame::{Frame, Scan, Tables};
 use super::{Fault, next_marker};
 
-/// Goes through the coded data that starts at `start`. Returns where it ends: at a marker, at the end of the
+/// Checks the coded data that starts at `start`. Returns where reading stopped: at a marker, at the end of the
 /// file, or up to 8 bytes after the last code.
-pub(super) fn walk(
+pub(super) fn check(
     bytes: &[u8],
     start: usize,
     frame: &mut Frame,
     tables: &Tables,
     scan: &Scan,
 ) -> Result<usize, Fault> {
-    let mut walk = Walk {
-        bits: Bits::new(bytes, start),
+    let mut checker = ScanChecker {
+        bits: BitReader::new(bytes, start),
         end_of_band_run: 0,
     };
     let (across, down) = mcus(frame, scan);
@@ -26,14 +26,14 @@ pub(super) fn walk(
     for y in 0..down {
         for x in 0..across {
             if until_restart == 0 {
-                walk.bits = restart(bytes, &walk.bits)?;
-                walk.end_of_band_run = 0;
+                checker.bits = restart(bytes, &checker.bits)?;
+                checker.end_of_band_run = 0;
                 until_restart = interval;
             }
             until_restart -= 1;
-            walk.mcu(frame, tables, scan, x, y)?;
-            if walk.bits.overdrawn() {
-                return Err(Fault::CutShort);
+            checker.mcu(frame, tables, scan, x, y)?;
+            if checker.bits.overdrawn() {
+                return Err(Fault::Truncated);
             }
         }
     }
@@ -42,18 +42,18 @@ pub(super) fn walk(
         let missing = &mut frame.components[part.index].missing_bits;
         missing[first as usize..=last as usize].fill(scan.missing_bits);
     }
-    Ok(walk.bits.position())
+    Ok(checker.bits.position())
 }
 
-/// The data after the next restart marker. Its number is not compared: what counts is that none is missing.
-fn restart<'a>(bytes: &'a [u8], bits: &Bits<'a>) -> Result<Bits<'a>, Fault> {
+/// Reads the data after the next restart marker. The number of the marker is not checked, only that it exists.
+fn restart<'a>(bytes: &'a [u8], bits: &BitReader<'a>) -> Result<BitReader<'a>, Fault> {
     match next_marker(bytes, bits.position()) {
-        Some((0xd0..=0xd7, start)) => Ok(Bits::new(bytes, start)),
-        _ => Err(Fault::CutShort),
+        Some((0xd0..=0xd7, start)) => Ok(BitReader::new(bytes, start)),
+        _ => Err(Fault::Truncated),
     }
 }
 
-/// MCUs of a scan, across and down. The only channel of a scan has one block an MCU and no padding.
+/// The number of MCUs of a scan, across and down. A scan of one channel has one block per MCU and no padding.
 pub(super) fn mcus(frame: &Frame, scan: &Scan) -> (u32, u32) {
     match scan.components.as_slice() {
         [only] => frame.components[only.index].blocks,
@@ -61,13 +61,13 @@ pub(super) fn mcus(frame: &Frame, scan: &Scan) -> (u32, u32) {
     }
 }
 
-struct Walk<'a> {
-    bits: Bits<'a>,
-    /// Progressive: blocks whose band has no more coefficients.
+struct ScanChecker<'a> {
+    bits: BitReader<'a>,
+    /// Progressive only: number of following blocks whose band has no further coefficients.
     end_of_band_run: u32,
 }
 
-impl Walk<'_> {
+impl ScanChecker<'_> {
     fn mcu(
         &mut self,
         frame: &mut Frame,
@@ -108,18 +108,18 @@ impl Walk<'_> {
     #[inline(always)]
     fn sequential_block(&mut self, dc: &Table, ac: &Table) -> Result<(), Fault> {
         self.dc(dc)?;
-        let mut place = 1;
-        while place < 64 {
+        let mut index = 1;
+        while index < 64 {
             let bits = self.bits.peek();
             if let Some(run) = ac.run(bits)
-                && place + run.coefficients() + run.ends() <= 64
+                && index + run.coefficients() + run.ends_block() <= 64
             {
                 self.bits.skip(run.bits());
-                place += run.coefficients() + 64 * run.ends();
+                index += run.coefficients() + 64 * run.ends_block();
             } else {
                 let code = ac.code(bits)?;
                 self.bits.skip(code.bits());
-                place += code.coefficients();
+                index += code.coefficients();
             }
         }
         Ok(())
@@ -135,7 +135,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// First bits of a band of AC coefficients: section G.1.2.2.
+    /// Reads the first scan of a band of AC coefficients: section G.1.2.2.
     fn first_band(
         &mut self,
         table: &Table,
@@ -146,38 +146,38 @@ impl Walk<'_> {
             self.end_of_band_run -= 1;
             return Ok(());
         }
-        let mut place = first;
-        while place <= last {
+        let mut index = first;
+        while index <= last {
             let code = table.code(self.bits.peek())?;
             let (run, size) = (u32::from(code.symbol() >> 4), code.symbol() & 15);
             if size > 0 {
                 self.bits.skip(code.bits());
-                place += run;
-                *nonzero |= 1_u64.checked_shl(place).unwrap_or(0);
-                place += 1;
+                index += run;
+                *nonzero |= 1_u64.checked_shl(index).unwrap_or(0);
+                index += 1;
             } else {
                 self.bits.skip(code.length());
                 if run < 15 {
                     self.end_of_band_run = (1 << run) - 1 + self.bits.take(run);
                     break;
                 }
-                place += 16;
+                index += 16;
             }
         }
         Ok(())
     }
 
-    /// One more bit of a band of AC coefficients: section G.1.2.3. Each coefficient that is not zero yet has a bit of
-    /// its own among the codes.
+    /// Reads a scan that adds one bit to a band of AC coefficients: section G.1.2.3. Each coefficient that is already
+    /// nonzero has a correction bit between the codes.
     fn refined_band(
         &mut self,
         table: &Table,
         (first, last): (u32, u32),
         nonzero: &mut u64,
     ) -> Result<(), Fault> {
-        let mut place = first;
+        let mut index = first;
         if self.end_of_band_run == 0 {
-            while place <= last {
+            while index <= last {
                 let code = table.code(self.bits.peek())?;
                 self.bits.skip(code.length());
                 let (run, size) = (u32::from(code.symbol() >> 4), code.symbol() & 15);
@@ -188,25 +188,25 @@ impl Walk<'_> {
                     break;
                 }
                 let mut zeros = run;
-                while place <= last {
-                    if *nonzero >> place & 1 == 1 {
+                while index <= last {
+                    if *nonzero >> index & 1 == 1 {
                         self.bits.take(1);
                     } else if zeros == 0 {
                         break;
                     } else {
                         zeros -= 1;
                     }
-                    place += 1;
+                    index += 1;
                 }
-                if size > 0 && place <= last {
-                    *nonzero |= 1 << place;
+                if size > 0 && index <= last {
+                    *nonzero |= 1 << index;
                 }
-                place += 1;
+                index += 1;
             }
         }
         if self.end_of_band_run > 0 {
-            if place <= last {
-                let band = (u64::MAX << place) & (u64::MAX >> (63 - last));
+            if index <= last {
+                let band = (u64::MAX << index) & (u64::MAX >> (63 - last));
                 self.bits.skip_many((*nonzero & band).count_ones());
             }
             self.end_of_band_run -= 1;

@@ -1,9 +1,10 @@
-//! Whether Pillow decodes a JPEG that has all of its data and no end marker.
+//! Determines whether Pillow decodes a JPEG with complete data but without an end marker.
 //!
-//! Pillow gives libjpeg-turbo the file in blocks of 65,536 bytes. libjpeg fills a buffer of 64 bits whenever a
-//! code may need more bits than are in it, and if the file ends before the buffer is full, it waits for more and
-//! Pillow raises "image file is truncated", although the bits that it had were enough. So whether such a file is
-//! taken depends on how full the buffer is when the last code begins. This follows that buffer.
+//! Pillow passes the file to libjpeg-turbo in blocks of 65,536 bytes. libjpeg refills a buffer of 64 bits whenever a
+//! code may need more bits than the buffer has. If the file ends before the buffer is full, libjpeg waits for more
+//! bytes and Pillow raises "image file is truncated", even if the buffered bits would have been enough. Whether Pillow
+//! accepts such a file therefore depends on the fill level of the buffer at the start of the last code. This module
+//! simulates that buffer.
 //!
 //! Source: libjpeg-turbo 3.1 `jdhuff.c` (`decode_mcu`, `decode_mcu_fast`, `decode_mcu_slow`, `jpeg_fill_bit_buffer`,
 //! `jpeg_huff_decode`); Pillow 11.3 `ImageFile.load`.
@@ -13,12 +14,12 @@ use super::frame::{Frame, Scan, Tables};
 use super::next_marker;
 use super::scan::mcus;
 
-/// Bytes that Pillow reads at once.
+/// Number of bytes that Pillow reads at once.
 const BLOCK: usize = 65_536;
-/// Bytes a block of coefficients for which libjpeg takes the fast path.
+/// Number of available bytes per block of coefficients from which libjpeg uses its fast path.
 const FAST_BYTES: usize = 512;
 
-/// Whether Pillow gets the last pixel of a sequential file of one scan, whose coded data starts at `start`.
+/// Whether Pillow decodes the last pixel of a sequential file with one scan, whose coded data starts at `start`.
 pub(super) fn pillow_decodes(
     bytes: &[u8],
     start: usize,
@@ -60,15 +61,15 @@ fn decode(bytes: &[u8], start: usize, frame: &Frame, tables: &Tables, scan: &Sca
                 at_marker: false,
             };
         }
-        // What waits for more bytes starts its MCU again when they come.
+        // If bytes run out within an MCU, libjpeg decodes the MCU again after the next block is read.
         loop {
             let mut attempt = buffer;
-            let seen = bytes.get(..end)?;
+            let loaded = bytes.get(..end)?;
             let available = end.saturating_sub(buffer.position);
             let fast = interval == 0 && !buffer.at_marker && available >= FAST_BYTES * blocks.len();
             let done = blocks
                 .iter()
-                .try_for_each(|(dc, ac)| attempt.block(seen, dc, ac, fast));
+                .try_for_each(|(dc, ac)| attempt.block(loaded, dc, ac, fast));
             if done.is_some() {
                 buffer = attempt;
                 break;
@@ -82,36 +83,36 @@ fn decode(bytes: &[u8], start: usize, frame: &Frame, tables: &Tables, scan: &Sca
     Some(())
 }
 
-/// libjpeg's bit buffer.
+/// The bit buffer of libjpeg.
 #[derive(Clone, Copy)]
 struct Buffer {
     position: usize,
-    /// The bits in it are the lowest `left`.
+    /// The lowest `left` bits are the content.
     bits: u64,
     left: u32,
     at_marker: bool,
 }
 
 impl Buffer {
-    /// Decodes a block; `None` if it has to wait for more bytes.
+    /// Decodes a block; `None` if libjpeg would wait for more bytes.
     fn block(&mut self, bytes: &[u8], dc: &Table, ac: &Table, fast: bool) -> Option<()> {
         self.symbol(bytes, dc, fast)?;
-        let mut place = 1;
-        while place < 64 {
-            place += self.symbol(bytes, ac, fast)?;
+        let mut index = 1;
+        while index < 64 {
+            index += self.symbol(bytes, ac, fast)?;
         }
         Some(())
     }
 
-    /// Decodes a code and its value. Returns how many coefficients it covers.
+    /// Decodes a code and its value. Returns the number of coefficients that it covers.
     fn symbol(&mut self, bytes: &[u8], table: &Table, fast: bool) -> Option<u32> {
-        const LOOK: u32 = 8;
+        const LOOKAHEAD_BITS: u32 = 8;
         if fast {
             self.fill_fast(bytes);
-        } else if self.left < LOOK {
+        } else if self.left < LOOKAHEAD_BITS {
             self.fill(bytes)?;
         }
-        // Which code it is, by bits that may not be in the buffer yet.
+        // Identifies the code with bits that may not be in libjpeg's buffer yet.
         let mut ahead = *self;
         let _ = ahead.fill(bytes);
         let code = table.code(ahead.head()).ok()?;
@@ -122,12 +123,12 @@ impl Buffer {
                 self.fill_fast(bytes);
             }
         } else {
-            if length <= LOOK {
+            if length <= LOOKAHEAD_BITS {
                 self.left = self.left.checked_sub(length)?;
             } else {
-                // One bit more than the lookahead at once, and then bit by bit.
-                self.take(bytes, LOOK + 1)?;
-                for _ in LOOK + 1..length {
+                // libjpeg reads one bit more than the lookahead at once, and the other bits one by one.
+                self.take(bytes, LOOKAHEAD_BITS + 1)?;
+                for _ in LOOKAHEAD_BITS + 1..length {
                     self.take(bytes, 1)?;
                 }
             }
@@ -147,7 +148,7 @@ impl Buffer {
         Some(())
     }
 
-    /// The bits in it at the top, zeros below.
+    /// The content, aligned to the most significant bit and followed by zeros.
     fn head(&self) -> u64 {
         match self.left {
             0 => 0,
@@ -160,7 +161,7 @@ impl Buffer {
         self.left += 8;
     }
 
-    /// Fills it; `None` if the bytes end before it is full.
+    /// Fills the buffer; `None` if the bytes end before it is full.
     fn fill(&mut self, bytes: &[u8]) -> Option<()> {
         while !self.at_marker && self.left < 57 {
             let (byte, next) = load(bytes, self.position)?;
@@ -188,8 +189,8 @@ impl Buffer {
     }
 }
 
-/// The data byte at `position`, or `None` for a marker, and where the next one is; `None` if the bytes end before
-/// that is known.
+/// Reads the data byte at `position`, or `None` for a marker. Also returns the position of the next byte. The result is
+/// `None` if the bytes end before the data byte or the marker is complete.
 fn load(bytes: &[u8], position: usize) -> Option<(Option<u8>, usize)> {
     let byte = *bytes.get(position)?;
     let mut next = position + 1;

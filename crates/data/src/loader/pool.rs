@@ -1,22 +1,22 @@
-//! The threads that decode.
+//! The worker threads that read and decode samples.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use super::stream::{Place, Task};
+use super::stream::{StreamPosition, Task};
 use crate::dataset::Dataset;
 use crate::error::DataError;
 use crate::render::{self, Background, Rendered};
 
-/// What a worker made of a task, and the place in the stream that it is for.
-type Done = (Place, Result<Rendered, DataError>);
+/// The result of a task, with its position in the stream.
+type TaskResult = (StreamPosition, Result<Rendered, DataError>);
 
-/// Threads that take tasks in order and give back results in any order.
+/// Threads that take tasks in order and return results in any order.
 pub(super) struct Pool {
-    tasks: Option<Sender<(Place, Task)>>,
-    results: Receiver<Done>,
+    tasks: Option<Sender<(StreamPosition, Task)>>,
+    results: Receiver<TaskResult>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -28,8 +28,8 @@ impl Pool {
         resolution: u32,
         background: Background,
     ) -> Result<Self, DataError> {
-        let (tasks, queue) = mpsc::channel::<(Place, Task)>();
-        let (done, results) = mpsc::channel();
+        let (tasks, queue) = mpsc::channel::<(StreamPosition, Task)>();
+        let (result_sender, results) = mpsc::channel();
         let queue = Arc::new(Mutex::new(queue));
         let stop = Arc::new(AtomicBool::new(false));
         let mut pool = Pool {
@@ -39,21 +39,22 @@ impl Pool {
             threads: Vec::new(),
         };
         for worker in 0..workers {
-            let (dataset, queue, done) = (Arc::clone(&dataset), Arc::clone(&queue), done.clone());
+            let (dataset, queue) = (Arc::clone(&dataset), Arc::clone(&queue));
+            let result_sender = result_sender.clone();
             let stop = Arc::clone(&pool.stop);
             let work = move || {
                 while !stop.load(Ordering::Relaxed) {
-                    // One worker waits for a task, the others for it to let go of the queue.
+                    // One worker waits for a task while it holds the lock; the others wait for the lock.
                     let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                    let Ok((place, task)) = next else { return };
-                    let read =
+                    let Ok((position, task)) = next else { return };
+                    let rendered =
                         render::read(&*dataset, task.index, resolution, background, task.flip);
-                    if done.send((place, read)).is_err() {
+                    if result_sender.send((position, rendered)).is_err() {
                         return;
                     }
                 }
             };
-            // If this fails, dropping the pool ends the threads that did start.
+            // On failure, dropping the pool ends the threads that were started.
             let thread = thread::Builder::new()
                 .name(format!("loader-{worker}"))
                 .spawn(work);
@@ -65,23 +66,23 @@ impl Pool {
         Ok(pool)
     }
 
-    pub(super) fn submit(&self, place: Place, task: Task) -> Result<(), DataError> {
+    pub(super) fn submit(&self, position: StreamPosition, task: Task) -> Result<(), DataError> {
         let sent = self
             .tasks
             .as_ref()
-            .is_some_and(|tasks| tasks.send((place, task)).is_ok());
-        if sent { Ok(()) } else { Err(ended()) }
+            .is_some_and(|tasks| tasks.send((position, task)).is_ok());
+        if sent { Ok(()) } else { Err(worker_ended()) }
     }
 
-    /// Waits for the next result, whichever it is.
-    pub(super) fn receive(&self) -> Result<Done, DataError> {
-        self.results.recv().map_err(|_| ended())
+    /// Waits for the next result, in order of completion.
+    pub(super) fn receive(&self) -> Result<TaskResult, DataError> {
+        self.results.recv().map_err(|_| worker_ended())
     }
 }
 
-fn ended() -> DataError {
+fn worker_ended() -> DataError {
     DataError::Workers {
-        problem: "has ended before its time".to_owned(),
+        problem: "ended unexpectedly".to_owned(),
     }
 }
 
@@ -90,7 +91,7 @@ impl Drop for Pool {
         self.stop.store(true, Ordering::Relaxed);
         self.tasks = None;
         for thread in self.threads.drain(..) {
-            // A worker catches the panics of decoders; one of its own has been printed already.
+            // Workers catch the panics of decoders. The panic hook has already printed any other panic.
             let _ = thread.join();
         }
     }

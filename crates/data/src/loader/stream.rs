@@ -1,4 +1,4 @@
-//! Which sample stands at which place of the stream, and the window that is decoded ahead.
+//! The order of samples in the stream, and the window of samples that is prefetched.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -7,48 +7,49 @@ use crate::error::DataError;
 use crate::render::Rendered;
 use crate::seed;
 
-/// A place in the stream: a position in the order of an epoch.
+/// A position in the stream: an epoch, and an index into its sample order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Place {
+pub(super) struct StreamPosition {
     pub epoch: u64,
-    pub position: u64,
+    pub offset: u64,
 }
 
-impl Place {
+impl StreamPosition {
     pub(super) fn of(cursor: Cursor) -> Self {
-        Place {
+        StreamPosition {
             epoch: cursor.epoch,
-            position: cursor.position,
+            offset: cursor.position,
         }
     }
 
-    fn following(self) -> Self {
-        Place {
-            position: self.position + 1,
+    /// The next position in the same epoch.
+    fn next_in_epoch(self) -> Self {
+        StreamPosition {
+            offset: self.offset + 1,
             ..self
         }
     }
 }
 
-/// What to read for a place.
+/// The sample to read for a position.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Task {
     /// Index of the sample.
     pub index: u64,
-    /// Mirror it.
+    /// Mirror the image left to right.
     pub flip: bool,
 }
 
-/// The orders of the epochs in use.
-pub(super) struct Orders {
+/// The sample orders of the epochs in use.
+pub(super) struct EpochOrders {
     seed: u64,
     flips: bool,
-    /// Samples in the data set.
+    /// Number of samples in the data set.
     len: usize,
     epochs: BTreeMap<u64, Vec<u64>>,
 }
 
-impl Orders {
+impl EpochOrders {
     pub(super) fn new(config: &LoaderConfig, len: usize) -> Self {
         Self {
             seed: config.seed,
@@ -58,14 +59,14 @@ impl Orders {
         }
     }
 
-    /// What stands at a place, whose position must be below the number of samples.
-    pub(super) fn task(&mut self, place: Place) -> Task {
-        let (seed, epoch, len) = (self.seed, place.epoch, self.len);
+    /// The task for a position, whose offset must be below the number of samples.
+    pub(super) fn task(&mut self, position: StreamPosition) -> Task {
+        let (seed, epoch, len) = (self.seed, position.epoch, self.len);
         let order = self
             .epochs
             .entry(epoch)
             .or_insert_with(|| seed::permutation(seed::derive(seed, "epoch", &[epoch]), len));
-        let index = order[place.position as usize];
+        let index = order[position.offset as usize];
         let flip = self.flips && seed::derive(seed, "flip", &[epoch, index]) % 2 == 1;
         Task { index, flip }
     }
@@ -75,91 +76,101 @@ impl Orders {
     }
 }
 
-/// The places that are being decoded ahead of the reader.
+/// The samples that are decoded ahead of the reader.
 ///
-/// What stands at a place does not depend on which samples are corrupt; only where an epoch ends
-/// does. So the window is filled on the guess that no further sample is corrupt, and a place that
-/// the guess left out is submitted when it is asked for.
-pub(super) struct Window {
+/// Which sample belongs to a position does not depend on which samples are corrupt; only the end of an
+/// epoch does. The window is therefore filled on the assumption that no further sample is corrupt. A
+/// position that this assumption omitted is submitted when it is requested.
+pub(super) struct PrefetchWindow {
     pool: Pool,
     batch_size: u64,
-    /// Places that may be submitted and not taken.
-    room: usize,
-    /// The next place to submit.
-    next: Place,
-    pending: HashSet<Place>,
-    ready: HashMap<Place, Result<Rendered, DataError>>,
+    /// Largest number of positions that are submitted but not yet taken.
+    capacity: usize,
+    /// The next position to submit.
+    next: StreamPosition,
+    pending: HashSet<StreamPosition>,
+    ready: HashMap<StreamPosition, Result<Rendered, DataError>>,
 }
 
-impl Window {
+impl PrefetchWindow {
     pub(super) fn new(pool: Pool, config: &LoaderConfig, start: Cursor) -> Self {
         Self {
             pool,
             batch_size: config.batch_size as u64,
-            room: config.batch_size.saturating_mul(config.prefetch + 1),
-            next: Place::of(start),
+            capacity: config.batch_size.saturating_mul(config.prefetch + 1),
+            next: StreamPosition::of(start),
             pending: HashSet::new(),
             ready: HashMap::new(),
         }
     }
 
-    /// Waits for the sample at a place. Places must be asked for in order; `collected` is the number
-    /// of samples that the batch has already. The inner result is the sample's own.
+    /// Waits for the sample at a position. Positions must be requested in order; `collected` is the
+    /// number of samples that the current batch already has. The outer error is a failure of the pool,
+    /// the inner one a failure to read the sample.
     pub(super) fn take(
         &mut self,
-        orders: &mut Orders,
-        place: Place,
+        orders: &mut EpochOrders,
+        position: StreamPosition,
         collected: usize,
     ) -> Result<Result<Rendered, DataError>, DataError> {
-        if !self.pending.contains(&place) && !self.ready.contains_key(&place) {
-            self.submit(orders, place)?;
-            self.next = self.next.max(place.following());
+        if !self.pending.contains(&position) && !self.ready.contains_key(&position) {
+            self.submit(orders, position)?;
+            self.next = self.next.max(position.next_in_epoch());
         }
-        self.fill(orders, place, collected as u64)?;
+        self.fill(orders, position, collected as u64)?;
         loop {
-            if let Some(rendered) = self.ready.remove(&place) {
+            if let Some(rendered) = self.ready.remove(&position) {
                 return Ok(rendered);
             }
             let (done, rendered) = self.pool.receive()?;
-            // A place that was forgotten in the meantime is not pending.
+            // A position that was discarded in the meantime is not pending.
             if self.pending.remove(&done) {
                 self.ready.insert(done, rendered);
             }
         }
     }
 
-    /// Forgets places of epochs that ended sooner than guessed.
+    /// Discards positions of epochs that ended sooner than assumed.
     pub(super) fn forget_before(&mut self, epoch: u64) {
-        self.pending.retain(|place| place.epoch >= epoch);
-        self.ready.retain(|place, _| place.epoch >= epoch);
+        self.pending.retain(|position| position.epoch >= epoch);
+        self.ready.retain(|position, _| position.epoch >= epoch);
     }
 
-    fn fill(&mut self, orders: &mut Orders, now: Place, collected: u64) -> Result<(), DataError> {
+    fn fill(
+        &mut self,
+        orders: &mut EpochOrders,
+        current: StreamPosition,
+        collected: u64,
+    ) -> Result<(), DataError> {
         let len = orders.len as u64;
-        while self.pending.len() + self.ready.len() < self.room {
-            // Whole batches only: the end of the epoch would be decoded in vain.
-            let end = if self.next.epoch == now.epoch {
-                let usable = len - now.position + collected;
-                now.position + (usable - usable % self.batch_size).saturating_sub(collected)
+        while self.pending.len() + self.ready.len() < self.capacity {
+            // Prefetch complete batches only, because the rest of an epoch is dropped.
+            let end = if self.next.epoch == current.epoch {
+                let usable = len - current.offset + collected;
+                current.offset + (usable - usable % self.batch_size).saturating_sub(collected)
             } else {
                 len - len % self.batch_size
             };
-            if self.next.position >= end {
-                self.next = Place {
+            if self.next.offset >= end {
+                self.next = StreamPosition {
                     epoch: self.next.epoch + 1,
-                    position: 0,
+                    offset: 0,
                 };
             } else {
                 self.submit(orders, self.next)?;
-                self.next = self.next.following();
+                self.next = self.next.next_in_epoch();
             }
         }
         Ok(())
     }
 
-    fn submit(&mut self, orders: &mut Orders, place: Place) -> Result<(), DataError> {
-        self.pool.submit(place, orders.task(place))?;
-        self.pending.insert(place);
+    fn submit(
+        &mut self,
+        orders: &mut EpochOrders,
+        position: StreamPosition,
+    ) -> Result<(), DataError> {
+        self.pool.submit(position, orders.task(position))?;
+        self.pending.insert(position);
         Ok(())
     }
 }

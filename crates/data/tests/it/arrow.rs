@@ -24,19 +24,19 @@ fn refusal(root: &Path, options: &OpenOptions) -> DataError {
     open(root, options).err().unwrap()
 }
 
-/// A PNG of one pixel that tells the images apart.
+/// A PNG of one pixel, whose value identifies the image.
 fn dot(value: u8) -> Vec<u8> {
     png(1, 1, [value; 3])
 }
 
-/// The values of the images, which [`dot`] made.
+/// The values of images that were made by [`dot`].
 fn values(dataset: &dyn Dataset) -> Vec<u8> {
     (0..dataset.len())
         .map(|index| dataset.read(index).unwrap().image.rgb()[0])
         .collect()
 }
 
-/// An image column as `datasets` writes it.
+/// An image column in the form that `datasets` writes.
 fn image_struct(images: Vec<Option<Vec<u8>>>) -> ArrayRef {
     let bytes = BinaryArray::from_iter(images.iter().map(|image| image.as_deref()));
     let path = StringArray::from_iter(images.iter().map(|_| Some("x.png")));
@@ -70,7 +70,7 @@ fn write_stream(path: &Path, batches: &[RecordBatch]) {
     writer.finish().unwrap();
 }
 
-/// Writes a folder as `save_to_disk` does; `files` are the record batches of each file.
+/// Writes a folder in the form of `save_to_disk`; `files` has the record batches of each file.
 fn save(root: &Path, features: serde_json::Value, files: &[Vec<RecordBatch>]) {
     fs::create_dir_all(root).unwrap();
     let mut names = Vec::new();
@@ -96,7 +96,7 @@ fn class_label() -> serde_json::Value {
 }
 
 #[test]
-fn embedded_set_equals_a_plain_reading_of_its_files() {
+fn the_embedded_set_equals_what_the_arrow_crate_reads() {
     let mut total = 0;
     for split in ["train", "val"] {
         let dataset = open(
@@ -146,7 +146,7 @@ fn embedded_set_equals_a_plain_reading_of_its_files() {
 }
 
 #[test]
-fn another_column_of_labels_can_be_named() {
+fn the_label_column_can_be_chosen() {
     let options = OpenOptions {
         split: Some("val".to_owned()),
         label_column: Some("subcategory".to_owned()),
@@ -165,7 +165,7 @@ fn another_column_of_labels_can_be_named() {
 }
 
 #[test]
-fn fingerprint_of_the_embedded_set_does_not_depend_on_the_place() {
+fn fingerprint_of_the_embedded_set_does_not_depend_on_its_location() {
     let folder = tempfile::tempdir().unwrap();
     let copy = copy_of_emoji_val(folder.path());
     let options_val = OpenOptions {
@@ -187,7 +187,7 @@ fn several_files_and_record_batches_are_one_data_set() {
             ("label", Arc::new(labels)),
         ])
     };
-    // A sliced batch has offsets that do not start at zero.
+    // The offsets of a sliced batch do not start at zero.
     let sliced = images(0..10).slice(4, 3);
     save(
         folder.path(),
@@ -207,7 +207,7 @@ fn several_files_and_record_batches_are_one_data_set() {
 }
 
 #[test]
-fn columns_of_any_type_may_stand_before_the_images() {
+fn columns_of_any_type_may_precede_the_images() {
     let folder = tempfile::tempdir().unwrap();
     let mut lists = ListBuilder::new(Int32Builder::new());
     lists.append_value([Some(1), None]);
@@ -216,7 +216,7 @@ fn columns_of_any_type_may_stand_before_the_images() {
     words.append_value("one");
     words.append_value("two");
     let views =
-        arrow_array::StringViewArray::from(vec!["a value too long to stand in a view", "b"]);
+        arrow_array::StringViewArray::from(vec!["a value too long to be inlined in a view", "b"]);
     let nested = StructArray::from(vec![
         (
             Arc::new(Field::new("x", DataType::Float64, true)),
@@ -267,7 +267,7 @@ fn images_may_be_plain_binary_and_labels_plain_integers() {
 }
 
 #[test]
-fn an_image_of_another_format_among_others_is_a_corrupt_sample() {
+fn a_single_image_of_an_unsupported_format_is_a_corrupt_sample() {
     let folder = tempfile::tempdir().unwrap();
     let images = vec![Some(dot(1)), Some(b"GIF89a".to_vec()), Some(vec![])];
     let labels: ArrayRef = Arc::new(Int64Array::from(vec![0, 1, 2]));
@@ -275,7 +275,7 @@ fn an_image_of_another_format_among_others_is_a_corrupt_sample() {
     save(folder.path(), class_label(), &[vec![batch(columns)]]);
     let dataset = open(folder.path(), &options()).unwrap();
     assert!(dataset.read(0).is_ok());
-    for (index, reason) in [(1, "GIF; PNG, JPEG and WebP are read"), (2, "empty")] {
+    for (index, reason) in [(1, "GIF; supported: PNG, JPEG and WebP"), (2, "empty")] {
         let error = dataset.read(index).unwrap_err();
         assert!(error.is_corrupt_sample(), "{error}");
         let text = error.to_string();
@@ -292,7 +292,7 @@ fn case(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// That a folder is refused as a whole, with these words.
+/// Checks that opening a folder is refused, with an error that names the folder and contains these words.
 fn refused(root: &Path, options: &OpenOptions, words: &[&str]) {
     let error = refusal(root, options);
     assert!(error.is_refusal(), "{error}");
@@ -314,7 +314,7 @@ fn a_split_without_samples_is_refused() {
         };
         refused(&val, &unlabelled, &["this split has no samples"]);
     }
-    // Record batches without rows, and an empty file among others.
+    // Record batches without rows, and an empty file between others.
     let folder = tempfile::tempdir().unwrap();
     let rows = |count: u8| {
         let labels: ArrayRef = Arc::new(Int64Array::from(vec![1; usize::from(count)]));
@@ -341,11 +341,15 @@ fn a_split_without_samples_is_refused() {
 }
 
 #[test]
-fn images_that_are_not_there_are_refused() {
+fn null_images_are_refused() {
     refused(
         &case("7-path-only/ds"),
         &options(),
-        &["column `image`", "images lie outside", "embed them"],
+        &[
+            "column `image`",
+            "images that are stored elsewhere",
+            "embed them",
+        ],
     );
     let folder = tempfile::tempdir().unwrap();
     let labels = || -> ArrayRef { Arc::new(Int64Array::from(vec![0, 1, 2])) };
@@ -361,7 +365,7 @@ fn images_that_are_not_there_are_refused() {
         &["column `image`", "1 of 3 images are null"],
     );
 
-    // Null as a whole, and not only its bytes.
+    // The struct is null, not only its bytes.
     let bytes: ArrayRef = Arc::new(BinaryArray::from(vec![&dot(1)[..], &[], &[]]));
     let field = Arc::new(Field::new("bytes", DataType::Binary, true));
     let valid = Some(vec![true, false, false].into());
@@ -375,7 +379,7 @@ fn images_that_are_not_there_are_refused() {
 }
 
 #[test]
-fn images_stored_as_tiff_are_refused_with_the_cure() {
+fn images_stored_as_tiff_are_refused_with_the_fix() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
     let of = |images: Vec<Vec<u8>>| {
@@ -392,7 +396,7 @@ fn images_stored_as_tiff_are_refused_with_the_cure() {
         let words = ["column `image`", "TIFF", "convert(\"RGB\")", "save_to_disk"];
         of(vec![tiff.clone(), tiff.clone()]);
         refused(root, &options(), &words);
-        // A set of several modes has some as PNG.
+        // If a data set has images of several modes, only some are stored as TIFF.
         of(vec![dot(0), dot(1), tiff, dot(3)]);
         refused(root, &options(), &words);
     }
@@ -450,7 +454,7 @@ fn labels_without_a_class_are_refused() {
     of(&nameless, vec![Some(3), Some(1_000_000)]);
     refused(root, &options(), &["sample 1 is 1000000"]);
 
-    // Without labels, none is out of range.
+    // An unlabelled data set ignores labels that are out of range.
     of(&named, vec![Some(-1); 4]);
     let unlabelled = OpenOptions {
         unlabelled: true,
@@ -462,7 +466,7 @@ fn labels_without_a_class_are_refused() {
 }
 
 #[test]
-fn files_of_another_kind_are_named_as_what_they_are() {
+fn the_error_names_the_kind_of_a_foreign_file() {
     const POINTER: &str = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n";
     let folder = tempfile::tempdir().unwrap();
     let root = copy_of_emoji_val(folder.path());
@@ -501,7 +505,7 @@ fn a_file_truncated_anywhere_is_refused_when_opened() {
     let root = copy_of_emoji_val(folder.path());
     let path = root.join("data-00000-of-00001.arrow");
     let whole = fs::read(&path).unwrap();
-    // The last: only the end marker is gone, as when a writer was killed between two batches.
+    // At the last length only the end marker is missing, as if the writer was killed between two batches.
     for length in [
         0,
         3,
@@ -526,7 +530,7 @@ fn a_file_truncated_anywhere_is_refused_when_opened() {
 }
 
 #[test]
-fn damaged_headers_never_panic() {
+fn damaged_headers_never_cause_a_panic() {
     let folder = tempfile::tempdir().unwrap();
     let labels: ArrayRef = Arc::new(Int64Array::from(vec![0, 1, 2]));
     let images = image_struct((0..3).map(|i| Some(dot(i))).collect());
@@ -535,9 +539,9 @@ fn damaged_headers_never_panic() {
     let path = folder.path().join("data-00000-of-00001.arrow");
     let whole = fs::read(&path).unwrap();
     let mut refused = 0;
-    for place in 0..whole.len() {
+    for position in 0..whole.len() {
         let mut damaged = whole.clone();
-        damaged[place] ^= [0xff, 0x80, 0x01][place % 3];
+        damaged[position] ^= [0xff, 0x80, 0x01][position % 3];
         fs::write(&path, damaged).unwrap();
         match open(folder.path(), &options()) {
             Ok(dataset) => {
@@ -552,7 +556,7 @@ fn damaged_headers_never_panic() {
 }
 
 #[test]
-fn a_file_that_is_no_stream_is_refused() {
+fn a_file_that_is_not_an_arrow_stream_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let labels: ArrayRef = Arc::new(Int64Array::from(vec![0]));
     let rows = batch(vec![
@@ -582,7 +586,7 @@ fn a_file_that_is_no_stream_is_refused() {
 }
 
 #[test]
-fn missing_columns_and_wrong_types_are_named_with_what_there_is() {
+fn errors_name_missing_columns_and_wrong_types_with_the_alternatives() {
     let folder = tempfile::tempdir().unwrap();
     let names: ArrayRef = Arc::new(StringArray::from(vec!["x"]));
     let image = image_struct(vec![Some(dot(0))]);
@@ -620,7 +624,7 @@ fn missing_columns_and_wrong_types_are_named_with_what_there_is() {
         "{error}"
     );
 
-    // In dataset_info.json and not in the Arrow file.
+    // The column is in dataset_info.json, but not in the Arrow file.
     let text = refusal(folder.path(), &options()).to_string();
     assert!(
         text.contains(".arrow: there is no column `ghost`"),
@@ -647,7 +651,7 @@ fn missing_columns_and_wrong_types_are_named_with_what_there_is() {
 }
 
 #[test]
-fn a_missing_label_column_says_how_to_go_without() {
+fn the_error_of_a_missing_label_column_suggests_unlabelled() {
     let folder = tempfile::tempdir().unwrap();
     let rows = batch(vec![("image", image_struct(vec![Some(dot(0))]))]);
     save(
@@ -663,7 +667,7 @@ fn a_missing_label_column_says_how_to_go_without() {
 }
 
 #[test]
-fn damaged_json_pages_are_named_with_their_key() {
+fn errors_name_damaged_json_files_with_their_key() {
     let folder = tempfile::tempdir().unwrap();
     let root = copy_of_emoji_val(folder.path());
     let refused = |file: &str, text: &str, expected: &[&str]| {
@@ -700,7 +704,7 @@ fn damaged_json_pages_are_named_with_their_key() {
 }
 
 #[test]
-fn a_folder_that_lost_its_state_json_is_not_taken_for_images() {
+fn a_folder_without_its_state_json_is_not_read_as_an_image_folder() {
     let folder = tempfile::tempdir().unwrap();
     let root = copy_of_emoji_val(folder.path());
     fs::remove_file(root.join("state.json")).unwrap();
@@ -724,7 +728,7 @@ fn a_folder_that_lost_its_state_json_is_not_taken_for_images() {
 }
 
 #[test]
-fn splits_are_named_or_found_if_there_is_only_one() {
+fn a_split_must_be_named_unless_there_is_only_one() {
     let text = refusal(&emoji(), &options()).to_string();
     assert!(text.contains("`split` can be `train`, `val`"), "{text}");
 
@@ -739,13 +743,13 @@ fn splits_are_named_or_found_if_there_is_only_one() {
     };
     let text = refusal(&val, &train).to_string();
     assert!(
-        text.contains("is one split itself") && text.contains("leave `split` out"),
+        text.contains("is a single split itself") && text.contains("omit `split`"),
         "{text}"
     );
 }
 
 #[test]
-fn fixed_batches_keep_the_order_asked_for() {
+fn read_batch_keeps_the_requested_order() {
     let dataset = open(
         emoji(),
         &OpenOptions {

@@ -3,7 +3,7 @@ use data::{Image, center_crop};
 
 use crate::support::Golden;
 
-/// The crop of a golden case equals upstream's to the bit, and so does each step on the way.
+/// Checks that the crop of a golden case and each intermediate step are bit-identical to upstream.
 fn crop_equals_upstream(case: &str, halvings_for_64: usize) {
     let golden = Golden::read(case);
     let (shape, bytes) = golden.bytes("in.image");
@@ -48,7 +48,7 @@ fn crop_of_a_wide_image_with_odd_sides_equals_upstream() {
 }
 
 #[test]
-fn alpha_is_cropped_as_a_grey_image_is() {
+fn alpha_is_cropped_like_a_grey_image() {
     let golden = Golden::read("center_crop_w517_h389");
     let (shape, bytes) = golden.bytes("in.image");
     let (_, expected) = golden.bytes("out.crop64");

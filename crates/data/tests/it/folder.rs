@@ -21,7 +21,7 @@ fn options() -> OpenOptions {
     OpenOptions::default()
 }
 
-/// The error of opening a folder, as text.
+/// The text of the error of opening a folder.
 fn refusal(root: &Path, options: &OpenOptions) -> String {
     open(root, options).err().unwrap().to_string()
 }
@@ -77,7 +77,7 @@ fn classes_and_files_are_sorted_by_name_and_formats_are_mixed() {
 }
 
 #[test]
-fn alpha_comes_from_png_and_webp_and_becomes_the_mask() {
+fn the_alpha_channel_of_png_and_webp_becomes_the_mask() {
     let root = tempfile::tempdir().unwrap();
     let root = root.path();
     let image = RgbaImage::from_fn(4, 4, |x, y| Rgba([10, 20, 30, (x * 16 + y) as u8]));
@@ -93,7 +93,7 @@ fn alpha_comes_from_png_and_webp_and_becomes_the_mask() {
     assert_eq!(masks[..16], [255; 16]);
     assert_eq!(masks[16..32], expected);
     assert_eq!(masks[32..], expected);
-    // Opacity 0 on white.
+    // The first pixel of the second image is transparent, and the background is white.
     assert_eq!(batch.images[48], 255);
     assert_eq!(batch.images[..16], [1; 16]);
 
@@ -105,16 +105,16 @@ fn alpha_comes_from_png_and_webp_and_becomes_the_mask() {
 fn orientation_of_a_photograph_is_applied() {
     let flat = RgbImage::from_pixel(4, 2, Rgb([9, 9, 9]));
     let jpeg = encode(flat, ImageFormat::Jpeg);
-    // An EXIF segment with the one entry Orientation (0x0112, SHORT) = 6: turn by a quarter.
+    // An EXIF segment with the single entry Orientation (0x0112, SHORT) = 6: rotate by 90 degrees.
     let tiff = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
     let length = (2 + 6 + tiff.len()) as u16;
-    let mut turned = jpeg[..2].to_vec();
-    turned.extend([0xff, 0xe1]);
-    turned.extend(length.to_be_bytes());
-    turned.extend(b"Exif\0\0");
-    turned.extend(tiff);
-    turned.extend(&jpeg[2..]);
-    let image = Image::decode(&turned).unwrap();
+    let mut rotated = jpeg[..2].to_vec();
+    rotated.extend([0xff, 0xe1]);
+    rotated.extend(length.to_be_bytes());
+    rotated.extend(b"Exif\0\0");
+    rotated.extend(tiff);
+    rotated.extend(&jpeg[2..]);
+    let image = Image::decode(&rotated).unwrap();
     assert_eq!((image.width(), image.height()), (2, 4));
 }
 
@@ -160,7 +160,7 @@ fn a_damaged_image_is_a_corrupt_sample_that_names_its_file() {
 }
 
 #[test]
-fn fingerprint_depends_on_files_and_not_on_the_place() {
+fn fingerprint_depends_on_files_and_not_on_the_location() {
     let parent = tempfile::tempdir().unwrap();
     let make = |name: &str, size| {
         let root = parent.path().join(name);
@@ -178,14 +178,11 @@ fn fingerprint_depends_on_files_and_not_on_the_place() {
 }
 
 #[test]
-fn folders_without_a_single_meaning_are_refused() {
+fn missing_empty_and_ambiguous_folders_are_refused() {
     let parent = tempfile::tempdir().unwrap();
     let missing = parent.path().join("nowhere");
     let text = refusal(&missing, &options());
-    assert!(
-        text.contains("nowhere: no such folder; looked for"),
-        "{text}"
-    );
+    assert!(text.contains("nowhere: no such folder; expected"), "{text}");
     assert!(
         text.contains("save_to_disk") && text.contains("class folders"),
         "{text}"
@@ -199,7 +196,7 @@ fn folders_without_a_single_meaning_are_refused() {
     fs::create_dir(&empty).unwrap();
     let text = refusal(&empty, &options());
     assert!(
-        text.contains("holds no image") && text.contains("state.json"),
+        text.contains("has no image") && text.contains("state.json"),
         "{text}"
     );
 
@@ -208,7 +205,7 @@ fn folders_without_a_single_meaning_are_refused() {
     write(&half, "b/notes.txt", "");
     let text = refusal(&half, &options());
     assert!(
-        text.contains("half: the class folder `b` holds no image"),
+        text.contains("half: the class folder `b` has no image"),
         "{text}"
     );
 
@@ -248,7 +245,7 @@ fn case(name: &str) -> Vec<u8> {
     fs::read(cases.join(name)).unwrap()
 }
 
-/// What is logged while `run` runs.
+/// Returns the log messages of `run`.
 fn logged(run: impl FnOnce()) -> String {
     #[derive(Clone, Default)]
     struct Log(Arc<Mutex<Vec<u8>>>);
@@ -271,7 +268,7 @@ fn logged(run: impl FnOnce()) -> String {
 }
 
 #[test]
-fn files_passed_over_are_counted_by_extension() {
+fn skipped_files_are_counted_by_extension() {
     let root = tempfile::tempdir().unwrap();
     let root = root.path();
     let (png, jpeg) = (png(2, 2, [1, 2, 3]), case("12-extensions/jpegAs.png"));
@@ -295,24 +292,24 @@ fn files_passed_over_are_counted_by_extension() {
     }
     write(root, "LICENSE", b"a file without extension");
     let text = logged(|| assert_eq!(open(root, &options()).unwrap().len(), 18));
-    assert!(text.contains("passed over 15 files"), "{text}");
+    assert!(text.contains("skipped 15 files"), "{text}");
     assert!(
         text.contains("`.bmp` 10, `.tif` 4, no extension 1"),
         "{text}"
     );
-    assert_eq!(text.matches("passed over").count(), 1, "{text}");
+    assert_eq!(text.matches("skipped").count(), 1, "{text}");
 
     let only = tempfile::tempdir().unwrap();
     write(only.path(), "a/0.bmp", b"BM");
     let text = refusal(only.path(), &options());
     assert!(
-        text.contains("holds no image that is read") && text.contains("`.bmp` 1"),
+        text.contains("has no image of a supported format") && text.contains("`.bmp` 1"),
         "{text}"
     );
 }
 
 #[test]
-fn the_bytes_and_not_the_name_say_which_format_a_file_has() {
+fn the_format_is_detected_from_the_bytes_and_not_from_the_name() {
     let root = tempfile::tempdir().unwrap();
     write(root.path(), "x/0.png", case("12-extensions/jpegAs.png"));
     write(root.path(), "x/1.jpg", png(1, 1, [1, 2, 3]));
@@ -329,7 +326,7 @@ fn the_bytes_and_not_the_name_say_which_format_a_file_has() {
 }
 
 #[test]
-fn folders_that_tools_leave_are_no_classes() {
+fn folders_that_tools_create_are_not_classes() {
     let root = tempfile::tempdir().unwrap();
     let root = root.path();
     let image = png(1, 1, [1, 2, 3]);
@@ -349,23 +346,23 @@ fn folders_that_tools_leave_are_no_classes() {
     assert_eq!(dataset.class_names(), ["cat", "dog"]);
     assert_eq!(dataset.len(), 2);
 
-    // All empty classes are named at once.
+    // The error names all empty classes.
     fs::create_dir(root.join("bird")).unwrap();
     write(root, "wolf/notes.txt", "no image");
     let text = refusal(root, &options());
     assert!(
-        text.contains("2 class folders hold no image: `bird`, `wolf`"),
+        text.contains("2 class folders have no image: `bird`, `wolf`"),
         "{text}"
     );
 }
 
 #[test]
-fn links_that_lead_nowhere_or_round_are_named() {
+fn broken_and_circular_links_are_named() {
     let root = tempfile::tempdir().unwrap();
     let root = root.path();
     write(root, "cat/0.png", png(1, 1, [1, 2, 3]));
     write(root, "dog/0.png", png(1, 1, [1, 2, 3]));
-    // A link to another folder is a folder.
+    // A link to another folder counts as a class folder.
     symlink(root.join("cat"), root.join("feline")).unwrap();
     assert_eq!(
         open(root, &options()).unwrap().class_names(),
@@ -381,7 +378,7 @@ fn links_that_lead_nowhere_or_round_are_named() {
         "{text}"
     );
     assert!(
-        text.contains("`dog/self.png` -> `self.png`, which leads back to itself"),
+        text.contains("`dog/self.png` -> `self.png`, which is part of a loop of links"),
         "{text}"
     );
     fs::remove_file(root.join("cat/a.png")).unwrap();
@@ -391,7 +388,7 @@ fn links_that_lead_nowhere_or_round_are_named() {
         symlink(target, root.join(link)).unwrap();
         let text = refusal(root, &options());
         assert!(
-            text.contains(&format!("{link}: this link leads back")),
+            text.contains(&format!("{link}: this link leads to one of its parent")),
             "{text}"
         );
         fs::remove_file(root.join(link)).unwrap();
@@ -425,7 +422,7 @@ fn names_that_are_not_utf8_stay_distinct() {
 }
 
 #[test]
-fn a_folder_of_pointers_is_refused() {
+fn a_folder_of_git_lfs_pointers_is_refused() {
     let root = tempfile::tempdir().unwrap();
     for i in 0..3 {
         write(
@@ -439,7 +436,7 @@ fn a_folder_of_pointers_is_refused() {
         text.contains("a/0.png: the file is a Git LFS pointer"),
         "{text}"
     );
-    // One among images is a corrupt sample.
+    // A single pointer among images is a corrupt sample.
     write(root.path(), "a/3.png", png(1, 1, [1, 2, 3]));
     let error = open(root.path(), &options()).unwrap().read(0).unwrap_err();
     assert!(

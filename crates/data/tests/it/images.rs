@@ -1,4 +1,4 @@
-//! Single image files: what is decoded to which bytes, and what is refused.
+//! Decoding of single image files: the decoded bytes, and files that are refused.
 
 use std::fs;
 use std::io::Write;
@@ -24,38 +24,38 @@ fn refusal(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn a_jpeg_whose_data_ends_early_is_refused() {
+fn a_truncated_jpeg_is_refused() {
     for file in ["cut60", "cut95", "pcut60"] {
         let bytes = read(&format!("2-truncated-jpeg/{file}.jpg"));
-        assert!(refusal(&bytes).contains("cut short"), "{file}");
-        // Some tools put an end marker after what is left.
+        assert!(refusal(&bytes).contains("truncated"), "{file}");
+        // Some tools append an end marker to the truncated data.
         let ended = [&bytes[..], &[0xff, 0xd9]].concat();
-        assert!(refusal(&ended).contains("cut short"), "{file}");
+        assert!(refusal(&ended).contains("truncated"), "{file}");
     }
     for file in ["full", "prog"] {
         let whole = read(&format!("2-truncated-jpeg/{file}.jpg"));
         assert!(Image::decode(&whole).is_ok(), "{file}");
-        // The last two bytes are the end marker; a byte before it is part of the last block.
+        // The last two bytes are the end marker; the byte before it is part of the last block.
         for length in whole.len() / 4..whole.len() - 2 {
             let cut = &whole[..length];
             assert!(Image::decode(cut).is_err(), "{file} cut to {length}");
             let ended = [cut, &[0xff, 0xd9]].concat();
             assert!(
                 Image::decode(&ended).is_err(),
-                "{file} cut to {length} and ended"
+                "{file} cut to {length}, with an end marker"
             );
         }
     }
-    // Pillow gets the last pixel of neither.
+    // Pillow decodes the last pixel of neither.
     for file in ["eoi", "peoi"] {
         let bytes = read(&format!("2-truncated-jpeg/{file}.jpg"));
         assert!(refusal(&bytes).contains("end marker is missing"), "{file}");
     }
 }
 
-/// The names of the files say what Pillow 11.3 does with them; all have all of their data.
+/// The file names state whether Pillow 11.3 accepts the file (`taken`) or not (`refused`). All files have complete data.
 #[test]
-fn a_missing_end_marker_is_judged_as_pillow_does() {
+fn a_missing_end_marker_is_accepted_exactly_if_pillow_accepts_it() {
     let (mut taken, mut refused) = (0, 0);
     for entry in fs::read_dir(case("jpeg-without-end-marker")).unwrap() {
         let path = entry.unwrap().path();
@@ -78,28 +78,28 @@ fn a_missing_end_marker_is_judged_as_pillow_does() {
 }
 
 #[test]
-fn what_stands_around_the_data_of_a_jpeg_is_no_fault() {
+fn extra_bytes_around_the_data_of_a_jpeg_are_ignored() {
     for file in ["full", "prog"] {
         let whole = read(&format!("2-truncated-jpeg/{file}.jpg"));
         let image = Image::decode(&whole).unwrap();
         let (data, end) = whole.split_at(whole.len() - 2);
         for changed in [
             [&whole[..], b"junk \xff\xd8\xff\xda after"].concat(),
-            // Fill bytes before a marker, and bytes that are none.
+            // Fill bytes before a marker, then other bytes.
             [data, &[0xff, 0xff, 0xff], end].concat(),
             [data, &[0, 1, 2], end].concat(),
         ] {
             assert_eq!(Image::decode(&changed).unwrap(), image, "{file}");
         }
     }
-    // Pillow reads one scan no further than its pixels.
+    // If there is only one scan, Pillow does not read beyond its last pixel.
     let whole = read("2-truncated-jpeg/full.jpg");
     let data = &whole[..whole.len() - 2];
     assert!(Image::decode(&[data, &[0; 64]].concat()).is_ok());
 }
 
 #[test]
-fn png_of_any_depth_has_the_bytes_of_pillow() {
+fn png_of_any_bit_depth_decodes_to_the_bytes_of_pillow() {
     let mut seen = 0;
     for entry in fs::read_dir(case("3-png16")).unwrap() {
         let path = entry.unwrap().path();
@@ -115,7 +115,8 @@ fn png_of_any_depth_has_the_bytes_of_pillow() {
 
 #[test]
 fn orientation_is_found_wherever_pillow_finds_it() {
-    // Quadrants red, green, blue, yellow, turned by a quarter: blue, red above yellow, green.
+    // The stored quadrants are red, green, blue, yellow; after the rotation by 90 degrees: blue, red above yellow,
+    // green.
     for file in [
         "b6.png",
         "b6_afterIDAT.png",
@@ -125,8 +126,8 @@ fn orientation_is_found_wherever_pillow_finds_it() {
         let image = Image::open(case("5-png-exif-after-idat").join(file)).unwrap();
         let (width, height) = (image.width() as usize, image.height() as usize);
         let name = |x: usize, y: usize| {
-            let place = 3 * ((y * height / 4) * width + x * width / 4);
-            match image.rgb()[place..place + 3] {
+            let offset = 3 * ((y * height / 4) * width + x * width / 4);
+            match image.rgb()[offset..offset + 3] {
                 [r, g, b] if r > 128 && g > 128 && b < 128 => 'Y',
                 [r, g, b] if r > 128 && g < 128 && b < 128 => 'R',
                 [r, g, b] if r < 128 && g > 128 && b < 128 => 'G',
@@ -138,7 +139,7 @@ fn orientation_is_found_wherever_pillow_finds_it() {
     }
 }
 
-/// A TIFF structure with the one entry Orientation, little or big-endian.
+/// A TIFF structure with the single entry Orientation, little-endian or big-endian.
 fn exif(kind: u16, count: u32, value: [u8; 4], little: bool) -> Vec<u8> {
     let mut bytes = if little {
         b"II*\0".to_vec()
@@ -164,33 +165,33 @@ fn with_exif(format: ImageFormat, exif: &[u8]) -> Vec<u8> {
     let bytes = encode(flat, format);
     match format {
         ImageFormat::Jpeg => {
-            let mut turned = bytes[..2].to_vec();
-            turned.extend([0xff, 0xe1]);
-            turned.extend((2 + 6 + exif.len() as u16).to_be_bytes());
-            turned.extend(b"Exif\0\0");
-            turned.extend(exif);
-            turned.extend(&bytes[2..]);
-            turned
+            let mut file = bytes[..2].to_vec();
+            file.extend([0xff, 0xe1]);
+            file.extend((2 + 6 + exif.len() as u16).to_be_bytes());
+            file.extend(b"Exif\0\0");
+            file.extend(exif);
+            file.extend(&bytes[2..]);
+            file
         }
         ImageFormat::Png => {
             let end = bytes.len() - 12;
-            let mut turned = bytes[..end].to_vec();
-            turned.extend((exif.len() as u32).to_be_bytes());
-            turned.extend(b"eXIf");
-            turned.extend(exif);
-            let mut checksum = crc(&turned[end + 4..]).to_be_bytes().to_vec();
-            turned.append(&mut checksum);
-            turned.extend(&bytes[end..]);
-            turned
+            let mut file = bytes[..end].to_vec();
+            file.extend((exif.len() as u32).to_be_bytes());
+            file.extend(b"eXIf");
+            file.extend(exif);
+            let mut checksum = crc(&file[end + 4..]).to_be_bytes().to_vec();
+            file.append(&mut checksum);
+            file.extend(&bytes[end..]);
+            file
         }
         _ => {
-            let mut turned = bytes;
-            turned.extend(b"EXIF");
-            turned.extend((exif.len() as u32).to_le_bytes());
-            turned.extend(exif);
-            let size = turned.len() as u32 - 8;
-            turned[4..8].copy_from_slice(&size.to_le_bytes());
-            turned
+            let mut file = bytes;
+            file.extend(b"EXIF");
+            file.extend((exif.len() as u32).to_le_bytes());
+            file.extend(exif);
+            let size = file.len() as u32 - 8;
+            file[4..8].copy_from_slice(&size.to_le_bytes());
+            file
         }
     }
 }
@@ -210,13 +211,13 @@ fn crc(bytes: &[u8]) -> u32 {
 }
 
 #[test]
-fn orientation_is_read_as_any_kind_of_number_from_all_formats() {
+fn orientation_of_any_numeric_type_is_read_from_all_formats() {
     let size = |bytes: &[u8]| {
         let image = Image::decode(bytes).unwrap();
         (image.width(), image.height())
     };
     for format in [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::WebP] {
-        for (kind, little, value, turned) in [
+        for (kind, little, value, rotated) in [
             (3, true, [6, 0, 0, 0], true),
             (3, false, [0, 6, 0, 0], true),
             (4, true, [6, 0, 0, 0], true),
@@ -226,16 +227,16 @@ fn orientation_is_read_as_any_kind_of_number_from_all_formats() {
             (11, true, 6_f32.to_le_bytes(), true),
             (3, true, [1, 0, 0, 0], false),
             (4, true, [9, 0, 0, 0], false),
-            // As text, 6 is no number.
+            // Type 2 is text, not a number.
             (2, true, [6, 0, 0, 0], false),
         ] {
             let bytes = with_exif(format, &exif(kind, 1, value, little));
-            let expected = if turned { (2, 4) } else { (4, 2) };
+            let expected = if rotated { (2, 4) } else { (4, 2) };
             assert_eq!(size(&bytes), expected, "{format:?} type {kind} {value:?}");
         }
         let prefixed = [b"Exif\0\0", exif(4, 1, [6, 0, 0, 0], true).as_slice()].concat();
         assert_eq!(size(&with_exif(format, &prefixed)), (2, 4), "{format:?}");
-        // Damaged metadata turn nothing and harm nothing.
+        // Damaged metadata is ignored.
         for damaged in [&b"II*\0"[..], b"II*\0\xff\xff\xff\xff", b"", b"Exif\0\0"] {
             assert_eq!(size(&with_exif(format, damaged)), (4, 2), "{format:?}");
         }
@@ -243,7 +244,7 @@ fn orientation_is_read_as_any_kind_of_number_from_all_formats() {
 }
 
 #[test]
-fn orientation_of_xmp_counts_where_exif_has_none() {
+fn orientation_of_xmp_applies_if_exif_has_none() {
     let flat = RgbImage::from_pixel(4, 2, Rgb([9, 9, 9]));
     let jpeg = encode(flat, ImageFormat::Jpeg);
     for text in [
@@ -251,18 +252,18 @@ fn orientation_of_xmp_counts_where_exif_has_none() {
         "<tiff:Orientation>6</tiff:Orientation>",
     ] {
         let payload = [b"http://ns.adobe.com/xap/1.0/\0", text.as_bytes()].concat();
-        let mut turned = jpeg[..2].to_vec();
-        turned.extend([0xff, 0xe1]);
-        turned.extend((2 + payload.len() as u16).to_be_bytes());
-        turned.extend(payload);
-        turned.extend(&jpeg[2..]);
-        let image = Image::decode(&turned).unwrap();
+        let mut rotated = jpeg[..2].to_vec();
+        rotated.extend([0xff, 0xe1]);
+        rotated.extend((2 + payload.len() as u16).to_be_bytes());
+        rotated.extend(payload);
+        rotated.extend(&jpeg[2..]);
+        let image = Image::decode(&rotated).unwrap();
         assert_eq!((image.width(), image.height()), (2, 4), "{text}");
     }
 }
 
 #[test]
-fn a_file_of_another_kind_is_named_as_what_it_is() {
+fn the_error_names_the_kind_of_an_unsupported_file() {
     let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 12345\n";
     assert!(refusal(pointer).contains("Git LFS pointer"));
     assert!(refusal(&read("12-extensions/t0.tif")).contains("TIFF"));
@@ -278,7 +279,7 @@ fn a_file_of_another_kind_is_named_as_what_it_is() {
 }
 
 #[test]
-fn png_cut_anywhere_is_refused() {
+fn a_png_truncated_anywhere_is_refused() {
     let mut whole = Vec::new();
     whole.write_all(&png(32, 32, [1, 2, 3])).unwrap();
     for length in 0..whole.len() - 12 {

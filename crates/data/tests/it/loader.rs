@@ -13,14 +13,14 @@ use proptest::prelude::*;
 
 use crate::support::{copy_of_emoji_val, emoji};
 
-/// Images of 3x2 pixels that tell their index, some of them damaged in one way or another.
+/// Images of 3x2 pixels whose values encode their index. Some of them are damaged.
 #[derive(Debug, Default)]
 struct Synthetic {
     len: u64,
     corrupt: HashSet<u64>,
     panicking: HashSet<u64>,
     unreadable: HashSet<u64>,
-    /// Decoding takes a time that differs from sample to sample.
+    /// Whether decoding takes a different time for each sample.
     slow: bool,
     reads: AtomicUsize,
     classes: Vec<String>,
@@ -106,8 +106,8 @@ fn batches(dataset: &Arc<Synthetic>, config: LoaderConfig, from: Cursor, n: usiz
     loader.take(n).map(|batch| batch.unwrap()).collect()
 }
 
-/// The ids of the stream by its definition: each epoch's order without the corrupt samples, in
-/// whole batches.
+/// The ids of the stream according to its definition: the order of each epoch without corrupt samples,
+/// in complete batches.
 fn ids_by_definition(dataset: &Synthetic, config: &LoaderConfig, n: usize) -> Vec<Vec<u64>> {
     let epochs = (0..).map(|epoch| {
         let mut order = seed::permutation(
@@ -126,7 +126,7 @@ fn ids_by_definition(dataset: &Synthetic, config: &LoaderConfig, n: usize) -> Ve
     batches.take(n).collect()
 }
 
-/// A data set of at least one batch of valid samples, and how to load it.
+/// A data set with at least one batch of valid samples, and a configuration to load it.
 fn streams() -> impl Strategy<Value = (Arc<Synthetic>, LoaderConfig)> {
     (
         1_usize..6,
@@ -159,7 +159,7 @@ proptest! {
         (dataset, config) in streams(), cut in 1_usize..15, workers in 0_usize..5, resumed in 0_usize..5,
     ) {
         let whole = batches(&dataset, LoaderConfig { workers, ..config.clone() }, Cursor::default(), 20);
-        // As a checkpoint would keep it.
+        // Serialised as in a checkpoint.
         let saved = serde_json::to_string(&whole[cut - 1].cursor).unwrap();
         let cursor: Cursor = serde_json::from_str(&saved).unwrap();
         let rest = batches(&dataset, LoaderConfig { workers: resumed, ..config }, cursor, 20 - cut);
@@ -187,13 +187,13 @@ proptest! {
 }
 
 #[test]
-fn a_batch_holds_crops_in_planes_mirrored_where_it_says_so() {
+fn a_batch_has_crops_in_planes_that_are_mirrored_where_flipped_is_set() {
     let dataset = synthetic(8, []);
     for batch in batches(&dataset, config(4, 2), Cursor::default(), 6) {
         assert_eq!(batch.images.len(), 4 * 3 * 2 * 2);
         let masks = batch.masks.as_ref().unwrap();
         for (i, (&id, &flipped)) in batch.ids.iter().zip(&batch.flipped).enumerate() {
-            // The centre of 3x2 starts at column (3 - 2) / 2 = 0.
+            // The centre crop of a 3x2 image starts at column (3 - 2) / 2 = 0.
             let pixel = |x: u64, y: u64, c: u64| (id * 31 + (y * 3 + x) * 3 + c) as u8;
             let columns = if flipped { [1, 0] } else { [0, 1] };
             let mut expected = Vec::new();
@@ -254,7 +254,7 @@ fn order_does_not_depend_on_how_long_decoding_takes() {
 fn corrupt_samples_are_counted_each_time() {
     let dataset = synthetic(11, [2, 9]);
     let mut loader = Loader::new(dataset, config(3, 2), Cursor::default()).unwrap();
-    // Three batches an epoch, all of its valid samples.
+    // Each epoch has three batches with all of its valid samples.
     for batch in loader.by_ref().take(9) {
         batch.unwrap();
     }
@@ -277,7 +277,7 @@ fn too_many_corrupt_samples_end_the_stream() {
         let DataError::TooManyCorrupt { skipped, seen, .. } = &error else {
             panic!("{error}");
         };
-        // A tenth of the epoch is 10 samples; before that, none is too many.
+        // A tenth of the epoch is 10 samples, so that the 11th corrupt sample is the first that is too many.
         assert_eq!(*skipped, 11);
         assert!(*seen < 100);
         let text = error.to_string();
@@ -285,12 +285,15 @@ fn too_many_corrupt_samples_end_the_stream() {
             text.contains("max_corrupt_share") && text.contains("damaged"),
             "{text}"
         );
-        assert!(loader.next().is_none(), "the stream goes on after an error");
+        assert!(
+            loader.next().is_none(),
+            "the stream continues after an error"
+        );
     }
 }
 
 #[test]
-fn without_any_share_the_first_corrupt_sample_ends_the_stream() {
+fn with_an_allowed_share_of_zero_the_first_corrupt_sample_ends_the_stream() {
     let config = LoaderConfig {
         max_corrupt_share: 0.0,
         ..config(4, 1)
@@ -308,7 +311,7 @@ fn without_any_share_the_first_corrupt_sample_ends_the_stream() {
 }
 
 #[test]
-fn an_epoch_without_a_whole_batch_is_an_error_and_not_an_endless_loop() {
+fn an_epoch_without_a_complete_batch_is_an_error_and_not_an_endless_loop() {
     for workers in [0, 2] {
         let dataset = synthetic(10, 0..7);
         let mut loader = Loader::new(dataset, config(4, workers), Cursor::default()).unwrap();
@@ -326,7 +329,7 @@ fn an_epoch_without_a_whole_batch_is_an_error_and_not_an_endless_loop() {
             "{text}"
         );
         assert!(
-            text.contains("no more than 3") && text.contains("`batch_size` is 4"),
+            text.contains("at most 3") && text.contains("`batch_size` is 4"),
             "{text}"
         );
     }
@@ -359,7 +362,7 @@ fn a_panic_in_a_decoder_is_a_corrupt_sample() {
 }
 
 #[test]
-fn failures_of_the_file_system_are_not_passed_over() {
+fn failures_of_the_file_system_are_not_skipped() {
     for workers in [0, 2] {
         let unreadable = HashSet::from([4]);
         let dataset = Arc::new(Synthetic {
@@ -375,7 +378,7 @@ fn failures_of_the_file_system_are_not_passed_over() {
 }
 
 #[test]
-fn decoding_ahead_is_bounded() {
+fn prefetching_is_bounded() {
     let dataset = synthetic(1000, []);
     let config = LoaderConfig {
         prefetch: 2,
@@ -384,7 +387,7 @@ fn decoding_ahead_is_bounded() {
     let mut loader = Loader::new(dataset.clone(), config, Cursor::default()).unwrap();
     loader.next().unwrap().unwrap();
     let reads = || dataset.reads.load(Ordering::SeqCst);
-    // The batch taken, and a window of three batches from its last sample on.
+    // The batch that was taken, and a window of three batches that starts at its last sample.
     while reads() < 39 {
         thread::sleep(Duration::from_millis(1));
     }
@@ -408,12 +411,12 @@ fn dropping_a_loader_ends_its_threads() {
     assert_eq!(Arc::strong_count(&dataset), 5);
     drop(loader);
     assert_eq!(Arc::strong_count(&dataset), 1);
-    // Ten thousand are in the queue, which takes half a second; it was not worked off.
+    // Ten thousand samples were queued, which would take half a second; most of them were not decoded.
     assert!(dataset.reads.load(Ordering::SeqCst) < 5000);
 }
 
 #[test]
-fn values_out_of_range_are_refused_by_key() {
+fn the_error_of_a_value_out_of_range_names_its_key() {
     let refused = |config: LoaderConfig, cursor| {
         Loader::new(synthetic(10, []), config, cursor)
             .err()
@@ -502,7 +505,7 @@ fn values_out_of_range_are_refused_by_key() {
 }
 
 #[test]
-fn configuration_refuses_unknown_keys_and_fills_in_the_rest() {
+fn configuration_refuses_unknown_keys_and_uses_defaults_for_missing_ones() {
     let config: LoaderConfig =
         toml::from_str("batch_size = 8\nbackground = 'black'\nflip = true").unwrap();
     assert_eq!(
@@ -522,7 +525,7 @@ fn configuration_refuses_unknown_keys_and_fills_in_the_rest() {
 }
 
 #[test]
-fn the_embedded_set_gives_the_same_batches_for_any_number_of_workers() {
+fn batches_of_the_embedded_set_do_not_depend_on_the_number_of_workers() {
     let options = OpenOptions {
         split: Some("val".to_owned()),
         ..OpenOptions::default()
@@ -549,18 +552,18 @@ fn the_embedded_set_gives_the_same_batches_for_any_number_of_workers() {
 }
 
 #[test]
-fn a_damaged_image_in_an_arrow_file_is_passed_over() {
+fn a_damaged_image_in_an_arrow_file_is_skipped() {
     let folder = tempfile::tempdir().unwrap();
     let root = copy_of_emoji_val(folder.path());
     let path = root.join("data-00000-of-00001.arrow");
     let mut bytes = std::fs::read(&path).unwrap();
     let whole = open(&root, &OpenOptions::default()).unwrap();
     // The signature of the first PNG in the file.
-    let place = bytes
+    let start = bytes
         .windows(8)
         .position(|window| window == b"\x89PNG\r\n\x1a\n")
         .unwrap();
-    bytes[place..place + 8].fill(0);
+    bytes[start..start + 8].fill(0);
     std::fs::write(&path, bytes).unwrap();
 
     let dataset = open(&root, &OpenOptions::default()).unwrap();

@@ -1,4 +1,4 @@
-//! The crate from outside: goldens, damaged files, and the stream of batches.
+//! Tests of the public API: golden data, damaged files, and the stream of batches.
 
 mod arrow;
 mod center_crop;

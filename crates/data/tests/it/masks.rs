@@ -23,7 +23,7 @@ fn write_png(path: &Path, size: (u32, u32), colour: ColorType, depth: BitDepth, 
         .unwrap();
 }
 
-/// 16x16 max pooling of `value > 0` on a mask of 256x256.
+/// Max pooling of `value > 0` over 16x16 patches of a 256x256 mask.
 fn patches(values: &[u8]) -> Vec<u8> {
     let mut patches = vec![0; 256];
     for (i, &value) in values.iter().enumerate() {
@@ -64,7 +64,7 @@ fn resized_masks_equal_upstream() {
 }
 
 #[test]
-fn masks_of_the_right_size_are_unchanged_and_in_order_of_names() {
+fn masks_of_the_target_size_are_unchanged_and_sorted_by_name() {
     let golden = Golden::read("mask_filter");
     let (shape, raw) = golden.bytes("in.masks_raw");
     let (_, patch_masks) = golden.bytes("out.patch_masks");
@@ -97,7 +97,7 @@ fn masks_of_the_right_size_are_unchanged_and_in_order_of_names() {
 }
 
 #[test]
-fn values_of_few_bits_are_read_as_pillow_reads_them() {
+fn values_of_fewer_than_8_bits_equal_those_of_pillow() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("mask.png");
     let check = |colour, depth, packed: &[u8], kind, values: [u8; 6]| {
@@ -106,7 +106,7 @@ fn values_of_few_bits_are_read_as_pillow_reads_them() {
         assert_eq!((mask.width(), mask.height(), mask.kind()), (3, 2, kind));
         assert_eq!(mask.values(), values, "{colour:?} {depth:?}");
     };
-    // Rows of three pixels, each row padded to whole bytes.
+    // Two rows of three pixels; each row is padded to whole bytes.
     let (bits, pairs, nibbles) = ([0xa0, 0x60], [0x18, 0xc4], [0x01, 0x20, 0xf0, 0x30]);
     let (grey, palette) = (ColorType::Grayscale, ColorType::Indexed);
     check(
@@ -147,7 +147,7 @@ fn values_of_few_bits_are_read_as_pillow_reads_them() {
 }
 
 #[test]
-fn masks_of_several_channels_are_refused() {
+fn masks_with_several_channels_or_16_bits_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("mask.png");
     for (colour, depth, bytes) in [
@@ -171,10 +171,7 @@ fn masks_of_several_channels_are_refused() {
 fn a_damaged_or_missing_mask_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let error = mask::read_folder(folder.path(), 256).unwrap_err();
-    assert!(
-        error.to_string().contains("looked for .png files"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("expected .png files"), "{error}");
 
     let path = folder.path().join("broken.png");
     write_png(

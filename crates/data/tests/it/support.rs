@@ -1,4 +1,4 @@
-//! What several tests need.
+//! Helpers shared by several tests.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use image::{DynamicImage, ImageFormat};
 use safetensors::SafeTensors;
 
-/// A golden case, by file name without ending.
+/// A file of golden tensors.
 pub struct Golden(Vec<u8>);
 
 impl Golden {
+    /// Reads `tests/data/CASE.safetensors`.
     pub fn read(case: &str) -> Self {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data");
         Golden(fs::read(format!("{folder}/{case}.safetensors")).unwrap())

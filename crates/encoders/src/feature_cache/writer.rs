@@ -3,7 +3,7 @@ use std::io::{self, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use files::{Lock, Scope};
+use files::{LeftoverScope, Lock};
 use tch::{Device, Tensor};
 
 use super::features::tokens_of;
@@ -61,7 +61,7 @@ impl CacheWriter {
     pub fn open(folder: &Path, key: CacheKey, layout: CacheLayout) -> Result<Self, CacheError> {
         fs::create_dir_all(folder).map_err(|source| CacheError::io("create", folder, source))?;
         let lock = Lock::take(&folder.join(".lock"))?;
-        files::remove_leftovers(folder, Scope::Own)
+        files::remove_leftovers(folder, LeftoverScope::EndedOrUnknown)
             .map_err(|source| CacheError::io("clean up", folder, source))?;
         let mut contents = Contents::new(key, layout);
         match Contents::read(folder)? {

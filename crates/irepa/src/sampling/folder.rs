@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use files::{Lock, Scope};
+use files::{LeftoverScope, Lock};
 use ndarray::{Array3, ArrayView3};
 use rayon::prelude::*;
 use serde_json::Value;
@@ -48,7 +48,8 @@ impl SampleFolder {
         }
         fs::create_dir_all(path).map_err(SamplingError::io("create", path))?;
         let lock = Lock::take(&path.join(LOCK))?;
-        files::remove_leftovers(path, Scope::Own).map_err(SamplingError::io("clean up", path))?;
+        files::remove_leftovers(path, LeftoverScope::EndedOrUnknown)
+            .map_err(SamplingError::io("clean up", path))?;
         for name in names(path)? {
             if fresh && (index_of(&name).is_some() || name == RECIPE) {
                 let path = path.join(name);

@@ -541,7 +541,7 @@ fn create_run_folder(
         source,
     };
     fs::create_dir_all(folder)
-        .and_then(|()| files::remove_leftovers(folder, files::Scope::Ended))
+        .and_then(|()| files::remove_leftovers(folder, files::LeftoverScope::Ended))
         .map_err(|source| out(folder, source))?;
     let path = folder.join("plan.toml");
     let text = toml::to_string(&plan.file(device, hashes))

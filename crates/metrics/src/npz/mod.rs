@@ -139,7 +139,7 @@ impl NpzError {
     fn damaged(path: &Path, reason: impl ToString) -> Self {
         Self::Damaged {
             path: path.to_owned(),
-            reason: match files::foreign(path) {
+            reason: match files::describe_foreign_file(path) {
                 Some(what) => format!("it is {what}"),
                 None => reason.to_string(),
             },

@@ -1,6 +1,7 @@
-//! A workspace of stand-ins: a Python whose pip makes an empty `torch` folder, and a C++ compiler that takes all.
+//! A workspace with stand-ins for tools: a Python whose pip creates an empty `torch` folder, and a C++ compiler that
+//! accepts everything.
 
-// Two packages test with this module, and neither needs all of it.
+// The tests of two packages use this module, and neither uses all of it.
 #![allow(dead_code)]
 
 use std::fs;
@@ -11,8 +12,9 @@ use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
 
-/// Answers what the set-up asks of Python. `-m pip install` makes a `torch` folder with a header of `$VERSION`, and
-/// appends its arguments to `pip.log`. `$PIP` makes it fail before or after it has written half of its files.
+/// A stand-in for the Python that the set-up calls. `-m pip install` creates a `torch` folder with a version header for
+/// version `2.$MINOR.0`, and appends its arguments to `pip.log`. `PIP=unreachable` makes it fail before it writes files,
+/// `PIP=killed` when only some are written.
 const PYTHON: &str = r#"#!/bin/sh
 case "$1 $2 $3" in
 "-m venv "*)
@@ -59,7 +61,7 @@ case "$1 $2 $3" in
 esac
 "#;
 
-/// A workspace with nothing in it but what the set-up looks at.
+/// A workspace that has only the files that the set-up uses.
 pub struct Project {
     folder: TempDir,
 }
@@ -87,10 +89,10 @@ impl Project {
         self.folder.path().join(name)
     }
 
-    /// A program that is found before any other of that name.
+    /// Creates a program that is found before any other of that name.
     pub fn tool(&self, name: &str, script: &str) {
-        // Written by another process: a file that this one had open for writing when another test started a program
-        // may be refused as busy.
+        // The file is written by another process. If this process had it open for writing while another test started a
+        // program, running it could fail with "text file busy".
         let mut shell = Command::new("sh")
             .args(["-c", "cat > \"$0\" && chmod 755 \"$0\""])
             .arg(self.path("tools").join(name))
@@ -102,7 +104,8 @@ impl Project {
         assert!(shell.wait().unwrap().success());
     }
 
-    /// `program` as cargo runs it for `package`, with `tools` before the few programs that the scripts need.
+    /// A command that runs `program` as cargo does for `package`. `PATH` has `tools`, then the few programs that the
+    /// scripts need.
     pub fn run(&self, program: impl AsRef<Path>, package: &str, args: &[&str]) -> Command {
         let mut command = Command::new(program.as_ref());
         command
@@ -137,7 +140,7 @@ impl Project {
         log.lines().map(str::to_owned).collect()
     }
 
-    /// Whether `.libtorch` leads to a library.
+    /// Whether `.libtorch` links to a folder with the library.
     pub fn is_linked(&self) -> bool {
         self.path(".libtorch/lib/libtorch_cpu.so").exists()
     }
@@ -145,23 +148,23 @@ impl Project {
 
 pub fn succeed(command: &mut Command) -> String {
     let output = command.output().unwrap();
-    let said = said(&output);
-    assert!(output.status.success(), "{said}");
-    said
+    let stderr = stderr_of(&output);
+    assert!(output.status.success(), "{stderr}");
+    stderr
 }
 
 pub fn fail(command: &mut Command) -> String {
     let output = command.output().unwrap();
-    assert!(!output.status.success(), "{}", said(&output));
-    said(&output)
+    assert!(!output.status.success(), "{}", stderr_of(&output));
+    stderr_of(&output)
 }
 
-pub fn said(output: &Output) -> String {
+pub fn stderr_of(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// A libtorch that the user brings, of version 2.MINOR.
-pub fn own_libtorch(project: &Project, minor: u32) -> PathBuf {
+/// Creates a libtorch of the user with version `2.MINOR.0`.
+pub fn user_libtorch(project: &Project, minor: u32) -> PathBuf {
     let folder = project.path("own");
     fs::create_dir_all(folder.join("lib")).unwrap();
     fs::write(folder.join("lib/libtorch_cpu.so"), "").unwrap();

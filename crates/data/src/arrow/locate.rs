@@ -1,19 +1,19 @@
-//! Where the columns of a record batch lie in its body.
+//! Locates the columns of a record batch in its body.
 //!
 //! The header of a record batch lists its arrays and its buffers in the order of the schema's
-//! columns, depth first. How many of each a column has depends on its type alone.
+//! columns, depth first. The number of arrays and buffers of a column depends only on its type.
 
 use std::path::Path;
 
 use arrow_ipc::RecordBatch;
 use arrow_schema::{DataType, Field, Schema};
 
-use super::cells::{Binary, Integers, RowGroup, Span};
+use super::cells::{BinaryColumn, IntegerColumn, RowGroup, Span};
 use super::stream::{Columns, malformed};
 use crate::error::DataError;
 
-/// Goes through a record batch's list of arrays and buffers, column by column.
-pub(super) struct Walk<'a> {
+/// Iterates over the arrays and buffers of a record batch, column by column.
+pub(super) struct ColumnLocator<'a> {
     path: &'a Path,
     body: Span,
     rows: u64,
@@ -21,11 +21,11 @@ pub(super) struct Walk<'a> {
     nodes: Box<dyn Iterator<Item = (i64, i64)> + 'a>,
     /// Offset in the body and length of each buffer, depth first.
     buffers: Box<dyn Iterator<Item = (i64, i64)> + 'a>,
-    /// Numbers of data buffers of the view columns.
+    /// Number of data buffers of each view column.
     views: Box<dyn Iterator<Item = i64> + 'a>,
 }
 
-impl<'a> Walk<'a> {
+impl<'a> ColumnLocator<'a> {
     pub(super) fn new(
         path: &'a Path,
         batch: &RecordBatch<'a>,
@@ -35,7 +35,7 @@ impl<'a> Walk<'a> {
         if batch.compression().is_some() {
             return Err(DataError::Malformed {
                 path: path.to_path_buf(),
-                problem: "its record batches are compressed, which is not read".to_owned(),
+                problem: "its record batches are compressed, which is not supported".to_owned(),
                 fix: "write it without compression, as `save_to_disk` does",
             });
         }
@@ -61,8 +61,8 @@ impl<'a> Walk<'a> {
         })
     }
 
-    /// The places of the wanted columns.
-    pub(super) fn find(
+    /// Locates the requested columns.
+    pub(super) fn locate(
         mut self,
         schema: &Schema,
         columns: &Columns,
@@ -85,7 +85,7 @@ impl<'a> Walk<'a> {
         })
     }
 
-    fn images(&mut self, field: &Field) -> Result<Binary, DataError> {
+    fn images(&mut self, field: &Field) -> Result<BinaryColumn, DataError> {
         let DataType::Struct(children) = field.data_type() else {
             return self.binary((None, 0), field.data_type());
         };
@@ -101,18 +101,19 @@ impl<'a> Walk<'a> {
         bytes.ok_or_else(|| self.malformed("a record batch has no images"))
     }
 
-    /// `outer` is the bitmap of the struct that holds the column, and its number of nulls.
+    /// Locates a binary array. The first argument has the validity bitmap and the number of nulls of the enclosing
+    /// struct.
     fn binary(
         &mut self,
         (outer, outer_nulls): (Option<Span>, u64),
         kind: &DataType,
-    ) -> Result<Binary, DataError> {
+    ) -> Result<BinaryColumn, DataError> {
         let wide = *kind == DataType::LargeBinary;
         let (inner, inner_nulls) = self.validity()?;
         let offsets_len = (self.rows + 1).saturating_mul(if wide { 8 } else { 4 });
         let needed = if self.rows == 0 { 0 } else { offsets_len };
-        Ok(Binary {
-            // A null struct may or may not count as null bytes too.
+        Ok(BinaryColumn {
+            // The bytes of a null struct may or may not be counted as null as well.
             nulls: outer_nulls.max(inner_nulls),
             valid: [outer, inner],
             offsets: self.buffer(needed)?,
@@ -121,11 +122,11 @@ impl<'a> Walk<'a> {
         })
     }
 
-    fn integers(&mut self, kind: &DataType) -> Result<Integers, DataError> {
+    fn integers(&mut self, kind: &DataType) -> Result<IntegerColumn, DataError> {
         let bytes = kind.primitive_width().unwrap_or(8) as u64;
         let (valid, _) = self.validity()?;
         let values = self.buffer(self.rows.saturating_mul(bytes))?;
-        Ok(Integers {
+        Ok(IntegerColumn {
             valid,
             values,
             bytes,
@@ -133,7 +134,7 @@ impl<'a> Walk<'a> {
         })
     }
 
-    /// Passes over a column that is not wanted.
+    /// Skips a column that was not requested.
     fn skip(&mut self, field: &Field) -> Result<(), DataError> {
         let buffers = match field.data_type() {
             DataType::Null | DataType::RunEndEncoded(..) => 0,
@@ -145,14 +146,14 @@ impl<'a> Walk<'a> {
                 return Err(DataError::Malformed {
                     path: self.path.to_path_buf(),
                     problem: format!(
-                        "column `{}` has type {kind}, which is not read",
+                        "column `{}` has type {kind}, which is not supported",
                         field.name()
                     ),
                     fix: "remove the column before `save_to_disk`",
                 });
             }
-            // Of fixed width, lists (whose values are a child), and dictionaries (whose values are
-            // in other messages): what is valid, and one more.
+            // Fixed-width types, lists (their values are a child array) and dictionaries (their values are
+            // in other messages) have a validity bitmap and one more buffer.
             _ => 2,
         };
         self.nodes.next();
@@ -175,7 +176,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Starts a wanted array: its bitmap, if some of it is null, and how much of it is.
+    /// Begins an array of a requested column. Returns its validity bitmap, if it has nulls, and the number of nulls.
     fn validity(&mut self) -> Result<(Option<Span>, u64), DataError> {
         let (length, nulls) = self
             .nodes
@@ -190,7 +191,7 @@ impl<'a> Walk<'a> {
         Ok(((nulls > 0).then_some(bitmap), nulls))
     }
 
-    /// The next buffer, of `needed` bytes or more.
+    /// The next buffer, which must have at least `needed` bytes.
     fn buffer(&mut self, needed: u64) -> Result<Span, DataError> {
         let (offset, length) = self
             .buffers
