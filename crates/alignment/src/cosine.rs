@@ -1,3 +1,5 @@
+//! The cosine loss of REPA.
+
 use tch::Tensor;
 
 use crate::tokens;

@@ -1,3 +1,5 @@
+//! The errors of this crate.
+
 use tch::TchError;
 use thiserror::Error;
 use torch_ext::TorchError;

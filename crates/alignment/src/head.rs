@@ -1,3 +1,5 @@
+//! Projection heads from hidden tokens to the encoder's space.
+
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use torch_ext::{Init, Scope};

@@ -1,3 +1,5 @@
+//! The alignment loss: a weighted sum of token losses over the encoders.
+
 use std::fmt::Debug;
 
 use serde::{Deserialize, Serialize};

@@ -1,3 +1,5 @@
+//! Spatial normalisation of an encoder's tokens.
+
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 

@@ -1,3 +1,5 @@
+//! Checks the shapes of token tensors.
+
 use tch::Tensor;
 
 use crate::AlignmentError;
