@@ -1,4 +1,4 @@
-//! The learning rate of a step.
+//! The learning rate as a function of the step.
 
 use std::f64::consts::PI;
 
@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::Config;
 
-/// How the learning rate goes on after the warm-up.
+/// The course of the learning rate after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Schedule {
-    /// It stays.
+    /// It stays constant.
     #[default]
     Constant,
     /// It falls along half a cosine to `optimizer.min_lr` at the last step (`adjust_learning_rate`
@@ -54,12 +54,12 @@ impl LearningRate {
         }
     }
 
-    /// The same course to another rate after the warm-up.
+    /// Returns the same schedule with another rate after the warm-up.
     pub(crate) fn with_peak(self, peak: f64) -> Self {
         Self { peak, ..self }
     }
 
-    /// The rate of optimiser step number `step`, counted from 1.
+    /// Returns the rate of optimiser step `step`, counted from 1.
     pub fn at(&self, step: u64) -> f64 {
         if step < self.warmup {
             return self.peak * step as f64 / self.warmup as f64;
@@ -91,14 +91,14 @@ mod tests {
     }
 
     #[test]
-    fn it_rises_linearly_and_stays() {
+    fn a_constant_rate_rises_linearly_and_stays() {
         let rate = rate(Schedule::Constant);
         let found: Vec<f64> = [1, 2, 3, 4, 5, 10_000].map(|step| rate.at(step)).to_vec();
         assert_eq!(found, [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]);
     }
 
     #[test]
-    fn a_cosine_ends_at_the_least_rate_and_stays_there() {
+    fn a_cosine_ends_at_the_minimum_rate_and_stays_there() {
         let rate = rate(Schedule::Cosine);
         assert_eq!((rate.at(2), rate.at(4)), (1.0, 2.0));
         assert!((rate.at(54) - 1.25).abs() < 1e-12);
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_is_all_warm_up_has_no_division_by_zero() {
+    fn a_run_that_ends_with_its_warm_up_does_not_divide_by_zero() {
         let rate = LearningRate {
             steps: 4,
             ..rate(Schedule::Cosine)

@@ -12,7 +12,7 @@ use diffusion::repa_e::AutoencoderLossConfig;
 use diffusion::samplers::Method;
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Generator, Params};
-use training::checkpoint::{self, Checkpoint, Identity};
+use training::checkpoint::{self, Checkpoint, CheckpointId};
 use training::{
     Autoencoder, Config, DeviceBatch, EncoderShape, Inputs, JointTraining, KlLayout, KlSettings,
     MetricsLog, Objective, Quality, Run, Sampling, Schedule, TrainError, Trainer, read_tensors,
@@ -569,7 +569,7 @@ fn a_run_that_is_made_shorter_does_not_pass_for_the_long_one() {
         let found = checkpoint::list(&place.join("checkpoints")).unwrap();
         found
             .iter()
-            .map(|path| Identity::read(path).unwrap().step)
+            .map(|path| CheckpointId::read(path).unwrap().step)
             .collect::<Vec<_>>()
     };
     // Its own is the one that is kept, though there was a later one.
@@ -699,7 +699,7 @@ fn tokens_of_another_shape_or_number_are_refused() {
     let mut wrong = inputs();
     wrong.encoders[0].grid = (7, 7);
     let error = Trainer::new(&config(2), wrong).unwrap_err().to_string();
-    assert!(error.contains("fixed gives 7 x 7"), "{error}");
+    assert!(error.contains("fixed returns 7 x 7"), "{error}");
 }
 
 #[test]
@@ -823,21 +823,24 @@ fn the_recipes_train_and_the_average_follows() {
 
 #[test]
 fn bf16_trains_within_a_few_percent_of_fp32() {
-    let losses: Vec<f64> = [training::Precision::Fp32, training::Precision::Bf16]
-        .into_iter()
-        .map(|precision| {
-            let folder = tempfile::tempdir().unwrap();
-            let mut config = config(20);
-            config.train.precision = precision;
-            config.train.checkpoint_every = 20;
-            advance(folder.path(), &config, 20, 0);
-            let log = MetricsLog::read(&folder.path().join("metrics.jsonl")).unwrap();
-            log[10..]
-                .iter()
-                .map(|line| line.denoising_loss)
-                .sum::<f64>()
-        })
-        .collect();
+    let losses: Vec<f64> = [
+        training::TrainPrecision::Fp32,
+        training::TrainPrecision::Bf16,
+    ]
+    .into_iter()
+    .map(|precision| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = config(20);
+        config.train.precision = precision;
+        config.train.checkpoint_every = 20;
+        advance(folder.path(), &config, 20, 0);
+        let log = MetricsLog::read(&folder.path().join("metrics.jsonl")).unwrap();
+        log[10..]
+            .iter()
+            .map(|line| line.denoising_loss)
+            .sum::<f64>()
+    })
+    .collect();
     assert_ne!(losses[0], losses[1], "autocast had no effect");
     assert!((losses[0] / losses[1] - 1.0).abs() < 0.05, "{losses:?}");
 }
@@ -845,9 +848,9 @@ fn bf16_trains_within_a_few_percent_of_fp32() {
 #[test]
 fn fusion_changes_training_by_roundings_alone() {
     for (precision, limit) in [
-        (training::Precision::Fp32, 1e-5),
+        (training::TrainPrecision::Fp32, 1e-5),
         // What a rounding turns over in bfloat16 is 4e-3 of it.
-        (training::Precision::Bf16, 5e-3),
+        (training::TrainPrecision::Bf16, 5e-3),
     ] {
         let logs = [true, false].map(|fused| {
             let folder = tempfile::tempdir().unwrap();
