@@ -115,8 +115,8 @@ fn hint(error: &io::Error) -> &'static str {
 }
 
 impl CheckpointError {
-    /// Whether the error means that the checkpoint is damaged: a file is missing, truncated, changed or of another kind.
-    /// Other errors, such as those of the disk, of permissions or of memory, say nothing about the checkpoint.
+    /// Whether the error means that the checkpoint is damaged: a file is missing, truncated, changed or of another
+    /// kind. Other errors, such as those of the disk, of permissions or of memory, say nothing about the checkpoint.
     pub fn is_damage(&self) -> bool {
         match self {
             Self::Tensors { source, .. } => {
@@ -403,8 +403,8 @@ impl Checkpoint {
     }
 }
 
-/// Lists the checkpoint folders below `folder`, oldest first, without unfinished ones. The list is empty if `folder` does
-/// not exist.
+/// Lists the checkpoint folders below `folder`, oldest first, without unfinished ones. The list is empty if `folder`
+/// does not exist.
 ///
 /// # Errors
 /// The folder cannot be read.
@@ -426,8 +426,8 @@ pub fn list(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     Ok(found.into_iter().map(|(_, path)| path).collect())
 }
 
-/// Whether an error means that nothing exists at `path`. A dangling symbolic link does exist: the disk of its target may
-/// not be mounted.
+/// Whether an error means that nothing exists at `path`. A dangling symbolic link does exist: the disk of its target
+/// may not be mounted.
 fn is_absent(path: &Path, error: &io::Error) -> bool {
     let is_no_link = |path: &Path| match fs::symlink_metadata(path) {
         Ok(_) => false,

@@ -69,8 +69,8 @@ struct Pending {
 
 /// Trains one model, one step at a time, on a batch and the encoders' tokens for it.
 ///
-/// A step's figures are copied from the device after the step, and read after the next step has been queued. So the host
-/// waits only for the previous step, and the device never waits. [`Trainer::finish_step`] reads them at once.
+/// A step's figures are copied from the device after the step, and read after the next step has been queued. So the
+/// host waits only for the previous step, and the device never waits. [`Trainer::finish_step`] reads them at once.
 #[derive(Debug)]
 pub struct Trainer {
     config: Config,

@@ -138,7 +138,8 @@ impl Config {
             return Err(InvalidConfig {
                 key: "sample.sampler.guidance_low",
                 reason: format!(
-                    "and guidance_high are {} and {}, but MeanFlow's sampler applies guidance at all times: they must be 0 and 1",
+                    "and guidance_high are {} and {}, but MeanFlow's sampler applies guidance at all times: \
+                     they must be 0 and 1",
                     sampler.guidance_low, sampler.guidance_high
                 ),
             });

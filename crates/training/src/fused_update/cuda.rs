@@ -18,7 +18,8 @@ static UPDATE: Source = Source {
 const VECTOR: i64 = 4;
 
 /// The addresses of all operands, in a table on the device. The table is copied to the device only when an address
-/// has changed since the previous step. This is rare, since the allocator usually returns the same memory for gradients.
+/// has changed since the previous step. This is rare, since the allocator usually reuses the same memory for
+/// gradients.
 #[derive(Debug, Default)]
 pub(crate) struct PointerTable {
     cached: RefCell<Option<Cached>>,
