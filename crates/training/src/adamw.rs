@@ -62,7 +62,7 @@ impl AdamW {
 
     /// Returns the learning rate of step `step`, counted from 1.
     pub fn lr(&self, step: u64) -> f64 {
-        self.rate.at(step)
+        self.rate.at_step(step)
     }
 
     /// Updates the weights with the clipped gradients, updates their moving averages, and clears the
@@ -196,16 +196,16 @@ impl AdamW {
 
     /// Loads saved moments. `Err` holds the reason if they do not fit.
     pub(crate) fn load(&self, saved: &[(String, Tensor)]) -> Result<(), String> {
-        let own = self.state();
-        if own.len() != saved.len() {
+        let expected = self.state();
+        if expected.len() != saved.len() {
             return Err(format!(
                 "the optimiser has {} moments, the checkpoint {}",
-                own.len(),
+                expected.len(),
                 saved.len()
             ));
         }
         let (mut targets, mut sources) = (Vec::new(), Vec::new());
-        for (name, target) in own {
+        for (name, target) in expected {
             let source = saved
                 .iter()
                 .find(|(saved, _)| *saved == name)

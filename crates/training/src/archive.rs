@@ -77,9 +77,9 @@ fn files(run: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     let mut found = Vec::new();
     for entry in fs::read_dir(run).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();
-        let is_own = FILES.iter().any(|own| name == *own)
+        let is_file_of_run = FILES.iter().any(|file| name == *file)
             || name.to_string_lossy().starts_with(EventLog::NAME_START);
-        if is_own {
+        if is_file_of_run {
             found.push(run.join(name));
         }
     }

@@ -466,7 +466,7 @@ mod tests {
 
     #[test]
     fn disabled_losses_may_be_zero_but_a_discriminator_may_not_become_zero() {
-        let of = |step: u64, discriminator_loss: f64, kl_loss: f64| {
+        let autoencoder_metrics = |step: u64, discriminator_loss: f64, kl_loss: f64| {
             let mut figures = [0.5; 11];
             (figures[2], figures[3], figures[6]) = (0.0, kl_loss, discriminator_loss);
             let autoencoder = Some(AutoencoderMetrics::new(figures));
@@ -477,12 +477,18 @@ mod tests {
         };
         let mut watch = CollapseWatch::default();
         // The perceptual loss is disabled, and the discriminator starts late.
-        let early: Vec<_> = (1..=50).map(|step| of(step, 0.0, 1e-4)).collect();
-        let healthy: Vec<_> = (51..=100).map(|step| of(step, 1.0, 1e-4)).collect();
+        let early: Vec<_> = (1..=50)
+            .map(|step| autoencoder_metrics(step, 0.0, 1e-4))
+            .collect();
+        let healthy: Vec<_> = (51..=100)
+            .map(|step| autoencoder_metrics(step, 1.0, 1e-4))
+            .collect();
         assert_eq!(found(&mut watch, &early), []);
         assert_eq!(found(&mut watch, &healthy), []);
         let mut dead = watch.clone();
-        let steps: Vec<_> = (101..=120).map(|step| of(step, 0.0, 1e-4)).collect();
+        let steps: Vec<_> = (101..=120)
+            .map(|step| autoencoder_metrics(step, 0.0, 1e-4))
+            .collect();
         let all = found(&mut dead, &steps);
         assert_eq!(
             (&*all[0].figure, all[0].usual),
@@ -490,7 +496,7 @@ mod tests {
         );
         assert!(all[0].to_string().contains("is zero"), "{}", all[0]);
         // A value of a real run: a KL divergence of 2e5.
-        let all = watch.observe(&of(101, 1.0, 2e5));
+        let all = watch.observe(&autoencoder_metrics(101, 1.0, 2e5));
         assert_eq!(all[0].figure, "kl_loss");
     }
 

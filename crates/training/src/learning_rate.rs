@@ -26,9 +26,9 @@ pub enum Schedule {
 /// config.optimizer.warmup_steps = 10;
 /// config.train.batch_size = 1024;
 /// let rate = config.learning_rate();
-/// assert_eq!(rate.at(5), 1e-4);
-/// assert_eq!(rate.at(10), 2e-4);
-/// assert_eq!(rate.at(1000), 2e-4);
+/// assert_eq!(rate.at_step(5), 1e-4);
+/// assert_eq!(rate.at_step(10), 2e-4);
+/// assert_eq!(rate.at_step(1000), 2e-4);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LearningRate {
@@ -60,7 +60,7 @@ impl LearningRate {
     }
 
     /// Returns the rate of optimiser step `step`, counted from 1.
-    pub fn at(&self, step: u64) -> f64 {
+    pub fn at_step(&self, step: u64) -> f64 {
         if step < self.warmup {
             return self.peak * step as f64 / self.warmup as f64;
         }
@@ -93,17 +93,19 @@ mod tests {
     #[test]
     fn a_constant_rate_rises_linearly_and_stays() {
         let rate = rate(Schedule::Constant);
-        let found: Vec<f64> = [1, 2, 3, 4, 5, 10_000].map(|step| rate.at(step)).to_vec();
+        let found: Vec<f64> = [1, 2, 3, 4, 5, 10_000]
+            .map(|step| rate.at_step(step))
+            .to_vec();
         assert_eq!(found, [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]);
     }
 
     #[test]
     fn a_cosine_ends_at_the_minimum_rate_and_stays_there() {
         let rate = rate(Schedule::Cosine);
-        assert_eq!((rate.at(2), rate.at(4)), (1.0, 2.0));
-        assert!((rate.at(54) - 1.25).abs() < 1e-12);
-        assert!((rate.at(29) - (0.5 + 1.5 * 0.5 * (1.0 + 0.5_f64.sqrt()))).abs() < 1e-12);
-        assert_eq!((rate.at(104), rate.at(200)), (0.5, 0.5));
+        assert_eq!((rate.at_step(2), rate.at_step(4)), (1.0, 2.0));
+        assert!((rate.at_step(54) - 1.25).abs() < 1e-12);
+        assert!((rate.at_step(29) - (0.5 + 1.5 * 0.5 * (1.0 + 0.5_f64.sqrt()))).abs() < 1e-12);
+        assert_eq!((rate.at_step(104), rate.at_step(200)), (0.5, 0.5));
     }
 
     #[test]
@@ -112,7 +114,7 @@ mod tests {
             steps: 4,
             ..rate(Schedule::Cosine)
         };
-        assert_eq!(rate.at(4), 2.0);
-        assert!(rate.at(5).is_finite());
+        assert_eq!(rate.at_step(4), 2.0);
+        assert!(rate.at_step(5).is_finite());
     }
 }

@@ -170,7 +170,7 @@ impl AutoencoderMetrics {
 impl StepMetrics {
     /// Returns the names and values, without the step and absent figures.
     pub fn figures(&self) -> Vec<(&'static str, f64)> {
-        let own = [
+        let denoiser_figures = [
             ("loss", Some(self.loss)),
             ("denoising_loss", Some(self.denoising_loss)),
             ("alignment_loss", self.alignment_loss),
@@ -182,14 +182,15 @@ impl StepMetrics {
             ),
             ("steps_per_s", self.steps_per_s),
         ];
-        let of_autoencoder = self
+        let autoencoder_figures = self
             .autoencoder
             .iter()
             .flat_map(AutoencoderMetrics::figures);
-        own.into_iter()
+        denoiser_figures
+            .into_iter()
             .chain(self.quality.figures())
             .filter_map(|(name, figure)| Some((name, figure?)))
-            .chain(of_autoencoder)
+            .chain(autoencoder_figures)
             .collect()
     }
 }

@@ -440,13 +440,12 @@ impl Trainer {
             return Ok(None);
         };
         let figures = Vec::<f32>::try_from(pending.figures.wait()?.f_to_kind(Kind::Float)?)?;
-        let &[loss, denoising, alignment, norm, ref of_autoencoder @ ..] = figures.as_slice()
-        else {
+        let &[loss, denoising, alignment, norm, ref autoencoder @ ..] = figures.as_slice() else {
             return Ok(None);
         };
         let aligned = !self.model.heads.is_empty();
-        let autoencoder = <[f32; 11]>::try_from(of_autoencoder).ok();
-        let of_autoencoder = autoencoder.iter().flat_map(|figures| {
+        let autoencoder = <[f32; 11]>::try_from(autoencoder).ok();
+        let autoencoder_figures = autoencoder.iter().flat_map(|figures| {
             [
                 ("the autoencoder's loss", figures[0]),
                 ("the discriminator's loss", figures[6]),
@@ -454,13 +453,13 @@ impl Trainer {
                 ("the norm of the discriminator's gradient", figures[10]),
             ]
         });
-        let of_denoiser = [
+        let denoiser_figures = [
             ("the denoising loss", denoising),
             ("the alignment loss", alignment),
             ("the loss", loss),
             ("the norm of the gradient", norm),
         ];
-        for (what, value) in of_denoiser.into_iter().chain(of_autoencoder) {
+        for (what, value) in denoiser_figures.into_iter().chain(autoencoder_figures) {
             if !value.is_finite() {
                 return Err(TrainError::NotFinite {
                     what,
@@ -537,8 +536,8 @@ impl Trainer {
         match (&self.second_average, &checkpoint.second_ema) {
             (Some(average), Some(saved)) => average.load(saved)?,
             (None, None) => {}
-            (own, _) => {
-                let reason = match own {
+            (average, _) => {
+                let reason = match average {
                     Some(_) => "it has no second moving average",
                     None => "it has a second moving average, and train.second_ema_decay is not set",
                 };

@@ -244,22 +244,25 @@ fn repa_e_trains_three_networks_and_saves_them_all() {
             .count();
         assert!(moved > 5, "{name}: {moved} tensors moved");
     }
-    let of = |tensors: &[(String, Tensor)], name: &str| {
+    let tensor_of = |tensors: &[(String, Tensor)], name: &str| {
         let found = tensors.iter().find(|(found, _)| found == name);
         found.map(|(_, tensor)| tensor.copy()).unwrap()
     };
-    let lecam = of(&after.others["discriminator"], "ema_real_logits_mean");
+    let lecam = tensor_of(&after.others["discriminator"], "ema_real_logits_mean");
     assert_ne!(lecam.double_value(&[0]), 0.0);
 
     // The running statistics of latents change, and so does their average. Each of the 4 steps has two parts.
-    let mean = |tensors: &[(String, Tensor)]| of(tensors, "bn.running_mean");
+    let mean = |tensors: &[(String, Tensor)]| tensor_of(tensors, "bn.running_mean");
     assert_ne!(mean(&after.model), mean(&before.model));
     assert_ne!(mean(&after.ema), mean(&before.ema));
     assert_ne!(mean(&after.ema), mean(&after.model));
     for tensors in [&after.model, &after.ema] {
-        assert_eq!(of(tensors, "bn.num_batches_tracked").int64_value(&[]), 8);
+        assert_eq!(
+            tensor_of(tensors, "bn.num_batches_tracked").int64_value(&[]),
+            8
+        );
     }
-    let position = |tensors: &[(String, Tensor)]| of(tensors, "pos_embed");
+    let position = |tensors: &[(String, Tensor)]| tensor_of(tensors, "pos_embed");
     assert_ne!(position(&after.model), position(&before.model));
 
     let log = MetricsLog::read(&folder.path().join("metrics.jsonl")).unwrap();
@@ -307,12 +310,12 @@ fn repa_e_starts_from_the_configured_weights_and_scale() {
     let trainer = Trainer::new(&config, inputs()).unwrap();
     let saved = trainer.checkpoint().unwrap();
     assert_eq!(saved.others["vae"], params.state_dict());
-    let of = |name: &str| {
+    let values_of = |name: &str| {
         let found = saved.ema.iter().find(|(found, _)| found == name).unwrap();
         Vec::<f32>::try_from(&found.1).unwrap()
     };
-    assert_eq!(of("bn.running_mean"), [0.25; 4]);
-    assert_eq!(of("bn.running_var"), [4.0, 1.0, 0.25, 0.0625]);
+    assert_eq!(values_of("bn.running_mean"), [0.25; 4]);
+    assert_eq!(values_of("bn.running_var"), [4.0, 1.0, 0.25, 0.0625]);
 
     // A file with missing weights, or that is not a safetensors file, is named in the error.
     write_tensors(&weights, &params.state_dict()[1..]).unwrap();

@@ -186,15 +186,15 @@ __device__ inline double cosines(const TARGET *target, const PROJECTED *projecte
     sum_over_token(sums);
     // Not `fmaxf`, which would replace a NaN by the bound.
     const float length = sqrtf(sums[2]), target_length = sqrtf(sums[1]);
-    const float of_target = target_length < NORM_EPS ? NORM_EPS : target_length;
-    const float of_projected = length < NORM_EPS ? NORM_EPS : length;
-    const float cosine = sums[0] / of_target / of_projected;
+    const float target_divisor = target_length < NORM_EPS ? NORM_EPS : target_length;
+    const float projected_divisor = length < NORM_EPS ? NORM_EPS : length;
+    const float cosine = sums[0] / target_divisor / projected_divisor;
     if (valid)
       sum += cosine;
     if (valid && gradient != nullptr) {
       // Below the bound, the divisor is constant.
-      const float along = length < NORM_EPS ? 0.0f : -slope * cosine / of_projected / of_projected;
-      const float across = slope / of_target / of_projected;
+      const float along = length < NORM_EPS ? 0.0f : -slope * cosine / projected_divisor / projected_divisor;
+      const float across = slope / target_divisor / projected_divisor;
 #pragma unroll
       for (int k = 0; k < PIECES; ++k) {
         const int vector = own_vector() + k * STRIDE;
@@ -208,13 +208,13 @@ __device__ inline double cosines(const TARGET *target, const PROJECTED *projecte
       }
     }
   }
-  __shared__ double of_token[TOKENS];
+  __shared__ double token_sums[TOKENS];
   if (own_vector() == 0)
-    of_token[own_token()] = sum;
+    token_sums[own_token()] = sum;
   __syncthreads();
   if (threadIdx.x == 0)
     for (int other = 1; other < TOKENS; ++other)
-      sum += of_token[other];
+      sum += token_sums[other];
   return sum;
 }
 

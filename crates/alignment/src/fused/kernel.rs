@@ -83,9 +83,9 @@ impl<Z: Stored<A>, P: Stored<A>, A: Real> Vectorised for CosineSum<'_, Z, P, A> 
             .enumerate()
         {
             let products = normalise(z, p, shift, scale, row);
-            let (cosine, of_target, of_projected) = products.derivative(slope);
+            let (cosine, target_factor, projected_factor) = products.derivative(slope);
             sum += cosine;
-            let factors = [of_target, of_projected].map(A::from_f64);
+            let factors = [target_factor, projected_factor].map(A::from_f64);
             let range = index * width..(index + 1) * width;
             match &mut gradient {
                 Gradient::None => {}
@@ -309,20 +309,24 @@ impl Products {
         // Not `f64::max`, which would replace a NaN by the bound.
         let clamp = |length: f64| if length < NORM_EPS { NORM_EPS } else { length };
         let length = self.projected.sqrt();
-        let (of_target, of_projected) = (clamp(self.target.sqrt()), clamp(length));
-        let cosine = self.product / of_target / of_projected;
+        let (target_divisor, projected_divisor) = (clamp(self.target.sqrt()), clamp(length));
+        let cosine = self.product / target_divisor / projected_divisor;
         // Below the bound, the divisor is constant.
         let through_length = if length < NORM_EPS {
             0.0
         } else {
-            -slope * cosine / of_projected / of_projected
+            -slope * cosine / projected_divisor / projected_divisor
         };
-        (cosine, slope / of_target / of_projected, through_length)
+        (
+            cosine,
+            slope / target_divisor / projected_divisor,
+            through_length,
+        )
     }
 }
 
 /// Returns an element of the gradient: the sum of both tokens' elements, each times its factor.
 #[inline(always)]
-fn combine<P: Stored<A>, A: Real>([of_target, of_projected]: [A; 2], y: A, p: P) -> P {
-    P::narrow(of_target * y + of_projected * p.widen())
+fn combine<P: Stored<A>, A: Real>([target_factor, projected_factor]: [A; 2], y: A, p: P) -> P {
+    P::narrow(target_factor * y + projected_factor * p.widen())
 }

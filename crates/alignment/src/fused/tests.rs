@@ -267,8 +267,8 @@ mod needs_cuda {
                         0.5,
                     );
                     assert_eq!(run(), first, "a second run differs");
-                    let own = projected.detach().set_requires_grad(true);
-                    let loss = cosine(&norm, &target, &own, 0.5).unwrap().unwrap();
+                    let leaf = projected.detach().set_requires_grad(true);
+                    let loss = cosine(&norm, &target, &leaf, 0.5).unwrap().unwrap();
                     assert!((loss.double_value(&[]) - first.0).abs() < 1e-6);
                 }
             }

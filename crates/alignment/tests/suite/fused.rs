@@ -167,10 +167,14 @@ fn large_gradients_equal_small_ones() {
         let (value, gradient) = run(&loss(1.0, true), &zscore(0.6), &tokens, &projected);
         let copies = |tensor: &Tensor| tensor.repeat([BATCH, 1, 1]);
         let (tokens, projected) = (copies(&tokens), copies(&projected));
-        let (of_all, gradient_of_all) = run(&loss(1.0, true), &zscore(0.6), &tokens, &projected);
-        assert!((of_all - value).abs() < 1e-6, "{of_all}, {value}");
+        let (repeated_value, repeated_gradient) =
+            run(&loss(1.0, true), &zscore(0.6), &tokens, &projected);
+        assert!(
+            (repeated_value - value).abs() < 1e-6,
+            "{repeated_value}, {value}"
+        );
         assert_eq!(
-            gradient_of_all * BATCH,
+            repeated_gradient * BATCH,
             copies(&gradient),
             "{width}, {kind:?}"
         );

@@ -467,7 +467,7 @@ mod tests {
 
     #[test]
     fn a_resolution_that_does_not_fit_the_patches_is_refused_with_the_multiple() {
-        let of = |model: &str, resolution, autoencoder| {
+        let error_of = |model: &str, resolution, autoencoder| {
             refused(|config| {
                 config.model.name = model.to_owned();
                 config.model.autoencoder = autoencoder;
@@ -480,16 +480,22 @@ mod tests {
                 ..KlSettings::default()
             })
         };
-        assert_eq!(of("SiT-XS/4", 36, Autoencoder::Identity), None);
-        assert_eq!(of("SiT-B/2", 48, kl()), None);
+        assert_eq!(error_of("SiT-XS/4", 36, Autoencoder::Identity), None);
+        assert_eq!(error_of("SiT-B/2", 48, kl()), None);
         for (error, words) in [
             (
-                of("SiT-XS/4", 33, Autoencoder::Identity),
+                error_of("SiT-XS/4", 33, Autoencoder::Identity),
                 ["33", "multiple of 4", "SiT-XS/4"],
             ),
             // A multiple of the autoencoder's 8, but a patch has 2 x 2 latent pixels.
-            (of("SiT-B/2", 40, kl()), ["40", "multiple of 16", "times 8"]),
-            (of("SiT-B/2", 41, kl()), ["41", "multiple of 16", "times 8"]),
+            (
+                error_of("SiT-B/2", 40, kl()),
+                ["40", "multiple of 16", "times 8"],
+            ),
+            (
+                error_of("SiT-B/2", 41, kl()),
+                ["41", "multiple of 16", "times 8"],
+            ),
         ] {
             let error = error.unwrap();
             assert!(error.starts_with("`data.resolution`"), "{error}");

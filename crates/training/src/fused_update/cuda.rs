@@ -143,9 +143,9 @@ impl Cached {
 
 /// Returns the tensors that a sweep changes.
 fn changed<'a>(operands: &'a Operands<'_>) -> impl Iterator<Item = &'a Tensor> {
-    let own = [operands.weight, operands.exp_avg, operands.exp_avg_sq];
+    let state = [operands.weight, operands.exp_avg, operands.exp_avg_sq];
     let averages = operands.averages.iter().copied();
-    own.into_iter().chain(averages).chain(operands.copy)
+    state.into_iter().chain(averages).chain(operands.copy)
 }
 
 fn is_aligned(operands: &Operands<'_>) -> bool {

@@ -149,8 +149,8 @@ fn fits(operands: &Operands<'_>, device: Device) -> Result<bool, TorchError> {
         None => Kind::Float,
     };
     let mut fit = same(&operands.gradient, narrow)?;
-    let own = [weight, operands.exp_avg, operands.exp_avg_sq];
-    for tensor in own.iter().chain(&operands.averages) {
+    let state = [weight, operands.exp_avg, operands.exp_avg_sq];
+    for tensor in state.iter().chain(&operands.averages) {
         fit &= same(tensor, Kind::Float)? && tensor.is_contiguous();
     }
     if let Some(copy) = operands.copy {

@@ -102,8 +102,9 @@ impl State {
     }
 
     fn all(&self) -> Vec<&Tensor> {
-        let own = [&self.weights, &self.exp_avgs, &self.exp_avg_sqs];
-        own.into_iter()
+        let state = [&self.weights, &self.exp_avgs, &self.exp_avg_sqs];
+        state
+            .into_iter()
             .chain(&self.averages)
             .chain(&self.copies)
             .flatten()
