@@ -222,7 +222,7 @@ impl Head {
     /// upstream's checkpoints. `encoder_widths` are the widths of the encoders' tokens.
     ///
     /// # Errors
-    /// As [`Head::new`].
+    /// Those of [`Head::new`].
     pub fn projectors(
         root: &Scope,
         config: &HeadConfig,
