@@ -6,7 +6,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use alignment::{
-    AlignmentError, AlignmentLoss, Head, HeadConfig, Kernel, LossConfig, LossKind, SpatialNorm,
+    AlignmentError, AlignmentLoss, Head, HeadConfig, KernelSize, LossConfig, LossKind, SpatialNorm,
 };
 use criterion::{Criterion, criterion_group, criterion_main};
 use tch::{Cuda, Device, Kind, Tensor};
@@ -99,7 +99,7 @@ fn with_head(criterion: &mut Criterion) {
     group.bench_function("spatial_norm", |bencher| {
         bencher.iter(|| norm.forward(black_box(&tokens)));
     });
-    let kernel = Kernel::Three;
+    let kernel = KernelSize::Three;
     for (name, norm, head) in [
         (
             "repa_step",

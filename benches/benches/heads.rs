@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use alignment::{AlignmentError, Head, HeadConfig, Kernel, SpatialNorm};
+use alignment::{AlignmentError, Head, HeadConfig, KernelSize, SpatialNorm};
 use criterion::{Criterion, criterion_group, criterion_main};
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Params, optim};
@@ -21,7 +21,7 @@ fn heads(criterion: &mut Criterion) {
         .warm_up_time(Duration::from_secs(1))
         .measurement_time(Duration::from_secs(3));
     let hidden = Tensor::randn([BATCH, TOKENS, WIDTH], FLOAT).set_requires_grad(true);
-    let kernel = Kernel::Three;
+    let kernel = KernelSize::Three;
     for (name, config) in [
         ("linear", HeadConfig::Linear),
         ("conv", HeadConfig::Conv { kernel }),

@@ -9,13 +9,16 @@ use std::time::Duration;
 use benches::cells::Cell;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tch::Device;
-use training::Precision;
+use training::TrainPrecision;
 
 const CUDA_BATCH: i64 = 64;
 
 fn steps(criterion: &mut Criterion) -> Result<(), Box<dyn Error>> {
     torch_ext::device::keep_freed_memory();
-    for (name, precision) in [("fp32", Precision::Fp32), ("bf16", Precision::Bf16)] {
+    for (name, precision) in [
+        ("fp32", TrainPrecision::Fp32),
+        ("bf16", TrainPrecision::Bf16),
+    ] {
         let cell = Cell {
             precision,
             ..Cell::default()
@@ -30,7 +33,7 @@ fn steps(criterion: &mut Criterion) -> Result<(), Box<dyn Error>> {
         let cell = Cell {
             model,
             batch: CUDA_BATCH,
-            precision: Precision::Bf16,
+            precision: TrainPrecision::Bf16,
             device: Device::Cuda(0),
             ..Cell::default()
         };

@@ -11,7 +11,7 @@ use alignment::{AlignmentLoss, LossConfig, LossKind, SpatialNorm};
 use benches::cells::Cell;
 use tch::{Cuda, Device, Kind, Tensor};
 use torch_ext::{Generator, device, optim};
-use training::Precision;
+use training::TrainPrecision;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 /// One iteration of a case.
@@ -118,7 +118,7 @@ fn step(model: &'static str, batch: i64, fused: bool, graphs: bool) -> Outcome<C
     let cell = Cell {
         model,
         batch,
-        precision: Precision::Bf16,
+        precision: TrainPrecision::Bf16,
         fused,
         graphs,
         device: CUDA,

@@ -17,7 +17,7 @@ use alignment::{AlignmentLoss, LossConfig, LossKind, SpatialNorm};
 use benches::cells::Cell;
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Generator, optim};
-use training::Precision;
+use training::TrainPrecision;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 /// One iteration of a case.
@@ -83,14 +83,14 @@ fn case(name: &str) -> Outcome<Case> {
         "copy" => copy(),
         "loss" => loss(true),
         "loss_composed" => loss(false),
-        "step_fp32" => step(sit(), Precision::Fp32, true),
-        "step_fp32_composed" => step(sit(), Precision::Fp32, false),
-        "step_bf16" => step(sit(), Precision::Bf16, true),
-        "step_bf16_composed" => step(sit(), Precision::Bf16, false),
-        "step_jit_fp32" => step(jit(), Precision::Fp32, true),
-        "step_jit_fp32_composed" => step(jit(), Precision::Fp32, false),
-        "step_jit_bf16" => step(jit(), Precision::Bf16, true),
-        "step_jit_bf16_composed" => step(jit(), Precision::Bf16, false),
+        "step_fp32" => step(sit(), TrainPrecision::Fp32, true),
+        "step_fp32_composed" => step(sit(), TrainPrecision::Fp32, false),
+        "step_bf16" => step(sit(), TrainPrecision::Bf16, true),
+        "step_bf16_composed" => step(sit(), TrainPrecision::Bf16, false),
+        "step_jit_fp32" => step(jit(), TrainPrecision::Fp32, true),
+        "step_jit_fp32_composed" => step(jit(), TrainPrecision::Fp32, false),
+        "step_jit_bf16" => step(jit(), TrainPrecision::Bf16, true),
+        "step_jit_bf16_composed" => step(jit(), TrainPrecision::Bf16, false),
         "spatial" => spatial::case(),
         "loader" => loader::case(),
         other => Err(format!("no case {other}").into()),
@@ -151,7 +151,7 @@ fn jit() -> Cell {
 }
 
 /// A training step with iREPA, clipping, AdamW and EMA, for tokens of width 768 that are given.
-fn step(cell: Cell, precision: Precision, fused: bool) -> Outcome<Case> {
+fn step(cell: Cell, precision: TrainPrecision, fused: bool) -> Outcome<Case> {
     let cell = Cell {
         precision,
         fused,

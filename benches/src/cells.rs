@@ -6,7 +6,7 @@ use diffusion::samplers::Method;
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Generator, TorchError};
 use training::{
-    Config, DeviceBatch, EncoderShape, Inputs, Objective, Precision, TrainError, Trainer,
+    Config, DeviceBatch, EncoderShape, Inputs, Objective, TrainError, TrainPrecision, Trainer,
 };
 
 /// Width of the encoder's tokens, ViT-B's.
@@ -24,7 +24,7 @@ pub struct Cell {
     /// Images of a step.
     pub batch: i64,
     /// Precision of matrix products.
-    pub precision: Precision,
+    pub precision: TrainPrecision,
     /// `train.fused`.
     pub fused: bool,
     /// `train.cuda_graphs`.
@@ -40,7 +40,7 @@ impl Default for Cell {
             model: "SiT-S/2",
             resolution: 32,
             batch: 8,
-            precision: Precision::Fp32,
+            precision: TrainPrecision::Fp32,
             fused: true,
             graphs: false,
             device: Device::Cpu,

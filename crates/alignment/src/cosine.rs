@@ -1,25 +1,27 @@
+//! The cosine loss of REPA.
+
 use tch::Tensor;
 
 use crate::tokens;
 use crate::{AlignmentError, SpatialNorm, TokenLoss, fused};
 
-/// Lower bound of a token's length before it is divided by it (`F.normalize`).
+/// Lower bound of the length by which a token is divided (`eps` of `F.normalize`).
 const NORM_EPS: f64 = 1e-12;
 
 /// The negative cosine of each pair of tokens, averaged over samples and tokens
 /// (`CosineProjectionLoss` upstream).
 ///
-/// Tokens are divided by `max(|v|, 1e-12)`. A token shorter than that has no gradient through
-/// its length, and a large one through its direction; a zero token has cosine 0. Each tensor is
-/// normalised in its own dtype; the product has the wider one.
+/// Tokens are divided by `max(|v|, 1e-12)`. For a token shorter than 1e-12, no gradient flows
+/// through its length, and the gradient through its direction is large. A zero token has cosine 0.
+/// Each tensor is normalised in its own dtype; the product has the wider of the two dtypes.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CosineLoss;
 
 impl CosineLoss {
-    /// The cosine of each pair of tokens, `[B, T]`, for `target` and `projected` `[B, T, D]`.
+    /// Returns the cosine of each pair of tokens, `[B, T]`, for `target` and `projected` `[B, T, D]`.
     ///
     /// # Errors
-    /// Shapes that differ, or are not three-dimensional.
+    /// The shapes differ, or are not three-dimensional.
     pub fn similarity(
         &self,
         target: &Tensor,
@@ -46,13 +48,13 @@ impl TokenLoss for CosineLoss {
         norm: &SpatialNorm,
         tokens: &Tensor,
         projected: &Tensor,
-        expected: f64,
+        expected_grad: f64,
     ) -> Result<Option<Tensor>, AlignmentError> {
-        fused::cosine(norm, tokens, projected, expected)
+        fused::cosine(norm, tokens, projected, expected_grad)
     }
 }
 
-/// Tokens of length 1 along the last dimension.
+/// Scales tokens to length 1 along the last dimension.
 fn unit(tokens: &Tensor) -> Result<Tensor, AlignmentError> {
     let length = tokens
         .f_norm_scalaropt_dim(2.0, -1, true)?

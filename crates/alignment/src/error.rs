@@ -1,3 +1,5 @@
+//! The errors of this crate.
+
 use tch::TchError;
 use thiserror::Error;
 use torch_ext::TorchError;
@@ -16,9 +18,9 @@ pub enum AlignmentError {
 
     /// The encoder's tokens and the projected tokens differ in shape.
     #[error(
-        "encoder tokens {target:?} against projected tokens {projected:?}: both must have the same \
-         batch, grid and width; resize the encoder's tokens to the denoiser's grid and give the \
-         head the encoder's width"
+        "encoder tokens have shape {target:?}, projected tokens {projected:?}: both must have the \
+         same batch, grid and width; resize the encoder's tokens to the denoiser's grid and build \
+         the head with the encoder's width"
     )]
     ShapeMismatch {
         /// Shape of the encoder's tokens.
@@ -27,10 +29,10 @@ pub enum AlignmentError {
         projected: Vec<i64>,
     },
 
-    /// Encoders and heads do not go in pairs.
+    /// The number of projections differs from the number of encoders, or both are 0.
     #[error(
-        "tokens of {targets} encoders against {projected} projections: each encoder needs one head, \
-         and there must be at least one"
+        "there are tokens of {targets} encoders and {projected} projections: each encoder needs one \
+         head, and at least one encoder is required"
     )]
     EncoderCount {
         /// Number of encoders.
@@ -39,63 +41,63 @@ pub enum AlignmentError {
         projected: usize,
     },
 
-    /// Tokens of another width than the head was made for.
+    /// The width of the tokens is not the head's input width.
     #[error("hidden tokens have shape {found:?}; this head takes width {expected}")]
     Width {
         /// Shape of the tokens.
         found: Vec<i64>,
-        /// Width the head was made for.
+        /// The head's input width.
         expected: i64,
     },
 
-    /// Tokens that do not fill a square grid, and no grid was given.
+    /// The number of tokens is not a square, and the caller passed no grid.
     #[error(
-        "{tokens} tokens do not fill a square grid; give the grid as (rows, columns) to \
+        "{tokens} tokens do not fill a square grid; pass the grid as (rows, columns) to \
          `Head::forward_on_grid`"
     )]
     NotSquare {
-        /// Number of tokens of a sample.
+        /// Number of tokens per sample.
         tokens: i64,
     },
 
-    /// A grid that does not hold the tokens.
+    /// The number of tokens is not rows times columns.
     #[error("a grid of {rows} x {columns} does not hold {tokens} tokens")]
     Grid {
         /// Rows of the grid.
         rows: i64,
         /// Columns of the grid.
         columns: i64,
-        /// Number of tokens of a sample.
+        /// Number of tokens per sample.
         tokens: i64,
     },
 
-    /// Spatial normalisation of a single token: its standard deviation is not defined.
+    /// Spatial normalisation of fewer than 2 tokens, whose standard deviation is undefined.
     #[error(
         "spatial normalisation needs at least 2 tokens, found {0}: use a smaller patch, or the \
          method `none`"
     )]
     TooFewTokens(i64),
 
-    /// A convolution kernel that is not offered.
-    #[error("kernel {0} is not offered; allowed are 1, 3, 5 and 7")]
-    Kernel(i64),
+    /// A kernel size other than 1, 3, 5 and 7.
+    #[error("kernel {0} is not supported; allowed are 1, 3, 5 and 7")]
+    KernelSize(i64),
 
-    /// A number outside the range it may have.
+    /// A setting is out of range.
     #[error("{name} is {found}, must be {allowed}")]
     Setting {
         /// Name of the setting.
         name: &'static str,
         /// Its value.
         found: f64,
-        /// The values it may have.
+        /// The allowed values.
         allowed: &'static str,
     },
 
-    /// An alignment loss without any term.
-    #[error("the list of alignment losses is empty; leave alignment out instead")]
+    /// The list of alignment losses is empty.
+    #[error("the list of alignment losses is empty; list at least one, or omit the alignment")]
     NoLoss,
 
-    /// libtorch failed.
+    /// A libtorch operation failed.
     #[error(transparent)]
     Torch(#[from] TorchError),
 }

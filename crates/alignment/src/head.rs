@@ -1,3 +1,5 @@
+//! Projection heads from hidden tokens to the encoder's space.
+
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use torch_ext::{Init, Scope};
@@ -5,30 +7,31 @@ use torch_ext::{Init, Scope};
 use crate::AlignmentError;
 use crate::tokens;
 
-/// Which projection maps hidden tokens to the encoder's space.
+/// The kind of projection from hidden tokens to the encoder's space.
 ///
 /// In TOML: `{ kind = "mlp" }`, `{ kind = "linear" }` or `{ kind = "conv", kernel = 3 }`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase", from = "Entry")]
+#[serde(tag = "kind", rename_all = "lowercase", from = "StrictHeadConfig")]
 pub enum HeadConfig {
     /// Three linear layers with SiLU between them (REPA).
     Mlp {
-        /// Width of the two hidden layers; 2048 when left out.
+        /// Width of the two hidden layers; default 2048.
         width: i64,
     },
     /// One linear layer.
     Linear,
-    /// One convolution over the token grid, zero padding, same size (iREPA).
+    /// One convolution over the token grid, zero-padded to keep the grid's size (iREPA).
     Conv {
-        /// Side of the kernel; 3 when left out.
-        kernel: Kernel,
+        /// Side of the kernel; default 3.
+        kernel: KernelSize,
     },
 }
 
-/// How a file spells it: serde refuses unknown keys of `{}` variants, not of unit variants.
+/// [`HeadConfig`] for deserialisation: serde refuses unknown keys of `{}` variants, but not of unit
+/// variants.
 #[derive(Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
-enum Entry {
+enum StrictHeadConfig {
     Mlp {
         #[serde(default = "default_mlp_width")]
         width: i64,
@@ -36,16 +39,16 @@ enum Entry {
     Linear {},
     Conv {
         #[serde(default)]
-        kernel: Kernel,
+        kernel: KernelSize,
     },
 }
 
-impl From<Entry> for HeadConfig {
-    fn from(entry: Entry) -> Self {
-        match entry {
-            Entry::Mlp { width } => Self::Mlp { width },
-            Entry::Linear {} => Self::Linear,
-            Entry::Conv { kernel } => Self::Conv { kernel },
+impl From<StrictHeadConfig> for HeadConfig {
+    fn from(config: StrictHeadConfig) -> Self {
+        match config {
+            StrictHeadConfig::Mlp { width } => Self::Mlp { width },
+            StrictHeadConfig::Linear {} => Self::Linear,
+            StrictHeadConfig::Conv { kernel } => Self::Conv { kernel },
         }
     }
 }
@@ -58,16 +61,16 @@ impl Default for HeadConfig {
     /// The paper's head: a 3x3 convolution.
     fn default() -> Self {
         Self::Conv {
-            kernel: Kernel::Three,
+            kernel: KernelSize::Three,
         }
     }
 }
 
-/// Side of a convolution's kernel; a number in configuration files.
+/// Side of a convolution kernel; a number in configuration files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(try_from = "i64", into = "i64")]
-pub enum Kernel {
-    /// 1x1: the same as a linear layer, drawn as a convolution.
+pub enum KernelSize {
+    /// 1x1: the same function as a linear layer, but initialised like a convolution.
     One,
     /// 3x3, the paper's choice.
     #[default]
@@ -78,7 +81,7 @@ pub enum Kernel {
     Seven,
 }
 
-impl TryFrom<i64> for Kernel {
+impl TryFrom<i64> for KernelSize {
     type Error = AlignmentError;
 
     fn try_from(side: i64) -> Result<Self, AlignmentError> {
@@ -87,23 +90,23 @@ impl TryFrom<i64> for Kernel {
             3 => Ok(Self::Three),
             5 => Ok(Self::Five),
             7 => Ok(Self::Seven),
-            _ => Err(AlignmentError::Kernel(side)),
+            _ => Err(AlignmentError::KernelSize(side)),
         }
     }
 }
 
-impl From<Kernel> for i64 {
-    fn from(kernel: Kernel) -> i64 {
-        match kernel {
-            Kernel::One => 1,
-            Kernel::Three => 3,
-            Kernel::Five => 5,
-            Kernel::Seven => 7,
+impl From<KernelSize> for i64 {
+    fn from(size: KernelSize) -> i64 {
+        match size {
+            KernelSize::One => 1,
+            KernelSize::Three => 3,
+            KernelSize::Five => 5,
+            KernelSize::Seven => 7,
         }
     }
 }
 
-/// A projection head: hidden tokens `[B, T, in]` to the encoder's space `[B, T, out]`
+/// A projection head, which maps hidden tokens `[B, T, in]` to the encoder's space `[B, T, out]`
 /// (`ProjectionLayer` upstream).
 ///
 /// ```
@@ -149,8 +152,8 @@ impl Linear {
         })
     }
 
-    /// Drawn like `torch.nn.Conv2d`, which upstream's initialisation leaves alone: Kaiming
-    /// uniform with `a = sqrt(5)` is uniform within `1 / sqrt(fan_in)`, as is the bias.
+    /// A convolution initialised like `torch.nn.Conv2d`, whose default upstream keeps: Kaiming
+    /// uniform with `a = sqrt(5)` is uniform within `1 / sqrt(fan_in)`, and so is the bias.
     fn conv(
         scope: &Scope,
         in_width: i64,
@@ -176,10 +179,11 @@ impl Head {
     /// Declares a head's weights below `scope`, as `projection_layer.{weight,bias}` or, for an
     /// MLP, `projection_layer.{0,2,4}.{weight,bias}`.
     ///
-    /// Linear layers are drawn Xavier-uniform with zero bias, convolutions as PyTorch's default.
+    /// Linear layers are initialised Xavier-uniform with zero bias, convolutions with PyTorch's
+    /// default.
     ///
     /// # Errors
-    /// A width below 1, or a name that is taken.
+    /// A width is below 1, or `scope` already has a weight of that name.
     pub fn new(
         scope: &Scope,
         config: &HeadConfig,
@@ -214,11 +218,11 @@ impl Head {
         })
     }
 
-    /// One head for each encoder, named `projectors.0`, `projectors.1`, ... below `root` as in
+    /// Declares one head per encoder, named `projectors.0`, `projectors.1`, ... below `root` as in
     /// upstream's checkpoints. `encoder_widths` are the widths of the encoders' tokens.
     ///
     /// # Errors
-    /// As [`Head::new`].
+    /// Those of [`Head::new`].
     pub fn projectors(
         root: &Scope,
         config: &HeadConfig,
@@ -233,12 +237,12 @@ impl Head {
             .collect()
     }
 
-    /// Width of the hidden tokens this head takes.
+    /// Width of the hidden tokens that this head takes.
     pub fn in_width(&self) -> i64 {
         self.in_width
     }
 
-    /// Width of the tokens this head returns.
+    /// Width of the tokens that this head returns.
     pub fn out_width(&self) -> i64 {
         self.out_width
     }
@@ -246,7 +250,7 @@ impl Head {
     /// Projects `hidden` `[B, T, in]`, row-major tokens of a square grid, to `[B, T, out]`.
     ///
     /// # Errors
-    /// Another shape, or, for a convolution, a number of tokens that is not a square.
+    /// `hidden` has another shape, or, for a convolution, its number of tokens is not a square.
     pub fn forward(&self, hidden: &Tensor) -> Result<Tensor, AlignmentError> {
         let (_, count, _) = self.sizes(hidden)?;
         match &self.projection {
@@ -266,10 +270,10 @@ impl Head {
         }
     }
 
-    /// As [`Head::forward`], for row-major tokens of a grid of `(rows, columns)`.
+    /// Like [`Head::forward`], for row-major tokens of a grid of `(rows, columns)`.
     ///
     /// # Errors
-    /// Another shape, or a grid that does not hold the tokens.
+    /// `hidden` has another shape, or its number of tokens is not rows times columns.
     pub fn forward_on_grid(
         &self,
         hidden: &Tensor,
@@ -286,8 +290,8 @@ impl Head {
         let Projection::Conv { layer, padding } = &self.projection else {
             return self.forward(hidden);
         };
-        // Tokens are channels-last already: as a permuted view they reach the convolution, and
-        // come back from it, without a copy.
+        // Tokens are already channels-last. As permuted views, the convolution's input and output
+        // need no copy.
         let image = hidden
             .f_reshape([batch, rows, columns, width])?
             .f_permute([0, 3, 1, 2])?;

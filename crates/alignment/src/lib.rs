@@ -2,16 +2,16 @@
 //!
 //! Training a diffusion transformer with representation alignment adds one term to its loss:
 //! hidden tokens at some depth, projected by a trained head, are pulled towards the patch tokens
-//! that a frozen vision encoder makes of the clean image. REPA (arXiv 2410.06940) projects with
-//! an MLP; iREPA (arXiv 2512.10794) with a 3x3 convolution, and normalises the encoder's tokens
-//! over space first. Three types, in the order in which tokens meet them:
+//! that a frozen vision encoder computes from the clean image. REPA (arXiv 2410.06940) projects
+//! with an MLP. iREPA (arXiv 2512.10794) projects with a 3x3 convolution, and first normalises the
+//! encoder's tokens over space. The crate has three main types, in the order of the computation:
 //!
-//! - [`SpatialNorm`] takes the encoder's tokens `[B, T, D]` and returns the targets;
-//! - [`Head`] takes the hidden tokens `[B, T, hidden]` to `[B, T, D]`;
+//! - [`SpatialNorm`] maps the encoder's tokens `[B, T, D]` to the targets, of the same shape;
+//! - [`Head`] projects the hidden tokens `[B, T, hidden]` to `[B, T, D]`;
 //! - [`AlignmentLoss`] compares the two, over one or more encoders and losses. Each loss is a
-//!   [`TokenLoss`], of which [`CosineLoss`] is the paper's.
+//!   [`TokenLoss`]; [`CosineLoss`] is the paper's.
 //!
-//! [`HeadConfig`], [`SpatialNorm`] and [`LossConfig`] are what a configuration file holds.
+//! [`HeadConfig`], [`SpatialNorm`] and [`LossConfig`] are read from configuration files.
 //!
 //! # Example
 //!
@@ -51,6 +51,6 @@ mod tokens;
 
 pub use cosine::CosineLoss;
 pub use error::AlignmentError;
-pub use head::{Head, HeadConfig, Kernel};
+pub use head::{Head, HeadConfig, KernelSize};
 pub use loss::{AlignmentLoss, AlignmentOutput, LossConfig, LossKind, LossTerm, TokenLoss};
 pub use spatial_norm::{SpatialNorm, token_statistics};

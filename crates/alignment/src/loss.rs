@@ -1,3 +1,5 @@
+//! The alignment loss: a weighted sum of token losses over the encoders.
+
 use std::fmt::Debug;
 
 use serde::{Deserialize, Serialize};
@@ -5,33 +7,35 @@ use tch::{Kind, Tensor};
 
 use crate::{AlignmentError, CosineLoss, SpatialNorm};
 
-/// A distance between an encoder's tokens and projected tokens.
+/// A loss between an encoder's tokens and projected tokens.
 ///
-/// Implement it to add a loss, or to put a fused kernel in the place of a composite one.
+/// Implement it to add a loss, or to replace a composed loss by a fused kernel.
 pub trait TokenLoss: Debug + Send {
-    /// Name in logs.
+    /// The loss's name in logs.
     fn name(&self) -> &'static str;
 
-    /// The loss as a scalar tensor, for `target` and `projected` of one shape `[B, T, D]`.
+    /// Returns the loss as a scalar tensor, for `target` and `projected` of the same shape
+    /// `[B, T, D]`.
     ///
     /// # Errors
-    /// Shapes that differ, or are not three-dimensional.
+    /// The shapes differ, or are not three-dimensional.
     fn forward(&self, target: &Tensor, projected: &Tensor) -> Result<Tensor, AlignmentError>;
 
-    /// The same of `norm.forward(tokens)` and `projected`, as one operation that does not make the
-    /// normalised tokens; `None` where there is none for these tensors. `expected` is the gradient
-    /// that the loss is likely to be given, for those that prepare it.
+    /// Returns `forward(norm.forward(tokens), projected)` as one operation that does not store the
+    /// normalised tokens, or `None` if no such operation supports these tensors. `expected_grad` is
+    /// the gradient that the backward pass is expected to pass to the loss; an implementation may
+    /// use it to compute the gradient of `projected` in advance.
     ///
     /// # Errors
-    /// As `forward`, and as [`SpatialNorm::forward`].
+    /// Those of `forward` and of [`SpatialNorm::forward`].
     fn fused(
         &self,
         norm: &SpatialNorm,
         tokens: &Tensor,
         projected: &Tensor,
-        expected: f64,
+        expected_grad: f64,
     ) -> Result<Option<Tensor>, AlignmentError> {
-        let _ = (norm, tokens, projected, expected);
+        let _ = (norm, tokens, projected, expected_grad);
         Ok(None)
     }
 }
@@ -46,7 +50,7 @@ pub struct LossConfig {
     pub coefficient: f64,
 }
 
-/// The losses that exist.
+/// The built-in losses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LossKind {
@@ -56,8 +60,8 @@ pub enum LossKind {
 
 /// A weighted sum of losses, each averaged over the encoders (`SILoss` upstream).
 ///
-/// It is meant to run outside autocast, on projected tokens cast to float32; the encoder's
-/// tokens keep their own dtype.
+/// It should run outside autocast, on projected tokens cast to float32. The encoder's tokens keep
+/// their own dtype.
 ///
 /// ```
 /// use alignment::{AlignmentLoss, LossConfig, LossKind};
@@ -66,7 +70,7 @@ pub enum LossKind {
 /// # fn main() -> Result<(), alignment::AlignmentError> {
 /// let loss = AlignmentLoss::new(&[LossConfig { kind: LossKind::Cosine, coefficient: 0.5 }])?;
 /// let tokens = Tensor::randn([2, 16, 8], (Kind::Float, Device::Cpu));
-/// // Equal tokens have cosine 1, so the loss is -1, half of which counts.
+/// // Equal tokens have cosine 1, so the loss is -1, and the weighted loss -0.5.
 /// let output = loss.forward(&[&tokens], &[&tokens])?;
 /// assert!((output.total.double_value(&[]) + 0.5).abs() < 1e-6);
 /// assert!((output.terms[0].value.double_value(&[]) + 1.0).abs() < 1e-6);
@@ -79,16 +83,16 @@ pub struct AlignmentLoss {
     fused: bool,
 }
 
-/// What [`AlignmentLoss::forward`] returns. Nothing here was read back from the device.
+/// The result of [`AlignmentLoss::forward`]. Its tensors stay on the device.
 #[derive(Debug)]
 pub struct AlignmentOutput {
     /// The weighted sum, a scalar to be added to the denoising loss.
     pub total: Tensor,
-    /// The summands before weighting, in the order of the configuration.
+    /// The terms before weighting, in the order of the configuration.
     pub terms: Vec<LossTerm>,
 }
 
-/// One summand of an alignment loss.
+/// One term of an alignment loss.
 #[derive(Debug)]
 pub struct LossTerm {
     /// Name of the loss.
@@ -100,10 +104,10 @@ pub struct LossTerm {
 }
 
 impl AlignmentLoss {
-    /// The losses of a configuration.
+    /// Builds the losses of a configuration.
     ///
     /// # Errors
-    /// No loss, or a coefficient that is not finite.
+    /// `configs` is empty, or a coefficient is not finite.
     pub fn new(configs: &[LossConfig]) -> Result<Self, AlignmentError> {
         Self::with_losses(
             configs
@@ -118,10 +122,10 @@ impl AlignmentLoss {
         )
     }
 
-    /// Losses of one's own, each with its coefficient.
+    /// Builds the weighted sum of custom losses, each with its coefficient.
     ///
     /// # Errors
-    /// As [`AlignmentLoss::new`].
+    /// Those of [`AlignmentLoss::new`].
     pub fn with_losses(terms: Vec<(f64, Box<dyn TokenLoss>)>) -> Result<Self, AlignmentError> {
         if terms.is_empty() {
             return Err(AlignmentError::NoLoss);
@@ -138,52 +142,56 @@ impl AlignmentLoss {
         Ok(Self { terms, fused: true })
     }
 
-    /// Whether [`AlignmentLoss::forward_tokens`] may use fused operations, as it does from the start.
+    /// Sets whether [`AlignmentLoss::forward_tokens`] may use fused operations; it may by default.
     pub fn with_fused(self, fused: bool) -> Self {
         Self { fused, ..self }
     }
 
-    /// Compares the tokens of each encoder, as it gives them, with the projection made for it:
-    /// normalises them with `norm` and goes on as [`AlignmentLoss::forward`]; in one operation where
-    /// there is a fused one ([`TokenLoss::fused`]).
+    /// Normalises each encoder's raw tokens with `norm` and compares them with the projection for
+    /// that encoder, like [`AlignmentLoss::forward`]. Both steps run as one operation where a fused
+    /// one exists ([`TokenLoss::fused`]).
     ///
-    /// Tokens of lower precision are compared in float32, as accelerate hands them to upstream's
-    /// loss. There is a fused form of [`CosineLoss`], for targets without gradient; it equals
-    /// the composition up to the order of its sums.
+    /// Tokens of lower precision are compared in float32, the dtype in which accelerate passes them
+    /// to upstream's loss. [`CosineLoss`] has a fused form, for targets without gradient; it equals
+    /// the composed form up to the order of the sums.
     ///
     /// # Errors
-    /// As [`AlignmentLoss::forward`] and [`SpatialNorm::forward`].
+    /// Those of [`AlignmentLoss::forward`] and [`SpatialNorm::forward`].
     pub fn forward_tokens(
         &self,
         norm: &SpatialNorm,
         tokens: &[&Tensor],
         projected: &[&Tensor],
     ) -> Result<AlignmentOutput, AlignmentError> {
-        // Made once for all losses, if any needs it.
+        // Computed at the first loss that needs it, and shared by all losses.
         let mut normalised: Vec<Option<Tensor>> = tokens.iter().map(|_| None).collect();
-        self.sum(tokens.len(), projected.len(), |loss, index, expected| {
-            if self.fused {
-                let fused = loss.fused(norm, tokens[index], projected[index], expected)?;
-                if let Some(value) = fused {
-                    return Ok(value);
+        self.sum(
+            tokens.len(),
+            projected.len(),
+            |loss, index, expected_grad| {
+                if self.fused {
+                    let fused = loss.fused(norm, tokens[index], projected[index], expected_grad)?;
+                    if let Some(value) = fused {
+                        return Ok(value);
+                    }
                 }
-            }
-            let target = match normalised[index].take() {
-                Some(target) => target,
-                None => norm.forward(&widened(tokens[index])?)?,
-            };
-            loss.forward(
-                normalised[index].insert(target),
-                &widened(projected[index])?,
-            )
-        })
+                let target = match normalised[index].take() {
+                    Some(target) => target,
+                    None => norm.forward(&widened(tokens[index])?)?,
+                };
+                loss.forward(
+                    normalised[index].insert(target),
+                    &widened(projected[index])?,
+                )
+            },
+        )
     }
 
-    /// Compares the tokens of each encoder with the projection made for it; both lists are in
-    /// the order of the encoders, each entry `[B, T, D]` with its encoder's own width.
+    /// Compares each encoder's tokens with the projection for that encoder. Both lists are in the
+    /// order of the encoders; each entry is `[B, T, D]`, with the width `D` of its encoder.
     ///
     /// # Errors
-    /// Lists of different lengths or empty; shapes that differ within a pair.
+    /// The lists are empty or differ in length, or the shapes of a pair differ.
     pub fn forward(
         &self,
         targets: &[&Tensor],
@@ -194,8 +202,8 @@ impl AlignmentLoss {
         })
     }
 
-    /// The weighted sum of what `value` gives for each loss and encoder, told the gradient that it
-    /// will be given.
+    /// Returns the weighted sum of `value` over losses and encoders. `value` takes the loss, the
+    /// encoder's index and the gradient that the loss will receive in the backward pass.
     fn sum(
         &self,
         targets: usize,
@@ -208,11 +216,11 @@ impl AlignmentLoss {
         let mut total: Option<Tensor> = None;
         let mut terms = Vec::with_capacity(self.terms.len());
         for (coefficient, loss) in &self.terms {
-            // The scalars of a backward pass are float32.
-            let expected = f64::from(*coefficient as f32 / targets as f32);
+            // The backward pass computes its scalars in float32.
+            let expected_grad = f64::from(*coefficient as f32 / targets as f32);
             let mut mean: Option<Tensor> = None;
             for index in 0..targets {
-                let value = value(loss.as_ref(), index, expected)?;
+                let value = value(loss.as_ref(), index, expected_grad)?;
                 mean = Some(match mean {
                     Some(sum) => sum.f_add(&value)?,
                     None => value,
@@ -239,7 +247,7 @@ impl AlignmentLoss {
     }
 }
 
-/// Tokens in float32, or float64 if they are.
+/// Casts tokens to float32; float64 tokens stay float64.
 fn widened(tokens: &Tensor) -> Result<Tensor, AlignmentError> {
     Ok(match tokens.f_kind()? {
         Kind::Double => tokens.shallow_clone(),

@@ -1,10 +1,12 @@
+//! Spatial normalisation of an encoder's tokens.
+
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::AlignmentError;
 use crate::tokens;
 
-/// Normalisation of an encoder's tokens over space, per sample and channel (iREPA, section 4;
+/// Normalisation of an encoder's tokens over space, for each sample and channel (iREPA, section 4;
 /// `spatial_zscore` upstream).
 ///
 /// In TOML: `{ method = "none" }` or `{ method = "zscore", alpha = 0.6 }`.
@@ -18,32 +20,33 @@ use crate::tokens;
 /// let norm = SpatialNorm::ZScore { alpha: 1.0, eps: 1e-6 };
 /// let normalised = norm.forward(&tokens)?;
 /// assert_eq!(normalised.size(), [2, 16, 8]);
-/// // With alpha 1 nothing is left of the mean over the tokens.
+/// // With alpha 1 the mean over the tokens becomes 0.
 /// let mean = normalised.mean_dim(1, false, None);
 /// assert!(mean.abs().max().double_value(&[]) < 1e-5);
 /// # Ok(())
 /// # }
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "method", rename_all = "lowercase", from = "Entry")]
+#[serde(tag = "method", rename_all = "lowercase", from = "StrictSpatialNorm")]
 pub enum SpatialNorm {
-    /// Tokens as they are (REPA).
+    /// Leaves the tokens unchanged (REPA).
     None,
-    /// `(x - alpha * mean) / (std + eps)`, mean and unbiased standard deviation over the tokens.
+    /// `(x - alpha * mean) / (std + eps)`, with the mean and unbiased standard deviation over the
+    /// tokens.
     ZScore {
-        /// Share of the mean that is taken away; 0.6 when left out, as the paper has it for SiT
-        /// (0.8 for JiT).
+        /// Share of the mean that is subtracted; default 0.6, the paper's value for SiT (0.8 for
+        /// JiT).
         alpha: f64,
-        /// Added to the standard deviation, so that constant channels stay finite; 1e-6 when
-        /// left out.
+        /// Added to the standard deviation, so that constant channels stay finite; default 1e-6.
         eps: f64,
     },
 }
 
-/// How a file spells it: serde refuses unknown keys of `{}` variants, not of unit variants.
+/// [`SpatialNorm`] for deserialisation: serde refuses unknown keys of `{}` variants, but not of unit
+/// variants.
 #[derive(Deserialize)]
 #[serde(tag = "method", rename_all = "lowercase", deny_unknown_fields)]
-enum Entry {
+enum StrictSpatialNorm {
     None {},
     ZScore {
         #[serde(default = "default_alpha")]
@@ -53,11 +56,11 @@ enum Entry {
     },
 }
 
-impl From<Entry> for SpatialNorm {
-    fn from(entry: Entry) -> Self {
-        match entry {
-            Entry::None {} => Self::None,
-            Entry::ZScore { alpha, eps } => Self::ZScore { alpha, eps },
+impl From<StrictSpatialNorm> for SpatialNorm {
+    fn from(norm: StrictSpatialNorm) -> Self {
+        match norm {
+            StrictSpatialNorm::None {} => Self::None,
+            StrictSpatialNorm::ZScore { alpha, eps } => Self::ZScore { alpha, eps },
         }
     }
 }
@@ -106,12 +109,12 @@ impl SpatialNorm {
         Ok(())
     }
 
-    /// Normalises `tokens` `[B, T, D]`; shape, dtype and device stay. Computed in the tokens'
-    /// own dtype, as upstream does.
+    /// Normalises `tokens` `[B, T, D]`. The result has the same shape, dtype and device. It is
+    /// computed in the tokens' own dtype, as upstream does.
     ///
     /// # Errors
-    /// Not three dimensions; settings that [`SpatialNorm::validate`] refuses; a z-score of fewer
-    /// than two tokens, where upstream returns NaN.
+    /// `tokens` is not three-dimensional; [`SpatialNorm::validate`] refuses the settings; a z-score
+    /// has fewer than two tokens, where upstream returns NaN.
     pub fn forward(&self, tokens: &Tensor) -> Result<Tensor, AlignmentError> {
         self.validate()?;
         match *self {
@@ -128,18 +131,18 @@ impl SpatialNorm {
     }
 }
 
-/// Mean and unbiased standard deviation of `tokens` `[B, T, D]` over the tokens, each
-/// `[B, 1, D]`.
+/// Returns the mean and the unbiased standard deviation of `tokens` `[B, T, D]` over the tokens,
+/// each `[B, 1, D]`.
 ///
 /// # Errors
-/// Not three dimensions, or fewer than two tokens.
+/// `tokens` is not three-dimensional, or has fewer than two tokens.
 pub fn token_statistics(tokens: &Tensor) -> Result<(Tensor, Tensor), AlignmentError> {
     let (_, count, _) = tokens::sizes("encoder tokens", tokens)?;
     if count < 2 {
         return Err(AlignmentError::TooFewTokens(count));
     }
-    // One pass for both. Its running mean is exact on constant tokens, where a sum divided by T
-    // is off by a rounding that 1 / eps would blow up.
+    // `std_mean` computes both in one pass. Its running mean is exact on constant tokens. A sum
+    // divided by T has a rounding error there, which the division by eps would amplify.
     let (std, mean) = tokens.f_std_mean_dim(1, true, true)?;
     Ok((mean, std))
 }

@@ -1,8 +1,10 @@
+//! Checks the shapes of token tensors.
+
 use tch::Tensor;
 
 use crate::AlignmentError;
 
-/// The three sizes `(batch, tokens, width)` of a batch of tokens.
+/// Returns the sizes `(batch, tokens, width)` of a batch of tokens.
 pub(crate) fn sizes(
     what: &'static str,
     tokens: &Tensor,
@@ -16,7 +18,8 @@ pub(crate) fn sizes(
     }
 }
 
-/// The sizes of encoder tokens and projected tokens, which must be equal.
+/// Returns the sizes `(batch, tokens, width)` of encoder tokens and projected tokens, which must be
+/// equal.
 pub(crate) fn pair(target: &Tensor, projected: &Tensor) -> Result<(i64, i64, i64), AlignmentError> {
     let sizes = sizes("encoder tokens", target)?;
     self::sizes("projected tokens", projected)?;

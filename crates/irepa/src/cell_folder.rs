@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use files::{LeftoverScope, Lock, LockError};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use training::{CheckpointError, Config, before};
+use training::{CheckpointError, Config, archive};
 
 use crate::config_file;
 use crate::results::{ResultRow, Status};
@@ -175,7 +175,7 @@ impl CellFolder {
             if old.hash == result.hash {
                 return Ok(());
             }
-            before::keep_copies(&self.path)?;
+            archive::keep_copies(&self.path)?;
         }
         self.write_result(result)
     }
@@ -194,7 +194,7 @@ impl CellFolder {
         if !is_there || is_same {
             return Ok(None);
         }
-        let before = before::keep_copies(&self.path)?;
+        let before = archive::keep_copies(&self.path)?;
         fs::remove_file(&path).map_err(|source| io_error("move", &path, source))?;
         Ok(Some(before))
     }
@@ -205,7 +205,7 @@ impl CellFolder {
     /// # Errors
     /// The folder cannot be read or written.
     pub fn set_aside(&self) -> Result<Option<PathBuf>, CellFolderError> {
-        Ok(before::set_aside(&self.path, None)?)
+        Ok(archive::set_aside(&self.path, None)?)
     }
 
     /// Takes the cell for this process, until the lock is dropped or the process ends.

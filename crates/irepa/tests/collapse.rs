@@ -59,7 +59,7 @@ fn a_nan_names_a_checkpoint_that_exists_or_says_that_there_is_none() {
         1,
         &[
             "at step",
-            "there is no checkpoint from before",
+            "there is no earlier checkpoint",
             "train.checkpoint_every",
         ],
     );
@@ -67,10 +67,7 @@ fn a_nan_names_a_checkpoint_that_exists_or_says_that_there_is_none() {
 
     train(&place, "sit25.toml", "run", &["train.checkpoint_every=1"]).expect(1, &["at step"]);
     let reason = result(&place, "run")["reason"].as_str().unwrap().to_owned();
-    let named = reason
-        .split("the last checkpoint from before is ")
-        .nth(1)
-        .unwrap();
+    let named = reason.split("the last good checkpoint is ").nth(1).unwrap();
     let named = Path::new(named.split(',').next().unwrap());
     assert!(
         place
@@ -150,10 +147,7 @@ const EXPLODES: [&str; 4] = [
 fn a_run_that_dies_without_a_nan_is_warned_of_and_can_be_stopped() {
     let place = place("repae.toml");
     let done = train(&place, "repae.toml", "run", &EXPLODES);
-    let done = done.expect(
-        0,
-        &["WARN", "is usual", "there is no checkpoint from before"],
-    );
+    let done = done.expect(0, &["WARN", "is usual", "there is no earlier checkpoint"]);
     let last = done
         .stderr
         .lines()

@@ -1,19 +1,19 @@
-"""Converts a KL autoencoder, such as Stable Diffusion's, to the safetensors file of `model.autoencoder.weights`.
+"""Converts a KL autoencoder, such as Stable Diffusion's, to a safetensors file for `model.autoencoder.weights`.
 
     python convert_autoencoder.py diffusion_pytorch_model.safetensors --out pretrained/sd-vae-ft-mse.safetensors
 
-Reads, as .safetensors or as a PyTorch file:
+Supported sources, as .safetensors or PyTorch files:
 
 - diffusers' `AutoencoderKL`, with its older (`query`, `proj_attn`) and newer (`to_q`, `to_out.0`) names of attention;
-- CompVis' names, as REPA, iREPA and REPA-E have them: a bare state dict, one below `state_dict`, or the
+- CompVis' names, which REPA, iREPA and REPA-E use: a bare state dict, one below `state_dict`, or the
   `first_stage_model` of a whole model;
-- a checkpoint of REPA-E, of which it takes the autoencoder, and the latents' scale and bias.
+- a checkpoint of REPA-E, from which it takes the autoencoder and the latents' scale and bias.
 
-Writes float32 under CompVis' names, and prints the `[model.autoencoder]` section for a configuration. Scale and bias
-come from `--stats` (upstream's `...-latents-stats.pt`), from a REPA-E checkpoint, or from the `config.json` beside a
-diffusers file; without any of them they are Stable Diffusion's.
+It writes float32 weights under CompVis' names, and prints the `[model.autoencoder]` section for a configuration. Scale
+and bias come from `--stats` (upstream's `...-latents-stats.pt`), from a REPA-E checkpoint, or from the `config.json`
+beside a diffusers file. Otherwise they are Stable Diffusion's.
 
-Needs torch and safetensors. PyTorch files are loaded with `weights_only`: code in them is not run.
+Needs torch and safetensors. PyTorch files are loaded with `weights_only`, so that code in them does not run.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from torch import Tensor
 
 State = dict[str, Tensor]
 
-# What diffusers calls the parts of attention, by our name.
+# Maps diffusers' names of the parts of attention to CompVis' names.
 ATTENTION = {
     "group_norm": "norm",
     "to_q": "q",
@@ -45,13 +45,13 @@ ATTENTION = {
     "to_out.0": "proj_out",
     "proj_attn": "proj_out",
 }
-# Stable Diffusion's; other autoencoders say theirs beside their weights.
+# Stable Diffusion's scale and bias. Other autoencoders publish theirs beside their weights.
 SCALE, BIAS = [0.18215], [0.0]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The shape of an autoencoder, as `KlConfig` has it."""
+    """The shape of an autoencoder; see `KlConfig`."""
 
     latent_channels: int
     base_channels: int
@@ -70,15 +70,15 @@ class Layout:
         )
 
     def names(self) -> Iterator[str]:
-        """Every weight's name, without `.weight` and `.bias`."""
+        """Yields the name of every layer: the names of the weights without `.weight` and `.bias`."""
         levels = range(len(self.channel_multipliers))
         for side, stage, blocks in (("encoder", "down", 0), ("decoder", "up", 1)):
             for level in levels:
-                # A level's first block comes from the level before, which in the decoder is the one below.
-                inside = self._channels(level)
-                outside = self._channels(level - 1) if stage == "down" else self._channels(level + 1)
+                # The input of a level's first block is the output of the previous level, in the decoder level + 1.
+                channels = self._channels(level)
+                inputs = self._channels(level - 1) if stage == "down" else self._channels(level + 1)
                 for block in range(self.num_res_blocks + blocks):
-                    yield from _residual(f"{side}.{stage}.{level}.block.{block}", block == 0 and inside != outside)
+                    yield from _residual(f"{side}.{stage}.{level}.block.{block}", block == 0 and channels != inputs)
                     if level in self.attention_levels:
                         yield from _attention(f"{side}.{stage}.{level}.attn.{block}")
                 if stage == "down" and level < levels[-1]:
@@ -92,7 +92,7 @@ class Layout:
         yield from ("quant_conv", "post_quant_conv")
 
     def _channels(self, level: int) -> int:
-        """Of a level; before the first one those of `conv_in`, after the last one its own."""
+        """Returns a level's channels; before the first level those of `conv_in`, after the last one its own."""
         multipliers = self.channel_multipliers
         return self.base_channels * (1 if level < 0 else multipliers[min(level, len(multipliers) - 1)])
 
@@ -115,7 +115,7 @@ NAMED = {
 
 @dataclass(frozen=True)
 class Source:
-    """What a file holds."""
+    """The autoencoder of a file: its weights, and the scale and bias of its latents."""
 
     state: State
     scale: list[float]
@@ -123,7 +123,7 @@ class Source:
 
 
 def read(path: Path, stats: Path | None = None) -> Source:
-    """The autoencoder in `path`, under our names, with scale and bias of its latents."""
+    """Reads the autoencoder in `path`, under CompVis' names, with scale and bias of its latents."""
     content = _load(path)
     scale, bias = SCALE, BIAS
     beside = path.with_name("config.json")
@@ -144,7 +144,7 @@ def read(path: Path, stats: Path | None = None) -> Source:
         try:
             scale, bias = _values(found["latents_scale"]), _values(found["latents_bias"])
         except (KeyError, AttributeError) as error:
-            missing = "no latents_scale and latents_bias: not statistics of latents"
+            missing = "no latents_scale and latents_bias: these are not statistics of latents"
             raise ConversionError(f"{stats} has {missing}") from error
     state = renamed(content)
     check(state)
@@ -159,23 +159,23 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ConversionError(f"{path} is no whole safetensors file: {error}") from error
+        raise ConversionError(f"{path} is not a complete safetensors file: {error}") from error
 
 
 def _values(tensor: Tensor) -> list[float]:
-    """One number for each channel, or one for all where they are equal."""
+    """Returns one number per channel, or a single number if all are equal."""
     values = [_shortest(value) for value in tensor.detach().flatten().float().tolist()]
     return values[:1] if len(set(values)) == 1 else values
 
 
 def _shortest(value: float) -> float:
-    """The shortest decimal that is the same float32."""
+    """Returns the shortest decimal number that rounds to the same float32."""
     decimals = (float(f"{value:.{digits}g}") for digits in range(1, 10))
     return next((short for short in decimals if torch.tensor(short).item() == value), value)
 
 
 def renamed(content: Mapping[str, Any]) -> State:
-    """The autoencoder's tensors in float32, under our names; others, such as those of a loss, are left out."""
+    """Returns the autoencoder's tensors in float32, under CompVis' names, without others such as those of a loss."""
     tensors = {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in content.items()}
     whole = {name: value for name, value in tensors.items() if name.startswith("first_stage_model.")}
     if whole:
@@ -187,15 +187,15 @@ def renamed(content: Mapping[str, Any]) -> State:
             continue
         ours = _from_diffusers(name, last=max(blocks)) if blocks else name
         if ours in state:
-            raise ConversionError(f"two tensors would be called {ours}")
+            raise ConversionError(f"two tensors would have the name {ours}")
         state[ours] = _as_convolution(ours, value.detach().float()).contiguous()
     if not state:
-        raise ConversionError("it has no tensors of an encoder and a decoder: not an autoencoder")
+        raise ConversionError("it has no tensors of an encoder and a decoder: it is not an autoencoder")
     return state
 
 
 def _from_diffusers(name: str, last: int) -> str:
-    """Our name of a weight; diffusers counts the decoder's levels from the coarsest."""
+    """Returns CompVis' name of a weight. Diffusers counts the decoder's levels from the coarsest."""
     name = re.sub(r"\bdown_blocks\.", "down.", name)
     name = re.sub(r"\bup_blocks\.(\d+)\.", lambda found: f"up.{last - int(found[1])}.", name)
     name = re.sub(r"\b(down|up)samplers\.0\.", r"\1sample.", name)
@@ -210,13 +210,13 @@ def _from_diffusers(name: str, last: int) -> str:
 
 
 def _as_convolution(name: str, tensor: Tensor) -> Tensor:
-    """Attention's projections are 1x1 convolutions here, and linear layers in diffusers."""
+    """Reshapes attention's projections to 1x1 convolutions; in diffusers they are linear layers."""
     linear = re.search(r"\.(attn\.\d+|attn_1)\.(q|k|v|proj_out)\.weight$", name) and tensor.dim() == 2
     return tensor[:, :, None, None] if linear else tensor
 
 
 def layout_of(state: Mapping[str, Tensor]) -> Layout:
-    """Read off names and shapes."""
+    """Determines the layout from names and shapes."""
     try:
         base = state["encoder.conv_in.weight"].shape[0]
         quant = state["quant_conv.weight"].shape[0]
@@ -224,7 +224,7 @@ def layout_of(state: Mapping[str, Tensor]) -> Layout:
         levels = range(1 + max(int(found[1]) for found in down))
         channels = [state[f"encoder.down.{level}.block.0.conv1.weight"].shape[0] for level in levels]
     except (KeyError, ValueError) as error:
-        raise ConversionError(f"it has no {error}: not a KL autoencoder of Stable Diffusion's kind") from error
+        raise ConversionError(f"it has no {error}: it is not a KL autoencoder like Stable Diffusion's") from error
     return Layout(
         latent_channels=quant // 2,
         base_channels=base,
@@ -235,7 +235,7 @@ def layout_of(state: Mapping[str, Tensor]) -> Layout:
 
 
 def check(state: Mapping[str, Tensor]) -> None:
-    """Every weight of its layout is there, and no other."""
+    """Checks that `state` has exactly the weights of its layout."""
     expected = {f"{name}.{part}" for name in layout_of(state).names() for part in ("weight", "bias")}
     for what, names in (("lacks", expected - state.keys()), ("has unknown", state.keys() - expected)):
         if names:
@@ -245,7 +245,7 @@ def check(state: Mapping[str, Tensor]) -> None:
 
 
 def section(source: Source, weights: Path) -> str:
-    """The part of a configuration that uses the file."""
+    """Returns the section of a configuration that uses the file."""
 
     def numbers(values: list[float]) -> str:
         return str(values[0]) if len(values) == 1 else str(values)
@@ -266,15 +266,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="a .safetensors, .bin, .pt or .ckpt file")
     parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
-    parser.add_argument("--stats", type=Path, help="upstream's statistics of latents")
+    parser.add_argument("--stats", type=Path, help="upstream's file of latent statistics")
     arguments = parser.parse_args(argv)
     try:
         try:
             source = read(arguments.source, arguments.stats)
         except ConversionError as error:
-            # Readers name the file themselves.
-            named = str(arguments.source) in str(error) or str(arguments.stats) in str(error)
-            raise error if named else ConversionError(f"{arguments.source}: {error}") from error
+            # Errors of reading already name the file.
+            names_file = str(arguments.source) in str(error) or str(arguments.stats) in str(error)
+            raise error if names_file else ConversionError(f"{arguments.source}: {error}") from error
         target = arguments.out
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.partial")

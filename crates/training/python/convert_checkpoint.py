@@ -1,17 +1,18 @@
-"""Converts checkpoints of upstream's Python to safetensors, and back.
+"""Converts checkpoints of upstream's Python code to safetensors, and back.
 
     python convert_checkpoint.py import 0400000.pt converted/
     python convert_checkpoint.py export runs/mine/checkpoints/step-0400000 0400000.pt --format repa
 
-`import` reads what REPA, iREPA, REPA-E, SiT, JiT and MeanFlow save (a dictionary with `model`, `ema` and so on, or one
-state dict) and writes `model.safetensors`, `ema.safetensors`, ... and `source.json` into a folder. Their tensors have
-the names that `runner` reads: `runner sample converted/ema.safetensors --config CONFIG`, `runner train CONFIG --init
-converted/ema.safetensors`. Optimiser states are left out.
+`import` reads checkpoints of REPA, iREPA, REPA-E, SiT, JiT and MeanFlow (a dictionary with `model`, `ema` and so on, or
+a single state dict). It writes `model.safetensors`, `ema.safetensors`, ... and `source.json` into a folder. The tensors
+have the names that `runner` reads: `runner sample converted/ema.safetensors --config CONFIG`, `runner train CONFIG
+--init converted/ema.safetensors`. Optimiser states are not converted.
 
-`export` writes a file that upstream's code loads with `load_state_dict(..., strict=True)`. `repa` has the heads of iREPA's
-code, `projectors.N.projection_layer`; REPA-E's are called `projectors.N`, as those of REPA's first checkpoints.
+`export` writes a file that upstream's code loads with `load_state_dict(..., strict=True)`. In the format `repa`, heads
+have the names of iREPA's code, `projectors.N.projection_layer`. In the format `repa-e` their names are `projectors.N`,
+as in REPA's first checkpoints.
 
-Needs torch and safetensors. Checkpoints are loaded with `weights_only`: code in them is not run.
+Needs torch and safetensors. Checkpoints are loaded with `weights_only`, so that code in them does not run.
 """
 
 import argparse
@@ -31,22 +32,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-# Upstream's key of each of our files; JiT has other keys than the rest.
+# Maps upstream's keys to the names of our files. JiT has its own keys.
 FILES = {"model": "model", "ema": "ema", "ema2": "ema2", "vae": "vae", "discriminator": "discriminator"}
 JIT_KEYS = {"model": "model", "model_ema1": "ema", "model_ema2": "ema2"}
 FORMATS = ("repa", "repa-e", "meanflow", "sit", "jit")
-# Our state of LeCam, which upstream's checkpoints leave out.
+# State of LeCam in our checkpoints, which upstream's checkpoints do not contain.
 LECAM = ("ema_real_logits_mean", "ema_fake_logits_mean")
 
 
 class ConversionError(Exception):
-    """What is wrong with a file, as one line for people."""
+    """A file cannot be converted. The message is one line."""
 
 
 def safe_globals() -> list[Any]:
-    """What checkpoints hold besides tensors: the scripts' own arguments, and numpy's numbers and arrays."""
+    """Returns the types that checkpoints hold besides tensors: the scripts' arguments, numpy's numbers and arrays."""
     known: list[Any] = [argparse.Namespace, pathlib.PosixPath]
-    # Python 3.13's name.
+    # The name in Python 3.13.
     known.append((pathlib.PosixPath, "pathlib._local.PosixPath"))
     try:
         import numpy
@@ -54,7 +55,7 @@ def safe_globals() -> list[Any]:
         return known
     multiarray = getattr(numpy, "_core", None) or numpy.core
     for function in ("scalar", "_reconstruct"):
-        # The names of numpy 2 and 1, whichever wrote the file.
+        # The module names of numpy 2 and 1, since either may have written the file.
         for module in ("numpy._core.multiarray", "numpy.core.multiarray"):
             known.append((getattr(multiarray.multiarray, function), f"{module}.{function}"))
     known += [numpy.dtype, numpy.ndarray]
@@ -63,7 +64,7 @@ def safe_globals() -> list[Any]:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of upstream's, without running code in it."""
+    """Loads a checkpoint of upstream's code, without running code in it."""
     if not path.is_file():
         raise ConversionError(f"{path} does not exist")
     try:
@@ -72,20 +73,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise ConversionError(f"{path} {_refused(error)}") from error
     except (RuntimeError, EOFError, ValueError) as error:
-        raise ConversionError(f"{path} is no whole PyTorch checkpoint: {_first_line(error)}") from error
+        raise ConversionError(f"{path} is not a complete PyTorch checkpoint: {_first_line(error)}") from error
     if not isinstance(found, dict):
-        raise ConversionError(f"{path} holds a {type(found).__name__}, no dictionary")
+        raise ConversionError(f"{path} holds a {type(found).__name__} instead of a dictionary")
     return found
 
 
 def _refused(error: Exception) -> str:
-    """Why `weights_only` refused a file. Its message begins with advice; the cause stands at its end."""
+    """Returns why `weights_only` refused a file. PyTorch's message begins with advice and ends with the cause."""
     text = str(error)
     named = re.search(r"GLOBAL (\S+)", text)
     if named:
         return (
-            f"holds more than tensors and settings: {named[1]}, which could run code and is not loaded. Where the "
-            "file was written, load it, keep the state dicts alone, and save them again"
+            f"holds more than tensors and settings: {named[1]}, which could run code and is not loaded. Load the file "
+            "in the environment that wrote it, keep only the state dicts, and save them again"
         )
     cause = text.split("WeightsUnpickler error:")[-1]
     return f"holds more than tensors and settings, or is damaged: {_first_line(cause)}"
@@ -97,19 +98,20 @@ def _first_line(error: Exception | str) -> str:
 
 
 def state_dicts(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
-    """Our files' contents, by name without extension. A bare state dict becomes `ema`."""
+    """Returns the contents of our files, by their names without extension. A bare state dict becomes `ema`."""
     keys = JIT_KEYS if "model_ema1" in checkpoint else FILES
     found = {ours: checkpoint[key] for key, ours in keys.items() if isinstance(checkpoint.get(key), Mapping)}
     if not found:
         tensors = {name: value for name, value in checkpoint.items() if isinstance(value, Tensor)}
         if not tensors:
-            raise ConversionError(f"no weights under {', '.join(keys)}, and no tensors at the top: not a checkpoint")
+            keys_text = ", ".join(keys)
+            raise ConversionError(f"no weights under {keys_text}, and no tensors at the top level: not a checkpoint")
         found = {"ema": tensors}
     return {name: renamed(state) for name, state in found.items()}
 
 
 def renamed(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Without what wrappers put before names; heads of older checkpoints under their newer names."""
+    """Removes the wrappers' prefixes from names, and renames heads of older checkpoints to their newer names."""
     out: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor):
@@ -117,18 +119,18 @@ def renamed(state: Mapping[str, Any]) -> dict[str, Tensor]:
         ours = re.sub(r"^(module\.|_orig_mod\.|net\.)+", "", name)
         ours = re.sub(r"^(projectors\.\d+\.)(\d+\.)", r"\1projection_layer.\2", ours)
         if ours in out:
-            raise ConversionError(f"two tensors would be called {ours}")
+            raise ConversionError(f"two tensors would have the name {ours}")
         out[ours] = tensor.detach().contiguous()
     return out
 
 
 def with_older_heads(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """MLP heads under the names of REPA and REPA-E, `projectors.N.{0,2,4}`; the inverse of `renamed`."""
+    """Renames MLP heads to the names of REPA and REPA-E, `projectors.N.{0,2,4}`; the inverse of `renamed`."""
     return {re.sub(r"^(projectors\.\d+\.)projection_layer\.(\d+\.)", r"\1\2", key): state[key] for key in state}
 
 
 def settings_of(checkpoint: Mapping[str, Any]) -> dict[str, str] | None:
-    """The scripts' arguments, which are a namespace or a dictionary, as text."""
+    """Returns the scripts' arguments, which are a namespace or a dictionary, as text."""
     found = checkpoint.get("args")
     if isinstance(found, argparse.Namespace):
         found = vars(found)
@@ -136,7 +138,7 @@ def settings_of(checkpoint: Mapping[str, Any]) -> dict[str, str] | None:
 
 
 def steps_of(checkpoint: Mapping[str, Any]) -> int | None:
-    """The steps done, or the epoch: a number of Python's, numpy's or torch's."""
+    """Returns the number of steps done, or the epoch, from a number of Python, numpy or torch."""
     try:
         return int(checkpoint.get("steps", checkpoint.get("epoch")))
     except (TypeError, ValueError, RuntimeError):
@@ -144,7 +146,7 @@ def steps_of(checkpoint: Mapping[str, Any]) -> int | None:
 
 
 def import_checkpoint(path: Path, folder: Path) -> list[Path]:
-    """Writes the state dicts of `path` into `folder`; returns the files. All are there in the end, or none is new."""
+    """Writes the state dicts of `path` into `folder`, all of them or none. Returns the files."""
     checkpoint = read_checkpoint(path)
     states = state_dicts(checkpoint)
     with path.open("rb") as file:
@@ -159,20 +161,21 @@ def import_checkpoint(path: Path, folder: Path) -> list[Path]:
     described = json.dumps(source, indent=2) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
     partial = {folder / f"{name}.safetensors": folder / f".{name}.partial" for name in states}
-    sheet = folder / ".source.partial"
+    source_partial = folder / ".source.partial"
     try:
         for state, file in zip(states.values(), partial.values(), strict=True):
-            # Tensors that share memory cannot be in one file as they are.
+            # safetensors refuses tensors that share memory.
             save_file({key: tensor.clone() for key, tensor in state.items()}, file)
-        sheet.write_text(described, encoding="utf-8")
+        source_partial.write_text(described, encoding="utf-8")
         for target, file in partial.items():
             file.replace(target)
-        sheet.replace(folder / "source.json")
+        source_partial.replace(folder / "source.json")
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        # A dtype or layout that the format does not have.
-        raise ConversionError(f"{path} holds tensors that safetensors cannot: {_first_line(error)}") from error
+        # The format does not support the dtype or layout.
+        message = f"{path} holds tensors that safetensors does not support: {_first_line(error)}"
+        raise ConversionError(message) from error
     finally:
-        for file in (*partial.values(), sheet):
+        for file in (*partial.values(), source_partial):
             file.unlink(missing_ok=True)
     return list(partial)
 
@@ -187,7 +190,7 @@ def _steps_of_manifest(path: Path) -> int:
 
 
 def export_checkpoint(folder: Path, target: Path, layout: str) -> None:
-    """Writes the checkpoint folder of `runner` as upstream saves one."""
+    """Writes a checkpoint folder of `runner` as a checkpoint of upstream's code."""
     states = {}
     for name in FILES:
         path = folder / f"{name}.safetensors"
@@ -195,7 +198,7 @@ def export_checkpoint(folder: Path, target: Path, layout: str) -> None:
             try:
                 states[name] = load_file(path)
             except SafetensorError as error:
-                raise ConversionError(f"{path} is no whole safetensors file: {error}") from error
+                raise ConversionError(f"{path} is not a complete safetensors file: {error}") from error
     if "model" not in states or "ema" not in states:
         raise ConversionError(f"{folder} has no model.safetensors and ema.safetensors: not a checkpoint folder")
     steps = _steps_of_manifest(folder / "manifest.json")
@@ -224,13 +227,13 @@ def export_checkpoint(folder: Path, target: Path, layout: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    importing = commands.add_parser("import", help="from upstream's .pt or .pth")
+    importing = commands.add_parser("import", help="convert upstream's .pt or .pth file to safetensors")
     importing.add_argument("checkpoint", type=Path)
     importing.add_argument("folder", type=Path)
-    exporting = commands.add_parser("export", help="to upstream's .pt or .pth")
+    exporting = commands.add_parser("export", help="convert a checkpoint folder to upstream's .pt or .pth file")
     exporting.add_argument("folder", type=Path, help="RUN/checkpoints/step-N")
     exporting.add_argument("target", type=Path)
-    exporting.add_argument("--format", choices=FORMATS, default="repa", help="whose; default: repa")
+    exporting.add_argument("--format", choices=FORMATS, default="repa", help="format of the file; default: repa")
     arguments = parser.parse_args(argv)
     try:
         if arguments.command == "import":

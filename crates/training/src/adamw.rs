@@ -1,3 +1,5 @@
+//! The optimiser of a run: AdamW with gradient clipping and moving averages.
+
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Params, optim};
 
@@ -6,28 +8,29 @@ use crate::fused_update::{self, Operands, PointerTable, Update};
 use crate::learning_rate::LearningRate;
 use crate::{OptimizerConfig, TrainError};
 
-/// AdamW over the trainable weights of a [`Params`] set, with clipping and the moving averages of the weights.
+/// AdamW for the trainable weights of a [`Params`] set, with gradient clipping and moving averages of the
+/// weights.
 #[derive(Debug)]
 pub struct AdamW {
     names: Vec<String>,
     params: Vec<Tensor>,
-    /// Where gradients arrive: the weights, or their copies in bfloat16.
+    /// The tensors that receive gradients: the weights, or their bfloat16 copies.
     leaves: Vec<Tensor>,
     exp_avgs: Vec<Tensor>,
     exp_avg_sqs: Vec<Tensor>,
     config: OptimizerConfig,
     rate: LearningRate,
-    /// In one sweep where there is one, instead of composed.
+    /// Whether to use the fused update, where one exists, instead of libtorch's operations.
     fused: bool,
     table: PointerTable,
 }
 
 impl AdamW {
-    /// Moments of zero for the weights of `params`, whose copies exist already if they are to
-    /// ([`Params::keep_copies`]). `fused` is `train.fused`.
+    /// Creates zero moments for the weights of `params`. If the weights have copies
+    /// ([`Params::keep_copies`]), these must already exist. `fused` is `train.fused`.
     ///
     /// # Errors
-    /// Out of memory.
+    /// The device is out of memory.
     pub fn new(
         params: &Params,
         config: &OptimizerConfig,
@@ -57,23 +60,23 @@ impl AdamW {
         Ok(adamw)
     }
 
-    /// Learning rate of step number `step`, counted from 1.
+    /// Returns the learning rate of step `step`, counted from 1.
     pub fn lr(&self, step: u64) -> f64 {
-        self.rate.at(step)
+        self.rate.at_step(step)
     }
 
-    /// Updates the weights with clipped gradients, and their moving averages with them, and drops the
-    /// gradients. Returns the norm of the gradient before clipping, a float32 scalar on the device. `step`
-    /// is counted from 1.
+    /// Updates the weights with the clipped gradients, updates their moving averages, and clears the
+    /// gradients. Returns the gradient norm before clipping, a float32 scalar on the device. `step` is
+    /// counted from 1.
     ///
     /// # Errors
-    /// The averages are of other weights; out of memory.
+    /// An average has another number of weights; the device is out of memory.
     pub fn step(&self, step: u64, averages: &[Average]) -> Result<Tensor, TrainError> {
         for average in averages {
             average.check_len(self.params.len())?;
         }
         let grads: Vec<Tensor> = self.leaves.iter().map(Tensor::grad).collect();
-        // A weight that the loss does not reach has no gradient; PyTorch's AdamW passes it over.
+        // A weight that the loss does not depend on has no gradient. Like PyTorch's AdamW, this skips it.
         let (reached, unreached): (Vec<usize>, Vec<usize>) =
             (0..grads.len()).partition(|&i| grads[i].defined());
         let norm = match self.fused_step(step, &reached, &grads, averages)? {
@@ -96,7 +99,8 @@ impl AdamW {
         }
     }
 
-    /// `None` where it is not wanted or there is none; nothing is changed then.
+    /// Runs the fused update. Returns `None`, and changes nothing, if it is switched off or does not
+    /// support these tensors.
     fn fused_step(
         &self,
         step: u64,
@@ -128,13 +132,13 @@ impl AdamW {
         Ok(fused_update::sweep(&operands, &update, &self.table)?)
     }
 
-    /// The copy of weight `i` that the model computes with, if it is not the weight itself.
+    /// Returns the copy of weight `i` that the model computes with, or `None` if it uses the weight itself.
     fn copy(&self, i: usize) -> Option<&Tensor> {
         let (leaf, param) = (&self.leaves[i], &self.params[i]);
         (leaf.kind() != param.kind()).then_some(leaf)
     }
 
-    /// By libtorch's operations, each a pass over all weights.
+    /// Runs the update with libtorch's operations, each of which reads all weights.
     fn composed_step(
         &self,
         step: u64,
@@ -178,7 +182,7 @@ impl AdamW {
         Ok(norm)
     }
 
-    /// The moments, as `exp_avg.NAME` and `exp_avg_sq.NAME`.
+    /// Returns the moments, named `exp_avg.NAME` and `exp_avg_sq.NAME`.
     pub(crate) fn state(&self) -> Vec<(String, Tensor)> {
         let first = self.names.iter().zip(&self.exp_avgs);
         let second = self.names.iter().zip(&self.exp_avg_sqs);
@@ -190,18 +194,18 @@ impl AdamW {
             .collect()
     }
 
-    /// Copies saved moments in; `Err` says what does not fit.
+    /// Loads saved moments. `Err` holds the reason if they do not fit.
     pub(crate) fn load(&self, saved: &[(String, Tensor)]) -> Result<(), String> {
-        let own = self.state();
-        if own.len() != saved.len() {
+        let expected = self.state();
+        if expected.len() != saved.len() {
             return Err(format!(
                 "the optimiser has {} moments, the checkpoint {}",
-                own.len(),
+                expected.len(),
                 saved.len()
             ));
         }
         let (mut targets, mut sources) = (Vec::new(), Vec::new());
-        for (name, target) in own {
+        for (name, target) in expected {
             let source = saved
                 .iter()
                 .find(|(saved, _)| *saved == name)
@@ -225,8 +229,8 @@ impl AdamW {
     }
 }
 
-/// Bytes of weights that are trained, with their gradients and the two moments. A copy in bfloat16 takes what its
-/// gradient in bfloat16 saves.
+/// Returns the bytes of trained weights, their gradients and their two moments. Bfloat16 copies do not
+/// change the sum: the gradient is then bfloat16 too, which saves what the copy takes.
 pub(crate) fn trained_bytes(params: &Params) -> u64 {
     4 * params.bytes()
 }

@@ -1,11 +1,11 @@
-//! Hidden tokens against the encoders' tokens.
+//! The alignment loss of a run: hidden tokens compared with the encoders' tokens.
 
 use alignment::{AlignmentLoss, SpatialNorm};
 use tch::{Kind, Tensor};
 
 use crate::{Config, EncoderShape, TrainError};
 
-/// What a run aligns its hidden tokens with, and how.
+/// Computes a run's alignment loss.
 #[derive(Debug)]
 pub(crate) struct Aligner {
     loss: AlignmentLoss,
@@ -15,11 +15,11 @@ pub(crate) struct Aligner {
     grid: (i64, i64),
 }
 
-/// The alignment loss of some hidden tokens, scalars.
+/// The alignment losses of hidden tokens, as scalars.
 pub(crate) struct Aligned {
-    /// The losses with their coefficients, summed.
+    /// Sum of the losses, weighted with their coefficients.
     pub(crate) weighted: Tensor,
-    /// The losses without, averaged.
+    /// Mean of the losses without their coefficients.
     pub(crate) mean: Tensor,
 }
 
@@ -37,7 +37,7 @@ impl Aligner {
         })
     }
 
-    /// Each encoder's tokens, `[B, T, D]`, on the grid of the hidden tokens.
+    /// Pools each encoder's tokens, `[B, T, D]`, to the grid of the hidden tokens.
     pub(crate) fn pooled(&self, tokens: &[Tensor]) -> Result<Vec<Tensor>, TrainError> {
         tch::no_grad(|| {
             tokens
@@ -48,8 +48,8 @@ impl Aligner {
         })
     }
 
-    /// Compares hidden tokens, projected for each encoder, with [`Aligner::pooled`] tokens, which are
-    /// normalised; `None` without alignment.
+    /// Normalises the tokens that [`Aligner::pooled`] returned, and compares them with the hidden tokens
+    /// projected for each encoder. `None` without alignment.
     pub(crate) fn compare(
         &self,
         tokens: &[Tensor],
@@ -71,7 +71,7 @@ impl Aligner {
     }
 }
 
-/// Tokens `[B, T, D]` of one grid, averaged over blocks to a coarser one.
+/// Averages tokens `[B, T, D]` over blocks, from the grid `from` to the coarser grid `to`.
 fn pool(tokens: &Tensor, from: (i64, i64), to: (i64, i64)) -> Result<Tensor, TrainError> {
     if from == to {
         return Ok(tokens.shallow_clone());

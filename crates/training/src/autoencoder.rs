@@ -1,4 +1,4 @@
-//! The autoencoder of a run, with its weights.
+//! The frozen autoencoder of a run, with its weights and the scale of its latents.
 
 use std::cell::RefCell;
 use std::path::Path;
@@ -12,8 +12,7 @@ use torch_ext::{Generator, Params};
 
 use crate::{Autoencoder, Config, KlSettings, TrainError, read_tensors};
 
-/// What stands between images and the space in which a run diffuses: nothing, or a frozen KL
-/// autoencoder.
+/// The frozen autoencoder of a run: the identity for runs in pixel space, or a KL autoencoder.
 #[derive(Debug)]
 pub struct AutoencoderModel(Option<Box<Latents>>);
 
@@ -23,15 +22,15 @@ struct Latents {
     settings: KlSettings,
     scaling: LatentScaling,
     device: Device,
-    /// Read when it is first needed, where it is loaded on demand.
+    /// `None` until it is first needed, if it is loaded on demand.
     network: RefCell<Option<KlAutoencoder>>,
 }
 
 impl AutoencoderModel {
-    /// The autoencoder of `config`, its weights read from `model.autoencoder.weights` to `device`.
+    /// Loads the autoencoder of `config` to `device`, with the weights of `model.autoencoder.weights`.
     ///
     /// # Errors
-    /// No such file, or one with other names or shapes; a scale that does not fit.
+    /// The file does not exist, or has other names or shapes; the scale does not fit.
     pub fn load(config: &Config, device: Device) -> Result<Self, TrainError> {
         let model = Self::on_demand(config, device)?;
         if let Some(latents) = &model.0 {
@@ -40,11 +39,11 @@ impl AutoencoderModel {
         Ok(model)
     }
 
-    /// The same, but its weights are read when it first encodes or decodes: a run whose moments
-    /// come from elsewhere needs them for its samples only.
+    /// Like [`AutoencoderModel::load`], but reads the weights when it first encodes or decodes. A run
+    /// whose moments come from a cache needs them only for its samples.
     ///
     /// # Errors
-    /// No such file; a scale that does not fit.
+    /// The file does not exist; the scale does not fit.
     pub fn on_demand(config: &Config, device: Device) -> Result<Self, TrainError> {
         let Autoencoder::Kl(settings) = &config.model.autoencoder else {
             return Ok(Self(None));
@@ -60,11 +59,11 @@ impl AutoencoderModel {
         }))))
     }
 
-    /// An autoencoder of these weights, whose latents are scaled so.
+    /// Builds an autoencoder from `weights`, with the latent scaling `scaling`.
     ///
     /// # Errors
-    /// Weights with other names or shapes.
-    pub(crate) fn of_weights(
+    /// `weights` has other names or shapes.
+    pub(crate) fn from_weights(
         settings: &KlSettings,
         weights: &[(String, Tensor)],
         scaling: LatentScaling,
@@ -79,30 +78,31 @@ impl AutoencoderModel {
         }))))
     }
 
-    /// Gives the memory of the weights back; they are read again when they are needed again.
+    /// Frees the memory of the weights; the next use reads them again.
     pub fn unload(&self) {
         if let Some(latents) = &self.0 {
             latents.network.replace(None);
         }
     }
 
-    /// Mean and standard deviation of the posterior of `images` `[B, 3, H, W]`, bytes:
-    /// `[B, 2 C, h, w]`. `None` without an autoencoder. On the CPU, an image has the same bits in
-    /// any batch.
+    /// Returns mean and standard deviation of the posterior of `images` (u8 `[B, 3, H, W]`), as
+    /// `[B, 2 C, h, w]`. `None` without an autoencoder. On the CPU, an image's moments do not depend
+    /// on the rest of the batch.
     ///
     /// # Errors
-    /// Images of another shape, or of a size that the autoencoder cannot take.
+    /// The images have another shape, or a size that the autoencoder does not support.
     pub fn moments(&self, images: &Tensor) -> Result<Option<Tensor>, TrainError> {
         let latents = self.0.as_ref();
         latents.map(|latents| latents.moments(images)).transpose()
     }
 
-    /// What the denoiser is trained on, `[B, C, h, w]`, float32, of `images` `[B, 3, H, W]`,
-    /// bytes, or of their `moments`, where those are known. Latents are samples of the posterior,
-    /// their noise drawn from `generator`, scaled (`sample_posterior` upstream).
+    /// Returns the denoiser's training data, float32 `[B, C, h, w]`, for `images` (u8 `[B, 3, H, W]`).
+    /// If `moments` is `Some`, it is used instead of encoding the images. Latents are scaled samples of
+    /// the posterior, with noise from `generator` (`sample_posterior` upstream).
     ///
     /// # Errors
-    /// Images or moments of another shape, or images of a size that the autoencoder cannot take.
+    /// Images or moments have another shape, or the images have a size that the autoencoder does not
+    /// support.
     pub fn encode(
         &self,
         images: &Tensor,
@@ -126,10 +126,10 @@ impl AutoencoderModel {
         })
     }
 
-    /// Images `[B, 3, H, W]`, bytes, of what the denoiser makes, `[B, C, h, w]`, a few at a time.
+    /// Decodes the denoiser's output `[B, C, h, w]` to images, u8 `[B, 3, H, W]`, a few at a time.
     ///
     /// # Errors
-    /// Another shape.
+    /// `x` has another shape.
     pub fn decode(&self, x: &Tensor) -> Result<Tensor, TrainError> {
         tch::no_grad(|| match &self.0 {
             None => Ok(Identity.decode(x)?),
@@ -166,7 +166,7 @@ impl Latents {
     }
 }
 
-/// Images `[B, 3, H, W]`, bytes, of scaled latents `x` `[B, C, h, w]`.
+/// Decodes scaled latents `x` `[B, C, h, w]` to images, u8 `[B, 3, H, W]`.
 pub(crate) fn decode(
     network: &KlAutoencoder,
     scaling: &LatentScaling,
@@ -177,9 +177,9 @@ pub(crate) fn decode(
     in_parts(&latents, device, |part| Ok(network.decode(part)?))
 }
 
-/// Runs over a batch in parts: an image of 256 pixels takes some 200 MB on its way. On the CPU
-/// the parts are single images, whose bits then cannot depend on the batch; elsewhere they are as
-/// large as upstream's, and what is float32 stays so.
+/// Runs over a batch in parts, since one image of 256 x 256 pixels needs about 200 MB for its
+/// activations. On the CPU the parts are single images, so that an image's result cannot depend on
+/// the batch. On other devices the parts are as large as upstream's, and TF32 is switched off.
 fn in_parts(
     batch: &Tensor,
     device: Device,
@@ -189,24 +189,24 @@ fn in_parts(
         Device::Cpu => 1,
         _ => 8,
     };
-    // Under TF32 images would be some levels off.
+    // With TF32, pixel values would be off by several levels.
     let _float32 = match device {
         Device::Cpu => None,
         _ => Some(Float32::enter()?),
     };
     let parts = batch.f_split(size, 0)?;
-    let done = parts.iter().map(run).collect::<Result<Vec<_>, _>>()?;
-    Ok(Tensor::f_cat(&done, 0)?)
+    let results = parts.iter().map(run).collect::<Result<Vec<_>, _>>()?;
+    Ok(Tensor::f_cat(&results, 0)?)
 }
 
-/// The weights of an autoencoder that is to be trained, on `device`: those of the file that
-/// `settings` names, or drawn from `seed_of_run`.
-pub(crate) fn trained(
+/// Builds an autoencoder for training on `device`, with the weights of the file in `settings`, or with
+/// random ones drawn from `run_seed`.
+pub(crate) fn trainable(
     settings: &KlSettings,
-    seed_of_run: u64,
+    run_seed: u64,
     device: Device,
 ) -> Result<(Params, KlAutoencoder), TrainError> {
-    let params = Params::new(device, seed::derive(seed_of_run, "autoencoder", &[]))?;
+    let params = Params::new(device, seed::derive(run_seed, "autoencoder", &[]))?;
     let network = KlAutoencoder::new(&params.root(), &settings.layout.config())?;
     if !settings.weights.is_empty() {
         load_weights(&params, &settings.weights)?;
@@ -214,7 +214,7 @@ pub(crate) fn trained(
     Ok((params, network))
 }
 
-/// An autoencoder whose weights `load` fills and nothing trains.
+/// Builds an autoencoder whose weights `load` fills and which is not trained.
 fn frozen(
     settings: &KlSettings,
     device: Device,
@@ -229,7 +229,7 @@ fn frozen(
     Ok(network)
 }
 
-/// The affine map that `settings` gives.
+/// Builds the affine map of latents from `scale` and `bias` of `settings`.
 pub(crate) fn scaling(settings: &KlSettings, device: Device) -> Result<LatentScaling, TrainError> {
     let (scale, bias) = (settings.scale.values(), settings.bias.values());
     Ok(LatentScaling::new(scale, bias, device)?)
@@ -243,7 +243,7 @@ fn load_weights(params: &Params, path: &Path) -> Result<(), TrainError> {
     })
 }
 
-/// The weights in the file of `model.autoencoder.weights`.
+/// Reads the weights of the file `model.autoencoder.weights`.
 pub(crate) fn read_weights(path: &Path) -> Result<Vec<(String, Tensor)>, TrainError> {
     match path.is_file() {
         true => Ok(read_tensors(path)?),

@@ -1,23 +1,26 @@
+//! Moving averages of a model.
+
 use diffusion::repa_e::LatentNorm;
 use tch::Tensor;
 use torch_ext::{Params, TorchError, optim};
 
 use crate::TrainError;
 
-/// A moving average of a model: of its weights, and of REPA-E's statistics of latents.
+/// A moving average of a model's weights, and of REPA-E's running statistics of latents.
 #[derive(Debug)]
 pub struct Average {
     decay: f64,
-    /// In the order of the trainable weights.
+    /// The averages, in the order of the model's trainable weights.
     weights: Vec<Tensor>,
-    /// Running mean and variance of latents, average and source.
+    /// Averages and sources of the running mean and variance of latents.
     statistics: (Vec<Tensor>, Vec<Tensor>),
-    /// The number of batches that they have seen, likewise.
+    /// Target and source of the number of batches in the running statistics.
     count: Option<(Tensor, Tensor)>,
 }
 
 impl Average {
-    /// `target` is what follows `params`; both are of models of one configuration.
+    /// Creates an average that stores in `target` the moving averages of `params`. Both belong to models
+    /// of the same configuration.
     pub fn new(target: &Params, params: &Params, decay: f64) -> Self {
         let statistics = |params: &Params| -> Vec<Tensor> {
             let names = LatentNorm::AVERAGED.iter();
@@ -33,12 +36,12 @@ impl Average {
         }
     }
 
-    /// Share of itself that it keeps a step.
+    /// The share of the average that is kept in each step.
     pub(crate) fn decay(&self) -> f64 {
         self.decay
     }
 
-    /// Refuses to follow a model with another number of trainable weights.
+    /// Checks that the model has as many trainable weights as the average.
     pub(crate) fn check_len(&self, weights: usize) -> Result<(), TrainError> {
         if self.weights.len() == weights {
             return Ok(());
@@ -51,12 +54,12 @@ impl Average {
         .into())
     }
 
-    /// The average of trainable weight `index`.
+    /// Returns the average of trainable weight `index`.
     pub(crate) fn weight(&self, index: usize) -> &Tensor {
         &self.weights[index]
     }
 
-    /// Moves the averages of some trainable weights towards them.
+    /// Updates the averages of the trainable weights `indices`.
     pub(crate) fn follow(&self, weights: &[Tensor], indices: &[usize]) -> Result<(), TrainError> {
         let pick = |list: &[Tensor]| -> Vec<Tensor> {
             indices.iter().map(|&i| list[i].shallow_clone()).collect()
@@ -68,7 +71,7 @@ impl Average {
         )?)
     }
 
-    /// Moves the averages of statistics towards them; the number of batches is copied (`update_ema` of
+    /// Updates the averages of the running statistics, and copies the number of batches (`update_ema` of
     /// REPA-E upstream).
     pub(crate) fn follow_statistics(&self) -> Result<(), TrainError> {
         let (averages, sources) = &self.statistics;

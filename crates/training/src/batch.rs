@@ -1,24 +1,26 @@
+//! Copies batches to the training device.
+
 use data::{Batch, Cursor};
 use tch::{Device, Kind, Tensor};
 use torch_ext::TorchError;
 
 use crate::TrainError;
 
-/// A batch of the data stream on the device that trains.
+/// A batch of the data stream, on the training device.
 #[derive(Debug)]
 pub struct DeviceBatch {
     /// Images, u8 `[B, 3, R, R]`.
     pub images: Tensor,
-    /// Mean and standard deviation of the posterior over the images' latents, `[B, 2 C, h, w]`,
-    /// where they are known; a trainer with a frozen autoencoder computes them otherwise.
+    /// Mean and standard deviation of the posterior over the images' latents, `[B, 2 C, h, w]`. If it
+    /// is `None`, a trainer with a frozen autoencoder computes them.
     pub moments: Option<Tensor>,
     /// Classes, i64 `[B]`.
     pub labels: Tensor,
     /// Indices of the samples in the data set.
     pub ids: Vec<u64>,
-    /// Whether an image is mirrored.
+    /// Whether each image is mirrored.
     pub flipped: Vec<bool>,
-    /// Where the stream stands after this batch.
+    /// Position of the stream after this batch.
     pub cursor: Cursor,
 }
 
@@ -39,10 +41,10 @@ impl DeviceBatch {
     }
 }
 
-/// The images of a batch as a u8 tensor `[B, 3, R, R]` on `device`.
+/// Copies the images of a batch to `device`, as a u8 tensor `[B, 3, R, R]`.
 ///
 /// # Errors
-/// There are more or fewer bytes than images; the device is out of memory.
+/// The number of bytes does not fit the batch's shape; the device is out of memory.
 pub fn images_to_device(batch: &Batch, device: Device) -> Result<Tensor, TrainError> {
     let side = i64::from(batch.resolution);
     let shape = [batch.len() as i64, 3, side, side];
@@ -60,8 +62,8 @@ pub fn images_to_device(batch: &Batch, device: Device) -> Result<Tensor, TrainEr
     to_device(&images, device)
 }
 
-/// Copies to a device. To CUDA from page-locked memory and without waiting: what runs there next on the same stream
-/// comes after the copy, and libtorch keeps the memory until then.
+/// Copies a tensor to a device. A copy to CUDA is asynchronous, from page-locked memory: later work on the same
+/// stream waits for it, and libtorch keeps the memory until then.
 fn to_device(tensor: &Tensor, device: Device) -> Result<Tensor, TrainError> {
     if !device.is_cuda() {
         return Ok(tensor.f_to_device(device)?);
@@ -75,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_that_are_not_the_images_are_refused() {
+    fn a_wrong_number_of_image_bytes_is_refused() {
         let batch = Batch {
             images: vec![0; 2 * 3 * 4 * 4 - 1],
             masks: None,

@@ -1,18 +1,18 @@
-//! Checkpoints: a folder of safetensors files and a manifest, valid as a whole or not at all.
+//! Checkpoints: each is a folder of safetensors files and a manifest, valid as a whole or not at all.
 //!
 //! ```text
 //! checkpoints/step-0000300/
 //!   model.safetensors       weights under upstream's names, heads as `projectors.N...`
-//!   ema.safetensors         their moving average
-//!   ema2.safetensors        a second one, where the run keeps it
+//!   ema.safetensors         moving average of the weights
+//!   ema2.safetensors        second moving average, if the run keeps one
 //!   optimizer.safetensors   `exp_avg.NAME` and `exp_avg_sq.NAME`
-//!   random.safetensors      states of the generators
-//!   history.safetensors     figures of the last steps, which tell a collapse
-//!   manifest.json           step, data cursor, configuration's hash, size and SHA-256 of each file
+//!   random.safetensors      states of the random generators
+//!   history.safetensors     figures of the last steps, from which a collapse is detected
+//!   manifest.json           step, data cursor, configuration hash, size and SHA-256 of each file
 //! ```
 //!
-//! A checkpoint is written under a temporary name, synced and renamed, so a folder called
-//! `step-N` was complete when it was written; the checksums find out whether it still is.
+//! A checkpoint is written under a temporary name, synced and renamed, so a folder called `step-N`
+//! was complete when it was written. The checksums detect later damage.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -42,11 +42,11 @@ pub enum CheckpointError {
     /// A file operation failed.
     #[error("cannot {action} {}: {source}{}", path.display(), hint(source))]
     Io {
-        /// What was tried.
+        /// The operation, as a verb.
         action: &'static str,
-        /// On which file.
+        /// The file or folder.
         path: PathBuf,
-        /// The system's reason.
+        /// The system's error.
         source: io::Error,
     },
 
@@ -59,8 +59,8 @@ pub enum CheckpointError {
         source: safetensors::SafeTensorError,
     },
 
-    /// A tensor's dtype cannot be stored.
-    #[error("tensor `{name}` has dtype {found}, which checkpoints do not hold")]
+    /// A tensor's dtype cannot be stored or read.
+    #[error("tensor `{name}` has dtype {found}, which checkpoints do not support")]
     Dtype {
         /// Name of the tensor.
         name: String,
@@ -68,7 +68,7 @@ pub enum CheckpointError {
         found: String,
     },
 
-    /// The manifest cannot be understood.
+    /// The manifest is not valid JSON, or has other fields.
     #[error("{}: {source}", path.display())]
     Manifest {
         /// The file.
@@ -77,25 +77,25 @@ pub enum CheckpointError {
         source: serde_json::Error,
     },
 
-    /// The manifest is of another version of the format.
-    #[error("{} is of format {found}, this program reads format {FORMAT}", path.display())]
+    /// The manifest has another version of the format.
+    #[error("{} has format {found}, but this program reads format {FORMAT}", path.display())]
     Format {
         /// The manifest.
         path: PathBuf,
-        /// Its format.
+        /// Its format version.
         found: u32,
     },
 
-    /// A file is not the one that the manifest describes.
+    /// A file is missing, or is not the one that the manifest describes.
     #[error("{} is damaged: {reason}", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// In which way.
+        /// The kind of damage.
         reason: String,
     },
 
-    /// libtorch refused.
+    /// A libtorch operation failed.
     #[error(transparent)]
     Tch(#[from] TchError),
 }
@@ -103,7 +103,7 @@ pub enum CheckpointError {
 fn hint(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::StorageFull => {
-            "; free some space and start again, the run goes on from its last checkpoint"
+            "; free some space and start the run again: it resumes from its last checkpoint"
         }
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
             "; choose another folder with --out"
@@ -113,8 +113,8 @@ fn hint(error: &io::Error) -> &'static str {
 }
 
 impl CheckpointError {
-    /// Whether a checkpoint is damaged: a file is missing, cut short or changed, or is not what it should be. Any other
-    /// error, such as one of the disk, of permissions or of memory, says nothing of the checkpoint.
+    /// Whether the error means that the checkpoint is damaged: a file is missing, truncated, changed or of another
+    /// kind. Other errors, such as those of the disk, of permissions or of memory, say nothing about the checkpoint.
     pub fn is_damage(&self) -> bool {
         match self {
             Self::Tensors { source, .. } => {
@@ -134,24 +134,24 @@ impl CheckpointError {
     }
 }
 
-/// Name, among [`Checkpoint::others`], of the weights of an autoencoder that is trained.
+/// Key in [`Checkpoint::others`] of the weights of a trained autoencoder.
 pub const VAE: &str = "vae";
 
-/// Name, among [`Checkpoint::others`], of the state of [`CollapseWatch`](crate::CollapseWatch).
+/// Key in [`Checkpoint::others`] of the state of [`CollapseWatch`](crate::CollapseWatch).
 pub(crate) const HISTORY: &str = "history";
 
-/// What a checkpoint holds.
+/// The contents of a checkpoint.
 #[derive(Debug)]
 pub struct Checkpoint {
-    /// Optimiser steps done.
+    /// Number of optimiser steps done.
     pub step: u64,
-    /// Where the data stream stood after the last batch of that step.
+    /// Position of the data stream after the last batch of that step.
     pub cursor: Cursor,
-    /// Hash of the configuration it belongs to.
+    /// [`Config::training_hash`](crate::Config::training_hash) of the run.
     pub config_hash: String,
     /// Weights and buffers.
     pub model: Vec<(String, Tensor)>,
-    /// Their moving average.
+    /// Moving average of weights and buffers.
     pub ema: Vec<(String, Tensor)>,
     /// A second moving average, with another decay.
     pub second_ema: Option<Vec<(String, Tensor)>>,
@@ -159,8 +159,8 @@ pub struct Checkpoint {
     pub optimizer: Vec<(String, Tensor)>,
     /// States of the random generators.
     pub random: Vec<(String, Tensor)>,
-    /// What else a variant trains, by the name of its file without extension: REPA-E's `vae` and
-    /// `discriminator`, and the moments of their optimisers.
+    /// Further tensors, by the name of their file without extension: REPA-E's `vae` and
+    /// `discriminator` with the moments of their optimisers, and the `history` of the figures.
     pub others: BTreeMap<String, Vec<(String, Tensor)>>,
 }
 
@@ -181,20 +181,20 @@ struct FileEntry {
     sha256: String,
 }
 
-/// Which checkpoint it is, by its manifest.
+/// The step and the configuration of a checkpoint, as its manifest states them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
-    /// Optimiser steps that are behind it.
+pub struct CheckpointId {
+    /// Number of optimiser steps done.
     pub step: u64,
     /// [`Config::training_hash`](crate::Config::training_hash) of the run.
     pub config_hash: String,
 }
 
-impl Identity {
-    /// That of the checkpoint in the folder `path`, whose other files are not looked at.
+impl CheckpointId {
+    /// Reads the manifest of the checkpoint folder `path`, and no other file.
     ///
     /// # Errors
-    /// There is no manifest, or none of this version.
+    /// The manifest is missing or cannot be read, or has another format.
     pub fn read(path: &Path) -> Result<Self, CheckpointError> {
         let manifest = read_manifest(path)?;
         Ok(Self {
@@ -227,14 +227,14 @@ fn read_manifest(path: &Path) -> Result<Manifest, CheckpointError> {
     Ok(manifest)
 }
 
-/// Reads a file of the checkpoint in `folder`, which is damaged without it.
+/// Reads a file of the checkpoint in `folder`. If only the file is missing, the checkpoint is damaged.
 fn read(folder: &Path, file: &Path) -> Result<Vec<u8>, CheckpointError> {
     fs::read(file).map_err(|error| {
-        let is_gone = is_absent(file, &error) && fs::metadata(folder).is_ok();
-        match is_gone {
+        let is_missing = is_absent(file, &error) && fs::metadata(folder).is_ok();
+        match is_missing {
             true => CheckpointError::Damaged {
                 path: file.to_owned(),
-                reason: "there is no such file".to_owned(),
+                reason: "the file is missing".to_owned(),
             },
             false => CheckpointError::io("read", file, error),
         }
@@ -242,11 +242,12 @@ fn read(folder: &Path, file: &Path) -> Result<Vec<u8>, CheckpointError> {
 }
 
 impl Checkpoint {
-    /// Writes the checkpoint to `folder/step-NNNNNNN` and returns that path. A checkpoint of the
-    /// same step that is there already is replaced.
+    /// Writes the checkpoint to `folder/step-NNNNNNN` and returns that path. An existing checkpoint of
+    /// the same step is replaced.
     ///
     /// # Errors
-    /// Disk full, no permission and the like; then nothing named `step-...` has changed.
+    /// The checkpoint cannot be written, for example because the disk is full. No folder `step-...`
+    /// has changed then.
     pub fn save(&self, folder: &Path) -> Result<PathBuf, CheckpointError> {
         let path = folder.join(folder_name(self.step));
         fs::create_dir_all(folder).map_err(|e| CheckpointError::io("create", folder, e))?;
@@ -298,10 +299,10 @@ impl Checkpoint {
         parts
     }
 
-    /// Reads and checks one checkpoint folder.
+    /// Reads the checkpoint folder `path` and verifies its checksums.
     ///
     /// # Errors
-    /// A file is missing, cut short or changed.
+    /// A file is missing, truncated or changed, or cannot be read.
     pub fn load(path: &Path) -> Result<Self, CheckpointError> {
         let manifest = read_manifest(path)?;
         let part = |name: &str| {
@@ -319,7 +320,7 @@ impl Checkpoint {
                     reason: match files::describe_foreign(&bytes) {
                         Some(what) => format!("it is {what}"),
                         None => format!(
-                            "{} bytes long, the manifest says {}",
+                            "it is {} bytes long, but the manifest says {}",
                             bytes.len(),
                             entry.bytes
                         ),
@@ -329,7 +330,7 @@ impl Checkpoint {
             if Checksum::of(&bytes).sha256 != entry.sha256 {
                 return Err(CheckpointError::Damaged {
                     path: file,
-                    reason: "its SHA-256 is not the manifest's".to_owned(),
+                    reason: "its SHA-256 is not that of the manifest".to_owned(),
                 });
             }
             tensor_file::parse(&file, &bytes)
@@ -351,9 +352,9 @@ impl Checkpoint {
                 })
                 .filter_map(|name| {
                     let stem = name.strip_suffix(EXTENSION)?;
-                    // A manifest names files beside it, nothing elsewhere.
-                    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
-                    stem.chars().all(plain).then_some(())?;
+                    // Only files in the checkpoint's own folder are read, whatever the manifest names.
+                    let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+                    stem.chars().all(is_plain).then_some(())?;
                     Some(part(name).map(|tensors| (stem.to_owned(), tensors)))
                 })
                 .collect::<Result<_, _>>()?,
@@ -363,34 +364,36 @@ impl Checkpoint {
         })
     }
 
-    /// The newest checkpoint below `folder` that is whole, belongs to `config_hash`, and has no more than
-    /// `steps` behind it; others are passed over with a warning. `None` where there is none.
+    /// Loads the newest checkpoint below `folder` that is undamaged, has the hash `config_hash`, and is of
+    /// step `steps` or earlier. Other checkpoints are skipped with a warning. `None` if no checkpoint is left.
     ///
     /// # Errors
-    /// The folder or a checkpoint cannot be read, which says nothing about whether it is whole.
+    /// The folder or a checkpoint cannot be read for a reason other than damage.
     pub fn newest(
         folder: &Path,
         config_hash: &str,
         steps: u64,
     ) -> Result<Option<Self>, CheckpointError> {
-        let passed_over = |path: &Path, reason: &dyn std::fmt::Display| {
-            tracing::warn!("{} {reason}; passed over", path.display());
+        let warn_skipped = |path: &Path, reason: &dyn std::fmt::Display| {
+            tracing::warn!("skipped checkpoint {}: {reason}", path.display());
         };
         for path in list(folder)?.into_iter().rev() {
-            let fits = Identity::read(&path).and_then(|identity| {
-                if identity.config_hash != config_hash {
-                    passed_over(&path, &"is of another configuration");
-                } else if identity.step > steps {
-                    passed_over(&path, &format!("is beyond train.steps = {steps}"));
+            let loaded = CheckpointId::read(&path).and_then(|id| {
+                if id.config_hash != config_hash {
+                    warn_skipped(&path, &"it is of another configuration");
+                } else if id.step > steps {
+                    warn_skipped(&path, &format!("its step is beyond train.steps = {steps}"));
                 } else {
                     return Self::load(&path).map(Some);
                 }
                 Ok(None)
             });
-            match fits {
+            match loaded {
                 Ok(None) => {}
-                Ok(found) => return Ok(found),
-                Err(error) if error.is_damage() => tracing::warn!("{error}; passed over"),
+                Ok(checkpoint) => return Ok(checkpoint),
+                Err(error) if error.is_damage() => {
+                    tracing::warn!("skipped a checkpoint: {error}");
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -398,8 +401,8 @@ impl Checkpoint {
     }
 }
 
-/// Checkpoint folders below `folder`, oldest first. Unfinished ones are not among them. A folder that does not exist has
-/// none.
+/// Lists the checkpoint folders below `folder`, oldest first, without unfinished ones. The list is empty if `folder`
+/// does not exist.
 ///
 /// # Errors
 /// The folder cannot be read.
@@ -421,14 +424,14 @@ pub fn list(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     Ok(found.into_iter().map(|(_, path)| path).collect())
 }
 
-/// Whether an error says that there is nothing at `path`. A link that leads nowhere is something: the disk that it
-/// leads to may not be mounted.
+/// Whether an error means that nothing exists at `path`. A dangling symbolic link does exist: the disk of its target
+/// may not be mounted.
 fn is_absent(path: &Path, error: &io::Error) -> bool {
-    let no_link = |path: &Path| match fs::symlink_metadata(path) {
+    let is_no_link = |path: &Path| match fs::symlink_metadata(path) {
         Ok(_) => false,
         Err(error) => error.kind() == io::ErrorKind::NotFound,
     };
-    error.kind() == io::ErrorKind::NotFound && no_link(path)
+    error.kind() == io::ErrorKind::NotFound && is_no_link(path)
 }
 
 fn folder_name(step: u64) -> String {
@@ -440,16 +443,17 @@ pub(crate) fn step_of(path: &Path) -> Option<u64> {
     name.strip_prefix("step-")?.parse().ok()
 }
 
-/// The folder of a run's checkpoints.
+/// Name of the folder of a run's checkpoints.
 pub(crate) const CHECKPOINTS: &str = "checkpoints";
-/// Removes all but the newest `keep` checkpoints and `spared`, and what an interrupted save left behind.
+
+/// Removes all checkpoints but the newest `keep` and `protected`, and the leftovers of interrupted saves.
 ///
 /// # Errors
 /// A folder cannot be removed.
-pub fn prune(folder: &Path, keep: usize, spared: Option<&Path>) -> Result<(), CheckpointError> {
+pub fn prune(folder: &Path, keep: usize, protected: Option<&Path>) -> Result<(), CheckpointError> {
     let mut old = list(folder)?;
     old.truncate(old.len().saturating_sub(keep));
-    old.retain(|path| Some(path.as_path()) != spared);
+    old.retain(|path| Some(path.as_path()) != protected);
     for path in old {
         remove_folder(&path)?;
     }
@@ -471,10 +475,10 @@ fn describe(path: &Path) -> Result<FileEntry, CheckpointError> {
     Ok(FileEntry { bytes, sha256 })
 }
 
-/// SHA-256 of a file, in hexadecimal.
+/// Returns the SHA-256 of a file, in hexadecimal.
 ///
 /// # Errors
-/// It cannot be read.
+/// The file cannot be read.
 pub fn file_sha256(path: &Path) -> Result<String, CheckpointError> {
     Ok(checksum("read", path)?.sha256)
 }

@@ -1,14 +1,14 @@
-//! Figures of a run that leave their own history: a training that has died without a NaN.
+//! Detects a training that has collapsed without a NaN: its figures leave the range of their own history.
 //!
-//! Each figure is compared with its own values of the last [`WINDOW`] steps, by magnitude and in logarithms,
-//! since figures differ by their factors. A value is outside where it exceeds the median by more than a
-//! factor that grows with the spread (the median absolute deviation), where it exceeds the lowest median so
-//! far by [`FAR`], or where the norm of a gradient falls below the median by [`VANISHED`]. Values outside do
-//! not enter the history. A figure that is exactly zero for [`DEAD`] steps, and is not zero by its settings,
-//! has died too.
+//! Each figure is compared with its own values of the last [`WINDOW`] steps, by the logarithm of its
+//! magnitude. A value is outside its history in three cases: it exceeds the median by a factor that grows
+//! with the spread (the median absolute deviation); it exceeds the lowest median so far by the factor
+//! [`FAR_FACTOR`]; or a gradient norm falls below [`VANISHED_SHARE`] of the median. Values outside are not
+//! added to the history. A figure that is exactly zero for [`DEAD_STEPS`] steps, and not because of the
+//! run's settings, counts as outside too.
 //!
-//! What is found depends on the figures alone, and its state goes into checkpoints: a resumed run finds what
-//! an uninterrupted one does.
+//! The result depends only on the figures, and the state is saved in checkpoints, so a resumed run finds the
+//! same collapses as an uninterrupted one.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,32 +17,33 @@ use tch::Tensor;
 
 use crate::{StepMetrics, TrainError};
 
-/// Values that a figure's history holds.
+/// Number of values in a figure's history.
 const WINDOW: usize = 64;
-/// Values from which on their spread says something.
-const SETTLED: usize = 16;
-/// Spreads between the median and a value outside.
+/// Smallest number of values whose spread is meaningful.
+const MIN_FOR_SPREAD: usize = 16;
+/// Distance from the median, in spreads, beyond which a value is outside.
 const SPREADS: f64 = 6.0;
-/// The median absolute deviation of a normal distribution is so much of its standard deviation.
-const NORMAL: f64 = 1.4826;
-/// Factor over the lowest median, whatever the spread.
-const FAR: f64 = 100.0;
+/// Standard deviation of a normal distribution, in units of its median absolute deviation.
+const STD_PER_MAD: f64 = 1.4826;
+/// Factor over the lowest median beyond which a value is outside, whatever the spread.
+const FAR_FACTOR: f64 = 100.0;
 /// Share of the median below which a gradient has vanished.
-const VANISHED: f64 = 1e-4;
-/// Steps at exactly zero.
-const DEAD: u32 = 10;
-/// Values outside, less those that are not, from which on it is a collapse and not a spike.
-const LASTING: u32 = 5;
+const VANISHED_SHARE: f64 = 1e-4;
+/// Number of consecutive steps at exactly zero after which a figure counts as outside.
+const DEAD_STEPS: u32 = 10;
+/// Number of values outside, minus the later values inside, from which on a figure has collapsed and is not
+/// just a spike.
+const COLLAPSE_COUNT: u32 = 5;
 
-/// How a figure is judged.
+/// The limits for one kind of figure.
 struct Rule {
-    /// Magnitudes below this are as good as this: they say nothing.
+    /// Magnitudes below this are treated as equal to it.
     floor: f64,
-    /// Factor over the median that no figure of its kind exceeds by chance.
+    /// Factor over the median that a figure of this kind does not exceed by chance.
     factor: f64,
-    /// Whether a fall counts.
+    /// Whether a fall to nearly zero counts as outside.
     may_vanish: bool,
-    /// Whether it may be zero from the start, by the settings of the run.
+    /// Whether the run's settings may keep the figure at zero from the start.
     may_be_off: bool,
 }
 
@@ -64,7 +65,7 @@ fn rule(figure: &str) -> Option<Rule> {
             may_be_off: false,
             ..loss
         },
-        // Sums of signed terms.
+        // These losses are sums of signed terms.
         "loss" => Rule {
             floor: 1.0,
             may_be_off: false,
@@ -75,30 +76,30 @@ fn rule(figure: &str) -> Option<Rule> {
         | "autoencoder_alignment_loss"
         | "discriminator_loss" => Rule { floor: 1.0, ..loss },
         "reconstruction_loss" | "perceptual_loss" | "kl_loss" => loss,
-        // Logits, which move by some units in a sound training.
+        // Logits, which move by several units in a healthy training.
         "gan_loss" | "logits_real" | "logits_fake" => Rule { floor: 5.0, ..loss },
         "grad_norm" => Rule {
             may_be_off: false,
             ..norm
         },
         "autoencoder_grad_norm" | "discriminator_grad_norm" => norm,
-        // The learning rate, the speed, and what is measured of samples.
+        // Learning rate, speed and sample quality are not watched.
         _ => return None,
     })
 }
 
-/// A figure outside of its history.
+/// A figure outside its history.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Collapse {
-    /// Its name in `metrics.jsonl`.
+    /// Name of the figure in `metrics.jsonl`.
     pub figure: String,
-    /// Its value.
+    /// Value of the figure.
     pub value: f64,
     /// The step of the value.
     pub step: u64,
-    /// The first step of those outside.
+    /// The first step at which the figure was outside.
     pub since: u64,
-    /// Its usual magnitude; `None` for a figure that is zero.
+    /// Median magnitude of the history; `None` for a figure that is zero.
     pub usual: Option<f64>,
 }
 
@@ -125,7 +126,7 @@ impl fmt::Display for Collapse {
     }
 }
 
-/// The history of each figure.
+/// Watches the figures of a run for a collapse.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct CollapseWatch {
     histories: BTreeMap<String, History>,
@@ -133,48 +134,49 @@ pub struct CollapseWatch {
 
 #[derive(Debug, Clone, Default, PartialEq)]
 struct History {
-    /// Logarithms of magnitudes, the oldest first.
+    /// Logarithms of magnitudes, oldest first.
     values: Vec<f64>,
-    /// The lowest median so far, a logarithm.
+    /// The lowest median so far, as a logarithm.
     lowest: Option<f64>,
-    /// Steps at zero until now.
+    /// Number of consecutive steps at zero up to now.
     zeros: u32,
-    /// Values outside, less those inside since.
+    /// Number of values outside, minus the later values inside.
     outside: u32,
-    /// The first step of those outside.
+    /// The first step at which the figure was outside.
     since: Option<u64>,
     /// The last value, and its step.
     last: (f64, u64),
 }
 
 impl CollapseWatch {
-    /// Takes the figures of a step. Returns those that have left their history with this step, the ones that
-    /// were outside before not again.
+    /// Records the figures of a step. Returns the figures that leave their history at this step, without those
+    /// that were already outside.
     pub fn observe(&mut self, metrics: &StepMetrics) -> Vec<Collapse> {
-        let mut begun = Vec::new();
+        let mut newly_outside = Vec::new();
         for (figure, value) in metrics.figures() {
             let Some(rule) = rule(figure) else { continue };
             let history = self.histories.entry(figure.to_owned()).or_default();
-            let before = history.since;
+            let was_inside = history.since.is_none();
             history.push(&rule, value, metrics.step);
-            if before.is_none() {
-                begun.extend(history.found(&rule, figure));
+            if was_inside {
+                newly_outside.extend(history.collapse(&rule, figure));
             }
         }
-        begun
+        newly_outside
     }
 
-    /// The figure that has been outside for longest, of those that stay outside, if any does: a collapse, not
-    /// a spike.
+    /// Returns the figure that has been outside for the longest time, among those that have collapsed and do
+    /// not just have a spike. `None` if no figure has collapsed.
     pub fn lasting(&self) -> Option<Collapse> {
-        let lasting = self.histories.iter();
-        let lasting = lasting.filter(|(_, history)| history.outside >= LASTING);
-        let found = lasting.filter_map(|(figure, history)| history.found(&rule(figure)?, figure));
-        found.min_by_key(|collapse| collapse.since)
+        let histories = self.histories.iter();
+        let lasting = histories.filter(|(_, history)| history.outside >= COLLAPSE_COUNT);
+        let collapses =
+            lasting.filter_map(|(figure, history)| history.collapse(&rule(figure)?, figure));
+        collapses.min_by_key(|collapse| collapse.since)
     }
 
-    /// The first step at which a figure left its history and has not come back; checkpoints before it are of a
-    /// sound run.
+    /// Returns the first step at which a figure left its history without a return. Checkpoints of earlier
+    /// steps are good.
     pub fn since(&self) -> Option<u64> {
         self.histories
             .values()
@@ -182,10 +184,10 @@ impl CollapseWatch {
             .min()
     }
 
-    /// The state, to be restored with [`CollapseWatch::restore`].
+    /// Returns the state, from which [`CollapseWatch::restore`] restores the watch.
     ///
     /// # Errors
-    /// libtorch refused.
+    /// A libtorch operation failed.
     pub(crate) fn state(&self) -> Result<Vec<(String, Tensor)>, TrainError> {
         let tensors = self.histories.iter().map(|(figure, history)| {
             let numbers = history.numbers();
@@ -194,15 +196,15 @@ impl CollapseWatch {
         tensors.collect()
     }
 
-    /// As it was when `state` was taken; what is not of this version is left out.
+    /// Restores a watch from its `state`. Entries with another layout are ignored.
     ///
     /// # Errors
-    /// libtorch refused.
+    /// A libtorch operation failed.
     pub(crate) fn restore(state: &[(String, Tensor)]) -> Result<Self, TrainError> {
         let mut histories = BTreeMap::new();
         for (figure, tensor) in state {
             let numbers = Vec::<f64>::try_from(tensor.f_to_kind(tch::Kind::Double)?)?;
-            if let Some(history) = History::of_numbers(&numbers) {
+            if let Some(history) = History::from_numbers(&numbers) {
                 histories.insert(figure.clone(), history);
             }
         }
@@ -217,8 +219,8 @@ impl History {
         if magnitude == 0.0 {
             self.zeros = self.zeros.saturating_add(1);
             let was_on = !self.values.is_empty() || !rule.may_be_off;
-            if was_on && self.zeros >= DEAD {
-                self.outside = self.outside.max(LASTING);
+            if was_on && self.zeros >= DEAD_STEPS {
+                self.outside = self.outside.max(COLLAPSE_COUNT);
                 self.since
                     .get_or_insert((step + 1).saturating_sub(u64::from(self.zeros)));
             }
@@ -230,8 +232,8 @@ impl History {
             self.since.get_or_insert(step);
             return;
         }
-        // A long collapse is over as soon as a short one.
-        self.outside = self.outside.min(LASTING).saturating_sub(1);
+        // The count is limited, so that the end of a long collapse is detected as soon as that of a short one.
+        self.outside = self.outside.min(COLLAPSE_COUNT).saturating_sub(1);
         if self.outside == 0 {
             self.since = None;
         }
@@ -252,31 +254,31 @@ impl History {
             return false;
         };
         let level = value.max(floor);
-        if level > lowest + FAR.ln() {
+        if level > lowest + FAR_FACTOR.ln() {
             return true;
         }
-        if self.values.len() < SETTLED {
+        if self.values.len() < MIN_FOR_SPREAD {
             return false;
         }
         let distances = self
             .values
             .iter()
             .map(|value| (value.max(floor) - median).abs());
-        let spread = NORMAL * middle(distances.collect()).unwrap_or(0.0);
+        let spread = STD_PER_MAD * median_of(distances.collect()).unwrap_or(0.0);
         if level > median + rule.factor.ln().max(SPREADS * spread) {
             return true;
         }
-        let plain = self.median(f64::NEG_INFINITY);
-        rule.may_vanish && plain.is_some_and(|plain| value < plain + VANISHED.ln())
+        let unfloored = self.median(f64::NEG_INFINITY);
+        rule.may_vanish && unfloored.is_some_and(|median| value < median + VANISHED_SHARE.ln())
     }
 
-    /// The median of the values, none below `floor`.
+    /// Returns the median of the values, each raised to at least `floor`.
     fn median(&self, floor: f64) -> Option<f64> {
-        middle(self.values.iter().map(|value| value.max(floor)).collect())
+        median_of(self.values.iter().map(|value| value.max(floor)).collect())
     }
 
-    /// The last value, if it or one shortly before it is outside.
-    fn found(&self, rule: &Rule, figure: &str) -> Option<Collapse> {
+    /// Returns the last value as a [`Collapse`], if the figure is outside since it or an earlier step.
+    fn collapse(&self, rule: &Rule, figure: &str) -> Option<Collapse> {
         let (value, step) = self.last;
         let floor = match value.abs() < rule.floor {
             true => f64::NEG_INFINITY,
@@ -305,7 +307,7 @@ impl History {
         [head.as_slice(), &self.values].concat()
     }
 
-    fn of_numbers(numbers: &[f64]) -> Option<Self> {
+    fn from_numbers(numbers: &[f64]) -> Option<Self> {
         let (&[zeros, outside, since, lowest, value, step], values) =
             numbers.split_first_chunk::<6>()?;
         Some(Self {
@@ -319,7 +321,7 @@ impl History {
     }
 }
 
-fn middle(mut values: Vec<f64>) -> Option<f64> {
+fn median_of(mut values: Vec<f64>) -> Option<f64> {
     values.sort_unstable_by(f64::total_cmp);
     let half = values.len() / 2;
     let upper = *values.get(half)?;
@@ -349,19 +351,19 @@ mod tests {
         }
     }
 
-    /// Numbers between 0 and 1 that look random.
+    /// A pseudo-random number between 0 and 1.
     fn noise(step: u64) -> f64 {
         data::seed::derive(0, "noise", &[step]) as f64 / u64::MAX as f64
     }
 
-    /// Steps, from 1, at which something was found.
+    /// Observes `steps` and returns all figures that left their history.
     fn found(watch: &mut CollapseWatch, steps: &[StepMetrics]) -> Vec<Collapse> {
         steps.iter().flat_map(|step| watch.observe(step)).collect()
     }
 
     #[test]
-    fn a_sound_training_is_left_alone() {
-        // A loss that falls, gradients that rise from almost nothing, with spikes of an order.
+    fn a_healthy_training_has_no_collapse() {
+        // The loss falls; the gradient norm rises from almost zero, with spikes of almost a factor of 10.
         let steps: Vec<StepMetrics> = (1..3000)
             .map(|step| {
                 let loss = 2.0 / (1.0 + step as f64 / 50.0) + 0.3 + 0.2 * noise(step);
@@ -376,8 +378,8 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_that_is_heavy_tailed_has_wide_bounds() {
-        // MeanFlow's raw error: a few times its median, now and then twenty times.
+    fn a_heavy_tailed_loss_has_wide_bounds() {
+        // Like MeanFlow's raw error, which varies by large factors.
         let steps: Vec<StepMetrics> = (1..500)
             .map(|step| metrics(step, (3.0 * (noise(step) - 0.5)).exp(), 1.0))
             .collect();
@@ -385,8 +387,9 @@ mod tests {
     }
 
     #[test]
-    fn figures_far_outside_are_found_with_their_step_once() {
-        // As seen: a gradient norm of 2,100 with SiT; a raw error of 2e7 with MeanFlow, whose loss stays at 1.
+    fn figures_far_outside_are_reported_once_with_their_step() {
+        // Values of real runs: a gradient norm of 2,100 with SiT; a raw error of 2e7 with MeanFlow, whose
+        // loss stays at 1.
         for (loss, norm, figure) in [(0.8, 2100.0, "grad_norm"), (2e7, 1.0, "denoising_loss")] {
             for healthy in [1, 5, 40, 300] {
                 let mut watch = CollapseWatch::default();
@@ -415,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn a_spike_is_no_collapse_and_is_forgotten() {
+    fn a_spike_is_not_a_collapse_and_is_forgotten() {
         let mut watch = CollapseWatch::default();
         let steps = |range: std::ops::Range<u64>| {
             range
@@ -428,12 +431,12 @@ mod tests {
         assert_eq!(watch.lasting(), None);
         assert_eq!(found(&mut watch, &steps(51..60)), []);
         assert_eq!(watch.since(), None);
-        // Another one is news again.
+        // A second spike is reported again.
         assert_eq!(watch.observe(&metrics(60, 0.8, 1e4)).len(), 1);
     }
 
     #[test]
-    fn a_slow_rise_does_not_take_its_history_along() {
+    fn a_slow_rise_is_found() {
         let mut watch = CollapseWatch::default();
         let steps: Vec<_> = (1..4000)
             .map(|step| metrics(step, 0.8, (step as f64 / 300.0).exp()))
@@ -455,15 +458,15 @@ mod tests {
             assert_eq!((&*all[0].figure, all[0].since), ("grad_norm", from));
             assert!(watch.lasting().is_some());
         }
-        // From the first step on.
+        // A gradient that is zero from the first step on.
         let mut watch = CollapseWatch::default();
         let steps: Vec<_> = (1..=20).map(|step| metrics(step, 0.8, 0.0)).collect();
         assert_eq!(found(&mut watch, &steps)[0].since, 1);
     }
 
     #[test]
-    fn what_the_settings_switch_off_may_be_zero_but_not_a_discriminator_that_was_on() {
-        let of = |step: u64, discriminator_loss: f64, kl_loss: f64| {
+    fn disabled_losses_may_be_zero_but_a_discriminator_may_not_become_zero() {
+        let autoencoder_metrics = |step: u64, discriminator_loss: f64, kl_loss: f64| {
             let mut figures = [0.5; 11];
             (figures[2], figures[3], figures[6]) = (0.0, kl_loss, discriminator_loss);
             let autoencoder = Some(AutoencoderMetrics::new(figures));
@@ -473,26 +476,32 @@ mod tests {
             }
         };
         let mut watch = CollapseWatch::default();
-        // No perceptual loss, and a discriminator that starts late.
-        let early: Vec<_> = (1..=50).map(|step| of(step, 0.0, 1e-4)).collect();
-        let sound: Vec<_> = (51..=100).map(|step| of(step, 1.0, 1e-4)).collect();
+        // The perceptual loss is disabled, and the discriminator starts late.
+        let early: Vec<_> = (1..=50)
+            .map(|step| autoencoder_metrics(step, 0.0, 1e-4))
+            .collect();
+        let healthy: Vec<_> = (51..=100)
+            .map(|step| autoencoder_metrics(step, 1.0, 1e-4))
+            .collect();
         assert_eq!(found(&mut watch, &early), []);
-        assert_eq!(found(&mut watch, &sound), []);
+        assert_eq!(found(&mut watch, &healthy), []);
         let mut dead = watch.clone();
-        let steps: Vec<_> = (101..=120).map(|step| of(step, 0.0, 1e-4)).collect();
+        let steps: Vec<_> = (101..=120)
+            .map(|step| autoencoder_metrics(step, 0.0, 1e-4))
+            .collect();
         let all = found(&mut dead, &steps);
         assert_eq!(
             (&*all[0].figure, all[0].usual),
             ("discriminator_loss", None)
         );
         assert!(all[0].to_string().contains("is zero"), "{}", all[0]);
-        // As seen: an autoencoder's divergence of 2e5.
-        let all = watch.observe(&of(101, 1.0, 2e5));
+        // A value of a real run: a KL divergence of 2e5.
+        let all = watch.observe(&autoencoder_metrics(101, 1.0, 2e5));
         assert_eq!(all[0].figure, "kl_loss");
     }
 
     #[test]
-    fn a_restored_watch_goes_on_as_if_nothing_had_been() {
+    fn a_restored_watch_continues_like_an_uninterrupted_one() {
         let figures = |step: u64| {
             let collapsed = step > 70;
             metrics(

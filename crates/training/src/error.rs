@@ -1,3 +1,5 @@
+//! The errors of training.
+
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -22,7 +24,7 @@ impl From<DiffusionError> for TrainError {
 /// Why a training run stopped.
 #[derive(Debug, Error)]
 pub enum TrainError {
-    /// Sampling was stopped on the way.
+    /// Sampling was interrupted.
     #[error("interrupted")]
     Interrupted,
 
@@ -32,13 +34,13 @@ pub enum TrainError {
 
     /// The loss or the gradient is NaN or infinite.
     #[error(
-        "{what} is {value} at step {step}; the batch holds the samples {}. Look at those \
-         images and at the encoder's tokens for them, or start another run with a lower optimizer.lr or \
+        "{what} is {value} at step {step}; the batch holds the samples {}. Inspect these images and \
+         the encoder's tokens for them, or start another run with a lower optimizer.lr or \
          optimizer.max_grad_norm; {}",
-        list(.samples), .sound
+        list(.samples), .last_good
     )]
     NotFinite {
-        /// Which figure.
+        /// The name of the figure.
         what: &'static str,
         /// Its value.
         value: f64,
@@ -46,31 +48,33 @@ pub enum TrainError {
         step: u64,
         /// Ids of the batch's samples.
         samples: Vec<u64>,
-        /// What of the run is from before.
-        sound: SoundCheckpoint,
+        /// The newest checkpoint from before the error.
+        last_good: LastGoodCheckpoint,
     },
 
-    /// A figure has left its history for good, and `train.stop_on_collapse` is set.
-    #[error("the training has collapsed: {collapse}; train.stop_on_collapse ends the run; {sound}")]
+    /// A figure stays far outside its history, and `train.stop_on_collapse` is set.
+    #[error(
+        "the training has collapsed: {collapse}; train.stop_on_collapse ends the run; {last_good}"
+    )]
     Collapsed {
         /// The figure.
         collapse: Collapse,
-        /// What of the run is from before.
-        sound: SoundCheckpoint,
+        /// The newest checkpoint from before the collapse.
+        last_good: LastGoodCheckpoint,
     },
 
-    /// Samples that are no images.
+    /// Samples contain NaN or infinite values.
     #[error(
-        "sample {first}{} has values that are NaN or infinite, and is no image: {weights} give none; take a \
+        "sample {first}{} has NaN or infinite values: {weights} do not produce images; use a \
          checkpoint from before the training collapsed",
         others(*.more)
     )]
     SamplesNotFinite {
-        /// Index of the first of them.
+        /// Index of the first such sample.
         first: u64,
-        /// How many others there are.
+        /// Number of other such samples in its batch.
         more: usize,
-        /// The weights, as part of a sentence.
+        /// The weights that the samples were drawn from, as part of a sentence.
         weights: String,
     },
 
@@ -83,56 +87,56 @@ pub enum TrainError {
         reason: String,
     },
 
-    /// Encoder tokens that do not suit the heads.
-    #[error("{found} sets of encoder tokens were given, the run aligns with {expected} encoders")]
+    /// The number of token tensors is not the number of the run's encoders.
+    #[error("received tokens of {found} encoders, but the run aligns with {expected} encoders")]
     EncoderCount {
-        /// Number given.
+        /// Number of token tensors.
         found: usize,
-        /// Number wanted.
+        /// Number of encoders.
         expected: usize,
     },
 
-    /// The encoder's grid is not the denoiser's.
+    /// The encoder's token grid is not the denoiser's.
     #[error(
-        "encoder {encoder} gives {} x {} patch tokens, the denoiser {model} has {} x {}; choose a \
-         model.name with another patch side or another data.resolution, or set \
-         alignment.pool_tokens where the encoder's grid is a multiple",
+        "encoder {encoder} returns {} x {} patch tokens, the denoiser {model} has {} x {}; choose a \
+         model.name with another patch size or another data.resolution, or set \
+         alignment.pool_tokens if the encoder's grid is a multiple of the denoiser's",
         found.0, found.1, expected.0, expected.1
     )]
     TokenGrid {
-        /// The encoder.
+        /// Name of the encoder.
         encoder: String,
-        /// Its rows and columns of tokens.
+        /// Rows and columns of the encoder's tokens.
         found: (i64, i64),
-        /// The model.
+        /// Name of the model.
         model: String,
-        /// Its rows and columns of tokens.
+        /// Rows and columns of the model's tokens.
         expected: (i64, i64),
     },
 
-    /// The objective and the network do not go together.
+    /// The objective does not support the network.
     #[error("the objective {objective} does not train a {network}")]
     Objective {
-        /// The objective.
+        /// Name of the objective.
         objective: &'static str,
-        /// The network's family.
+        /// Family of the network.
         network: &'static str,
     },
 
-    /// A file of weights without one that every denoiser has.
-    #[error("there is no weight `{0}`: these are not the weights of a denoiser")]
+    /// A file of weights lacks one that every denoiser has.
+    #[error("the weight `{0}` is missing: these are not the weights of a denoiser")]
     NoWeight(&'static str),
 
-    /// There are no weights of the autoencoder.
+    /// The file of the autoencoder's weights does not exist.
     #[error(
-        "`model.autoencoder.weights` is {}, and there is no such file: make it with `python \
+        "`model.autoencoder.weights` is {}, and there is no such file: create it with `python \
          crates/training/python/convert_autoencoder.py WEIGHTS --out {}` from the autoencoder's \
          published weights",
         .0.display(), .0.display()
     )]
     NoAutoencoder(PathBuf),
 
-    /// Weights of the autoencoder that cannot be used.
+    /// The autoencoder's weights cannot be used.
     #[error("`model.autoencoder.weights`, {}: {source}", .path.display())]
     AutoencoderWeights {
         /// The file.
@@ -141,7 +145,7 @@ pub enum TrainError {
         source: TorchError,
     },
 
-    /// Weights of the discriminator that cannot be used.
+    /// The discriminator's weights cannot be used.
     #[error("`objective.discriminator_weights`, {}: {source}", .path.display())]
     DiscriminatorWeights {
         /// The file.
@@ -158,7 +162,7 @@ pub enum TrainError {
     #[error(transparent)]
     Io(#[from] io::Error),
 
-    /// The denoiser, objective or sampler failed.
+    /// The denoiser, objective, autoencoder or sampler failed.
     #[error(transparent)]
     Diffusion(DiffusionError),
 
@@ -166,18 +170,18 @@ pub enum TrainError {
     #[error(transparent)]
     Alignment(#[from] AlignmentError),
 
-    /// libtorch failed.
+    /// A libtorch operation failed.
     #[error(transparent)]
     Torch(#[from] TorchError),
 
-    /// libtorch failed.
+    /// A libtorch operation failed.
     #[error(transparent)]
     Tch(#[from] TchError),
 }
 
 impl TrainError {
-    /// With the weights that gave no images.
-    pub(crate) fn of_weights(mut self, name: impl Fn() -> String) -> Self {
+    /// Sets the name of the weights of [`TrainError::SamplesNotFinite`].
+    pub(crate) fn with_weights(mut self, name: impl Fn() -> String) -> Self {
         if let Self::SamplesNotFinite { weights, .. } = &mut self {
             *weights = name();
         }
@@ -188,33 +192,34 @@ impl TrainError {
 fn others(count: usize) -> String {
     match count {
         0 => String::new(),
-        _ => format!(", like {count} others drawn with it,"),
+        1 => " (and 1 other drawn with it)".to_owned(),
+        _ => format!(" (and {count} others drawn with it)"),
     }
 }
 
-/// The newest checkpoint from before something went wrong, as the end of an error.
+/// The newest checkpoint from before a failure. It is displayed as the last part of an error.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum SoundCheckpoint {
-    /// The trainer does not know of checkpoints.
+pub enum LastGoodCheckpoint {
+    /// The trainer has no checkpoint folder.
     #[default]
     Unknown,
-    /// There is none.
+    /// No checkpoint is from before the failure.
     None,
-    /// In this folder.
+    /// The checkpoint's folder.
     At(PathBuf),
 }
 
-impl fmt::Display for SoundCheckpoint {
+impl fmt::Display for LastGoodCheckpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unknown => write!(f, "weights of an earlier step are a start for it"),
+            Self::Unknown => write!(f, "a new run can start from weights of an earlier step"),
             Self::None => write!(
                 f,
-                "there is no checkpoint from before (train.checkpoint_every says how often one is saved)"
+                "there is no earlier checkpoint (train.checkpoint_every sets how often one is saved)"
             ),
             Self::At(path) => write!(
                 f,
-                "the last checkpoint from before is {}, and `train --init {}` starts from its averaged weights",
+                "the last good checkpoint is {}, and `train --init {}` starts from its averaged weights",
                 path.display(),
                 path.join("ema.safetensors").display()
             ),

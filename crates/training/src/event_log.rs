@@ -1,9 +1,9 @@
-//! A TensorBoard event file beside `metrics.jsonl`, with the same figures and the sample grids.
+//! A TensorBoard event file, with the figures of `metrics.jsonl` and the sample grids.
 //!
-//! The format is that of TensorFlow's record files: each record is its length (u64), a checksum of
-//! the length, an `Event` protocol buffer and a checksum of that; checksums are masked CRC-32C.
-//! Of the protocol (`event.proto`, `summary.proto`) only scalars and images are needed, so the few
-//! fields are written by hand.
+//! The format is that of TensorFlow's record files. Each record consists of its length (u64), a
+//! checksum of the length, an `Event` protocol buffer and a checksum of that. Checksums are masked
+//! CRC-32C. Only scalars and images of the protocol (`event.proto`, `summary.proto`) are needed, so
+//! this module encodes and decodes them without a protocol-buffer library.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -12,7 +12,7 @@ use std::time::SystemTime;
 
 /// TensorBoard finds event files by `tfevents` in their name.
 const NAME: &str = "events.out.tfevents.0.irepa";
-/// What TensorBoard wants to read first.
+/// The version string of the first record, which TensorBoard expects.
 const VERSION: &str = "brain.Event:2";
 
 /// Appends to the event file of a run.
@@ -22,27 +22,27 @@ pub struct EventLog {
     path: PathBuf,
 }
 
-/// What an event says of one tag.
+/// The value of a tag in an event.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
-    /// A figure.
+    /// A number.
     Scalar(f32),
-    /// A picture, encoded as PNG.
+    /// An image, encoded as PNG.
     Image(Vec<u8>),
 }
 
 /// One entry of an event file.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Event {
-    /// Optimiser steps done.
+    /// Number of optimiser steps done.
     pub step: u64,
-    /// Tags and their values; the entry at the head of a file has none.
+    /// Tags and their values; empty for the first entry of a file.
     pub values: Vec<(String, Value)>,
 }
 
 impl EventLog {
-    /// Opens the event file in `folder` for a run that continues after `step`: later entries, and
-    /// an entry cut short when the run was killed, are dropped, since their steps will be run again.
+    /// Opens the event file in `folder` for a run that resumes after `step`. Later entries, and a
+    /// truncated entry of a killed run, are removed, since their steps will be run again.
     ///
     /// # Errors
     /// The file cannot be read or written; the error names it.
@@ -52,15 +52,15 @@ impl EventLog {
         Ok(Self { file, path })
     }
 
-    /// How the names of event files begin.
+    /// Prefix of the names of event files.
     pub(crate) const NAME_START: &str = "events.out.tfevents.";
 
-    /// Where the event file of a run in `folder` is.
+    /// Returns the path of the event file of a run in `folder`.
     pub fn path_in(folder: &Path) -> PathBuf {
         folder.join(NAME)
     }
 
-    /// Appends figures of a step, in a single write.
+    /// Appends the figures of a step in a single write.
     ///
     /// # Errors
     /// The file cannot be written; the error names it.
@@ -76,7 +76,7 @@ impl EventLog {
         self.append(step, &summary)
     }
 
-    /// Adds a PNG picture of `width` x `height` pixels, in place of one of the same tag and step.
+    /// Adds a PNG image of `width` x `height` pixels. It replaces an image of the same tag and step.
     ///
     /// # Errors
     /// The file cannot be written; the error names it.
@@ -127,7 +127,7 @@ impl EventLog {
             .map_err(|error| named(&self.path, error))
     }
 
-    /// The entries of an event file, up to the first that is not whole.
+    /// Reads the entries of an event file, up to the first incomplete or damaged one.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -137,8 +137,8 @@ impl EventLog {
     }
 }
 
-/// Writes the entries that `keep` wants into a new file in place of `path`, or a file without
-/// entries; returns it, to be appended to.
+/// Replaces the file at `path` by one with only the entries that `keep` selects, or creates it.
+/// Returns it opened for appending.
 fn rewrite(path: &Path, keep: impl Fn(&Event) -> bool) -> io::Result<File> {
     let old = match fs::read(path) {
         Ok(old) => old,
@@ -147,14 +147,14 @@ fn rewrite(path: &Path, keep: impl Fn(&Event) -> bool) -> io::Result<File> {
     };
     let mut kept = Vec::new();
     for (event, record) in records(&old) {
-        // The head is an entry of step 0 without values.
+        // The first entry has step 0 and no values. A new one is written below.
         if !event.values.is_empty() && keep(&event) {
             kept.extend_from_slice(record);
         }
     }
     let mut head = event_at(0);
     bytes(&mut head, 3, VERSION.as_bytes());
-    // A crash in between must not lose the entries before.
+    // The file is replaced atomically, so that a crash cannot lose the earlier entries.
     files::write(path, |file| {
         file.write_all(&record(&head))?;
         file.write_all(&kept)
@@ -170,7 +170,7 @@ const FIXED32: u8 = 5;
 /// `colorspace` of an image.
 const RGB: u32 = 3;
 
-/// The start of an `Event`: its time and step.
+/// Returns the first fields of an `Event`: its time and step.
 fn event_at(step: u64) -> Vec<u8> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let mut event = Vec::new();
@@ -214,7 +214,7 @@ fn checksum(bytes: &[u8]) -> [u8; 4] {
     crc.rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
 }
 
-/// The entries of a file and their bytes, up to the first that is not whole.
+/// Iterates over the entries of a file and their bytes, up to the first incomplete or damaged one.
 fn records(mut file: &[u8]) -> impl Iterator<Item = (Event, &[u8])> {
     std::iter::from_fn(move || {
         let (length, rest) = file.split_at_checked(8)?;
@@ -253,7 +253,8 @@ fn parse(event: &[u8]) -> Option<Event> {
     Some(parsed)
 }
 
-/// `Some(None)` for a kind of value that is not written here.
+/// Parses a tag and its value. Returns `Some(None)` for a kind of value that this module does not
+/// write.
 fn parse_value(value: &[u8]) -> Option<Option<(String, Value)>> {
     let (mut tag, mut content) = (String::new(), None);
     for field in fields(value) {
@@ -281,7 +282,8 @@ enum Field<'a> {
     Bytes(&'a [u8]),
 }
 
-/// The fields of a message by number; `None`, once, where it is not a message.
+/// Iterates over the fields of a message with their numbers. If the message is malformed, the last item
+/// is `None`.
 fn fields(mut message: &[u8]) -> impl Iterator<Item = Option<(u64, Field<'_>)>> {
     std::iter::from_fn(move || {
         if message.is_empty() {
@@ -339,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn written_entries_are_read_back() {
         let folder = tempfile::tempdir().unwrap();
         let mut log = EventLog::open(folder.path(), 0).unwrap();
         log.scalars(300, &[("loss", 0.5), ("lr", 1e-4)]).unwrap();
@@ -356,9 +358,9 @@ mod tests {
         assert_eq!(events.len(), 3);
     }
 
-    /// The head, with its time replaced, as TensorBoard's own writer puts it.
+    /// The first record, with a fixed time, as TensorBoard's own writer writes it.
     #[test]
-    fn records_are_tensorflows() {
+    fn records_follow_tensorflows_format() {
         let mut event = event_at(0);
         event[1..9].copy_from_slice(&1.5e9_f64.to_le_bytes());
         event.truncate(9);
@@ -366,7 +368,7 @@ mod tests {
         let record = record(&event);
         assert_eq!(record[..8], 24_u64.to_le_bytes());
         assert_eq!(record[12..16], [9, 0, 0, 0]);
-        // Known answer of CRC-32C, masked as in TensorFlow's crc32c.h.
+        // The check value of CRC-32C, masked as in TensorFlow's crc32c.h.
         assert_eq!(
             u32::from_le_bytes(checksum(b"123456789")),
             0xe306_9283_u32.rotate_right(15).wrapping_add(0xa282_ead8)
@@ -374,17 +376,17 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_goes_on_drops_what_it_will_write_again() {
+    fn a_resumed_run_removes_entries_that_it_will_write_again() {
         let folder = tempfile::tempdir().unwrap();
         let mut log = EventLog::open(folder.path(), 0).unwrap();
         for step in 1..=5 {
             log.scalars(step, &[("loss", step as f64)]).unwrap();
         }
         let path = log.path.clone();
-        // Killed in the middle of a write.
-        let mut torn = fs::read(&path).unwrap();
-        torn.truncate(torn.len() - 3);
-        fs::write(&path, &torn).unwrap();
+        // As if the run was killed during a write.
+        let mut truncated = fs::read(&path).unwrap();
+        truncated.truncate(truncated.len() - 3);
+        fs::write(&path, &truncated).unwrap();
         let mut log = EventLog::open(folder.path(), 3).unwrap();
         assert_eq!(steps(&log), [0, 1, 2, 3]);
         log.scalars(4, &[("loss", 4.0)]).unwrap();
@@ -394,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_takes_the_place_of_an_earlier_one() {
+    fn an_image_replaces_an_earlier_one_of_the_same_step() {
         let folder = tempfile::tempdir().unwrap();
         let mut log = EventLog::open(folder.path(), 0).unwrap();
         log.scalars(2, &[("loss", 1.0)]).unwrap();
@@ -408,10 +410,10 @@ mod tests {
     }
 
     #[test]
-    fn rubbish_is_an_empty_log() {
+    fn a_file_without_records_is_an_empty_log() {
         let folder = tempfile::tempdir().unwrap();
-        for rubbish in [&b"rubbish that is no record at all"[..], &[0xff; 64]] {
-            fs::write(EventLog::path_in(folder.path()), rubbish).unwrap();
+        for bytes in [&b"rubbish that is no record at all"[..], &[0xff; 64]] {
+            fs::write(EventLog::path_in(folder.path()), bytes).unwrap();
             let log = EventLog::open(folder.path(), 9).unwrap();
             assert_eq!(steps(&log), [0]);
         }

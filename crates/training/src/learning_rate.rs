@@ -1,4 +1,4 @@
-//! The learning rate of a step.
+//! The learning rate as a function of the step.
 
 use std::f64::consts::PI;
 
@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::Config;
 
-/// How the learning rate goes on after the warm-up.
+/// The course of the learning rate after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Schedule {
-    /// It stays.
+    /// It stays constant.
     #[default]
     Constant,
     /// It falls along half a cosine to `optimizer.min_lr` at the last step (`adjust_learning_rate`
@@ -26,9 +26,9 @@ pub enum Schedule {
 /// config.optimizer.warmup_steps = 10;
 /// config.train.batch_size = 1024;
 /// let rate = config.learning_rate();
-/// assert_eq!(rate.at(5), 1e-4);
-/// assert_eq!(rate.at(10), 2e-4);
-/// assert_eq!(rate.at(1000), 2e-4);
+/// assert_eq!(rate.at_step(5), 1e-4);
+/// assert_eq!(rate.at_step(10), 2e-4);
+/// assert_eq!(rate.at_step(1000), 2e-4);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LearningRate {
@@ -54,13 +54,13 @@ impl LearningRate {
         }
     }
 
-    /// The same course to another rate after the warm-up.
+    /// Returns the same schedule with another rate after the warm-up.
     pub(crate) fn with_peak(self, peak: f64) -> Self {
         Self { peak, ..self }
     }
 
-    /// The rate of optimiser step number `step`, counted from 1.
-    pub fn at(&self, step: u64) -> f64 {
+    /// Returns the rate of optimiser step `step`, counted from 1.
+    pub fn at_step(&self, step: u64) -> f64 {
         if step < self.warmup {
             return self.peak * step as f64 / self.warmup as f64;
         }
@@ -91,28 +91,30 @@ mod tests {
     }
 
     #[test]
-    fn it_rises_linearly_and_stays() {
+    fn a_constant_rate_rises_linearly_and_stays() {
         let rate = rate(Schedule::Constant);
-        let found: Vec<f64> = [1, 2, 3, 4, 5, 10_000].map(|step| rate.at(step)).to_vec();
+        let found: Vec<f64> = [1, 2, 3, 4, 5, 10_000]
+            .map(|step| rate.at_step(step))
+            .to_vec();
         assert_eq!(found, [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]);
     }
 
     #[test]
-    fn a_cosine_ends_at_the_least_rate_and_stays_there() {
+    fn a_cosine_ends_at_the_minimum_rate_and_stays_there() {
         let rate = rate(Schedule::Cosine);
-        assert_eq!((rate.at(2), rate.at(4)), (1.0, 2.0));
-        assert!((rate.at(54) - 1.25).abs() < 1e-12);
-        assert!((rate.at(29) - (0.5 + 1.5 * 0.5 * (1.0 + 0.5_f64.sqrt()))).abs() < 1e-12);
-        assert_eq!((rate.at(104), rate.at(200)), (0.5, 0.5));
+        assert_eq!((rate.at_step(2), rate.at_step(4)), (1.0, 2.0));
+        assert!((rate.at_step(54) - 1.25).abs() < 1e-12);
+        assert!((rate.at_step(29) - (0.5 + 1.5 * 0.5 * (1.0 + 0.5_f64.sqrt()))).abs() < 1e-12);
+        assert_eq!((rate.at_step(104), rate.at_step(200)), (0.5, 0.5));
     }
 
     #[test]
-    fn a_run_that_is_all_warm_up_has_no_division_by_zero() {
+    fn a_run_that_ends_with_its_warm_up_does_not_divide_by_zero() {
         let rate = LearningRate {
             steps: 4,
             ..rate(Schedule::Cosine)
         };
-        assert_eq!(rate.at(4), 2.0);
-        assert!(rate.at(5).is_finite());
+        assert_eq!(rate.at_step(4), 2.0);
+        assert!(rate.at_step(5).is_finite());
     }
 }

@@ -1,10 +1,10 @@
 //! The training step, optimiser, EMA, checkpoints and their configuration.
 //!
-//! A [`Trainer`] steps one model, given a batch and the encoders' tokens for it; who reads the
-//! data and runs the encoders is not its affair, so that several trainers can share both. A
-//! [`Run`] is a trainer with a folder: it logs to `metrics.jsonl`, saves [`Checkpoint`]s and
-//! continues from the newest valid one, on the CPU to the same bits as a run that was never
-//! interrupted. [`Config`] says everything about a run, as data.
+//! A [`Trainer`] trains one model, one step at a time, on a batch and the encoders' tokens for it.
+//! The caller reads the data and runs the encoders, so several trainers can share both. A [`Run`]
+//! is a trainer with a folder: it logs to `metrics.jsonl`, saves [`Checkpoint`]s and resumes from
+//! the newest valid one. On the CPU, a resumed run is bit-identical to an uninterrupted one.
+//! [`Config`] holds all settings of a run.
 //!
 //! # Example
 //!
@@ -36,7 +36,7 @@
 //! while !run.is_finished() {
 //!     let Some(batch) = loader.next() else { break };
 //!     let batch = DeviceBatch::new(batch?, Device::Cpu)?;
-//!     // In earnest these come from an encoder.
+//!     // In a real run these come from an encoder.
 //!     let tokens = Tensor::randn([4, 16, 32], (Kind::Float, Device::Cpu));
 //!     run.step(&batch, &[tokens])?;
 //! }
@@ -49,10 +49,10 @@
 
 mod adamw;
 mod aligner;
+pub mod archive;
 mod autoencoder;
 mod average;
 mod batch;
-pub mod before;
 pub mod checkpoint;
 mod collapse;
 mod config;
@@ -80,9 +80,9 @@ pub use collapse::{Collapse, CollapseWatch};
 pub use config::{
     AlignmentConfig, Autoencoder, Config, ConfigPath, DataConfig, EvaluateConfig, InceptionMetric,
     InvalidConfig, KlLayout, KlSettings, ModelConfig, NO_ENCODER, OptimizerConfig, PerChannel,
-    Precision, SampleConfig, Shapes, TrainConfig,
+    SampleConfig, SettingEffect, TrainConfig, TrainPrecision,
 };
-pub use error::{SoundCheckpoint, TrainError};
+pub use error::{LastGoodCheckpoint, TrainError};
 pub use event_log::EventLog;
 pub use learning_rate::{LearningRate, Schedule};
 pub use metrics_log::{AutoencoderMetrics, MetricsLog, Quality, StepMetrics};

@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: one JSON object a logged step.
+//! `metrics.jsonl`: one JSON object per logged step.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -9,30 +9,30 @@ use serde::{Deserialize, Serialize};
 /// One line of `metrics.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepMetrics {
-    /// Optimiser steps done, counted from 1.
+    /// Number of optimiser steps done, counted from 1.
     pub step: u64,
     /// Denoising loss plus weighted alignment loss.
     pub loss: f64,
-    /// Mean over the batch of the objective's loss.
+    /// Mean of the objective's loss over the batch.
     pub denoising_loss: f64,
-    /// Unweighted alignment loss, the mean over encoders and losses; absent without alignment.
+    /// Unweighted alignment loss, the mean over encoders and losses. Absent without alignment.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub alignment_loss: Option<f64>,
     /// 2-norm of the gradient before clipping.
     pub grad_norm: f64,
     /// Learning rate of the step.
     pub lr: f64,
-    /// Figures of the autoencoder; absent where it is not trained.
+    /// Figures of the autoencoder and the discriminator. Absent if the autoencoder is not trained.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub autoencoder: Option<AutoencoderMetrics>,
-    /// What samples of the averaged weights after the step are like; empty where `evaluate.every`
-    /// does not ask for it.
+    /// Quality of samples of the averaged weights after the step. Empty if `evaluate.every` requires no
+    /// evaluation at the step.
     #[serde(flatten)]
     pub quality: Quality,
-    /// Corrupt samples that the data stream passed over until this step; absent when there were none.
+    /// Number of corrupt samples that the data stream has skipped up to this step. Absent if it is 0.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub corrupt_skipped: u64,
-    /// Optimiser steps a second since the line before; absent when not logged.
+    /// Optimiser steps per second since the previous line. Absent if it is not logged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps_per_s: Option<f64>,
 }
@@ -41,7 +41,7 @@ fn is_zero(count: &u64) -> bool {
     *count == 0
 }
 
-/// What is measured of samples. What was not is absent.
+/// The metrics of samples. A metric that was not computed is absent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Quality {
     /// Frechet distance on Inception's pooled features.
@@ -68,7 +68,7 @@ pub struct Quality {
 }
 
 impl Quality {
-    /// Names and values.
+    /// Returns the names and values.
     fn figures(&self) -> [(&'static str, Option<f64>); 7] {
         [
             ("fid", self.fid),
@@ -87,21 +87,21 @@ impl Quality {
     }
 }
 
-/// What REPA-E logs of autoencoder and discriminator. Weighted figures are summands of
+/// REPA-E's figures of autoencoder and discriminator. The weighted losses are terms of
 /// `autoencoder_loss`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AutoencoderMetrics {
-    /// The autoencoder's loss, alignment included.
+    /// The autoencoder's total loss, including alignment.
     pub autoencoder_loss: f64,
-    /// Distance of image and reconstruction, weighted.
+    /// Reconstruction error, weighted.
     pub reconstruction_loss: f64,
     /// LPIPS, weighted.
     pub perceptual_loss: f64,
-    /// Divergence of the posterior, weighted.
+    /// KL divergence of the posterior, weighted.
     pub kl_loss: f64,
-    /// Minus the mean logit of the reconstructions, not weighted.
+    /// Negative mean logit of the reconstructions, not weighted.
     pub gan_loss: f64,
-    /// Alignment loss of the denoiser's hidden tokens, as the autoencoder sees it, not weighted.
+    /// Alignment loss of the denoiser's hidden tokens in the autoencoder's pass, not weighted.
     pub autoencoder_alignment_loss: f64,
     /// The discriminator's loss.
     pub discriminator_loss: f64,
@@ -111,12 +111,12 @@ pub struct AutoencoderMetrics {
     pub logits_fake: f64,
     /// 2-norm of the autoencoder's gradient before clipping.
     pub autoencoder_grad_norm: f64,
-    /// Likewise of the discriminator's.
+    /// 2-norm of the discriminator's gradient before clipping.
     pub discriminator_grad_norm: f64,
 }
 
 impl AutoencoderMetrics {
-    /// Of the figures in the order of the fields.
+    /// Creates the metrics from `figures`, which are in the order of the fields.
     pub(crate) fn new(figures: [f64; 11]) -> Self {
         let [
             autoencoder_loss,
@@ -146,7 +146,7 @@ impl AutoencoderMetrics {
         }
     }
 
-    /// Names and values.
+    /// Returns the names and values.
     fn figures(&self) -> [(&'static str, f64); 11] {
         [
             ("autoencoder_loss", self.autoencoder_loss),
@@ -168,9 +168,9 @@ impl AutoencoderMetrics {
 }
 
 impl StepMetrics {
-    /// Names and values, without the step and what is absent.
+    /// Returns the names and values, without the step and absent figures.
     pub fn figures(&self) -> Vec<(&'static str, f64)> {
-        let own = [
+        let denoiser_figures = [
             ("loss", Some(self.loss)),
             ("denoising_loss", Some(self.denoising_loss)),
             ("alignment_loss", self.alignment_loss),
@@ -182,14 +182,15 @@ impl StepMetrics {
             ),
             ("steps_per_s", self.steps_per_s),
         ];
-        let of_autoencoder = self
+        let autoencoder_figures = self
             .autoencoder
             .iter()
             .flat_map(AutoencoderMetrics::figures);
-        own.into_iter()
+        denoiser_figures
+            .into_iter()
             .chain(self.quality.figures())
             .filter_map(|(name, figure)| Some((name, figure?)))
-            .chain(of_autoencoder)
+            .chain(autoencoder_figures)
             .collect()
     }
 }
@@ -202,8 +203,8 @@ pub struct MetricsLog {
 }
 
 impl MetricsLog {
-    /// Opens the log for a run that continues after `step`: later lines, and a line cut short
-    /// when the run was killed, are dropped, since their steps will be run again.
+    /// Opens the log for a run that resumes after `step`. Later lines, and a truncated line of a
+    /// killed run, are removed, since their steps will be run again.
     ///
     /// # Errors
     /// The file cannot be read or written; the error names it.
@@ -227,7 +228,7 @@ impl MetricsLog {
         })
     }
 
-    /// Puts a line in the place of the last one, or takes that away.
+    /// Replaces the last line, or removes it if `metrics` is `None`.
     ///
     /// # Errors
     /// The file cannot be read or written; the error names it.
@@ -243,7 +244,7 @@ impl MetricsLog {
         Ok(())
     }
 
-    /// Appends one line, in a single write.
+    /// Appends one line in a single write.
     ///
     /// # Errors
     /// The file cannot be written; the error names it.
@@ -255,8 +256,8 @@ impl MetricsLog {
             .map_err(|error| named(&self.path, error))
     }
 
-    /// Waits until all lines are on disk. Call it before saving a checkpoint, so that the
-    /// checkpoint never knows of steps that the log lacks.
+    /// Waits until all lines are on disk. Call it before saving a checkpoint, so that the log has the
+    /// lines of all steps before the checkpoint.
     ///
     /// # Errors
     /// The file cannot be synced; the error names it.
@@ -266,7 +267,7 @@ impl MetricsLog {
             .map_err(|error| named(&self.path, error))
     }
 
-    /// Reads a log, leaving out lines that are not whole.
+    /// Reads a log and skips incomplete lines.
     ///
     /// # Errors
     /// The file cannot be read; the error names it.
@@ -279,9 +280,9 @@ impl MetricsLog {
     }
 }
 
-/// Writes a whole log in place of the one at `path`; returns it, to be appended to.
+/// Replaces the log at `path` by `text`, and returns it opened for appending.
 fn rewrite(path: &Path, text: &str) -> io::Result<File> {
-    // A crash in between must not lose the lines that are kept.
+    // The file is replaced atomically, so that a crash cannot lose the kept lines.
     files::write(path, |file| file.write_all(text.as_bytes()))?;
     OpenOptions::new().append(true).open(path)
 }

@@ -1,4 +1,4 @@
-//! A denoiser of one of the families, and the heads on its hidden tokens.
+//! The trained model: a denoiser of one of the families, and the heads on its hidden tokens.
 
 use alignment::Head;
 use data::seed;
@@ -10,7 +10,7 @@ use torch_ext::{Params, Scope};
 
 use crate::{Config, Inputs, Objective, TrainError};
 
-/// A denoiser. Its family follows from the model's name and the objective.
+/// A denoiser. Its family is determined by the model's name and the objective.
 #[derive(Debug)]
 pub(crate) enum Network {
     Sit(Sit),
@@ -19,7 +19,7 @@ pub(crate) enum Network {
 }
 
 impl Network {
-    /// Declares the network of `config` for `num_classes` classes.
+    /// Builds the network of `config` for `num_classes` classes.
     fn new(scope: &Scope, config: &Config, num_classes: i64) -> Result<Self, TrainError> {
         let model = &config.model;
         let side = i64::from(config.data.resolution);
@@ -47,7 +47,7 @@ impl Network {
             qk_norm: model.qk_norm,
             fused: config.train.fused,
             alignment_depth: model.alignment_depth.unwrap_or(named.alignment_depth),
-            // As upstream's REPA-E does, by a slip.
+            // Upstream's REPA-E trains the position embedding, apparently by mistake.
             train_pos_embed: matches!(config.objective, Objective::RepaE(_)),
             ..named
         };
@@ -57,7 +57,7 @@ impl Network {
         })
     }
 
-    /// What samplers and heads need to know of it.
+    /// Returns the network as a [`Denoiser`], for samplers and heads.
     pub(crate) fn denoiser(&self) -> &dyn Denoiser {
         match self {
             Self::Sit(network) => network,
@@ -66,7 +66,7 @@ impl Network {
         }
     }
 
-    /// For messages.
+    /// Returns the family's name, for error messages.
     pub(crate) fn family(&self) -> &'static str {
         match self {
             Self::Sit(_) => "SiT",
@@ -76,7 +76,7 @@ impl Network {
     }
 }
 
-/// Number of classes of a network whose weights these are, without the null class.
+/// Returns the number of classes of the network that `weights` belong to, without the null class.
 pub(crate) fn num_classes(
     config: &Config,
     weights: &[(String, Tensor)],
@@ -87,19 +87,19 @@ pub(crate) fn num_classes(
         .find(|(name, _)| name == TABLE)
         .and_then(|(_, tensor)| tensor.size().first().copied())
         .ok_or(TrainError::NoWeight(TABLE))?;
-    // JiT always has a row for the null class.
+    // JiT always has an embedding for the null class.
     let null =
         matches!(config.objective, Objective::XPrediction(_)) || config.model.label_dropout > 0.0;
     Ok(rows - i64::from(null))
 }
 
-/// Denoiser and heads with one set of weights.
+/// Denoiser and heads, which share one set of weights.
 #[derive(Debug)]
 pub(crate) struct Model {
     pub(crate) params: Params,
     pub(crate) network: Network,
     pub(crate) heads: Vec<Head>,
-    /// REPA-E's, in front of the network.
+    /// REPA-E's normalisation of latents, which are the network's input.
     pub(crate) latent_norm: Option<LatentNorm>,
 }
 
@@ -151,7 +151,7 @@ impl Model {
         })
     }
 
-    /// A model that starts as this one and is not trained.
+    /// Creates a model for the moving average. It starts with this model's weights and is not trained.
     pub(crate) fn averaged(&self, config: &Config, inputs: &Inputs) -> Result<Self, TrainError> {
         let average = Self::new(config, inputs)?;
         for param in average.params.entries().iter() {

@@ -1,4 +1,4 @@
-//! Switches of libtorch that change a run's numbers on a GPU.
+//! Settings of libtorch that change a run's results on a GPU: TF32 and deterministic operators.
 
 use tch::Device;
 use torch_ext::device;
@@ -6,11 +6,11 @@ use torch_ext::device;
 use crate::config::InvalidConfig;
 use crate::{Config, TrainError};
 
-/// What must be set for cuBLAS to be deterministic, before the program starts.
+/// Environment variable that must have one of [`WORKSPACES`] before the program starts, for cuBLAS to be deterministic.
 const WORKSPACE: &str = "CUBLAS_WORKSPACE_CONFIG";
 const WORKSPACES: [&str; 2] = [":4096:8", ":16:8"];
 
-/// The switches of a run.
+/// The values of libtorch's settings for a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Switches {
     tf32: bool,
@@ -18,12 +18,13 @@ struct Switches {
 }
 
 impl Config {
-    /// Sets libtorch's switches as `train.tf32` and `train.deterministic` say. They are the process's, and so are set
-    /// before each part of a run's work on `device`. On the CPU there is nothing to switch: its kernels compute in
-    /// float32 and are deterministic.
+    /// Applies `train.tf32` and `train.deterministic` to libtorch. These settings hold for the whole process, so they
+    /// are applied before each part of a run's work on `device`. On the CPU this does nothing: CPU operators compute
+    /// in float32 and are deterministic.
     ///
     /// # Errors
-    /// `train.deterministic` without the environment that cuBLAS needs for it; libtorch refused.
+    /// `train.deterministic` is set, but not the environment variable that cuBLAS needs for it; a libtorch operation
+    /// failed.
     pub fn apply_numerics(&self, device: Device) -> Result<(), TrainError> {
         let workspace = std::env::var(WORKSPACE).ok();
         if let Some(switches) = self.switches(device, workspace.as_deref())? {
@@ -46,7 +47,7 @@ impl Config {
             return Err(InvalidConfig {
                 key: "train.deterministic",
                 reason: format!(
-                    "is true, but {WORKSPACE} is {}: cuBLAS is deterministic only where it is {} when the program starts",
+                    "is true, but {WORKSPACE} is {}: cuBLAS is deterministic only if it is {} when the program starts",
                     workspace.unwrap_or("not set"),
                     WORKSPACES.join(" or ")
                 ),
@@ -64,21 +65,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_become_switches_on_a_gpu_and_nothing_on_the_cpu() {
+    fn settings_take_effect_on_a_gpu_and_not_on_the_cpu() {
         let mut config = Config::default();
         let gpu = Device::Cuda(0);
-        let of = |tf32, deterministic| {
+        let switches = |tf32, deterministic| {
             Some(Switches {
                 tf32,
                 deterministic,
             })
         };
-        // float32 says float32.
-        assert_eq!(config.switches(gpu, None), Ok(of(false, false)));
+        // By default float32 operations are not rounded to TF32.
+        assert_eq!(config.switches(gpu, None), Ok(switches(false, false)));
         config.train.tf32 = true;
-        assert_eq!(config.switches(gpu, None), Ok(of(true, false)));
+        assert_eq!(config.switches(gpu, None), Ok(switches(true, false)));
         config.train.deterministic = true;
-        assert_eq!(config.switches(gpu, Some(":4096:8")), Ok(of(true, true)));
+        let found = config.switches(gpu, Some(":4096:8"));
+        assert_eq!(found, Ok(switches(true, true)));
         assert_eq!(config.switches(Device::Cpu, None), Ok(None));
         for workspace in [None, Some(":0:0")] {
             let error = config.switches(gpu, workspace).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! The objectives that a run can have, and one pass of each.
+//! The objectives of a run, and the forward pass of each.
 
 use alignment::Head;
 use diffusion::objective::meanflow::{self, MeanFlow};
@@ -15,18 +15,18 @@ use torch_ext::{Generator, autocast};
 use crate::model::{Model, Network};
 use crate::{JointTraining, TrainError};
 
-/// `[objective]`: what is learnt. `kind` chooses: `velocity`, `x-prediction`, `meanflow` or `repa-e`;
-/// without it, it is `velocity`.
+/// `[objective]`: the training objective. `kind` selects it: `velocity` (the default), `x-prediction`,
+/// `meanflow` or `repa-e`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Objective {
-    /// SiT's: the velocity on the path from images to noise.
+    /// SiT: the network predicts the velocity of the interpolant between image and noise.
     Velocity(Velocity),
-    /// JiT's: the image itself, compared as a velocity.
+    /// JiT: the network predicts the image; the loss compares velocities.
     XPrediction(XPrediction),
-    /// MeanFlow's: the average velocity between two times, for samples in one step.
+    /// MeanFlow: the network predicts the average velocity between two times, for sampling in one step.
     Meanflow(MeanFlow),
-    /// REPA-E's: SiT's on the latents of an autoencoder that is trained with it.
+    /// REPA-E: SiT's objective on the latents of an autoencoder that is trained jointly.
     RepaE(Box<JointTraining>),
 }
 
@@ -38,7 +38,7 @@ impl Default for Objective {
 
 impl<'de> Deserialize<'de> for Objective {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        /// As above, with the kind required.
+        /// [`Objective`] with a required kind.
         #[derive(Deserialize)]
         #[serde(tag = "kind", rename_all = "kebab-case")]
         enum Tagged {
@@ -48,12 +48,12 @@ impl<'de> Deserialize<'de> for Objective {
             RepaE(Box<JointTraining>),
         }
         let mut settings = serde_json::Map::deserialize(deserializer)?;
-        let given = settings.contains_key("kind");
+        let has_kind = settings.contains_key("kind");
         settings.entry("kind").or_insert_with(|| "velocity".into());
         let tagged = serde_json::from_value(settings.into()).map_err(|error| {
-            serde::de::Error::custom(match given {
+            serde::de::Error::custom(match has_kind {
                 true => error.to_string(),
-                false => format!("{error} (`kind` is velocity where it is not given)"),
+                false => format!("{error} (the default of `kind` is velocity)"),
             })
         })?;
         Ok(match tagged {
@@ -65,16 +65,16 @@ impl<'de> Deserialize<'de> for Objective {
     }
 }
 
-/// A batch made noisy, and what is random in it.
-pub(crate) enum Drawn {
-    /// With the labels that the network is given, `[B]`.
+/// A noised batch: the network's inputs and the target, with all random numbers of the step drawn.
+pub(crate) enum NoisyInputs {
+    /// The noised batch, and the network's labels after label dropout, `[B]`.
     Velocity(velocity::Noisy, Tensor),
     XPrediction(x_prediction::Noisy),
     Meanflow(meanflow::Noisy),
 }
 
-impl Drawn {
-    /// Its tensors, where they can be replaced by others ([`Drawn::of`]).
+impl NoisyInputs {
+    /// Returns the tensors, for [`NoisyInputs::with_tensors`]. `None` for objectives that do not support it.
     pub(crate) fn tensors(&self) -> Option<Vec<Tensor>> {
         let tensors = match self {
             Self::Velocity(velocity::Noisy { x, t, target }, labels) => [x, t, target, labels],
@@ -89,40 +89,41 @@ impl Drawn {
         Some(tensors.map(Tensor::shallow_clone).into())
     }
 
-    /// As `self`, of the first tensors of a list that begins as [`Drawn::tensors`] does; and the rest of it.
-    pub(crate) fn of<'a>(&self, tensors: &'a [Tensor]) -> Option<(Self, &'a [Tensor])> {
-        let ([point, t, target, labels], rest) = tensors.split_first_chunk::<4>()?;
-        let [point, t, target, labels] =
-            [point, t, target, labels].map(|tensor| tensor.shallow_clone());
-        let drawn = match self {
+    /// Returns inputs of the same kind with other tensors. `tensors` begins with those that
+    /// [`NoisyInputs::tensors`] lists; the remaining ones are returned too.
+    pub(crate) fn with_tensors<'a>(&self, tensors: &'a [Tensor]) -> Option<(Self, &'a [Tensor])> {
+        let ([noisy, t, target, labels], rest) = tensors.split_first_chunk::<4>()?;
+        let [noisy, t, target, labels] =
+            [noisy, t, target, labels].map(|tensor| tensor.shallow_clone());
+        let inputs = match self {
             Self::Velocity(..) => {
-                let x = point;
+                let x = noisy;
                 Self::Velocity(velocity::Noisy { x, t, target }, labels)
             }
             Self::XPrediction(_) => Self::XPrediction(x_prediction::Noisy {
-                z: point,
+                z: noisy,
                 t,
                 labels,
                 target,
             }),
             Self::Meanflow(_) => return None,
         };
-        Some((drawn, rest))
+        Some((inputs, rest))
     }
 }
 
-/// What a pass over a batch leaves for the backward pass and for the alignment loss.
-pub(crate) struct Pass {
-    /// What is minimised, a scalar.
+/// The result of a forward pass, for the backward pass and the alignment loss.
+pub(crate) struct ForwardOutput {
+    /// The objective's loss, a scalar.
     pub(crate) loss: Tensor,
-    /// What is logged as the denoising loss, a scalar without gradient: the mean squared error.
+    /// The mean squared error, a scalar without gradient. It is logged as the denoising loss.
     pub(crate) error: Tensor,
-    /// The hidden tokens through each head, `[B, T, D]`.
+    /// The hidden tokens projected by each head, `[B, T, D]`.
     pub(crate) projected: Vec<Tensor>,
 }
 
 impl Objective {
-    /// Its name in configurations.
+    /// Returns the objective's name in configurations.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Velocity(_) => "velocity",
@@ -132,10 +133,10 @@ impl Objective {
         }
     }
 
-    /// Checks its own settings.
+    /// Checks the objective's settings.
     ///
     /// # Errors
-    /// Names the first setting with a value it may not have.
+    /// Names the first setting with an invalid value.
     pub fn validate(&self) -> Result<(), DiffusionError> {
         match self {
             Self::Velocity(_) => Ok(()),
@@ -145,59 +146,67 @@ impl Objective {
         }
     }
 
-    /// Draws times and noise for images `x0`, and which of `labels` are dropped: all that is random in a
-    /// pass but dropout.
+    /// Draws times and noise for images or latents `x0`, and which of `labels` are dropped. These are all
+    /// random numbers of a forward pass except those of dropout.
     pub(crate) fn draw(
         &self,
         model: &Model,
         x0: &Tensor,
         labels: &Tensor,
         generator: &mut Generator,
-    ) -> Result<Drawn, TrainError> {
+    ) -> Result<NoisyInputs, TrainError> {
         Ok(match (self, &model.network) {
             (Self::Velocity(objective), Network::Sit(sit)) => {
                 let noisy = objective.draw(x0, generator)?;
                 let labels = sit.drop_labels(labels, Mode::Train(generator))?;
-                Drawn::Velocity(noisy, labels)
+                NoisyInputs::Velocity(noisy, labels)
             }
-            (Self::XPrediction(objective), Network::Jit(jit)) => {
-                Drawn::XPrediction(objective.draw(x0, labels, jit.num_classes(), generator)?)
-            }
+            (Self::XPrediction(objective), Network::Jit(jit)) => NoisyInputs::XPrediction(
+                objective.draw(x0, labels, jit.num_classes(), generator)?,
+            ),
             (Self::Meanflow(objective), Network::MeanFlow(network)) => {
-                Drawn::Meanflow(objective.draw(network, x0, labels, generator)?)
+                NoisyInputs::Meanflow(objective.draw(network, x0, labels, generator)?)
             }
             (_, network) => return Err(self.mismatch(network)),
         })
     }
 
-    /// Runs the network and the heads on what was drawn, and compares. `generator` is for dropout.
+    /// Runs the network and the heads on `inputs`, and computes the loss. `generator` is for dropout.
     pub(crate) fn compute(
         &self,
         model: &Model,
-        drawn: Drawn,
+        inputs: NoisyInputs,
         generator: &mut Generator,
         (device, precision): (Device, Option<Kind>),
-    ) -> Result<Pass, TrainError> {
+    ) -> Result<ForwardOutput, TrainError> {
         // Losses are computed outside autocast, on float32 outputs, as upstream does.
-        match (self, &model.network, drawn) {
-            (Self::Velocity(objective), Network::Sit(sit), Drawn::Velocity(noisy, labels)) => {
+        match (self, &model.network, inputs) {
+            (
+                Self::Velocity(objective),
+                Network::Sit(sit),
+                NoisyInputs::Velocity(noisy, labels),
+            ) => {
                 let (prediction, projected) = autocast::run(device, precision, || {
                     let output = sit.forward(&noisy.x, &noisy.t, &labels, Mode::Eval)?;
                     let projected = project(&model.heads, &output.hidden)?;
                     Ok::<_, TrainError>((output.prediction, projected))
                 })??;
-                Pass::of_error(&objective.loss(&prediction, &noisy)?, projected)
+                ForwardOutput::from_error(&objective.loss(&prediction, &noisy)?, projected)
             }
-            (Self::XPrediction(objective), Network::Jit(jit), Drawn::XPrediction(noisy)) => {
+            (Self::XPrediction(objective), Network::Jit(jit), NoisyInputs::XPrediction(noisy)) => {
                 let (prediction, projected) = autocast::run(device, precision, || {
                     let mode = Mode::Train(generator);
                     let output = jit.forward(&noisy.z, &noisy.t, &noisy.labels, mode)?;
                     let projected = project(&model.heads, &output.hidden)?;
                     Ok::<_, TrainError>((output.prediction, projected))
                 })??;
-                Pass::of_error(&objective.loss(&prediction, &noisy)?, projected)
+                ForwardOutput::from_error(&objective.loss(&prediction, &noisy)?, projected)
             }
-            (Self::Meanflow(objective), Network::MeanFlow(network), Drawn::Meanflow(noisy)) => {
+            (
+                Self::Meanflow(objective),
+                Network::MeanFlow(network),
+                NoisyInputs::Meanflow(noisy),
+            ) => {
                 let noisy = autocast::run(device, precision, || objective.guide(network, noisy))??;
                 let (output, projected) = autocast::run(device, precision, || {
                     let output = objective.forward(network, &noisy)?;
@@ -205,9 +214,9 @@ impl Objective {
                     Ok::<_, TrainError>((output, projected))
                 })??;
                 let loss = objective.loss(&output, &noisy)?;
-                let numbers = noisy.z.numel() as f64 / noisy.t.size1()? as f64;
-                let error = loss.squared_error.f_div_scalar(numbers)?;
-                Ok(Pass {
+                let elements = noisy.z.numel() as f64 / noisy.t.size1()? as f64;
+                let error = loss.squared_error.f_div_scalar(elements)?;
+                Ok(ForwardOutput {
                     loss: loss.value.f_mean(Kind::Float)?,
                     error: error.f_mean(Kind::Float)?,
                     projected,
@@ -217,7 +226,8 @@ impl Objective {
         }
     }
 
-    /// The configuration was checked, and the network was built for it. REPA-E has passes of its own.
+    /// Returns the error for a network of another objective. It cannot occur with a validated configuration.
+    /// REPA-E does not get here, since it has its own passes.
     fn mismatch(&self, network: &Network) -> TrainError {
         TrainError::Objective {
             objective: self.name(),
@@ -225,7 +235,7 @@ impl Objective {
         }
     }
 
-    /// The sampler for networks that were trained so.
+    /// Builds the sampler for networks that were trained with this objective.
     ///
     /// # Errors
     /// Names the first setting that the sampler refuses.
@@ -248,9 +258,9 @@ impl Objective {
     }
 }
 
-impl Pass {
-    /// Of a loss that is itself the squared error of each sample, `[B]`.
-    fn of_error(error: &Tensor, projected: Vec<Tensor>) -> Result<Self, TrainError> {
+impl ForwardOutput {
+    /// Creates the output for a loss that is the squared error of each sample, `[B]`.
+    fn from_error(error: &Tensor, projected: Vec<Tensor>) -> Result<Self, TrainError> {
         let loss = error.f_mean(Kind::Float)?;
         Ok(Self {
             error: loss.detach(),
@@ -260,12 +270,12 @@ impl Pass {
     }
 }
 
-/// Hidden tokens through each head.
+/// Projects the hidden tokens with each head.
 pub(crate) fn project(heads: &[Head], hidden: &Tensor) -> Result<Vec<Tensor>, TrainError> {
     heads.iter().map(|head| Ok(head.forward(hidden)?)).collect()
 }
 
-/// One of the samplers.
+/// The sampler of any objective.
 #[derive(Debug)]
 pub(crate) enum AnySampler {
     Velocity(Sampler),
@@ -274,25 +284,31 @@ pub(crate) enum AnySampler {
 }
 
 impl AnySampler {
-    /// Images (or latents) of standard normal `noise` `[B, C, H, W]` and `labels` `[B]`. A sampler
-    /// that adds noise on its way takes it from `step_noise`, `[B, C, H, W]` in float64. `go_on` is asked after
-    /// each step.
+    /// Draws images (or latents) from standard normal `noise` `[B, C, H, W]` for `labels` `[B]`. A sampler that adds
+    /// noise in each step takes it from `step_noise`, `[B, C, H, W]` in float64. `check_interrupted` is called after
+    /// each step; an error ends the sampling.
     pub(crate) fn sample(
         &self,
         network: &Network,
         noise: &Tensor,
         labels: &Tensor,
         mut step_noise: impl FnMut() -> Result<Tensor, DiffusionError>,
-        go_on: impl Fn() -> Result<(), DiffusionError>,
+        check_interrupted: impl Fn() -> Result<(), DiffusionError>,
     ) -> Result<Tensor, TrainError> {
         let denoiser = network.denoiser();
         Ok(match (self, network) {
-            (Self::Velocity(sampler), _) => {
-                sampler.sample_with(denoiser, noise, labels, |_| step_noise(), |_| go_on())?
+            (Self::Velocity(sampler), _) => sampler.sample_with(
+                denoiser,
+                noise,
+                labels,
+                |_| step_noise(),
+                |_| check_interrupted(),
+            )?,
+            (Self::Jit(sampler), _) => {
+                sampler.sample(denoiser, noise, labels, |_| check_interrupted())?
             }
-            (Self::Jit(sampler), _) => sampler.sample(denoiser, noise, labels, |_| go_on())?,
             (Self::MeanFlow(sampler), Network::MeanFlow(network)) => {
-                sampler.sample(network, noise, labels, |_| go_on())?
+                sampler.sample(network, noise, labels, |_| check_interrupted())?
             }
             (Self::MeanFlow(_), network) => {
                 return Err(TrainError::Objective {
@@ -313,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kind_is_velocity_unless_it_is_given() {
+    fn the_default_kind_is_velocity() {
         assert_eq!(parsed("").unwrap(), Objective::default());
         assert_eq!(parsed("path = 'linear'").unwrap(), Objective::default());
         let found = parsed("kind = 'x-prediction'\nnoise_scale = 2.0").unwrap();
@@ -326,7 +342,7 @@ mod tests {
     fn keys_of_another_kind_are_refused() {
         let error = parsed("cfg_omega = 0.2").unwrap_err();
         assert!(
-            error.contains("cfg_omega") && error.contains("velocity where"),
+            error.contains("cfg_omega") && error.contains("`kind` is velocity"),
             "{error}"
         );
         let error = parsed("kind = 'x-prediction'\npath = 'linear'").unwrap_err();
@@ -342,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn an_objective_is_written_as_it_is_read() {
+    fn a_written_objective_is_read_back() {
         for objective in [
             Objective::default(),
             Objective::XPrediction(XPrediction::default()),

@@ -1,4 +1,4 @@
-//! REPA-E: what a run trains besides the denoiser, and the passes of its step.
+//! REPA-E: joint training of denoiser, autoencoder and discriminator, and the passes of its step.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -20,42 +20,43 @@ use torch_ext::{Generator, Params};
 
 use crate::adamw::{AdamW, trained_bytes};
 use crate::aligner::Aligned;
-use crate::autoencoder::{decode, scaling, trained};
+use crate::autoencoder::{decode, scaling, trainable};
 use crate::checkpoint::VAE;
 use crate::model::Model;
 use crate::{Autoencoder, Config, ConfigPath, Objective, TrainError, read_tensors};
 
-/// `[objective]` with `kind = "repa-e"`: denoiser and autoencoder trained together, the denoiser
-/// with SiT's objective (arXiv 2504.10483; `train_repae.py` upstream). The defaults are upstream's.
+/// `[objective]` with `kind = "repa-e"`: joint training of denoiser and autoencoder, the denoiser with
+/// SiT's objective (arXiv 2504.10483; `train_repae.py` upstream). The defaults are upstream's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct JointTraining {
     /// The path from latents to noise.
     pub path: Path,
-    /// How times are drawn.
+    /// The distribution of times.
     pub time: TimeSampling,
-    /// Weight of the alignment loss, averaged over `alignment.losses` without their coefficients,
-    /// in the autoencoder's loss.
+    /// Weight of the alignment loss in the autoencoder's loss. It is averaged over `alignment.losses`
+    /// without their coefficients.
     pub autoencoder_alignment: f64,
-    /// Learning rate of the autoencoder; `optimizer.lr` where it is left out. Warm-up and schedule
-    /// are the denoiser's.
+    /// Learning rate of the autoencoder; default `optimizer.lr`. Warm-up and schedule are those of the
+    /// denoiser.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub autoencoder_lr: Option<f64>,
-    /// Learning rate of the discriminator, likewise.
+    /// Learning rate of the discriminator; default `optimizer.lr`. Warm-up and schedule are those of
+    /// the denoiser.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub discriminator_lr: Option<f64>,
     /// The autoencoder's losses.
     pub loss: AutoencoderLossConfig,
-    /// Weights of LPIPS, a safetensors file; not needed where `loss.perceptual_weight` is 0.
+    /// Safetensors file with the weights of LPIPS; not needed if `loss.perceptual_weight` is 0.
     pub lpips: ConfigPath,
-    /// Weights that the discriminator starts from, a safetensors file; drawn where it is left out.
+    /// Safetensors file with the discriminator's initial weights; if empty, they are drawn at random.
     #[serde(skip_serializing_if = "ConfigPath::is_empty")]
     pub discriminator_weights: ConfigPath,
-    /// Channels of the discriminator's first layer.
+    /// Number of channels of the discriminator's first layer.
     pub discriminator_channels: i64,
-    /// Layers of the discriminator that halve the image.
+    /// Number of the discriminator's layers that halve the resolution.
     pub discriminator_layers: i64,
-    /// Share of a batch in the running statistics that normalise latents.
+    /// Weight of a batch in the running statistics that normalise latents.
     pub latent_norm_momentum: f64,
 }
 
@@ -78,7 +79,7 @@ impl Default for JointTraining {
 }
 
 impl JointTraining {
-    /// The files that it reads, with the key of each.
+    /// Returns the files that the objective reads, with the key of each.
     pub fn files(&self) -> impl Iterator<Item = (&'static str, &FilePath)> {
         let lpips = match self.loss.perceptual_weight > 0.0 {
             true => &*self.lpips,
@@ -96,7 +97,7 @@ impl JointTraining {
             .filter(|(_, path)| !path.as_os_str().is_empty())
     }
 
-    /// The denoiser's objective.
+    /// Returns the denoiser's objective.
     pub fn velocity(&self) -> Velocity {
         Velocity {
             path: self.path,
@@ -104,10 +105,10 @@ impl JointTraining {
         }
     }
 
-    /// Checks its own settings.
+    /// Checks the objective's settings.
     ///
     /// # Errors
-    /// Names the first setting with a value it may not have.
+    /// Names the first setting with an invalid value.
     pub fn validate(&self) -> Result<(), DiffusionError> {
         let setting = |name, found: String, allowed: &str| {
             Err(DiffusionError::Setting {
@@ -139,14 +140,14 @@ impl JointTraining {
             return setting("latent_norm_momentum", found, "above 0, and at most 1");
         }
         if self.loss.perceptual_weight > 0.0 && self.lpips.is_empty() {
-            let allowed = "the file that crates/diffusion/python/convert_lpips.py makes, or \
-                           loss.perceptual_weight 0";
+            let allowed = "the file that crates/diffusion/python/convert_lpips.py writes, unless \
+                           loss.perceptual_weight is 0";
             return setting("lpips", "empty".to_owned(), allowed);
         }
         self.loss.validate()
     }
 
-    /// The smallest side of an image that the losses can take.
+    /// Returns the smallest image side that the losses support.
     pub(crate) fn smallest_side(&self) -> u32 {
         let discriminator = 3_u32 << self.discriminator_layers.clamp(1, 8);
         match self.loss.perceptual_weight > 0.0 {
@@ -156,9 +157,9 @@ impl JointTraining {
     }
 }
 
-/// A network, its weights and what trains them.
+/// A network with its weights and their optimiser.
 #[derive(Debug)]
-struct Learner<N> {
+struct TrainedNetwork<N> {
     network: N,
     params: Params,
     adamw: AdamW,
@@ -167,41 +168,43 @@ struct Learner<N> {
 /// Autoencoder and discriminator, with an optimiser each.
 #[derive(Debug)]
 pub(crate) struct Joint {
-    autoencoder: Learner<KlAutoencoder>,
-    discriminator: Learner<AutoencoderLoss>,
-    /// Of the denoiser and its heads.
+    autoencoder: TrainedNetwork<KlAutoencoder>,
+    discriminator: TrainedNetwork<AutoencoderLoss>,
+    /// Trainable weights of the denoiser and its heads.
     denoiser_weights: Vec<Tensor>,
     objective: Velocity,
     alignment: RepaEConfig,
     precision: Option<Kind>,
 }
 
-/// A part of a batch, and what is aligned on it.
-pub(crate) struct Portion<A> {
+/// A part of a batch, with its alignment loss.
+pub(crate) struct BatchPart<A> {
     /// u8 `[B, 3, H, W]`.
     pub(crate) images: Tensor,
     /// i64 `[B]`.
     pub(crate) labels: Tensor,
-    /// The alignment loss of hidden tokens `[B, T, D]`.
+    /// Computes the alignment loss of hidden tokens `[B, T, D]`.
     pub(crate) align: A,
 }
 
-/// What a step leaves behind; the gradients of denoiser and heads are not used yet.
+/// The figures of a step. When they are returned, the gradients of denoiser and heads have been computed,
+/// but the optimiser has not used them yet.
 pub(crate) struct JointFigures {
     /// Total, denoising and alignment loss of the denoiser, `[3]`.
     pub(crate) denoiser: Tensor,
-    /// In the order of [`AutoencoderMetrics::new`].
+    /// Figures of autoencoder and discriminator, `[11]`, in the order of the fields of
+    /// [`AutoencoderMetrics`](crate::AutoencoderMetrics).
     pub(crate) autoencoder: Tensor,
 }
 
 impl Joint {
-    /// Bytes of autoencoder and discriminator, with gradients and optimiser state.
+    /// Returns the bytes of autoencoder and discriminator, with gradients and optimiser state.
     pub(crate) fn state_bytes(&self) -> u64 {
         trained_bytes(&self.autoencoder.params) + trained_bytes(&self.discriminator.params)
     }
 
-    /// What `config` trains besides the denoiser; `None` if nothing. Latents start from the
-    /// statistics that the configuration states.
+    /// Builds autoencoder and discriminator of a REPA-E configuration; `None` for other objectives. The
+    /// running statistics of latents start from the configuration's scale and bias.
     pub(crate) fn new(
         config: &Config,
         model: &Model,
@@ -219,14 +222,14 @@ impl Joint {
             Some(lr) => config.learning_rate().with_peak(lr),
             None => config.learning_rate(),
         };
-        let learner = |params: Params, lr| {
+        let with_optimizer = |params: Params, lr| {
             let adamw = AdamW::new(&params, &config.optimizer, rate(lr), config.train.fused)?;
             Ok::<_, TrainError>((params, adamw))
         };
 
-        let (params, network) = trained(kl, config.train.seed, device)?;
-        let (params, adamw) = learner(params, settings.autoencoder_lr)?;
-        let autoencoder = Learner {
+        let (params, network) = trainable(kl, config.train.seed, device)?;
+        let (params, adamw) = with_optimizer(params, settings.autoencoder_lr)?;
+        let autoencoder = TrainedNetwork {
             network,
             params,
             adamw,
@@ -254,8 +257,8 @@ impl Joint {
             false => None,
         };
         let loss = AutoencoderLoss::new(&params.root(), settings.loss.clone(), network, lpips)?;
-        let (params, adamw) = learner(params, settings.discriminator_lr)?;
-        let discriminator = Learner {
+        let (params, adamw) = with_optimizer(params, settings.discriminator_lr)?;
+        let discriminator = TrainedNetwork {
             network: loss,
             params,
             adamw,
@@ -272,26 +275,26 @@ impl Joint {
                     true => settings.autoencoder_alignment,
                     false => 0.0,
                 },
-                // The losses' own coefficients are in already.
+                // The alignment loss is already weighted with the coefficients of `alignment.losses`.
                 denoiser_alignment: 1.0,
             },
             precision: config.train.precision.autocast(),
         }))
     }
 
-    /// Images `[B, 3, H, W]`, bytes, of normalised latents `[B, C, h, w]`, by the autoencoder as it
-    /// is now.
+    /// Decodes normalised latents `[B, C, h, w]` to images, u8 `[B, 3, H, W]`, with the current weights
+    /// of the autoencoder.
     pub(crate) fn decode(&self, x: &Tensor, norm: &LatentNorm) -> Result<Tensor, TrainError> {
         let network = &self.autoencoder.network;
         tch::no_grad(|| decode(network, &norm.scaling()?, x, x.device()))
     }
 
-    /// Step number `step`, counted from 1, on a batch that is cut into `portions`: updates
-    /// autoencoder and discriminator, and leaves the gradients of the denoiser.
+    /// Runs step `step`, counted from 1, on a batch in `parts`: updates autoencoder and discriminator,
+    /// and computes the gradients of the denoiser.
     pub(crate) fn step<A>(
         &self,
         (sit, latent_norm): (&Sit, &LatentNorm),
-        portions: &[Portion<A>],
+        parts: &[BatchPart<A>],
         step: u64,
         generator: &mut Generator,
     ) -> Result<JointFigures, TrainError>
@@ -308,68 +311,72 @@ impl Joint {
             config: self.alignment,
             precision: self.precision,
         };
-        let share = 1.0 / portions.len().max(1) as f64;
+        let share = 1.0 / parts.len().max(1) as f64;
         let backward = |loss: &Tensor| loss.f_mul_scalar(share)?.f_backward();
-        let from_0 = step.saturating_sub(1);
+        let steps_before = step.saturating_sub(1);
 
-        let mut firsts: Vec<AutoencoderPass> = Vec::with_capacity(portions.len());
-        let mut figures = Mean::new(share);
-        for portion in portions {
-            let (images, labels) = (&portion.images, &portion.labels);
+        let mut passes: Vec<AutoencoderPass> = Vec::with_capacity(parts.len());
+        let mut autoencoder_figures = MeanFigures::new(share);
+        for part in parts {
+            let (images, labels) = (&part.images, &part.labels);
             let draws = repa_e.draw(images, generator)?;
-            let align = |hidden: &Tensor| Ok::<_, TrainError>((portion.align)(hidden)?.mean);
-            let mut first = repa_e.autoencoder_pass(images, labels, &draws, from_0, align)?;
-            backward(&first.total)?;
-            // The graph is not needed any more, and large.
-            first.total = first.total.f_detach()?;
-            let parts = &first.generator;
-            figures.add(&[
-                &first.total,
-                &parts.reconstruction,
-                &parts.perceptual,
-                &parts.kl,
-                &parts.gan,
-                &first.alignment,
+            let align = |hidden: &Tensor| Ok::<_, TrainError>((part.align)(hidden)?.mean);
+            let mut pass = repa_e.autoencoder_pass(images, labels, &draws, steps_before, align)?;
+            backward(&pass.total)?;
+            // Frees the autograd graph, which is large and no longer needed.
+            pass.total = pass.total.f_detach()?;
+            let terms = &pass.generator;
+            autoencoder_figures.add(&[
+                &pass.total,
+                &terms.reconstruction,
+                &terms.perceptual,
+                &terms.kl,
+                &terms.gan,
+                &pass.alignment,
             ])?;
-            firsts.push(first);
+            passes.push(pass);
         }
         let autoencoder_norm = self.autoencoder.adamw.step(step, &[])?;
 
-        let mut of_discriminator = Mean::new(share);
-        for first in &firsts {
-            let second = repa_e.discriminator_pass(first, from_0)?;
-            backward(&second.total)?;
-            of_discriminator.add(&[&second.total, &second.logits_real, &second.logits_fake])?;
+        let mut discriminator_figures = MeanFigures::new(share);
+        for pass in &passes {
+            let losses = repa_e.discriminator_pass(pass, steps_before)?;
+            backward(&losses.total)?;
+            discriminator_figures.add(&[
+                &losses.total,
+                &losses.logits_real,
+                &losses.logits_fake,
+            ])?;
         }
         let discriminator_norm = self.discriminator.adamw.step(step, &[])?;
 
-        let mut of_denoiser = Mean::new(share);
-        for (first, portion) in firsts.iter().zip(portions) {
+        let mut denoiser_figures = MeanFigures::new(share);
+        for (pass, part) in passes.iter().zip(parts) {
             let mean = RefCell::new(None);
             let align = |hidden: &Tensor| {
-                let aligned = (portion.align)(hidden)?;
+                let aligned = (part.align)(hidden)?;
                 mean.replace(Some(aligned.mean.f_detach()?));
                 Ok::<_, TrainError>(aligned.weighted)
             };
             let mode = Mode::Train(&mut *generator);
-            let third = repa_e.denoiser_pass(first, &portion.labels, mode, align)?;
-            backward(&third.total)?;
-            let alignment = mean.into_inner().unwrap_or(third.alignment);
-            let denoising = third.denoising.f_mean(Kind::Float)?;
-            of_denoiser.add(&[&third.total.f_detach()?, &denoising, &alignment])?;
+            let losses = repa_e.denoiser_pass(pass, &part.labels, mode, align)?;
+            backward(&losses.total)?;
+            let alignment = mean.into_inner().unwrap_or(losses.alignment);
+            let denoising = losses.denoising.f_mean(Kind::Float)?;
+            denoiser_figures.add(&[&losses.total.f_detach()?, &denoising, &alignment])?;
         }
         let norms = [autoencoder_norm, discriminator_norm];
-        let mut of_autoencoder = vec![figures.value()?, of_discriminator.value()?];
+        let mut figures = vec![autoencoder_figures.mean()?, discriminator_figures.mean()?];
         for norm in norms {
-            of_autoencoder.push(norm.f_reshape([1])?);
+            figures.push(norm.f_reshape([1])?);
         }
         Ok(JointFigures {
-            denoiser: of_denoiser.value()?,
-            autoencoder: Tensor::f_cat(&of_autoencoder, 0)?,
+            denoiser: denoiser_figures.mean()?,
+            autoencoder: Tensor::f_cat(&figures, 0)?,
         })
     }
 
-    /// Weights and moments, by the name of the file that holds them.
+    /// Returns weights and moments, by the name of their file without extension.
     pub(crate) fn state(&self) -> BTreeMap<String, Vec<(String, Tensor)>> {
         let (vae, discriminator) = (&self.autoencoder, &self.discriminator);
         [
@@ -382,7 +389,7 @@ impl Joint {
         .into()
     }
 
-    /// Copies saved weights and moments in; `Err` says what does not fit.
+    /// Loads saved weights and moments. `Err` holds the reason if they do not fit.
     pub(crate) fn load(
         &self,
         saved: &BTreeMap<String, Vec<(String, Tensor)>>,
@@ -404,21 +411,21 @@ impl Joint {
     }
 }
 
-/// Name, in a checkpoint, of the discriminator's weights.
+/// Key of the discriminator's weights in [`Checkpoint::others`](crate::Checkpoint::others).
 const DISCRIMINATOR: &str = "discriminator";
 
 /// The mean of figures over the parts of a batch.
-struct Mean {
+struct MeanFigures {
     share: f64,
     sum: Option<Tensor>,
 }
 
-impl Mean {
+impl MeanFigures {
     fn new(share: f64) -> Self {
         Self { share, sum: None }
     }
 
-    /// Adds a part's figures, scalars.
+    /// Adds the figures of one part, which are scalars.
     fn add(&mut self, figures: &[&Tensor]) -> Result<(), TrainError> {
         let figures = figures
             .iter()
@@ -432,7 +439,7 @@ impl Mean {
         Ok(())
     }
 
-    fn value(self) -> Result<Tensor, TrainError> {
+    fn mean(self) -> Result<Tensor, TrainError> {
         match self.sum {
             Some(sum) => Ok(sum.f_mul_scalar(self.share)?),
             None => Ok(Tensor::f_zeros([0], (Kind::Float, Device::Cpu))?),

@@ -1,12 +1,12 @@
-//! A training run and its folder: resume, step, log, save.
+//! A training run with its folder: it resumes, steps, logs and saves checkpoints.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::checkpoint::{CHECKPOINTS, HISTORY};
 use crate::{
-    Checkpoint, Collapse, CollapseWatch, Config, DeviceBatch, EventLog, Inputs, MetricsLog,
-    Quality, SoundCheckpoint, StepMetrics, TrainError, Trainer, before, checkpoint, read_tensors,
+    Checkpoint, Collapse, CollapseWatch, Config, DeviceBatch, EventLog, Inputs, LastGoodCheckpoint,
+    MetricsLog, Quality, StepMetrics, TrainError, Trainer, archive, checkpoint, read_tensors,
 };
 use tch::Tensor;
 use torch_ext::Mismatch;
@@ -17,12 +17,12 @@ use torch_ext::Mismatch;
 /// metrics.jsonl
 /// events.out.tfevents.*   the same figures for TensorBoard
 /// checkpoints/step-NNNNNNN/
-/// before/N/               what was there of another run, if anything was
+/// before/N/               files of previous runs in this folder
 /// ```
 ///
-/// It continues from the newest valid checkpoint that is there. An error that is not damage of a checkpoint ends it before
-/// anything is changed. Figures that leave their own history ([`CollapseWatch`]) are warned of, with the last
-/// checkpoint from before.
+/// It resumes from the newest valid checkpoint in the folder. If a checkpoint cannot be read for a reason other than
+/// damage, opening the run fails before anything is changed. When a figure leaves its own history ([`CollapseWatch`]),
+/// the run logs a warning with the last good checkpoint.
 #[derive(Debug)]
 pub struct Run {
     trainer: Trainer,
@@ -30,27 +30,27 @@ pub struct Run {
     events: EventLog,
     folder: PathBuf,
     resumed_from: u64,
-    /// The step of the newest checkpoint, if it is this run's.
+    /// The step of the newest checkpoint of this run.
     saved: Option<u64>,
     speed: Speed,
     last: Option<StepMetrics>,
-    /// The line of the step that has to be evaluated, as it is at the end of the log.
+    /// The last line of the log, if its step still has to be evaluated.
     unevaluated: Option<StepMetrics>,
     watch: CollapseWatch,
 }
 
-/// Steps since the last logged line, and the time in them: without data, encoder, evaluation and saving, and
-/// without the steps of other runs.
+/// Measures the speed since the last logged line. Only the time in this run's steps counts, without data, encoder,
+/// evaluation and saving.
 #[derive(Debug, Default)]
 struct Speed {
     busy: Duration,
     steps: u64,
-    /// Steps a second, of the last line.
+    /// Steps per second, as of the last line.
     last: Option<f64>,
 }
 
 impl Speed {
-    /// Steps a second since the last call, or before it if there were none since.
+    /// Returns the steps per second since the last call. Without any steps since, it returns the previous value.
     fn take(&mut self) -> Option<f64> {
         let seconds = std::mem::take(&mut self.busy).as_secs_f64();
         let steps = std::mem::take(&mut self.steps);
@@ -62,10 +62,10 @@ impl Speed {
 }
 
 impl Run {
-    /// Opens or continues the run in `folder`, which is created.
+    /// Starts or resumes the run in `folder`, which is created if necessary.
     ///
     /// # Errors
-    /// A setting, the model or the encoders do not fit; the folder cannot be written.
+    /// A setting is invalid; the encoders do not fit the model; the folder or a checkpoint cannot be read or written.
     pub fn open(folder: &Path, config: &Config, inputs: Inputs) -> Result<Self, TrainError> {
         let mut trainer = Trainer::new(config, inputs)?;
         std::fs::create_dir_all(folder)
@@ -73,9 +73,9 @@ impl Run {
         let checkpoints = folder.join(CHECKPOINTS);
         let newest = Checkpoint::newest(&checkpoints, &trainer.hash(), config.train.steps)?;
         let step = newest.as_ref().map(|checkpoint| checkpoint.step);
-        if let Some(before) = before::set_aside(folder, step)? {
+        if let Some(before) = archive::set_aside(folder, step)? {
             tracing::warn!(
-                "{} held what this run does not resume from; it is kept in {}",
+                "{} held files that this run does not use; they are kept in {}",
                 folder.display(),
                 before.display()
             );
@@ -90,7 +90,7 @@ impl Run {
         let resumed_from = trainer.steps_done();
         let path = folder.join("metrics.jsonl");
         let log = MetricsLog::open(&path, resumed_from)?;
-        // It was saved, and ended before its evaluation did.
+        // An evaluation is due if the process ended after the checkpoint and before the end of the evaluation.
         let unevaluated = MetricsLog::read(&path)?
             .pop()
             .filter(|line| line.step == resumed_from && line.quality.is_empty())
@@ -109,11 +109,11 @@ impl Run {
         })
     }
 
-    /// Starts from given weights, unless the run has begun already; see
-    /// [`Trainer::initialise`]. `None` if it has.
+    /// Replaces the initial weights; see [`Trainer::initialise`]. If the run has already done a step, this does
+    /// nothing and returns `None`.
     ///
     /// # Errors
-    /// As [`Trainer::initialise`].
+    /// Those of [`Trainer::initialise`].
     pub fn initialise(
         &mut self,
         weights: &[(String, Tensor)],
@@ -125,17 +125,17 @@ impl Run {
         }
     }
 
-    /// The trainer.
+    /// Returns the trainer.
     pub fn trainer(&self) -> &Trainer {
         &self.trainer
     }
 
-    /// The run's folder.
+    /// Returns the run's folder.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// The step of the checkpoint that the run started from; 0 for a fresh start.
+    /// Returns the step of the checkpoint that the run resumed from, or 0 for a new run.
     pub fn resumed_from(&self) -> u64 {
         self.resumed_from
     }
@@ -145,28 +145,28 @@ impl Run {
         self.trainer.steps_done() >= self.trainer.config().train.steps
     }
 
-    /// Figures of the newest step that has been read back.
+    /// Returns the figures of the newest step whose figures have been read.
     pub fn last_metrics(&self) -> Option<&StepMetrics> {
         self.last.as_ref()
     }
 
-    /// What has left its history for good, if anything has: the run may have died.
+    /// Returns the figure that has collapsed, if any; see [`CollapseWatch::lasting`].
     pub fn collapse(&self) -> Option<Collapse> {
         self.watch.lasting()
     }
 
-    /// One optimiser step, with what is due after it: a line in the log, a checkpoint. Before an evaluation
-    /// there always is a checkpoint: it may take longer than the steps before it, and must not lose them.
+    /// Runs one optimiser step, then writes the log line and the checkpoint that are due. A checkpoint is always saved
+    /// before an evaluation, which may take so long that losing the steps before it would be costly.
     ///
     /// # Errors
-    /// As [`Trainer::step`], or the folder cannot be written.
+    /// Those of [`Trainer::step`], [`TrainError::Collapsed`], or the folder cannot be written.
     pub fn step(&mut self, batch: &DeviceBatch, tokens: &[Tensor]) -> Result<(), TrainError> {
         let started = Instant::now();
-        let before = self.trainer.step(batch, tokens);
-        let before = before.map_err(|error| self.with_way_back(error))?;
+        let previous = self.trainer.step(batch, tokens);
+        let previous = previous.map_err(|error| self.with_last_good_checkpoint(error))?;
         self.speed.busy += started.elapsed();
         self.speed.steps += 1;
-        self.record(before)?;
+        self.record(previous)?;
         let step = self.trainer.steps_done();
         let config = self.trainer.config();
         if self.is_finished()
@@ -178,14 +178,14 @@ impl Run {
         Ok(())
     }
 
-    /// Whether the state as it is has to be evaluated and has not been: after steps that `evaluate.every`
-    /// divides, also where an earlier process was stopped before the evaluation's end.
+    /// Whether the current step has to be evaluated and has not been yet. This is the case after multiples of
+    /// `evaluate.every`, also if a previous process ended during the evaluation.
     pub fn evaluation_is_due(&self) -> bool {
         self.unevaluated.is_some()
     }
 
-    /// The evaluation that is due, if one is. `evaluate` says what samples of the averaged weights are like,
-    /// which is added to the step's line in the log. Where it fails, the evaluation stays due.
+    /// Runs the evaluation if it is due. `evaluate` returns the quality of samples of the averaged weights, which is
+    /// added to the step's line in the log. If it fails, the evaluation remains due.
     ///
     /// # Errors
     /// Those of `evaluate`, or the folder cannot be written.
@@ -200,10 +200,10 @@ impl Run {
         Ok(self.add_quality(line, quality)?)
     }
 
-    /// [`Run::step`], then [`Run::evaluate`].
+    /// Runs [`Run::step`], then [`Run::evaluate`].
     ///
     /// # Errors
-    /// As both.
+    /// Those of both.
     pub fn step_and_evaluate<E: From<TrainError>>(
         &mut self,
         batch: &DeviceBatch,
@@ -214,7 +214,7 @@ impl Run {
         self.evaluate(evaluate)
     }
 
-    /// Adds a PNG picture of the state as it is to the event file.
+    /// Adds a PNG image for the current step to the event file.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -229,10 +229,10 @@ impl Run {
         Ok(self.events.sync()?)
     }
 
-    /// Saves a checkpoint of the state as it is, unless the newest one is of this step.
+    /// Saves a checkpoint of the current step, unless the newest one already is of this step.
     ///
     /// # Errors
-    /// The last step's loss is not finite (nothing is saved then), or the folder cannot be
+    /// The last step's loss is not finite (no checkpoint is saved then), or the folder cannot be
     /// written.
     pub fn save(&mut self) -> Result<(), TrainError> {
         let last = self.finish_step()?;
@@ -250,20 +250,20 @@ impl Run {
             .insert(HISTORY.to_owned(), self.watch.state()?);
         checkpoint.save(&checkpoints)?;
         self.saved = Some(step);
-        // The last one of a sound run is the way back.
-        let sound = self
+        // During a collapse, the last good checkpoint must not be removed.
+        let last_good = self
             .watch
             .since()
-            .and_then(|since| self.sound_before(since));
+            .and_then(|since| self.newest_good_before(since));
         let keep = self.trainer.config().train.keep_checkpoints;
-        checkpoint::prune(&checkpoints, keep, sound.as_deref())?;
+        checkpoint::prune(&checkpoints, keep, last_good.as_deref())?;
         Ok(())
     }
 
     fn finish_step(&mut self) -> Result<Option<StepMetrics>, TrainError> {
         let started = Instant::now();
         let last = self.trainer.finish_step();
-        let last = last.map_err(|error| self.with_way_back(error))?;
+        let last = last.map_err(|error| self.with_last_good_checkpoint(error))?;
         self.speed.busy += started.elapsed();
         Ok(last)
     }
@@ -284,18 +284,18 @@ impl Run {
             self.events.scalars(metrics.step, &metrics.figures())?;
         }
         self.unevaluated = evaluated.then(|| metrics.clone());
-        let begun = self.watch.observe(&metrics);
-        if let Some(first) = begun.first() {
-            let sound = self.way_back(first.since);
-            for collapse in &begun {
-                tracing::warn!("{}: {collapse}; {sound}", self.folder.display());
+        let newly_outside = self.watch.observe(&metrics);
+        if let Some(first) = newly_outside.first() {
+            let last_good = self.last_good_checkpoint(first.since);
+            for collapse in &newly_outside {
+                tracing::warn!("{}: {collapse}; {last_good}", self.folder.display());
             }
         }
         self.last = Some(metrics);
         match self.watch.lasting() {
             Some(collapse) if self.trainer.config().train.stop_on_collapse => {
                 Err(TrainError::Collapsed {
-                    sound: self.way_back(collapse.since),
+                    last_good: self.last_good_checkpoint(collapse.since),
                     collapse,
                 })
             }
@@ -303,52 +303,59 @@ impl Run {
         }
     }
 
-    /// Says of a NaN which checkpoint is from before it, and before what may have led to it.
-    fn with_way_back(&self, mut error: TrainError) -> TrainError {
-        if let TrainError::NotFinite { step, sound, .. } = &mut error {
-            *sound = self.way_back(self.watch.since().map_or(*step, |since| since.min(*step)));
+    /// Adds the last good checkpoint to a [`TrainError::NotFinite`]: one from before the step with the NaN and before
+    /// any figure left its history.
+    fn with_last_good_checkpoint(&self, mut error: TrainError) -> TrainError {
+        if let TrainError::NotFinite {
+            step, last_good, ..
+        } = &mut error
+        {
+            let since = self.watch.since().map_or(*step, |since| since.min(*step));
+            *last_good = self.last_good_checkpoint(since);
         }
         error
     }
 
-    fn way_back(&self, step: u64) -> SoundCheckpoint {
-        match self.sound_before(step) {
-            Some(path) => SoundCheckpoint::At(path),
-            None => SoundCheckpoint::None,
+    fn last_good_checkpoint(&self, step: u64) -> LastGoodCheckpoint {
+        match self.newest_good_before(step) {
+            Some(path) => LastGoodCheckpoint::At(path),
+            None => LastGoodCheckpoint::None,
         }
     }
 
-    /// The newest checkpoint that what went wrong at `step` has not touched. A loss is that of the weights of the
-    /// step before, whose checkpoint is the last choice, and not one if they are not finite.
-    fn sound_before(&self, step: u64) -> Option<PathBuf> {
+    /// Returns the newest checkpoint that the failure at `step` has not affected. The loss of `step` is computed with
+    /// the weights of the previous step. Therefore a checkpoint of the previous step is used only if there is no
+    /// earlier one. Checkpoints with weights that are not finite are skipped.
+    fn newest_good_before(&self, step: u64) -> Option<PathBuf> {
         let checkpoints = checkpoint::list(&self.folder.join(CHECKPOINTS)).unwrap_or_default();
-        let finite = |path: &PathBuf| {
+        let is_finite = |path: &PathBuf| {
             let weights = read_tensors(&path.join("model.safetensors"));
             weights.is_ok_and(|weights| {
-                let finite = |tensor: &Tensor| tensor.f_isfinite()?.f_all()?.f_int64_value(&[]);
+                let all_finite = |tensor: &Tensor| tensor.f_isfinite()?.f_all()?.f_int64_value(&[]);
                 weights
                     .iter()
-                    .all(|(_, tensor)| finite(tensor).is_ok_and(|all| all == 1))
+                    .all(|(_, tensor)| all_finite(tensor).is_ok_and(|all| all == 1))
             })
         };
-        let newest = |below: u64| {
-            let before =
-                |path: &&PathBuf| checkpoint::step_of(path).is_some_and(|saved| saved < below);
+        let newest_below = |step: u64| {
+            let is_below =
+                |path: &&PathBuf| checkpoint::step_of(path).is_some_and(|saved| saved < step);
             checkpoints
                 .iter()
                 .rev()
-                .filter(before)
-                .find(|path| finite(path))
+                .filter(is_below)
+                .find(|path| is_finite(path))
         };
-        newest(step.saturating_sub(1))
-            .or_else(|| newest(step))
+        newest_below(step.saturating_sub(1))
+            .or_else(|| newest_below(step))
             .cloned()
     }
 
-    /// Adds an evaluation to the last line of the log, which was written for its sake if it was not due.
+    /// Adds an evaluation to the last line of the log. If the line was written only for the evaluation, and this
+    /// measured nothing, the line is removed.
     fn add_quality(&mut self, line: StepMetrics, quality: Quality) -> Result<(), TrainError> {
         let is_due = is_logged(self.trainer.config(), line.step);
-        let (before, line) = (line.figures(), StepMetrics { quality, ..line });
+        let (logged, line) = (line.figures(), StepMetrics { quality, ..line });
         match (quality.is_empty(), is_due) {
             (true, true) => {}
             (true, false) => self.log.replace_last(None)?,
@@ -357,7 +364,7 @@ impl Run {
         self.log.sync()?;
         if !quality.is_empty() {
             let mut figures = line.figures();
-            figures.retain(|figure| !is_due || !before.contains(figure));
+            figures.retain(|figure| !is_due || !logged.contains(figure));
             self.events.scalars(line.step, &figures)?;
             self.events.sync()?;
         }
@@ -367,7 +374,7 @@ impl Run {
     }
 }
 
-/// Whether a step has a line in the log whatever else happens.
+/// Whether a step has a line in the log even without an evaluation.
 fn is_logged(config: &Config, step: u64) -> bool {
     step.is_multiple_of(config.train.log_every) || step == config.train.steps
 }

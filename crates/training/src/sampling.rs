@@ -1,4 +1,4 @@
-//! Drawing images from a denoiser.
+//! Sampling of images from a trained denoiser.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -19,18 +19,19 @@ pub struct Sampling {
     network: Network,
     num_classes: i64,
     device: Device,
-    /// The weights, for errors.
+    /// Name of the weights, for errors.
     weights: String,
 }
 
 impl Sampling {
-    /// Builds the denoiser of `config` and loads `weights` into it; heads among them are left out.
-    /// `vae` are the weights of an autoencoder that was trained with it, from the same checkpoint;
-    /// without them, and for one that was not, they are read from `model.autoencoder.weights`.
+    /// Builds the denoiser of `config` and loads `weights` into it; the weights of heads are ignored.
+    /// `vae` holds the weights of an autoencoder that was trained jointly, from the same checkpoint. If
+    /// it is `None`, or the autoencoder was not trained, its weights are read from
+    /// `model.autoencoder.weights`.
     ///
     /// # Errors
-    /// Weights of another model; no weights of the autoencoder; guidance of a model that was trained without
-    /// label dropout.
+    /// `weights` belongs to another model; the autoencoder's weights cannot be read; `config` asks for
+    /// guidance of a model that was trained without label dropout.
     pub fn new(
         config: &Config,
         weights: &[(String, Tensor)],
@@ -64,44 +65,45 @@ impl Sampling {
                             &read
                         }
                     };
-                    AutoencoderModel::of_weights(settings, vae, norm.scaling()?, device)?
+                    AutoencoderModel::from_weights(settings, vae, norm.scaling()?, device)?
                 }
                 _ => AutoencoderModel::load(config, device)?,
             },
             network: model.network,
             num_classes,
             device,
-            weights: "the given weights".to_owned(),
+            weights: "the loaded weights".to_owned(),
         })
     }
 
-    /// Names the weights, for errors: "the averaged weights of step 300 in RUN".
+    /// Sets the name of the weights for errors, such as "the averaged weights of step 300 in RUN".
     pub fn named(mut self, weights: &str) -> Self {
         weights.clone_into(&mut self.weights);
         self
     }
 
-    /// Number of classes, without the null class.
+    /// Returns the number of classes, without the null class.
     pub fn num_classes(&self) -> i64 {
         self.num_classes
     }
 
-    /// Samples drawn at once: `sample.batch_size`, but 8 on the CPU.
+    /// Returns the number of samples drawn at once: `sample.batch_size`, but 8 on the CPU.
     pub fn batch_size(&self) -> usize {
         batch_size(&self.config, self.device)
     }
 
-    /// Draws the images of indices `first`, `first + 1` and so on, one for each of `labels`,
-    /// u8 `[N, 3, H, W]` on the CPU, [`Sampling::batch_size`] at once. `progress` is told the
-    /// number of images done.
+    /// Draws one image for each of `labels`, with the indices `first`, `first + 1` and so on, in
+    /// batches of [`Sampling::batch_size`]. Returns u8 `[N, 3, H, W]` on the CPU. `progress` is called
+    /// with the number of images done.
     ///
-    /// The noise of an image comes from `sample.seed` and its index alone, and it is computed in
-    /// a batch of the same length every time. So an index gives the same image however many are
-    /// drawn and wherever one starts; on CUDA, for one `sample.batch_size`: another one may change
-    /// last bits.
+    /// The noise of an image depends only on `sample.seed` and the image's index, and every batch has
+    /// the same length. So an image depends only on its index and label, not on the number of images or
+    /// on `first`. On CUDA this holds for a fixed `sample.batch_size`; another one may change the last
+    /// bits.
     ///
     /// # Errors
-    /// A label out of range, settings that the sampler refuses, samples that are not finite, out of memory.
+    /// A label is out of range; the sampler refuses its settings; samples are not finite; the device is
+    /// out of memory.
     pub fn sample(
         &self,
         first: u64,
@@ -111,11 +113,11 @@ impl Sampling {
         self.sample_until(&AtomicBool::new(false), first, labels, progress)
     }
 
-    /// As [`Sampling::sample`], until `interrupted` is set: it is looked at after each step of the sampler and
-    /// each image that is decoded on a CPU.
+    /// Like [`Sampling::sample`], but stops when `interrupted` is set. It is checked after each step of the
+    /// sampler and, on the CPU, before each image is decoded.
     ///
     /// # Errors
-    /// As [`Sampling::sample`]; [`TrainError::Interrupted`].
+    /// Those of [`Sampling::sample`]; [`TrainError::Interrupted`].
     pub fn sample_until(
         &self,
         interrupted: &AtomicBool,
@@ -132,14 +134,14 @@ impl Sampling {
             interrupted,
             progress,
         )
-        .map_err(|error| error.of_weights(|| self.weights.clone()))
+        .map_err(|error| error.with_weights(|| self.weights.clone()))
     }
 }
 
-/// Samples drawn at once on the CPU: enough for the matrix products to be fast.
+/// Number of samples drawn at once on the CPU, large enough for fast matrix products.
 const CPU_BATCH: usize = 8;
 
-/// Samples drawn at once.
+/// Returns the number of samples drawn at once.
 pub(crate) fn batch_size(config: &Config, device: Device) -> usize {
     match device {
         Device::Cpu => CPU_BATCH,
@@ -147,10 +149,11 @@ pub(crate) fn batch_size(config: &Config, device: Device) -> usize {
     }
 }
 
-/// Draws the images of `labels`, whose indices count from `first`.
+/// Draws one image for each of `labels`, with indices from `first` on.
 ///
-/// Matrix products round differently in batches of another length, so batches start at multiples
-/// of theirs and are whole: at both ends they are filled up with images that nobody wants.
+/// Matrix products round differently in batches of another length. Therefore all batches are full and
+/// start at multiples of their length; the first and the last one are padded with images that are
+/// discarded.
 pub(crate) fn draw_samples(
     network: &Network,
     decode: impl Fn(&Tensor) -> Result<Tensor, TrainError>,
@@ -160,7 +163,7 @@ pub(crate) fn draw_samples(
     interrupted: &AtomicBool,
     mut progress: impl FnMut(usize),
 ) -> Result<Tensor, TrainError> {
-    let go_on = || match interrupted.load(Ordering::Relaxed) {
+    let check_interrupted = || match interrupted.load(Ordering::Relaxed) {
         true => Err(DiffusionError::Interrupted),
         false => Ok(()),
     };
@@ -171,13 +174,13 @@ pub(crate) fn draw_samples(
     let length = batch_size(config, device);
     let mut images = Vec::new();
     let mut done = 0;
-    while let Some(&filler) = labels.get(done) {
-        let start = first + done as u64;
-        let before = (start % length as u64) as usize;
-        let wanted = (length - before).min(labels.len() - done);
-        let mut batch_labels = vec![filler; length];
-        batch_labels[before..before + wanted].copy_from_slice(&labels[done..done + wanted]);
-        let start = start - before as u64;
+    while let Some(&padding_label) = labels.get(done) {
+        let index = first + done as u64;
+        let offset = (index % length as u64) as usize;
+        let count = (length - offset).min(labels.len() - done);
+        let mut batch_labels = vec![padding_label; length];
+        batch_labels[offset..offset + count].copy_from_slice(&labels[done..done + count]);
+        let start = index - offset as u64;
 
         let mut noise =
             IndexedNoise::new(config.sample.seed, start..start + length as u64, device)?;
@@ -185,24 +188,30 @@ pub(crate) fn draw_samples(
         let batch_labels = Tensor::f_from_slice(&batch_labels)?.f_to_device(device)?;
         let latents = autocast::run(device, precision, || {
             let step_noise = || noise.draw(&shape, Kind::Double);
-            sampler.sample(network, &latents, &batch_labels, step_noise, go_on)
+            sampler.sample(
+                network,
+                &latents,
+                &batch_labels,
+                step_noise,
+                check_interrupted,
+            )
         })??;
-        let samples = latents.f_narrow(0, before as i64, wanted as i64)?;
-        check_finite(&samples, start + before as u64)?;
+        let samples = latents.f_narrow(0, offset as i64, count as i64)?;
+        check_finite(&samples, index)?;
         match device {
-            // An image is decoded alone there in any case.
+            // On the CPU, `decode` would decode images one by one anyway.
             Device::Cpu => {
-                for index in before..before + wanted {
-                    go_on()?;
-                    images.push(decode(&latents.f_narrow(0, index as i64, 1)?)?);
+                for position in offset..offset + count {
+                    check_interrupted()?;
+                    images.push(decode(&latents.f_narrow(0, position as i64, 1)?)?);
                 }
             }
             _ => {
                 let decoded = decode(&latents)?.f_to_device(Device::Cpu)?;
-                images.push(decoded.f_narrow(0, before as i64, wanted as i64)?);
+                images.push(decoded.f_narrow(0, offset as i64, count as i64)?);
             }
         }
-        done += wanted;
+        done += count;
         progress(done);
     }
     if images.is_empty() {
@@ -211,7 +220,7 @@ pub(crate) fn draw_samples(
     Ok(Tensor::f_cat(&images, 0)?)
 }
 
-/// Refuses samples `[B, C, H, W]`, whose indices count from `start`, that are no images.
+/// Checks that all values of samples `[B, C, H, W]` are finite. The samples' indices count from `start`.
 fn check_finite(samples: &Tensor, start: u64) -> Result<(), TrainError> {
     let finite = samples
         .f_isfinite()?
@@ -228,8 +237,7 @@ fn check_finite(samples: &Tensor, start: u64) -> Result<(), TrainError> {
     })
 }
 
-/// Noise of a batch of images, each from a generator of its own: an image is the same in any
-/// batch.
+/// The noise of a batch. Each image has its own generator, so its noise does not depend on the batch.
 struct IndexedNoise {
     generators: Vec<Generator>,
 }
@@ -246,7 +254,7 @@ impl IndexedNoise {
         Ok(Self { generators })
     }
 
-    /// The next standard normal numbers, `[B, C, H, W]`.
+    /// Draws the next standard normal numbers, `[B, C, H, W]`, for images of `shape`.
     fn draw(&mut self, shape: &[i64; 3], kind: Kind) -> Result<Tensor, DiffusionError> {
         let noise = self
             .generators

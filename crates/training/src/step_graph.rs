@@ -1,4 +1,4 @@
-//! The forward and backward pass of a step, recorded once and replayed.
+//! A CUDA graph of a step's forward and backward pass, recorded once and replayed.
 
 use tch::{Device, Tensor};
 use torch_ext::cuda::{Graph, set_grads};
@@ -6,46 +6,47 @@ use torch_ext::optim;
 
 use crate::TrainError;
 
-/// The passes over batches of one shape. What a batch brings is copied to where the recorded kernels read it;
-/// the weights they read where they are.
+/// The recorded passes for batches of one shape. A batch's tensors are copied into the tensors that the recorded
+/// kernels read. The kernels read the weights in place.
 #[derive(Debug)]
 pub(crate) struct StepGraph {
     inputs: Vec<Tensor>,
     weights: Vec<Tensor>,
-    /// Of `weights`; undefined where the loss does not reach one.
+    /// Gradients of `weights`; undefined for a weight that the loss does not depend on.
     grads: Vec<Tensor>,
     figures: Tensor,
     graph: Graph,
 }
 
 impl StepGraph {
-    /// Records `passes`, which is given `inputs`, writes the gradients of `weights` and returns figures. It
-    /// is run on them a few times before, and must leave nothing behind but gradients.
+    /// Records `passes`, which takes `inputs`, writes the gradients of `weights` and returns figures. It is
+    /// first run a few times without recording, and must have no effect besides the gradients.
     ///
     /// # Errors
-    /// Those of `passes`; it does what cannot be recorded.
+    /// Those of `passes`, or `passes` contains an operation that cannot be recorded.
     pub(crate) fn capture(
         device: Device,
         inputs: &[Tensor],
         weights: Vec<Tensor>,
         mut passes: impl FnMut(&[Tensor]) -> Result<Tensor, TrainError>,
     ) -> Result<Self, TrainError> {
-        let own = inputs
+        let graph_inputs = inputs
             .iter()
             .map(Tensor::f_empty_like)
             .collect::<Result<Vec<_>, _>>()?;
-        optim::copy_(&own, inputs)?;
+        optim::copy_(&graph_inputs, inputs)?;
         let captured = Graph::capture(device, || {
-            // A backward pass that finds no gradient writes one, in the graph's memory, instead of adding.
+            // Without existing gradients, the backward pass allocates them in the graph's memory instead
+            // of adding to them.
             optim::clear_grads(&weights)?;
-            passes(&own)
+            passes(&graph_inputs)
         });
         let grads = weights.iter().map(Tensor::grad).collect();
-        // Those of a capture that failed hold nothing.
+        // After a failed capture the gradients have no valid values.
         optim::clear_grads(&weights)?;
         let (graph, figures) = captured?;
         Ok(Self {
-            inputs: own,
+            inputs: graph_inputs,
             weights,
             grads,
             figures,
@@ -53,16 +54,16 @@ impl StepGraph {
         })
     }
 
-    /// Whether it was recorded for such inputs.
-    pub(crate) fn takes(&self, inputs: &[Tensor]) -> bool {
-        let same = |(own, given): (&Tensor, &Tensor)| {
-            own.size() == given.size() && own.kind() == given.kind()
+    /// Whether the graph was recorded for inputs of these shapes and dtypes.
+    pub(crate) fn fits(&self, inputs: &[Tensor]) -> bool {
+        let is_same = |(recorded, new): (&Tensor, &Tensor)| {
+            recorded.size() == new.size() && recorded.kind() == new.kind()
         };
-        self.inputs.len() == inputs.len() && self.inputs.iter().zip(inputs).all(same)
+        self.inputs.len() == inputs.len() && self.inputs.iter().zip(inputs).all(is_same)
     }
 
-    /// Runs the passes over `inputs`: leaves the gradients in the weights, and returns the figures, which
-    /// hold until the next replay.
+    /// Replays the passes on `inputs`, sets the gradients of the weights, and returns the figures. These are
+    /// valid until the next replay.
     pub(crate) fn replay(&self, inputs: &[Tensor]) -> Result<Tensor, TrainError> {
         optim::copy_(&self.inputs, inputs)?;
         self.graph.replay()?;

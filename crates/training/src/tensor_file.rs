@@ -1,4 +1,4 @@
-//! Named tensors in one safetensors file.
+//! Reads and writes named tensors as safetensors files.
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -10,14 +10,14 @@ use tch::{Device, Kind, Tensor};
 
 use crate::CheckpointError;
 
-/// A tensor as safetensors reads it: contiguous, on the CPU.
-struct Host {
+/// The contiguous bytes of a tensor on the CPU, as the safetensors crate needs them.
+struct HostTensor {
     shape: Vec<usize>,
     dtype: Dtype,
     bytes: Vec<u8>,
 }
 
-impl Host {
+impl HostTensor {
     fn new(name: &str, tensor: &Tensor) -> Result<Self, CheckpointError> {
         let kind = tensor.kind();
         let dtype = dtype(kind).ok_or_else(|| CheckpointError::Dtype {
@@ -40,7 +40,7 @@ impl Host {
     }
 }
 
-impl View for Host {
+impl View for HostTensor {
     fn dtype(&self) -> Dtype {
         self.dtype
     }
@@ -58,7 +58,7 @@ impl View for Host {
     }
 }
 
-/// Writes `tensors` to a safetensors file; its folder is created. The file appears whole or not at all.
+/// Writes `tensors` to a safetensors file and creates its folder. The file is written completely or not at all.
 ///
 /// # Errors
 /// The file cannot be written, or a tensor's dtype cannot be stored.
@@ -73,13 +73,15 @@ pub fn write_tensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), Ch
         .map_err(|e| CheckpointError::io("write", path, e))
 }
 
-/// Writes to a path that is temporary, or in a folder that is.
+/// Writes `tensors` to `path` without a temporary file. The caller passes a path that is itself temporary, or in a
+/// temporary folder.
 pub(crate) fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), CheckpointError> {
     let views = tensors
         .iter()
-        .map(|(name, tensor)| Ok((name.as_str(), Host::new(name, tensor)?)))
+        .map(|(name, tensor)| Ok((name.as_str(), HostTensor::new(name, tensor)?)))
         .collect::<Result<Vec<_>, CheckpointError>>()?;
-    // What writes the file makes it readable for its owner alone; colleagues share checkpoints.
+    // The safetensors crate makes the file readable only for its owner. The default permissions are restored, since
+    // checkpoints are shared.
     let permissions = File::create(path)
         .and_then(|file| Ok(file.metadata()?.permissions()))
         .map_err(|source| CheckpointError::io("create", path, source))?;
@@ -96,8 +98,8 @@ pub(crate) fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), Che
 /// Reads all tensors of a safetensors file to the CPU, sorted by name.
 ///
 /// # Errors
-/// The file cannot be read, is not safetensors, is cut short, or holds a dtype that libtorch
-/// has no name for.
+/// The file cannot be read, is not a safetensors file, is truncated, or has a tensor of an unsupported
+/// dtype.
 pub fn read_tensors(path: &Path) -> Result<Vec<(String, Tensor)>, CheckpointError> {
     let bytes = std::fs::read(path).map_err(|source| CheckpointError::io("read", path, source))?;
     parse(path, &bytes)
@@ -108,7 +110,7 @@ pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<(String, Tensor)>, 
         path: path.to_owned(),
         reason: match files::describe_foreign(bytes) {
             Some(what) => format!("it is {what}"),
-            None => format!("it is cut short, or not a safetensors file: {error}"),
+            None => format!("it is truncated, or not a safetensors file: {error}"),
         },
     })?;
     let mut tensors = file

@@ -1,3 +1,5 @@
+//! Trains one model, step by step.
+
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 
@@ -10,65 +12,65 @@ use crate::adamw::{AdamW, trained_bytes};
 use crate::aligner::{Aligned, Aligner};
 use crate::average::Average;
 use crate::model::{Model, Network};
-use crate::objective::{Drawn, Pass, project};
-use crate::repa_e::{Joint, JointFigures, Portion};
+use crate::objective::{ForwardOutput, NoisyInputs, project};
+use crate::repa_e::{BatchPart, Joint, JointFigures};
 use crate::sampling::{self, draw_samples};
 use crate::step_graph::StepGraph;
 use crate::{
-    AutoencoderMetrics, AutoencoderModel, Checkpoint, Config, DeviceBatch, Objective, Quality,
-    SoundCheckpoint, StepMetrics, TrainError,
+    AutoencoderMetrics, AutoencoderModel, Checkpoint, Config, DeviceBatch, LastGoodCheckpoint,
+    Objective, Quality, StepMetrics, TrainError,
 };
 
-/// What a trainer must know of the data and the encoders before it can build its model.
+/// The properties of device, data set and encoders that a trainer needs to build its model.
 #[derive(Debug, Clone)]
 pub struct Inputs {
-    /// Where to train.
+    /// The training device.
     pub device: Device,
     /// Number of classes of the data set.
     pub num_classes: i64,
-    /// The encoders that give the tokens, in order; empty without alignment.
+    /// The encoders whose tokens each step takes, in order; empty without alignment.
     pub encoders: Vec<EncoderShape>,
-    /// What of the inputs shapes the weights besides the configuration: the data set's
-    /// fingerprint, the encoders' checksums. Part of [`Config::training_hash`].
+    /// Identifies the inputs that affect the weights besides the configuration, with the data set's
+    /// fingerprint and the encoders' checksums. Part of [`Config::training_hash`].
     pub identity: String,
 }
 
-/// The tokens that an encoder gives.
+/// The shape of an encoder's tokens.
 #[derive(Debug, Clone)]
 pub struct EncoderShape {
-    /// Its name, for messages.
+    /// Name of the encoder, for messages.
     pub name: String,
     /// Width of a token.
     pub width: i64,
-    /// Rows and columns of its tokens.
+    /// Rows and columns of the token grid.
     pub grid: (i64, i64),
 }
 
-/// What makes latents of images, and images of latents.
+/// The autoencoder of a trainer.
 #[derive(Debug)]
 enum Autoencoding {
-    /// It stays as it is.
+    /// It is not trained.
     Frozen(AutoencoderModel),
-    /// REPA-E's, which is trained too.
+    /// REPA-E's autoencoder, which is trained jointly.
     Trained(Box<Joint>),
 }
 
-/// Figures of a step that are on their way from the device.
+/// The figures of a step while they are copied from the device.
 #[derive(Debug)]
 struct Pending {
     step: u64,
     lr: f64,
     samples: Vec<u64>,
     corrupt_skipped: u64,
-    /// Total, denoising and alignment loss, norm of the gradient: `[4]`; then, where there is one,
-    /// the figures of the autoencoder. Their copy comes before the next step's work.
+    /// Total, denoising and alignment loss and gradient norm, `[4]`; followed by the figures of a
+    /// trained autoencoder. The copy is queued before the next step's work.
     figures: Readback,
 }
 
-/// Trains one model: a step at a time, given a batch and the encoders' tokens for it.
+/// Trains one model, one step at a time, on a batch and the encoders' tokens for it.
 ///
-/// A step's figures are copied from the device behind the step, and read at the next one, when that is queued: the
-/// host waits for the step before, and the device for nothing. [`Trainer::finish_step`] reads them at once.
+/// A step's figures are copied from the device after the step, and read after the next step has been queued. So the
+/// host waits only for the previous step, and the device never waits. [`Trainer::finish_step`] reads them at once.
 #[derive(Debug)]
 pub struct Trainer {
     config: Config,
@@ -77,7 +79,7 @@ pub struct Trainer {
     model: Model,
     average: Model,
     second_average: Option<Params>,
-    /// Both of them, as the optimiser moves them.
+    /// Both averages, for the optimiser, which updates them.
     averages: Vec<Average>,
     adamw: AdamW,
     aligner: Aligner,
@@ -85,9 +87,9 @@ pub struct Trainer {
     step: u64,
     cursor: Cursor,
     pending: Option<Pending>,
-    /// [`Readback::begin`]; tests count what it begins.
+    /// [`Readback::begin`]; a test replaces it to count the calls.
     read_back: fn(&Tensor) -> Result<Readback, TorchError>,
-    /// With `train.cuda_graphs`, once a step was done.
+    /// `Some` after the first step, with `train.cuda_graphs` on a GPU.
     graph: Option<StepGraph>,
 }
 
@@ -95,12 +97,12 @@ impl Trainer {
     /// Builds the model with weights drawn from the configuration's seed.
     ///
     /// # Errors
-    /// A setting out of range, an unknown model, an encoder whose tokens do not fit the model's.
+    /// A setting is out of range; the model is unknown; an encoder's token grid does not fit the model's.
     pub fn new(config: &Config, inputs: Inputs) -> Result<Self, TrainError> {
-        Self::with_copies(config, inputs, copies(config))
+        Self::with_copies(config, inputs, dtype_of_copies(config))
     }
 
-    /// With copies of the weights in a lower precision, or with weights that autocast casts.
+    /// Like [`Trainer::new`], with copies of the weights in the dtype `copies`, or without copies.
     fn with_copies(
         config: &Config,
         inputs: Inputs,
@@ -109,7 +111,7 @@ impl Trainer {
         config.validate()?;
         config.apply_numerics(inputs.device)?;
         if config.train.cuda_graphs && !inputs.device.is_cuda() {
-            tracing::warn!("train.cuda_graphs changes nothing on {:?}", inputs.device);
+            tracing::warn!("train.cuda_graphs has no effect on {:?}", inputs.device);
         }
         let model = Model::new(config, &inputs)?;
         let autoencoder = match Joint::new(config, &model, inputs.device)? {
@@ -125,11 +127,11 @@ impl Trainer {
             model.params.keep_copies(kind)?;
         }
         let train = &config.train;
-        let followers = [
+        let averages = [
             Some((&average.params, train.ema_decay)),
             second_average.as_ref().zip(train.second_ema_decay),
         ];
-        let averages = followers.into_iter().flatten();
+        let averages = averages.into_iter().flatten();
         Ok(Self {
             averages: averages
                 .map(|(target, decay)| Average::new(target, &model.params, decay))
@@ -163,13 +165,13 @@ impl Trainer {
         })
     }
 
-    /// Optimiser steps done.
+    /// Returns the number of optimiser steps done.
     pub fn steps_done(&self) -> u64 {
         self.step
     }
 
-    /// Bytes of weights, averages, gradients and optimiser state, once a step has made them all. What a step
-    /// takes besides is free again after it.
+    /// Returns the bytes of weights, averages, gradients and optimiser state after the first step. A step needs more
+    /// memory only temporarily.
     pub fn state_bytes(&self) -> u64 {
         let second = self.second_average.as_ref().map_or(0, Params::bytes);
         let trained = match &self.autoencoder {
@@ -179,41 +181,42 @@ impl Trainer {
         trained_bytes(&self.model.params) + self.average.params.bytes() + second + trained
     }
 
-    /// Where the data stream stood after the last batch.
+    /// Returns the position of the data stream after the last batch.
     pub fn cursor(&self) -> Cursor {
         self.cursor
     }
 
-    /// The configuration.
+    /// Returns the configuration.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// What it was built for.
+    /// Returns the inputs that the trainer was built for.
     pub fn inputs(&self) -> &Inputs {
         &self.inputs
     }
 
-    /// The weights that are trained.
+    /// Returns the trained weights.
     pub fn params(&self) -> &Params {
         &self.model.params
     }
 
-    /// The moving average of the weights.
+    /// Returns the moving average of the weights.
     pub fn average(&self) -> &Params {
         &self.average.params
     }
 
-    /// Hash that tells whether a checkpoint belongs to this run.
+    /// Returns the hash of the checkpoints that belong to this run.
     pub fn hash(&self) -> String {
         self.config.training_hash(&self.inputs.identity)
     }
 
-    /// One optimiser step. `tokens` holds each encoder's patch tokens of the batch, `[B, T, D]`,
-    /// before spatial normalisation. Returns the figures of the step before.
+    /// Runs one optimiser step. `tokens` holds each encoder's patch tokens of the batch, `[B, T, D]`,
+    /// before spatial normalisation. Returns the figures of the previous step.
     ///
     /// # Errors
-    /// The loss of the step before is not finite; shapes do not fit; out of memory.
+    /// The loss or gradient of the previous step is not finite; shapes do not fit; the device is out of
+    /// memory.
     pub fn step(
         &mut self,
         batch: &DeviceBatch,
@@ -225,13 +228,13 @@ impl Trainer {
                 expected: self.model.heads.len(),
             });
         }
-        // The process's, and the step before may have been another trainer's.
+        // These settings hold for the whole process, and another trainer may have run the previous step.
         self.config.apply_numerics(self.inputs.device)?;
         let step = self.step + 1;
-        let (figures, of_autoencoder) = match &self.autoencoder {
+        let (figures, autoencoder_figures) = match &self.autoencoder {
             Autoencoding::Frozen(_) => (self.backward(batch, tokens)?, None),
             Autoencoding::Trained(_) => {
-                let figures = self.joint_pass(batch, tokens, step)?;
+                let figures = self.joint_step(batch, tokens, step)?;
                 (figures.denoiser, Some(figures.autoencoder))
             }
         };
@@ -240,8 +243,8 @@ impl Trainer {
             average.follow_statistics()?;
         }
         let mut figures = vec![figures, norm.f_reshape([1])?];
-        figures.extend(of_autoencoder);
-        let before = self.finish_step()?;
+        figures.extend(autoencoder_figures);
+        let previous = self.finish_step()?;
         self.step = step;
         self.cursor = batch.cursor;
         self.pending = Some(Pending {
@@ -251,10 +254,10 @@ impl Trainer {
             corrupt_skipped: batch.cursor.skipped,
             figures: (self.read_back)(&Tensor::f_cat(&figures, 0)?)?,
         });
-        Ok(before)
+        Ok(previous)
     }
 
-    /// Gradients of the whole batch; returns total, denoising and alignment loss, `[3]`.
+    /// Computes the gradients of the whole batch. Returns total, denoising and alignment loss, `[3]`.
     fn backward(&mut self, batch: &DeviceBatch, tokens: &[Tensor]) -> Result<Tensor, TrainError> {
         let parts = self.config.train.accumulation as i64;
         let part_len = batch.labels.size1()? / parts;
@@ -263,7 +266,7 @@ impl Trainer {
             let cut = |tensor: &Tensor| tensor.f_narrow(0, part * part_len, part_len);
             let tokens = tokens.iter().map(cut).collect::<Result<Vec<_>, _>>()?;
             let moments = batch.moments.as_ref().map(cut).transpose()?;
-            let part_figures = self.part_passes(
+            let part_figures = self.backward_part(
                 &cut(&batch.images)?,
                 moments.as_ref(),
                 &cut(&batch.labels)?,
@@ -282,9 +285,9 @@ impl Trainer {
         }
     }
 
-    /// Adds the gradients of one of `parts` parts of a batch; returns its figures, as
-    /// [`backward`](Self::backward) does.
-    fn part_passes(
+    /// Adds the gradients of one of `parts` parts of a batch. Returns the part's figures, like
+    /// [`backward`](Self::backward).
+    fn backward_part(
         &mut self,
         images: &Tensor,
         moments: Option<&Tensor>,
@@ -299,34 +302,34 @@ impl Trainer {
             Autoencoding::Trained(_) => return Err(self.mismatch()),
         };
         let objective = self.config.objective();
-        let drawn = objective.draw(&self.model, &x0, labels, &mut self.generator)?;
+        let noisy = objective.draw(&self.model, &x0, labels, &mut self.generator)?;
         let tokens = self.aligner.pooled(tokens)?;
         if self.config.train.cuda_graphs
             && self.inputs.device.is_cuda()
-            && let Some(mut inputs) = drawn.tensors()
+            && let Some(mut inputs) = noisy.tensors()
         {
             inputs.extend(tokens);
-            return self.replayed(&objective, &drawn, &inputs);
+            return self.replay_graph(&objective, &noisy, &inputs);
         }
-        self.passes(&objective, drawn, &tokens, parts)
+        self.forward_backward(&objective, noisy, &tokens, parts)
     }
 
-    /// The passes on what was drawn: forward, losses, and backward for one of `parts` parts.
-    fn passes(
+    /// Runs the forward pass, the losses and the backward pass on one of `parts` parts of a batch.
+    fn forward_backward(
         &mut self,
         objective: &Objective,
-        drawn: Drawn,
+        noisy: NoisyInputs,
         tokens: &[Tensor],
         parts: i64,
     ) -> Result<Tensor, TrainError> {
         let precision = self.config.train.precision.autocast();
-        let Pass {
+        let ForwardOutput {
             loss: denoising,
             error,
             projected,
         } = objective.compute(
             &self.model,
-            drawn,
+            noisy,
             &mut self.generator,
             (self.inputs.device, precision),
         )?;
@@ -339,22 +342,23 @@ impl Trainer {
         Ok(figures)
     }
 
-    /// The passes as a CUDA graph, which is recorded when a batch of a new shape comes. `inputs` are the
-    /// tensors of `drawn`, then the encoders' tokens.
-    fn replayed(
+    /// Runs [`forward_backward`](Self::forward_backward) as a CUDA graph, which is recorded for the first
+    /// batch of each new shape. `inputs` holds the tensors of `noisy`, then the encoders' tokens.
+    fn replay_graph(
         &mut self,
         objective: &Objective,
-        drawn: &Drawn,
+        noisy: &NoisyInputs,
         inputs: &[Tensor],
     ) -> Result<Tensor, TrainError> {
-        if !self.graph.as_ref().is_some_and(|graph| graph.takes(inputs)) {
-            // Its memory is free for the next one.
+        if !self.graph.as_ref().is_some_and(|graph| graph.fits(inputs)) {
+            // Frees the old graph's memory for the new one.
             self.graph = None;
             let weights = self.model.params.leaves();
             let device = self.inputs.device;
             let graph = StepGraph::capture(device, inputs, weights, |inputs| {
-                let (drawn, tokens) = drawn.of(inputs).ok_or_else(|| self.mismatch())?;
-                self.passes(objective, drawn, tokens, 1)
+                let replaced = noisy.with_tensors(inputs);
+                let (noisy, tokens) = replaced.ok_or_else(|| self.mismatch())?;
+                self.forward_backward(objective, noisy, tokens, 1)
             })?;
             self.graph = Some(graph);
         }
@@ -364,8 +368,8 @@ impl Trainer {
         }
     }
 
-    /// REPA-E's step up to the gradients of the denoiser.
-    fn joint_pass(
+    /// Runs REPA-E's step up to the gradients of the denoiser.
+    fn joint_step(
         &mut self,
         batch: &DeviceBatch,
         tokens: &[Tensor],
@@ -384,12 +388,12 @@ impl Trainer {
         let precision = config.train.precision.autocast();
         let parts = config.train.accumulation as i64;
         let part_len = batch.labels.size1()? / parts;
-        let portions = (0..parts)
+        let batch_parts = (0..parts)
             .map(|part| {
                 let cut = |tensor: &Tensor| tensor.f_narrow(0, part * part_len, part_len);
                 let tokens = tokens.iter().map(cut).collect::<Result<Vec<_>, _>>()?;
                 let tokens = aligner.pooled(&tokens)?;
-                Ok(Portion {
+                Ok(BatchPart {
                     images: cut(&batch.images)?,
                     labels: cut(&batch.labels)?,
                     align: move |hidden: &Tensor| {
@@ -409,17 +413,17 @@ impl Trainer {
             .collect::<Result<Vec<_>, TrainError>>()?;
         match (autoencoder, &model.network, &model.latent_norm) {
             (Autoencoding::Trained(joint), Network::Sit(sit), Some(norm)) => {
-                joint.step((sit, norm), &portions, step, generator)
+                joint.step((sit, norm), &batch_parts, step, generator)
             }
             _ => {
-                drop(portions);
+                drop(batch_parts);
                 Err(self.mismatch())
             }
         }
     }
 
-    /// The objective and the network do not go together; a configuration that was checked never
-    /// gets here.
+    /// Returns the error for an objective and a network that do not fit each other. It cannot occur with a
+    /// validated configuration.
     fn mismatch(&self) -> TrainError {
         TrainError::Objective {
             objective: self.config.objective.name(),
@@ -427,7 +431,7 @@ impl Trainer {
         }
     }
 
-    /// Waits for the last step and returns its figures, once.
+    /// Waits for the last step and returns its figures. Returns `None` if they have already been returned.
     ///
     /// # Errors
     /// The loss or the gradient is not finite.
@@ -436,13 +440,12 @@ impl Trainer {
             return Ok(None);
         };
         let figures = Vec::<f32>::try_from(pending.figures.wait()?.f_to_kind(Kind::Float)?)?;
-        let &[loss, denoising, alignment, norm, ref of_autoencoder @ ..] = figures.as_slice()
-        else {
+        let &[loss, denoising, alignment, norm, ref autoencoder @ ..] = figures.as_slice() else {
             return Ok(None);
         };
         let aligned = !self.model.heads.is_empty();
-        let autoencoder = <[f32; 11]>::try_from(of_autoencoder).ok();
-        let of_autoencoder = autoencoder.iter().flat_map(|figures| {
+        let autoencoder = <[f32; 11]>::try_from(autoencoder).ok();
+        let autoencoder_figures = autoencoder.iter().flat_map(|figures| {
             [
                 ("the autoencoder's loss", figures[0]),
                 ("the discriminator's loss", figures[6]),
@@ -450,20 +453,20 @@ impl Trainer {
                 ("the norm of the discriminator's gradient", figures[10]),
             ]
         });
-        let of_denoiser = [
+        let denoiser_figures = [
             ("the denoising loss", denoising),
             ("the alignment loss", alignment),
             ("the loss", loss),
             ("the norm of the gradient", norm),
         ];
-        for (what, value) in of_denoiser.into_iter().chain(of_autoencoder) {
+        for (what, value) in denoiser_figures.into_iter().chain(autoencoder_figures) {
             if !value.is_finite() {
                 return Err(TrainError::NotFinite {
                     what,
                     value: f64::from(value),
                     step: pending.step,
                     samples: pending.samples,
-                    sound: SoundCheckpoint::Unknown,
+                    last_good: LastGoodCheckpoint::Unknown,
                 });
             }
         }
@@ -481,10 +484,10 @@ impl Trainer {
         }))
     }
 
-    /// Everything that is needed to continue. The last step's figures must have been read.
+    /// Returns everything that is needed to resume. The last step's figures must have been read.
     ///
     /// # Errors
-    /// libtorch refused.
+    /// A libtorch operation failed.
     pub fn checkpoint(&self) -> Result<Checkpoint, TrainError> {
         Ok(Checkpoint {
             step: self.step,
@@ -502,10 +505,10 @@ impl Trainer {
         })
     }
 
-    /// Continues from a checkpoint.
+    /// Resumes from a checkpoint.
     ///
     /// # Errors
-    /// The checkpoint is of another model.
+    /// The checkpoint is of another model, or of another kind of device.
     pub fn resume(&mut self, checkpoint: &Checkpoint) -> Result<(), TrainError> {
         let step = checkpoint.step;
         let state = checkpoint
@@ -517,14 +520,14 @@ impl Trainer {
             reason: "it has no state of the generator `training`".to_owned(),
         })?;
         if state.size() != self.generator.state()?.size() {
-            let here = if self.inputs.device.is_cuda() {
+            let device = if self.inputs.device.is_cuda() {
                 "a GPU"
             } else {
                 "a CPU"
             };
             let reason = format!(
-                "its random generator is of another kind of device than {here}: continue where it was \
-                 made, or start a new run from its weights (train --init)"
+                "its random generator is of another kind of device than {device}: resume on the kind of \
+                 device that saved it, or start a new run from its weights (train --init)"
             );
             return Err(TrainError::Resume { step, reason });
         }
@@ -533,8 +536,8 @@ impl Trainer {
         match (&self.second_average, &checkpoint.second_ema) {
             (Some(average), Some(saved)) => average.load(saved)?,
             (None, None) => {}
-            (own, _) => {
-                let reason = match own {
+            (average, _) => {
+                let reason = match average {
                     Some(_) => "it has no second moving average",
                     None => "it has a second moving average, and train.second_ema_decay is not set",
                 };
@@ -559,9 +562,9 @@ impl Trainer {
         Ok(())
     }
 
-    /// Starts from given weights instead of drawn ones; the averages start there too. With
-    /// `partial`, weights without a counterpart keep their drawn values, and what was left out on
-    /// either side is returned; without it, that is an error.
+    /// Replaces the model's random initial weights by `weights`; the averages start from them too. If
+    /// `partial` is true, weights without a counterpart keep their random values, and the unmatched
+    /// names of both sides are returned.
     ///
     /// # Errors
     /// Names or shapes differ, and `partial` is false.
@@ -585,17 +588,18 @@ impl Trainer {
         Ok(mismatch)
     }
 
-    /// How many images [`sample`](Self::sample) draws at once.
+    /// Returns the number of images that [`sample`](Self::sample) draws at once.
     pub fn samples_at_once(&self) -> usize {
         sampling::batch_size(&self.config, self.inputs.device)
     }
 
-    /// Draws one image for each of `labels` from the averaged weights, u8 `[N, 3, H, W]` on the
-    /// CPU. `progress` is told the number of images done. Their indices count from `first`, as in
-    /// [`Sampling::sample`](crate::Sampling::sample); the generator of the training is not touched.
+    /// Draws one image for each of `labels` with the averaged weights. Returns u8 `[N, 3, H, W]` on the
+    /// CPU. `progress` is called with the number of images done. The images' indices count from `first`, as
+    /// in [`Sampling::sample`](crate::Sampling::sample). The training's random generator is not used.
     ///
     /// # Errors
-    /// A label out of range, settings that the sampler refuses, samples that are not finite, out of memory.
+    /// A label is out of range; the sampler refuses its settings; samples are not finite; the device is out
+    /// of memory.
     pub fn sample(
         &self,
         first: u64,
@@ -605,11 +609,11 @@ impl Trainer {
         self.sample_until(&AtomicBool::new(false), first, labels, progress)
     }
 
-    /// As [`Trainer::sample`], until `interrupted` is set; see
+    /// Like [`Trainer::sample`], but stops when `interrupted` is set; see
     /// [`Sampling::sample_until`](crate::Sampling::sample_until).
     ///
     /// # Errors
-    /// As [`Trainer::sample`]; [`TrainError::Interrupted`].
+    /// Those of [`Trainer::sample`]; [`TrainError::Interrupted`].
     pub fn sample_until(
         &self,
         interrupted: &AtomicBool,
@@ -633,28 +637,29 @@ impl Trainer {
             interrupted,
             progress,
         );
-        // Trainers of one sweep sample in turn: one autoencoder in memory is enough.
+        // Trainers of a sweep sample one after the other, so only one autoencoder has to be in memory.
         if let Autoencoding::Frozen(autoencoder) = &self.autoencoder {
             autoencoder.unload();
         }
         samples.map_err(|error| {
-            error.of_weights(|| format!("the averaged weights of step {}", self.step))
+            error.with_weights(|| format!("the averaged weights of step {}", self.step))
         })
     }
 }
 
-/// The dtype in which the model keeps copies of its weights for matrix products, which the fused update
-/// writes: the bits are autocast's, which would cast each weight in each step, and its gradient back.
-fn copies(config: &Config) -> Option<Kind> {
+/// Returns the dtype in which the model keeps copies of its weights for matrix products, or `None` for no
+/// copies. The fused update writes the copies. The results equal those of autocast, which would cast each
+/// weight in each step, and its gradient back.
+fn dtype_of_copies(config: &Config) -> Option<Kind> {
     let one_pass = match config.objective {
         Objective::Velocity(_) | Objective::XPrediction(_) | Objective::Meanflow(_) => {
             config.train.accumulation == 1
         }
-        // Passes that update other networks come in between.
+        // Its step has several passes.
         Objective::RepaE(_) => false,
     };
-    // A copy's gradient is of its dtype. Over several backward passes it would be added up in that,
-    // where autocast's is widened before.
+    // A copy's gradient has the copy's dtype. Several backward passes would add gradients in that dtype;
+    // autocast widens them before the addition.
     let kind = config.train.precision.autocast();
     kind.filter(|_| one_pass && config.train.fused)
 }

@@ -1,4 +1,4 @@
-//! The frozen autoencoder between images and latents, with random weights in a file.
+//! Encoding and decoding with a frozen autoencoder, whose random weights are read from a file.
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ fn layout() -> KlConfig {
     }
 }
 
-/// Writes weights, and gives the network that has them and a configuration that names them.
+/// Writes random weights to a file. Returns the network with these weights, and a configuration that names the file.
 fn autoencoder(folder: &Path) -> (KlAutoencoder, Config) {
     let params = Params::new(Device::Cpu, 3).unwrap();
     let network = KlAutoencoder::new(&params.root(), &layout()).unwrap();
@@ -63,27 +63,28 @@ fn latents_are_scaled_samples_of_the_posterior() {
 }
 
 #[test]
-fn known_moments_give_the_same_latents_to_the_bit() {
+fn known_moments_return_bit_identical_latents() {
     let folder = tempfile::tempdir().unwrap();
     let (_, config) = autoencoder(folder.path());
     let model = AutoencoderModel::load(&config, Device::Cpu).unwrap();
     let images = images(3);
     let moments = model.moments(&images).unwrap().unwrap();
     assert_eq!(moments.size(), [3, 4, 8, 8]);
+    // With moments, the images are ignored.
     let noise = Tensor::zeros([3, 3, 16, 16], (Kind::Uint8, Device::Cpu));
-    let given = model
+    let from_moments = model
         .encode(&noise, Some(&moments), &mut generator())
         .unwrap();
-    let computed = model.encode(&images, None, &mut generator()).unwrap();
-    assert_eq!(given, computed);
+    let from_images = model.encode(&images, None, &mut generator()).unwrap();
+    assert_eq!(from_moments, from_images);
     let other = model
         .encode(&images, None, &mut Generator::new(Device::Cpu, 8).unwrap())
         .unwrap();
-    assert!(given != other);
+    assert!(from_moments != other);
 }
 
 #[test]
-fn an_image_has_the_same_bits_in_any_batch() {
+fn moments_and_images_do_not_depend_on_the_batch() {
     let folder = tempfile::tempdir().unwrap();
     let (_, config) = autoencoder(folder.path());
     let model = AutoencoderModel::load(&config, Device::Cpu).unwrap();
@@ -100,7 +101,7 @@ fn an_image_has_the_same_bits_in_any_batch() {
 }
 
 #[test]
-fn decoding_undoes_the_scale() {
+fn decoding_inverts_scale_and_bias() {
     let folder = tempfile::tempdir().unwrap();
     let (network, config) = autoencoder(folder.path());
     let model = AutoencoderModel::on_demand(&config, Device::Cpu).unwrap();
@@ -108,7 +109,7 @@ fn decoding_undoes_the_scale() {
     let scale = Tensor::from_slice(&[0.5f32, 2.0]).view([1, 2, 1, 1]);
     let bias = Tensor::from_slice(&[0.25f32, -1.0]).view([1, 2, 1, 1]);
     let expected = network.decode(&(&latents / scale + bias)).unwrap();
-    // A sampler's state is in float64.
+    // A sampler's state is float64.
     let found = model.decode(&latents.to_kind(Kind::Double)).unwrap();
     assert_eq!(
         (found.size(), found.kind()),
@@ -116,7 +117,7 @@ fn decoding_undoes_the_scale() {
     );
     let off = (found.to_kind(Kind::Int) - expected.to_kind(Kind::Int)).abs();
     assert!(off.max().int64_value(&[]) <= 1);
-    // Unloaded, it is read again.
+    // After `unload`, the weights are read again.
     model.unload();
     assert_eq!(model.decode(&latents).unwrap(), found);
 }

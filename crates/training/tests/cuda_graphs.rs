@@ -1,4 +1,4 @@
-//! Steps whose passes are a CUDA graph against steps without one.
+//! Training with CUDA graphs against training without.
 
 use alignment::{HeadConfig, SpatialNorm};
 use data::Cursor;
@@ -46,7 +46,7 @@ fn trainer(config: &Config, device: Device) -> Trainer {
     Trainer::new(config, inputs).unwrap()
 }
 
-/// The figures of `steps` steps, each on a batch of its own.
+/// Returns the figures of `steps` steps, each on another random batch.
 fn train(trainer: &mut Trainer, steps: u64, device: Device) -> Vec<StepMetrics> {
     (0..steps)
         .map(|step| {
@@ -72,7 +72,7 @@ mod needs_cuda {
 
     #[test]
     #[ignore = "needs a CUDA device: `cargo xtask test --cuda`"]
-    fn steps_of_a_graph_give_the_figures_of_steps_without() {
+    fn steps_with_a_graph_have_the_figures_of_steps_without() {
         let device = Device::Cuda(0);
         torch_ext::device::load_cuda().unwrap();
         for config in [sit(), jit()] {
@@ -100,7 +100,7 @@ mod needs_cuda {
                     );
                 }
             }
-            // Times, noise and dropped labels were the same numbers of one sequence.
+            // Both trainers have drawn the same number of times, noise and dropped labels.
             let random = |trainer: &Trainer| trainer.checkpoint().unwrap().random.remove(0).1;
             assert_eq!(random(&plain), random(&graph), "{name}");
         }
@@ -108,13 +108,13 @@ mod needs_cuda {
 }
 
 #[test]
-fn on_the_cpu_graphs_change_nothing() {
+fn cuda_graphs_have_no_effect_on_the_cpu() {
     let mut config = sit();
     let plain = train(&mut trainer(&config, Device::Cpu), 2, Device::Cpu);
     config.train.cuda_graphs = true;
     let graphs = train(&mut trainer(&config, Device::Cpu), 2, Device::Cpu);
     assert_eq!(plain, graphs);
-    // Nor do they make another run of it.
+    // The hashes are the same too.
     assert_eq!(config.hash("x"), sit().hash("x"));
     assert_eq!(config.training_hash("x"), sit().training_hash("x"));
 }

@@ -1,4 +1,5 @@
-//! A run that was interrupted ends in the same bits as one that was not.
+//! Resuming: an interrupted run ends with the same bits as an uninterrupted one, and damaged or foreign files in its
+//! folder are handled.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use diffusion::repa_e::AutoencoderLossConfig;
 use diffusion::samplers::Method;
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Generator, Params};
-use training::checkpoint::{self, Checkpoint, Identity};
+use training::checkpoint::{self, Checkpoint, CheckpointId};
 use training::{
     Autoencoder, Config, DeviceBatch, EncoderShape, Inputs, JointTraining, KlLayout, KlSettings,
     MetricsLog, Objective, Quality, Run, Sampling, Schedule, TrainError, Trainer, read_tensors,
@@ -70,7 +71,8 @@ fn tokens(batch: &DeviceBatch) -> Tensor {
     pixels.matmul(&weights)
 }
 
-/// Steps until `stop` optimiser steps are done, then drops everything, saved or not.
+/// Opens the run in `folder` and steps until `stop` optimiser steps are done. Unsaved steps are lost when the result is
+/// dropped.
 fn advance(folder: &Path, config: &Config, stop: u64, workers: usize) -> Run {
     let mut run = Run::open(folder, config, inputs()).unwrap();
     let loader = LoaderConfig {
@@ -113,7 +115,7 @@ fn assert_same_outcome(left: &Path, right: &Path) {
 }
 
 #[test]
-fn an_interrupted_run_ends_in_the_same_bits() {
+fn an_interrupted_run_ends_with_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
     let config = config(9);
     advance(&folder.path().join("whole"), &config, 9, 0);
@@ -129,7 +131,7 @@ fn an_interrupted_run_ends_in_the_same_bits() {
 
 fn jit(mut config: Config) -> Config {
     config.model.name = "JiT-XS/4".into();
-    // So that the network draws random numbers too.
+    // With dropout, the network draws random numbers too.
     config.model.attn_dropout = 0.1;
     config.model.proj_dropout = 0.1;
     config.objective = Objective::XPrediction(XPrediction::default());
@@ -147,7 +149,8 @@ fn meanflow(mut config: Config) -> Config {
     config
 }
 
-/// An autoencoder that halves images of 16 pixels: 4 x 4 tokens of 2 x 2 latent pixels.
+/// A trained autoencoder that halves images of 16 x 16 pixels. With patches of 2 x 2 latent pixels, there are 4 x 4
+/// tokens.
 fn trained_autoencoder() -> KlSettings {
     KlSettings {
         layout: KlLayout::Other(KlConfig {
@@ -183,7 +186,7 @@ fn repa_e(mut config: Config) -> Config {
 }
 
 #[test]
-fn every_variant_goes_on_to_the_same_bits() {
+fn every_variant_resumes_to_the_same_bits() {
     for variant in [jit, meanflow, repa_e] {
         let folder = tempfile::tempdir().unwrap();
         let config = variant(config(5));
@@ -195,7 +198,7 @@ fn every_variant_goes_on_to_the_same_bits() {
         let log = MetricsLog::read(&part.join("metrics.jsonl")).unwrap();
         let last = log.last().unwrap();
         assert!(last.alignment_loss.is_some() && last.denoising_loss > 0.0);
-        // It samples, and another number of classes is another network.
+        // The checkpoint can be sampled, with the number of classes of its own weights.
         let newest = checkpoint::list(&part.join("checkpoints"))
             .unwrap()
             .pop()
@@ -208,7 +211,7 @@ fn every_variant_goes_on_to_the_same_bits() {
     }
 }
 
-/// The weights of the trained autoencoder, if there is one.
+/// Returns the weights of the trained autoencoder, if the checkpoint has them.
 fn vae(saved: &Checkpoint) -> Option<&[(String, Tensor)]> {
     saved.others.get("vae").map(Vec::as_slice)
 }
@@ -241,22 +244,25 @@ fn repa_e_trains_three_networks_and_saves_them_all() {
             .count();
         assert!(moved > 5, "{name}: {moved} tensors moved");
     }
-    let of = |tensors: &[(String, Tensor)], name: &str| {
+    let tensor_of = |tensors: &[(String, Tensor)], name: &str| {
         let found = tensors.iter().find(|(found, _)| found == name);
         found.map(|(_, tensor)| tensor.copy()).unwrap()
     };
-    let lecam = of(&after.others["discriminator"], "ema_real_logits_mean");
+    let lecam = tensor_of(&after.others["discriminator"], "ema_real_logits_mean");
     assert_ne!(lecam.double_value(&[0]), 0.0);
 
-    // The statistics of latents move, and their average follows; two parts a step.
-    let mean = |tensors: &[(String, Tensor)]| of(tensors, "bn.running_mean");
+    // The running statistics of latents change, and so does their average. Each of the 4 steps has two parts.
+    let mean = |tensors: &[(String, Tensor)]| tensor_of(tensors, "bn.running_mean");
     assert_ne!(mean(&after.model), mean(&before.model));
     assert_ne!(mean(&after.ema), mean(&before.ema));
     assert_ne!(mean(&after.ema), mean(&after.model));
     for tensors in [&after.model, &after.ema] {
-        assert_eq!(of(tensors, "bn.num_batches_tracked").int64_value(&[]), 8);
+        assert_eq!(
+            tensor_of(tensors, "bn.num_batches_tracked").int64_value(&[]),
+            8
+        );
     }
-    let position = |tensors: &[(String, Tensor)]| of(tensors, "pos_embed");
+    let position = |tensors: &[(String, Tensor)]| tensor_of(tensors, "pos_embed");
     assert_ne!(position(&after.model), position(&before.model));
 
     let log = MetricsLog::read(&folder.path().join("metrics.jsonl")).unwrap();
@@ -264,7 +270,7 @@ fn repa_e_trains_three_networks_and_saves_them_all() {
         .iter()
         .map(|line| line.autoencoder.clone().unwrap())
         .collect();
-    // The discriminator begins with the second step.
+    // The discriminator starts at the second step.
     assert_eq!(figures[0].gan_loss, 0.0);
     assert!(figures[1].gan_loss != 0.0 && figures[1].discriminator_loss > 0.0);
     assert!(figures[3].reconstruction_loss < figures[0].reconstruction_loss);
@@ -274,12 +280,12 @@ fn repa_e_trains_three_networks_and_saves_them_all() {
             .all(|f| f.autoencoder_alignment_loss != 0.0 && f.kl_loss > 0.0)
     );
 
-    // A saved run draws the images that the trainer draws.
+    // The saved weights sample the same images as the trainer.
     let sampling = Sampling::new(&config, &after.ema, vae(&after), Device::Cpu).unwrap();
     let labels = [0, 1, 2];
     let drawn = run.trainer().sample(0, &labels, |_| {}).unwrap();
     assert_eq!(sampling.sample(0, &labels, |_| {}).unwrap(), drawn);
-    // Without the autoencoder there are none.
+    // Without the autoencoder's weights, no images can be decoded.
     let error = Sampling::new(&config, &after.ema, None, Device::Cpu).unwrap_err();
     assert!(
         error.to_string().contains("model.autoencoder.weights"),
@@ -288,7 +294,7 @@ fn repa_e_trains_three_networks_and_saves_them_all() {
 }
 
 #[test]
-fn repa_e_starts_from_the_weights_and_the_scale_it_is_given() {
+fn repa_e_starts_from_the_configured_weights_and_scale() {
     let folder = tempfile::tempdir().unwrap();
     let params = Params::new(Device::Cpu, 3).unwrap();
     let layout = trained_autoencoder().layout.config();
@@ -304,14 +310,14 @@ fn repa_e_starts_from_the_weights_and_the_scale_it_is_given() {
     let trainer = Trainer::new(&config, inputs()).unwrap();
     let saved = trainer.checkpoint().unwrap();
     assert_eq!(saved.others["vae"], params.state_dict());
-    let of = |name: &str| {
+    let values_of = |name: &str| {
         let found = saved.ema.iter().find(|(found, _)| found == name).unwrap();
         Vec::<f32>::try_from(&found.1).unwrap()
     };
-    assert_eq!(of("bn.running_mean"), [0.25; 4]);
-    assert_eq!(of("bn.running_var"), [4.0, 1.0, 0.25, 0.0625]);
+    assert_eq!(values_of("bn.running_mean"), [0.25; 4]);
+    assert_eq!(values_of("bn.running_var"), [4.0, 1.0, 0.25, 0.0625]);
 
-    // Rubbish in that file names it.
+    // A file with missing weights, or that is not a safetensors file, is named in the error.
     write_tensors(&weights, &params.state_dict()[1..]).unwrap();
     let error = Trainer::new(&config, inputs()).unwrap_err().to_string();
     assert!(
@@ -324,7 +330,7 @@ fn repa_e_starts_from_the_weights_and_the_scale_it_is_given() {
 }
 
 #[test]
-fn repa_e_without_alignment_is_the_control() {
+fn repa_e_trains_without_alignment() {
     let folder = tempfile::tempdir().unwrap();
     let mut run = Run::open(
         folder.path(),
@@ -349,7 +355,7 @@ fn repa_e_without_alignment_is_the_control() {
 }
 
 #[test]
-fn a_loss_of_the_autoencoder_that_is_not_finite_stops_the_run() {
+fn an_autoencoder_loss_that_is_not_finite_stops_the_run() {
     let folder = tempfile::tempdir().unwrap();
     let mut config = repa_e(config(3));
     if let Objective::RepaE(joint) = &mut config.objective {
@@ -376,7 +382,7 @@ fn a_loss_of_the_autoencoder_that_is_not_finite_stops_the_run() {
 }
 
 #[test]
-fn variants_that_make_no_sense_are_refused_with_the_reason() {
+fn invalid_combinations_of_settings_are_refused_with_the_reason() {
     let sit = config(1);
     let refused = |config: &Config, words: &[&str]| {
         let error = config.validate().unwrap_err().to_string();
@@ -463,7 +469,8 @@ fn a_second_average_and_a_cosine_survive_an_interruption() {
     assert!(differ(&second, &saved.ema) > 10 && differ(&second, &saved.model) > 10);
     let log = MetricsLog::read(&part.join("metrics.jsonl")).unwrap();
     assert_eq!(log.last().unwrap().lr, 1e-5);
-    // A longer cosine is another run, and so is one without the second average.
+    // A run with a longer cosine schedule does not resume from this one, and neither does one without the second
+    // average.
     let longer = Config {
         train: training::TrainConfig {
             steps: 8,
@@ -477,7 +484,7 @@ fn a_second_average_and_a_cosine_survive_an_interruption() {
 }
 
 #[test]
-fn a_longer_run_continues_a_finished_one() {
+fn a_longer_run_resumes_from_a_finished_one() {
     let folder = tempfile::tempdir().unwrap();
     advance(&folder.path().join("long"), &config(8), 8, 0);
     advance(&folder.path().join("grown"), &config(4), 4, 0);
@@ -487,7 +494,7 @@ fn a_longer_run_continues_a_finished_one() {
 }
 
 #[test]
-fn a_damaged_checkpoint_is_passed_over_for_the_one_before() {
+fn a_damaged_checkpoint_is_skipped_for_an_earlier_one() {
     let folder = tempfile::tempdir().unwrap();
     let config = config(6);
     advance(folder.path(), &config, 6, 0);
@@ -506,7 +513,7 @@ fn a_damaged_checkpoint_is_passed_over_for_the_one_before() {
         "{error}"
     );
 
-    // Cut short.
+    // A truncated file.
     fs::write(&file, &bytes[..middle]).unwrap();
     let error = Checkpoint::load(&newest).unwrap_err().to_string();
     assert!(error.contains("bytes long"), "{error}");
@@ -514,13 +521,13 @@ fn a_damaged_checkpoint_is_passed_over_for_the_one_before() {
     let run = Run::open(folder.path(), &config, inputs()).unwrap();
     assert_eq!(run.resumed_from(), 4);
     drop(run);
-    // It is out of the way of the run's own ones, which are kept by their steps, and not lost.
+    // The damaged checkpoint is moved away, since the run keeps its newest checkpoints by their steps.
     let name = newest.file_name().unwrap();
     let newest = folder.path().join("before/1/checkpoints").join(name);
     assert!(newest.join("optimizer.safetensors").is_file());
     assert!(folder.path().join("before/1/metrics.jsonl").is_file());
 
-    // Also when the manifest is gone or is no JSON.
+    // A manifest that is not JSON or is missing is damage too.
     fs::write(newest.join("manifest.json"), "{").unwrap();
     assert!(matches!(
         Checkpoint::load(&newest),
@@ -542,7 +549,7 @@ fn a_checkpoint_of_another_configuration_is_not_resumed() {
     let run = advance(folder.path(), &other, 1, 0);
     assert_eq!(run.resumed_from(), 0);
     drop(run);
-    // What was there is kept, all of it, and does not mix with the new run's files.
+    // All files of the previous run are kept, apart from the new run's files.
     let before = folder.path().join("before/1");
     assert_eq!(fs::read(before.join("metrics.jsonl")).unwrap(), log);
     assert!(before.join("result.json").is_file());
@@ -554,7 +561,7 @@ fn a_checkpoint_of_another_configuration_is_not_resumed() {
 }
 
 #[test]
-fn a_run_that_is_made_shorter_does_not_pass_for_the_long_one() {
+fn a_shorter_run_does_not_resume_from_a_longer_one() {
     let folder = tempfile::tempdir().unwrap();
     let kept = |steps| {
         let mut config = config(steps);
@@ -569,10 +576,10 @@ fn a_run_that_is_made_shorter_does_not_pass_for_the_long_one() {
         let found = checkpoint::list(&place.join("checkpoints")).unwrap();
         found
             .iter()
-            .map(|path| Identity::read(path).unwrap().step)
+            .map(|path| CheckpointId::read(path).unwrap().step)
             .collect::<Vec<_>>()
     };
-    // Its own is the one that is kept, though there was a later one.
+    // The run keeps its own checkpoint, although the other one is of a later step.
     assert_eq!(steps(folder.path()), [3]);
     assert_eq!(steps(&folder.path().join("before/1")), [4]);
     assert_eq!(advance(folder.path(), &kept(4), 4, 0).resumed_from(), 3);
@@ -592,7 +599,7 @@ fn a_checkpoint_is_not_written_twice() {
     let mut run = Run::open(folder.path(), &config(4), inputs()).unwrap();
     run.save().unwrap();
     assert!(marked.exists());
-    // One that is damaged is replaced when its step comes again.
+    // A damaged checkpoint is replaced when the run reaches its step again.
     fs::remove_file(marked.with_file_name("manifest.json")).unwrap();
     let run = advance(folder.path(), &config(4), 2, 0);
     assert_eq!(run.resumed_from(), 0);
@@ -603,7 +610,7 @@ fn a_checkpoint_is_not_written_twice() {
 }
 
 #[test]
-fn a_checkpoint_of_another_kind_of_device_is_an_error_with_the_way_out() {
+fn a_checkpoint_of_another_kind_of_device_is_refused_with_advice() {
     let folder = tempfile::tempdir().unwrap();
     let run = advance(folder.path(), &config(4), 2, 0);
     let mut checkpoint = run.trainer().checkpoint().unwrap();
@@ -620,11 +627,11 @@ fn a_checkpoint_of_another_kind_of_device_is_an_error_with_the_way_out() {
 }
 
 #[test]
-fn an_unfinished_save_is_ignored_and_cleared_away() {
+fn an_unfinished_save_is_ignored_and_removed() {
     let folder = tempfile::tempdir().unwrap();
     let config = config(4);
     advance(folder.path(), &config, 2, 0);
-    // Of process 1 of another container.
+    // As if left behind by process 1 of another container.
     let partial = folder
         .path()
         .join("checkpoints/.step-0000004.0123456789abcdef-1-1-abcdefgh.tmp");
@@ -636,18 +643,18 @@ fn an_unfinished_save_is_ignored_and_cleared_away() {
 }
 
 #[test]
-fn a_line_cut_short_in_the_log_is_written_again() {
+fn a_truncated_line_of_the_log_is_written_again() {
     let folder = tempfile::tempdir().unwrap();
     let config = config(4);
     advance(&folder.path().join("whole"), &config, 4, 0);
-    let cut = folder.path().join("cut");
-    advance(&cut, &config, 2, 0);
-    let log = cut.join("metrics.jsonl");
+    let truncated = folder.path().join("truncated");
+    advance(&truncated, &config, 2, 0);
+    let log = truncated.join("metrics.jsonl");
     let mut text = fs::read_to_string(&log).unwrap();
     text.push_str("{\"step\":3,\"loss\":0.");
     fs::write(&log, text).unwrap();
-    advance(&cut, &config, 4, 0);
-    assert_same_outcome(&folder.path().join("whole"), &cut);
+    advance(&truncated, &config, 4, 0);
+    assert_same_outcome(&folder.path().join("whole"), &truncated);
     assert_eq!(MetricsLog::read(&log).unwrap().len(), 4);
 }
 
@@ -671,7 +678,7 @@ fn a_nan_in_the_tokens_stops_the_run_with_step_and_samples() {
         other => panic!("{other}"),
     }
     assert!(error.to_string().contains(&ids[0].to_string()), "{error}");
-    // Nothing of the poisoned step was saved.
+    // The step with the NaN was not saved.
     let resumed = Run::open(folder.path(), &config, inputs()).unwrap();
     assert_eq!(resumed.resumed_from(), 2);
     for (name, tensor) in resumed.trainer().params().state_dict() {
@@ -680,7 +687,7 @@ fn a_nan_in_the_tokens_stops_the_run_with_step_and_samples() {
 }
 
 #[test]
-fn tokens_of_another_shape_or_number_are_refused() {
+fn encoder_tokens_of_another_shape_or_number_are_refused() {
     let mut trainer = Trainer::new(&config(2), inputs()).unwrap();
     let mut loader = Loader::new(dataset(), config(2).loader(), Cursor::default()).unwrap();
     let batch = DeviceBatch::new(loader.next().unwrap().unwrap(), Device::Cpu).unwrap();
@@ -699,12 +706,12 @@ fn tokens_of_another_shape_or_number_are_refused() {
     let mut wrong = inputs();
     wrong.encoders[0].grid = (7, 7);
     let error = Trainer::new(&config(2), wrong).unwrap_err().to_string();
-    assert!(error.contains("fixed gives 7 x 7"), "{error}");
+    assert!(error.contains("fixed returns 7 x 7"), "{error}");
 }
 
 #[test]
-fn a_finer_grid_is_averaged_where_the_configuration_says_so() {
-    // Constant over blocks of 2 x 2, so that the average is known.
+fn a_finer_grid_is_averaged_with_pool_tokens() {
+    // The fine tokens are constant over blocks of 2 x 2, so their averages are known.
     let mut pooling = config(1);
     let mut fine = inputs();
     fine.encoders[0].grid = (8, 8);
@@ -732,19 +739,19 @@ fn a_finer_grid_is_averaged_where_the_configuration_says_so() {
     };
     let difference = alignment(inputs(), &coarse) - alignment(fine.clone(), &blocks);
     assert!(difference.abs() < 1e-5, "{difference}");
-    // A grid that is no multiple is refused all the same.
+    // A grid that is not a multiple is refused even with `pool_tokens`.
     fine.encoders[0].grid = (7, 7);
     assert!(Trainer::new(&pooling, fine).is_err());
 }
 
 #[test]
 fn accumulation_averages_the_gradients_of_the_parts() {
-    // With a learning rate of 0 and no clipping, AdamW's first moment tells the gradients: it is
+    // With a learning rate of 0 and no clipping, the gradients follow from AdamW's first moment: it is
     // 0.1 g after one step, and 0.9 m + 0.1 g after the next.
-    let mut still = config(2);
-    still.optimizer.lr = 0.0;
-    still.optimizer.max_grad_norm = 1e9;
-    let mut loader = Loader::new(dataset(), still.loader(), Cursor::default()).unwrap();
+    let mut without_updates = config(2);
+    without_updates.optimizer.lr = 0.0;
+    without_updates.optimizer.max_grad_norm = 1e9;
+    let mut loader = Loader::new(dataset(), without_updates.loader(), Cursor::default()).unwrap();
     let batch = DeviceBatch::new(loader.next().unwrap().unwrap(), Device::Cpu).unwrap();
     let moments = |trainer: &Trainer| -> Vec<Tensor> {
         let moments = trainer.checkpoint().unwrap().optimizer;
@@ -754,14 +761,14 @@ fn accumulation_averages_the_gradients_of_the_parts() {
         first.map(|(_, moment)| moment.copy()).collect()
     };
 
-    let mut accumulating = Trainer::new(&still, inputs()).unwrap();
+    let mut accumulating = Trainer::new(&without_updates, inputs()).unwrap();
     accumulating.step(&batch, &[tokens(&batch)]).unwrap();
 
-    let mut halves = still.clone();
+    let mut halves = without_updates.clone();
     halves.train.batch_size = 4;
     halves.train.accumulation = 1;
     let mut stepping = Trainer::new(&halves, inputs()).unwrap();
-    let mut seen = Vec::new();
+    let mut moments_after = Vec::new();
     for start in [0, 4] {
         let half = DeviceBatch {
             moments: None,
@@ -772,10 +779,10 @@ fn accumulation_averages_the_gradients_of_the_parts() {
             cursor: batch.cursor,
         };
         stepping.step(&half, &[tokens(&half)]).unwrap();
-        seen.push(moments(&stepping));
+        moments_after.push(moments(&stepping));
     }
     for (index, whole) in moments(&accumulating).iter().enumerate() {
-        let (first, second) = (&seen[0][index], &seen[1][index]);
+        let (first, second) = (&moments_after[0][index], &moments_after[1][index]);
         let parts: Tensor = (first + (second - first * 0.9)) / 2.0;
         let scale = whole.abs().max().double_value(&[]).max(1e-6);
         let difference = (whole - parts).abs().max().double_value(&[]);
@@ -787,7 +794,7 @@ fn accumulation_averages_the_gradients_of_the_parts() {
 }
 
 #[test]
-fn the_recipes_train_and_the_average_follows() {
+fn losses_of_both_recipes_fall_and_the_average_follows_the_weights() {
     for (norm, head) in [
         (SpatialNorm::None, HeadConfig::Mlp { width: 64 }),
         (SpatialNorm::default(), HeadConfig::default()),
@@ -823,31 +830,34 @@ fn the_recipes_train_and_the_average_follows() {
 
 #[test]
 fn bf16_trains_within_a_few_percent_of_fp32() {
-    let losses: Vec<f64> = [training::Precision::Fp32, training::Precision::Bf16]
-        .into_iter()
-        .map(|precision| {
-            let folder = tempfile::tempdir().unwrap();
-            let mut config = config(20);
-            config.train.precision = precision;
-            config.train.checkpoint_every = 20;
-            advance(folder.path(), &config, 20, 0);
-            let log = MetricsLog::read(&folder.path().join("metrics.jsonl")).unwrap();
-            log[10..]
-                .iter()
-                .map(|line| line.denoising_loss)
-                .sum::<f64>()
-        })
-        .collect();
+    let losses: Vec<f64> = [
+        training::TrainPrecision::Fp32,
+        training::TrainPrecision::Bf16,
+    ]
+    .into_iter()
+    .map(|precision| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = config(20);
+        config.train.precision = precision;
+        config.train.checkpoint_every = 20;
+        advance(folder.path(), &config, 20, 0);
+        let log = MetricsLog::read(&folder.path().join("metrics.jsonl")).unwrap();
+        log[10..]
+            .iter()
+            .map(|line| line.denoising_loss)
+            .sum::<f64>()
+    })
+    .collect();
     assert_ne!(losses[0], losses[1], "autocast had no effect");
     assert!((losses[0] / losses[1] - 1.0).abs() < 0.05, "{losses:?}");
 }
 
 #[test]
-fn fusion_changes_training_by_roundings_alone() {
+fn fused_operations_change_training_only_by_rounding() {
     for (precision, limit) in [
-        (training::Precision::Fp32, 1e-5),
-        // What a rounding turns over in bfloat16 is 4e-3 of it.
-        (training::Precision::Bf16, 5e-3),
+        (training::TrainPrecision::Fp32, 1e-5),
+        // A different rounding in bfloat16 is a relative change of 4e-3.
+        (training::TrainPrecision::Bf16, 5e-3),
     ] {
         let logs = [true, false].map(|fused| {
             let folder = tempfile::tempdir().unwrap();
@@ -867,29 +877,29 @@ fn fusion_changes_training_by_roundings_alone() {
             }
         }
     }
-    let composed = |fused| {
+    let hash = |fused| {
         let mut config = config(1);
         config.train.fused = fused;
         config.training_hash("")
     };
     assert_ne!(
-        composed(true),
-        composed(false),
-        "other bits are another run"
+        hash(true),
+        hash(false),
+        "`train.fused` must change the hash, since it changes the weights"
     );
 }
 
-/// Steps with evaluations, whose figure follows from the weights, until `stop`; the evaluation at the step
-/// `broken` is interrupted, and nothing is done after it.
-fn evaluate_until(folder: &Path, config: &Config, broken: Option<u64>) {
+/// Trains with evaluations, whose figure is the sum of the averaged weights. The evaluation at the step `interrupted`
+/// is interrupted, and the run ends there.
+fn evaluate_until(folder: &Path, config: &Config, interrupted: Option<u64>) {
     let mut run = Run::open(folder, config, inputs()).unwrap();
     let checkpoints = folder.join("checkpoints");
     let quality = |trainer: &Trainer| {
         let step = trainer.steps_done();
-        // It may take hours: what is behind it is safe.
+        // An evaluation may take hours, so the steps before it must have been saved.
         let saved = checkpoint::list(&checkpoints).unwrap().pop().unwrap();
         assert!(saved.ends_with(format!("step-{step:07}")));
-        if broken == Some(step) {
+        if interrupted == Some(step) {
             return Err(TrainError::Interrupted);
         }
         let weights = trainer.average().state_dict();
@@ -916,24 +926,24 @@ fn evaluate_until(folder: &Path, config: &Config, broken: Option<u64>) {
 }
 
 #[test]
-fn an_evaluation_comes_after_its_checkpoint_and_is_made_up_for() {
+fn an_interrupted_evaluation_is_repeated_when_the_run_resumes() {
     let folder = tempfile::tempdir().unwrap();
     let mut config = config(8);
     config.evaluate.every = 4;
     config.evaluate.fd_encoder = "hog".to_owned();
     config.sample.count = 4;
     config.train.checkpoint_every = 100;
-    // With a line at each step, and with lines for the evaluations alone.
+    // With a log line at each step, and with lines only for the evaluations.
     for log_every in [1, 100] {
         config.train.log_every = log_every;
         let place = |name: &str| folder.path().join(format!("{name}-{log_every}"));
         evaluate_until(&place("whole"), &config, None);
-        for broken in [4, 8] {
-            let part = place(&format!("broken-at-{broken}"));
-            evaluate_until(&part, &config, Some(broken));
+        for interrupted in [4, 8] {
+            let part = place(&format!("interrupted-at-{interrupted}"));
+            evaluate_until(&part, &config, Some(interrupted));
             let last = MetricsLog::read(&part.join("metrics.jsonl")).unwrap().pop();
             let last = last.unwrap();
-            assert_eq!((last.step, last.quality.fd), (broken, None));
+            assert_eq!((last.step, last.quality.fd), (interrupted, None));
             evaluate_until(&part, &config, None);
             assert_same_outcome(&part, &place("whole"));
         }
@@ -966,11 +976,11 @@ fn an_evaluation_that_measures_nothing_leaves_no_line() {
     assert_eq!(steps, [3, 4]);
 }
 
-/// What is wrong, and what makes it so.
+/// The expected error, and a function that causes it.
 type Fault<'a> = (&'static str, Box<dyn Fn() + 'a>);
 
-/// Checkpoints that are there and cannot be read, each for another reason: a link to itself, a folder in place of a file,
-/// a file in place of a folder, and a link to a disk that is not mounted.
+/// Ways in which an existing checkpoint cannot be read: a link to itself, a folder in place of a file, a file in place
+/// of a folder, and a link to a disk that is not mounted.
 #[cfg(unix)]
 fn unreadable(checkpoints: &Path) -> Vec<Fault<'_>> {
     use std::os::unix::fs::symlink;
@@ -1028,7 +1038,7 @@ fn unreadable(checkpoints: &Path) -> Vec<Fault<'_>> {
     ]
 }
 
-/// Names, kinds and contents of all that is below a folder.
+/// Returns the names, kinds and contents of everything below a folder.
 #[cfg(unix)]
 fn everything(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut found = Vec::new();
@@ -1048,21 +1058,22 @@ fn everything(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 
 #[cfg(unix)]
 #[test]
-fn a_checkpoint_that_cannot_be_read_ends_the_run_and_nothing_is_touched() {
+fn a_checkpoint_that_cannot_be_read_is_an_error_and_nothing_is_changed() {
+    /// Index of the fault that concerns only the weights.
     const WEIGHTS: usize = 1;
     for index in 0.. {
         let folder = tempfile::tempdir().unwrap();
         let config = config(4);
         advance(folder.path(), &config, 4, 0);
         let checkpoints = folder.path().join("checkpoints");
-        let ways = unreadable(&checkpoints);
-        let Some((reason, spoil)) = ways.get(index) else {
+        let faults = unreadable(&checkpoints);
+        let Some((reason, cause_fault)) = faults.get(index) else {
             assert_eq!(index, 7);
             break;
         };
-        spoil();
+        cause_fault();
         let before = everything(folder.path());
-        // Also for a run of other settings, which would begin anew; it has no need of the weights.
+        // A run with other settings, which would start anew, fails too, unless only the weights cannot be read.
         let rates = [config.optimizer.lr, 5e-4];
         for lr in &rates[..if index == WEIGHTS { 1 } else { 2 }] {
             let mut config = config.clone();
@@ -1094,13 +1105,13 @@ fn a_run_without_checkpoints_is_not_overwritten() {
     assert!(training::EventLog::path_in(&before).exists());
     assert!(folder.path().join("a user's notes").exists());
     drop(run);
-    // A run that began and came to nothing leaves nothing worth keeping.
+    // A run without a logged step has nothing worth keeping.
     drop(Run::open(folder.path(), &config(4), inputs()).unwrap());
     assert!(!folder.path().join("before/2").exists());
 }
 
 #[test]
-fn files_of_another_kind_are_named_as_what_they_are() {
+fn errors_name_the_kind_of_a_foreign_file() {
     let folder = tempfile::tempdir().unwrap();
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n";
     let weights = folder.path().join("weights.safetensors");

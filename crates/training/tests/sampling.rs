@@ -1,4 +1,5 @@
-//! An image is its index's: the same however many are drawn, from where, and in batches of any size.
+//! Each sampled image depends only on its index and label: not on the number of images, the first index, or the
+//! batch size.
 
 use diffusion::objective::meanflow::MeanFlow;
 use diffusion::objective::x_prediction::XPrediction;
@@ -20,7 +21,7 @@ fn config(model: &str, objective: Objective, method: Method) -> Config {
     config
 }
 
-/// All samplers, guided where they can be.
+/// Configurations of all samplers, with guidance.
 fn configs() -> Vec<Config> {
     let sit = Objective::default();
     let mut all = vec![
@@ -44,7 +45,7 @@ fn configs() -> Vec<Config> {
     all
 }
 
-/// Weights are drawn anew: those of a new network give zero, whatever it sees.
+/// Returns the initial weights plus noise, since a new network returns zero for any input.
 fn weights(config: &Config) -> Vec<(String, Tensor)> {
     let inputs = Inputs {
         device: Device::Cpu,
@@ -71,7 +72,7 @@ fn labels(first: u64, count: u64) -> Vec<i64> {
 }
 
 #[test]
-fn an_image_is_the_same_in_any_company() {
+fn an_image_does_not_depend_on_the_other_images() {
     for config in configs() {
         let weights = weights(&config);
         let sampling = |batch_size| {
@@ -89,22 +90,22 @@ fn an_image_is_the_same_in_any_company() {
         let whole = draw(&seven, 0, 20);
         assert_eq!(whole.size(), [20, 3, 16, 16]);
         for (first, count) in [(0, 1), (0, 8), (3, 2), (5, 13), (7, 1), (19, 1)] {
-            let wanted = whole.narrow(0, first, count);
+            let expected = whole.narrow(0, first, count);
             assert!(
-                wanted == draw(&seven, first as u64, count as u64),
+                expected == draw(&seven, first as u64, count as u64),
                 "{:?}: {count} from {first}",
                 config.objective.name()
             );
         }
         assert!(whole == draw(&sampling(64), 0, 20));
         let [a, b] = [3, 8].map(|index| whole.get(index));
-        assert!(a != b, "two indices of one class give one image");
+        assert!(a != b, "two indices of one class have the same image");
         assert_eq!(draw(&seven, 4, 0).size()[0], 0);
     }
 }
 
 #[test]
-fn noise_follows_the_seed() {
+fn noise_depends_on_the_seed() {
     let mut config = config("SiT-XS/4", Objective::default(), Method::Euler);
     let weights = weights(&config);
     let draw = |config: &Config| {

@@ -1,17 +1,18 @@
-//! Every setting is known to shape the weights, the results or neither, and the hashes follow.
+//! Every setting is known to affect the weights, the results or neither, and the hashes depend on it
+//! accordingly.
 
 use std::collections::BTreeMap;
 
 use alignment::SpatialNorm;
 use diffusion::samplers::SamplerConfig;
 use serde_json::{Value, json};
-use training::{Autoencoder, Config, JointTraining, KlSettings, Objective, Shapes};
+use training::{Autoencoder, Config, JointTraining, KlSettings, Objective, SettingEffect};
 
-use Shapes::{Nothing, Results, Weights};
+use SettingEffect::{Nothing, Results, Weights};
 
-/// All settings there are. A new one has to be added here, after a thought about what it shapes; what it is taken for
-/// until `Config::shapes` names it is `Weights`.
-const EXPECTED: &[(&str, Shapes)] = &[
+/// All settings. A new setting must be added here with its effect. Unless `Config::effect_of` lists it, its effect is
+/// `Weights`.
+const EXPECTED: &[(&str, SettingEffect)] = &[
     ("alignment.encoder", Weights),
     ("alignment.encoder_precision", Weights),
     ("alignment.head.kernel", Weights),
@@ -124,7 +125,7 @@ const EXPECTED: &[(&str, Shapes)] = &[
     ("train.tf32", Weights),
 ];
 
-/// Configurations in which every setting is written out, of each kind of objective.
+/// Configurations of each kind of objective, which together serialise every setting.
 fn configurations() -> Vec<Config> {
     let mut base = Config::default();
     base.data.token_cache = "tokens".into();
@@ -150,7 +151,7 @@ fn configurations() -> Vec<Config> {
     base.evaluate.inception = serde_json::from_value(json!(["fid"])).unwrap();
     base.evaluate.every = 100;
     base.evaluate.probe_images = 10;
-    // Fields that are written where they are not the default's.
+    // `schedule` and `min_lr` are only serialised if they differ from the default.
     let cosine: Config =
         serde_json::from_value(json!({"optimizer": {"schedule": "cosine"}})).unwrap();
     let mut scheduled = base.clone();
@@ -177,7 +178,7 @@ fn configurations() -> Vec<Config> {
     all
 }
 
-/// The setting as another value that the configuration takes.
+/// Returns the configuration with another valid value for the setting `key`.
 fn changed(config: &Config, key: &str) -> Config {
     let pointer = format!("/{}", key.replace('.', "/"));
     let whole = serde_json::to_value(config).unwrap();
@@ -188,7 +189,7 @@ fn changed(config: &Config, key: &str) -> Config {
             let number = number.as_f64().unwrap();
             vec![
                 json!(number as u64 + 1),
-                // An odd number stays one.
+                // Keeps an odd number odd.
                 json!(number as u64 + 2),
                 json!(number * 0.5 + 0.125),
             ]
@@ -204,7 +205,7 @@ fn changed(config: &Config, key: &str) -> Config {
         ],
         _ => Vec::new(),
     };
-    // Names of kinds, and texts that may be anything.
+    // Valid names of all kinds of settings, and free texts.
     let names = [
         "black",
         "bf16",
@@ -251,32 +252,32 @@ fn changed(config: &Config, key: &str) -> Config {
 }
 
 #[test]
-fn every_setting_is_known_to_shape_weights_results_or_nothing() {
+fn every_setting_is_known_to_affect_weights_results_or_nothing() {
     let mut found = BTreeMap::new();
     for config in configurations() {
         for (key, _) in config.settings() {
-            // Told below.
+            // The effect of `train.steps` depends on the schedule; it is tested below.
             if key != "train.steps" {
-                found.insert(key.clone(), config.shapes(&key));
+                found.insert(key.clone(), config.effect_of(&key));
             }
         }
     }
-    let expected: BTreeMap<String, Shapes> = EXPECTED
+    let expected: BTreeMap<String, SettingEffect> = EXPECTED
         .iter()
-        .map(|(key, shapes)| ((*key).to_owned(), *shapes))
+        .map(|(key, effect)| ((*key).to_owned(), *effect))
         .collect();
     assert_eq!(found, expected);
 }
 
 #[test]
-fn the_hashes_tell_what_shapes_weights_and_results() {
+fn the_hashes_depend_on_what_affects_weights_and_results() {
     for config in configurations() {
         let (weights, results) = (config.training_hash("x"), config.hash("x"));
         for (key, _) in config.settings() {
-            let shapes = config.shapes(&key);
-            // A kind takes its other settings with it.
-            if key.ends_with(".kind") || key.ends_with(".method") && shapes == Weights {
-                assert_eq!(shapes, Weights, "{key}");
+            let effect = config.effect_of(&key);
+            // Another kind would need other settings in its section.
+            if key.ends_with(".kind") || key.ends_with(".method") && effect == Weights {
+                assert_eq!(effect, Weights, "{key}");
                 continue;
             }
             let other = changed(&config, &key);
@@ -284,12 +285,12 @@ fn the_hashes_tell_what_shapes_weights_and_results() {
                 other.training_hash("x") == weights,
                 other.hash("x") == results,
             );
-            let wanted = match shapes {
+            let expected = match effect {
                 Weights => (false, false),
                 Results => (true, false),
                 Nothing => (true, true),
             };
-            assert_eq!(same, wanted, "{key}");
+            assert_eq!(same, expected, "{key}");
         }
         assert_ne!(config.training_hash("y"), weights);
         assert_ne!(config.hash("y"), results);
@@ -297,9 +298,9 @@ fn the_hashes_tell_what_shapes_weights_and_results() {
 }
 
 #[test]
-fn the_length_of_a_run_shapes_its_weights_where_the_learning_rate_ends_with_it() {
+fn the_length_of_a_run_affects_its_weights_if_the_schedule_ends_with_it() {
     let config = Config::default();
-    assert_eq!(config.shapes("train.steps"), Results);
+    assert_eq!(config.effect_of("train.steps"), Results);
     let cosine = configurations().pop().unwrap();
-    assert_eq!(cosine.shapes("train.steps"), Weights);
+    assert_eq!(cosine.effect_of("train.steps"), Weights);
 }

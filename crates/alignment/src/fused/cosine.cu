@@ -1,24 +1,24 @@
-// Spatial z-score, cosine and its gradient, in one launch: two token tensors are read from memory, one is
-// written. The formulas are those of `kernel.rs`.
+// Spatial z-score, cosine and its gradient in one launch, which reads two token tensors from memory and
+// writes one. The formulas are those of `kernel.rs`.
 //
-// The statistics of an image need all its tokens before the first can be normalised, which is a second
-// reading of its encoder tokens. It must find them in the L2 cache, whatever the size of the batch. So
-// the work is cut into tiles of one order, which blocks take from a counter: first `lag` images'
-// statistics; then, in turn, the cosines of image i and the statistics of image i + lag. A tile of
-// cosines waits for the statistics of its image. That cannot hang: they come earlier in the order, so
-// running blocks have taken them, and statistics wait for nothing. `lag` is large enough for the wait
-// to be over before it starts.
+// Normalising the first token of an image requires the statistics of all its tokens, so the encoder tokens
+// are read twice. The second read must hit the L2 cache for any batch size. Therefore the work is split
+// into tiles in a fixed order, which blocks take from a counter: first the statistics of `lag` images, then
+// in turn the cosines of image i and the statistics of image i + lag. A tile of cosines waits for the
+// statistics of its image. This cannot deadlock: the statistics come earlier in the order, so running
+// blocks have already taken them, and statistics wait for nothing. `lag` is so large that the statistics
+// should be complete before a block needs them.
 //
-// All sums are in fixed orders: the same bits, whichever block does what.
+// All sums are in fixed orders, so the results do not depend on which block takes which tile.
 //
-// Defined besides the prelude's: TARGET and PROJECTED, float or bf16; ZSCORE, 0 or 1.
+// Macros besides those of the prelude: TARGET and PROJECTED, float or bf16; ZSCORE, 0 or 1.
 #include "prelude.cuh"
 
-// Lower bound of a token's length before it is divided by it.
+// Lower bound of the length by which a token is divided.
 constexpr float NORM_EPS = 1e-12f;
 
-// A tile of statistics: SPAN vectors of all tokens, 128 bytes each where they are whole; ROW_GROUPS
-// tokens are read at once, and ROWS of a thread's tokens are merged at once.
+// A tile of statistics covers SPAN vectors of all tokens, 128 bytes per token with whole vectors. A block
+// reads ROW_GROUPS tokens at once, and a thread merges ROWS of its tokens at once.
 constexpr int SPAN = VEC == 1 ? 32 : 8;
 constexpr int ROW_GROUPS = BLOCK / SPAN;
 constexpr int ROWS = 8;
@@ -31,14 +31,15 @@ __device__ inline float pairwise(const float (&x)[ROWS]) {
   return ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7]));
 }
 
-// What is subtracted (`shift`) and multiplied with (`scale`), for the columns of one tile of an image.
+// Computes the z-score's `shift` (subtracted) and `scale` (multiplied) for the columns of one tile of an
+// image.
 __device__ inline void statistics(const TARGET *rows, float *shift, float *scale, int tile, int count,
                                   float alpha, float eps, float *shared) {
   __shared__ int seen_by[ROW_GROUPS];
   const int group = threadIdx.x / SPAN;
   const int vector = tile * SPAN + threadIdx.x % SPAN;
   const bool inside = vector < VECTORS;
-  // Mean and squares of deviations from the first token, of every ROW_GROUPS-th token.
+  // Mean and squared deviations of the differences from the first token, over every ROW_GROUPS-th token.
   float origin[VEC] = {}, mean[VEC] = {}, squares[VEC] = {};
   int seen = 0;
   int row = group;
@@ -57,11 +58,11 @@ __device__ inline void statistics(const TARGET *rows, float *shift, float *scale
 #pragma unroll
         for (int r = 0; r < ROWS; ++r)
           column[r] = x[r][i] - origin[i];
-        const float own = pairwise(column) * (1.0f / ROWS);
+        const float block_mean = pairwise(column) * (1.0f / ROWS);
 #pragma unroll
         for (int r = 0; r < ROWS; ++r)
-          column[r] = (column[r] - own) * (column[r] - own);
-        const float delta = own - mean[i];
+          column[r] = (column[r] - block_mean) * (column[r] - block_mean);
+        const float delta = block_mean - mean[i];
         mean[i] += delta * share;
         squares[i] += pairwise(column) + delta * delta * weight;
       }
@@ -79,14 +80,14 @@ __device__ inline void statistics(const TARGET *rows, float *shift, float *scale
       }
     }
   }
-  // The groups are merged in halves.
+  // A tree reduction merges the groups.
   float *means = shared, *deviations = shared + BLOCK * VEC;
 #pragma unroll
   for (int i = 0; i < VEC; ++i) {
     means[i * BLOCK + threadIdx.x] = mean[i];
     deviations[i * BLOCK + threadIdx.x] = squares[i];
   }
-  // Of any vector inside, the same; the first of a tile always is.
+  // The count is the same for all vectors inside the token; the first vector of a tile always is inside.
   if (threadIdx.x % SPAN == 0)
     seen_by[group] = seen;
   __syncthreads();
@@ -119,7 +120,7 @@ __device__ inline void statistics(const TARGET *rows, float *shift, float *scale
     }
 }
 
-// Vector `index` of numbers in shared memory.
+// Loads vector `index` of a row in shared memory.
 __device__ inline void load_shared(const float *row, int index, float (&x)[VEC]) {
   if constexpr (VEC % 4 == 0) {
     const float4 *vectors = reinterpret_cast<const float4 *>(row) + index * (VEC / 4);
@@ -135,14 +136,14 @@ __device__ inline void load_shared(const float *row, int index, float (&x)[VEC])
   }
 }
 
-// The sum of the cosines of tokens `begin` to `end` of an image, which thread 0 returns, and their
-// gradient.
+// Computes the cosines of tokens `begin` to `end` of an image and writes their gradient. Thread 0 returns
+// the sum of the cosines.
 __device__ inline double cosines(const TARGET *target, const PROJECTED *projected, PROJECTED *gradient,
                                  const float *shift, const float *scale, int begin, int end, float slope,
                                  float *shared) {
   if constexpr (ZSCORE) {
     for (int column = threadIdx.x; column < WIDTH; column += BLOCK) {
-      // Written by other blocks of this launch: not what the nearest cache may remember.
+      // Other blocks of this launch wrote these values, so the L1 cache may hold stale ones.
       shared[column] = __ldcg(shift + column);
       shared[WIDTH + column] = __ldcg(scale + column);
     }
@@ -162,18 +163,18 @@ __device__ inline double cosines(const TARGET *target, const PROJECTED *projecte
         load_once(projected + start, vector, p[k]);
       }
     }
-    // Of the product, of the target's and of the projected token's squares.
+    // Sums of the products, of the target's squares and of the projected token's squares.
     float sums[3] = {};
 #pragma unroll
     for (int k = 0; k < PIECES; ++k) {
       const int vector = own_vector() + k * STRIDE;
       if (ZSCORE && valid && vector < VECTORS) {
-        float from[VEC], by[VEC];
-        load_shared(shared, vector, from);
-        load_shared(shared + WIDTH, vector, by);
+        float shifts[VEC], scales[VEC];
+        load_shared(shared, vector, shifts);
+        load_shared(shared + WIDTH, vector, scales);
 #pragma unroll
         for (int i = 0; i < VEC; ++i)
-          y[k][i] = (y[k][i] - from[i]) * by[i];
+          y[k][i] = (y[k][i] - shifts[i]) * scales[i];
       }
 #pragma unroll
       for (int i = 0; i < VEC; ++i) {
@@ -183,17 +184,17 @@ __device__ inline double cosines(const TARGET *target, const PROJECTED *projecte
       }
     }
     sum_over_token(sums);
-    // A length that is NaN stays so: `fmaxf` would hide it.
+    // Not `fmaxf`, which would replace a NaN by the bound.
     const float length = sqrtf(sums[2]), target_length = sqrtf(sums[1]);
-    const float of_target = target_length < NORM_EPS ? NORM_EPS : target_length;
-    const float of_projected = length < NORM_EPS ? NORM_EPS : length;
-    const float cosine = sums[0] / of_target / of_projected;
+    const float target_divisor = target_length < NORM_EPS ? NORM_EPS : target_length;
+    const float projected_divisor = length < NORM_EPS ? NORM_EPS : length;
+    const float cosine = sums[0] / target_divisor / projected_divisor;
     if (valid)
       sum += cosine;
     if (valid && gradient != nullptr) {
-      // Below the bound, the length is a constant.
-      const float along = length < NORM_EPS ? 0.0f : -slope * cosine / of_projected / of_projected;
-      const float across = slope / of_target / of_projected;
+      // Below the bound, the divisor is constant.
+      const float along = length < NORM_EPS ? 0.0f : -slope * cosine / projected_divisor / projected_divisor;
+      const float across = slope / target_divisor / projected_divisor;
 #pragma unroll
       for (int k = 0; k < PIECES; ++k) {
         const int vector = own_vector() + k * STRIDE;
@@ -207,27 +208,27 @@ __device__ inline double cosines(const TARGET *target, const PROJECTED *projecte
       }
     }
   }
-  __shared__ double of_token[TOKENS];
+  __shared__ double token_sums[TOKENS];
   if (own_vector() == 0)
-    of_token[own_token()] = sum;
+    token_sums[own_token()] = sum;
   __syncthreads();
   if (threadIdx.x == 0)
     for (int other = 1; other < TOKENS; ++other)
-      sum += of_token[other];
+      sum += token_sums[other];
   return sum;
 }
 
-// `loss` is a scalar, `gradient` that of the projected tokens for a gradient of the loss that `slope`
-// stands for, or null. Scratch: `shift` and `scale` [batch, WIDTH], `sums` [batch, tiles of an image],
-// and `counters` [2 + batch], which are 0.
+// Writes the scalar `loss` and, unless it is null, `gradient`, the gradient of the projected tokens.
+// `slope` is the gradient of the loss with respect to each token's cosine. Scratch: `shift` and `scale`
+// [batch, WIDTH], `sums` [batch, cosine tiles per image], and `counters` [2 + batch], initially 0.
 KERNEL(cosine_loss,
        (const TARGET *target, const PROJECTED *projected, PROJECTED *gradient, float *loss, float *shift,
-        float *scale, double *sums, unsigned *counters, int batch, int count, int tokens_of_tile, int lag,
+        float *scale, double *sums, unsigned *counters, int batch, int count, int tokens_per_tile, int lag,
         float alpha, float eps, float slope)) {
   alignas(16) __shared__ float shared[SHARED];
   __shared__ unsigned taken, earlier;
   unsigned *next = counters, *finished = counters + 1, *ready = counters + 2;
-  const int cosine_tiles = (count + tokens_of_tile - 1) / tokens_of_tile;
+  const int cosine_tiles = (count + tokens_per_tile - 1) / tokens_per_tile;
   const unsigned tiles = STATISTIC_TILES + cosine_tiles;
   const unsigned last = unsigned(batch) * cosine_tiles - 1;
   for (;;) {
@@ -260,8 +261,8 @@ KERNEL(cosine_loss,
         __syncthreads();
       }
       const size_t start = size_t(image) * count * WIDTH;
-      const int begin = part * tokens_of_tile;
-      const int end = begin + tokens_of_tile < count ? begin + tokens_of_tile : count;
+      const int begin = part * tokens_per_tile;
+      const int end = begin + tokens_per_tile < count ? begin + tokens_per_tile : count;
       const double sum =
           cosines(target + start, projected + start, gradient == nullptr ? nullptr : gradient + start,
                   shift + size_t(image) * WIDTH, scale + size_t(image) * WIDTH, begin, end, slope, shared);
@@ -273,12 +274,12 @@ KERNEL(cosine_loss,
       }
       __syncthreads();
       if (earlier == last) {
-        // All tiles are done: their sums, in the order of the tiles.
+        // This block finished the last tile. It adds the sums of all tiles in the order of the tiles.
         __shared__ double parts[BLOCK];
-        double own = 0;
+        double part_sum = 0;
         for (size_t index = threadIdx.x; index < size_t(batch) * cosine_tiles; index += BLOCK)
-          own += __ldcg(sums + index);
-        parts[threadIdx.x] = own;
+          part_sum += __ldcg(sums + index);
+        parts[threadIdx.x] = part_sum;
         __syncthreads();
         for (int half = BLOCK / 2; half > 0; half /= 2) {
           if (threadIdx.x < half)
@@ -289,22 +290,22 @@ KERNEL(cosine_loss,
           *loss = float(-parts[0] / (double(batch) * count));
       }
     }
-    // `taken`, `shared` and the rest are free again.
+    // The next iteration overwrites `taken`, `shared` and the other shared variables.
     __syncthreads();
   }
 }
 
-// Multiplies a gradient with what the loss was given over what was expected; nothing if that is the same.
-KERNEL(rescale, (PROJECTED *gradient, const float *given, double expected, int vectors)) {
-  const double factor = double(*given) / expected;
+// Multiplies `gradient` by `output_grad / expected_grad`; does nothing if the factor is 1.
+KERNEL(rescale, (PROJECTED *gradient, const float *output_grad, double expected_grad, int vectors)) {
+  const double factor = double(*output_grad) / expected_grad;
   if (factor == 1.0)
     return;
-  const float by = float(factor);
+  const float scale = float(factor);
   for (int index = blockIdx.x * BLOCK + threadIdx.x; index < vectors; index += gridDim.x * BLOCK) {
     float x[VEC];
     load_once(gradient, index, x);
     for (int i = 0; i < VEC; ++i)
-      x[i] *= by;
+      x[i] *= scale;
     store(gradient, index, x);
   }
 }

@@ -1,4 +1,4 @@
-//! The operation on a CUDA device, by the kernels in `cosine.cu`.
+//! The fused cosine loss on a CUDA device, with the kernels of `cosine.cu`.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 use torch_ext::autograd;
 use torch_ext::cuda::{self, Argument, Kernels, Layout, Program, Source};
 
-use super::Computed;
+use super::LossAndGradient;
 use super::kernel::ZScore;
 
 static COSINE: Source = Source {
@@ -14,14 +14,14 @@ static COSINE: Source = Source {
     text: include_str!("cosine.cu"),
 };
 
-/// Numbers of a token that a thread holds: two such arrays leave enough of the 128 registers that a
-/// thread has when two blocks share a multiprocessor.
-const HELD: i64 = 40;
+/// Elements of a token that one thread holds in registers. A thread has 128 registers when two blocks
+/// share a multiprocessor, and holds two such arrays.
+const ELEMENTS_PER_THREAD: i64 = 40;
 
-/// The widest tokens: their statistics fit into the 48 KiB of memory that a block's threads share.
-const WIDEST: i64 = 5120;
+/// Largest supported token width, whose statistics fit into the 48 KiB of a block's shared memory.
+const MAX_WIDTH: i64 = 5120;
 
-/// What the kernels are compiled for.
+/// The dtypes and sizes that the kernels are compiled for.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Shape {
     pub(super) target: Kind,
@@ -31,12 +31,13 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    /// `None` where there is no kernel.
+    /// `None` if no kernel supports this shape.
     fn program(&self) -> Option<(Program, Layout)> {
-        let [(target, bytes), (projected, other)] =
+        let [(target, target_bytes), (projected, projected_bytes)] =
             [element(self.target)?, element(self.projected)?];
-        let layout = Layout::new(self.width, bytes.max(other), HELD)?;
-        if self.width > WIDEST {
+        let element_bytes = target_bytes.max(projected_bytes);
+        let layout = Layout::new(self.width, element_bytes, ELEMENTS_PER_THREAD)?;
+        if self.width > MAX_WIDTH {
             return None;
         }
         let mut defines = layout.defines();
@@ -50,7 +51,7 @@ impl Shape {
     }
 }
 
-/// Name and size of a dtype's numbers.
+/// The CUDA type of a dtype, and its size in bytes.
 fn element(kind: Kind) -> Option<(&'static str, i64)> {
     match kind {
         Kind::Float => Some(("float", 4)),
@@ -68,12 +69,12 @@ pub(super) struct Cosine {
 }
 
 impl Cosine {
-    /// `None` where there is no kernel, or it cannot be compiled and loaded; the latter is logged.
+    /// `None` if no kernel supports `shape`, or if it cannot be compiled and loaded, which is logged.
     pub(super) fn new(device: Device, shape: Shape) -> Option<Self> {
         Self::with(shape, |program| cuda::usable(device, program).ok_or(())).and_then(Result::ok)
     }
 
-    /// On the CPU, for tests.
+    /// The kernels emulated on the CPU, for tests.
     #[cfg(test)]
     pub(super) fn emulated(shape: Shape) -> Option<Result<Self, cuda::CudaError>> {
         Self::with(shape, Kernels::emulate)
@@ -91,22 +92,24 @@ impl Cosine {
         }))
     }
 
-    /// The loss, a scalar, and the gradient of `projected` if one is `expected`.
+    /// Returns the loss, a scalar, and, if `expected_grad` is `Some`, the gradient of `projected`.
     pub(super) fn cosines(
         &self,
         target: &Tensor,
         projected: &Tensor,
         norm: Option<ZScore>,
-        expected: Option<f64>,
-    ) -> Computed {
+        expected_grad: Option<f64>,
+    ) -> LossAndGradient {
         let (target, projected) = (cuda::readable(target)?, cuda::readable(projected)?);
         let (batch, count, width) = target.size3()?;
         let device = self.kernels.device();
-        let slope = -expected.unwrap_or_default() / (batch * count) as f64;
-        let schedule = Schedule::new(self, batch, count, width);
+        let slope = -expected_grad.unwrap_or_default() / (batch * count) as f64;
+        let schedule = TileSchedule::new(self, batch, count, width);
 
         let loss = Tensor::f_empty([] as [i64; 0], (Kind::Float, device))?;
-        let gradient = expected.map(|_| projected.f_empty_like()).transpose()?;
+        let gradient = expected_grad
+            .map(|_| projected.f_empty_like())
+            .transpose()?;
         let statistics = match self.zscore {
             true => Some(Tensor::f_empty([2, batch, width], (Kind::Float, device))?),
             false => None,
@@ -135,7 +138,7 @@ impl Cosine {
                 Argument::Tensor(&counters),
                 Argument::Int(batch),
                 Argument::Int(count),
-                Argument::Int(schedule.tokens_of_tile),
+                Argument::Int(schedule.tokens_per_tile),
                 Argument::Int(schedule.lag),
                 Argument::Float(alpha),
                 Argument::Float(eps),
@@ -145,13 +148,13 @@ impl Cosine {
         Ok((loss, gradient))
     }
 
-    /// Multiplies `gradient` in place with `given / expected`, without waiting for the device to know
-    /// `given`; no pass over it if that is 1.
+    /// Multiplies `gradient` in place by `output_grad / expected_grad`, without waiting for the device.
+    /// The kernel reads and writes nothing if the factor is 1.
     pub(super) fn rescale(
         &self,
         gradient: &Tensor,
-        given: &Tensor,
-        expected: f64,
+        output_grad: &Tensor,
+        expected_grad: f64,
     ) -> autograd::Result<()> {
         let vectors = gradient.numel() as i64 / self.layout.vector();
         let blocks = (vectors / cuda::BLOCK).clamp(1, 4 * self.kernels.resident_blocks());
@@ -160,44 +163,46 @@ impl Cosine {
             blocks,
             &[
                 Argument::Tensor(gradient),
-                Argument::Tensor(given),
-                Argument::Double(expected),
+                Argument::Tensor(output_grad),
+                Argument::Double(expected_grad),
                 Argument::Int(vectors),
             ],
         )?)
     }
 }
 
-/// How the work is shared out; see `cosine.cu`.
+/// The division of the work into tiles and blocks; see `cosine.cu`.
 #[derive(Debug)]
-struct Schedule {
+struct TileSchedule {
     blocks: i64,
-    tokens_of_tile: i64,
+    tokens_per_tile: i64,
+    /// Cosine tiles per image.
     cosine_tiles: i64,
     lag: i64,
 }
 
-impl Schedule {
+impl TileSchedule {
     fn new(cosine: &Cosine, batch: i64, count: i64, width: i64) -> Self {
         let resident = cosine.kernels.resident_blocks();
-        let at_once = cosine.layout.tokens();
-        // Some four tiles a block, so that all end at about the same time; larger ones load the
-        // statistics less often.
-        let rounds = (batch * count / at_once / (4 * resident)).clamp(1, 4);
-        let tokens_of_tile = rounds * at_once;
-        let cosine_tiles = ceil(count, tokens_of_tile);
+        let tokens_per_round = cosine.layout.tokens();
+        // About four tiles per block, so that all blocks end at about the same time. Larger tiles load
+        // the statistics less often.
+        let rounds = (batch * count / tokens_per_round / (4 * resident)).clamp(1, 4);
+        let tokens_per_tile = rounds * tokens_per_round;
+        let cosine_tiles = ceil_div(count, tokens_per_tile);
         let vectors = width / cosine.layout.vector();
         let span = if cosine.layout.vector() == 1 { 32 } else { 8 };
         let (statistic_tiles, lag) = match cosine.zscore {
             true => {
-                let tiles = ceil(vectors, span);
-                (tiles, (ceil(resident, tiles + cosine_tiles) + 1).min(batch))
+                let tiles = ceil_div(vectors, span);
+                let lag = ceil_div(resident, tiles + cosine_tiles) + 1;
+                (tiles, lag.min(batch))
             }
             false => (0, 0),
         };
         Self {
             blocks: resident.min(batch * (statistic_tiles + cosine_tiles)),
-            tokens_of_tile,
+            tokens_per_tile,
             cosine_tiles,
             lag,
         }
@@ -208,7 +213,7 @@ fn or_null(tensor: &Option<Tensor>) -> Argument<'_> {
     tensor.as_ref().map_or(Argument::Null, Argument::Tensor)
 }
 
-fn ceil(count: i64, part: i64) -> i64 {
+fn ceil_div(count: i64, part: i64) -> i64 {
     (count + part - 1) / part
 }
 
@@ -222,13 +227,13 @@ mod needs_nvrtc {
     #[ignore = "needs NVRTC, which comes with the full set-up: `cargo xtask test --python`"]
     fn every_kernel_compiles_for_a100_and_h100() {
         let kinds = [Kind::Float, Kind::BFloat16];
-        let of_dtypes = kinds
+        let dtype_pairs = kinds
             .into_iter()
             .flat_map(|t| kinds.map(|p| (t, p, true, 768)));
-        let of_sizes = [(33, true), (384, false), (1152, true), (WIDEST, true)]
+        let sizes = [(33, true), (384, false), (1152, true), (MAX_WIDTH, true)]
             .map(|(width, zscore)| (kinds[0], kinds[0], zscore, width));
-        let half = [(kinds[1], kinds[1], true, WIDEST)];
-        for (target, projected, zscore, width) in of_dtypes.chain(of_sizes).chain(half) {
+        let widest_bf16 = [(kinds[1], kinds[1], true, MAX_WIDTH)];
+        for (target, projected, zscore, width) in dtype_pairs.chain(sizes).chain(widest_bf16) {
             let shape = Shape {
                 target,
                 projected,

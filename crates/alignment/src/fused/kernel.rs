@@ -1,18 +1,19 @@
-//! The loss of one image, in one pass over its tokens.
+//! The fused cosine loss of one image on the CPU.
 //!
-//! Statistics first: they read the image's encoder tokens, which then lie in the cache for the second
-//! reading. That one takes token after token: lengths and product, then the gradient, while both tokens
-//! are in the nearest cache. Sums are over [`LANES`] partial sums in a fixed order, the same on any
-//! processor.
+//! The kernel first computes the statistics. This reads the image's encoder tokens, which then are in the
+//! cache for the second read. The second pass handles one token at a time: lengths and dot product, then
+//! the gradient, while both tokens are in the first-level cache. Sums are over [`LANES`] partial sums in a
+//! fixed order, so they are the same on any processor.
 
-// Lanes of several rows, one index for all: what becomes a vector instruction.
+// Loops that index the lanes of several rows with one index compile to vector instructions.
 #![allow(clippy::needless_range_loop)]
 
 use std::marker::PhantomData;
 
 use torch_ext::kernel::{LANES, PastCache, Real, Row, Stored, Vectorised, prefetch, sum_lanes};
 
-/// Rows whose statistics are taken at once. A power of two: the mean of equal values is exact.
+/// Rows whose statistics are merged at once. It is a power of two, so that the mean of equal values is
+/// exact.
 const ROWS: usize = 8;
 
 /// The settings of a z-score.
@@ -22,8 +23,8 @@ pub(super) struct ZScore {
     pub(super) eps: f64,
 }
 
-/// The sum of the cosines of an image's tokens: encoder tokens and projected ones, each `T` rows of
-/// `width`.
+/// Computes the sum of the cosines of an image's tokens. Encoder tokens and projected tokens are `T` rows
+/// of `width` elements each.
 pub(super) struct CosineSum<'a, Z, P, A> {
     pub(super) target: &'a [Z],
     pub(super) projected: &'a [P],
@@ -31,17 +32,17 @@ pub(super) struct CosineSum<'a, Z, P, A> {
     pub(super) gradient: Gradient<'a, P>,
     pub(super) width: usize,
     pub(super) norm: Option<ZScore>,
-    /// Factor of the gradient of each token's cosine.
+    /// Gradient of the loss with respect to each token's cosine.
     pub(super) slope: f64,
     pub(super) accumulate_in: PhantomData<A>,
 }
 
-/// Where a gradient goes.
+/// The destination of the gradient.
 pub(super) enum Gradient<'a, P> {
-    /// Nobody wants it.
+    /// No gradient is needed.
     None,
     Cached(&'a mut [P]),
-    /// It is too large for the cache.
+    /// For a gradient that is too large for the cache.
     PastCache(PastCache<'a, P>),
 }
 
@@ -66,14 +67,14 @@ impl<Z: Stored<A>, P: Stored<A>, A: Real> Vectorised for CosineSum<'_, Z, P, A> 
             row.as_mut_slice(),
         );
         if let Some(norm) = norm {
-            // Deviations from the first token: where a channel's mean is large against its deviation,
-            // as in many encoders, its roundings would spoil both.
+            // The statistics are of differences from the first token. In many encoders a channel's mean is
+            // large relative to its deviation, and its rounding errors would make both inaccurate.
             for (origin, first) in row.iter_mut().zip(target) {
                 *origin = first.widen();
             }
             statistics(target, row, shift, scale);
             let count = (target.len() / width) as f64;
-            finish(row, shift, scale, count, norm);
+            to_shift_and_scale(row, shift, scale, count, norm);
         }
         let mut sum = 0.0;
         for (index, (z, p)) in target
@@ -82,9 +83,9 @@ impl<Z: Stored<A>, P: Stored<A>, A: Real> Vectorised for CosineSum<'_, Z, P, A> 
             .enumerate()
         {
             let products = normalise(z, p, shift, scale, row);
-            let (cosine, of_target, of_projected) = products.derivative(slope);
+            let (cosine, target_factor, projected_factor) = products.derivative(slope);
             sum += cosine;
-            let factors = [of_target, of_projected].map(A::from_f64);
+            let factors = [target_factor, projected_factor].map(A::from_f64);
             let range = index * width..(index + 1) * width;
             match &mut gradient {
                 Gradient::None => {}
@@ -116,10 +117,11 @@ impl<Z: Stored<A>, P: Stored<A>, A: Real> Vectorised for CosineSum<'_, Z, P, A> 
     }
 }
 
-/// Mean less `origin`, and sum of squared deviations, of each column of `rows`; both start at anything.
+/// Writes the mean minus `origin` and the sum of squared deviations of each column of `rows` to `mean`
+/// and `squares`, whose previous contents are ignored.
 ///
-/// Blocks of rows are merged as Chan, Golub and LeVeque do: no cancellation, and constant columns give
-/// their value and exactly 0.
+/// Blocks of rows are merged with the formulas of Chan, Golub and LeVeque, which avoid cancellation.
+/// Constant columns have exactly their value as the mean, and squared deviations of exactly 0.
 #[inline(always)]
 fn statistics<Z: Stored<A>, A: Real>(rows: &[Z], origin: &[A], mean: &mut [A], squares: &mut [A]) {
     let width = mean.len();
@@ -145,8 +147,9 @@ fn statistics<Z: Stored<A>, A: Real>(rows: &[Z], origin: &[A], mean: &mut [A], s
     }
 }
 
-/// Merges [`ROWS`] rows into the statistics of the `seen` before them. As many rows, `ahead`, are fetched
-/// meanwhile: by itself a processor does so within a page only, which is not much longer than a row.
+/// Merges [`ROWS`] rows into the statistics of the `seen` rows before them. Meanwhile it prefetches as
+/// many rows from `ahead`: a processor's own prefetcher does not cross pages, and a page is not much longer
+/// than a row.
 #[inline(always)]
 fn merge_block<Z: Stored<A>, A: Real>(
     block: &[Z],
@@ -168,8 +171,8 @@ fn merge_block<Z: Stored<A>, A: Real>(
     merge_columns::<Z, A, 1>(&rest, &[], origin_rest.as_chunks().0, seen, mean, squares);
 }
 
-/// As [`merge_block`], in pieces of `N` columns. Within a piece nothing is written to memory, so that
-/// the loop over its lanes can become vector instructions.
+/// Like [`merge_block`], in pieces of `N` columns. Within a piece nothing is written to memory, so that
+/// the compiler can vectorise the loop over its lanes.
 #[inline(always)]
 fn merge_columns<Z: Stored<A>, A: Real, const N: usize>(
     rows: &[&[[Z; N]]; ROWS],
@@ -186,7 +189,7 @@ fn merge_columns<Z: Stored<A>, A: Real, const N: usize>(
     let columns = origin.iter().zip(mean).zip(squares);
     for (index, ((origin, mean), squares)) in columns.enumerate() {
         let piece: [&[Z; N]; ROWS] = std::array::from_fn(|row| &rows[row][index]);
-        // A part of each row, as many in all as there are in `rows`.
+        // All pieces together prefetch as many elements as `rows` has.
         for row in 0..ROWS {
             prefetch(ahead, (index * ROWS + row) * N);
         }
@@ -194,9 +197,9 @@ fn merge_columns<Z: Stored<A>, A: Real, const N: usize>(
         let (mut new_mean, mut new_squares) = (old_mean, old_squares);
         for lane in 0..N {
             let v: [A; ROWS] = std::array::from_fn(|row| piece[row][lane].widen() - origin[lane]);
-            let own = pairwise(v) * part;
-            let deviation = pairwise(v.map(|v| (v - own) * (v - own)));
-            let delta = own - old_mean[lane];
+            let block_mean = pairwise(v) * part;
+            let deviation = pairwise(v.map(|v| (v - block_mean) * (v - block_mean)));
+            let delta = block_mean - old_mean[lane];
             new_mean[lane] = old_mean[lane] + delta * share;
             new_squares[lane] = old_squares[lane] + (deviation + delta * delta * weight);
         }
@@ -210,9 +213,16 @@ fn pairwise<A: Real>(v: [A; ROWS]) -> A {
     ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]))
 }
 
-/// From mean and squares to what is subtracted, and what is multiplied with.
+/// Converts mean and squared deviations of `count` tokens, in place, to the shift and the scale of the
+/// z-score: `alpha * mean` and `1 / (std + eps)`.
 #[inline(always)]
-fn finish<A: Real>(origin: &[A], mean: &mut [A], squares: &mut [A], count: f64, norm: ZScore) {
+fn to_shift_and_scale<A: Real>(
+    origin: &[A],
+    mean: &mut [A],
+    squares: &mut [A],
+    count: f64,
+    norm: ZScore,
+) {
     let (alpha, eps) = (A::from_f64(norm.alpha), A::from_f64(norm.eps));
     let (one, freedom) = (A::from_f64(1.0), A::from_f64(count - 1.0));
     for ((&origin, mean), squares) in origin.iter().zip(mean).zip(squares) {
@@ -221,14 +231,17 @@ fn finish<A: Real>(origin: &[A], mean: &mut [A], squares: &mut [A], count: f64, 
     }
 }
 
-/// Sums over a pair of tokens.
+/// Sums over the elements of a pair of tokens.
 struct Products {
+    /// Of the products of both tokens.
     product: f64,
+    /// Of the target's squares.
     target: f64,
+    /// Of the projected token's squares.
     projected: f64,
 }
 
-/// Writes the normalised token `z` to `row`, and sums it up against `p`.
+/// Normalises the token `z`, writes it to `row`, and sums its products with `p`.
 #[inline(always)]
 fn normalise<Z: Stored<A>, P: Stored<A>, A: Real>(
     z: &[Z],
@@ -257,7 +270,7 @@ fn normalise<Z: Stored<A>, P: Stored<A>, A: Real>(
     }
 }
 
-/// Partial sums of `y p`, `y y` and `p p` over pieces of `N` elements; `y` goes to `row`.
+/// Returns partial sums of `y p`, `y y` and `p p` over pieces of `N` elements, and writes `y` to `row`.
 #[inline(always)]
 fn products<Z: Stored<A>, P: Stored<A>, A: Real, const N: usize>(
     z: &[[Z; N]],
@@ -285,31 +298,35 @@ fn products<Z: Stored<A>, P: Stored<A>, A: Real, const N: usize>(
     [product, target, projected]
 }
 
-/// Lower bound of a token's length before it is divided by it (`F.normalize`).
+/// Lower bound of the length by which a token is divided (`eps` of `F.normalize`).
 const NORM_EPS: f64 = 1e-12;
 
 impl Products {
-    /// The cosine, and with `slope` as its factor, what the two tokens are multiplied with for the
-    /// gradient with respect to the projected one.
+    /// Returns the cosine, and the factors of the target and of the projected token whose sum is the
+    /// gradient with respect to the projected token. Both factors include `slope`.
     #[inline(always)]
     fn derivative(&self, slope: f64) -> (f64, f64, f64) {
-        // A length that is NaN stays so: `f64::max` would hide it.
+        // Not `f64::max`, which would replace a NaN by the bound.
         let clamp = |length: f64| if length < NORM_EPS { NORM_EPS } else { length };
         let length = self.projected.sqrt();
-        let (of_target, of_projected) = (clamp(self.target.sqrt()), clamp(length));
-        let cosine = self.product / of_target / of_projected;
-        // Below the bound, the length is a constant.
+        let (target_divisor, projected_divisor) = (clamp(self.target.sqrt()), clamp(length));
+        let cosine = self.product / target_divisor / projected_divisor;
+        // Below the bound, the divisor is constant.
         let through_length = if length < NORM_EPS {
             0.0
         } else {
-            -slope * cosine / of_projected / of_projected
+            -slope * cosine / projected_divisor / projected_divisor
         };
-        (cosine, slope / of_target / of_projected, through_length)
+        (
+            cosine,
+            slope / target_divisor / projected_divisor,
+            through_length,
+        )
     }
 }
 
-/// An element of the gradient: the sum of both tokens' elements with their factors.
+/// Returns an element of the gradient: the sum of both tokens' elements, each times its factor.
 #[inline(always)]
-fn combine<P: Stored<A>, A: Real>([of_target, of_projected]: [A; 2], y: A, p: P) -> P {
-    P::narrow(of_target * y + of_projected * p.widen())
+fn combine<P: Stored<A>, A: Real>([target_factor, projected_factor]: [A; 2], y: A, p: P) -> P {
+    P::narrow(target_factor * y + projected_factor * p.widen())
 }

@@ -1,5 +1,5 @@
-//! Spatial normalisation and cosine loss as one operation: no tensor of tokens is made but the gradient,
-//! and that while the loss is computed.
+//! Spatial normalisation and cosine loss as one operation. The only tensor of tokens that it allocates
+//! is the gradient, which it computes together with the loss.
 
 mod cuda;
 mod kernel;
@@ -17,19 +17,23 @@ use self::cuda::{Cosine, Shape};
 use self::kernel::{CosineSum, Gradient, ZScore};
 use crate::{AlignmentError, SpatialNorm, tokens};
 
-/// `CosineLoss::forward(norm.forward(target), projected)`, for `target` and `projected` `[B, T, D]`; a
-/// scalar. `None` where there is no fused form: for other dtypes than float32, bfloat16 and (on the CPU,
-/// both) float64, when `target` requires a gradient, or on a device other than the CPU and CUDA; on CUDA
-/// also for tokens wider than 5,120, and where kernels cannot be compiled.
+/// Returns `CosineLoss::forward(norm.forward(target), projected)`, a scalar, for `target` and `projected`
+/// `[B, T, D]`.
 ///
-/// Computed in float32 (float64) whatever the dtypes, as if bfloat16 tokens had been widened first. Not
-/// contiguous tokens are copied. `expected` is the gradient that the loss will be given, usually its
-/// coefficient: if it is that, the gradient of `projected` is ready, and scaled otherwise.
+/// Returns `None` where no fused form exists: for empty tensors, for dtypes other than float32 and
+/// bfloat16 (on the CPU also for both in float64), if `target` requires a gradient, or on a device other
+/// than the CPU and CUDA. On CUDA it also returns `None` for tokens wider than 5,120, and if the kernels
+/// cannot be compiled.
+///
+/// It computes in float32 (in float64 for float64 tokens), as if bfloat16 tokens had been widened first.
+/// Non-contiguous tokens are copied. `expected_grad` is the expected gradient of the loss, usually its
+/// coefficient. The gradient of `projected` is prepared for it; the backward pass scales it if the loss
+/// receives another gradient.
 pub(crate) fn cosine(
     norm: &SpatialNorm,
     target: &Tensor,
     projected: &Tensor,
-    expected: f64,
+    expected_grad: f64,
 ) -> Result<Option<Tensor>, AlignmentError> {
     norm.validate()?;
     let (_, count, width) = tokens::pair(target, projected)?;
@@ -65,8 +69,12 @@ pub(crate) fn cosine(
     };
     let function = FusedCosine {
         norm,
-        // A gradient prepared for 0 could not be scaled to anything else.
-        expected: if expected == 0.0 { 1.0 } else { expected },
+        // A gradient prepared for 0 could not be scaled to another value.
+        expected_grad: if expected_grad == 0.0 {
+            1.0
+        } else {
+            expected_grad
+        },
         form,
     };
     Ok(Some(
@@ -74,19 +82,20 @@ pub(crate) fn cosine(
     ))
 }
 
-/// Loss, and gradient if asked for, of whole tensors.
-type Kernel = fn(&Tensor, &Tensor, Option<ZScore>, Option<f64>) -> Computed;
-type Computed = autograd::Result<(Tensor, Option<Tensor>)>;
+/// Computes the loss of whole tensors. Its last argument is the expected gradient, if a gradient is
+/// needed.
+type CpuKernel = fn(&Tensor, &Tensor, Option<ZScore>, Option<f64>) -> LossAndGradient;
+type LossAndGradient = autograd::Result<(Tensor, Option<Tensor>)>;
 
 struct FusedCosine {
     norm: Option<ZScore>,
-    expected: f64,
+    expected_grad: f64,
     form: Form,
 }
 
-/// What computes it.
+/// The implementation for a device.
 enum Form {
-    Cpu(Kernel),
+    Cpu(CpuKernel),
     Cuda(Cosine),
 }
 
@@ -103,13 +112,13 @@ impl Function for FusedCosine {
         let &[target, projected] = inputs else {
             return Err("it takes encoder tokens and projected tokens".into());
         };
-        let expected = context.needs_input_grad(1).then_some(self.expected);
+        let expected_grad = context.needs_input_grad(1).then_some(self.expected_grad);
         let (loss, gradient) = match &self.form {
             Form::Cpu(kernel) => {
                 let (target, projected) = (target.f_contiguous()?, projected.f_contiguous()?);
-                kernel(&target, &projected, self.norm, expected)?
+                kernel(&target, &projected, self.norm, expected_grad)?
             }
-            Form::Cuda(kernels) => kernels.cosines(target, projected, self.norm, expected)?,
+            Form::Cuda(kernels) => kernels.cosines(target, projected, self.norm, expected_grad)?,
         };
         if let Some(gradient) = gradient {
             context.save(&gradient);
@@ -122,51 +131,51 @@ impl Function for FusedCosine {
         context: &Backward<'_>,
         gradients: &Gradients,
     ) -> autograd::Result<Gradients> {
-        let Some(given) = &gradients[0] else {
+        let Some(output_grad) = &gradients[0] else {
             return Ok(vec![None, None]);
         };
         if let Form::Cuda(kernels) = &self.form {
             let gradient = match context.take_saved(0)? {
-                Some(own) => {
-                    kernels.rescale(&own, given, self.expected)?;
-                    own
+                Some(prepared) => {
+                    kernels.rescale(&prepared, output_grad, self.expected_grad)?;
+                    prepared
                 }
                 None => {
-                    let factor = given.f_div_scalar(self.expected)?;
+                    let factor = output_grad.f_div_scalar(self.expected_grad)?;
                     context.saved(0)?.f_mul(&factor)?
                 }
             };
             return Ok(vec![None, Some(gradient)]);
         }
-        let factor = given.f_double_value(&[])? / self.expected;
+        let factor = output_grad.f_double_value(&[])? / self.expected_grad;
         let gradient = match (factor == 1.0, context.take_saved(0)?) {
-            (true, Some(own)) => own,
+            (true, Some(prepared)) => prepared,
             (true, None) => context.saved(0)?,
-            (false, Some(mut own)) => own.f_mul_scalar_(factor)?,
+            (false, Some(mut prepared)) => prepared.f_mul_scalar_(factor)?,
             (false, None) => context.saved(0)?.f_mul_scalar(factor)?,
         };
         Ok(vec![None, Some(gradient)])
     }
 }
 
-/// Bytes from which on a gradient is written past the cache: with the tokens, it fills the last cache of
-/// most processors, and less is better kept there for the backward pass.
-const LARGE: usize = 8 << 20;
+/// Smallest gradient, in bytes, that is written past the cache. Together with the tokens, it fills the
+/// last-level cache of most processors. A smaller gradient stays in the cache for the backward pass.
+const PAST_CACHE_BYTES: usize = 8 << 20;
 
 fn cosines<Z: Stored<A>, P: Stored<A>, A: Real>(
     target: &Tensor,
     projected: &Tensor,
     norm: Option<ZScore>,
-    expected: Option<f64>,
-) -> Computed {
+    expected_grad: Option<f64>,
+) -> LossAndGradient {
     let (batch, count, width) = target.size3()?;
-    let slope = -expected.unwrap_or_default() / (batch * count) as f64;
-    let mut gradient = expected
+    let slope = -expected_grad.unwrap_or_default() / (batch * count) as f64;
+    let mut gradient = expected_grad
         .map(|_| Output::<P>::new(&[batch, count, width]))
         .transpose()?;
     let (z, p) = (Input::<Z>::new(target)?, Input::<P>::new(projected)?);
     let len = (count * width) as usize;
-    let large = batch as usize * len * size_of::<P>() >= LARGE;
+    let past_cache = batch as usize * len * size_of::<P>() >= PAST_CACHE_BYTES;
     let mut parts = gradient
         .as_mut()
         .map(|gradient| gradient.as_mut_slice().chunks_exact_mut(len));
@@ -195,13 +204,13 @@ fn cosines<Z: Stored<A>, P: Stored<A>, A: Real>(
             };
             *sum = match gradient.as_deref_mut() {
                 None => compute(Gradient::None),
-                Some(gradient) if large => {
+                Some(gradient) if past_cache => {
                     cpu::past_cache(gradient, |gradient| compute(Gradient::PastCache(gradient)))
                 }
                 Some(gradient) => compute(Gradient::Cached(gradient)),
             };
         })?;
-        // In the order of the images, whichever thread was first.
+        // Summed in the order of the images, so that the sum does not depend on the threads' timing.
         Ok(images.iter().map(|(.., sum)| sum).sum())
     })?;
     let mean = -sum / (batch * count) as f64;

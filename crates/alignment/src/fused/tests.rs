@@ -1,5 +1,5 @@
-//! The CUDA kernels against the composition and the CPU's: emulated on the host, and on a CUDA device
-//! where there is one.
+//! The CUDA kernels against the composed loss: emulated on the host, and on a CUDA device if the machine
+//! has one.
 
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Generator, autograd, device};
@@ -14,8 +14,8 @@ fn random(seed: u64, size: [i64; 3], kind: Kind) -> Tensor {
     generator.randn(&size, Kind::Float).unwrap().to_kind(kind)
 }
 
-/// Of one, two and more warps a token; whole vectors and single numbers; tiles of tokens and columns that
-/// are not full; more images than blocks look ahead.
+/// Sizes `[B, T, D]` that cover one, two and more warps per token, whole vectors and single elements,
+/// partially filled tiles of tokens and columns, and more images than the lag of the statistics.
 const SIZES: [[i64; 3]; 7] = [
     [1, 2, 1],
     [2, 7, 33],
@@ -42,13 +42,14 @@ fn shape(target: &Tensor, projected: &Tensor, norm: &SpatialNorm) -> Shape {
     }
 }
 
-/// Loss and gradient of the kernels, for a gradient of the loss of `given`.
+/// Returns loss and gradient of the emulated kernels, prepared for `expected_grad` and with
+/// `output_grad` as the gradient of the loss.
 fn emulated(
     norm: &SpatialNorm,
     target: &Tensor,
     projected: &Tensor,
-    expected: f64,
-    given: f64,
+    expected_grad: f64,
+    output_grad: f64,
 ) -> (f64, Tensor) {
     let kernels = Cosine::emulated(shape(target, projected, norm))
         .unwrap()
@@ -58,23 +59,29 @@ fn emulated(
             SpatialNorm::None => None,
             SpatialNorm::ZScore { alpha, eps } => Some(ZScore { alpha, eps }),
         },
-        expected,
+        expected_grad,
         form: Form::Cuda(kernels),
     };
     let projected = projected.detach().set_requires_grad(true);
     let loss = autograd::apply(function, &[target, &projected])
         .unwrap()
         .remove(0);
-    (&loss * given).f_backward().unwrap();
+    (&loss * output_grad).f_backward().unwrap();
     assert_eq!(projected.grad().kind(), projected.kind());
     (loss.double_value(&[]), projected.grad())
 }
 
-/// Loss and gradient, composed in float64, for a gradient of the loss of `given`.
-fn exact(norm: &SpatialNorm, target: &Tensor, projected: &Tensor, given: f64) -> (f64, Tensor) {
+/// Returns loss and gradient of the composed loss in float64, with `output_grad` as the gradient of the
+/// loss.
+fn exact(
+    norm: &SpatialNorm,
+    target: &Tensor,
+    projected: &Tensor,
+    output_grad: f64,
+) -> (f64, Tensor) {
     let loss = AlignmentLoss::new(&[LossConfig {
         kind: LossKind::Cosine,
-        coefficient: given,
+        coefficient: output_grad,
     }]);
     let cpu = |tensor: &Tensor| tensor.to_device(Device::Cpu).to_kind(Kind::Double);
     let (target, projected) = (cpu(target), cpu(projected).detach().set_requires_grad(true));
@@ -86,9 +93,14 @@ fn exact(norm: &SpatialNorm, target: &Tensor, projected: &Tensor, given: f64) ->
     (output.terms[0].value.double_value(&[]), projected.grad())
 }
 
-/// As close to the composition in float64 as float32 comes; gradients relative to their size before the
-/// part along the token is taken away.
-fn assert_close(found: &(f64, Tensor), exact: &(f64, Tensor), projected: &Tensor, given: f64) {
+/// Asserts that `found` equals `exact`, computed in float64, up to float32 rounding. Gradient errors are
+/// relative to the gradient's size before its component along the token is subtracted.
+fn assert_close(
+    found: &(f64, Tensor),
+    exact: &(f64, Tensor),
+    projected: &Tensor,
+    output_grad: f64,
+) {
     assert!(
         (found.0 - exact.0).abs() < 1e-6,
         "{} against {}",
@@ -98,7 +110,7 @@ fn assert_close(found: &(f64, Tensor), exact: &(f64, Tensor), projected: &Tensor
     let (batch, count, _) = projected.size3().unwrap();
     let projected = projected.to_device(Device::Cpu).to_kind(Kind::Double);
     let lengths = projected.norm_scalaropt_dim(2.0, -1, true);
-    let scale = lengths.reciprocal() * (given.abs() / (batch * count) as f64);
+    let scale = lengths.reciprocal() * (output_grad.abs() / (batch * count) as f64);
     let gradient = found.1.to_device(Device::Cpu);
     let difference = (gradient.to_kind(Kind::Double) - &exact.1).abs() / scale;
     let limit = match gradient.kind() {
@@ -110,8 +122,9 @@ fn assert_close(found: &(f64, Tensor), exact: &(f64, Tensor), projected: &Tensor
 }
 
 #[test]
-fn emulated_kernels_equal_the_composition() {
-    // Compiling takes most of the time: float32 at all sizes, each other pair at two.
+fn emulated_kernels_equal_the_composed_loss() {
+    // Compilation takes most of the time, so float32 runs at all sizes, and each other pair of dtypes at
+    // two or three of them.
     for (index, size) in SIZES.into_iter().enumerate() {
         for kinds in [KINDS[0], KINDS[1 + index % 3]] {
             let plain = index % 3 == 1;
@@ -136,41 +149,43 @@ fn an_unexpected_gradient_scales_the_prepared_one() {
         random(4, [2, 10, 36], Kind::Float),
     );
     let norm = SpatialNorm::default();
-    for given in [0.5, -3.0] {
-        let found = emulated(&norm, &target, &projected, 0.5, given);
+    for output_grad in [0.5, -3.0] {
+        let found = emulated(&norm, &target, &projected, 0.5, output_grad);
         assert_close(
             &found,
-            &exact(&norm, &target, &projected, given),
+            &exact(&norm, &target, &projected, output_grad),
             &projected,
-            given,
+            output_grad,
         );
     }
 }
 
 #[test]
-fn emulated_kernels_keep_what_the_composition_promises_at_its_edges() {
+fn emulated_kernels_handle_edge_cases_like_the_composed_loss() {
     let norm = SpatialNorm::ZScore {
         alpha: 1.0,
         eps: 1e-6,
     };
-    // Nothing is left of constant tokens, and a mean that is large against its deviation spoils nothing.
+    // With alpha 1, constant tokens become exactly 0.
     for count in [2, 9, 300] {
         let target = Tensor::full([1, count, 36], 0.1, (Kind::Float, Device::Cpu));
         let projected = random(5, [1, count, 36], Kind::Float);
         assert_eq!(emulated(&norm, &target, &projected, 1.0, 1.0).0, 0.0);
     }
+    // A mean that is large relative to the deviation causes no loss of accuracy.
     let target = random(6, [1, 300, 36], Kind::Float) + 100.0;
     let projected = random(7, [1, 300, 36], Kind::Float);
     let found = emulated(&norm, &target, &projected, 1.0, 1.0);
     let exact = exact(&norm, &target, &projected, 1.0);
     assert_close(&found, &exact, &projected, 1.0);
-    // A zero token has cosine 0; NaN is not hidden.
+    // A zero token has cosine 0.
     let target = random(8, [1, 300, 36], Kind::Float);
     let _zero = projected.narrow(1, 4, 1).zero_();
     let found = emulated(&SpatialNorm::None, &target, &projected, 1.0, 1.0);
     let others = super::tests::exact(&SpatialNorm::None, &target, &projected, 1.0);
     assert!((found.0 - others.0).abs() < 1e-6);
     assert!(bool::try_from(found.1.isfinite().all()).unwrap());
+    // NaN propagates.
     let _nan = projected.narrow(1, 200, 1).fill_(f64::NAN);
     assert!(
         emulated(&SpatialNorm::None, &target, &projected, 1.0, 1.0)
@@ -180,7 +195,7 @@ fn emulated_kernels_keep_what_the_composition_promises_at_its_edges() {
 }
 
 #[test]
-fn the_bits_are_the_same_whichever_block_does_what() {
+fn results_do_not_depend_on_the_order_of_the_blocks() {
     let (target, projected) = (
         random(1, [9, 17, 112], Kind::Float),
         random(2, [9, 17, 112], Kind::Float),
@@ -190,7 +205,7 @@ fn the_bits_are_the_same_whichever_block_does_what() {
     for _ in 0..5 {
         assert_eq!(run(), first);
     }
-    // Nor does the loss depend on whether there is a gradient to write.
+    // The loss is the same without a gradient.
     let kernels = Cosine::emulated(shape(&target, &projected, &SpatialNorm::default()));
     let norm = ZScore {
         alpha: 0.6,
@@ -206,9 +221,9 @@ fn the_bits_are_the_same_whichever_block_does_what() {
 }
 
 #[test]
-fn tokens_that_are_not_contiguous_are_compared_alike() {
+fn non_contiguous_and_unaligned_tokens_have_the_same_loss() {
     let target = random(1, [9, 112, 17], Kind::Float).transpose(1, 2);
-    // Contiguous, but beginning between two 16-byte words.
+    // Contiguous, but not aligned to 16 bytes.
     let flat = random(2, [1, 1, 9 * 17 * 112 + 1], Kind::Float);
     let projected = flat.view(-1).narrow(0, 1, 9 * 17 * 112).view([9, 17, 112]);
     let norm = SpatialNorm::default();
@@ -226,7 +241,7 @@ mod needs_cuda {
 
     #[test]
     #[ignore = "needs a CUDA device: `cargo xtask test --cuda`"]
-    fn a_cuda_device_computes_what_the_cpu_does() {
+    fn cuda_kernels_equal_the_composed_loss_on_the_cpu() {
         device::load_cuda().unwrap();
         let cuda = Device::Cuda(0);
         for size in SIZES.into_iter().chain([[40, 256, 768], [300, 64, 384]]) {
@@ -251,9 +266,9 @@ mod needs_cuda {
                         &projected,
                         0.5,
                     );
-                    assert_eq!(run(), first, "the same bits again");
-                    let own = projected.detach().set_requires_grad(true);
-                    let loss = cosine(&norm, &target, &own, 0.5).unwrap().unwrap();
+                    assert_eq!(run(), first, "a second run differs");
+                    let leaf = projected.detach().set_requires_grad(true);
+                    let loss = cosine(&norm, &target, &leaf, 0.5).unwrap().unwrap();
                     assert!((loss.double_value(&[]) - first.0).abs() < 1e-6);
                 }
             }
@@ -268,7 +283,7 @@ mod needs_cuda {
 }
 
 #[test]
-fn what_has_no_kernel_is_left_to_the_composition() {
+fn unsupported_dtypes_and_widths_have_no_kernel() {
     let shape = |kind, width| Shape {
         target: kind,
         projected: Kind::Float,

@@ -1,13 +1,18 @@
-//! What holds for any weights, and what bad input is told.
+//! Properties that hold for any weights, and the errors for bad input.
 
 use alignment::{
-    AlignmentError, AlignmentLoss, CosineLoss, Head, HeadConfig, Kernel, LossConfig, LossKind,
+    AlignmentError, AlignmentLoss, CosineLoss, Head, HeadConfig, KernelSize, LossConfig, LossKind,
     SpatialNorm, TokenLoss,
 };
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Generator, Params};
 
-const KERNELS: [Kernel; 4] = [Kernel::One, Kernel::Three, Kernel::Five, Kernel::Seven];
+const KERNELS: [KernelSize; 4] = [
+    KernelSize::One,
+    KernelSize::Three,
+    KernelSize::Five,
+    KernelSize::Seven,
+];
 
 fn tokens(seed: u64, size: [i64; 3]) -> Tensor {
     let mut generator = Generator::new(Device::Cpu, seed).unwrap();
@@ -44,7 +49,7 @@ fn every_kernel_keeps_the_number_of_tokens() {
 fn a_one_by_one_convolution_is_a_linear_layer() {
     let (conv_params, conv) = head(
         HeadConfig::Conv {
-            kernel: Kernel::One,
+            kernel: KernelSize::One,
         },
         6,
         10,
@@ -65,7 +70,7 @@ fn a_one_by_one_convolution_is_a_linear_layer() {
 }
 
 #[test]
-fn a_rectangular_grid_needs_to_be_given() {
+fn a_rectangular_grid_must_be_passed_explicitly() {
     let (_params, head) = head(HeadConfig::default(), 6, 10);
     let x = tokens(2, [2, 12, 6]);
     let error = head.forward(&x).unwrap_err();
@@ -79,11 +84,11 @@ fn a_rectangular_grid_needs_to_be_given() {
 }
 
 #[test]
-fn a_convolution_sees_rows_and_columns_in_row_major_order() {
+fn a_convolution_reads_tokens_in_row_major_order() {
     let (params, head) = head(HeadConfig::default(), 1, 1);
     let mut weight = params.get("projection_layer.weight").unwrap();
     let mut bias = params.get("projection_layer.bias").unwrap();
-    // A kernel that fetches the neighbour on the right.
+    // This kernel returns each token's right neighbour.
     tch::no_grad(|| {
         let kernel = [0f32, 0., 0., 0., 0., 1., 0., 0., 0.];
         weight.copy_(&Tensor::from_slice(&kernel).view([1, 1, 3, 3]));
@@ -98,7 +103,7 @@ fn a_convolution_sees_rows_and_columns_in_row_major_order() {
 }
 
 #[test]
-fn tokens_that_are_not_contiguous_are_projected_alike() {
+fn non_contiguous_tokens_have_the_same_projection() {
     let x = tokens(3, [2, 6, 16]).transpose(1, 2);
     for config in [
         HeadConfig::Mlp { width: 12 },
@@ -112,7 +117,7 @@ fn tokens_that_are_not_contiguous_are_projected_alike() {
 }
 
 #[test]
-fn heads_carry_upstreams_names() {
+fn head_weights_have_upstreams_names() {
     let names = |config| {
         let params = Params::new(Device::Cpu, 0).unwrap();
         let heads = Head::projectors(&params.root(), &config, 4, &[8, 6]).unwrap();
@@ -144,7 +149,7 @@ fn heads_carry_upstreams_names() {
 }
 
 #[test]
-fn heads_are_drawn_as_upstream_draws_them() {
+fn heads_are_initialised_as_upstream_initialises_them() {
     let (params, _head) = head(HeadConfig::default(), 32, 64);
     let bound = 1.0 / (32.0f64 * 9.0).sqrt();
     for (name, weight) in params.state_dict() {
@@ -189,7 +194,7 @@ fn spatial_norm_of_constant_tokens_is_finite() {
         alpha: 1.0,
         eps: 1e-6,
     };
-    // Not only finite: a constant channel holds nothing but its mean.
+    // A constant channel equals its mean, so the result is not only finite but exactly 0.
     assert_eq!(value(&norm.forward(&constant).unwrap().abs().max()), 0.0);
     let kept = SpatialNorm::default().forward(&constant).unwrap();
     assert!(kept.isfinite().all().int64_value(&[]) == 1);
@@ -213,7 +218,7 @@ fn spatial_norm_keeps_dtype_and_shape() {
 }
 
 #[test]
-fn spatial_norm_refuses_settings_without_meaning() {
+fn spatial_norm_refuses_invalid_settings() {
     let x = tokens(0, [2, 9, 8]);
     for (alpha, eps) in [
         (f64::NAN, 1e-6),
@@ -230,7 +235,7 @@ fn spatial_norm_refuses_settings_without_meaning() {
 }
 
 #[test]
-fn cosine_does_not_see_lengths() {
+fn cosine_does_not_depend_on_token_lengths() {
     let (target, projected) = (tokens(0, [2, 9, 8]), tokens(1, [2, 9, 8]));
     let loss = value(&CosineLoss.forward(&target, &projected).unwrap());
     let scaled = CosineLoss
@@ -248,7 +253,7 @@ fn cosine_names_both_shapes_when_they_differ() {
     assert!(
         error
             .to_string()
-            .starts_with("encoder tokens [2, 9, 8] against projected tokens [2, 4, 8]: both must"),
+            .starts_with("encoder tokens have shape [2, 9, 8], projected tokens [2, 4, 8]: both"),
         "{error}"
     );
 }
@@ -277,7 +282,7 @@ fn losses_are_averaged_over_encoders_and_weighted() {
 }
 
 #[test]
-fn encoders_and_projections_must_go_in_pairs() {
+fn each_encoder_needs_one_projection() {
     let x = tokens(0, [2, 9, 8]);
     let loss = AlignmentLoss::new(&[cosine(1.0)]).unwrap();
     for (targets, projected) in [
@@ -301,7 +306,7 @@ fn encoders_and_projections_must_go_in_pairs() {
 }
 
 #[test]
-fn a_loss_of_ones_own_takes_the_place_of_a_built_in_one() {
+fn a_custom_loss_can_replace_a_built_in_one() {
     #[derive(Debug)]
     struct SquaredDistance;
     impl TokenLoss for SquaredDistance {

@@ -1,6 +1,8 @@
-//! Every golden case, outputs and gradients.
+//! Outputs and gradients of every golden case.
 
-use alignment::{CosineLoss, Head, HeadConfig, Kernel, SpatialNorm, TokenLoss, token_statistics};
+use alignment::{
+    CosineLoss, Head, HeadConfig, KernelSize, SpatialNorm, TokenLoss, token_statistics,
+};
 use tch::{Device, Kind, Tensor};
 use torch_ext::Params;
 
@@ -30,18 +32,18 @@ fn projector(case: &str, config: HeadConfig) {
     }
 }
 
-fn conv(kernel: Kernel) -> HeadConfig {
+fn conv(kernel: KernelSize) -> HeadConfig {
     HeadConfig::Conv { kernel }
 }
 
 #[test]
 fn conv3_head_follows_upstream() {
-    projector("projector_conv3", conv(Kernel::Three));
+    projector("projector_conv3", conv(KernelSize::Three));
 }
 
 #[test]
 fn conv5_head_follows_upstream() {
-    projector("projector_conv5", conv(Kernel::Five));
+    projector("projector_conv5", conv(KernelSize::Five));
 }
 
 #[test]
@@ -74,7 +76,7 @@ fn spatial_norm_follows_upstream() {
     }
     let (mean, std) = token_statistics(&feat).unwrap();
     golden.check("out.mean", &mean);
-    // The fused loss never shows its normalised tokens: the loss they lead to is compared.
+    // The fused loss does not return its normalised tokens, so the resulting losses are compared.
     for alpha in golden.config("alphas").as_array().unwrap() {
         let norm = SpatialNorm::ZScore {
             alpha: alpha.as_f64().unwrap(),
@@ -117,7 +119,8 @@ fn cosine_loss_follows_upstream() {
     golden.check("grad.in.zs_tilde", &gradient);
 }
 
-/// The inputs are bfloat16 numbers: widened in the kernel, they give what float32 inputs give.
+/// All inputs are representable in bfloat16. The kernel widens them, so its results equal those of
+/// float32 inputs.
 fn the_fused_loss_widens_bfloat16(golden: &Golden) {
     let fused = fused::loss(1.0, true);
     let (target, projected) = (golden.tensor("in.zs"), golden.tensor("in.zs_tilde"));
@@ -127,7 +130,7 @@ fn the_fused_loss_widens_bfloat16(golden: &Golden) {
         golden.check("out.fp32.loss", &Tensor::from(value as f32));
         golden.check("grad.in.fp32.zs_tilde", &gradient);
     }
-    // And where each step of upstream's is rounded, it lies within that rounding.
+    // Upstream rounds each step to bfloat16; the fused result lies within that rounding.
     let (target, projected) = (
         target.to_kind(Kind::BFloat16),
         projected.to_kind(Kind::BFloat16),
@@ -151,7 +154,7 @@ fn cosine_loss_follows_upstream_in_each_mix_of_dtypes() {
         let loss = CosineLoss.forward(&target, &projected).unwrap();
         loss.backward();
         let cosine = CosineLoss.similarity(&target, &projected).unwrap();
-        // The file holds bfloat16 results widened to float32; the page lists their own dtypes.
+        // The file holds bfloat16 results widened to float32; the JSON file lists their own dtypes.
         let dtypes = &golden.config("dtype_of_result")[setting];
         for (key, entry, tensor) in [
             ("out", "loss", &loss),

@@ -1,4 +1,4 @@
-//! The fused loss against the composition, and what it promises beyond.
+//! The fused loss against the composed one, and its own guarantees.
 
 use alignment::{AlignmentError, AlignmentLoss, LossConfig, LossKind, SpatialNorm};
 use proptest::prelude::*;
@@ -19,7 +19,7 @@ pub fn loss(coefficient: f64, fused: bool) -> AlignmentLoss {
     AlignmentLoss::new(&[config]).unwrap().with_fused(fused)
 }
 
-/// Total loss, and gradient of `projected`, which has its dtype.
+/// Returns the total loss, and the gradient of `projected` in the dtype of `projected`.
 pub fn run(
     loss: &AlignmentLoss,
     norm: &SpatialNorm,
@@ -38,9 +38,9 @@ fn zscore(alpha: f64) -> SpatialNorm {
     SpatialNorm::ZScore { alpha, eps: 1e-6 }
 }
 
-/// The fused form is as near to the float64 result as the composition is, but for the tolerances of the
-/// golden cases. The gradient's is relative to its size before the part along the token is taken away,
-/// 1 / (B T |p|).
+/// Asserts that the fused form is as close to the float64 result as the composed form is, up to the
+/// tolerances of the golden cases. The gradient's tolerance is relative to 1 / (B T |p|), the
+/// gradient's size before its component along the token is subtracted.
 pub fn assert_agree(norm: &SpatialNorm, tokens: &Tensor, projected: &Tensor, coefficient: f64) {
     let composed = |kind| {
         let plain = loss(coefficient, false);
@@ -75,8 +75,9 @@ pub fn assert_agree(norm: &SpatialNorm, tokens: &Tensor, projected: &Tensor, coe
 }
 
 #[test]
-fn constant_tokens_are_nothing_but_their_mean() {
-    // alpha 1 leaves exactly 0, whatever the value and the number of tokens: the loss is 0.
+fn constant_tokens_equal_their_mean() {
+    // With alpha 1 the normalised tokens are exactly 0 for any value and any number of tokens, and so
+    // is the loss.
     for count in [2, 7, 8, 9, 64, 257] {
         let tokens = Tensor::full([1, count, 20], 0.1, (Kind::Float, Device::Cpu));
         let projected = random(5, [1, count, 20], Kind::Float);
@@ -86,7 +87,7 @@ fn constant_tokens_are_nothing_but_their_mean() {
 }
 
 #[test]
-fn gradients_are_those_of_finite_differences() {
+fn gradients_equal_finite_differences() {
     for (norm, size) in [
         (SpatialNorm::None, [2, 3, 5]),
         (zscore(0.6), [2, 5, 19]),
@@ -114,7 +115,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn it_equals_the_composition_at_any_shape(
+    fn the_fused_loss_equals_the_composed_one_at_any_shape(
         batch in 1i64..4,
         count in 2i64..40,
         width in 1i64..70,
@@ -133,11 +134,11 @@ proptest! {
 }
 
 #[test]
-fn tokens_that_are_not_contiguous_are_compared_alike() {
+fn non_contiguous_tokens_have_the_same_loss() {
     let tokens = random(1, [3, 24, 10], Kind::Float).transpose(1, 2);
     let projected = random(2, [10, 3, 24], Kind::Float).transpose(0, 1);
     assert_agree(&zscore(0.6), &tokens, &projected, 1.0);
-    // Every second sample, and part of the width.
+    // Every second sample, and a part of the width.
     let tokens = random(3, [4, 10, 24], Kind::Float)
         .slice(0, 0, 4, 2)
         .narrow(2, 1, 20);
@@ -146,9 +147,10 @@ fn tokens_that_are_not_contiguous_are_compared_alike() {
 }
 
 #[test]
-fn large_gradients_are_those_of_small_ones() {
-    // Large ones are written past the cache, in whole lines, in parts of them or, where rows do not begin
-    // at a multiple of 16 bytes, not at all. By powers of two they differ in the exponent only.
+fn large_gradients_equal_small_ones() {
+    // Large gradients are written past the cache: in whole cache lines, in parts of lines or, where rows
+    // do not begin at a multiple of 16 bytes, through the cache. The batch size is a power of two, so the
+    // gradients differ in the exponent only.
     const BATCH: i64 = 64;
     for (width, kind) in [
         (768, Kind::Float),
@@ -165,10 +167,14 @@ fn large_gradients_are_those_of_small_ones() {
         let (value, gradient) = run(&loss(1.0, true), &zscore(0.6), &tokens, &projected);
         let copies = |tensor: &Tensor| tensor.repeat([BATCH, 1, 1]);
         let (tokens, projected) = (copies(&tokens), copies(&projected));
-        let (of_all, gradient_of_all) = run(&loss(1.0, true), &zscore(0.6), &tokens, &projected);
-        assert!((of_all - value).abs() < 1e-6, "{of_all}, {value}");
+        let (repeated_value, repeated_gradient) =
+            run(&loss(1.0, true), &zscore(0.6), &tokens, &projected);
+        assert!(
+            (repeated_value - value).abs() < 1e-6,
+            "{repeated_value}, {value}"
+        );
         assert_eq!(
-            gradient_of_all * BATCH,
+            repeated_gradient * BATCH,
             copies(&gradient),
             "{width}, {kind:?}"
         );
@@ -182,7 +188,8 @@ fn zero_tokens_have_cosine_zero() {
     let _ = tokens.get(0).get(1).fill_(0.0);
     let _ = projected.get(1).get(3).fill_(0.0);
     let _ = projected.get(1).get(4).fill_(1e-14);
-    // The gradient of a token below the bound is up to 1e12 / (B T); compare each token in its own scale.
+    // The gradient of a token below the bound is up to 1e12 / (B T), so each token is compared relative
+    // to its own largest gradient.
     let norm = SpatialNorm::None;
     let (fused, gradient) = run(&loss(1.0, true), &norm, &tokens, &projected);
     let (plain, expected) = run(&loss(1.0, false), &norm, &tokens, &projected);
@@ -195,7 +202,7 @@ fn zero_tokens_have_cosine_zero() {
 }
 
 #[test]
-fn nan_passes_through_as_in_the_composition() {
+fn nan_propagates_as_in_the_composed_loss() {
     for norm in [SpatialNorm::None, zscore(0.6)] {
         for in_tokens in [true, false] {
             let tokens = random(1, [2, 6, 18], Kind::Float);
@@ -211,7 +218,7 @@ fn nan_passes_through_as_in_the_composition() {
 }
 
 #[test]
-fn one_token_is_compared_but_not_normalised() {
+fn one_token_can_be_compared_but_not_normalised() {
     let (tokens, projected) = (
         random(1, [3, 1, 20], Kind::Float),
         random(2, [3, 1, 20], Kind::Float),
@@ -222,7 +229,7 @@ fn one_token_is_compared_but_not_normalised() {
 }
 
 #[test]
-fn shapes_that_differ_are_refused_in_both_forms() {
+fn both_forms_refuse_shapes_that_differ() {
     let (tokens, projected) = (
         random(1, [2, 4, 8], Kind::Float),
         random(2, [2, 4, 6], Kind::Float),
@@ -242,7 +249,7 @@ fn shapes_that_differ_are_refused_in_both_forms() {
 }
 
 #[test]
-fn tokens_that_require_a_gradient_get_it() {
+fn encoder_tokens_that_require_a_gradient_receive_one() {
     let tokens = random(1, [2, 6, 18], Kind::Float);
     let projected = random(2, [2, 6, 18], Kind::Float);
     let [fused, plain] = [true, false].map(|fused| {
@@ -255,7 +262,7 @@ fn tokens_that_require_a_gradient_get_it() {
 }
 
 #[test]
-fn the_bits_do_not_depend_on_the_number_of_threads() {
+fn results_do_not_depend_on_the_number_of_threads() {
     let tokens = random(1, [7, 33, 50], Kind::Float);
     let projected = random(2, [7, 33, 50], Kind::Float);
     let before = tch::get_num_threads();
@@ -272,7 +279,7 @@ fn the_bits_do_not_depend_on_the_number_of_threads() {
 }
 
 #[test]
-fn several_encoders_and_losses_are_averaged_and_summed_alike() {
+fn both_forms_average_encoders_and_sum_losses_alike() {
     let tokens = [
         random(1, [2, 6, 18], Kind::Float),
         random(2, [2, 6, 30], Kind::Float),
@@ -320,10 +327,10 @@ fn several_encoders_and_losses_are_averaged_and_summed_alike() {
 }
 
 #[test]
-fn a_graph_that_is_kept_gives_the_same_gradient_again() {
+fn a_retained_graph_returns_the_same_gradient_again() {
     let tokens = random(1, [2, 6, 18], Kind::Float);
     let projected = random(2, [2, 6, 18], Kind::Float).set_requires_grad(true);
-    // 3 is not the gradient that was expected, so that it is scaled each time.
+    // The output gradient is 3 instead of the expected 1, so the prepared gradient is scaled each time.
     let total = loss(1.0, true)
         .forward_tokens(&zscore(0.6), &[&tokens], &[&projected])
         .unwrap()
@@ -339,7 +346,7 @@ fn a_graph_that_is_kept_gives_the_same_gradient_again() {
         .collect();
     assert_eq!(gradients[0], gradients[1]);
     assert_eq!(gradients[0], gradients[2]);
-    // Added up in the leaf, with the graph kept: the saved gradient is not written to.
+    // While the graph is retained, the saved gradient is not changed.
     let total = loss(1.0, true)
         .forward_tokens(&zscore(0.6), &[&tokens], &[&projected])
         .unwrap()
@@ -354,7 +361,7 @@ fn a_graph_that_is_kept_gives_the_same_gradient_again() {
 }
 
 #[test]
-fn nothing_is_prepared_without_recording() {
+fn no_gradient_is_prepared_under_no_grad() {
     let tokens = random(1, [2, 6, 18], Kind::Float);
     let projected = random(2, [2, 6, 18], Kind::Float).set_requires_grad(true);
     let output =

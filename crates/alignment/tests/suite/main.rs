@@ -1,4 +1,4 @@
-//! Tests of the public interface, against upstream's numbers and on bad input.
+//! Tests of the public interface: against upstream's numbers, and on bad input.
 
 mod behaviour;
 mod cases;

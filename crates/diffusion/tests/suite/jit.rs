@@ -1,4 +1,4 @@
-use alignment::{Head, HeadConfig, Kernel};
+use alignment::{Head, HeadConfig, KernelSize};
 use diffusion::{Denoiser, Jit, JitConfig, Mode, Output};
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Generator, Params};
@@ -42,7 +42,7 @@ impl Case {
                 width: number("projector_dim"),
             },
             Some("conv") => HeadConfig::Conv {
-                kernel: Kernel::try_from(number("proj_kwargs_kernel_size")).unwrap(),
+                kernel: KernelSize::try_from(number("proj_kwargs_kernel_size")).unwrap(),
             },
             other => panic!("{other:?}"),
         };

@@ -1,4 +1,4 @@
-use alignment::{Head, HeadConfig, Kernel};
+use alignment::{Head, HeadConfig, KernelSize};
 use diffusion::{Denoiser, DiffusionError, Mode, Sit, SitConfig, drop_labels};
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Generator, Params};
@@ -40,7 +40,7 @@ impl Case {
             },
             Some("linear") => HeadConfig::Linear,
             Some("conv") => HeadConfig::Conv {
-                kernel: Kernel::try_from(number("proj_kwargs_kernel_size")).unwrap(),
+                kernel: KernelSize::try_from(number("proj_kwargs_kernel_size")).unwrap(),
             },
             other => panic!("{other:?}"),
         };

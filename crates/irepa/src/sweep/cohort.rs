@@ -6,7 +6,7 @@ use std::sync::Arc;
 use data::Loader;
 use tch::Tensor;
 use training::DeviceBatch;
-use training::checkpoint::{self, Identity};
+use training::checkpoint::{self, CheckpointId};
 
 use super::active_cell::{Active, Unopened};
 use super::failure::{Reached, Reason, fail, leave};
@@ -506,7 +506,7 @@ fn saved(planned: &Planned) -> Reached {
     let steps = found
         .unwrap_or_default()
         .iter()
-        .filter_map(|path| Identity::read(path).ok())
+        .filter_map(|path| CheckpointId::read(path).ok())
         .filter(|identity| identity.config_hash == hash && identity.step <= config.train.steps)
         .map(|identity| identity.step)
         .max();

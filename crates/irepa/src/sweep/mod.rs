@@ -31,7 +31,7 @@ use globset::{Glob, GlobMatcher};
 use tch::Device;
 use thiserror::Error;
 use torch_ext::TorchError;
-use training::{CheckpointError, Shapes};
+use training::{CheckpointError, SettingEffect};
 
 use crate::autoencoder_files::AutoencoderFiles;
 use crate::cell_folder::{CellFolder, CellFolderError, CellResult};
@@ -606,7 +606,7 @@ fn row(
     else {
         return Ok(None);
     };
-    let counts = |key: &str| cell.config.shapes(key) != Shapes::Nothing;
+    let counts = |key: &str| cell.config.effect_of(key) != SettingEffect::Nothing;
     let reason = match hash {
         Some(hash) if hash == found => None,
         Some(_) => Some(resume::described(folder.path(), &cell.config, counts)?),

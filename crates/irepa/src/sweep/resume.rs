@@ -6,8 +6,8 @@ use std::io;
 use std::path::Path;
 
 use toml::{Table, Value};
-use training::checkpoint::{self, Identity};
-use training::{Config, Shapes};
+use training::checkpoint::{self, CheckpointId};
+use training::{Config, SettingEffect};
 
 use super::{Planned, SweepError};
 use crate::config_file;
@@ -26,7 +26,7 @@ pub(super) fn obstacle(planned: &Planned) -> Result<Option<String>, SweepError> 
     let mut identities = Vec::new();
     let mut damage = None;
     for path in &found {
-        match Identity::read(path) {
+        match CheckpointId::read(path) {
             Ok(identity) => identities.push(identity),
             Err(error) if error.is_damage() => damage = Some(error),
             Err(error) => return Err(error.into()),
@@ -49,7 +49,7 @@ pub(super) fn obstacle(planned: &Planned) -> Result<Option<String>, SweepError> 
     if identities.is_empty() {
         return Ok(damage.map(|error| format!("none of its checkpoints can be read ({error})")));
     }
-    let differs = |key: &str| config.shapes(key) == Shapes::Weights;
+    let differs = |key: &str| config.effect_of(key) == SettingEffect::Weights;
     let named = described(planned.folder.path(), config, differs)?;
     Ok(Some(format!(
         "the run was begun with other settings: {named}"
@@ -61,7 +61,7 @@ pub(super) fn obstacle(planned: &Planned) -> Result<Option<String>, SweepError> 
 /// # Errors
 /// The configuration is there and cannot be read.
 pub(super) fn stale(folder: &Path, config: &Config) -> Result<Option<String>, SweepError> {
-    let counts = |key: &str| config.shapes(key) != Shapes::Nothing;
+    let counts = |key: &str| config.effect_of(key) != SettingEffect::Nothing;
     let differences = differences(folder, config, counts)?;
     Ok(differences.map(|differences| list(&differences)))
 }

@@ -1,4 +1,4 @@
-"""Autoencoders as people have them, to the names that the runner reads."""
+"""Converts autoencoders of all supported formats to the names that the runner reads."""
 
 import contextlib
 import io
@@ -16,9 +16,9 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import convert_autoencoder as convert
 
-# Two levels, attention in the lower one: every kind of weight there is.
+# Two levels with attention in the lower one cover every kind of weight.
 LAYOUT = convert.Layout(2, 8, (1, 2), 1, (1,))
-# What diffusers calls some of them, written down from its `AutoencoderKL`, by our name.
+# Maps our names of some weights to diffusers' names, copied from its `AutoencoderKL`.
 DIFFUSERS = {
     "encoder.conv_in": "encoder.conv_in",
     "encoder.down.0.block.0.norm1": "encoder.down_blocks.0.resnets.0.norm1",
@@ -44,7 +44,7 @@ OLD = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
 
 def to_diffusers(name: str, old: bool) -> str:
-    """The other way round, by the rules that the table above gives examples of."""
+    """Returns diffusers' name of a weight. The table above has examples."""
     levels = len(LAYOUT.channel_multipliers)
     part = name.split(".")
     if part[1:2] == ["down"]:
@@ -66,7 +66,7 @@ def to_diffusers(name: str, old: bool) -> str:
 
 
 def shape(name: str) -> tuple[int, ...]:
-    """Enough of one to be told apart: channels where the layout is read off, and the kernel's side."""
+    """Returns a shape with the kernel's side and the channels from which the layout is determined."""
     if name == "quant_conv":
         return (4, 4, 1, 1)
     if name.endswith((".q", ".k", ".v", ".proj_out", "nin_shortcut", "quant_conv")):
@@ -103,15 +103,15 @@ class Autoencoders(unittest.TestCase):
         self.weights = weights()
 
     def convert(self, source: Path, *options: str) -> dict:
-        """Converts, compares the weights, and gives back what is printed."""
+        """Converts, compares the weights, and returns the printed settings."""
         target = self.folder / "out/vae.safetensors"
-        with contextlib.redirect_stdout(io.StringIO()) as said:
+        with contextlib.redirect_stdout(io.StringIO()) as output:
             self.assertEqual(convert.main([str(source), "--out", str(target), *options]), 0)
         found = load_file(target)
         self.assertEqual(found.keys(), self.weights.keys())
         for name, tensor in self.weights.items():
             self.assertTrue(torch.equal(found[name], tensor), name)
-        printed = tomllib.loads(said.getvalue())["model"]["autoencoder"]
+        printed = tomllib.loads(output.getvalue())["model"]["autoencoder"]
         self.assertEqual(printed["weights"], str(target))
         return printed
 
@@ -120,12 +120,12 @@ class Autoencoders(unittest.TestCase):
         torch.save(content, path)
         return path
 
-    def test_the_other_way_round_agrees_with_the_table(self) -> None:
+    def test_renaming_to_diffusers_agrees_with_the_table(self) -> None:
         for ours, theirs in DIFFUSERS.items():
             self.assertIn(ours, set(LAYOUT.names()))
             self.assertEqual(to_diffusers(ours, old=False), theirs)
 
-    def test_diffusers_files_of_every_age(self) -> None:
+    def test_old_and_new_diffusers_files(self) -> None:
         path = self.folder / "diffusion_pytorch_model.safetensors"
         for old, linear in ((False, True), (True, True), (True, False)):
             with self.subTest(old=old, linear=linear):
@@ -134,7 +134,7 @@ class Autoencoders(unittest.TestCase):
                 self.convert(path)
                 self.convert(self.save(content, "diffusion_pytorch_model.bin"))
 
-    def test_the_scale_is_that_beside_a_diffusers_file(self) -> None:
+    def test_scale_and_bias_come_from_the_config_beside_a_diffusers_file(self) -> None:
         path = self.folder / "diffusion_pytorch_model.safetensors"
         save_file(as_diffusers(self.weights), path)
         self.assertEqual(self.convert(path)["scale"], 0.18215)
@@ -157,23 +157,23 @@ class Autoencoders(unittest.TestCase):
         self.weights = {name: tensor.float() for name, tensor in half.items()}
         self.convert(self.save(half))
 
-    def test_a_repa_e_checkpoint_brings_scale_and_bias(self) -> None:
+    def test_a_repa_e_checkpoint_contains_scale_and_bias(self) -> None:
         ema = {"bn.running_mean": torch.tensor([0.5, -1.0]), "bn.running_var": torch.tensor([4.0, 0.25])}
         printed = self.convert(self.save({"vae": self.weights, "ema": ema, "steps": 3}))
         self.assertEqual((printed["scale"], printed["bias"]), ([0.5, 2.0], [0.5, -1.0]))
 
-    def test_statistics_have_the_last_word(self) -> None:
+    def test_a_file_of_statistics_overrides_scale_and_bias(self) -> None:
         stats = {"latents_scale": torch.full((1, 4, 1, 1), 0.18215), "latents_bias": torch.zeros(1, 4, 1, 1)}
         path = self.save(stats, "stats.pt")
         printed = self.convert(self.save(self.weights), "--stats", str(path))
         self.assertEqual((printed["scale"], printed["bias"]), (0.18215, 0.0))
 
-    def test_layouts_are_named_or_spelt_out(self) -> None:
+    def test_layouts_are_printed_by_name_or_as_a_table(self) -> None:
         self.assertEqual(convert.layout_of(self.weights), LAYOUT)
         printed = self.convert(self.save(self.weights))
         self.assertEqual(printed["layout"]["channel_multipliers"], [1, 2])
         self.assertEqual(convert.NAMED["f8d4"].toml(), '"f8d4"')
-        # Those of the published files, as their authors count them.
+        # The numbers of tensors in the published files.
         counts = {name: 2 * len(list(layout.names())) for name, layout in convert.NAMED.items()}
         self.assertEqual(counts, {"f8d4": 248, "f16d32": 342})
 
@@ -191,16 +191,16 @@ class Autoencoders(unittest.TestCase):
             ([self.save({"a": torch.ones(1)}, "other.pt")], "not an autoencoder"),
             ([self.save({"encoder.weight": torch.ones(1)}, "odd.pt")], "not a KL autoencoder"),
             ([self.save({"state_dict": self.weights, "run": io.StringIO}, "code.pt")], "more than tensors"),
-            ([cut], "no whole safetensors file"),
+            ([cut], "not a complete safetensors file"),
             ([self.folder / "missing.safetensors"], "does not exist"),
             ([good, "--stats", good], "not statistics of latents"),
         )
         for (source, *options), words in cases:
-            with self.subTest(source.name), contextlib.redirect_stderr(io.StringIO()) as said:
+            with self.subTest(source.name), contextlib.redirect_stderr(io.StringIO()) as output:
                 target = self.folder / "x.safetensors"
                 self.assertEqual(convert.main([str(source), "--out", str(target), *map(str, options)]), 1)
-                self.assertIn(words, said.getvalue())
-                self.assertIn(source.name, said.getvalue())
+                self.assertIn(words, output.getvalue())
+                self.assertIn(source.name, output.getvalue())
                 self.assertFalse(target.exists())
 
 

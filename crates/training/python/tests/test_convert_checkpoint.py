@@ -1,4 +1,4 @@
-"""Checkpoints of upstream's, there and back."""
+"""Converts checkpoints of upstream's code to safetensors and back."""
 
 import argparse
 import contextlib
@@ -35,7 +35,7 @@ class Conversion(unittest.TestCase):
         torch.save(content, path)
         return path
 
-    def test_a_repa_checkpoint_goes_there_and_back(self) -> None:
+    def test_a_repa_checkpoint_survives_a_round_trip(self) -> None:
         heads = {"projectors.0.projection_layer.0.weight": torch.ones(2)}
         ema = {name: tensor * 0.5 for name, tensor in (STATE | heads).items()}
         content = {"model": STATE | heads, "ema": ema, "opt": {"state": {}}, "steps": 7}
@@ -54,7 +54,7 @@ class Conversion(unittest.TestCase):
         found = convert.state_dicts({"ema": old})["ema"]
         self.assertEqual(sorted(found), ["pos_embed", "projectors.1.projection_layer.2.bias"])
 
-    def test_a_jit_checkpoint_goes_there_and_back(self) -> None:
+    def test_a_jit_checkpoint_survives_a_round_trip(self) -> None:
         net = {f"net.{name}": tensor for name, tensor in STATE.items()}
         second = {name: tensor + 1 for name, tensor in net.items()}
         content = {"model": net, "model_ema1": net, "model_ema2": second, "optimizer": {}, "epoch": 3}
@@ -71,7 +71,7 @@ class Conversion(unittest.TestCase):
         convert.export_checkpoint(self.folder / "out", self.folder / "back.pt", "repa-e")
         self.assertEqual(set(torch.load(self.folder / "back.pt", weights_only=True)), set(parts) | {"steps"})
 
-    def test_repa_e_has_its_own_names_of_heads_and_no_lecam(self) -> None:
+    def test_repa_e_files_have_their_own_head_names_and_no_lecam_state(self) -> None:
         theirs = STATE | {"projectors.0.2.bias": torch.ones(3), "bn.running_mean": torch.zeros(4)}
         parts = {"model": theirs, "ema": theirs, "vae": STATE, "discriminator": STATE, "steps": 5}
         convert.import_checkpoint(self.save(parts), self.folder / "out")
@@ -90,14 +90,14 @@ class Conversion(unittest.TestCase):
         convert.import_checkpoint(self.save(STATE), self.folder / "out")
         self.assertTrue(same(load_file(self.folder / "out/ema.safetensors"), STATE))
 
-    def test_numbers_and_arrays_of_numpy_are_taken(self) -> None:
+    def test_numpy_numbers_and_arrays_are_accepted(self) -> None:
         content = {"ema": STATE, "steps": numpy.int64(7), "epoch": numpy.int64(1)}
         content["args"] = argparse.Namespace(lr=numpy.float64(1e-4), name=numpy.str_("a"), sizes=numpy.arange(3))
         path = self.save(content)
         convert.import_checkpoint(path, self.folder / "out")
         source = json.loads((self.folder / "out/source.json").read_text())
         self.assertEqual((source["steps"], source["args"]["lr"]), (7, "0.0001"))
-        # As numpy 1 calls the same things.
+        # The same file with the module names of numpy 1.
         older = self.folder / "older.pt"
         with zipfile.ZipFile(path) as source_zip, zipfile.ZipFile(older, "w") as target:
             for name in source_zip.namelist():
@@ -113,22 +113,22 @@ class Conversion(unittest.TestCase):
         source = json.loads((self.folder / "out/source.json").read_text())
         self.assertEqual((source["steps"], source["args"]), (5, {"lr": "0.0001"}))
 
-    def test_nothing_is_written_of_what_cannot_be_whole(self) -> None:
+    def test_a_failed_import_changes_no_file(self) -> None:
         out = self.folder / "out"
         convert.import_checkpoint(self.save({"model": STATE, "ema": STATE}), out)
         before = {path.name: path.read_bytes() for path in out.iterdir()}
-        # The second file's dtype is not one of safetensors'.
+        # safetensors does not support the second file's dtype.
         bad = {"model": {"w": torch.ones(2)}, "ema": {"w": torch.ones(2, dtype=torch.complex128)}}
-        with contextlib.redirect_stderr(io.StringIO()) as said:
+        with contextlib.redirect_stderr(io.StringIO()) as output:
             self.assertEqual(convert.main(["import", str(self.save(bad)), str(out)]), 1)
-        self.assertIn("checkpoint.pt", said.getvalue())
+        self.assertIn("checkpoint.pt", output.getvalue())
         self.assertEqual({path.name: path.read_bytes() for path in out.iterdir()}, before)
 
-    def test_the_refused_global_is_named_by_torch_itself_too(self) -> None:
+    def test_the_refused_global_is_named_with_the_real_torch(self) -> None:
         path = self.save({"ema": STATE, "run": io.StringIO})
-        with contextlib.redirect_stderr(io.StringIO()) as said:
+        with contextlib.redirect_stderr(io.StringIO()) as output:
             self.assertEqual(convert.main(["import", str(path), str(self.folder / "out")]), 1)
-        self.assertIn("_io.StringIO", said.getvalue())
+        self.assertIn("_io.StringIO", output.getvalue())
 
     def test_bad_files_are_named(self) -> None:
         cut = self.save({"ema": STATE})
@@ -140,17 +140,17 @@ class Conversion(unittest.TestCase):
         empty = self.folder / "empty.pt"
         torch.save({"steps": 1}, empty)
         for path in (cut, text, code, empty, self.folder / "missing.pt"):
-            with self.subTest(path.name), contextlib.redirect_stderr(io.StringIO()) as said:
+            with self.subTest(path.name), contextlib.redirect_stderr(io.StringIO()) as output:
                 self.assertEqual(convert.main(["import", str(path), str(self.folder / "out")]), 1)
-                self.assertIn(path.name if path != empty else "not a checkpoint", said.getvalue())
-        with contextlib.redirect_stderr(io.StringIO()) as said:
+                self.assertIn(path.name if path != empty else "not a checkpoint", output.getvalue())
+        with contextlib.redirect_stderr(io.StringIO()) as output:
             self.assertEqual(convert.main(["export", str(self.folder), str(self.folder / "x.pt")]), 1)
-        self.assertIn("not a checkpoint folder", said.getvalue())
+        self.assertIn("not a checkpoint folder", output.getvalue())
         save_file(STATE, self.folder / "model.safetensors")
         (self.folder / "ema.safetensors").write_bytes(b"rubbish")
-        with contextlib.redirect_stderr(io.StringIO()) as said:
+        with contextlib.redirect_stderr(io.StringIO()) as output:
             self.assertEqual(convert.main(["export", str(self.folder), str(self.folder / "x.pt")]), 1)
-        self.assertIn("ema.safetensors", said.getvalue())
+        self.assertIn("ema.safetensors", output.getvalue())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the converter says of checkpoints that it cannot read, with a stub in torch's place."""
+"""The converter's messages for checkpoints that it cannot read, tested with a stub instead of torch."""
 
 import json
 import os
@@ -34,7 +34,7 @@ class Messages(unittest.TestCase):
         self.assertNotIn("two options", done.stderr)
         self.assertFalse(self.out.exists())
 
-    def test_settings_and_steps_of_other_types_are_taken(self) -> None:
+    def test_settings_and_steps_of_other_types_are_accepted(self) -> None:
         for case, args in (("dict", {"lr": "0.0001"}), ("tensorstep", None)):
             with self.subTest(case):
                 done = self.convert(case)

@@ -1,4 +1,4 @@
-//! `model.autoencoder`: what stands between images and the space the denoiser works in.
+//! `model.autoencoder`: the map between images and the denoiser's space.
 
 use diffusion::DiffusionError;
 use diffusion::autoencoder::KlConfig;
@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::ConfigPath;
 
-/// Between images and the space the denoiser works in: the name `identity`, or a table.
+/// The map between images and the denoiser's space. In files it is the name `identity`, or a table.
 ///
 /// ```
 /// use training::{Autoencoder, ModelConfig};
@@ -29,7 +29,7 @@ use super::ConfigPath;
 /// ```
 #[derive(Debug, Clone, PartialEq, Default)]
 pub enum Autoencoder {
-    /// None: pixels, scaled to [-1, 1].
+    /// No autoencoder: pixels, scaled to [-1, 1].
     #[default]
     Identity,
     /// Latents of a KL autoencoder, such as Stable Diffusion's.
@@ -40,17 +40,17 @@ pub enum Autoencoder {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct KlSettings {
-    /// `f8d4` (Stable Diffusion's), `f16d32` (VA-VAE's), or a table of a [`KlConfig`].
+    /// `f8d4` (Stable Diffusion's), `f16d32` (VA-VAE's), or a table with the fields of [`KlConfig`].
     pub layout: KlLayout,
-    /// Its weights, a safetensors file with upstream's names. Empty: drawn from the seed, which
-    /// only makes sense where it is trained.
+    /// Safetensors file of the weights, with upstream's names. If it is empty, the weights are drawn
+    /// from the seed, which requires `train = true`.
     pub weights: ConfigPath,
-    /// What latents are multiplied by, for all channels or for each, once `bias` is taken away.
+    /// Factor of the latents after `bias` is subtracted: one for all channels, or one per channel.
     pub scale: PerChannel,
-    /// What is taken from latents, for all channels or for each.
+    /// Subtracted from the latents: one value for all channels, or one per channel.
     pub bias: PerChannel,
-    /// Whether it is trained with the denoiser, as REPA-E does. It then starts from `weights`, if
-    /// there are any, and its latents are normalised by running statistics that start from
+    /// Whether the autoencoder is trained together with the denoiser, as in REPA-E. It then starts
+    /// from `weights`, if set, and its latents are normalised by running statistics that start from
     /// `scale` and `bias`.
     pub train: bool,
 }
@@ -79,7 +79,7 @@ pub enum KlLayout {
 }
 
 impl KlLayout {
-    /// What the name stands for.
+    /// Returns the configuration of the layout.
     pub fn config(&self) -> KlConfig {
         match self {
             Self::F8d4 => KlConfig::f8d4(),
@@ -88,7 +88,7 @@ impl KlLayout {
         }
     }
 
-    /// Its name, or the settings of one without a name.
+    /// Returns the layout's name, or its settings as JSON if it has no name.
     pub fn name(&self) -> String {
         let config = self.config();
         if config == KlConfig::f8d4() {
@@ -102,12 +102,12 @@ impl KlLayout {
     }
 }
 
-/// A number for all channels, or a list with one for each.
+/// One number for all channels, or one number per channel. In files it is a number or a list.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PerChannel(Vec<f64>);
 
 impl PerChannel {
-    /// One number, or one for each channel.
+    /// Returns the one number, or one number per channel.
     pub fn values(&self) -> &[f64] {
         &self.0
     }
@@ -120,15 +120,15 @@ impl From<Vec<f64>> for PerChannel {
 }
 
 impl Autoencoder {
-    /// Whether it is trained with the denoiser.
+    /// Whether the autoencoder is trained together with the denoiser.
     pub fn is_trained(&self) -> bool {
         matches!(self, Self::Kl(settings) if settings.train)
     }
 
-    /// `[C, h, w]` of what the denoiser sees of images of `side` x `side` pixels.
+    /// Returns the shape `[C, h, w]` of the denoiser's input for images of `side` x `side` pixels.
     ///
     /// # Errors
-    /// A size that the autoencoder cannot take.
+    /// The autoencoder does not support images of this size.
     pub fn latent_shape(&self, side: i64) -> Result<[i64; 3], DiffusionError> {
         match self {
             Self::Identity => Ok([3, side, side]),
@@ -229,7 +229,7 @@ impl<'de> Deserialize<'de> for PerChannel {
             one => one.as_f64().map(|number| vec![number]),
         };
         numbers.map(Self).ok_or_else(|| {
-            D::Error::custom(format!("{value}: wanted a number or a list of numbers"))
+            D::Error::custom(format!("{value}: expected a number or a list of numbers"))
         })
     }
 }

@@ -1,4 +1,4 @@
-//! What the types of a configuration cannot say: ranges, and settings that only make sense together.
+//! Validates a configuration: ranges of settings, and settings that must fit each other.
 
 use alignment::HeadConfig;
 use diffusion::samplers::Method;
@@ -8,10 +8,10 @@ use super::{Autoencoder, Config};
 use crate::Objective;
 
 impl Config {
-    /// Checks what the types cannot: ranges, and settings that only make sense together.
+    /// Checks the ranges of settings, and that settings fit each other.
     ///
     /// # Errors
-    /// The key, what it is, and what is allowed.
+    /// Names the first invalid key, its value, and the allowed values.
     pub fn validate(&self) -> Result<(), InvalidConfig> {
         let positive = [
             ("data.resolution", u64::from(self.data.resolution)),
@@ -79,7 +79,7 @@ impl Config {
                 return Err(InvalidConfig::new(key, value, allowed));
             }
         }
-        // Beyond these the first update is a division by 0.
+        // With other values the first update divides by 0.
         let (beta1, beta2) = self.optimizer.betas;
         for (key, beta) in [("optimizer.betas[0]", beta1), ("optimizer.betas[1]", beta2)] {
             if !(0.0..1.0).contains(&(beta as f32)) {
@@ -92,12 +92,12 @@ impl Config {
             return Err(InvalidConfig::new("optimizer.eps", eps, allowed));
         }
         let evaluate = &self.evaluate;
-        let judged = !evaluate.fd_encoder.is_empty() || !evaluate.inception.is_empty();
-        if evaluate.every > 0 && (!judged || self.sample.count == 0) {
+        let has_metric = !evaluate.fd_encoder.is_empty() || !evaluate.inception.is_empty();
+        if evaluate.every > 0 && (!has_metric || self.sample.count == 0) {
             return Err(InvalidConfig::new(
                 "evaluate.every",
                 evaluate.every,
-                "0 without evaluate.fd_encoder or evaluate.inception, and sample.count",
+                "0 unless sample.count and evaluate.fd_encoder or evaluate.inception are set",
             ));
         }
         self.check_alignment()?;
@@ -122,14 +122,14 @@ impl Config {
                 .sampler(self.sample.sampler)
                 .map_err(|error| InvalidConfig {
                     key: "sample.sampler",
-                    reason: format!("has {error}"),
+                    reason: format!("is invalid: {error}"),
                 })?;
         }
         Ok(())
     }
 
-    /// Checks that guidance has the null class that it needs: only label dropout trains it, whether or not the
-    /// network has a row for it.
+    /// Checks that guidance has the null class that it needs. Only label dropout trains the null class, whether or
+    /// not the network has an embedding for it.
     pub(crate) fn check_guidance(&self) -> Result<(), InvalidConfig> {
         let sampler = &self.sample.sampler;
         if matches!(self.objective, Objective::Meanflow(_))
@@ -138,7 +138,8 @@ impl Config {
             return Err(InvalidConfig {
                 key: "sample.sampler.guidance_low",
                 reason: format!(
-                    "and guidance_high are {} and {}, but MeanFlow's sampler guides its whole way: allowed are 0 and 1",
+                    "and guidance_high are {} and {}, but MeanFlow's sampler applies guidance at all times: \
+                     they must be 0 and 1",
                     sampler.guidance_low, sampler.guidance_high
                 ),
             });
@@ -171,7 +172,8 @@ impl Config {
         }
     }
 
-    /// Checks that a step is one pass that draws nothing on its way, if it is to be a CUDA graph.
+    /// Checks that a step can be recorded as a CUDA graph, if `train.cuda_graphs` is set: it must be a single
+    /// pass that draws no random numbers.
     fn check_graphs(&self) -> Result<(), InvalidConfig> {
         let model = &self.model;
         let obstacle = match &self.objective {
@@ -193,21 +195,21 @@ impl Config {
         Err(InvalidConfig {
             key: "train.cuda_graphs",
             reason: format!(
-                "is true, but {obstacle}: graphs are for velocity and x-prediction, without dropout and \
-                 with train.accumulation = 1"
+                "is true, but {obstacle}: CUDA graphs support velocity and x-prediction, without dropout \
+                 and with train.accumulation = 1"
             ),
         })
     }
 
-    /// Checks the autoencoder's own settings, and that it takes the images.
+    /// Checks the autoencoder's settings, and that `data.latent_cache` fits them.
     fn check_autoencoder(&self) -> Result<(), InvalidConfig> {
         let invalid = |key, reason: String| InvalidConfig { key, reason };
         let Autoencoder::Kl(settings) = &self.model.autoencoder else {
             if !self.data.latent_cache.is_empty() {
                 return Err(invalid(
                     "data.latent_cache",
-                    "names a folder, but model.autoencoder is identity: there are no latents, and \
-                     it has no effect"
+                    "names a folder, but model.autoencoder is identity: without latents the cache \
+                     has no effect"
                         .to_owned(),
                 ));
             }
@@ -216,7 +218,7 @@ impl Config {
         if settings.weights.is_empty() && !settings.train {
             return Err(invalid(
                 "model.autoencoder.weights",
-                "names no file, and an autoencoder that is not trained needs its weights"
+                "names no file, but an autoencoder that is not trained needs its weights"
                     .to_owned(),
             ));
         }
@@ -228,7 +230,10 @@ impl Config {
             ));
         }
         let layout = settings.layout.config();
-        let refused = |error| invalid("model.autoencoder.layout", format!("has {error}"));
+        let refused = |error| {
+            let reason = format!("is invalid: {error}");
+            invalid("model.autoencoder.layout", reason)
+        };
         layout.validate().map_err(refused)?;
         let channels = layout.latent_channels;
         for (key, values) in [
@@ -238,7 +243,7 @@ impl Config {
             let fits = [1, channels].contains(&(values.len() as i64))
                 && values.iter().all(|value| value.is_finite());
             if !fits {
-                let allowed = format!("a finite number, or {channels} of them, one a channel");
+                let allowed = format!("a finite number, or {channels} of them, one per channel");
                 return Err(InvalidConfig::new(key, format!("{values:?}"), allowed));
             }
         }
@@ -252,7 +257,7 @@ impl Config {
         Ok(())
     }
 
-    /// Checks that the images can be cut into the autoencoder's pixels and the denoiser's patches.
+    /// Checks that the resolution is a multiple of the patch side, times the autoencoder's downsampling.
     fn check_resolution(&self) -> Result<(), InvalidConfig> {
         let name = &self.model.name;
         let patch = match self.is_jit() {
@@ -264,24 +269,24 @@ impl Config {
             reason: error.to_string(),
         })?;
         let side = i64::from(self.data.resolution);
-        let (multiple, because) = match &self.model.autoencoder {
+        let (multiple, explanation) = match &self.model.autoencoder {
             Autoencoder::Identity => (patch, format!("the patch side of model.name, {name}")),
             Autoencoder::Kl(settings) => {
                 let factor = settings.layout.config().downsampling();
-                let because = format!(
+                let explanation = format!(
                     "the patch side of model.name, {name}, times {factor} of model.autoencoder"
                 );
-                (patch.saturating_mul(factor), because)
+                (patch.saturating_mul(factor), explanation)
             }
         };
         if side % multiple != 0 {
-            let allowed = format!("a multiple of {multiple}: {because}");
+            let allowed = format!("a multiple of {multiple}: {explanation}");
             return Err(InvalidConfig::new("data.resolution", side, allowed));
         }
         Ok(())
     }
 
-    /// Checks head, losses and normalisation, which also count where a later run has an encoder.
+    /// Checks head, losses and normalisation, also of a run without an encoder: a variant of it may have one.
     fn check_alignment(&self) -> Result<(), InvalidConfig> {
         let alignment = &self.alignment;
         if let HeadConfig::Mlp { width } = alignment.head
@@ -296,7 +301,7 @@ impl Config {
         if alignment.losses.is_empty() {
             return Err(InvalidConfig {
                 key: "alignment.losses",
-                reason: "is empty; for a run without alignment, alignment.encoder is \"none\""
+                reason: "is empty; for a run without alignment, set alignment.encoder = \"none\""
                     .to_owned(),
             });
         }
@@ -305,7 +310,7 @@ impl Config {
                 return Err(InvalidConfig {
                     key: "alignment.losses",
                     reason: format!(
-                        "has coefficient {}, allowed is a finite number",
+                        "has coefficient {}, must be a finite number",
                         loss.coefficient
                     ),
                 });
@@ -316,16 +321,16 @@ impl Config {
             .validate()
             .map_err(|error| InvalidConfig {
                 key: "alignment.spatial_norm",
-                reason: format!("has {error}"),
+                reason: format!("is invalid: {error}"),
             })
     }
 
-    /// Whether the model's name is one of JiT's.
+    /// Whether the model is a JiT, by its name.
     fn is_jit(&self) -> bool {
         self.model.name.to_lowercase().starts_with("jit")
     }
 
-    /// Checks that model, objective and sampler go together.
+    /// Checks that model, objective and sampler fit each other.
     fn check_variant(&self) -> Result<(), InvalidConfig> {
         let invalid = |key, reason: String| Err(InvalidConfig { key, reason });
         let name = &self.model.name;
@@ -358,7 +363,7 @@ impl Config {
                 return invalid(
                     "objective.kind",
                     format!(
-                        "is {}, which trains a SiT; {name} predicts images: x-prediction",
+                        "is {}, which trains a SiT; {name} predicts images and needs x-prediction",
                         objective.name()
                     ),
                 );
@@ -373,7 +378,7 @@ impl Config {
                 return invalid(
                     "model.autoencoder",
                     "must be a table with kind = \"kl\" and train = true: REPA-E trains the \
-                     autoencoder; with a fixed one, the objective is velocity"
+                     autoencoder; for a frozen one, use the objective velocity"
                         .to_owned(),
                 );
             }
@@ -393,7 +398,7 @@ impl Config {
                 return invalid(
                     "data.resolution",
                     format!(
-                        "is {}, but the autoencoder's losses take images from {} pixels on; lower \
+                        "is {}, but the autoencoder's losses need images of at least {} pixels; lower \
                          objective.discriminator_layers",
                         self.data.resolution,
                         joint.smallest_side()
@@ -403,16 +408,15 @@ impl Config {
             Objective::XPrediction(_) if method == Method::EulerMaruyama => {
                 return invalid(
                     "sample.sampler.method",
-                    "is euler-maruyama, but JiT has no score to add noise by; allowed are euler \
-                     and heun"
+                    "is euler-maruyama, but JiT has no score for an SDE; allowed are euler and heun"
                         .to_owned(),
                 );
             }
             Objective::Meanflow(_) if method != Method::Euler => {
                 return invalid(
                     "sample.sampler.method",
-                    "must be euler: MeanFlow steps by average velocities, which have neither a \
-                     score for an SDE nor a corrector"
+                    "must be euler: MeanFlow steps along average velocities, which have neither a \
+                     score for an SDE nor a corrector step"
                         .to_owned(),
                 );
             }
@@ -420,18 +424,18 @@ impl Config {
         }
         self.objective.validate().map_err(|error| InvalidConfig {
             key: "objective",
-            reason: format!("has {error}"),
+            reason: format!("is invalid: {error}"),
         })
     }
 }
 
-/// A setting out of its range.
+/// A setting is out of range, or does not fit other settings.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("`{key}` {reason}")]
 pub struct InvalidConfig {
-    /// Dotted key.
+    /// Dotted key of the setting.
     pub key: &'static str,
-    /// What it is and what is allowed.
+    /// The value and the allowed values, as the rest of the sentence.
     pub reason: String,
 }
 
@@ -443,7 +447,7 @@ impl InvalidConfig {
     ) -> Self {
         Self {
             key,
-            reason: format!("is {found}, allowed is {allowed}"),
+            reason: format!("is {found}, must be {allowed}"),
         }
     }
 }
@@ -462,8 +466,8 @@ mod tests {
     }
 
     #[test]
-    fn a_resolution_that_cannot_be_cut_into_patches_is_refused_with_the_multiple() {
-        let of = |model: &str, resolution, autoencoder| {
+    fn a_resolution_that_does_not_fit_the_patches_is_refused_with_the_multiple() {
+        let error_of = |model: &str, resolution, autoencoder| {
             refused(|config| {
                 config.model.name = model.to_owned();
                 config.model.autoencoder = autoencoder;
@@ -476,16 +480,22 @@ mod tests {
                 ..KlSettings::default()
             })
         };
-        assert_eq!(of("SiT-XS/4", 36, Autoencoder::Identity), None);
-        assert_eq!(of("SiT-B/2", 48, kl()), None);
+        assert_eq!(error_of("SiT-XS/4", 36, Autoencoder::Identity), None);
+        assert_eq!(error_of("SiT-B/2", 48, kl()), None);
         for (error, words) in [
             (
-                of("SiT-XS/4", 33, Autoencoder::Identity),
+                error_of("SiT-XS/4", 33, Autoencoder::Identity),
                 ["33", "multiple of 4", "SiT-XS/4"],
             ),
-            // A multiple of the autoencoder's 8, but the patches take two of its pixels.
-            (of("SiT-B/2", 40, kl()), ["40", "multiple of 16", "times 8"]),
-            (of("SiT-B/2", 41, kl()), ["41", "multiple of 16", "times 8"]),
+            // A multiple of the autoencoder's 8, but a patch has 2 x 2 latent pixels.
+            (
+                error_of("SiT-B/2", 40, kl()),
+                ["40", "multiple of 16", "times 8"],
+            ),
+            (
+                error_of("SiT-B/2", 41, kl()),
+                ["41", "multiple of 16", "times 8"],
+            ),
         ] {
             let error = error.unwrap();
             assert!(error.starts_with("`data.resolution`"), "{error}");
@@ -496,7 +506,7 @@ mod tests {
     }
 
     #[test]
-    fn alignment_that_cannot_be_computed_is_refused() {
+    fn invalid_alignment_settings_are_refused() {
         let norm = |alpha, eps| {
             refused(|config| config.alignment.spatial_norm = SpatialNorm::ZScore { alpha, eps })
         };
@@ -507,14 +517,20 @@ mod tests {
             assert_eq!(good, None);
         }
         for (error, key) in [
-            (norm(f64::NAN, 1e-6), "`alignment.spatial_norm` has alpha"),
+            (
+                norm(f64::NAN, 1e-6),
+                "`alignment.spatial_norm` is invalid: alpha",
+            ),
             (
                 norm(f64::INFINITY, 1e-6),
-                "`alignment.spatial_norm` has alpha",
+                "`alignment.spatial_norm` is invalid: alpha",
             ),
-            (norm(0.6, 0.0), "`alignment.spatial_norm` has eps"),
-            (norm(0.6, -1.0), "`alignment.spatial_norm` has eps"),
-            (norm(0.6, f64::NAN), "`alignment.spatial_norm` has eps"),
+            (norm(0.6, 0.0), "`alignment.spatial_norm` is invalid: eps"),
+            (norm(0.6, -1.0), "`alignment.spatial_norm` is invalid: eps"),
+            (
+                norm(0.6, f64::NAN),
+                "`alignment.spatial_norm` is invalid: eps",
+            ),
             (head(0), "`alignment.head.width` is 0"),
             (head(-3), "`alignment.head.width` is -3"),
             (loss(f64::NAN), "`alignment.losses` has coefficient NaN"),
@@ -533,7 +549,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_without_effect_or_out_of_reach_are_refused() {
+    fn settings_without_effect_or_out_of_range_are_refused() {
         for (error, words) in [
             (
                 refused(|config| config.data.latent_cache = "latents".into()),
@@ -592,7 +608,7 @@ mod tests {
             config.sample.sampler.cfg_scale = 1.5;
             assert_eq!(config.validate(), Ok(()), "{}", objective.name());
             config.model.label_dropout = 0.0;
-            // Whether or not the run itself draws samples: its checkpoints are for that.
+            // Also for a run that draws no samples itself, since its checkpoints will be sampled from.
             for count in [0, 8] {
                 (config.sample.count, config.sample.grid) = (count, 0);
                 let error = config.validate().unwrap_err().to_string();
@@ -632,7 +648,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guidance_interval_that_the_sampler_does_not_have_is_refused() {
+    fn a_guidance_interval_is_refused_for_meanflow() {
         let error = refused(|config| {
             config.objective = Objective::Meanflow(Default::default());
             config.sample.sampler.method = Method::Euler;
@@ -650,7 +666,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_whose_first_update_is_not_a_number_are_refused() {
+    fn optimizer_settings_that_divide_by_zero_are_refused() {
         let refused = |betas, eps| {
             let mut config = Config::default();
             config.optimizer.betas = betas;
@@ -660,7 +676,7 @@ mod tests {
         assert_eq!(refused((0.0, 0.999), 1e-8), None);
         for (betas, eps, key) in [
             ((1.0, 0.999), 1e-8, "optimizer.betas[0]"),
-            // It rounds to 1.
+            // In float32 this rounds to 1.
             ((0.9, 1.0 - 1e-9), 1e-8, "optimizer.betas[1]"),
             ((0.9, -0.1), 1e-8, "optimizer.betas[1]"),
             ((0.9, 0.999), 0.0, "optimizer.eps"),

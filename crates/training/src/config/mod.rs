@@ -1,5 +1,5 @@
-//! What a training run is, as data. Every section has defaults, the paper's where it names one;
-//! unknown keys are refused.
+//! The configuration of a training run. Every setting has a default, the paper's value where it
+//! states one. Unknown keys are refused.
 
 use std::path::PathBuf;
 
@@ -15,13 +15,13 @@ use crate::learning_rate::{LearningRate, Schedule};
 
 mod autoencoder;
 mod check;
+mod effect;
 mod path;
-mod shapes;
 
 pub use autoencoder::{Autoencoder, KlLayout, KlSettings, PerChannel};
 pub use check::InvalidConfig;
+pub use effect::SettingEffect;
 pub use path::ConfigPath;
-pub use shapes::Shapes;
 
 /// The configuration of one training run (one cell of a sweep).
 ///
@@ -33,25 +33,25 @@ pub use shapes::Shapes;
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// In a file: another file whose settings lie below this one's. Resolved on reading, so
-    /// always `None` afterwards.
+    /// In a file: another file whose settings this one overrides. It is resolved when the file is
+    /// read, and is `None` afterwards.
     #[serde(skip_serializing)]
     pub base: Option<PathBuf>,
-    /// Where the images are and how they are read.
+    /// The images and how they are read.
     pub data: DataConfig,
     /// The denoiser.
     pub model: ModelConfig,
-    /// What the denoiser learns.
+    /// The training objective.
     pub objective: Objective,
-    /// What its hidden tokens are aligned with.
+    /// The alignment of hidden tokens with an encoder's tokens.
     pub alignment: AlignmentConfig,
-    /// AdamW, clipping, schedule.
+    /// AdamW, gradient clipping and learning-rate schedule.
     pub optimizer: OptimizerConfig,
-    /// Length, batch, precision, checkpoints.
+    /// Length, batch size, precision and checkpoints.
     pub train: TrainConfig,
-    /// Samples drawn at the end.
+    /// Samples drawn from the averaged weights.
     pub sample: SampleConfig,
-    /// What is measured at the end.
+    /// Measurements during and at the end of the run.
     pub evaluate: EvaluateConfig,
 }
 
@@ -61,54 +61,54 @@ pub struct Config {
 pub struct DataConfig {
     /// A Hugging Face `save_to_disk` folder, or a folder of class folders.
     pub path: ConfigPath,
-    /// Sub-folder for training; empty for none.
+    /// Subfolder with the training split; empty for none.
     pub split: String,
-    /// Sub-folder that samples are compared with and spatial metrics are computed on; empty for
-    /// the training split.
+    /// Subfolder with the images that samples are compared with and spatial metrics are computed on;
+    /// empty for the training split.
     pub reference_split: String,
-    /// Image column of a Hugging Face data set; found by its type when empty.
+    /// Image column of a Hugging Face data set; if empty, it is found by its type.
     pub image_column: String,
-    /// Label column of a Hugging Face data set; found by its type when empty.
+    /// Label column of a Hugging Face data set; if empty, it is found by its type.
     pub label_column: String,
-    /// Side of the square images in pixels; others are cropped and resized as ADM does.
+    /// Side of the square images in pixels. Other images are cropped and resized as in ADM.
     pub resolution: u32,
-    /// What shows through transparent pixels.
+    /// Colour behind transparent pixels.
     pub background: Background,
     /// Mirror each image with probability 1/2.
     pub flip: bool,
-    /// Threads that decode ahead. The order of the images does not depend on it.
+    /// Number of threads that decode ahead. The order of the images does not depend on it.
     pub workers: usize,
-    /// Batches decoded ahead.
+    /// Number of batches decoded ahead.
     pub prefetch: usize,
-    /// Memory in MiB for the encoder's tokens of a whole data set: where they fit, each image is
-    /// encoded once. On the CPU only.
+    /// Memory in MiB for the encoder's tokens of the whole data set. If they fit, each image is
+    /// encoded only once. CPU only.
     pub token_memory_mib: u64,
-    /// Folder of feature caches, one a sub-folder (`runner prepare features` makes them). Where
-    /// there is one of an encoder, its tokens are read and the encoder does not run. Empty for
+    /// Folder of feature caches, one per subfolder (written by `runner prepare features`). If it has
+    /// a cache of an encoder, the tokens are read from it and the encoder does not run. Empty for
     /// none.
     #[serde(skip_serializing_if = "is_default")]
     pub token_cache: ConfigPath,
-    /// Folder of the moments of the frozen autoencoder's latents (`runner prepare latents` makes
-    /// it): they are read and the autoencoder does not run. Empty for none.
+    /// Folder with the moments of the frozen autoencoder's latents (written by `runner prepare
+    /// latents`). They are read, and the autoencoder does not encode. Empty for none.
     #[serde(skip_serializing_if = "is_default")]
     pub latent_cache: ConfigPath,
-    /// Make the next batch, with its latents and tokens, while this one is trained on; the results are the
-    /// same. Takes memory for one more batch and, on CUDA, for what the encoder computes beside a step. Left
-    /// out, it is done where it pays: on CUDA, where caches hold latents and tokens, and on a CPU with
-    /// twice as many cores as libtorch has threads.
+    /// Prepare the next batch, with its latents and tokens, during the current step. The results do not
+    /// change. It needs memory for one more batch and, on CUDA, for the encoder's activations during a
+    /// step. By default it is on where it saves time: on CUDA, if caches hold latents and tokens, and on
+    /// a CPU with at least twice as many cores as libtorch has threads.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub encode_ahead: Option<bool>,
-    /// Share of unreadable images above which the run stops.
+    /// The run stops if a larger share of the images is unreadable.
     pub max_corrupt_share: f64,
 }
 
 impl DataConfig {
-    /// How to open the training split.
+    /// Returns the options to open the training split.
     pub fn training_split(&self) -> OpenOptions {
         self.options(&self.split)
     }
 
-    /// How to open the split that samples are compared with.
+    /// Returns the options to open the split that samples are compared with.
     pub fn reference_split(&self) -> OpenOptions {
         if self.reference_split.is_empty() {
             self.training_split()
@@ -118,11 +118,11 @@ impl DataConfig {
     }
 
     fn options(&self, split: &str) -> OpenOptions {
-        let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let non_empty = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         OpenOptions {
-            split: given(split),
-            image_column: given(&self.image_column),
-            label_column: given(&self.label_column),
+            split: non_empty(split),
+            image_column: non_empty(&self.image_column),
+            label_column: non_empty(&self.label_column),
             ..OpenOptions::default()
         }
     }
@@ -154,14 +154,14 @@ impl Default for DataConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelConfig {
-    /// A name such as `SiT-B/2`, or `JiT-B/16`: size and patch side.
+    /// A name such as `SiT-B/2` or `JiT-B/16`: family, size and patch side.
     pub name: String,
-    /// How images become the denoiser's input: `identity` (pixels in [-1, 1]), or a table with
+    /// The map from images to the denoiser's input: `identity` (pixels in [-1, 1]), or a table with
     /// `kind = "kl"` (latents).
     pub autoencoder: Autoencoder,
-    /// LayerNorm on queries and keys.
+    /// Apply LayerNorm to queries and keys.
     pub qk_norm: bool,
-    /// Probability of training on a sample without its label.
+    /// Probability with which a training sample's label is dropped.
     pub label_dropout: f64,
     /// Dropout of attention weights in JiT's middle blocks.
     #[serde(skip_serializing_if = "is_default")]
@@ -169,8 +169,8 @@ pub struct ModelConfig {
     /// Dropout after attention and in the MLP of JiT's middle blocks.
     #[serde(skip_serializing_if = "is_default")]
     pub proj_dropout: f64,
-    /// Block after which hidden tokens are taken, counted from 1; by size when left out
-    /// (XS 2, S and B 4, L and XL 8).
+    /// Block after which hidden tokens are taken, counted from 1. The default depends on the model's
+    /// size: 2 for XS, 4 for S and B, 8 for L and XL.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub alignment_depth: Option<i64>,
 }
@@ -193,9 +193,9 @@ impl Default for ModelConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AlignmentConfig {
-    /// Encoder by name, several joined by commas, or `none`.
+    /// Name of the encoder, several names separated by commas, or `none`.
     pub encoder: String,
-    /// What the encoder's weights are cast to and what it computes in; its tokens are float32.
+    /// Dtype of the encoder's weights and computation. Its tokens are float32.
     pub encoder_precision: encoders::Precision,
     /// Normalisation of the encoder's tokens.
     pub spatial_norm: SpatialNorm,
@@ -203,16 +203,16 @@ pub struct AlignmentConfig {
     pub head: HeadConfig,
     /// Losses and their coefficients.
     pub losses: Vec<LossConfig>,
-    /// Where the encoder's token grid is a multiple of the denoiser's, average its tokens over
-    /// blocks before the normalisation. Otherwise grids that differ are refused, as upstream does.
+    /// If the encoder's token grid is a multiple of the denoiser's, average its tokens over blocks
+    /// before the normalisation. If this is off, grids that differ are refused, as upstream does.
     pub pool_tokens: bool,
 }
 
-/// The name of the encoder of a run without alignment.
+/// The value of `alignment.encoder` for a run without alignment.
 pub const NO_ENCODER: &str = "none";
 
 impl AlignmentConfig {
-    /// The encoders' names; empty without alignment.
+    /// Returns the encoders' names; empty without alignment.
     pub fn encoders(&self) -> Vec<String> {
         self.encoder
             .split(',')
@@ -245,25 +245,25 @@ impl Default for AlignmentConfig {
 pub struct OptimizerConfig {
     /// Learning rate after the warm-up.
     pub lr: f64,
-    /// Learning rate of a batch of 256, scaled with the batch; takes the place of `lr`.
+    /// Learning rate for a batch of 256, scaled linearly with the batch size. It replaces `lr`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub blr: Option<f64>,
-    /// What the learning rate does after the warm-up: `constant` or `cosine`, which falls to
+    /// Schedule of the learning rate after the warm-up: `constant`, or `cosine`, which falls to
     /// `min_lr` at the last step.
     #[serde(skip_serializing_if = "is_default")]
     pub schedule: Schedule,
-    /// Where `cosine` ends.
+    /// Final learning rate of the `cosine` schedule.
     #[serde(skip_serializing_if = "is_default")]
     pub min_lr: f64,
     /// Decay rates of the two moments.
     pub betas: (f64, f64),
     /// Decoupled weight decay.
     pub weight_decay: f64,
-    /// Added to the root of the second moment.
+    /// Added to the square root of the second moment.
     pub eps: f64,
-    /// Largest norm of the gradient.
+    /// Gradients with a larger norm are scaled down to it.
     pub max_grad_norm: f64,
-    /// Steps in which the learning rate rises linearly from 0.
+    /// Number of steps over which the learning rate rises linearly from 0.
     pub warmup_steps: u64,
 }
 
@@ -283,53 +283,54 @@ impl Default for OptimizerConfig {
     }
 }
 
-/// `[train]`: length, batch, precision, checkpoints.
+/// `[train]`: length, batch size, precision and checkpoints.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainConfig {
-    /// Optimiser steps.
+    /// Number of optimiser steps.
     pub steps: u64,
-    /// Images in an optimiser step.
+    /// Number of images per optimiser step.
     pub batch_size: usize,
-    /// Parts that a batch is cut into to save memory; divides `batch_size`.
+    /// Number of parts in which a batch is processed to save memory. It must divide `batch_size`.
     pub accumulation: usize,
-    /// Precision of matrix products; weights and losses stay in float32.
-    pub precision: Precision,
-    /// Let a GPU round the inputs of float32 products and convolutions to TF32, which is faster; upstream's
-    /// `--allow-tf32`. The autoencoder computes in float32 all the same. Changes nothing on the CPU.
+    /// Precision of matrix products. Weights and losses stay in float32.
+    pub precision: TrainPrecision,
+    /// Let a GPU round the inputs of float32 matrix products and convolutions to TF32, which is faster
+    /// (`--allow-tf32` upstream). The autoencoder still computes in float32. No effect on the CPU.
     #[serde(skip_serializing_if = "is_default")]
     pub tf32: bool,
-    /// Make a GPU choose deterministic operators, and refuse those that have none; slower. Needs
-    /// `CUBLAS_WORKSPACE_CONFIG=:4096:8` in the environment. Changes nothing on the CPU, whose results are.
+    /// Use only deterministic operators on a GPU, which is slower; an operator without a deterministic form
+    /// is an error. Needs `CUBLAS_WORKSPACE_CONFIG=:4096:8` in the environment. No effect on the CPU, whose
+    /// operators are deterministic.
     #[serde(skip_serializing_if = "is_default")]
     pub deterministic: bool,
-    /// Operations of our own where there are some: alignment loss, modulated layer norms, gated residuals, the
-    /// update of the weights; on the CPU attention and GELU too. Off, they are composed of libtorch's;
-    /// results differ by roundings.
+    /// Use fused operations where they exist: for alignment loss, modulated layer norms, gated residuals and
+    /// the update of the weights; on the CPU also for attention and GELU. If this is off, libtorch's
+    /// operations are composed. The results differ by rounding errors.
     #[serde(skip_serializing_if = "is_true")]
     pub fused: bool,
-    /// Record the forward and backward pass of a step once and replay them as a CUDA graph, which saves
-    /// the host's cost of each operator; results are the same. For `velocity` and `x-prediction` without
-    /// dropout and accumulation; takes memory for the activations of each cell. Changes nothing on the CPU.
+    /// Record the forward and backward pass of a step once and replay it as a CUDA graph, which saves the
+    /// host's overhead per operator. The results are the same. Supports `velocity` and `x-prediction` without
+    /// dropout and accumulation. It needs memory for the activations of each cell. No effect on the CPU.
     #[serde(skip_serializing_if = "is_default")]
     pub cuda_graphs: bool,
-    /// Seed of everything random.
+    /// Seed of all random numbers of the training.
     pub seed: u64,
-    /// Decay of the weights' moving average, per step.
+    /// Decay per step of the weights' moving average.
     pub ema_decay: f64,
-    /// Decay of a second moving average, as JiT keeps. Samples are drawn from the first.
+    /// Decay of a second moving average, as in JiT. Samples are drawn from the first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub second_ema_decay: Option<f64>,
-    /// End the run, as failed, when a figure has left its own history for good; it is warned of in any case.
+    /// End the run as failed when a figure has collapsed. If this is off, the run only logs a warning.
     #[serde(skip_serializing_if = "is_default")]
     pub stop_on_collapse: bool,
-    /// Steps between lines of `metrics.jsonl`.
+    /// Number of steps between lines of `metrics.jsonl`.
     pub log_every: u64,
-    /// Write `steps_per_s` to `metrics.jsonl`. The only figure there that differs from run to run.
+    /// Write `steps_per_s` to `metrics.jsonl`. It is the only figure there that differs between equal runs.
     pub log_speed: bool,
-    /// Steps between checkpoints; the last step always has one.
+    /// Number of steps between checkpoints. The last step always has one.
     pub checkpoint_every: u64,
-    /// Checkpoints kept.
+    /// Number of checkpoints to keep.
     pub keep_checkpoints: usize,
 }
 
@@ -339,7 +340,7 @@ impl Default for TrainConfig {
             steps: 400_000,
             batch_size: 256,
             accumulation: 1,
-            precision: Precision::Fp32,
+            precision: TrainPrecision::Fp32,
             tf32: false,
             deterministic: false,
             fused: true,
@@ -356,10 +357,10 @@ impl Default for TrainConfig {
     }
 }
 
-/// Precision of matrix products and attention.
+/// Precision of matrix products and attention of the denoiser.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Precision {
+pub enum TrainPrecision {
     /// float32 throughout.
     #[default]
     Fp32,
@@ -367,8 +368,8 @@ pub enum Precision {
     Bf16,
 }
 
-impl Precision {
-    /// The autocast dtype, `None` for float32.
+impl TrainPrecision {
+    /// Returns the autocast dtype, or `None` for float32.
     pub fn autocast(self) -> Option<Kind> {
         match self {
             Self::Fp32 => None,
@@ -381,14 +382,14 @@ impl Precision {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SampleConfig {
-    /// Integrator, steps, guidance.
+    /// Integrator, number of steps and guidance.
     pub sampler: SamplerConfig,
-    /// Images in the sample grid; 0 for none.
+    /// Number of images in the sample grid; 0 for no grid.
     pub grid: usize,
-    /// Samples that the metrics see; 0 for none.
+    /// Number of samples for the metrics; 0 for none.
     pub count: usize,
-    /// Samples drawn at once; 8 on the CPU, whatever it says. Batches are always whole, so that
-    /// an image is the same in any number of them.
+    /// Number of samples drawn at once. On the CPU it is always 8. Batches are always full, so that an
+    /// image does not depend on the number of samples.
     pub batch_size: usize,
     /// Seed of noise and labels.
     pub seed: u64,
@@ -406,7 +407,7 @@ impl Default for SampleConfig {
     }
 }
 
-/// A measure of samples that is of Inception's features.
+/// A metric of samples on Inception features.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum InceptionMetric {
@@ -422,26 +423,28 @@ pub enum InceptionMetric {
     PrecisionRecall,
 }
 
-/// `[evaluate]`: what is measured at the end of a run, and on the way.
+/// `[evaluate]`: measurements at the end of a run, and during it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EvaluateConfig {
     /// Encoder in whose feature space samples are compared with real images; empty for none.
     pub fd_encoder: String,
-    /// What else samples are measured by, on Inception's features: all of them where Inception is on
-    /// the machine, none where it is not.
+    /// Further metrics of samples, on Inception features. They are computed if Inception is installed,
+    /// and omitted otherwise.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub inception: Vec<InceptionMetric>,
-    /// Steps between evaluations on the way, which `metrics.jsonl` gets; 0 for none. They are those
-    /// of the end, of the same samples.
+    /// Number of steps between evaluations during the run, which are logged to `metrics.jsonl`; 0 for
+    /// none. They use the same metrics and the same samples as the final evaluation.
     #[serde(skip_serializing_if = "is_default")]
     pub every: u64,
-    /// Real images that samples are compared with; 0 for all.
+    /// Number of real images that samples are compared with; 0 for all.
     pub reference_images: usize,
-    /// Images on which LDS, CDS, SRSS and RMSC of the aligned encoder are computed; 0 for none.
+    /// Number of images on which LDS, CDS, SRSS and RMSC of the aligned encoder are computed; 0 for
+    /// none.
     pub spatial_images: usize,
-    /// Images of the training split, at most, on whose mean patch tokens a linear probe of the aligned
-    /// encoder is trained, and of the reference split on which it is scored; 0 for none.
+    /// Largest number of images for the linear probe of the aligned encoder; 0 for no probe. The probe is
+    /// trained on mean patch tokens of that many images of the training split, and scored on that many
+    /// of the reference split.
     #[serde(skip_serializing_if = "is_default")]
     pub probe_images: usize,
 }
@@ -460,7 +463,7 @@ impl Default for EvaluateConfig {
 }
 
 impl Config {
-    /// The objective, with the settings that it takes from other sections.
+    /// Returns the objective, with the settings that it takes from other sections.
     pub fn objective(&self) -> Objective {
         match &self.objective {
             Objective::XPrediction(objective) => Objective::XPrediction(XPrediction {
@@ -471,13 +474,13 @@ impl Config {
         }
     }
 
-    /// The learning rate by step.
+    /// Returns the learning rate as a function of the step.
     pub fn learning_rate(&self) -> LearningRate {
         LearningRate::new(self)
     }
 
-    /// The part that the data loader reads. The order of the data depends on `train.seed` alone,
-    /// so runs of one seed see the same batches.
+    /// Returns the settings of the data loader. The order of the data depends only on `train.seed`, so
+    /// runs with the same seed see the same batches.
     pub fn loader(&self) -> LoaderConfig {
         LoaderConfig {
             batch_size: self.train.batch_size,
@@ -492,7 +495,7 @@ impl Config {
     }
 }
 
-/// Settings that few runs have are left out of a file where they change nothing.
+/// Rarely used settings are omitted from a file if they have their default value.
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }

@@ -1,4 +1,4 @@
-//! Paths in a configuration.
+//! Paths in a configuration, and how to find all of them.
 
 use std::cell::Cell;
 use std::ops::Deref;
@@ -10,10 +10,10 @@ use serde_json::Value;
 use super::Config;
 
 /// A path in a configuration; empty for none. In a file it is relative to that file's folder, on the command line
-/// to the working directory; whoever merges files resolves it, and finds all of them with [`Config::paths`].
+/// to the working directory. The code that merges files resolves the paths, which it finds with [`Config::paths`].
 ///
-/// It is a string in files. Bytes of a name that is not UTF-8 stand there as U+EF80 to U+EFFF, so that no two
-/// names are the same string.
+/// In files a path is a string. Bytes that are not valid UTF-8 are written as U+EF80 to U+EFFF, so that different
+/// names remain different strings.
 ///
 /// ```
 /// use training::{Config, ConfigPath};
@@ -28,12 +28,12 @@ use super::Config;
 pub struct ConfigPath(PathBuf);
 
 impl ConfigPath {
-    /// Whether it names nothing.
+    /// Whether the path is empty.
     pub fn is_empty(&self) -> bool {
         self.0.as_os_str().is_empty()
     }
 
-    /// As it stands in a file.
+    /// Returns the path as it is written in a file.
     pub fn to_text(&self) -> String {
         text_of(&self.0)
     }
@@ -72,40 +72,39 @@ impl From<&str> for ConfigPath {
 }
 
 impl Config {
-    /// Every path that it holds, with its key. Those that are left out of a file, since they name nothing, are
-    /// not among them.
+    /// Returns every path of the configuration with its key, without empty paths that are omitted from files.
     pub fn paths(&self) -> Vec<(Vec<String>, ConfigPath)> {
-        let marks = Marks::begin();
+        let marking = PathMarking::begin();
         // A struct of plain fields always serialises.
         let value = serde_json::to_value(self).unwrap_or_default();
-        drop(marks);
+        drop(marking);
         let mut found = Vec::new();
         collect(&mut Vec::new(), &value, &mut found);
         found
     }
 }
 
-/// What stands before a path while [`Marks`] is alive. No path has it.
+/// Prefix of a serialised path while [`PathMarking`] is alive. No path contains it.
 const MARK: char = '\0';
 
 thread_local! {
-    static MARKED: Cell<bool> = const { Cell::new(false) };
+    static MARK_PATHS: Cell<bool> = const { Cell::new(false) };
 }
 
-/// While it is alive, this thread's paths are serialised with a mark: by their type they are found, wherever in
-/// a configuration they are.
-struct Marks;
+/// While it is alive, paths are serialised on this thread with the prefix [`MARK`]. So they are found by their type,
+/// anywhere in a configuration.
+struct PathMarking;
 
-impl Marks {
+impl PathMarking {
     fn begin() -> Self {
-        MARKED.set(true);
+        MARK_PATHS.set(true);
         Self
     }
 }
 
-impl Drop for Marks {
+impl Drop for PathMarking {
     fn drop(&mut self) {
-        MARKED.set(false);
+        MARK_PATHS.set(false);
     }
 }
 
@@ -130,7 +129,7 @@ fn collect(key: &mut Vec<String>, value: &Value, found: &mut Vec<(Vec<String>, C
 impl Serialize for ConfigPath {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut text = self.to_text();
-        if MARKED.get() {
+        if MARK_PATHS.get() {
             text.insert(0, MARK);
         }
         serializer.serialize_str(&text)
@@ -142,14 +141,14 @@ impl<'de> Deserialize<'de> for ConfigPath {
         let text = String::deserialize(deserializer)?;
         if text.contains('\0') {
             return Err(serde::de::Error::custom(
-                "a path cannot hold a NUL character",
+                "a path cannot contain a NUL character",
             ));
         }
         Ok(Self(path_of(&text)))
     }
 }
 
-/// What is added to a byte that is not part of UTF-8.
+/// Added to a byte that is not valid UTF-8, to form its character.
 const ESCAPE: u32 = 0xEF00;
 
 #[cfg(unix)]
@@ -223,13 +222,13 @@ mod tests {
         ];
         let expected = expected.map(|(key, path)| (key.to_owned(), path.to_owned()));
         assert_eq!(found, expected);
-        // It is a plain string otherwise.
+        // Outside `Config::paths` a path is a plain string.
         assert!(toml::to_string(&config).unwrap().contains("path = \"a\""));
     }
 
     #[cfg(unix)]
     #[test]
-    fn names_that_are_not_utf8_stay_distinct_through_a_file() {
+    fn names_that_are_not_utf8_remain_distinct_in_a_file() {
         use std::os::unix::ffi::OsStringExt;
 
         let names: [&[u8]; 5] = [

@@ -1,5 +1,5 @@
-//! The sweep on a CUDA device, by the kernels in `update.cu`: three launches, whatever the number of weights,
-//! and nothing is read back.
+//! The sweep on a CUDA device, with the kernels of `update.cu`. It takes three launches for any number of weights,
+//! and reads nothing back to the host.
 
 use std::cell::RefCell;
 
@@ -14,11 +14,12 @@ static UPDATE: Source = Source {
     text: include_str!("update.cu"),
 };
 
-/// Numbers that a thread reads at once.
+/// Number of elements that a thread reads at once.
 const VECTOR: i64 = 4;
 
-/// Addresses of weights and all that goes with them, on a device. They are sent there only when they are
-/// others than in the step before: usually the allocator gives gradients the memory that they had.
+/// The addresses of all operands, in a table on the device. The table is copied to the device only when an address
+/// has changed since the previous step. This is rare, since the allocator usually reuses the same memory for
+/// gradients.
 #[derive(Debug, Default)]
 pub(crate) struct PointerTable {
     cached: RefCell<Option<Cached>>,
@@ -29,15 +30,15 @@ struct Cached {
     rows: Vec<Row>,
     /// int64 `[weights, 8]`.
     on_device: Tensor,
-    /// int32 `[chunks, 2]`: the weight of each chunk, and which of its chunks it is.
+    /// int32 `[chunks, 2]`: for each chunk the index of its weight, and its index within the weight.
     chunks: Tensor,
 }
 
-/// `Row` of `update.cu`.
+/// The struct `Row` of `update.cu`.
 type Row = [i64; 8];
 
 impl PointerTable {
-    /// As [`super::sweep`], whose checks `weights` have passed.
+    /// Like [`super::sweep`], for weights that have passed its checks.
     pub(super) fn sweep(
         &self,
         device: Device,
@@ -95,20 +96,20 @@ impl PointerTable {
                 Argument::Float(update.max_norm),
             ],
         )?;
-        let by = Factors::new(update);
+        let factors = Factors::new(update);
         let mut arguments = vec![rows, chunks, Argument::Tensor(&norm)];
-        let factors = [
-            by.first,
-            by.keep_second,
-            by.second,
-            by.second_correction,
-            by.eps,
-            by.decay,
-            by.rate,
+        let adamw = [
+            factors.first,
+            factors.keep_second,
+            factors.second,
+            factors.second_correction,
+            factors.eps,
+            factors.decay,
+            factors.rate,
         ];
-        let averages = by.averages.iter().flat_map(|&(keep, add)| [keep, add]);
+        let averages = factors.averages.iter().flat_map(|&(keep, add)| [keep, add]);
         arguments.extend(
-            factors
+            adamw
                 .into_iter()
                 .chain(averages)
                 .map(|factor| Argument::Float(f64::from(factor))),
@@ -130,7 +131,7 @@ impl Cached {
             let count = (row[7] as usize).div_ceil(CHUNK);
             chunks.extend((0..count).flat_map(|chunk| [index as i32, chunk as i32]));
         }
-        // Not blocking, so that the host does not wait for what the device still does.
+        // The copies are non-blocking, so that the host does not wait for earlier work of the device.
         let send = |tensor: Tensor, kind| tensor.f_to_device_(device, kind, true, false);
         Ok(Self {
             on_device: send(Tensor::f_from_slice(rows.as_flattened())?, Kind::Int64)?,
@@ -140,11 +141,11 @@ impl Cached {
     }
 }
 
-/// The tensors that a sweep changes.
+/// Returns the tensors that a sweep changes.
 fn changed<'a>(operands: &'a Operands<'_>) -> impl Iterator<Item = &'a Tensor> {
-    let own = [operands.weight, operands.exp_avg, operands.exp_avg_sq];
+    let state = [operands.weight, operands.exp_avg, operands.exp_avg_sq];
     let averages = operands.averages.iter().copied();
-    own.into_iter().chain(averages).chain(operands.copy)
+    state.into_iter().chain(averages).chain(operands.copy)
 }
 
 fn is_aligned(operands: &Operands<'_>) -> bool {
@@ -167,7 +168,7 @@ fn row(operands: &Operands<'_>, gradient: &Tensor) -> Row {
 }
 
 pub(super) fn program() -> Option<Program> {
-    // A whole block's threads with one vector each.
+    // All threads of a block read one vector each.
     let mut defines = Layout::new(VECTOR * BLOCK, 4, VECTOR)?.defines();
     defines.push(("CHUNK", CHUNK.to_string()));
     let source = &UPDATE;

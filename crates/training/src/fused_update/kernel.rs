@@ -1,9 +1,9 @@
-//! The sweep over some elements of one weight, and the sum of their squared gradients.
+//! The CPU kernels: the sweep over a chunk of one weight, and the sum of its squared gradients.
 //!
-//! The operations and their order are those of libtorch's own AdamW and of its sum for the moving average,
-//! fused multiplications and additions included, so that both forms give the same bits.
+//! The operations and their order are those of libtorch's AdamW and of its weighted sum for the moving average,
+//! including fused multiply-adds, so that both forms return the same bits.
 
-// Lanes of several rows, one index for all: what becomes a vector instruction.
+// Loops that index several lanes with one index compile to vector instructions.
 #![allow(clippy::needless_range_loop)]
 
 use half::bf16;
@@ -11,7 +11,7 @@ use torch_ext::kernel::{LANES, Stored, Vectorised, sum_lanes};
 
 use super::Factors;
 
-/// The sum of the squares of `gradient`, in float64: float32's range does not bound it.
+/// Computes the sum of a gradient's squares in float64, which cannot overflow for float32 values.
 pub(super) struct SquaredNorm<'a, G>(pub(super) &'a [G]);
 
 impl<G: Stored<f32>> Vectorised for SquaredNorm<'_, G> {
@@ -24,7 +24,7 @@ impl<G: Stored<f32>> Vectorised for SquaredNorm<'_, G> {
         for piece in pieces {
             for lane in 0..LANES {
                 let g = f64::from(piece[lane].widen());
-                // The square is exact.
+                // The square of a float32 is exact in float64.
                 lanes[lane] = g.mul_add(g, lanes[lane]);
             }
         }
@@ -36,8 +36,8 @@ impl<G: Stored<f32>> Vectorised for SquaredNorm<'_, G> {
     }
 }
 
-/// Gradient and weight to new weight, moments and `N` moving averages; `copy` is empty, or takes the new
-/// weight in bfloat16. All slices else have one length.
+/// Updates weight, moments and `N` moving averages from the gradient. `copy` is empty, or receives the new weight in
+/// bfloat16. All other slices have the same length.
 pub(super) struct Sweep<'a, G, const N: usize> {
     pub(super) gradient: &'a [G],
     pub(super) weight: &'a mut [f32],
@@ -48,20 +48,24 @@ pub(super) struct Sweep<'a, G, const N: usize> {
     pub(super) factors: Factors,
 }
 
-/// Elements of a round: those of five tensors fit into the first cache.
+/// Number of elements per round, such that those of five tensors fit into the first-level cache.
 const ROUND: usize = 1024;
 
 impl<G: Stored<f32>, const N: usize> Vectorised for Sweep<'_, G, N> {
     type Output = ();
 
-    /// In rounds of several loops, each of which reads one or two tensors from memory and the rest from the
-    /// cache. One loop over all of them at once takes twice the time, by measurement.
+    /// Works in rounds of several loops. Each loop reads one or two tensors from memory and the others from the cache.
+    /// A single loop over all tensors was measured to take twice the time.
     #[inline(always)]
     fn run(mut self) {
-        let by = &self.factors;
-        // The interpolation starts from its nearer end, as libtorch's does.
-        let near = by.first < 0.5;
-        let towards = if near { by.first } else { by.first - 1.0 };
+        let factors = &self.factors;
+        // Like libtorch's `lerp`, the interpolation starts from the nearer end.
+        let from_moment = factors.first < 0.5;
+        let weight_of_difference = if from_moment {
+            factors.first
+        } else {
+            factors.first - 1.0
+        };
         let rounds = self
             .gradient
             .chunks(ROUND)
@@ -70,20 +74,20 @@ impl<G: Stored<f32>, const N: usize> Vectorised for Sweep<'_, G, N> {
             .zip(self.exp_avg_sq.chunks_mut(ROUND));
         for (round, (((gradient, weight), exp_avg), exp_avg_sq)) in rounds.enumerate() {
             for (m, g) in exp_avg.iter_mut().zip(gradient) {
-                let g = g.widen() * by.clip;
-                let start = if near { *m } else { g };
-                *m = towards.mul_add(g - *m, start);
+                let g = g.widen() * factors.clip;
+                let start = if from_moment { *m } else { g };
+                *m = weight_of_difference.mul_add(g - *m, start);
             }
             for (v, g) in exp_avg_sq.iter_mut().zip(gradient) {
-                let g = g.widen() * by.clip;
-                *v = (by.second * g).mul_add(g, *v * by.keep_second);
+                let g = g.widen() * factors.clip;
+                *v = (factors.second * g).mul_add(g, *v * factors.keep_second);
             }
             for ((w, m), v) in weight.iter_mut().zip(&*exp_avg).zip(&*exp_avg_sq) {
-                let deviation = v.sqrt() / by.second_correction + by.eps;
-                *w = *w * by.decay + by.rate * m / deviation;
+                let deviation = v.sqrt() / factors.second_correction + factors.eps;
+                *w = *w * factors.decay + factors.rate * m / deviation;
             }
             let start = round * ROUND;
-            for (average, &(keep, add)) in self.averages.iter_mut().zip(&by.averages) {
+            for (average, &(keep, add)) in self.averages.iter_mut().zip(&factors.averages) {
                 for (a, w) in average[start..].iter_mut().zip(&*weight) {
                     *a = w.mul_add(add, *a * keep);
                 }

@@ -1,7 +1,7 @@
-//! Clipping, AdamW and the moving averages in one sweep over the weights, after one reading of the
-//! gradients for their norm.
+//! Clipping, AdamW and moving averages fused into one sweep over the weights.
 //!
-//! Each element is read and written once a step: the gradient is scaled on its way, and never written back.
+//! A first pass reads the gradients to compute their norm. The sweep then reads and writes each element once per
+//! step. It scales the gradients as it reads them, and does not write them back.
 
 mod cuda;
 mod kernel;
@@ -18,32 +18,32 @@ use self::kernel::{SquaredNorm, Sweep};
 
 pub(crate) use self::cuda::PointerTable;
 
-/// Moving averages that a sweep can follow.
+/// Largest number of moving averages that a sweep updates.
 pub(crate) const AVERAGES: usize = 2;
 
-/// Elements that a thread, or a block on CUDA, works on at once. Their sums depend on it, but not on the
-/// number of threads.
+/// Number of elements that a thread, or a block on CUDA, processes at once. The rounding of the gradient norm depends
+/// on it, but not on the number of threads.
 const CHUNK: usize = 1 << 14;
 
-/// A weight and what goes with it, all of one shape.
+/// A weight with its gradient, moments, averages and copy, all of the same shape.
 #[derive(Debug)]
 pub(crate) struct Operands<'a> {
-    /// float32; bfloat16 where there is a `copy`.
+    /// float32, or bfloat16 if `copy` is `Some`.
     pub(crate) gradient: Tensor,
     pub(crate) weight: &'a Tensor,
     pub(crate) exp_avg: &'a Tensor,
     pub(crate) exp_avg_sq: &'a Tensor,
-    /// At most [`AVERAGES`], as many as there are decays.
+    /// One for each of [`Update::decays`], at most [`AVERAGES`].
     pub(crate) averages: Vec<&'a Tensor>,
-    /// Gets the new weight, in bfloat16.
+    /// Receives the new weight, in bfloat16.
     pub(crate) copy: Option<&'a Tensor>,
 }
 
-/// What a sweep computes.
+/// The settings of one update.
 #[derive(Debug)]
 pub(crate) struct Update<'a> {
     pub(crate) settings: AdamW,
-    /// Number of the step, counted from 1.
+    /// The step, counted from 1.
     pub(crate) step: u64,
     /// Gradients are scaled by `min(1, max_norm / (norm + 1e-6))`.
     pub(crate) max_norm: f64,
@@ -51,10 +51,10 @@ pub(crate) struct Update<'a> {
     pub(crate) decays: &'a [f64],
 }
 
-/// Factors of a step, rounded to float32 as libtorch rounds them.
+/// The factors of a step, rounded to float32 as in libtorch.
 #[derive(Debug, Clone, Copy)]
 struct Factors {
-    /// `min(1, max_norm / (norm + 1e-6))`; NaN if the norm is.
+    /// `min(1, max_norm / (norm + 1e-6))`; NaN if the norm is NaN.
     clip: f32,
     /// `1 - beta1`.
     first: f32,
@@ -65,11 +65,11 @@ struct Factors {
     /// `sqrt(1 - beta2^t)`.
     second_correction: f32,
     eps: f32,
-    /// `1 - lr weight_decay`.
+    /// `1 - lr * weight_decay`.
     decay: f32,
     /// `-lr / (1 - beta1^t)`.
     rate: f32,
-    /// Each average's decay, and 1 less that.
+    /// `decay` and `1 - decay` of each average.
     averages: [(f32, f32); AVERAGES],
 }
 
@@ -99,7 +99,7 @@ impl Factors {
         }
     }
 
-    /// Not `f32::min`, which would hide a norm that is not a number.
+    /// Sets the clipping factor. It does not use `f32::min`, which would replace a NaN by 1.
     fn clipped(self, norm: f32, max_norm: f64) -> Self {
         let factor = max_norm as f32 / (norm + 1e-6);
         let clip = if factor > 1.0 { 1.0 } else { factor };
@@ -107,11 +107,11 @@ impl Factors {
     }
 }
 
-/// Updates `weights`. Returns the norm of their gradients together, a float32 scalar on their device.
+/// Updates `weights`. Returns the norm of all their gradients, a float32 scalar on their device.
 ///
-/// `None`, and nothing is changed, where there is no fused form: no weights, other dtypes than those of
-/// [`Operands`], tensors but gradients that are not contiguous, a device other than the CPU and CUDA, or kernels
-/// that cannot be compiled. `table` is kept from step to step.
+/// Returns `None`, and changes nothing, if no fused form supports the operands: for an empty list, for dtypes other
+/// than those of [`Operands`], if a tensor other than a gradient is not contiguous, on a device other than the CPU and
+/// CUDA, and if the CUDA kernels cannot be compiled. The caller keeps `table` from step to step.
 pub(crate) fn sweep(
     weights: &[Operands<'_>],
     update: &Update<'_>,
@@ -149,8 +149,8 @@ fn fits(operands: &Operands<'_>, device: Device) -> Result<bool, TorchError> {
         None => Kind::Float,
     };
     let mut fit = same(&operands.gradient, narrow)?;
-    let own = [weight, operands.exp_avg, operands.exp_avg_sq];
-    for tensor in own.iter().chain(&operands.averages) {
+    let state = [weight, operands.exp_avg, operands.exp_avg_sq];
+    for tensor in state.iter().chain(&operands.averages) {
         fit &= same(tensor, Kind::Float)? && tensor.is_contiguous();
     }
     if let Some(copy) = operands.copy {
@@ -159,7 +159,7 @@ fn fits(operands: &Operands<'_>, device: Device) -> Result<bool, TorchError> {
     Ok(fit)
 }
 
-/// The memory of a weight and what goes with it.
+/// The memory of the tensors of [`Operands`].
 struct Memory<'t, const N: usize> {
     gradient: Gradient<'t>,
     weight: InPlace<'t, f32>,
@@ -173,7 +173,7 @@ enum Gradient<'t> {
     BFloat16(Input<'t, bf16>, InPlace<'t, bf16>),
 }
 
-/// Part of a weight, until a thread takes it.
+/// A chunk of a weight and of its other operands.
 enum Chunk<'a, const N: usize> {
     Float(Sweep<'a, f32, N>),
     BFloat16(Sweep<'a, bf16, N>),
@@ -210,7 +210,7 @@ fn sweep_cpu<const N: usize>(
         .collect::<Result<Vec<_>, TorchError>>()?;
     let factors = Factors::new(update);
     let norm = cpu::run_in_place(|scope| {
-        // A chunk, and its share of the squared norm.
+        // Each chunk with its part of the squared norm.
         let mut chunks: Vec<(Option<Chunk<'_, N>>, f64)> = Vec::new();
         for memory in &memories {
             let mut averages = [(); N].map(|()| <&mut [f32]>::default());
@@ -225,12 +225,12 @@ fn sweep_cpu<const N: usize>(
             match &memory.gradient {
                 Gradient::Float(gradient) => {
                     let gradient = scope.read(gradient)?;
-                    let parts = cut(gradient, weight, moments, averages, &mut [], factors);
+                    let parts = chunks_of(gradient, weight, moments, averages, &mut [], factors);
                     chunks.extend(parts.map(|part| (Some(Chunk::Float(part)), 0.0)));
                 }
                 Gradient::BFloat16(gradient, copy) => {
                     let (gradient, copy) = (scope.read(gradient)?, scope.write(copy)?);
-                    let parts = cut(gradient, weight, moments, averages, copy, factors);
+                    let parts = chunks_of(gradient, weight, moments, averages, copy, factors);
                     chunks.extend(parts.map(|part| (Some(Chunk::BFloat16(part)), 0.0)));
                 }
             }
@@ -240,7 +240,7 @@ fn sweep_cpu<const N: usize>(
                 *sum = chunk.squared_norm();
             }
         })?;
-        // In the order of the weights, whichever thread was first.
+        // Summed in the order of the weights, so that the sum does not depend on the threads' timing.
         let squared: f64 = chunks.iter().map(|(_, sum)| sum).sum();
         let norm = squared.sqrt() as f32;
         let factors = factors.clipped(norm, update.max_norm);
@@ -285,8 +285,8 @@ fn memory<'t, const N: usize>(
     })
 }
 
-/// The parts of a weight, [`CHUNK`] elements each.
-fn cut<'a, G: Stored<f32>, const N: usize>(
+/// Splits the operands of a weight into chunks of [`CHUNK`] elements.
+fn chunks_of<'a, G: Stored<f32>, const N: usize>(
     gradient: &'a [G],
     weight: &'a mut [f32],
     (exp_avg, exp_avg_sq): (&'a mut [f32], &'a mut [f32]),

@@ -1,3 +1,5 @@
+//! The fused update against libtorch's operations, on the CPU, emulated and on CUDA.
+
 use tch::{Device, Kind, Tensor};
 use torch_ext::cuda::Kernels;
 use torch_ext::optim::{self, AdamW};
@@ -8,7 +10,7 @@ use super::{AVERAGES, CHUNK, Operands, PointerTable, Update, sweep};
 
 const CPU: Device = Device::Cpu;
 
-/// Whole chunks, whole vectors, neither, and nothing.
+/// Shapes of weights with whole chunks, with whole vectors, with neither, and without elements.
 const SIZES: [&[i64]; 6] = [
     &[3, CHUNK as i64],
     &[CHUNK as i64 + 21],
@@ -25,7 +27,7 @@ const SETTINGS: AdamW = AdamW {
     eps: 1e-8,
 };
 
-/// A model's weights in the middle of training.
+/// Weights, moments, averages and copies of a model in the middle of its training.
 struct State {
     weights: Vec<Tensor>,
     exp_avgs: Vec<Tensor>,
@@ -34,19 +36,19 @@ struct State {
     copies: Option<Vec<Tensor>>,
 }
 
-fn random(generator: &mut Generator, kind: Kind, on: Device) -> Vec<Tensor> {
+fn random(generator: &mut Generator, kind: Kind, device: Device) -> Vec<Tensor> {
     let draw = |size: &&[i64]| generator.randn(size, Kind::Float).unwrap();
     let drawn: Vec<Tensor> = SIZES.iter().map(draw).collect();
     drawn
         .iter()
-        .map(|tensor| tensor.to_kind(kind).to_device(on))
+        .map(|tensor| tensor.to_kind(kind).to_device(device))
         .collect()
 }
 
 impl State {
-    fn new(averages: usize, copies: bool, on: Device) -> Self {
+    fn new(averages: usize, copies: bool, device: Device) -> Self {
         let mut generator = Generator::new(CPU, 5).unwrap();
-        let mut draw = || random(&mut generator, Kind::Float, on);
+        let mut draw = || random(&mut generator, Kind::Float, device);
         let scaled = |list: Vec<Tensor>| list.iter().map(|t| t * 0.1).collect();
         let weights = draw();
         Self {
@@ -71,7 +73,8 @@ impl State {
             .collect()
     }
 
-    /// By libtorch's operations, but for the norm: its own adds up in float32, and is off by some 1e-6.
+    /// Computes the update with libtorch's operations. The norm is computed in float64, since libtorch's float32 norm
+    /// has an error of about 1e-6.
     fn compose(&self, gradients: &[Tensor], update: &Update<'_>) -> Tensor {
         let gradients: Vec<Tensor> = gradients
             .iter()
@@ -84,8 +87,8 @@ impl State {
         let norm = Tensor::from(squares.sum::<f64>().sqrt()).to_kind(Kind::Float);
         let norm = norm.to_device(gradients[0].device());
         optim::clip_grads_(&gradients, &norm, update.max_norm).unwrap();
-        let on = self.weights[0].device();
-        let count = Tensor::full([], update.step as f64, (Kind::Float, on));
+        let device = self.weights[0].device();
+        let count = Tensor::full([], update.step as f64, (Kind::Float, device));
         let counts: Vec<Tensor> = gradients.iter().map(|_| count.shallow_clone()).collect();
         let (m, v) = (&self.exp_avgs, &self.exp_avg_sqs);
         optim::fused_adamw_(&self.weights, &gradients, m, v, &counts, &update.settings).unwrap();
@@ -99,8 +102,9 @@ impl State {
     }
 
     fn all(&self) -> Vec<&Tensor> {
-        let own = [&self.weights, &self.exp_avgs, &self.exp_avg_sqs];
-        own.into_iter()
+        let state = [&self.weights, &self.exp_avgs, &self.exp_avg_sqs];
+        state
+            .into_iter()
             .chain(&self.averages)
             .chain(&self.copies)
             .flatten()
@@ -117,7 +121,7 @@ impl State {
             if left.numel() == 0 {
                 continue;
             }
-            // A step apart in bfloat16 is a rounding that went the other way.
+            // Bfloat16 values may differ by one rounding step.
             let limit = if left.kind() == Kind::Float {
                 limit
             } else {
@@ -153,24 +157,28 @@ fn swept(state: &State, gradients: &[Tensor], update: &Update<'_>) -> Tensor {
     norm.expect("a fused form")
 }
 
-/// Some steps, by `sweep` and composed.
-fn assert_agrees(on: Device, limit: f64, sweep: impl Fn(&State, &[Tensor], &Update<'_>) -> Tensor) {
+/// Asserts that some steps of `sweep` equal those of the composed update.
+fn assert_agrees(
+    device: Device,
+    limit: f64,
+    sweep: impl Fn(&State, &[Tensor], &Update<'_>) -> Tensor,
+) {
     for averages in 0..=AVERAGES {
         for copies in [false, true] {
-            // Clipped much, and not at all.
+            // Strong clipping, and none.
             for max_norm in [1.0, 1e9] {
                 let (fused, composed) = (
-                    State::new(averages, copies, on),
-                    State::new(averages, copies, on),
+                    State::new(averages, copies, device),
+                    State::new(averages, copies, device),
                 );
                 let mut generator = Generator::new(CPU, 6).unwrap();
                 for step in 1..4 {
                     let kind = if copies { Kind::BFloat16 } else { Kind::Float };
-                    let gradients = random(&mut generator, kind, on);
-                    let given: Vec<Tensor> = gradients.iter().map(Tensor::copy).collect();
+                    let gradients = random(&mut generator, kind, device);
+                    let original: Vec<Tensor> = gradients.iter().map(Tensor::copy).collect();
                     let update = update(step, max_norm, averages);
                     let norm = sweep(&fused, &gradients, &update).double_value(&[]);
-                    assert_eq!(gradients, given, "gradients are read only");
+                    assert_eq!(gradients, original, "gradients must not change");
                     let expected = composed.compose(&gradients, &update).double_value(&[]);
                     assert!(
                         (norm / expected - 1.0).abs() < 1e-6,
@@ -187,12 +195,12 @@ fn assert_agrees(on: Device, limit: f64, sweep: impl Fn(&State, &[Tensor], &Upda
 }
 
 #[test]
-fn a_sweep_equals_the_composition() {
+fn a_sweep_equals_the_composed_update() {
     assert_agrees(CPU, 2e-7, swept);
 }
 
 #[test]
-fn the_bits_do_not_depend_on_the_number_of_threads() {
+fn results_do_not_depend_on_the_number_of_threads() {
     let before = tch::get_num_threads();
     let mut outcomes = Vec::new();
     for threads in [1, 2, 3] {
@@ -209,7 +217,7 @@ fn the_bits_do_not_depend_on_the_number_of_threads() {
 }
 
 #[test]
-fn a_gradient_that_arrives_in_bfloat16_is_widened() {
+fn a_bfloat16_gradient_is_widened() {
     let mut generator = Generator::new(CPU, 6).unwrap();
     let gradients = random(&mut generator, Kind::BFloat16, CPU);
     let wide: Vec<Tensor> = gradients.iter().map(|g| g.to_kind(Kind::Float)).collect();
@@ -244,7 +252,7 @@ fn a_transposed_gradient_is_read_in_the_order_of_its_weight() {
     assert_eq!(left.copy(), right.copy());
 }
 
-/// Norm, and weights, after a step with `value` among the gradients.
+/// Returns gradient norm and state after a step with `value` as one element of a gradient.
 fn with_gradient(value: f64) -> (f64, State) {
     let mut generator = Generator::new(CPU, 6).unwrap();
     let gradients = random(&mut generator, Kind::Float, CPU);
@@ -255,7 +263,7 @@ fn with_gradient(value: f64) -> (f64, State) {
 }
 
 #[test]
-fn a_gradient_that_is_not_finite_shows_in_the_norm() {
+fn the_norm_of_a_gradient_that_is_not_finite_is_not_finite() {
     let (norm, state) = with_gradient(f64::NAN);
     assert!(norm.is_nan());
     assert!(
@@ -270,14 +278,14 @@ fn a_gradient_that_is_not_finite_shows_in_the_norm() {
         state.weights[1].isnan().sum(Kind::Int64).int64_value(&[]),
         1
     );
-    // Squares beyond float32's range do not make a norm that is.
+    // The norm is finite even if the squares exceed float32's range.
     let (norm, state) = with_gradient(1e30);
     assert!((norm / 1e30 - 1.0).abs() < 1e-6, "{norm}");
     assert_eq!(state.weights[1].isfinite().all().int64_value(&[]), 1);
 }
 
 #[test]
-fn what_has_no_fused_form_stays_as_it_was() {
+fn unsupported_operands_are_not_changed() {
     let gradients =
         |state: &State| -> Vec<Tensor> { state.weights.iter().map(Tensor::ones_like).collect() };
     let refused = |state: &State, gradients: &[Tensor], averages| {
@@ -308,7 +316,7 @@ fn what_has_no_fused_form_stays_as_it_was() {
 }
 
 #[test]
-fn a_weight_that_is_given_twice_is_refused() {
+fn the_same_weight_twice_is_refused() {
     let state = State::new(0, false, CPU);
     let gradients: Vec<Tensor> = state.weights.iter().map(Tensor::ones_like).collect();
     let (mut operands, mut again) = (state.operands(&gradients), state.operands(&gradients));
@@ -318,7 +326,7 @@ fn a_weight_that_is_given_twice_is_refused() {
 }
 
 #[test]
-fn emulated_cuda_kernels_equal_the_composition() {
+fn emulated_cuda_kernels_equal_the_composed_update() {
     let kernels = Kernels::emulate(&program().unwrap()).unwrap();
     let table = PointerTable::default();
     assert_agrees(CPU, 3e-6, |state, gradients, update| {
@@ -347,7 +355,7 @@ mod needs_cuda {
 
     #[test]
     #[ignore = "needs a CUDA device: `cargo xtask test --cuda`"]
-    fn a_cuda_device_computes_what_the_composition_does() {
+    fn cuda_kernels_equal_the_composed_update() {
         device::load_cuda().unwrap();
         assert_agrees(Device::Cuda(0), 3e-6, swept);
     }

@@ -1,21 +1,21 @@
-// Norm of all gradients, clipping, AdamW and moving averages over a list of weights. The formulas are those of
-// `kernel.rs`. A block works on CHUNK elements of one weight; sums are of chunks first, then of the chunks in a
-// fixed order, so that they have the same bits each time. The norm stays on the device.
+// Norm of all gradients, clipping, AdamW and moving averages for a list of weights. The formulas are those of
+// `kernel.rs`. A block works on CHUNK elements of one weight. Sums are computed within chunks first, then over the
+// chunks in a fixed order, so that the result is always the same. The norm stays on the device.
 //
-// Defined besides the prelude's: CHUNK. What the prelude calls a token is what a block works on at once.
+// Macros besides those of the prelude: CHUNK. A token of the prelude is here the part that a block reads at once.
 #include "prelude.cuh"
 
-// A weight's row of the table: addresses, 0 for what it does not have, and the number of its elements. The
-// gradient is bf16 where there is a copy.
+// A weight's row of the table: addresses, 0 for a tensor that does not exist, and the number of elements. The
+// gradient is bf16 if there is a copy.
 struct Row {
   long long gradient, weight, exp_avg, exp_avg_sq, first_average, second_average, copy, count;
 };
 
-template <typename T> __device__ inline T *at(long long address, size_t offset) {
+template <typename T> __device__ inline T *pointer_at(long long address, size_t offset) {
   return address ? reinterpret_cast<T *>(address) + offset : nullptr;
 }
 
-// The block's part of a weight: `chunks` has the row, and which of its chunks.
+// The block's part of a weight. For each block, `chunks` holds the row of the weight and the chunk's index within it.
 struct Part {
   const Row &row;
   size_t offset;
@@ -28,7 +28,7 @@ struct Part {
 };
 
 template <typename G> __device__ inline float sum_of_squares(const Part &part) {
-  const G *gradient = at<const G>(part.row.gradient, part.offset);
+  const G *gradient = pointer_at<const G>(part.row.gradient, part.offset);
   const int vectors = part.count / VEC;
   float sum = 0;
   for (int vector = threadIdx.x; vector < vectors; vector += BLOCK) {
@@ -43,7 +43,7 @@ template <typename G> __device__ inline float sum_of_squares(const Part &part) {
   return sum;
 }
 
-// The squared norm of each chunk's gradient.
+// Writes the squared gradient norm of each chunk to `sums`.
 KERNEL(squared_norms, (const Row *rows, const int *chunks, float *sums)) {
   const Part part(rows, chunks);
   float sum[1] = {part.row.copy ? sum_of_squares<bf16>(part) : sum_of_squares<float>(part)};
@@ -52,14 +52,14 @@ KERNEL(squared_norms, (const Row *rows, const int *chunks, float *sums)) {
     sums[blockIdx.x] = sum[0];
 }
 
-// `norm` takes the norm of all gradients, and what they are scaled with; one block. A norm that is not a
-// number makes a factor that is not.
+// Writes the norm of all gradients to `norm[0]` and the clipping factor to `norm[1]`. Runs in one block. If the norm
+// is NaN, so is the factor.
 KERNEL(total_norm, (const float *sums, float *norm, int count, float max_norm)) {
   __shared__ double parts[BLOCK];
-  double own = 0;
+  double part_sum = 0;
   for (int i = threadIdx.x; i < count; i += BLOCK)
-    own += sums[i];
-  parts[threadIdx.x] = own;
+    part_sum += sums[i];
+  parts[threadIdx.x] = part_sum;
   for (int half = BLOCK / 2; half > 0; half /= 2) {
     __syncthreads();
     if (threadIdx.x < half)
@@ -72,28 +72,30 @@ KERNEL(total_norm, (const float *sums, float *norm, int count, float max_norm)) 
   }
 }
 
-// Factors of a step, as in `mod.rs`.
+// The factors of a step; see `Factors` in `mod.rs`.
 struct Factors {
   float clip, first, keep_second, second, second_correction, eps, decay, rate;
 };
 
-__device__ inline void adamw(float g, float &w, float &m, float &v, const Factors &by) {
-  g *= by.clip;
-  // The interpolation starts from its nearer end.
-  m = by.first < 0.5f ? m + by.first * (g - m) : g + (by.first - 1) * (g - m);
-  v = by.keep_second * v + by.second * g * g;
-  w = by.decay * w + by.rate * m / (sqrtf(v) / by.second_correction + by.eps);
+__device__ inline void adamw(float g, float &w, float &m, float &v, const Factors &factors) {
+  g *= factors.clip;
+  // The interpolation starts from the nearer end.
+  m = factors.first < 0.5f ? m + factors.first * (g - m) : g + (factors.first - 1) * (g - m);
+  v = factors.keep_second * v + factors.second * g * g;
+  w = factors.decay * w + factors.rate * m / (sqrtf(v) / factors.second_correction + factors.eps);
 }
 
 template <typename G>
-__device__ inline void update_part(const Part &part, const Factors &by, const float (&keep)[2], const float (&add)[2]) {
+__device__ inline void update_part(const Part &part, const Factors &factors, const float (&keep)[2],
+                                   const float (&add)[2]) {
   const Row &row = part.row;
-  const G *gradient = at<const G>(row.gradient, part.offset);
-  float *weight = at<float>(row.weight, part.offset);
-  float *exp_avg = at<float>(row.exp_avg, part.offset);
-  float *exp_avg_sq = at<float>(row.exp_avg_sq, part.offset);
-  float *averages[2] = {at<float>(row.first_average, part.offset), at<float>(row.second_average, part.offset)};
-  bf16 *copy = at<bf16>(row.copy, part.offset);
+  const G *gradient = pointer_at<const G>(row.gradient, part.offset);
+  float *weight = pointer_at<float>(row.weight, part.offset);
+  float *exp_avg = pointer_at<float>(row.exp_avg, part.offset);
+  float *exp_avg_sq = pointer_at<float>(row.exp_avg_sq, part.offset);
+  float *averages[2] = {pointer_at<float>(row.first_average, part.offset),
+                        pointer_at<float>(row.second_average, part.offset)};
+  bf16 *copy = pointer_at<bf16>(row.copy, part.offset);
   const int vectors = part.count / VEC;
   for (int vector = threadIdx.x; vector < vectors; vector += BLOCK) {
     float g[VEC], w[VEC], m[VEC], v[VEC];
@@ -103,7 +105,7 @@ __device__ inline void update_part(const Part &part, const Factors &by, const fl
     load(exp_avg_sq, vector, v);
 #pragma unroll
     for (int i = 0; i < VEC; ++i)
-      adamw(g[i], w[i], m[i], v[i], by);
+      adamw(g[i], w[i], m[i], v[i], factors);
     store(weight, vector, w);
     store(exp_avg, vector, m);
     store(exp_avg_sq, vector, v);
@@ -122,7 +124,7 @@ __device__ inline void update_part(const Part &part, const Factors &by, const fl
       store(copy, vector, w);
   }
   for (int i = vectors * VEC + threadIdx.x; i < part.count; i += BLOCK) {
-    adamw(widen(gradient[i]), weight[i], exp_avg[i], exp_avg_sq[i], by);
+    adamw(widen(gradient[i]), weight[i], exp_avg[i], exp_avg_sq[i], factors);
     for (int n = 0; n < 2; ++n)
       if (averages[n])
         averages[n][i] = averages[n][i] * keep[n] + add[n] * weight[i];
@@ -135,10 +137,10 @@ KERNEL(update, (const Row *rows, const int *chunks, const float *norm, float fir
                 float second, float second_correction, float eps, float decay, float rate, float keep0,
                 float add0, float keep1, float add1)) {
   const Part part(rows, chunks);
-  const Factors by = {norm[1], first, keep_second, second, second_correction, eps, decay, rate};
+  const Factors factors = {norm[1], first, keep_second, second, second_correction, eps, decay, rate};
   const float keep[2] = {keep0, keep1}, add[2] = {add0, add1};
   if (part.row.copy)
-    update_part<bf16>(part, by, keep, add);
+    update_part<bf16>(part, factors, keep, add);
   else
-    update_part<float>(part, by, keep, add);
+    update_part<float>(part, factors, keep, add);
 }

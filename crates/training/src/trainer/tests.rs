@@ -1,11 +1,14 @@
+//! Bfloat16 copies of the weights, and the readback of figures.
+
 use diffusion::objective::meanflow::MeanFlow;
 use diffusion::objective::velocity::Velocity;
 use diffusion::objective::x_prediction::XPrediction;
 use diffusion::samplers::Method;
 
 use super::*;
-use crate::Precision;
+use crate::TrainPrecision;
 
+/// Width of the encoder's tokens.
 const WIDTH: i64 = 24;
 
 fn config(model: &str, objective: Objective) -> Config {
@@ -14,10 +17,10 @@ fn config(model: &str, objective: Objective) -> Config {
     config.objective = objective;
     config.data.resolution = 16;
     config.train.batch_size = 4;
-    config.train.precision = Precision::Bf16;
+    config.train.precision = TrainPrecision::Bf16;
     config.train.ema_decay = 0.9;
     config.optimizer.lr = 1e-3;
-    config.alignment.encoder = "given".to_owned();
+    config.alignment.encoder = "random".to_owned();
     config.sample.sampler.method = Method::Euler;
     config
 }
@@ -27,7 +30,7 @@ fn inputs(grid: i64) -> Inputs {
         device: Device::Cpu,
         num_classes: 10,
         encoders: vec![EncoderShape {
-            name: "given".to_owned(),
+            name: "random".to_owned(),
             width: WIDTH,
             grid: (grid, grid),
         }],
@@ -35,7 +38,7 @@ fn inputs(grid: i64) -> Inputs {
     }
 }
 
-/// A batch and its tokens.
+/// Returns a random batch and its tokens.
 fn batch(step: u64, grid: i64) -> (DeviceBatch, Tensor) {
     let mut generator = Generator::new(Device::Cpu, step).unwrap();
     let pixels = generator.randn(&[4, 3, 16, 16], Kind::Float).unwrap() * 60.0 + 128.0;
@@ -51,7 +54,7 @@ fn batch(step: u64, grid: i64) -> (DeviceBatch, Tensor) {
     (batch, tokens.unwrap())
 }
 
-/// Figures of some steps, and the checkpoint after them.
+/// Runs `steps` steps. Returns their figures, and the checkpoint after them.
 fn outcome(trainer: &mut Trainer, steps: u64) -> (Vec<StepMetrics>, Checkpoint) {
     let (rows, _) = trainer.model.network.denoiser().token_grid();
     let first = trainer.steps_done();
@@ -81,7 +84,7 @@ fn assert_same(left: &(Vec<StepMetrics>, Checkpoint), right: &(Vec<StepMetrics>,
 }
 
 #[test]
-fn bfloat16_copies_train_with_the_bits_of_autocast() {
+fn training_with_bfloat16_copies_equals_training_with_autocast() {
     for (model, grid, objective) in [
         ("SiT-XS/4", 4, Objective::Velocity(Velocity::default())),
         ("SiT-XS/4", 4, Objective::Meanflow(MeanFlow::default())),
@@ -92,7 +95,7 @@ fn bfloat16_copies_train_with_the_bits_of_autocast() {
         ),
     ] {
         let config = config(model, objective);
-        let [copies, casts] = [copies(&config), None].map(|copies| {
+        let [copies, casts] = [dtype_of_copies(&config), None].map(|copies| {
             let mut trainer = Trainer::with_copies(&config, inputs(grid), copies).unwrap();
             let entries = trainer.model.params.entries();
             let copied = entries.iter().filter(|param| param.copy.is_some()).count();
@@ -105,7 +108,7 @@ fn bfloat16_copies_train_with_the_bits_of_autocast() {
 }
 
 #[test]
-fn copies_follow_weights_that_come_from_outside() {
+fn copies_follow_loaded_weights() {
     let config = config("SiT-XS/4", Objective::default());
     let mut whole = Trainer::new(&config, inputs(4)).unwrap();
     let (_, halfway) = outcome(&mut whole, 2);
@@ -117,7 +120,7 @@ fn copies_follow_weights_that_come_from_outside() {
     };
     let end = outcome(&mut whole, 2);
 
-    // Other weights than those of the seed, which are overwritten.
+    // Another seed, so that the initial weights differ from the loaded ones.
     let mut other = config.clone();
     other.train.seed = 1;
     let mut resumed = Trainer::new(&other, inputs(4)).unwrap();
@@ -138,18 +141,18 @@ fn copied(tensors: &[(String, Tensor)]) -> Vec<(String, Tensor)> {
 }
 
 #[test]
-fn weights_are_cast_where_gradients_add_up() {
+fn only_single_pass_fused_bfloat16_training_has_copies() {
     let plain = config("SiT-XS/4", Objective::default());
-    assert_eq!(copies(&plain), Some(Kind::BFloat16));
+    assert_eq!(dtype_of_copies(&plain), Some(Kind::BFloat16));
     let change = |change: fn(&mut Config)| {
         let mut changed = plain.clone();
         change(&mut changed);
-        copies(&changed)
+        dtype_of_copies(&changed)
     };
     assert_eq!(change(|config| config.train.accumulation = 2), None);
     assert_eq!(change(|config| config.train.fused = false), None);
     assert_eq!(
-        change(|config| config.train.precision = Precision::Fp32),
+        change(|config| config.train.precision = TrainPrecision::Fp32),
         None
     );
     assert_eq!(
@@ -159,7 +162,7 @@ fn weights_are_cast_where_gradients_add_up() {
 }
 
 #[test]
-fn what_a_model_keeps_is_float32() {
+fn saved_weights_are_float32() {
     let trainer = Trainer::new(&config("SiT-XS/4", Objective::default()), inputs(4)).unwrap();
     for (name, tensor) in trainer.params().state_dict() {
         assert_eq!(tensor.kind(), Kind::Float, "{name}");
@@ -167,33 +170,32 @@ fn what_a_model_keeps_is_float32() {
 }
 
 thread_local! {
-    static BEGUN: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+    static READBACKS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
 }
 
-/// As a device's copy: taken when it is begun, whatever happens to the tensor later. It is told by a denoising loss
-/// that is the number of the copy.
+/// Copies the figures when it is called, as a device would, and writes the number of the copy as the denoising loss.
 fn counted(figures: &Tensor) -> Result<Readback, TorchError> {
-    BEGUN.set(BEGUN.get() + 1);
+    READBACKS.set(READBACKS.get() + 1);
     let copy = figures.copy();
-    let _filled = copy.narrow(0, 1, 1).fill_(BEGUN.get() as f64);
+    let _filled = copy.narrow(0, 1, 1).fill_(READBACKS.get() as f64);
     Readback::begin(&copy)
 }
 
 #[test]
-fn a_steps_figures_are_on_their_way_before_the_next_step_is_queued() {
+fn the_copy_of_a_steps_figures_begins_before_the_next_step_is_queued() {
     let mut trainer = Trainer::new(&config("SiT-XS/4", Objective::default()), inputs(4)).unwrap();
     trainer.read_back = counted;
     for step in 0..3 {
         let (batch, tokens) = batch(step, 4);
-        let before = trainer.step(&batch, &[tokens]).unwrap();
-        // One copy a step, begun with it, and not when the figures are asked for.
-        assert_eq!(BEGUN.get(), step + 1);
+        let previous = trainer.step(&batch, &[tokens]).unwrap();
+        // Each step begins one copy itself, instead of when the figures are read.
+        assert_eq!(READBACKS.get(), step + 1);
         assert_eq!(
-            before.map(|metrics| metrics.denoising_loss),
+            previous.map(|metrics| metrics.denoising_loss),
             (step > 0).then_some(step as f64)
         );
     }
     let last = trainer.finish_step().unwrap().unwrap();
     assert_eq!((last.step, last.denoising_loss), (3, 3.0));
-    assert_eq!((BEGUN.get(), trainer.finish_step().unwrap()), (3, None));
+    assert_eq!((READBACKS.get(), trainer.finish_step().unwrap()), (3, None));
 }

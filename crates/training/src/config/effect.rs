@@ -1,4 +1,4 @@
-//! What each setting shapes, and the hashes that follow from it.
+//! The effect of each setting on weights and results, and the hashes of a configuration.
 
 use files::Checksum;
 use serde_json::{Map, Value};
@@ -6,28 +6,28 @@ use serde_json::{Map, Value};
 use super::Config;
 use crate::learning_rate::Schedule;
 
-/// What a setting shapes.
+/// What a setting affects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shapes {
-    /// The trained weights, and all that is measured of them. A setting that is not named here is taken for one.
+pub enum SettingEffect {
+    /// The trained weights, and so all results. This is the default for a setting in neither list below.
     Weights,
-    /// What is drawn, measured or logged, and not the weights.
+    /// Samples, measurements or logs, but not the weights.
     Results,
-    /// Neither: where files are, whose content has a checksum, how fast a run is, what it keeps, and when it gives up.
+    /// Neither: paths of files with a checksum, speed, what a run keeps, and when it stops with an error.
     Nothing,
 }
 
-/// Settings and sections that shape results only.
+/// Settings and sections that affect only results.
 const RESULTS: [&str; 5] = [
     "data.reference_split",
     "evaluate",
     "sample",
-    // The losses of a result are means of the last lines.
+    // The losses of a result are means over the last lines.
     "train.log_every",
     "train.steps",
 ];
 
-/// Settings that shape neither weights nor results.
+/// Settings that affect neither weights nor results.
 const NOTHING: [&str; 16] = [
     "data.encode_ahead",
     "data.latent_cache",
@@ -48,40 +48,40 @@ const NOTHING: [&str; 16] = [
 ];
 
 impl Config {
-    /// What the setting `key`, such as `train.steps`, shapes in this configuration.
-    pub fn shapes(&self, key: &str) -> Shapes {
-        // A cosine ends with the run: a longer run is another one.
+    /// Returns what the setting `key`, such as `train.steps`, affects in this configuration.
+    pub fn effect_of(&self, key: &str) -> SettingEffect {
+        // A cosine schedule ends with the run, so a longer run has other weights.
         if key == "train.steps" && self.optimizer.schedule == Schedule::Cosine {
-            return Shapes::Weights;
+            return SettingEffect::Weights;
         }
         let is_of = |part: &str| {
             key.strip_prefix(part)
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
         };
         if NOTHING.iter().any(|part| is_of(part)) {
-            Shapes::Nothing
+            SettingEffect::Nothing
         } else if RESULTS.iter().any(|part| is_of(part)) {
-            Shapes::Results
+            SettingEffect::Results
         } else {
-            Shapes::Weights
+            SettingEffect::Weights
         }
     }
 
-    /// Hash of everything that shapes the trained weights: a checkpoint of another hash is not resumed. A finished run can
-    /// be made longer, unless its learning rate ends with it.
+    /// Returns the hash of everything that affects the trained weights. A run does not resume from a checkpoint with
+    /// another hash. A finished run can be made longer, unless its learning-rate schedule ends with it.
     ///
-    /// `identity` stands for the inputs: the data set's fingerprint instead of its path, the encoders' and the
-    /// autoencoder's checksums, and how caches round what they give.
+    /// `identity` identifies the inputs: the data set's fingerprint instead of its path, the checksums of encoders and
+    /// autoencoder, and the dtypes of caches.
     pub fn training_hash(&self, identity: &str) -> String {
-        self.hash_of(identity, |shapes| shapes == Shapes::Weights)
+        self.hash_of(identity, |effect| effect == SettingEffect::Weights)
     }
 
-    /// Hash of everything that shapes the results: a finished run of the same hash need not be run again.
+    /// Returns the hash of everything that affects the results. A finished run with the same hash need not run again.
     pub fn hash(&self, identity: &str) -> String {
-        self.hash_of(identity, |shapes| shapes != Shapes::Nothing)
+        self.hash_of(identity, |effect| effect != SettingEffect::Nothing)
     }
 
-    /// The settings by their dotted keys. A list is one setting.
+    /// Returns the settings by their dotted keys. A list is one setting.
     pub fn settings(&self) -> Vec<(String, Value)> {
         let mut found = Vec::new();
         // A struct of plain fields always serialises.
@@ -91,11 +91,11 @@ impl Config {
         found
     }
 
-    fn hash_of(&self, identity: &str, counts: impl Fn(Shapes) -> bool) -> String {
+    fn hash_of(&self, identity: &str, counts: impl Fn(SettingEffect) -> bool) -> String {
         let settings: Map<String, Value> = self
             .settings()
             .into_iter()
-            .filter(|(key, _)| counts(self.shapes(key)))
+            .filter(|(key, _)| counts(self.effect_of(key)))
             .collect();
         let text = Value::Object(settings).to_string();
         let mut hash = Checksum::of(format!("{identity}\n{text}").as_bytes()).sha256;

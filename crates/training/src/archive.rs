@@ -1,4 +1,4 @@
-//! What a run's folder held before: it is kept in `before/N`, never overwritten.
+//! Keeps the previous contents of a run's folder in `before/N`, so that no run overwrites another.
 
 use std::fs;
 use std::io;
@@ -7,30 +7,31 @@ use std::path::{Path, PathBuf};
 use crate::EventLog;
 use crate::checkpoint::{self, CHECKPOINTS, CheckpointError};
 
-/// Where it is kept, in a run's folder.
+/// The archive's folder inside a run's folder.
 const BEFORE: &str = "before";
-/// A run's files and folders beside its checkpoints.
+/// A run's files and folders besides its checkpoints.
 const FILES: [&str; 4] = ["config.toml", "metrics.jsonl", "result.json", "samples"];
 
-/// Makes room in a run's folder for a run that resumes from `step`, or begins, without losing what is there, and
-/// returns the folder `before/N` that keeps it:
+/// Prepares a run's folder for a run that resumes from `step`, or that starts anew if it is `None`. Files that the new
+/// run would overwrite are moved to a new folder `before/N`, which is returned:
 ///
-/// - for a run that begins, the files, samples and checkpoints of the run that is there, if it got as far as a logged
-///   step, a sample, a checkpoint or a result;
-/// - for a run that resumes, checkpoints after that step, which are damaged or of another run, with copies of the files.
+/// - for a run that starts anew, the files, samples and checkpoints of the previous run, if it has a logged step, a
+///   sample, a checkpoint or a result;
+/// - for a run that resumes, the checkpoints after `step`, which are damaged or belong to another run, with copies of
+///   the files.
 ///
 /// # Errors
-/// The folder cannot be read, or the system refused to move something.
+/// The folder cannot be read, or a file or folder cannot be moved.
 pub fn set_aside(run: &Path, step: Option<u64>) -> Result<Option<PathBuf>, CheckpointError> {
     let checkpoints = run.join(CHECKPOINTS);
-    let mut foreign = checkpoint::list(&checkpoints)?;
+    let mut unused = checkpoint::list(&checkpoints)?;
     if let Some(step) = step {
-        foreign.retain(|path| checkpoint::step_of(path) > Some(step));
+        unused.retain(|path| checkpoint::step_of(path) > Some(step));
     }
     let files = files(run)?;
     let is_worth_keeping = match step {
-        Some(_) => !foreign.is_empty(),
-        None => !foreign.is_empty() || holds_results(run, &files)?,
+        Some(_) => !unused.is_empty(),
+        None => !unused.is_empty() || holds_results(run, &files)?,
     };
     if !is_worth_keeping {
         return Ok(None);
@@ -44,19 +45,19 @@ pub fn set_aside(run: &Path, step: Option<u64>) -> Result<Option<PathBuf>, Check
         }
     }
     let kept = before.join(CHECKPOINTS);
-    if !foreign.is_empty() {
+    if !unused.is_empty() {
         fs::create_dir(&kept).map_err(|e| CheckpointError::io("create", &kept, e))?;
     }
-    // Last: as long as they are here, what was broken off is done again.
-    for path in foreign {
+    // The checkpoints are moved last: if this is interrupted, they are still in place and the next call repeats it.
+    for path in unused {
         rename(&path, &kept.join(path.file_name().unwrap_or_default()))?;
     }
     sync(&before)?;
     Ok(Some(before))
 }
 
-/// Copies a run's files and samples to a new `before/N`, where they are about to be replaced by those of the same run
-/// made longer or measured otherwise. Its checkpoints are not copied.
+/// Copies a run's files and samples to a new folder `before/N`, which it returns. Call it before the same run replaces
+/// them because it was made longer or is measured otherwise. Checkpoints are not copied.
 ///
 /// # Errors
 /// The folder cannot be read, or a copy cannot be written.
@@ -70,15 +71,15 @@ pub fn keep_copies(run: &Path) -> Result<PathBuf, CheckpointError> {
     Ok(before)
 }
 
-/// What is there of [`FILES`], and event files.
+/// Returns the existing files and folders of [`FILES`], and the event files.
 fn files(run: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     let failed = |e| CheckpointError::io("read", run, e);
     let mut found = Vec::new();
     for entry in fs::read_dir(run).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();
-        let is_own = FILES.iter().any(|own| name == *own)
+        let is_file_of_run = FILES.iter().any(|file| name == *file)
             || name.to_string_lossy().starts_with(EventLog::NAME_START);
-        if is_own {
+        if is_file_of_run {
             found.push(run.join(name));
         }
     }
@@ -86,7 +87,7 @@ fn files(run: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     Ok(found)
 }
 
-/// Whether there is more than what every run begins with: its configuration, and logs without entries.
+/// Whether a run's folder holds more than its configuration and empty logs, with which every run starts.
 fn holds_results(run: &Path, files: &[PathBuf]) -> Result<bool, CheckpointError> {
     for path in files {
         let failed = |e| CheckpointError::io("read", path, e);
@@ -128,7 +129,7 @@ fn rename(from: &Path, to: &Path) -> Result<(), CheckpointError> {
     fs::rename(from, to).map_err(|e| CheckpointError::io("rename to", to, e))
 }
 
-/// Copies a file, or a folder of files.
+/// Copies a file, or a folder with its contents.
 fn copy(from: &Path, to: &Path) -> Result<(), CheckpointError> {
     let failed = |e| CheckpointError::io("write", to, e);
     if !fs::metadata(from)
