@@ -185,7 +185,7 @@ impl Inception {
     }
 
     fn features_of_chunk(&self, images: &Tensor) -> Result<InceptionFeatures, EncoderError> {
-        let output_error = |found: String| EncoderError::Features {
+        let output_error = |found: String| EncoderError::InceptionOutput {
             name: self.spec.name.clone(),
             found,
         };
@@ -276,7 +276,7 @@ impl Inception {
             }
             let difference = relative(tensor, index, values)?;
             if difference.is_nan() || difference > TOLERANCE {
-                return Err(EncoderError::NotPythons {
+                return Err(EncoderError::ReferenceMismatch {
                     name: name(),
                     what,
                     difference,

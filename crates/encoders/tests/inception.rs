@@ -81,13 +81,16 @@ fn a_file_that_is_not_what_its_sidecar_says_is_refused() {
         |change: &dyn Fn(String) -> String| load(copy(change).path()).unwrap_err().to_string();
     let found = message(&|text| text.replace("pool = 12", "pool = 13"));
     assert!(
-        found.contains("pooled features has shape [4, 12], declared is [4, 13]"),
+        found.contains("pooled features is [4, 12], but the sidecar declares [4, 13]"),
         "{found}"
     );
     let found = message(&|text| text.replace("sha256 = \"", "sha256 = \"0"));
-    assert!(found.contains("damaged or another file"), "{found}");
+    assert!(found.contains("damaged or not the file"), "{found}");
     let found = message(&|text| text.replace("side = 80", "side = 81"));
-    assert!(found.contains("from what Python computed"), "{found}");
+    assert!(
+        found.contains("from the values that Python computed"),
+        "{found}"
+    );
     let found = message(&|text| text.replace("pool_index = [0,", "pool_index = [99,"));
     assert!(
         found.contains("positions of the pooled features"),
@@ -113,7 +116,7 @@ fn images_of_another_kind_are_refused() {
     let floats = Tensor::zeros([1, 3, 8, 8], (Kind::Float, Device::Cpu));
     assert!(matches!(
         inception.features(&floats),
-        Err(EncoderError::Images { .. })
+        Err(EncoderError::InvalidImages { .. })
     ));
 }
 

@@ -89,5 +89,8 @@ fn at_512_pixels_the_grid_of_sift_is_twice_as_fine() {
 fn images_of_another_kind_are_refused() {
     let images = Tensor::zeros([2, 3, 64, 64], (Kind::Float, Device::Cpu));
     let error = load("hog").encode(&images).unwrap_err();
-    assert!(matches!(error, EncoderError::Images { .. }), "{error}");
+    assert!(
+        matches!(error, EncoderError::InvalidImages { .. }),
+        "{error}"
+    );
 }

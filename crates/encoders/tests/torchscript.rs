@@ -287,7 +287,10 @@ fn images_that_are_not_rgb_bytes_are_refused() {
         Tensor::zeros([0, 3, 16, 16], (Kind::Uint8, Device::Cpu)),
     ] {
         let error = encoder.encode(&images).unwrap_err();
-        assert!(matches!(error, EncoderError::Images { .. }), "{error}");
+        assert!(
+            matches!(error, EncoderError::InvalidImages { .. }),
+            "{error}"
+        );
     }
 }
 
