@@ -240,7 +240,7 @@ fn a_cache_of_something_else_is_refused_with_what_differs() {
             other,
             layout(encoder.as_ref(), Precision::Fp16),
         );
-        assert!(matches!(writer, Err(CacheError::Other { .. })), "{word}");
+        assert!(matches!(writer, Err(CacheError::Mismatch { .. })), "{word}");
     }
     let mut preprocessing = ours.clone();
     preprocessing.preprocessing.antialias = !preprocessing.preprocessing.antialias;
@@ -292,7 +292,7 @@ fn damaged_files_are_named() {
     }
     fs::write(&path, b"{\"not\": \"safetensors\"} ".repeat(200)).unwrap();
     let error = refusal(folder.path(), &key(encoder.as_ref()));
-    assert!(error.contains("no safetensors file"), "{error}");
+    assert!(error.contains("not a safetensors file"), "{error}");
     fs::copy(shard(folder.path(), 0), &path).unwrap();
     let error = refusal(folder.path(), &key(encoder.as_ref()));
     assert!(error.contains("another cache"), "{error}");
@@ -471,7 +471,7 @@ fn moments_come_back_to_the_bit_as_images() {
     let error = FeatureCache::open(folder.path(), &tokens, false).unwrap_err();
     let error = error.to_string();
     assert!(
-        error.contains("what it holds is moments there and tokens here"),
+        error.contains("the kind of features is moments, expected tokens"),
         "{error}"
     );
     let error = FeatureCache::open(&folder.path().join("none"), &key, false).unwrap_err();
