@@ -93,7 +93,7 @@ fn a_file_that_is_not_what_its_sidecar_says_is_refused() {
     );
     let found = message(&|text| text.replace("pool_index = [0,", "pool_index = [99,"));
     assert!(
-        found.contains("positions of the pooled features"),
+        found.contains("positions outside of the pooled features"),
         "{found}"
     );
     let found = message(&|text| format!("colour = 1\n{text}"));
