@@ -217,7 +217,8 @@ pub enum EncoderError {
 
     /// The encoder does not resize, and the images have another size.
     #[error(
-        "encoder {name} requires images of {wanted} x {wanted} pixels and does not resize them; found {height} x {width}"
+        "encoder {name} requires images of {wanted} x {wanted} pixels and does not resize them; found \
+         {height} x {width}"
     )]
     Size {
         /// The encoder.

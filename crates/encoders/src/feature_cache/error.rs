@@ -90,7 +90,8 @@ pub enum CacheError {
 
     /// The disk has less free space than the cache needs.
     #[error(
-        "{} needs {} more, but only {} are free; --dtype fp16 takes half the space of fp32, and --out selects another disk",
+        "{} needs {} more, but only {} are free; --dtype fp16 takes half the space of fp32, and --out selects \
+         another disk",
         folder.display(), format_bytes(*needed), format_bytes(*free)
     )]
     InsufficientSpace {
