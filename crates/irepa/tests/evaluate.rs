@@ -521,9 +521,9 @@ fn fewer_samples_than_features_are_warned_of() {
     assert_eq!(report["warnings"].as_array().unwrap().len(), 1);
     bench.npz("one.npz", &all.select(Axis(0), &[0]));
     let outcome = bench.evaluate(&["one.npz", "--reference", "real.npz"]);
-    outcome.expect(1, &["1 of the at least 2 samples"]);
+    outcome.expect(1, &["at least 2 samples, but has 1"]);
     let outcome = bench.evaluate(&["fake.npz", "--reference", "one.npz"]);
-    outcome.expect(1, &["1 of the at least 2 samples"]);
+    outcome.expect(1, &["at least 2 samples, but has 1"]);
 }
 
 fn case(name: &str) -> String {

@@ -120,7 +120,8 @@ fn bad_input_is_refused() {
     assert!(fit(&features, &array![0, -1], 2, &options).contains("is -1"));
     assert!(fit(&features, &labels, 1, &options).contains("number of classes is 1"));
     assert!(
-        fit(&Array2::zeros((0, 2)), &array![], 2, &options).contains("0 of the at least 1 samples")
+        fit(&Array2::zeros((0, 2)), &array![], 2, &options)
+            .contains("at least 1 samples, but has 0")
     );
     assert!(fit(&array![[1.0, f32::NAN], [0.0, 1.0]], &labels, 2, &options).contains("NaN"));
     for options in [
