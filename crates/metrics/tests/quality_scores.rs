@@ -126,7 +126,7 @@ fn sorted_samples_are_told_from_samples_in_random_order() {
     };
     let sorted = certain(&|n| n / 10);
     assert!((sorted.mean - 500.0).abs() < 1e-6, "{}", sorted.mean);
-    assert!(sorted.is_of_sorted_samples());
+    assert!(sorted.is_biased_by_order());
     // Of 5000 of the samples in random order each class has about five, which costs a few percent.
     let shuffled = sorted.shuffled.unwrap().mean;
     assert!((900.0..1000.0).contains(&shuffled), "{shuffled}");
@@ -134,17 +134,17 @@ fn sorted_samples_are_told_from_samples_in_random_order() {
     let mut order: Vec<usize> = (0..10_000).collect();
     order.shuffle(&mut ChaCha8Rng::seed_from_u64(7));
     let random_order = certain(&|n| order[n] / 10);
-    assert!(!random_order.is_of_sorted_samples());
+    assert!(!random_order.is_biased_by_order());
     let expected = random_order.mean;
     assert!((shuffled - expected).abs() < 0.01 * expected, "{shuffled}");
     // As `runner sample` draws: one of each class in turn.
-    assert!(!certain(&|n| n % 1000).is_of_sorted_samples());
+    assert!(!certain(&|n| n % 1000).is_biased_by_order());
 
     // Few samples, few classes: chance alone is no order.
     for seed in 0..20 {
         let logits = random(70, 5, seed);
         let score = inception_score(logits.view(), Splits::Size(20)).unwrap();
-        assert!(!score.is_of_sorted_samples(), "{score:?}");
+        assert!(!score.is_biased_by_order(), "{score:?}");
     }
     let one = inception_score(random(70, 5, 0).view(), Splits::ADM).unwrap();
     assert_eq!(one.shuffled, None);
