@@ -16,7 +16,7 @@ pub struct Line {
 
 impl Line {
     /// Returns `y` at `x`.
-    pub fn at(&self, x: f64) -> f64 {
+    pub fn evaluate(&self, x: f64) -> f64 {
         self.slope * x + self.intercept
     }
 }

@@ -78,7 +78,7 @@ impl Centred {
             return Err(MetricsError::OutOfRange {
                 what,
                 found: scale,
-                allowed: "values whose spread is within the range of float64",
+                allowed: "limited to a spread within the range of float64",
             });
         }
         let divisor = if scale == 0.0 { 1.0 } else { scale };
