@@ -135,7 +135,7 @@ pub struct EncoderSpec {
     /// Dtype of the weights in the file; they are cast on loading if another precision is
     /// requested.
     #[serde(default)]
-    pub dtype: Dtype,
+    pub dtype: WeightDtype,
     /// Side in pixels of the images that the file was exported for, 256 or a multiple of it;
     /// `None` if it accepts any size.
     #[serde(default)]
@@ -153,10 +153,10 @@ pub struct EncoderSpec {
     pub reference: Option<Reference>,
 }
 
-/// Dtype of the weights in a file.
+/// Dtype of the weights in an encoder file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Dtype {
+pub enum WeightDtype {
     /// float32.
     #[default]
     Float32,

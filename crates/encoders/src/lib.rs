@@ -65,7 +65,7 @@ mod repeatable;
 mod torchscript;
 
 pub use catalogue::{KnownEncoder, catalogue, known};
-pub use encoder::{Dtype, Encoder, EncoderSpec, Grid, Tokens};
+pub use encoder::{Encoder, EncoderSpec, Grid, Tokens, WeightDtype};
 pub use error::EncoderError;
 pub use inception::{Inception, InceptionFeatures, InceptionReference, InceptionSpec};
 pub use precision::Precision;

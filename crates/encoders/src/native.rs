@@ -6,7 +6,7 @@ use ndarray::{Array3, Array4};
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::classic::{ClassicError, HogConfig, SIFT_DIM, SIFT_STRIDE, hog, sift, sift_opencv};
-use crate::encoder::{Dtype, check_images};
+use crate::encoder::{WeightDtype, check_images};
 use crate::{Encoder, EncoderError, EncoderSpec, Grid, Preprocessing, Tokens};
 
 /// Side in pixels of the images at the study's base resolution.
@@ -82,7 +82,7 @@ impl Native {
                 prefix_tokens: 0,
                 params_m: None,
                 depth: None,
-                dtype: Dtype::Float32,
+                dtype: WeightDtype::Float32,
                 resolution: None,
                 input_size,
                 input_sizes: BTreeMap::new(),
