@@ -146,15 +146,15 @@ mod tests {
     fn the_difference_is_relative_to_the_largest_value() {
         let same = reference().difference(&tokens(&[1.0, 7.0, 7.0, -4.0]));
         assert_eq!(same.unwrap(), 0.0);
-        let off = reference().difference(&tokens(&[3.0, 7.0, 7.0, -4.0]));
-        assert_eq!(off.unwrap(), 0.5);
+        let difference = reference().difference(&tokens(&[3.0, 7.0, 7.0, -4.0]));
+        assert_eq!(difference.unwrap(), 0.5);
     }
 
     #[test]
     fn nan_and_infinite_tokens_have_infinite_difference() {
         for first in [f32::NAN, f32::INFINITY] {
-            let off = reference().difference(&tokens(&[first, 7.0, 7.0, -4.0]));
-            assert_eq!(off.unwrap(), f64::INFINITY);
+            let difference = reference().difference(&tokens(&[first, 7.0, 7.0, -4.0]));
+            assert_eq!(difference.unwrap(), f64::INFINITY);
         }
     }
 

@@ -22,8 +22,11 @@ fn tokens_equal_the_golden(case: &str) {
     let tokens = hog(images(&golden).view(), &config(&golden)).unwrap();
     let expected = golden.f32("out.tokens");
     assert_eq!(tokens.shape(), expected.shape());
-    let off = max_difference(&tokens, &expected);
-    assert!(off <= golden.tolerance("out.tokens", "atol"), "{off}");
+    let difference = max_difference(&tokens, &expected);
+    assert!(
+        difference <= golden.tolerance("out.tokens", "atol"),
+        "{difference}"
+    );
 }
 
 #[test]
@@ -43,8 +46,11 @@ fn every_step_of_hog_equals_upstream() {
     let (images, config) = (images(&golden), config(&golden));
     let within = |name: &str, tolerance: &str, values: &[f32]| {
         let expected = golden.f32(name);
-        let off = max_difference(values, &expected);
-        assert!(off <= golden.tolerance(tolerance, "atol"), "{name}: {off}");
+        let difference = max_difference(values, &expected);
+        assert!(
+            difference <= golden.tolerance(tolerance, "atol"),
+            "{name}: {difference}"
+        );
     };
 
     let mut plan = Plan::new(&config, 64, 64).unwrap();
@@ -69,8 +75,11 @@ fn every_step_of_hog_equals_upstream() {
         &mut scratch.histograms,
     );
     let expected = golden.f64("out.hist").mapv(|v| v as f32);
-    let off = max_difference(&scratch.histograms, &expected);
-    assert!(off <= golden.tolerance("out.hist", "atol"), "{off}");
+    let difference = max_difference(&scratch.histograms, &expected);
+    assert!(
+        difference <= golden.tolerance("out.hist", "atol"),
+        "{difference}"
+    );
 
     let mut blocks = vec![0.0; 29 * 29 * 128];
     for (i, block) in blocks.chunks_exact_mut(128).enumerate() {

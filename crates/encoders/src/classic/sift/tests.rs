@@ -71,25 +71,28 @@ fn every_step_of_sift_equals_upstream() {
                 .flat_map(|row| &row[..256])
                 .copied()
                 .collect();
-            let off = max_difference(&values, &golden.f32("out.grey0"));
-            assert!(off <= golden.tolerance("out.grey0", "atol"), "grey: {off}");
+            let difference = max_difference(&values, &golden.f32("out.grey0"));
+            assert!(
+                difference <= golden.tolerance("out.grey0", "atol"),
+                "grey: {difference}"
+            );
             for (k, &token) in golden.i64("in.sel").iter().enumerate() {
                 let centre = keypoints[token as usize];
                 let patch: OrientationPatch = grey.patch(centre, 0.0);
                 let expected = golden.f32("out.ori_patches");
                 let expected = expected.slice(s![k, .., ..]);
-                let off = max_difference(&samples(&patch), &expected);
+                let difference = max_difference(&samples(&patch), &expected);
                 assert!(
-                    off <= golden.tolerance("out.ori_patches", "atol"),
-                    "{token}: {off}"
+                    difference <= golden.tolerance("out.ori_patches", "atol"),
+                    "{token}: {difference}"
                 );
 
                 let patch: DescriptorPatch = grey.patch(centre, found[token as usize]);
                 let expected = golden.f32("out.patches");
-                let off = max_difference(&samples(&patch), &expected.slice(s![k, .., ..]));
+                let difference = max_difference(&samples(&patch), &expected.slice(s![k, .., ..]));
                 assert!(
-                    off <= golden.tolerance("out.patches", "atol"),
-                    "{token}: {off}"
+                    difference <= golden.tolerance("out.patches", "atol"),
+                    "{token}: {difference}"
                 );
             }
         }

@@ -37,8 +37,11 @@ fn every_step_of_sift_equals_opencv() {
     let mut bytes = Vec::new();
     map_rgb(images.index_axis(Axis(0), 0), &mut bytes, grey);
     assert_eq!(Some(bytes.as_slice()), golden.u8("out.grey").as_slice());
-    let off = max_difference(&blur(&bytes, 256), &golden.f32("out.base"));
-    assert!(off <= golden.tolerance("out.base", "atol"), "{off}");
+    let difference = max_difference(&blur(&bytes, 256), &golden.f32("out.base"));
+    assert!(
+        difference <= golden.tolerance("out.base", "atol"),
+        "{difference}"
+    );
 
     let tokens = sift_opencv(images.view()).unwrap();
     let some = tokens.slice(s![.., ..;15, ..]).to_owned();
