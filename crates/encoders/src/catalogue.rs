@@ -1,4 +1,4 @@
-//! The encoders that the exporter knows how to make.
+//! The catalogue of encoders that the exporter can create.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -7,72 +7,73 @@ use serde::Deserialize;
 
 use crate::Preprocessing;
 
-/// An encoder whose weights are not part of this project: the 27 of the study (arXiv 2512.10794,
-/// figure 3) and eleven more that upstream supports. The exporter makes its file.
+/// An encoder whose weights are not part of this project: one of the 27 of the study (arXiv
+/// 2512.10794, figure 3), or one of eleven more that upstream supports. The exporter creates its
+/// file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct KnownEncoder {
-    /// Name, as upstream's `--enc-type` has it.
+    /// Name in upstream's `--enc-type`.
     pub name: String,
     /// Whether it is one of the study's 27.
     pub study: bool,
-    /// Family.
+    /// Model family.
     pub family: String,
-    /// Where it was published.
+    /// Publication that introduced it.
     pub paper: String,
-    /// Millions of parameters, without heads.
+    /// Millions of parameters without heads.
     pub params_m: f64,
     /// Width of a token, `D`.
     pub width: usize,
-    /// Transformer blocks; 0 for a convolutional network.
+    /// Number of transformer blocks; 0 for a convolutional network.
     pub depth: usize,
-    /// Pixels of the network's input to a token, in each direction.
+    /// Side in input pixels of the patch that one token covers.
     pub patch_size: i64,
-    /// Tokens that the network has beside the patches: class token, registers.
+    /// Number of tokens that the network has besides the patch tokens: class token, registers.
     pub prefix_tokens: usize,
-    /// Whether it gives a class token.
+    /// Whether it returns a class token.
     pub class_token: bool,
     /// Side of the network's input for images of 256 pixels.
     pub input_size: i64,
-    /// Sides of the images that it can be exported for.
+    /// Image sides in pixels that it can be exported for.
     pub resolutions: Vec<i64>,
-    /// From bytes to the network's input.
+    /// Conversion from image bytes to the network's input.
     pub preprocessing: Preprocessing,
     /// Where the weights are published.
     pub weights: String,
     /// Licence of the weights.
     pub licence: String,
-    /// Whether access to the weights must be asked for.
+    /// Whether access to the weights must be requested.
     pub gated: bool,
-    /// What else there is to know, in a line; may be empty.
+    /// One-line note; may be empty.
     pub note: String,
 }
 
 impl KnownEncoder {
-    /// Side of the network's input for images of `resolution` pixels. Upstream scales it with
-    /// whole multiples of 256 pixels; smaller images are enlarged to the base size.
+    /// Side of the network's input for images of `resolution` pixels. As in upstream, it scales
+    /// with the whole multiples of 256 pixels; smaller images are enlarged to the base size.
     pub fn input_size_at(&self, resolution: i64) -> i64 {
         self.input_size * (resolution / 256).max(1)
     }
 
-    /// Rows and columns of its tokens for images of 256 pixels.
+    /// Side of the token grid for images of 256 pixels.
     pub fn grid_side(&self) -> i64 {
         self.input_size / self.patch_size
     }
 }
 
-/// All of them: the study's in its order, then the others.
+/// All known encoders: the study's 27 in the study's order, then the others.
 pub fn catalogue() -> &'static [KnownEncoder] {
-    static ALL: LazyLock<Vec<KnownEncoder>> = LazyLock::new(|| {
+    static CATALOGUE: LazyLock<Vec<KnownEncoder>> = LazyLock::new(|| {
         let file: File =
             toml::from_str(include_str!("../catalogue.toml")).unwrap_or_else(|error| {
                 unreachable!("catalogue.toml is part of this crate and tested: {error}")
             });
         file.encoders()
     });
-    &ALL
+    &CATALOGUE
 }
 
-/// The encoder of that name, if the exporter knows it.
+/// Looks up an encoder of the catalogue by name.
 pub fn known(name: &str) -> Option<&'static KnownEncoder> {
     catalogue().iter().find(|encoder| encoder.name == name)
 }
@@ -105,7 +106,7 @@ struct Entry {
     gated: bool,
     #[serde(default)]
     note: String,
-    /// For the exporter alone.
+    /// Read by the exporter only.
     #[serde(rename = "build")]
     _build: serde::de::IgnoredAny,
 }
@@ -146,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_catalogue_has_the_studys_27_and_eleven_more() {
+    fn the_catalogue_has_the_27_encoders_of_the_study_and_eleven_more() {
         let names: BTreeSet<&str> = catalogue().iter().map(|encoder| &*encoder.name).collect();
         assert_eq!((catalogue().len(), names.len()), (38, 38));
         let study = catalogue().iter().take_while(|encoder| encoder.study);

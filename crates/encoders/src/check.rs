@@ -1,4 +1,4 @@
-//! Whether an encoder is what it says, and how fast it is.
+//! Checks a loaded encoder against its declared properties and measures its speed.
 
 use std::time::Instant;
 
@@ -7,67 +7,70 @@ use tch::{Device, Kind, Tensor};
 use crate::repeatable::Outputs;
 use crate::{Encoder, EncoderError, Precision, Reference, Tokens};
 
-/// How to check an encoder.
+/// Options of [`check()`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CheckOptions {
-    /// Where the encoder runs.
+    /// Device that the encoder runs on.
     pub device: Device,
-    /// What it was cast to.
+    /// Precision that the encoder was loaded with.
     pub precision: Precision,
     /// Side of the images in pixels.
     pub resolution: i64,
-    /// Images at once when the speed is measured.
+    /// Batch size when the speed is measured.
     pub batch: i64,
-    /// Time to measure the speed for, in seconds; at least one batch is run.
+    /// Duration of the speed measurement in seconds; at least one batch is run.
     pub seconds: f64,
 }
 
-/// What was found.
+/// Result of [`check()`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct CheckReport {
     /// Shape of the patch tokens of one image, `[T, D]`.
     pub tokens: (usize, usize),
-    /// Whether there is a class token.
+    /// Whether the encoder returns a class token.
     pub class_token: bool,
     /// Whether all tokens are finite.
     pub finite: bool,
-    /// Whether a second run gave the same bits.
+    /// Whether a second run returned the same bits.
     pub deterministic: bool,
-    /// Largest difference of an image's tokens alone from those in a batch of five, relative to the
-    /// largest value.
+    /// Largest difference between the tokens of an image encoded alone and in a batch of five,
+    /// relative to the largest value.
     pub batch_difference: f64,
-    /// Largest difference from what Python recorded, relative to its largest value; `None` if
-    /// the sidecar has no reference, or one of images of another size.
+    /// Largest difference from the values that Python recorded, relative to the largest of them;
+    /// `None` if the sidecar has no reference values, or has them for images of another size.
     pub reference_difference: Option<f64>,
-    /// Images a second, preprocessing included.
+    /// Images per second, including preprocessing.
     pub images_per_s: f64,
-    /// What differences are allowed in this precision.
+    /// Largest difference allowed in this precision.
     pub tolerance: f64,
 }
 
 impl CheckReport {
-    /// What is wrong; empty for an encoder to be trusted.
+    /// Describes each failed check; empty if all passed.
     pub fn flaws(&self) -> Vec<String> {
         let mut flaws = Vec::new();
         if !self.finite {
             flaws.push("tokens are NaN or infinite".to_owned());
         }
         if !self.deterministic {
-            flaws.push("a second run gives other bits".to_owned());
+            flaws.push("a second run returns different bits".to_owned());
         }
         for (what, difference) in [
             (
                 "an image's tokens depend on its batch",
                 Some(self.batch_difference),
             ),
-            ("tokens differ from Python's", self.reference_difference),
+            (
+                "tokens differ from those of Python",
+                self.reference_difference,
+            ),
         ] {
             if let Some(difference) = difference
                 && difference > self.tolerance
             {
                 let allowed = self.tolerance;
                 flaws.push(format!(
-                    "{what}: by {difference:.1e}, allowed is {allowed:.0e}"
+                    "{what}: by {difference:.1e}, {allowed:.0e} is allowed"
                 ));
             }
         }
@@ -75,11 +78,11 @@ impl CheckReport {
     }
 }
 
-/// Runs an encoder on the reference images, alone and in batches, and times it. Loading it has
-/// checked its shapes already; here that is done for batches of 1, 2 and 5.
+/// Runs an encoder on the reference images, alone and in batches of 2 and 5, and measures its speed.
+/// A [`TorchScript`](crate::TorchScript) encoder also checks the shapes of its tokens in each run.
 ///
 /// # Errors
-/// The encoder fails, or returns tokens of another shape than it declares.
+/// The encoder fails, or returns tokens whose shape differs from the declared one.
 pub fn check(encoder: &dyn Encoder, options: &CheckOptions) -> Result<CheckReport, EncoderError> {
     let spec = encoder.spec();
     let pair = Reference::images(options.resolution)?.f_to_device(options.device)?;
@@ -92,16 +95,16 @@ pub fn check(encoder: &dyn Encoder, options: &CheckOptions) -> Result<CheckRepor
     let mut batch_difference: f64 = 0.0;
     for index in [0, 1] {
         let alone = encoder.encode(&pair.f_narrow(0, index, 1)?)?;
-        let off = alone.difference(&together.of_image(index)?)?;
-        batch_difference = if off.is_nan() {
+        let difference = alone.difference(&together.of_image(index)?)?;
+        batch_difference = if difference.is_nan() {
             f64::INFINITY
         } else {
-            batch_difference.max(off)
+            batch_difference.max(difference)
         };
     }
-    let recorded_side = spec.resolution.unwrap_or(256);
+    let reference_side = spec.resolution.unwrap_or(256);
     let reference_difference = match &spec.reference {
-        Some(reference) if recorded_side == options.resolution => {
+        Some(reference) if reference_side == options.resolution => {
             Some(reference.difference(&tokens)?)
         }
         _ => None,
@@ -113,7 +116,7 @@ pub fn check(encoder: &dyn Encoder, options: &CheckOptions) -> Result<CheckRepor
         deterministic: tokens.patch == again.patch && tokens.class == again.class,
         batch_difference,
         reference_difference,
-        images_per_s: speed(encoder, &pair, options)?,
+        images_per_s: images_per_s(encoder, &pair, options)?,
         tolerance: options.precision.tolerance(),
     })
 }
@@ -127,7 +130,7 @@ fn is_finite(tokens: &Tokens) -> Result<bool, EncoderError> {
     Ok(true)
 }
 
-fn speed(
+fn images_per_s(
     encoder: &dyn Encoder,
     pair: &Tensor,
     options: &CheckOptions,
@@ -136,7 +139,7 @@ fn speed(
     let images = pair
         .f_repeat([(batch + 1) / 2, 1, 1, 1])?
         .f_narrow(0, 0, batch)?;
-    // Reading a value waits for the device.
+    // Reading a value synchronises with the device.
     let run = || -> Result<(), EncoderError> {
         let sum = encoder.encode(&images)?.patch.f_sum(Kind::Float)?;
         Ok(f64::try_from(sum).map(|_| ())?)

@@ -1,3 +1,5 @@
+//! The interface of a vision encoder: its tokens and its declared properties.
+
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
@@ -9,23 +11,23 @@ use crate::{EncoderError, Preprocessing, Reference};
 
 /// A frozen vision encoder.
 pub trait Encoder: Debug + Send {
-    /// What it declares about itself.
+    /// Declared properties of the encoder.
     fn spec(&self) -> &EncoderSpec;
 
-    /// Tokens of images u8 `[B, 3, H, W]`, RGB, on the encoder's device or another. Records no
+    /// Computes the tokens of RGB images u8 `[B, 3, H, W]`, which may be on any device. Records no
     /// gradients.
     ///
     /// # Errors
-    /// Images of another shape or dtype, or a size that the encoder cannot take.
+    /// Images of another shape or dtype, or of a size that the encoder does not support.
     fn encode(&self, images: &Tensor) -> Result<Tokens, EncoderError>;
 }
 
-/// What an encoder says about an image.
+/// Tokens that an encoder computes for a batch of images.
 #[derive(Debug)]
 pub struct Tokens {
     /// Patch tokens in row-major order, float32 `[B, T, D]`.
     pub patch: Tensor,
-    /// Class token, float32 `[B, D]`, where the encoder has one.
+    /// Class token, float32 `[B, D]`, if the encoder has one.
     pub class: Option<Tensor>,
 }
 
@@ -67,28 +69,28 @@ impl Grid {
     }
 }
 
-/// What an encoder declares about itself. A sidecar file is this in TOML.
+/// Declared properties of an encoder. A sidecar file is this struct in TOML.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EncoderSpec {
     /// Name in configurations.
     pub name: String,
-    /// One line for people.
+    /// One-line description for users.
     #[serde(default)]
     pub description: String,
-    /// Family, such as `DINOv2`.
+    /// Model family, such as `DINOv2`.
     #[serde(default)]
     pub family: String,
-    /// Which weights, and where they come from.
+    /// Name and origin of the weights.
     #[serde(default)]
     pub weights: String,
     /// Licence of the weights.
     #[serde(default)]
     pub licence: String,
-    /// Whether access to the weights must be asked for.
+    /// Whether access to the weights must be requested.
     #[serde(default)]
     pub gated: bool,
-    /// SHA-256 of the TorchScript file, hexadecimal; none for a native encoder.
+    /// SHA-256 of the TorchScript file, hexadecimal; `None` for a native encoder.
     #[serde(default)]
     pub sha256: Option<String>,
     /// Rows and columns of the patch tokens.
@@ -98,39 +100,40 @@ pub struct EncoderSpec {
     /// Whether there is a class token.
     #[serde(default)]
     pub class_token: bool,
-    /// Tokens that the network has beside the patches: class token, registers.
+    /// Number of tokens that the network has besides the patch tokens: class token, registers.
     #[serde(default)]
     pub prefix_tokens: usize,
     /// Millions of parameters.
     #[serde(default)]
     pub params_m: Option<f64>,
-    /// Transformer blocks.
+    /// Number of transformer blocks.
     #[serde(default)]
     pub depth: Option<usize>,
-    /// Dtype of the weights in the file; they are cast on loading if another precision is asked
-    /// for.
+    /// Dtype of the weights in the file; they are cast on loading if another precision is
+    /// requested.
     #[serde(default)]
-    pub dtype: Dtype,
-    /// Side in pixels of the images that the file is for, 256 or a multiple; none if it takes any.
+    pub dtype: WeightDtype,
+    /// Side in pixels of the images that the file was exported for, 256 or a multiple of it;
+    /// `None` if it accepts any size.
     #[serde(default)]
     pub resolution: Option<i64>,
     /// Side of the network's input in pixels.
     pub input_size: i64,
-    /// Side of the network's input by side of the images, `{ "256" = 224, "512" = 448 }`: which
-    /// resolutions the encoder can be exported for.
+    /// Side of the network's input for each side of the images, `{ "256" = 224, "512" = 448 }`.
+    /// The keys are the resolutions that the encoder can be exported for.
     #[serde(default)]
     pub input_sizes: BTreeMap<String, i64>,
-    /// From bytes to the network's input.
+    /// Conversion from image bytes to the network's input.
     pub preprocessing: Preprocessing,
-    /// What Python computed on the reference images when it wrote the file.
+    /// Values that Python computed for the reference images when it wrote the file.
     #[serde(default)]
     pub reference: Option<Reference>,
 }
 
-/// Dtype of the weights in a file.
+/// Dtype of the weights in an encoder file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Dtype {
+pub enum WeightDtype {
     /// float32.
     #[default]
     Float32,
@@ -141,7 +144,7 @@ pub enum Dtype {
 }
 
 impl EncoderSpec {
-    /// Checks that `tokens` are what this declares, for a batch of `batch` images.
+    /// Checks that `tokens` of `batch` images have the declared shapes.
     pub(crate) fn check(&self, tokens: &Tokens, batch: i64) -> Result<(), EncoderError> {
         let width = self.width as i64;
         self.check_shape(
@@ -177,7 +180,7 @@ impl EncoderSpec {
     }
 }
 
-/// Refuses what is not a batch of RGB bytes; returns `(B, H, W)`.
+/// Checks that `images` is a non-empty batch of RGB bytes and returns `(B, H, W)`.
 pub(crate) fn check_images(images: &Tensor) -> Result<(i64, i64, i64), EncoderError> {
     match images.size()[..] {
         [batch, 3, height, width]
@@ -185,7 +188,7 @@ pub(crate) fn check_images(images: &Tensor) -> Result<(i64, i64, i64), EncoderEr
         {
             Ok((batch, height, width))
         }
-        _ => Err(EncoderError::Images {
+        _ => Err(EncoderError::InvalidImages {
             found: images.size(),
             kind: format!("{:?}", images.kind()),
         }),

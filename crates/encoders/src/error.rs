@@ -1,3 +1,5 @@
+//! Errors of loading and running encoders.
+
 use std::io;
 use std::path::PathBuf;
 
@@ -10,23 +12,23 @@ use crate::classic::ClassicError;
 /// Why an encoder could not be loaded or run.
 #[derive(Debug, Error)]
 pub enum EncoderError {
-    /// Nothing has that name.
+    /// No encoder has that name.
     #[error("unknown encoder `{name}`{}", did_you_mean(.nearest))]
     Unknown {
-        /// The name asked for.
+        /// The requested name.
         name: String,
-        /// The nearest names there are.
+        /// The most similar known names.
         nearest: Vec<String>,
     },
 
-    /// The encoder is known, but its file is not on this machine.
-    #[error("encoder {name} is not here: {}.pt was looked for in {}; {hint}", .name, folders(.searched))]
+    /// The encoder is known, but its file is not installed.
+    #[error("encoder {name} is not installed: searched for {}.pt in {}; {hint}", .name, folders(.searched))]
     Missing {
         /// The encoder.
         name: String,
         /// How to get the file.
         hint: String,
-        /// Where it was looked for.
+        /// The folders that were searched.
         searched: Vec<PathBuf>,
     },
 
@@ -35,20 +37,20 @@ pub enum EncoderError {
     Io {
         /// The file.
         path: PathBuf,
-        /// The system's reason.
+        /// The error of the operating system.
         source: io::Error,
     },
 
-    /// A TorchScript file lies there without a sidecar that describes it.
-    #[error("{} has no sidecar {}; export it again, or write one (see the crate's documentation)", file.display(), sidecar.display())]
+    /// A TorchScript file has no sidecar that describes it.
+    #[error("{} has no sidecar {}; export the encoder again, or write a sidecar (see the crate's documentation)", file.display(), sidecar.display())]
     NoSidecar {
         /// The TorchScript file.
         file: PathBuf,
-        /// The sidecar that is missing.
+        /// The missing sidecar.
         sidecar: PathBuf,
     },
 
-    /// The sidecar is not what it must be; the text has line and key.
+    /// The sidecar is invalid; the message contains line and key.
     #[error("{}: {message}", path.display())]
     Sidecar {
         /// The sidecar.
@@ -58,13 +60,13 @@ pub enum EncoderError {
     },
 
     /// The file is not the one that the sidecar describes.
-    #[error("{} is damaged or another file: its SHA-256 is {found}, its sidecar says {expected}; export or fetch it again", path.display())]
+    #[error("{} is damaged or not the file that its sidecar describes: its SHA-256 is {found}, the sidecar has {expected}; export or fetch it again", path.display())]
     Checksum {
         /// The TorchScript file.
         path: PathBuf,
-        /// Its checksum.
+        /// SHA-256 of the file, hexadecimal.
         found: String,
-        /// The sidecar's.
+        /// SHA-256 that the sidecar declares.
         expected: String,
     },
 
@@ -73,38 +75,40 @@ pub enum EncoderError {
     NotTorchScript {
         /// The file.
         path: PathBuf,
-        /// libtorch's reason.
+        /// The error of libtorch.
         message: String,
     },
 
     /// The weights cannot be cast.
-    #[error("{} cannot be cast to {}: {message}; float32 may do", path.display(), precision.name())]
+    #[error("{} cannot be cast to {}: {message}; try float32", path.display(), precision.name())]
     Cast {
         /// The file.
         path: PathBuf,
-        /// What was asked for.
+        /// The requested precision.
         precision: Precision,
-        /// libtorch's reason.
+        /// The error of libtorch.
         message: String,
     },
 
-    /// The encoder is not made for images of this size.
-    #[error("encoder {name} does not take images of {resolution} pixels: it is made for {}", sides(.allowed))]
+    /// The encoder does not support images of this size.
+    #[error("encoder {name} does not support images of {resolution} pixels, only of {}", sides(.allowed))]
     Resolution {
         /// The encoder.
         name: String,
-        /// Side of the images.
+        /// Side of the images in pixels.
         resolution: i64,
-        /// Sides it can be made for.
+        /// Sides that it can be exported for.
         allowed: Vec<i64>,
     },
 
-    /// The module ran, but its output is not what the sidecar declares.
-    #[error("encoder {name}: {what} has shape {found:?}, declared is {declared:?}")]
+    /// The module ran, but the shape of an output differs from the one that the sidecar declares.
+    #[error(
+        "encoder {name}: the shape of {what} is {found:?}, but the sidecar declares {declared:?}"
+    )]
     Shape {
         /// The encoder.
         name: String,
-        /// Which output.
+        /// Name of the output.
         what: &'static str,
         /// Its shape.
         found: Vec<i64>,
@@ -112,96 +116,99 @@ pub enum EncoderError {
         declared: Vec<i64>,
     },
 
-    /// The network was run and broke off, for want of memory for example.
+    /// The network failed while it ran, for example because it ran out of memory.
     #[error("{name} failed on a batch of images: {reason}")]
     Failed {
         /// The encoder, or Inception.
         name: String,
-        /// What the network said.
+        /// The network's error message.
         reason: String,
     },
 
-    /// The module returned something other than tokens.
+    /// The module did not return tokens.
     #[error(
         "encoder {name} does not return patch tokens, or a pair of patch tokens and class token: {found}"
     )]
     Output {
         /// The encoder.
         name: String,
-        /// What it returned, or why it did not run.
+        /// What it returned, or why it failed.
         found: String,
     },
 
-    /// The module returned something other than the three kinds of features.
+    /// The module did not return the three kinds of features.
     #[error("{name} does not return pooled features, spatial features and logits: {found}")]
-    Features {
+    InceptionOutput {
         /// The network.
         name: String,
-        /// What it returned, or why it did not run.
+        /// What it returned, or why it failed.
         found: String,
     },
 
-    /// The module does not compute what Python computed when it wrote the file.
-    #[error("{name}: {what} differ by {difference:.1e} from what Python computed; export it again")]
-    NotPythons {
+    /// The module's output differs from the values that Python recorded when it wrote the file.
+    #[error(
+        "{name}: {what} differ by {difference:.1e} from the values that Python computed; export it again"
+    )]
+    ReferenceMismatch {
         /// The network.
         name: String,
-        /// Which output.
+        /// Name of the output.
         what: &'static str,
-        /// Largest difference relative to the largest value.
+        /// Largest difference, relative to the largest value.
         difference: f64,
     },
 
-    /// Tokens are NaN or infinite.
-    #[error("encoder {name}: {what} holds NaN or infinite values for a plain test image")]
+    /// Outputs are NaN or infinite.
+    #[error("encoder {name}: NaN or infinite values in {what} for a test image")]
     NotFinite {
         /// The encoder.
         name: String,
-        /// Which output.
+        /// Name of the output.
         what: &'static str,
     },
 
-    /// The same images give other tokens the second time.
+    /// A second pass over the same images returns different tokens.
     #[error(
-        "encoder {name} gives the same images other tokens the second time, by {difference:.1e} of the largest: \
-         dropout or another draw of random numbers is left on; export it in evaluation mode (`module.eval()`)"
+        "encoder {name} returns different tokens in a second pass over the same images, by {difference:.1e} of the \
+         largest value: dropout or another random operation is still active; export it in evaluation mode \
+         (`module.eval()`)"
     )]
     NotRepeatable {
         /// The encoder.
         name: String,
-        /// Largest difference relative to the largest value.
+        /// Largest difference, relative to the largest value.
         difference: f64,
     },
 
-    /// An image has other tokens alone than beside another image.
+    /// The tokens of an image depend on the other images of the batch.
     #[error(
-        "encoder {name} gives an image alone other tokens than beside another image, by {difference:.1e} of the \
-         largest: a batch norm is left in training mode, or something else is computed over the batch; export it \
-         in evaluation mode (`module.eval()`)"
+        "encoder {name} returns tokens that depend on the other images of the batch, by {difference:.1e} of the \
+         largest value: a batch norm is still in training mode, or another operation runs over the batch; export \
+         it in evaluation mode (`module.eval()`)"
     )]
     DependsOnBatch {
         /// The encoder.
         name: String,
-        /// Largest difference relative to the largest value.
+        /// Largest difference, relative to the largest value.
         difference: f64,
     },
 
-    /// The file's code names a device.
+    /// The file's code refers to a fixed device.
     #[error(
-        "{} is tied to the device it was made on: its code has {found}, which does not move with the module; \
+        "{} is tied to the device it was traced on: its code contains {found}, which does not move with the module; \
          make such tensors buffers of the module, or script it, and export it again",
         path.display()
     )]
     TiedToDevice {
         /// The TorchScript file.
         path: PathBuf,
-        /// What names the device.
+        /// The code that refers to the device.
         found: String,
     },
 
-    /// Images of a shape or dtype that encoders do not take.
-    #[error("images must be u8 [B, 3, H, W]; these are {kind} {found:?}")]
-    Images {
+    /// The images have a shape or dtype that encoders do not accept.
+    #[error("images must be u8 [B, 3, H, W]; found {kind} {found:?}")]
+    InvalidImages {
         /// Their shape.
         found: Vec<i64>,
         /// Their dtype.
@@ -210,20 +217,21 @@ pub enum EncoderError {
 
     /// The encoder does not resize, and the images have another size.
     #[error(
-        "encoder {name} takes images of {wanted} x {wanted} pixels and does not resize; these have {height} x {width}"
+        "encoder {name} requires images of {wanted} x {wanted} pixels and does not resize them; found \
+         {height} x {width}"
     )]
     Size {
         /// The encoder.
         name: String,
-        /// The side it takes.
+        /// The required side in pixels.
         wanted: i64,
-        /// Height of the images.
+        /// Height of the images in pixels.
         height: i64,
-        /// Width of the images.
+        /// Width of the images in pixels.
         width: i64,
     },
 
-    /// A native encoder refused the images.
+    /// A native encoder failed.
     #[error(transparent)]
     Classic(#[from] ClassicError),
 

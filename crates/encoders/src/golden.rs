@@ -1,5 +1,5 @@
-//! Reading the golden cases of `tests/data`: inputs and outputs of upstream's code, with the
-//! tolerances of their JSON pages.
+//! Reads the golden cases of `tests/data`: inputs and outputs of upstream's code, with the
+//! tolerances of their JSON files.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use safetensors::tensor::{Dtype, SafeTensors};
 /// One case, read from `tests/data/NAME.safetensors` and `NAME.json`.
 pub(crate) struct Golden {
     bytes: Vec<u8>,
-    page: serde_json::Value,
+    json: serde_json::Value,
 }
 
 impl Golden {
@@ -18,7 +18,7 @@ impl Golden {
         let read = |extension: &str| std::fs::read(data.join(name).with_extension(extension));
         Self {
             bytes: read("safetensors").unwrap(),
-            page: serde_json::from_slice(&read("json").unwrap()).unwrap(),
+            json: serde_json::from_slice(&read("json").unwrap()).unwrap(),
         }
     }
 
@@ -53,21 +53,21 @@ impl Golden {
         })
     }
 
-    /// A number of the page's `tolerance` table.
+    /// A number from the `tolerance` table of the JSON file.
     pub(crate) fn tolerance(&self, tensor: &str, key: &str) -> f64 {
-        let value = &self.page["tolerance"][tensor][key];
+        let value = &self.json["tolerance"][tensor][key];
         value
             .as_f64()
             .unwrap_or_else(|| panic!("no tolerance {tensor}.{key}"))
     }
 
-    /// An entry of the page's `config` table.
+    /// An entry of the `config` table of the JSON file.
     pub(crate) fn config(&self, key: &str) -> &serde_json::Value {
-        &self.page["config"][key]
+        &self.json["config"][key]
     }
 }
 
-/// The largest absolute difference of two equally long sequences.
+/// The largest absolute difference of two sequences of equal length.
 pub(crate) fn max_difference<'a, A, B>(found: A, expected: B) -> f64
 where
     A: IntoIterator<Item = &'a f32, IntoIter: ExactSizeIterator>,
@@ -76,8 +76,12 @@ where
     let (found, expected) = (found.into_iter(), expected.into_iter());
     assert_eq!(found.len(), expected.len());
     // `max` would drop a NaN.
-    found.zip(expected).fold(0.0, |most, (a, b)| {
-        let off = f64::from((a - b).abs());
-        if off <= most { most } else { off }
+    found.zip(expected).fold(0.0, |largest, (a, b)| {
+        let difference = f64::from((a - b).abs());
+        if difference <= largest {
+            largest
+        } else {
+            difference
+        }
     })
 }

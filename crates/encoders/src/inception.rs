@@ -1,28 +1,32 @@
+//! Loads and runs the Inception-v3 network that FID, sFID and the Inception score are computed with.
+
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use tch::{CModule, Device, IValue, Kind, Tensor};
 
 use crate::encoder::check_images;
-use crate::reference::relative;
-use crate::registry::readable;
+use crate::reference::relative_difference;
+use crate::registry::ignore_invalid;
 use crate::repeatable::{self, Outputs};
-use crate::torchscript::{check_sha256, failure, first_line, keep_the_same_bits, read_toml};
+use crate::torchscript::{
+    check_sha256, disable_graph_optimisation, first_line, read_toml, runtime_failure,
+};
 use crate::{EncoderError, Precision, Reference, Registry};
 
-/// Largest difference from Python's values that passes on loading, relative to the largest of them: far more
-/// than rounding, far less than another resizing or network.
+/// Largest difference from Python's values that loading accepts, relative to the largest value. It is far
+/// above rounding errors and far below the effect of another resizing or network.
 const TOLERANCE: f64 = 1e-2;
 
-/// Images that go through the network at once on the CPU, as of other encoders.
+/// Images per forward pass on the CPU, the same as for TorchScript encoders.
 const CPU_CHUNK: i64 = 4;
 
-/// Inception-v3 as FID, sFID and the Inception score are measured with, in a TorchScript file that
-/// `cargo xtask export inception` makes.
+/// The Inception-v3 network for FID, sFID and the Inception score, in a TorchScript file that
+/// `cargo xtask export inception` writes.
 ///
-/// Resizing to 299 x 299 pixels is part of the file, since the measures depend on how it is done: as
-/// TensorFlow 1 does, for figures that compare with those of ADM's evaluator and torch-fidelity, or as
-/// pytorch-fid does.
+/// The file includes the resizing to 299 x 299 pixels, because the metrics depend on the method: that of
+/// TensorFlow 1, whose results are comparable with those of ADM's evaluator and torch-fidelity, or that of
+/// pytorch-fid.
 #[derive(Debug)]
 pub struct Inception {
     spec: InceptionSpec,
@@ -30,16 +34,16 @@ pub struct Inception {
     device: Device,
 }
 
-/// What the sidecar says.
+/// Contents of the sidecar.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InceptionSpec {
-    /// Name of the file.
+    /// Name of the file without extension.
     pub name: String,
-    /// One line for people.
+    /// One-line description for users.
     #[serde(default)]
     pub description: String,
-    /// Which weights.
+    /// Name and origin of the weights.
     #[serde(default)]
     pub weights: String,
     /// Licence of the weights.
@@ -53,38 +57,39 @@ pub struct InceptionSpec {
     pub spatial: usize,
     /// Number of classes.
     pub logits: usize,
-    /// What Python computed.
+    /// Values that Python computed for the reference images.
     pub reference: InceptionReference,
 }
 
-/// Values that Python computed of [`Reference::images`] of `side` pixels.
+/// Values that Python computed for [`Reference::images`] of `side` pixels.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InceptionReference {
-    /// Side of the images.
+    /// Side of the images in pixels.
     pub side: i64,
     /// Positions in the flattened pooled features.
     pub pool_index: Vec<i64>,
-    /// The values there.
+    /// Values at these positions.
     pub pool: Vec<f64>,
     /// Positions in the flattened spatial features.
     pub spatial_index: Vec<i64>,
-    /// The values there.
+    /// Values at these positions.
     pub spatial: Vec<f64>,
     /// Positions in the flattened logits.
     pub logits_index: Vec<i64>,
-    /// The values there.
+    /// Values at these positions.
     pub logits: Vec<f64>,
 }
 
-/// What is measured of images.
+/// Outputs of the network for a batch of images.
 #[derive(Debug)]
 pub struct InceptionFeatures {
-    /// Pooled features, float32 `[B, 2048]`: FID, KID, precision and recall.
+    /// Pooled features, float32 `[B, 2048]`, for FID, KID, precision and recall.
     pub pool: Tensor,
-    /// The first 7 channels of the 17 x 17 map `mixed_6/conv`, channels last, float32 `[B, 2023]`: sFID.
+    /// The first 7 channels of the 17 x 17 feature map `mixed_6/conv`, flattened with channels last, float32
+    /// `[B, 2023]`, for sFID.
     pub spatial: Tensor,
-    /// Logits without the bias, float32 `[B, 1008]`: the Inception score.
+    /// Logits without the bias, float32 `[B, 1008]`, for the Inception score.
     pub logits: Tensor,
 }
 
@@ -95,52 +100,53 @@ impl Outputs for InceptionFeatures {
 }
 
 impl Inception {
-    /// Names of the files: resized as TensorFlow 1 does, and as pytorch-fid does.
+    /// Names of the files: with the resizing of TensorFlow 1, and with that of pytorch-fid.
     pub const NAMES: [&'static str; 2] = ["inception", "inception-pytorch-fid"];
 
-    /// Where the registry's folders hold the file `name`.
+    /// Searches the registry's folders for the file `name`.
     ///
     /// # Errors
-    /// The file is not there; the message says how to make it.
+    /// The file is not installed; the message explains how to create it.
     pub fn find(registry: &Registry, name: &str) -> Result<PathBuf, EncoderError> {
         registry.find(name).ok_or_else(|| EncoderError::Missing {
             name: name.to_owned(),
             hint: format!(
-                "`cargo xtask export {name} --weights FILE` makes it of torch-fidelity's or pytorch-fid's \
-                 weights (docs/evaluation.md)"
+                "`cargo xtask export {name} --weights FILE` creates it from the weights of torch-fidelity or \
+                 pytorch-fid (docs/evaluation.md)"
             ),
             searched: registry.folders().to_vec(),
         })
     }
 
-    /// The checksum that the sidecar of `inception` declares, where the registry's folders hold it.
+    /// Returns the checksum that the sidecar of `inception` declares; `None` if the file is not installed or
+    /// its sidecar is invalid.
     ///
     /// # Errors
-    /// [`EncoderError::Io`]: the sidecar cannot be read.
+    /// [`EncoderError::Io`] if the sidecar cannot be read.
     pub fn identity(registry: &Registry) -> Result<Option<String>, EncoderError> {
         let Some(path) = registry.find(Self::NAMES[0]) else {
             return Ok(None);
         };
-        let spec = readable(read_toml::<InceptionSpec>(&path))?;
+        let spec = ignore_invalid(read_toml::<InceptionSpec>(&path))?;
         Ok(spec.map(|spec| spec.sha256))
     }
 
-    /// Loads a file to `device`, compares it with the values that Python recorded, and checks that an image has the
-    /// same features in every pass and in any batch.
+    /// Loads a file to `device`, compares its outputs with the values that Python recorded, and checks that the
+    /// features of an image do not depend on the run or the rest of the batch.
     ///
     /// # Errors
-    /// File or sidecar missing, damaged or of each other's wrong kind; features of another shape than
-    /// declared, not finite, not Python's, or not repeatable.
+    /// The file or its sidecar is missing or damaged, or they do not belong together; the features do not have
+    /// the declared shape, are not finite, differ from Python's values, or are not repeatable.
     pub fn load(path: &Path, device: Device) -> Result<Self, EncoderError> {
         let spec: InceptionSpec = read_toml(path)?;
         check_sha256(path, &spec.sha256)?;
         repeatable::check_devices(path)?;
-        let refused = |error: tch::TchError| EncoderError::NotTorchScript {
+        let load_error = |error: tch::TchError| EncoderError::NotTorchScript {
             path: path.to_owned(),
             message: first_line(&error.to_string()),
         };
-        let mut module = CModule::load_on_device(path, device).map_err(refused)?;
-        module.f_set_eval().map_err(refused)?;
+        let mut module = CModule::load_on_device(path, device).map_err(load_error)?;
+        module.f_set_eval().map_err(load_error)?;
         let inception = Self {
             spec,
             module,
@@ -150,18 +156,18 @@ impl Inception {
         Ok(inception)
     }
 
-    /// Where it runs.
+    /// Device that the network runs on.
     pub fn device(&self) -> Device {
         self.device
     }
 
-    /// What the sidecar says.
+    /// Contents of the sidecar.
     pub fn spec(&self) -> &InceptionSpec {
         &self.spec
     }
 
-    /// Features of images u8 `[B, 3, H, W]`, RGB. Records no gradients. On the CPU an image's features are
-    /// the same to the bit in any company.
+    /// Computes the features of RGB images u8 `[B, 3, H, W]`. Records no gradients. On the CPU an image's
+    /// features are bit-identical whatever the rest of the batch.
     ///
     /// # Errors
     /// Images of another shape or dtype.
@@ -177,9 +183,9 @@ impl Inception {
             let count = CPU_CHUNK.min(batch - start);
             let mut chunk = images.f_narrow(0, start, count)?;
             if count < CPU_CHUNK {
-                let filling = chunk.f_narrow(0, 0, 1)?;
-                let filling = filling.f_expand([CPU_CHUNK - count, -1, -1, -1], false)?;
-                chunk = Tensor::f_cat(&[chunk, filling], 0)?;
+                let padding = chunk.f_narrow(0, 0, 1)?;
+                let padding = padding.f_expand([CPU_CHUNK - count, -1, -1, -1], false)?;
+                chunk = Tensor::f_cat(&[chunk, padding], 0)?;
             }
             let features = self.features_of_chunk(&chunk)?;
             pool.push(features.pool.f_narrow(0, 0, count)?);
@@ -194,20 +200,20 @@ impl Inception {
     }
 
     fn features_of_chunk(&self, images: &Tensor) -> Result<InceptionFeatures, EncoderError> {
-        let output_error = |found: String| EncoderError::Features {
+        let output_error = |found: String| EncoderError::InceptionOutput {
             name: self.spec.name.clone(),
             found,
         };
-        keep_the_same_bits();
+        disable_graph_optimisation();
         let output = self
             .module
             .forward_is(&[IValue::Tensor(images.shallow_clone())])
             .map_err(|error| {
-                failure(&self.spec.name, &error)
+                runtime_failure(&self.spec.name, &error)
                     .unwrap_or_else(|| output_error(first_line(&error.to_string())))
             })?;
         let IValue::Tuple(parts) = output else {
-            return Err(output_error("no tuple".to_owned()));
+            return Err(output_error("the output is not a tuple".to_owned()));
         };
         let Ok(
             [
@@ -217,7 +223,9 @@ impl Inception {
             ],
         ) = <[IValue; 3]>::try_from(parts)
         else {
-            return Err(output_error("another tuple".to_owned()));
+            return Err(output_error(
+                "the output is not a tuple of three tensors".to_owned(),
+            ));
         };
         let batch = images.size().first().copied().unwrap_or(0);
         for (what, tensor, width) in [
@@ -276,24 +284,26 @@ impl Inception {
             if !bool::try_from(tensor.f_isfinite()?.f_all()?)? {
                 return Err(EncoderError::NotFinite { name: name(), what });
             }
-            let places = tensor.numel() as i64;
-            if index.len() != values.len() || index.iter().any(|at| !(0..places).contains(at)) {
+            let count = tensor.numel() as i64;
+            if index.len() != values.len()
+                || index.iter().any(|position| !(0..count).contains(position))
+            {
                 return Err(EncoderError::Sidecar {
                     path: path.with_extension("toml"),
-                    message: format!("`reference` has positions of {what} that are not there"),
+                    message: format!("`reference` has positions outside of {what}"),
                 });
             }
-            let difference = relative(tensor, index, values)?;
+            let difference = relative_difference(tensor, index, values)?;
             if difference.is_nan() || difference > TOLERANCE {
-                return Err(EncoderError::NotPythons {
+                return Err(EncoderError::ReferenceMismatch {
                     name: name(),
                     what,
                     difference,
                 });
             }
         }
-        let run = (self.spec.sha256.as_str(), self.device, Precision::Fp32);
-        repeatable::check_passes(&self.spec.name, run, &images, &found, |images| {
+        let key = (self.spec.sha256.as_str(), self.device, Precision::Fp32);
+        repeatable::check_repeatable(&self.spec.name, key, &images, &found, |images| {
             self.features(images)
         })
     }

@@ -1,11 +1,11 @@
-//! Frozen vision encoders behind one trait: TorchScript files and native classics.
+//! Frozen vision encoders behind one trait: TorchScript files and native classic features.
 //!
-//! An [`Encoder`] turns images u8 `[B, 3, H, W]` into patch [`Tokens`] `[B, T, D]` and, where it
-//! has one, a class token. It declares its grid, width and [`Preprocessing`] in an
-//! [`EncoderSpec`]. There are two kinds: [`TorchScript`] files with a TOML sidecar, which is the
-//! spec, and the hand-made features of [`classic`]. A [`Registry`] finds them by name. A
-//! [`feature_cache`] keeps the tokens of a whole data set on the disk. [`Inception`] is no encoder but the
-//! network of FID.
+//! An [`Encoder`] maps images u8 `[B, 3, H, W]` to patch [`Tokens`] `[B, T, D]` and, if it has
+//! one, a class token. It declares its grid, width and [`Preprocessing`] in an
+//! [`EncoderSpec`]. There are two kinds: [`TorchScript`] files, whose spec is a TOML sidecar, and
+//! the hand-crafted features of [`classic`]. A [`Registry`] finds encoders by name. A
+//! [`feature_cache`] stores the tokens of a whole data set on disk. [`Inception`] is not an
+//! encoder but the network that FID is computed with.
 //!
 //! # Example
 //!
@@ -22,7 +22,7 @@
 //! # Ok::<(), encoders::EncoderError>(())
 //! ```
 //!
-//! # An encoder of one's own
+//! # Adding your own encoder
 //!
 //! Trace a module that takes normalised images `[B, 3, S, S]` and returns patch tokens
 //! `[B, T, D]`, save it as `mine.pt`, and write `mine.toml` beside it:
@@ -43,7 +43,7 @@
 //! std = [0.229, 0.224, 0.225]
 //! ```
 //!
-//! Put both in a folder that the registry looks in, or name the folder in `IREPA_ENCODERS`.
+//! Put both in a folder that the registry searches, or add the folder to `IREPA_ENCODERS`.
 
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
@@ -65,7 +65,7 @@ mod repeatable;
 mod torchscript;
 
 pub use catalogue::{KnownEncoder, catalogue, known};
-pub use encoder::{Dtype, Encoder, EncoderSpec, Grid, Tokens};
+pub use encoder::{Encoder, EncoderSpec, Grid, Tokens, WeightDtype};
 pub use error::EncoderError;
 pub use inception::{Inception, InceptionFeatures, InceptionReference, InceptionSpec};
 pub use precision::Precision;

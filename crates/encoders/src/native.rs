@@ -1,16 +1,18 @@
+//! The classic features behind the [`Encoder`] trait.
+
 use std::collections::BTreeMap;
 
 use ndarray::{Array3, Array4};
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::classic::{ClassicError, HogConfig, SIFT_DIM, SIFT_STRIDE, hog, sift, sift_opencv};
-use crate::encoder::{Dtype, check_images};
+use crate::encoder::{WeightDtype, check_images};
 use crate::{Encoder, EncoderError, EncoderSpec, Grid, Preprocessing, Tokens};
 
-/// Side of the images that the study's encoders see at its base resolution.
-const BASE: i64 = 256;
+/// Side in pixels of the images at the study's base resolution.
+const BASE_RESOLUTION: i64 = 256;
 
-/// HOG or SIFT: computed on the CPU by this crate, whatever the device of the images.
+/// HOG or SIFT, computed on the CPU by this crate, whatever the device of the images.
 #[derive(Debug)]
 pub(crate) struct Native {
     spec: EncoderSpec,
@@ -25,11 +27,12 @@ enum Method {
 }
 
 impl Native {
-    /// Names of the native encoders, for lists.
+    /// Names of the native encoders in their default configuration.
     pub(crate) const NAMES: [&'static str; 3] = ["hog", "sift", "siftopencv"];
 
-    /// The native encoder of that name, if it is one: `hog`, `hog-g16_d128_ppc2_cb4`, `sift`,
-    /// `siftopencv`. Upstream writes three parts, `hog-vit-g16_d128`; the middle one says nothing.
+    /// Creates the native encoder of that name: `hog`, `hog-g16_d128_ppc2_cb4`, `sift` or
+    /// `siftopencv`; `None` for any other name. Upstream's names have three parts, as in
+    /// `hog-vit-g16_d128`; the middle one is ignored.
     pub(crate) fn named(name: &str, resolution: i64) -> Option<Result<Self, ClassicError>> {
         let parts: Vec<&str> = name.split('-').collect();
         let method = match parts[..] {
@@ -46,7 +49,7 @@ impl Native {
     }
 
     fn new(name: &str, method: Method, resolution: i64) -> Self {
-        let input_size = BASE * (resolution / BASE).max(1);
+        let input_size = BASE_RESOLUTION * (resolution / BASE_RESOLUTION).max(1);
         let sift_side = input_size as usize / SIFT_STRIDE;
         let (side, width, description) = match &method {
             Method::Hog(config) => (
@@ -79,7 +82,7 @@ impl Native {
                 prefix_tokens: 0,
                 params_m: None,
                 depth: None,
-                dtype: Dtype::Float32,
+                dtype: WeightDtype::Float32,
                 resolution: None,
                 input_size,
                 input_sizes: BTreeMap::new(),
@@ -94,7 +97,7 @@ impl Native {
         match &self.method {
             Method::Hog(config) => hog(images.view(), config),
             Method::Sift => sift(images.view()),
-            // OpenCV's takes bytes; upstream rounds half to even.
+            // OpenCV's SIFT takes bytes. As in upstream, values are rounded half to even.
             Method::SiftOpenCv => {
                 let bytes = images.mapv(|value| value.clamp(0.0, 255.0).round_ties_even() as u8);
                 sift_opencv(bytes.view())
@@ -120,8 +123,8 @@ impl Encoder for Native {
         let (batch, channels, height, width) = input.size4()?;
         let shape = [batch, channels, height, width].map(|side| side as usize);
         let pixels = Vec::<f32>::try_from(input.f_contiguous()?.f_flatten(0, -1)?)?;
-        let wrong = |error: ndarray::ShapeError| TchError::Shape(error.to_string());
-        let pixels = Array4::from_shape_vec(shape, pixels).map_err(wrong)?;
+        let shape_error = |error: ndarray::ShapeError| TchError::Shape(error.to_string());
+        let pixels = Array4::from_shape_vec(shape, pixels).map_err(shape_error)?;
         let tokens = self.tokens(&pixels)?;
         let (batch, count, width) = tokens.dim();
         let shape = [batch, count, width].map(|side| side as i64);

@@ -1,26 +1,29 @@
+//! The precision in which encoders compute and features are stored.
+
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use tch::Kind;
 
-use crate::encoder::Dtype;
+use crate::encoder::WeightDtype;
 
-/// The dtype an encoder's weights are cast to when it is loaded, and that it computes in. Its
-/// tokens are float32 whatever it is.
+/// The dtype that an encoder's weights are cast to and that it computes in, or the dtype of stored
+/// features. An encoder's tokens are float32 for every precision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// float32.
     #[default]
     Fp32,
-    /// bfloat16: half the memory, tokens about 1 % off.
+    /// bfloat16: half the memory; tokens differ from float32 by about 1 %.
     Bf16,
-    /// float16: half the memory, closer to float32 where nothing exceeds 65504.
+    /// float16: half the memory; closer to float32 than bfloat16 if no value exceeds 65504.
     Fp16,
 }
 
 impl Precision {
-    /// By how much of the largest value an image's tokens may differ between batches, by rounding alone.
+    /// Largest difference of an image's tokens between batches that rounding can cause, relative to the largest
+    /// value.
     pub(crate) fn tolerance(self) -> f64 {
         match self {
             Self::Fp32 => 1e-3,
@@ -29,7 +32,7 @@ impl Precision {
         }
     }
 
-    /// The dtype.
+    /// Returns the dtype of libtorch.
     pub fn kind(self) -> Kind {
         match self {
             Self::Fp32 => Kind::Float,
@@ -38,7 +41,7 @@ impl Precision {
         }
     }
 
-    /// Its name in configurations.
+    /// Returns the name in configurations.
     pub fn name(self) -> &'static str {
         match self {
             Self::Fp32 => "fp32",
@@ -59,12 +62,12 @@ impl FromStr for Precision {
     }
 }
 
-impl From<Dtype> for Precision {
-    fn from(dtype: Dtype) -> Self {
+impl From<WeightDtype> for Precision {
+    fn from(dtype: WeightDtype) -> Self {
         match dtype {
-            Dtype::Float32 => Self::Fp32,
-            Dtype::BFloat16 => Self::Bf16,
-            Dtype::Float16 => Self::Fp16,
+            WeightDtype::Float32 => Self::Fp32,
+            WeightDtype::BFloat16 => Self::Bf16,
+            WeightDtype::Float16 => Self::Fp16,
         }
     }
 }

@@ -1,16 +1,19 @@
+//! Preprocessing of images for each encoder family, described as data.
+
 use serde::{Deserialize, Serialize};
 use tch::{Kind, TchError, Tensor};
 
-/// From bytes to a network's input, as data: upstream's `preprocess` of each encoder family.
+/// Conversion from image bytes to a network's input, as in upstream's `preprocess` for each encoder
+/// family.
 ///
-/// All of it is computed in float32 on the images' device. Resizing is PyTorch's `interpolate`
-/// with `align_corners=False` and is left out when the size is right already.
+/// All steps are computed in float32 on the images' device. Resizing is PyTorch's `interpolate`
+/// with `align_corners=False`; it is skipped if the images already have the required size.
 ///
 /// ```
 /// use encoders::{Order, Preprocessing, Resize};
 /// use tch::{Device, Kind, Tensor};
 ///
-/// // DINOv2's at 256 pixels.
+/// // The preprocessing of DINOv2 for images of 256 pixels.
 /// let preprocessing = Preprocessing {
 ///     scale: true,
 ///     order: Order::NormalizeFirst,
@@ -27,18 +30,18 @@ use tch::{Kind, TchError, Tensor};
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Preprocessing {
-    /// Divide by 255.
+    /// Whether to divide by 255.
     pub scale: bool,
     /// Whether to resize before or after the normalisation.
     pub order: Order,
-    /// Interpolation.
+    /// Interpolation method.
     pub resize: Resize,
-    /// Smooth when shrinking (and, for bicubic, another kernel).
+    /// Whether to antialias when shrinking; also changes the bicubic kernel, see [`Resize::Bicubic`].
     #[serde(default)]
     pub antialias: bool,
-    /// Subtracted, one a channel.
+    /// Mean to subtract from each channel.
     pub mean: [f32; 3],
-    /// Divided by, one a channel.
+    /// Standard deviation to divide each channel by.
     pub std: [f32; 3],
 }
 
@@ -52,20 +55,20 @@ pub enum Order {
     NormalizeFirst,
 }
 
-/// Interpolation when the images have another size than the network takes.
+/// Interpolation for images whose size differs from the network's input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Resize {
-    /// None: images of another size are refused.
+    /// No resizing: images of another size are refused.
     None,
     /// Bilinear.
     Bilinear,
-    /// Bicubic, a = -0.75 without antialias and -0.5 with it; overshoot is not clamped.
+    /// Bicubic with a = -0.75 without antialiasing and -0.5 with it; overshoot is not clamped.
     Bicubic,
 }
 
 impl Preprocessing {
-    /// Bytes to [-1, 1], in their size: what autoencoders see.
+    /// Bytes to `[-1, 1]` without resizing: the input of autoencoders.
     pub const SIGNED: Self = Self {
         scale: true,
         order: Order::NormalizeFirst,
@@ -75,7 +78,7 @@ impl Preprocessing {
         std: [0.5; 3],
     };
 
-    /// Bytes 0..255 as float32, resized bilinearly: what upstream feeds HOG and SIFT.
+    /// Bytes as float32 in 0..=255, resized bilinearly: the input of HOG and SIFT in upstream.
     pub const RAW: Self = Self {
         scale: false,
         order: Order::ResizeFirst,
@@ -85,12 +88,12 @@ impl Preprocessing {
         std: [1.0; 3],
     };
 
-    /// The network's input `[B, 3, size, size]`, float32, of images u8 `[B, 3, H, W]`.
+    /// Converts images u8 `[B, 3, H, W]` to the network's input, float32 `[B, 3, size, size]`.
     ///
-    /// With [`Resize::None`] the size stays.
+    /// With [`Resize::None`] the size is unchanged.
     ///
     /// # Errors
-    /// libtorch refused, for want of memory or because of the images' shape.
+    /// libtorch fails, because it runs out of memory or because of the images' shape.
     pub fn apply(&self, images: &Tensor, size: i64) -> Result<Tensor, TchError> {
         let mut x = images.f_to_kind(Kind::Float)?;
         if self.scale {
@@ -132,18 +135,18 @@ impl Preprocessing {
 }
 
 /// Resamples a table of absolute position embeddings `[1, prefix + N, D]` to a grid of
-/// `(rows, columns)`: the first `prefix` rows stay, the others, a square grid, are resized
-/// bicubically with antialias (`resample_abs_pos_embed` of timm).
+/// `(rows, columns)`, as timm's `resample_abs_pos_embed` does. The first `prefix` rows are kept. The
+/// other N rows form a square grid, which is resized bicubically with antialiasing.
 ///
 /// # Errors
-/// A table of another shape.
+/// The table has another shape.
 pub fn resample_pos_embed(
     table: &Tensor,
     (rows, columns): (i64, i64),
     prefix: i64,
 ) -> Result<Tensor, TchError> {
     let (_, count, width) = table.size3()?;
-    let old = ((count - prefix) as f64).sqrt().floor() as i64;
+    let side = ((count - prefix) as f64).sqrt().floor() as i64;
     if count == rows * columns + prefix && rows == columns {
         return Ok(table.shallow_clone());
     }
@@ -151,7 +154,7 @@ pub fn resample_pos_embed(
     let grid = table
         .f_narrow(1, prefix, count - prefix)?
         .f_to_kind(Kind::Float)?
-        .f_reshape([1, old, old, width])?
+        .f_reshape([1, side, side, width])?
         .f_permute([0, 3, 1, 2])?
         .f_internal_upsample_bicubic2d_aa([rows, columns], false, None, None)?
         .f_permute([0, 2, 3, 1])?

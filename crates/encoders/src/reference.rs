@@ -1,32 +1,33 @@
-//! Agreement with what Python computed when it wrote an encoder's file.
+//! Reference values that Python recorded when it wrote an encoder's file, and the comparison with
+//! them.
 
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::{EncoderError, Tokens};
 
-/// Values of the tokens of [`Reference::images`], as Python computed them from the network that
-/// it then traced.
+/// Tokens of [`Reference::images`] at some positions, as Python computed them with the network before
+/// tracing it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Reference {
     /// Positions in the flattened patch tokens `[2, T, D]`.
     pub patch_index: Vec<i64>,
-    /// The values there.
+    /// Values at these positions.
     pub patch: Vec<f64>,
-    /// Positions in the flattened class tokens `[2, D]`; empty without them.
+    /// Positions in the flattened class tokens `[2, D]`; empty without class token.
     pub class_index: Vec<i64>,
-    /// The values there.
+    /// Values at these positions.
     pub class: Vec<f64>,
 }
 
 impl Reference {
-    /// The two reference images, u8 `[2, 3, side, side]`. The value of image `b`, channel `c`, row
+    /// Returns the two reference images, u8 `[2, 3, side, side]`. The value of image `b`, channel `c`, row
     /// `y`, column `x` is the lowest byte of
     /// `x (3 + b) + y (5 + 2 b) + 40 c + (x y >> 5) + ((x² + 3 y²) >> 7)`.
     ///
     /// # Errors
-    /// libtorch has no memory.
+    /// libtorch runs out of memory.
     pub fn images(side: i64) -> Result<Tensor, EncoderError> {
         let count = (2 * 3 * side * side).max(0) as usize;
         let mut bytes = Vec::with_capacity(count);
@@ -47,23 +48,23 @@ impl Reference {
         Ok(Tensor::f_from_slice(&bytes)?.f_view([2, 3, side, side])?)
     }
 
-    /// Largest difference of `tokens`, those of the reference images, from Python's, relative to
-    /// the largest value Python found. Infinite if a value is not a number, or if nothing was
+    /// Largest absolute difference between `tokens` of the reference images and Python's values,
+    /// relative to the largest absolute value from Python. Infinite if a value is NaN, or if no values were
     /// recorded.
     ///
     /// # Errors
-    /// Positions beyond the tokens.
+    /// A position is outside of the tokens.
     pub fn difference(&self, tokens: &Tokens) -> Result<f64, EncoderError> {
-        let patch = relative(&tokens.patch, &self.patch_index, &self.patch)?;
+        let patch = relative_difference(&tokens.patch, &self.patch_index, &self.patch)?;
         match &tokens.class {
             Some(class) if !self.class_index.is_empty() => {
-                Ok(patch.max(relative(class, &self.class_index, &self.class)?))
+                Ok(patch.max(relative_difference(class, &self.class_index, &self.class)?))
             }
             _ => Ok(patch),
         }
     }
 
-    /// Why the recorded values cannot be what the exporter writes; `None` if they can.
+    /// Describes why the recorded values are invalid; `None` if they are valid.
     pub(crate) fn flaw(&self) -> Option<&'static str> {
         let pairs = [
             (&self.patch_index, &self.patch),
@@ -73,11 +74,11 @@ impl Reference {
             .iter()
             .any(|(index, values)| index.len() != values.len())
         {
-            return Some("`reference` has another number of positions than of values");
+            return Some("`reference` has different numbers of positions and values");
         }
         if pairs
             .iter()
-            .any(|(index, _)| index.iter().any(|&at| at < 0))
+            .any(|(index, _)| index.iter().any(|&position| position < 0))
         {
             return Some("`reference` has a negative position");
         }
@@ -85,9 +86,9 @@ impl Reference {
     }
 }
 
-/// Largest difference of a tensor from the values at some places, relative to the largest of these; infinite if one is
-/// not a number.
-pub(crate) fn relative(
+/// Largest absolute difference between a flattened tensor at the positions `index` and the values `expected`, relative
+/// to the largest absolute expected value; infinite if the result is NaN.
+pub(crate) fn relative_difference(
     tokens: &Tensor,
     index: &[i64],
     expected: &[f64],
@@ -101,19 +102,19 @@ pub(crate) fn relative(
     let found = Vec::<f64>::try_from(found)?;
     let scale = expected
         .iter()
-        .fold(0.0, |most: f64, value| most.max(value.abs()));
-    let off = found
+        .fold(0.0, |largest: f64, value| largest.max(value.abs()));
+    let difference = found
         .iter()
         .zip(expected)
         .map(|(found, expected)| (found - expected).abs())
-        .fold(0.0, |most, off| {
-            if off > most || off.is_nan() {
-                off
+        .fold(0.0, |largest, difference| {
+            if difference > largest || difference.is_nan() {
+                difference
             } else {
-                most
+                largest
             }
         });
-    let relative = off / scale;
+    let relative = difference / scale;
     Ok(if relative.is_nan() {
         f64::INFINITY
     } else {
@@ -145,30 +146,30 @@ mod tests {
     fn the_difference_is_relative_to_the_largest_value() {
         let same = reference().difference(&tokens(&[1.0, 7.0, 7.0, -4.0]));
         assert_eq!(same.unwrap(), 0.0);
-        let off = reference().difference(&tokens(&[3.0, 7.0, 7.0, -4.0]));
-        assert_eq!(off.unwrap(), 0.5);
+        let difference = reference().difference(&tokens(&[3.0, 7.0, 7.0, -4.0]));
+        assert_eq!(difference.unwrap(), 0.5);
     }
 
     #[test]
-    fn tokens_that_are_not_numbers_never_agree() {
+    fn nan_and_infinite_tokens_have_infinite_difference() {
         for first in [f32::NAN, f32::INFINITY] {
-            let off = reference().difference(&tokens(&[first, 7.0, 7.0, -4.0]));
-            assert_eq!(off.unwrap(), f64::INFINITY);
+            let difference = reference().difference(&tokens(&[first, 7.0, 7.0, -4.0]));
+            assert_eq!(difference.unwrap(), f64::INFINITY);
         }
     }
 
     #[test]
-    fn positions_beyond_the_tokens_are_an_error() {
+    fn positions_outside_of_the_tokens_are_an_error() {
         assert!(reference().difference(&tokens(&[1.0, 2.0])).is_err());
     }
 
     #[test]
-    fn reference_images_are_bytes_by_the_formula() {
+    fn reference_images_follow_the_formula() {
         let images = Reference::images(64).unwrap();
         assert_eq!(images.size(), [2, 3, 64, 64]);
-        let at = |b, c, y, x| images.int64_value(&[b, c, y, x]);
-        assert_eq!(at(0, 0, 0, 0), 0);
-        assert_eq!(at(1, 2, 10, 20), (80 + 70 + 80 + 6 + 5) & 255);
-        assert_eq!(at(0, 1, 63, 63), (189 + 315 + 40 + 124 + 124) & 255);
+        let pixel = |b, c, y, x| images.int64_value(&[b, c, y, x]);
+        assert_eq!(pixel(0, 0, 0, 0), 0);
+        assert_eq!(pixel(1, 2, 10, 20), (80 + 70 + 80 + 6 + 5) & 255);
+        assert_eq!(pixel(0, 1, 63, 63), (189 + 315 + 40 + 124 + 124) & 255);
     }
 }

@@ -1,3 +1,5 @@
+//! Finds and loads encoders by name.
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -9,13 +11,13 @@ use crate::{
     Encoder, EncoderError, EncoderSpec, Inception, KnownEncoder, Precision, catalogue, known,
 };
 
-/// More folders with encoder files, separated as in `PATH`.
-const FOLDERS: &str = "IREPA_ENCODERS";
+/// Environment variable with additional folders of encoder files, separated as in `PATH`.
+const FOLDERS_VARIABLE: &str = "IREPA_ENCODERS";
 
-/// Encoders by name: native ones, TorchScript files in some folders, and the [`catalogue`], whose
-/// encoders may or may not be among those files.
+/// Finds encoders by name: native encoders, TorchScript files in some folders, and the encoders of the
+/// [`catalogue`], whose files may or may not be installed.
 ///
-/// The file of an encoder is `NAME.pt`; made for images of 512 pixels it is `NAME@512.pt`.
+/// The file of an encoder is `NAME.pt`, or `NAME@512.pt` for images of 512 pixels.
 ///
 /// ```
 /// use encoders::{Registry, Status};
@@ -35,30 +37,30 @@ pub struct Registry {
 /// Whether an encoder can be loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Status {
-    /// Part of this crate.
+    /// The encoder is part of this crate.
     Native,
-    /// A file on this machine.
+    /// The file is installed.
     Present {
         /// The TorchScript file.
         path: PathBuf,
         /// Its size in bytes.
         size: u64,
     },
-    /// Not on this machine.
+    /// The file is not installed.
     Missing {
-        /// How to get it.
+        /// How to get the file.
         hint: String,
     },
 }
 
-/// How to load an encoder.
+/// Options for loading an encoder.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LoadOptions {
-    /// Where it runs.
+    /// Device that the encoder runs on.
     pub device: Device,
-    /// Side of the images in pixels. Below 512, encoders work at their base resolution.
+    /// Side of the images in pixels. Below 512, encoders run at their base resolution.
     pub resolution: i64,
-    /// What its weights are cast to. Native encoders always compute in float32.
+    /// Precision that the weights are cast to. Native encoders always compute in float32.
     pub precision: Precision,
 }
 
@@ -72,8 +74,11 @@ impl Default for LoadOptions {
     }
 }
 
-/// What a sidecar says; `None` for one that says nothing of use, which loading the encoder names.
-pub(crate) fn readable<T>(sidecar: Result<T, EncoderError>) -> Result<Option<T>, EncoderError> {
+/// Turns an invalid sidecar into `None`; loading the encoder reports what is wrong with it. A sidecar that cannot
+/// be read stays an error.
+pub(crate) fn ignore_invalid<T>(
+    sidecar: Result<T, EncoderError>,
+) -> Result<Option<T>, EncoderError> {
     match sidecar {
         Ok(spec) => Ok(Some(spec)),
         Err(error @ EncoderError::Io { .. }) => Err(error),
@@ -82,9 +87,9 @@ pub(crate) fn readable<T>(sidecar: Result<T, EncoderError>) -> Result<Option<T>,
 }
 
 impl Registry {
-    /// Looks for files in `folders`, and where the environment's `IREPA_ENCODERS` says.
+    /// Creates a registry that searches `folders` and those in the environment variable `IREPA_ENCODERS`.
     pub fn new(folders: &[PathBuf]) -> Self {
-        let extra = std::env::var_os(FOLDERS).unwrap_or_default();
+        let extra = std::env::var_os(FOLDERS_VARIABLE).unwrap_or_default();
         Self {
             folders: folders
                 .iter()
@@ -94,18 +99,18 @@ impl Registry {
         }
     }
 
-    /// All names: native, the files that are there, the catalogue's.
+    /// All names: native encoders, installed files, and encoders of the catalogue.
     pub fn names(&self) -> Vec<String> {
         let mut names: Vec<String> = Native::NAMES.map(str::to_owned).to_vec();
-        names.extend(self.files());
+        names.extend(self.installed());
         names.extend(catalogue().iter().map(|encoder| encoder.name.clone()));
         let mut seen = BTreeSet::new();
         names.retain(|name| seen.insert(name.clone()));
         names
     }
 
-    /// Names of the TorchScript files, sorted.
-    fn files(&self) -> BTreeSet<String> {
+    /// Sorted names of the encoders whose TorchScript files are installed.
+    fn installed(&self) -> BTreeSet<String> {
         let entries = self
             .folders
             .iter()
@@ -119,18 +124,18 @@ impl Registry {
                 let stem = path.file_stem()?.to_str()?;
                 Some(stem.split('@').next().unwrap_or(stem).to_owned())
             })
-            // The network of FID lies in the same folder.
+            // The network of FID is in the same folder.
             .filter(|name| !Inception::NAMES.contains(&name.as_str()))
             .collect()
     }
 
-    /// The folders that are looked in.
+    /// The folders that are searched.
     pub fn folders(&self) -> &[PathBuf] {
         &self.folders
     }
 
     pub(crate) fn find(&self, stem: &str) -> Option<PathBuf> {
-        // A name is a file's name, never a path.
+        // A name must be a file name, never a path.
         if stem.contains(['/', '\\']) {
             return None;
         }
@@ -140,8 +145,8 @@ impl Registry {
             .find(|path| path.is_file())
     }
 
-    /// The file for images of `resolution` pixels. A file whose sidecar names no resolution takes
-    /// any.
+    /// Finds the file for images of `resolution` pixels. A file whose sidecar declares no resolution
+    /// accepts any.
     fn find_for(&self, name: &str, resolution: i64) -> Option<PathBuf> {
         let base = self.find(name);
         match resolution / 256 {
@@ -149,25 +154,25 @@ impl Registry {
             factor => self.find(&format!("{name}@{}", 256 * factor)).or_else(|| {
                 base.filter(|path| match torchscript::read_sidecar(path) {
                     Ok(spec) => spec.resolution.is_none(),
-                    // Loading it will say what is wrong.
+                    // Loading the file reports what is wrong.
                     Err(_) => true,
                 })
             }),
         }
     }
 
-    /// Whether an encoder can be loaded, for images of 256 pixels or fewer.
+    /// Returns whether an encoder can be loaded for images of up to 256 pixels.
     ///
     /// # Errors
-    /// Nothing has that name.
+    /// No encoder has that name.
     pub fn status(&self, name: &str) -> Result<Status, EncoderError> {
         self.status_for(name, 256)
     }
 
-    /// Whether an encoder can be loaded for images of `resolution` pixels.
+    /// Returns whether an encoder can be loaded for images of `resolution` pixels.
     ///
     /// # Errors
-    /// Nothing has that name, or the encoder does not take such images.
+    /// No encoder has that name, or the encoder does not support such images.
     pub fn status_for(&self, name: &str, resolution: i64) -> Result<Status, EncoderError> {
         if let Some(native) = Native::named(name, resolution) {
             native?;
@@ -179,45 +184,47 @@ impl Registry {
         }
         if let Some(encoder) = known(name) {
             check_resolution(encoder, resolution)?;
-            let hint = hint(encoder, resolution);
+            let hint = export_hint(encoder, resolution);
             return Ok(Status::Missing { hint });
         }
         if self.find(name).is_some() {
-            let hint = format!("only its file for images of 256 pixels is; trace {name}@512.pt");
+            let hint =
+                format!("only its file for images of 256 pixels is installed; trace {name}@512.pt");
             return Ok(Status::Missing { hint });
         }
         Err(self.unknown(name))
     }
 
-    /// Checks that something has that name, here or not.
+    /// Checks that an encoder of that name is known, installed or not.
     ///
     /// # Errors
-    /// Nothing has that name; the error has the nearest ones.
+    /// No encoder has that name; the error lists the most similar names.
     pub fn check_name(&self, name: &str) -> Result<(), EncoderError> {
         self.status(name).map(|_| ())
     }
 
-    /// What makes the encoder what it is: the checksum of its file for images of `resolution`
-    /// pixels, or the version of this crate. `None` if it is not here or its sidecar does not
-    /// describe one.
+    /// Returns the identity of an encoder: the checksum of its file for images of `resolution`
+    /// pixels, or for a native encoder the version of this crate. `None` if the encoder is not
+    /// installed or its sidecar is invalid.
     ///
     /// # Errors
-    /// [`EncoderError::Io`]: the sidecar is here and cannot be read.
+    /// [`EncoderError::Io`] if the sidecar exists but cannot be read.
     pub fn identity(&self, name: &str, resolution: i64) -> Result<Option<String>, EncoderError> {
         Ok(match self.status_for(name, resolution) {
             Ok(Status::Native) => Some(env!("CARGO_PKG_VERSION").to_owned()),
             Ok(Status::Present { path, .. }) => {
-                readable(torchscript::read_sidecar(&path))?.and_then(|spec| spec.sha256)
+                ignore_invalid(torchscript::read_sidecar(&path))?.and_then(|spec| spec.sha256)
             }
             Ok(Status::Missing { .. }) | Err(_) => None,
         })
     }
 
-    /// What an encoder that is here declares for images of `resolution` pixels, without loading it.
+    /// Returns the declared properties of an installed encoder for images of `resolution` pixels,
+    /// without loading it.
     ///
     /// # Errors
-    /// Nothing has that name, the encoder is not here, does not take such images, or its sidecar
-    /// cannot be read.
+    /// No encoder has that name, the encoder is not installed or does not support such images, or its
+    /// sidecar cannot be read.
     pub fn spec(&self, name: &str, resolution: i64) -> Result<EncoderSpec, EncoderError> {
         if let Some(native) = Native::named(name, resolution) {
             return Ok(native?.spec().clone());
@@ -244,10 +251,10 @@ impl Registry {
         }
     }
 
-    /// Loads an encoder and checks its output once.
+    /// Loads an encoder; see [`TorchScript::load`] for the checks of a file.
     ///
     /// # Errors
-    /// The name is unknown, the file is missing, or it is not what its sidecar says.
+    /// The name is unknown, the file is not installed, or it does not match its sidecar.
     pub fn load(
         &self,
         name: &str,
@@ -286,7 +293,7 @@ fn load_file(path: &Path, name: &str, options: &LoadOptions) -> Result<TorchScri
         return Err(EncoderError::Sidecar {
             path: path.with_extension("toml"),
             message: format!(
-                "`name` is `{}`, the file is called `{name}`; they must agree",
+                "`name` is `{}` but the file is called `{name}`; they must agree",
                 encoder.spec().name
             ),
         });
@@ -294,10 +301,10 @@ fn load_file(path: &Path, name: &str, options: &LoadOptions) -> Result<TorchScri
     Ok(encoder)
 }
 
-/// Refuses what upstream refuses too, before anybody makes a file for it.
+/// Refuses resolutions that upstream refuses too, so that nobody exports a file for them.
 fn check_resolution(encoder: &KnownEncoder, resolution: i64) -> Result<(), EncoderError> {
-    let made_for = 256 * (resolution / 256).max(1);
-    if encoder.resolutions.contains(&made_for) {
+    let export_resolution = 256 * (resolution / 256).max(1);
+    if encoder.resolutions.contains(&export_resolution) {
         return Ok(());
     }
     Err(EncoderError::Resolution {
@@ -307,25 +314,25 @@ fn check_resolution(encoder: &KnownEncoder, resolution: i64) -> Result<(), Encod
     })
 }
 
-/// The command that makes the file.
-fn hint(encoder: &KnownEncoder, resolution: i64) -> String {
-    let made_for = 256 * (resolution / 256).max(1);
-    let size = match made_for {
+/// Describes the command that creates the file.
+fn export_hint(encoder: &KnownEncoder, resolution: i64) -> String {
+    let export_resolution = 256 * (resolution / 256).max(1);
+    let size = match export_resolution {
         256 => String::new(),
-        _ => format!(" --resolution {made_for}"),
+        _ => format!(" --resolution {export_resolution}"),
     };
     let gated = match encoder.gated {
-        true => "; access must be asked for",
+        true => "; access must be requested",
         false => "",
     };
     format!(
-        "`cargo xtask export {}{size}` makes it (weights: {}; licence: {}{gated})",
+        "`cargo xtask export {}{size}` creates it (weights: {}; licence: {}{gated})",
         encoder.name, encoder.weights, encoder.licence
     )
 }
 
-/// The encoders that a set's name stands for: `paper27`, the study's, or `catalogue`, all that
-/// the exporter knows.
+/// The encoders of a named set: `paper27`, those of the study, or `catalogue`, all that the exporter
+/// supports. `None` for another name.
 pub fn named_set(name: &str) -> Option<Vec<&'static str>> {
     let only_study = match name {
         "paper27" => true,
@@ -339,7 +346,7 @@ pub fn named_set(name: &str) -> Option<Vec<&'static str>> {
     Some(chosen.collect())
 }
 
-/// The names in a comma-separated list, as upstream's `--enc-type` takes it.
+/// Splits a comma-separated list of names, as in upstream's `--enc-type`.
 pub fn split_names(list: &str) -> Vec<String> {
     list.split(',')
         .map(str::trim)

@@ -1,5 +1,4 @@
-//! Whether a TorchScript file gives an image the same outputs every time, beside any other image, and on any
-//! device.
+//! Checks that the outputs of a TorchScript file do not depend on the run, the rest of the batch or the device.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -12,17 +11,18 @@ use zip::ZipArchive;
 
 use crate::{EncoderError, Precision};
 
-/// Largest difference, relative to the largest value, of the outputs of two passes of the same images on one
-/// device in float32: sums in another order, not more.
-const REPEATED: f64 = 1e-4;
+/// Largest difference between two passes of the same images on the CPU in float32, relative to the largest
+/// value. It allows for sums in another order, but for nothing else.
+const REPEAT_TOLERANCE: f64 = 1e-4;
 
-/// Refuses a file whose code names a device. Tracing leaves such names where the module makes a tensor
-/// (`torch.arange(n, device=x.device)`); weights and buffers move with the module, these do not.
+/// Refuses a file whose code refers to a fixed device. Tracing writes the device into the code where the module
+/// creates a tensor (`torch.arange(n, device=x.device)`). Weights and buffers move with the module, such tensors
+/// do not.
 ///
 /// # Errors
-/// [`EncoderError::TiedToDevice`]. A file that is no archive passes: libtorch says what it is.
+/// [`EncoderError::TiedToDevice`]. A file that is not an archive passes, because libtorch reports it better.
 pub(crate) fn check_devices(path: &Path) -> Result<(), EncoderError> {
-    let Some(found) = named_device(path) else {
+    let Some(found) = find_device_in_file(path) else {
         return Ok(());
     };
     Err(EncoderError::TiedToDevice {
@@ -31,8 +31,8 @@ pub(crate) fn check_devices(path: &Path) -> Result<(), EncoderError> {
     })
 }
 
-/// The first piece of the file's code that names a device.
-fn named_device(path: &Path) -> Option<String> {
+/// Returns the first piece of the file's code that refers to a device.
+fn find_device_in_file(path: &Path) -> Option<String> {
     let mut archive = ZipArchive::new(BufReader::new(File::open(path).ok()?)).ok()?;
     let code: Vec<String> = archive
         .file_names()
@@ -42,19 +42,19 @@ fn named_device(path: &Path) -> Option<String> {
     code.iter().find_map(|name| {
         let mut text = String::new();
         archive.by_name(name).ok()?.read_to_string(&mut text).ok()?;
-        device_in(&text)
+        find_device_in_code(&text)
     })
 }
 
-/// A literal device, an attribute of that type, or a move to one kind of device.
-fn device_in(code: &str) -> Option<String> {
+/// Returns the first device literal, device attribute, or call that moves a tensor to the CPU or to CUDA.
+fn find_device_in_code(code: &str) -> Option<String> {
     code.lines().find_map(|line| {
         let literal = line.find("torch.device(\"").map(|start| {
             let rest = &line[start..];
             let end = rest.find(')').map_or(rest.len(), |end| end + 1);
             rest[..end].to_owned()
         });
-        let moved = ["torch.cpu(", "torch.cuda("]
+        let call = ["torch.cpu(", "torch.cuda("]
             .into_iter()
             .find(|call| line.contains(call))
             .map(|call| format!("{call})"));
@@ -62,33 +62,34 @@ fn device_in(code: &str) -> Option<String> {
             .trim()
             .strip_suffix(" : Device")
             .map(|name| format!("attribute `{name}`"));
-        literal.or(moved).or(attribute)
+        literal.or(call).or(attribute)
     })
 }
 
-/// What a network computes of a batch of images.
+/// The tensors that a network computes from a batch of images.
 pub(crate) trait Outputs {
-    /// All tensors, `[B, ...]` each.
+    /// Returns all tensors, `[B, ...]` each.
     fn tensors(&self) -> Vec<&Tensor>;
 
-    /// Largest difference from `others`, relative to the largest value of each tensor; NaN if there is one.
+    /// Returns the largest absolute difference from `others`, relative to the largest absolute value of each tensor;
+    /// NaN if a difference is NaN.
     fn difference<'a>(
         &self,
         others: impl IntoIterator<Item = &'a Tensor>,
     ) -> Result<f64, EncoderError> {
-        let mut most: f64 = 0.0;
+        let mut largest: f64 = 0.0;
         for (own, other) in self.tensors().into_iter().zip(others) {
             let scale = f64::try_from(other.f_abs()?.f_max()?)?.max(f64::MIN_POSITIVE);
-            let off = f64::try_from(own.f_sub(other)?.f_abs()?.f_max()?)? / scale;
-            if off.is_nan() {
-                return Ok(off);
+            let difference = f64::try_from(own.f_sub(other)?.f_abs()?.f_max()?)? / scale;
+            if difference.is_nan() {
+                return Ok(difference);
             }
-            most = most.max(off);
+            largest = largest.max(difference);
         }
-        Ok(most)
+        Ok(largest)
     }
 
-    /// The part of image `index`, `[1, ...]` each.
+    /// Returns the tensors of image `index`, `[1, ...]` each.
     fn of_image(&self, index: i64) -> Result<Vec<Tensor>, EncoderError> {
         let tensors = self.tensors().into_iter();
         Ok(tensors
@@ -97,12 +98,12 @@ pub(crate) trait Outputs {
     }
 }
 
-/// Passes the same images through `run` again, and the first one alone, and compares with their `outputs`.
-/// Done once in a process for a file, `identity`, on a device in a precision: large encoders take long.
+/// Runs the network on the same images again, then on the first one alone, and compares the results with `outputs`.
+/// Because large encoders are slow, this runs only once per process for each file (`identity`), device and precision.
 ///
 /// # Errors
-/// [`EncoderError::NotRepeatable`], [`EncoderError::DependsOnBatch`], or a pass failed.
-pub(crate) fn check_passes<T: Outputs>(
+/// [`EncoderError::NotRepeatable`], [`EncoderError::DependsOnBatch`], or the error of a failed pass.
+pub(crate) fn check_repeatable<T: Outputs>(
     name: &str,
     (identity, device, precision): (&str, Device, Precision),
     images: &Tensor,
@@ -111,27 +112,27 @@ pub(crate) fn check_passes<T: Outputs>(
 ) -> Result<(), EncoderError> {
     static CHECKED: Mutex<Option<HashSet<String>>> = Mutex::new(None);
     let key = format!("{identity} {device:?} {precision:?}");
-    let known = |checked: &Option<HashSet<String>>| {
+    let is_checked = |checked: &Option<HashSet<String>>| {
         checked
             .as_ref()
             .is_some_and(|checked| checked.contains(&key))
     };
-    if known(&CHECKED.lock().unwrap_or_else(PoisonError::into_inner)) {
+    if is_checked(&CHECKED.lock().unwrap_or_else(PoisonError::into_inner)) {
         return Ok(());
     }
-    let rounding = precision.tolerance();
-    let repeated = match (device, precision) {
-        (Device::Cpu, Precision::Fp32) => REPEATED,
-        _ => rounding,
+    let tolerance = precision.tolerance();
+    let repeat_tolerance = match (device, precision) {
+        (Device::Cpu, Precision::Fp32) => REPEAT_TOLERANCE,
+        _ => tolerance,
     };
     let difference = outputs.difference(run(images)?.tensors())?;
-    if difference.is_nan() || difference > repeated {
+    if difference.is_nan() || difference > repeat_tolerance {
         let name = name.to_owned();
         return Err(EncoderError::NotRepeatable { name, difference });
     }
     let alone = run(&images.f_narrow(0, 0, 1)?)?;
     let difference = alone.difference(&outputs.of_image(0)?)?;
-    if difference.is_nan() || difference > rounding {
+    if difference.is_nan() || difference > tolerance {
         let name = name.to_owned();
         return Err(EncoderError::DependsOnBatch { name, difference });
     }
@@ -145,15 +146,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn code_that_names_a_device_is_found() {
+    fn code_that_refers_to_a_device_is_found() {
         let traced = "    _1 = torch.ones([8], dtype=6, layout=0, device=torch.device(\"cpu\"), pin_memory=False)";
-        assert_eq!(device_in(traced).unwrap(), "torch.device(\"cpu\")");
         assert_eq!(
-            device_in("  device : Device").unwrap(),
+            find_device_in_code(traced).unwrap(),
+            "torch.device(\"cpu\")"
+        );
+        assert_eq!(
+            find_device_in_code("  device : Device").unwrap(),
             "attribute `device`"
         );
         assert_eq!(
-            device_in("a = 1\nb = torch.cuda(x)").unwrap(),
+            find_device_in_code("a = 1\nb = torch.cuda(x)").unwrap(),
             "torch.cuda()"
         );
         for code in [
@@ -161,7 +165,7 @@ mod tests {
             "  training : bool",
             "",
         ] {
-            assert_eq!(device_in(code), None, "{code}");
+            assert_eq!(find_device_in_code(code), None, "{code}");
         }
     }
 }

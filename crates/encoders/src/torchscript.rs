@@ -1,3 +1,5 @@
+//! Encoders in TorchScript files.
+
 use std::cell::Cell;
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
@@ -11,12 +13,12 @@ use crate::encoder::check_images;
 use crate::repeatable;
 use crate::{Encoder, EncoderError, EncoderSpec, Precision, Reference, Resize, Tokens};
 
-/// An encoder in a TorchScript file `NAME.pt` with a sidecar `NAME.toml`, which is an
+/// An encoder in a TorchScript file `NAME.pt` with a sidecar `NAME.toml`, which contains its
 /// [`EncoderSpec`].
 ///
 /// The module takes the preprocessed images, float32 `[B, 3, S, S]`, and returns patch tokens
-/// `[B, T, D]` or a pair of patch tokens and class token `[B, D]`. In another [`Precision`] it takes
-/// and returns that dtype; the tokens given out are float32.
+/// `[B, T, D]` or a pair of patch tokens and class token `[B, D]`. In another [`Precision`] its
+/// input and output have that dtype; [`Encoder::encode`] always returns float32.
 #[derive(Debug)]
 pub struct TorchScript {
     spec: EncoderSpec,
@@ -26,26 +28,26 @@ pub struct TorchScript {
 }
 
 impl TorchScript {
-    /// Loads `path` to `device`, casts its weights to `precision`, and runs it on two plain test images,
-    /// so that a file that is not what its sidecar says is found before training starts. The first time in a
-    /// process it is run again, and on one of the images alone.
+    /// Loads `path` to `device`, casts its weights to `precision`, and encodes two test images, so that a file
+    /// that does not match its sidecar is found before training starts. The first load of a file in a process
+    /// also encodes the images a second time, and one of them alone.
     ///
     /// # Errors
-    /// Sidecar or file missing, damaged, of each other's wrong kind; a module that cannot run in
-    /// `precision`; tokens of another shape than declared, not finite, or not the same in a second pass or
-    /// without the other image; code that names a device.
+    /// The file or its sidecar is missing or damaged, or they do not belong together; the module cannot run in
+    /// `precision`; its tokens do not have the declared shape, are not finite, differ in a second pass, or
+    /// depend on the other image of the batch; its code refers to a fixed device.
     pub fn load(path: &Path, device: Device, precision: Precision) -> Result<Self, EncoderError> {
         let spec = read_sidecar(path)?;
         if let Some(expected) = &spec.sha256 {
             check_sha256(path, expected)?;
         }
         repeatable::check_devices(path)?;
-        let refused = |error: tch::TchError| EncoderError::NotTorchScript {
+        let load_error = |error: tch::TchError| EncoderError::NotTorchScript {
             path: path.to_owned(),
             message: first_line(&error.to_string()),
         };
-        let mut module = CModule::load_on_device(path, device).map_err(refused)?;
-        module.f_set_eval().map_err(refused)?;
+        let mut module = CModule::load_on_device(path, device).map_err(load_error)?;
+        module.f_set_eval().map_err(load_error)?;
         if precision != Precision::from(spec.dtype) {
             cast(&mut module, device, precision, path)?;
         }
@@ -59,8 +61,8 @@ impl TorchScript {
         Ok(encoder)
     }
 
-    /// Passes over two test images: a gradient, so that nothing is constant, and its mirror at half the
-    /// brightness, so that statistics of both are not those of one.
+    /// Encodes two test images and checks the tokens: a gradient, so that no value is constant, and its mirror
+    /// image at half the brightness, so that batch statistics differ from those of one image.
     fn check(&self) -> Result<(), EncoderError> {
         let side = self.spec.input_size;
         let ramp = Tensor::f_arange(side, (Kind::Float, self.device))?
@@ -82,8 +84,8 @@ impl TorchScript {
             }
         }
         let identity = self.spec.sha256.as_deref().unwrap_or_default();
-        let run = (identity, self.device, self.precision);
-        repeatable::check_passes(&self.spec.name, run, &images, &tokens, |images| {
+        let key = (identity, self.device, self.precision);
+        repeatable::check_repeatable(&self.spec.name, key, &images, &tokens, |images| {
             self.encode(images)
         })
     }
@@ -127,12 +129,12 @@ impl Encoder for TorchScript {
     }
 }
 
-/// Images that go through a network at once on the CPU: the activations of more do not fit the
-/// cache, and cost more for each image. Always so many, so that an image's tokens do not depend
-/// to the bit on how many others there are.
+/// Images per forward pass on the CPU. The activations of more images do not fit into the CPU's cache and
+/// take more time per image. The number is always the same, so that an image's tokens are bit-identical
+/// whatever the batch size.
 const CPU_CHUNK: i64 = 4;
 
-/// The tokens of consecutive chunks as one batch.
+/// Concatenates the tokens of consecutive chunks to one batch.
 fn join(mut chunks: Vec<Tokens>) -> Result<Tokens, EncoderError> {
     if chunks.len() == 1
         && let Some(only) = chunks.pop()
@@ -148,25 +150,26 @@ fn join(mut chunks: Vec<Tokens>) -> Result<Tokens, EncoderError> {
 }
 
 impl TorchScript {
-    /// The images from `start`, at most [`CPU_CHUNK`]; a shorter chunk is filled with its first.
+    /// Encodes up to [`CPU_CHUNK`] images from `start`. A shorter chunk is padded with copies of its first
+    /// image.
     fn encode_cpu_chunk(&self, images: &Tensor, start: i64) -> Result<Tokens, EncoderError> {
         let count = CPU_CHUNK.min(images.size4()?.0 - start);
         let chunk = images.f_narrow(0, start, count)?;
         if count == CPU_CHUNK {
             return self.encode_chunk(&chunk);
         }
-        let filling = chunk
+        let padding = chunk
             .f_narrow(0, 0, 1)?
             .f_expand([CPU_CHUNK - count, -1, -1, -1], false)?;
-        let tokens = self.encode_chunk(&Tensor::f_cat(&[chunk, filling], 0)?)?;
-        let cut = |tensor: &Tensor| match tensor.size().first() {
-            // A module that does not keep the batch is refused by the check of its shape.
+        let tokens = self.encode_chunk(&Tensor::f_cat(&[chunk, padding], 0)?)?;
+        let remove_padding = |tensor: &Tensor| match tensor.size().first() {
+            // A module that changes the batch size is refused by the check of its output's shape.
             Some(&CPU_CHUNK) => tensor.f_narrow(0, 0, count),
             _ => Ok(tensor.shallow_clone()),
         };
         Ok(Tokens {
-            patch: cut(&tokens.patch)?,
-            class: tokens.class.as_ref().map(cut).transpose()?,
+            patch: remove_padding(&tokens.patch)?,
+            class: tokens.class.as_ref().map(remove_padding).transpose()?,
         })
     }
 
@@ -176,12 +179,12 @@ impl TorchScript {
             .preprocessing
             .apply(images, self.spec.input_size)?
             .f_to_kind(self.precision.kind())?;
-        keep_the_same_bits();
+        disable_graph_optimisation();
         let output = self
             .module
             .forward_is(&[IValue::Tensor(input)])
             .map_err(|error| {
-                failure(&self.spec.name, &error)
+                runtime_failure(&self.spec.name, &error)
                     .unwrap_or_else(|| self.output_error(first_line(&error.to_string())))
             })?;
         let float = |tensor: Tensor| tensor.f_to_kind(Kind::Float);
@@ -195,25 +198,25 @@ impl TorchScript {
                     patch: float(patch)?,
                     class: Some(float(class)?),
                 },
-                _ => return Err(self.output_error("another tuple".to_owned())),
+                _ => return Err(self.output_error("the output is another tuple".to_owned())),
             },
-            _ => return Err(self.output_error("no tensor".to_owned())),
+            _ => return Err(self.output_error("the output is not a tensor".to_owned())),
         };
         Ok(tokens)
     }
 }
 
-/// Casts all weights, once. `tch` has no fallible form of this call, and a device can run out of
-/// memory in it, so its panic is made an error here.
+/// Casts all weights. `tch` has no fallible form of this call and the device can run out of memory, so a panic
+/// is converted to an error.
 fn cast(
     module: &mut CModule,
     device: Device,
     precision: Precision,
     path: &Path,
 ) -> Result<(), EncoderError> {
-    let casting = AssertUnwindSafe(|| module.to(device, precision.kind(), false));
-    // The module is dropped by the caller when this fails: nobody sees it half cast.
-    panic::catch_unwind(casting).map_err(|cause| {
+    let cast = AssertUnwindSafe(|| module.to(device, precision.kind(), false));
+    // On failure the caller drops the module, so that a partly cast module is never used.
+    panic::catch_unwind(cast).map_err(|cause| {
         let text = cause
             .downcast_ref::<String>()
             .map_or("no reason given", String::as_str);
@@ -225,7 +228,7 @@ fn cast(
     })
 }
 
-/// Refuses a file that is not the one its sidecar describes.
+/// Refuses a file whose checksum differs from the one in its sidecar.
 pub(crate) fn check_sha256(path: &Path, expected: &str) -> Result<(), EncoderError> {
     let found = Checksum::of_file(path).map_err(|source| EncoderError::Io {
         path: path.to_owned(),
@@ -248,21 +251,21 @@ pub(crate) fn check_sha256(path: &Path, expected: &str) -> Result<(), EncoderErr
     })
 }
 
-/// libtorch's profiling executor rewrites a module after its first runs, which changes bits: a
-/// resumed run would see other tokens than the one it continues. The switch is of each thread, so this
-/// comes before every run of a module.
-pub(crate) fn keep_the_same_bits() {
+/// Disables the graph optimisation of libtorch for the current thread. libtorch's profiling executor rewrites a
+/// module after its first runs, which changes the bits of its output, so that a resumed run would see other
+/// tokens than an uninterrupted one. The setting is per thread, so call this before every run of a module.
+pub(crate) fn disable_graph_optimisation() {
     thread_local! {
         static DONE: Cell<bool> = const { Cell::new(false) };
     }
     if !DONE.replace(true)
         && let Err(error) = tch::jit::f_set_graph_executor_optimize(false)
     {
-        tracing::warn!("TorchScript may change bits between runs: {error}");
+        tracing::warn!("TorchScript outputs may differ in their last bits between runs: {error}");
     }
 }
 
-/// Reads the sidecar of the TorchScript file `path`, whatever it describes.
+/// Reads the sidecar of the TorchScript file `path` as any type.
 pub(crate) fn read_toml<T: DeserializeOwned>(path: &Path) -> Result<T, EncoderError> {
     let sidecar = path.with_extension("toml");
     let text = match files::read_text(&sidecar) {
@@ -283,7 +286,7 @@ pub(crate) fn read_toml<T: DeserializeOwned>(path: &Path) -> Result<T, EncoderEr
     toml::from_str(&text).map_err(|error| invalid(&sidecar, error.to_string()))
 }
 
-/// Reads the sidecar of the encoder in the TorchScript file `path`.
+/// Reads and validates the sidecar of the encoder in the TorchScript file `path`.
 pub(crate) fn read_sidecar(path: &Path) -> Result<EncoderSpec, EncoderError> {
     let sidecar = path.with_extension("toml");
     let spec: EncoderSpec = read_toml(path)?;
@@ -322,14 +325,14 @@ fn invalid(path: &Path, message: String) -> EncoderError {
     }
 }
 
-/// libtorch appends a C++ backtrace to what it says.
-/// What made a network break off while it ran. `None` where it did not even start.
-pub(crate) fn failure(name: &str, error: &TchError) -> Option<EncoderError> {
+/// Converts an error of a network that failed while it ran. `None` for any other error, such as one of the call's
+/// arguments.
+pub(crate) fn runtime_failure(name: &str, error: &TchError) -> Option<EncoderError> {
     let text = error.to_string();
     if !text.contains("TorchScript interpreter") {
         return None;
     }
-    // Below where in the code it happened.
+    // The reason is below the traceback.
     let mut lines = text.lines().rev().map(str::trim);
     let reason = lines.find_map(|line| Some(line.split_once("RuntimeError: ")?.1));
     Some(EncoderError::Failed {
@@ -338,6 +341,7 @@ pub(crate) fn failure(name: &str, error: &TchError) -> Option<EncoderError> {
     })
 }
 
+/// First non-empty line of a message of libtorch, which appends a C++ backtrace.
 pub(crate) fn first_line(text: &str) -> String {
     text.lines()
         .map(str::trim)

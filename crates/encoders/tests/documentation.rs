@@ -1,11 +1,11 @@
-//! The table of `docs/encoders.md` says what the catalogue says.
+//! The table of `docs/encoders.md` agrees with the catalogue.
 
 use std::fs;
 use std::path::Path;
 
 use encoders::{KnownEncoder, Order, Preprocessing, Resize};
 
-/// The channel statistics by name.
+/// Name of the channel statistics.
 fn statistics(preprocessing: &Preprocessing) -> &'static str {
     match preprocessing.mean {
         [0.485, ..] => "ImageNet",
@@ -55,7 +55,7 @@ fn row(known: &KnownEncoder) -> String {
 }
 
 #[test]
-fn the_table_of_encoders_is_the_catalogue() {
+fn table_of_encoders_equals_the_catalogue() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/encoders.md");
     let page = fs::read_to_string(path).unwrap();
     let rows: Vec<String> = encoders::catalogue().iter().map(row).collect();

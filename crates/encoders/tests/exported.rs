@@ -1,9 +1,10 @@
-//! The exporter's files against Python: architectures with random weights and few blocks are built,
-//! traced and saved by Python, loaded here, and compared on images that the tracing did not see.
+//! Compares the exporter's files with Python: Python builds, traces and saves architectures with random
+//! weights and few blocks; the tests load them and compare their tokens on images that were not used for
+//! tracing.
 //!
-//! The five smallest encoders by default; `IREPA_EXPORT=all` takes all of the catalogue, or a list
-//! of names. `IREPA_PYTHON` names the Python to use instead of the one in `.venv`. Without the
-//! exporter's packages they fail, so they are ignored unless they are asked for.
+//! By default the tests cover the five smallest encoders; `IREPA_EXPORT` selects others, `all` or a list
+//! of names. `IREPA_PYTHON` selects another Python than the one in `.venv`. The tests fail without the
+//! exporter's packages, so they are ignored by default.
 
 use std::env;
 use std::fs;
@@ -15,31 +16,30 @@ use encoders::check::{CheckOptions, check};
 use encoders::{EncoderError, LoadOptions, Precision, Registry};
 use tch::{Device, Tensor};
 
-/// Largest difference that float32 may show, relative to the largest value.
+/// Largest difference allowed in float32, relative to the largest value.
 const TOLERANCE: f64 = 1e-4;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// One export at a time: Python and libtorch each use every core, and together they would wait for
-/// each other.
-static TURN: Mutex<()> = Mutex::new(());
+/// Allows one export at a time: Python and libtorch each use every core and would slow each other down.
+static EXPORT_LOCK: Mutex<()> = Mutex::new(());
 
-/// The exporter, and the turn to use it.
+/// Returns the command of the exporter and the lock that must be held while it runs.
 fn exporter() -> (Command, MutexGuard<'static, ()>) {
-    // A test that failed has left nothing behind that others use.
-    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    // A failed test leaves nothing behind that others use, so poisoning is ignored.
+    let lock = EXPORT_LOCK.lock().unwrap_or_else(PoisonError::into_inner);
     let python =
         env::var_os("IREPA_PYTHON").map_or_else(|| root().join(".venv/bin/python"), PathBuf::from);
     let mut command = Command::new(python);
     command
         .env("PYTHONPATH", root().join("crates/encoders/python"))
         .args(["-m", "export"]);
-    (command, turn)
+    (command, lock)
 }
 
-/// The encoders to test: the five with the fewest parameters, or those that were asked for.
+/// The encoders to test: the five with the fewest parameters, or those in `IREPA_EXPORT`.
 fn names() -> Vec<&'static str> {
     let mut known: Vec<_> = encoders::catalogue().iter().collect();
     match env::var("IREPA_EXPORT") {
@@ -57,7 +57,7 @@ fn names() -> Vec<&'static str> {
     known.iter().map(|encoder| encoder.name.as_str()).collect()
 }
 
-/// Runs the exporter with `arguments`; what it said, and whether it ended well.
+/// Runs the exporter with `arguments`; returns whether it succeeded, and its output.
 fn export(mut exporter: Command, folder: &Path, arguments: &[&str]) -> (bool, String) {
     let output = exporter
         .args(arguments)
@@ -65,38 +65,38 @@ fn export(mut exporter: Command, folder: &Path, arguments: &[&str]) -> (bool, St
         .arg(folder)
         .output()
         .unwrap_or_else(|error| panic!("{}: {error}", exporter.get_program().display()));
-    let mut said = String::from_utf8_lossy(&output.stdout).into_owned();
-    said.push_str(&String::from_utf8_lossy(&output.stderr));
-    (output.status.success(), said)
+    let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.push_str(&String::from_utf8_lossy(&output.stderr));
+    (output.status.success(), text)
 }
 
 fn difference(found: &Tensor, expected: &Tensor) -> f64 {
     assert_eq!(found.size(), expected.size());
     let scale = expected.abs().max().double_value(&[]);
     assert!(scale > 0.0);
-    let most = (found - expected).abs().max().double_value(&[]);
-    if most.is_nan() {
+    let largest = (found - expected).abs().max().double_value(&[]);
+    if largest.is_nan() {
         f64::INFINITY
     } else {
-        most / scale
+        largest / scale
     }
 }
 
-/// Encoders that are exported by one call of Python, before their files are compared and removed:
-/// a giant has 1 GB with two blocks.
-const TOGETHER: usize = 5;
+/// Number of encoders per call of Python. Their files are removed after the comparison, because a giant has
+/// 1 GB even with two blocks.
+const CHUNK: usize = 5;
 
-/// Encoders exported at `resolution` and compared; a row of the table for each.
+/// Exports encoders at `resolution` and compares them; returns a table row for each.
 fn compare(names: &[&str], resolution: i64) -> Vec<String> {
-    let (exporter, _turn) = exporter();
+    let (exporter, _lock) = exporter();
     let folder = tempfile::tempdir().unwrap();
     let side = resolution.to_string();
     let options = ["--random-weights", "--depth", "2", "--fixtures"];
     let mut arguments = names.to_vec();
     arguments.extend(options);
     arguments.extend(["--resolution", &side]);
-    let (ended_well, said) = export(exporter, folder.path(), &arguments);
-    assert!(ended_well, "{names:?}: {said}");
+    let (success, text) = export(exporter, folder.path(), &arguments);
+    assert!(success, "{names:?}: {text}");
     names
         .iter()
         .map(|name| compare_one(folder.path(), name, resolution))
@@ -180,27 +180,27 @@ mod needs_python {
 
     #[test]
     #[ignore = "needs Python packages: `cargo xtask test --python`"]
-    fn exported_encoders_give_pythons_tokens() {
-        for together in names().chunks(TOGETHER) {
-            eprintln!("{}", compare(together, 256).join("\n"));
+    fn exported_encoders_return_the_tokens_of_python() {
+        for chunk in names().chunks(CHUNK) {
+            eprintln!("{}", compare(chunk, 256).join("\n"));
         }
     }
 
     #[test]
     #[ignore = "needs Python packages: `cargo xtask test --python`"]
     fn an_encoder_exported_for_512_pixels_has_four_times_the_tokens() {
-        // One whose position table is resampled for it.
+        // Its position table is resampled.
         eprintln!("{}", compare(&["dinov2-vit-b"], 512).join("\n"));
     }
 
     #[test]
     #[ignore = "needs Python packages: `cargo xtask test --python`"]
     fn an_exported_encoder_can_be_cast_to_half_precision() {
-        let (exporter, _turn) = exporter();
+        let (exporter, _lock) = exporter();
         let folder = tempfile::tempdir().unwrap();
         let arguments = ["dinov3-vit-b16", "--random-weights", "--depth", "2"];
-        let (ended_well, said) = export(exporter, folder.path(), &arguments);
-        assert!(ended_well, "{said}");
+        let (success, text) = export(exporter, folder.path(), &arguments);
+        assert!(success, "{text}");
         let registry = Registry::new(&[folder.path().to_owned()]);
         for precision in [Precision::Bf16, Precision::Fp16] {
             let options = LoadOptions {
@@ -224,22 +224,22 @@ mod needs_python {
                 "{precision:?}: {:?}",
                 report.flaws()
             );
-            // It did run in that precision.
+            // A difference shows that it ran in that precision.
             assert!(report.reference_difference.unwrap() > 1e-5);
         }
     }
 
     #[test]
     #[ignore = "needs Python packages: `cargo xtask test --python`"]
-    fn a_file_whose_values_are_not_pythons_is_found_by_its_check() {
-        let (exporter, _turn) = exporter();
+    fn check_finds_a_file_whose_values_differ_from_python() {
+        let (exporter, _lock) = exporter();
         let folder = tempfile::tempdir().unwrap();
         let arguments = ["vgg", "--random-weights"];
-        let (ended_well, said) = export(exporter, folder.path(), &arguments);
-        assert!(ended_well, "{said}");
+        let (success, text) = export(exporter, folder.path(), &arguments);
+        assert!(success, "{text}");
         let sidecar = folder.path().join("vgg.toml");
         let text = fs::read_to_string(&sidecar).unwrap();
-        // Another preprocessing than the network was traced with: everything still runs.
+        // With another preprocessing than in Python, everything still runs.
         fs::write(&sidecar, text.replace("0.485", "0.585")).unwrap();
         let registry = Registry::new(&[folder.path().to_owned()]);
         let encoder = registry.load("vgg", &LoadOptions::default()).unwrap();
@@ -259,10 +259,10 @@ mod needs_python {
 
     #[test]
     #[ignore = "needs Python packages: `cargo xtask test --python`"]
-    fn a_failure_of_one_does_not_stop_the_export_of_others() {
-        let (exporter, _turn) = exporter();
+    fn a_failed_export_does_not_stop_the_others() {
+        let (exporter, _lock) = exporter();
         let folder = tempfile::tempdir().unwrap();
-        // MAE is made for 256 pixels only.
+        // MAE supports 256 pixels only.
         let arguments = [
             "mae-vit-l",
             "vgg",
@@ -270,10 +270,10 @@ mod needs_python {
             "--resolution",
             "512",
         ];
-        let (ended_well, said) = export(exporter, folder.path(), &arguments);
+        let (success, text) = export(exporter, folder.path(), &arguments);
         assert!(
-            !ended_well && said.contains("mae-vit-l") && said.contains("256"),
-            "{said}"
+            !success && text.contains("mae-vit-l") && text.contains("256"),
+            "{text}"
         );
         let registry = Registry::new(&[folder.path().to_owned()]);
         let options = LoadOptions {

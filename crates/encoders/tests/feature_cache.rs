@@ -1,4 +1,5 @@
-//! Tokens kept on the disk: what comes back, what is refused, what an interruption leaves.
+//! The feature cache: reading stored features, refusing wrong or damaged files, resuming after an
+//! interruption.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use tch::{Device, Kind, Tensor};
 
 const SAMPLES: u64 = 7;
 
-/// A TorchScript encoder of the tests, with a class token.
+/// A TorchScript test encoder with a class token.
 fn encoder() -> Box<dyn Encoder> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/broken");
     let registry = Registry::new(&[folder]);
@@ -35,14 +36,14 @@ fn key(encoder: &dyn Encoder) -> CacheKey {
     }
 }
 
-/// Three samples a shard, both ways round: three shards, the last of one sample.
+/// Three samples per shard, with mirrored images: three shards, the last with one sample.
 fn layout(encoder: &dyn Encoder, stored: Precision) -> CacheLayout {
     let layout = CacheLayout::of_encoder(encoder.spec(), stored, true, "cpu", 0);
     let bytes = 2 * layout.row_bytes() as u64;
     CacheLayout::of_encoder(encoder.spec(), stored, true, "cpu", 3 * bytes)
 }
 
-/// Tokens of the images, as they are and mirrored.
+/// Tokens of the unchanged and of the mirrored images.
 fn tokens(encoder: &dyn Encoder) -> [Tokens; 2] {
     let images = images();
     [images.shallow_clone(), images.flip([-1])].map(|images| encoder.encode(&images).unwrap())
@@ -56,11 +57,11 @@ fn narrow(tokens: &Tokens, start: u64, count: u64) -> Tokens {
     }
 }
 
-/// Writes what is missing, at most `most` shards.
-fn fill(folder: &Path, encoder: &dyn Encoder, stored: Precision, most: usize) {
+/// Writes the missing shards, but at most `max_shards`.
+fn fill(folder: &Path, encoder: &dyn Encoder, stored: Precision, max_shards: usize) {
     let tokens = tokens(encoder);
     let mut writer = CacheWriter::open(folder, key(encoder), layout(encoder, stored)).unwrap();
-    for samples in writer.missing().unwrap().into_iter().take(most) {
+    for samples in writer.missing().unwrap().into_iter().take(max_shards) {
         let mut rows = writer.rows(&samples);
         let count = samples.end - samples.start;
         for (tokens, mirrored) in tokens.iter().zip([false, true]) {
@@ -95,15 +96,15 @@ fn shard(folder: &Path, index: usize) -> PathBuf {
     folder.join(format!("tokens-{index:05}.safetensors"))
 }
 
-/// The error of opening, as people see it.
-fn refusal(folder: &Path, key: &CacheKey) -> String {
+/// The message of the error when the cache is opened.
+fn open_error(folder: &Path, key: &CacheKey) -> String {
     FeatureCache::open(folder, key, true)
         .unwrap_err()
         .to_string()
 }
 
 #[test]
-fn float32_tokens_come_back_to_the_bit_in_any_order() {
+fn float32_tokens_are_bit_identical_in_any_order() {
     let (folder, encoder) = full(Precision::Fp32);
     let [plain, mirrored] = tokens(encoder.as_ref());
     let mut cache = FeatureCache::open(folder.path(), &key(encoder.as_ref()), true).unwrap();
@@ -138,7 +139,7 @@ fn half_precision_rounds_once() {
 
 #[test]
 fn a_shard_is_plain_safetensors() {
-    // Nothing of ours is needed to read one.
+    // No code of this crate is needed to read one.
     let (folder, encoder) = full(Precision::Fp16);
     let tensors = Tensor::read_safetensors(shard(folder.path(), 2)).unwrap();
     let patch = tensors.iter().find(|(name, _)| name == "patch").unwrap();
@@ -151,18 +152,18 @@ fn a_shard_is_plain_safetensors() {
 }
 
 #[test]
-fn writing_goes_on_where_it_stopped_to_the_same_bytes() {
+fn resumed_writing_produces_the_same_bytes() {
     let (whole, encoder) = full(Precision::Fp16);
     let parts = tempfile::tempdir().unwrap();
     for written in 0..3 {
-        let error = refusal(parts.path(), &key(encoder.as_ref()));
+        let error = open_error(parts.path(), &key(encoder.as_ref()));
         if written > 0 {
             assert!(error.contains(&format!("{written} of 3 shards")), "{error}");
         }
         fill(parts.path(), encoder.as_ref(), Precision::Fp16, 1);
     }
     assert_eq!(files(parts.path()), files(whole.path()));
-    // What a killed process leaves is not taken for a shard.
+    // A temporary file of a killed process is not used as a shard.
     let left = parts.path().join(".tokens-00001.safetensors.killed.tmp");
     fs::rename(shard(parts.path(), 1), &left).unwrap();
     fill(parts.path(), encoder.as_ref(), Precision::Fp16, usize::MAX);
@@ -171,7 +172,7 @@ fn writing_goes_on_where_it_stopped_to_the_same_bytes() {
 }
 
 #[test]
-fn a_cache_of_something_else_is_refused_with_what_differs() {
+fn error_of_a_mismatched_cache_names_the_difference() {
     let (folder, encoder) = full(Precision::Fp16);
     let ours = key(encoder.as_ref());
     let others = [
@@ -233,19 +234,19 @@ fn a_cache_of_something_else_is_refused_with_what_differs() {
         ),
     ];
     for (word, other) in others {
-        let error = refusal(folder.path(), &other);
+        let error = open_error(folder.path(), &other);
         assert!(error.contains(word), "{word}: {error}");
         let writer = CacheWriter::open(
             folder.path(),
             other,
             layout(encoder.as_ref(), Precision::Fp16),
         );
-        assert!(matches!(writer, Err(CacheError::Other { .. })), "{word}");
+        assert!(matches!(writer, Err(CacheError::Mismatch { .. })), "{word}");
     }
     let mut preprocessing = ours.clone();
     preprocessing.preprocessing.antialias = !preprocessing.preprocessing.antialias;
-    assert!(refusal(folder.path(), &preprocessing).contains("preprocessing"));
-    // Going on with another dtype would mix two.
+    assert!(open_error(folder.path(), &preprocessing).contains("preprocessing"));
+    // Resuming with another dtype would mix two dtypes.
     let bf16 = CacheWriter::open(
         folder.path(),
         ours,
@@ -256,7 +257,7 @@ fn a_cache_of_something_else_is_refused_with_what_differs() {
 }
 
 #[test]
-fn mirrored_tokens_that_are_not_there_are_refused() {
+fn missing_mirrored_tokens_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let encoder = encoder();
     let encoder = encoder.as_ref();
@@ -267,7 +268,7 @@ fn mirrored_tokens_that_are_not_there_are_refused() {
         rows.put(0, false, &tokens(encoder)[0]).unwrap();
         writer.write(rows).unwrap();
     }
-    let error = refusal(folder.path(), &key(encoder));
+    let error = open_error(folder.path(), &key(encoder));
     assert!(
         error.contains("mirrored") && error.contains("data.flip"),
         "{error}"
@@ -278,26 +279,26 @@ fn mirrored_tokens_that_are_not_there_are_refused() {
 }
 
 #[test]
-fn damaged_files_are_named() {
+fn errors_name_damaged_files() {
     let (folder, encoder) = full(Precision::Fp16);
     let path = shard(folder.path(), 1);
     let whole = fs::read(&path).unwrap();
     for kept in [0, 5, 100, whole.len() / 2, whole.len() - 1] {
         fs::write(&path, &whole[..kept]).unwrap();
-        let error = refusal(folder.path(), &key(encoder.as_ref()));
+        let error = open_error(folder.path(), &key(encoder.as_ref()));
         assert!(
             error.contains("tokens-00001") && error.contains("damaged"),
             "{kept}: {error}"
         );
     }
     fs::write(&path, b"{\"not\": \"safetensors\"} ".repeat(200)).unwrap();
-    let error = refusal(folder.path(), &key(encoder.as_ref()));
-    assert!(error.contains("no safetensors file"), "{error}");
+    let error = open_error(folder.path(), &key(encoder.as_ref()));
+    assert!(error.contains("not a safetensors file"), "{error}");
     fs::copy(shard(folder.path(), 0), &path).unwrap();
-    let error = refusal(folder.path(), &key(encoder.as_ref()));
+    let error = open_error(folder.path(), &key(encoder.as_ref()));
     assert!(error.contains("another cache"), "{error}");
     fs::write(folder.path().join("cache.json"), "{").unwrap();
-    let error = refusal(folder.path(), &key(encoder.as_ref()));
+    let error = open_error(folder.path(), &key(encoder.as_ref()));
     assert!(
         error.contains("cache.json") && error.contains("damaged"),
         "{error}"
@@ -309,7 +310,7 @@ fn a_flipped_bit_is_found_when_its_sample_is_read() {
     let (folder, encoder) = full(Precision::Fp16);
     let path = shard(folder.path(), 1);
     let mut bytes = fs::read(&path).unwrap();
-    // Some byte of the last sample's patch tokens; `present` is behind them.
+    // A byte of the last sample's patch tokens, before `present`.
     let at = bytes.len() - 100;
     bytes[at] ^= 1;
     fs::write(&path, bytes).unwrap();
@@ -326,7 +327,7 @@ fn a_flipped_bit_is_found_when_its_sample_is_read() {
 }
 
 #[test]
-fn tokens_that_no_cache_can_hold_are_refused_with_their_sample() {
+fn errors_of_tokens_that_cannot_be_stored_name_the_sample() {
     let folder = tempfile::tempdir().unwrap();
     let encoder = encoder();
     let encoder = encoder.as_ref();
@@ -376,7 +377,7 @@ fn tokens_of_another_shape_or_shard_are_refused() {
 }
 
 #[test]
-fn a_sample_that_was_left_out_has_no_tokens() {
+fn an_absent_sample_has_no_tokens() {
     let folder = tempfile::tempdir().unwrap();
     let encoder = encoder();
     let encoder = encoder.as_ref();
@@ -424,7 +425,7 @@ fn two_processes_cannot_write_one_cache() {
     assert!(open().is_ok());
 }
 
-/// A key of moments of latents `[2, 3, 4]`, and moments `[N, 4, 3, 4]` that are all different.
+/// The key of moments of latents `[2, 3, 4]`, and moments `[N, 4, 3, 4]` with distinct values.
 fn moments() -> (CacheKey, CacheLayout, Tensor) {
     let key = CacheKey {
         data: "some images".to_owned(),
@@ -438,7 +439,7 @@ fn moments() -> (CacheKey, CacheLayout, Tensor) {
 }
 
 #[test]
-fn moments_come_back_to_the_bit_as_images() {
+fn moments_are_bit_identical_after_reading() {
     let folder = tempfile::tempdir().unwrap();
     let (key, layout, moments) = moments();
     assert_eq!(layout.shard_samples, 3);
@@ -471,7 +472,7 @@ fn moments_come_back_to_the_bit_as_images() {
     let error = FeatureCache::open(folder.path(), &tokens, false).unwrap_err();
     let error = error.to_string();
     assert!(
-        error.contains("what it holds is moments there and tokens here"),
+        error.contains("the kind of features is moments, expected tokens"),
         "{error}"
     );
     let error = FeatureCache::open(&folder.path().join("none"), &key, false).unwrap_err();
@@ -484,9 +485,9 @@ fn moments_come_back_to_the_bit_as_images() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// Whatever happens to a shard's file, reading it is an error or gives what was written.
+    /// Reading a damaged shard either fails or returns what was written.
     #[test]
-    fn rubbish_in_a_shard_is_never_taken_for_tokens(
+    fn damaged_shards_never_yield_wrong_tokens(
         at in any::<prop::sample::Index>(), value in any::<u8>(), cut in any::<bool>(),
     ) {
         let (folder, encoder) = full(Precision::Fp16);

@@ -1,5 +1,5 @@
-//! The network of FID: a tiny stand-in that is part of the project, and, where there is a Python with the
-//! exporter's packages, the real one with random weights.
+//! The network of FID: a tiny stand-in from the repository and, if a Python with the exporter's packages is
+//! installed, the real network with random weights.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ fn load(folder: &Path) -> Result<Inception, EncoderError> {
     Inception::load(&folder.join("inception.pt"), Device::Cpu)
 }
 
-/// A copy of the stand-in, whose sidecar `change` edits.
+/// Copies the stand-in; `change` edits the sidecar.
 fn copy(change: impl FnOnce(String) -> String) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     fs::copy(
@@ -32,7 +32,7 @@ fn copy(change: impl FnOnce(String) -> String) -> TempDir {
 }
 
 fn noise(count: i64, side: i64) -> Tensor {
-    // A generator of its own: tests run side by side.
+    // Tests run in parallel, so each uses its own generator.
     let mut generator = Generator::new(Device::Cpu, 3).unwrap();
     let noise = generator.randn(&[count, 3, side, side], Kind::Float);
     (noise.unwrap() * 64.0 + 128.0)
@@ -64,7 +64,7 @@ fn features_have_the_declared_widths() {
 }
 
 #[test]
-fn an_image_has_the_same_features_in_any_company() {
+fn features_of_an_image_do_not_depend_on_the_batch() {
     let inception = load(&data()).unwrap();
     let images = noise(7, 24);
     let together = inception.features(&images).unwrap();
@@ -76,21 +76,24 @@ fn an_image_has_the_same_features_in_any_company() {
 }
 
 #[test]
-fn a_file_that_is_not_what_its_sidecar_says_is_refused() {
+fn a_file_that_does_not_match_its_sidecar_is_refused() {
     let message =
         |change: &dyn Fn(String) -> String| load(copy(change).path()).unwrap_err().to_string();
     let found = message(&|text| text.replace("pool = 12", "pool = 13"));
     assert!(
-        found.contains("pooled features has shape [4, 12], declared is [4, 13]"),
+        found.contains("pooled features is [4, 12], but the sidecar declares [4, 13]"),
         "{found}"
     );
     let found = message(&|text| text.replace("sha256 = \"", "sha256 = \"0"));
-    assert!(found.contains("damaged or another file"), "{found}");
+    assert!(found.contains("damaged or not the file"), "{found}");
     let found = message(&|text| text.replace("side = 80", "side = 81"));
-    assert!(found.contains("from what Python computed"), "{found}");
+    assert!(
+        found.contains("from the values that Python computed"),
+        "{found}"
+    );
     let found = message(&|text| text.replace("pool_index = [0,", "pool_index = [99,"));
     assert!(
-        found.contains("positions of the pooled features"),
+        found.contains("positions outside of the pooled features"),
         "{found}"
     );
     let found = message(&|text| format!("colour = 1\n{text}"));
@@ -101,7 +104,7 @@ fn a_file_that_is_not_what_its_sidecar_says_is_refused() {
         load(folder.path()),
         Err(EncoderError::NoSidecar { .. })
     ));
-    // An encoder is no Inception.
+    // An encoder is not an Inception file.
     let encoder = data().join("../broken/good.pt");
     let error = Inception::load(&encoder, Device::Cpu).unwrap_err();
     assert!(matches!(error, EncoderError::Sidecar { .. }), "{error}");
@@ -117,17 +120,17 @@ fn a_network_whose_features_depend_on_the_batch_is_refused() {
 }
 
 #[test]
-fn images_of_another_kind_are_refused() {
+fn images_of_another_dtype_are_refused() {
     let inception = load(&data()).unwrap();
     let floats = Tensor::zeros([1, 3, 8, 8], (Kind::Float, Device::Cpu));
     assert!(matches!(
         inception.features(&floats),
-        Err(EncoderError::Images { .. })
+        Err(EncoderError::InvalidImages { .. })
     ));
 }
 
 #[test]
-fn the_registry_finds_it_and_does_not_take_it_for_an_encoder() {
+fn the_registry_finds_inception_and_does_not_list_it_as_an_encoder() {
     let registry = Registry::new(&[data()]);
     assert_eq!(
         Inception::find(&registry, "inception").unwrap(),
@@ -146,11 +149,11 @@ fn the_registry_finds_it_and_does_not_take_it_for_an_encoder() {
 mod needs_python {
     use super::*;
 
-    /// What Python computed is in the sidecar, and loading compares it; the tolerance there is wide, so that
-    /// other hardware passes. Here it must be rounding.
+    /// Loading compares the features with the values in the sidecar, with a wide tolerance that allows for other
+    /// hardware. This test allows only rounding errors.
     #[test]
     #[ignore = "needs Python packages: `cargo xtask test --python`"]
-    fn the_exported_network_gives_pythons_features() {
+    fn the_exported_network_returns_the_features_of_python() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let python = std::env::var_os("IREPA_PYTHON")
             .map_or_else(|| root.join(".venv/bin/python"), PathBuf::from);
@@ -168,8 +171,8 @@ mod needs_python {
             .arg(folder.path())
             .output()
             .unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{said}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{stderr}");
         let registry = Registry::new(&[folder.path().to_owned()]);
         let mut means = Vec::new();
         for name in Inception::NAMES {
@@ -192,7 +195,7 @@ mod needs_python {
                 let difference = (tensor - Tensor::from_slice(values)).abs().max();
                 let scale = values
                     .iter()
-                    .fold(0.0_f64, |most, value| most.max(value.abs()));
+                    .fold(0.0_f64, |largest, value| largest.max(value.abs()));
                 assert!(
                     difference.double_value(&[]) < 1e-5 * scale,
                     "{name}: {difference:?}"
@@ -200,7 +203,7 @@ mod needs_python {
             }
             means.push(found.pool.mean(Kind::Double).double_value(&[]));
         }
-        // The two resize and scale differently.
+        // The two files resize and scale differently.
         assert!((means[0] - means[1]).abs() > 1e-6, "{means:?}");
     }
 }

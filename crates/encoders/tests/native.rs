@@ -1,4 +1,4 @@
-//! HOG and SIFT behind the trait give what upstream's encoders give.
+//! HOG and SIFT behind the [`Encoder`] trait return the tokens of upstream's encoders.
 
 use std::path::Path;
 
@@ -23,9 +23,9 @@ fn golden(case: &str) -> (Tensor, Tensor) {
 }
 
 #[test]
-fn the_trait_gives_the_tokens_of_upstreams_encoders() {
-    // (name, case, absolute tolerance, share of values that may be further off)
-    for (name, case, tolerance, share) in [
+fn native_encoders_return_the_tokens_of_upstream() {
+    // (name, case, absolute tolerance, fraction of values that may exceed it)
+    for (name, case, tolerance, fraction) in [
         ("hog", "hog", 2e-5, 0.0),
         ("siftopencv", "sift_opencv", 1.0, 0.0),
         ("sift", "sift_kornia", 1e-3, 0.02),
@@ -34,9 +34,9 @@ fn the_trait_gives_the_tokens_of_upstreams_encoders() {
         let (images, expected) = golden(case);
         let found = encoder.encode(&images).unwrap().patch;
         assert_eq!(found.size(), expected.size(), "{name}");
-        let off = (&found - &expected).abs().gt(tolerance);
-        let off = off.to_kind(Kind::Float).mean(None).double_value(&[]);
-        assert!(off <= share, "{name}: {off}");
+        let exceeds = (&found - &expected).abs().gt(tolerance);
+        let exceeding = exceeds.to_kind(Kind::Float).mean(None).double_value(&[]);
+        assert!(exceeding <= fraction, "{name}: {exceeding}");
         let spec = encoder.spec();
         assert_eq!(spec.grid.tokens() as i64, found.size()[1], "{name}");
         assert_eq!(spec.width as i64, found.size()[2], "{name}");
@@ -44,7 +44,7 @@ fn the_trait_gives_the_tokens_of_upstreams_encoders() {
 }
 
 #[test]
-fn upstreams_three_part_names_and_configurations_are_understood() {
+fn upstreams_three_part_names_and_configurations_are_parsed() {
     let encoder = load("hog-vit-g8_d128");
     assert_eq!(encoder.spec().grid.tokens(), 64);
     let error = Registry::new(&[])
@@ -54,7 +54,7 @@ fn upstreams_three_part_names_and_configurations_are_understood() {
 }
 
 #[test]
-fn a_typo_after_a_native_name_is_not_that_encoder() {
+fn native_names_with_a_typo_are_unknown() {
     for name in ["sift-xyz", "sif", "hog-a-b-c"] {
         let error = Registry::new(&[])
             .load(name, &LoadOptions::default())
@@ -86,8 +86,11 @@ fn at_512_pixels_the_grid_of_sift_is_twice_as_fine() {
 }
 
 #[test]
-fn images_of_another_kind_are_refused() {
+fn images_of_another_dtype_are_refused() {
     let images = Tensor::zeros([2, 3, 64, 64], (Kind::Float, Device::Cpu));
     let error = load("hog").encode(&images).unwrap_err();
-    assert!(matches!(error, EncoderError::Images { .. }), "{error}");
+    assert!(
+        matches!(error, EncoderError::InvalidImages { .. }),
+        "{error}"
+    );
 }

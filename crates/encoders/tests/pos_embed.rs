@@ -1,4 +1,4 @@
-//! Position embeddings are resampled as timm does it.
+//! Position embeddings are resampled as in timm.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use encoders::resample_pos_embed;
 use tch::Tensor;
 
 #[test]
-fn resampled_tables_equal_timms() {
+fn resampled_tables_equal_those_of_timm() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/preprocess");
     let tensors = Tensor::read_safetensors(folder.join("pos_embed.safetensors")).unwrap();
     let page: serde_json::Value =
@@ -37,7 +37,7 @@ fn resampled_tables_equal_timms() {
     assert_eq!(
         compared,
         tensors.len(),
-        "a tensor of the page was not compared"
+        "a tensor of the golden file was not compared"
     );
 }
 

@@ -1,4 +1,4 @@
-//! The declarative preprocessing covers every encoder family of upstream's.
+//! The declarative preprocessing covers every encoder family of upstream.
 
 use std::path::Path;
 
@@ -30,7 +30,7 @@ impl Case {
     }
 }
 
-/// What the golden pages call a family, by an encoder of it.
+/// An encoder of the catalogue for each family name in the golden files.
 fn member(family: &str) -> Option<&'static str> {
     Some(match family {
         "dino" => "dino-vit-b",
@@ -53,12 +53,12 @@ fn member(family: &str) -> Option<&'static str> {
     })
 }
 
-/// What a family does to images of `width` pixels at the encoder's resolution, and the side that
-/// comes out.
+/// The preprocessing of a family for images of `width` pixels at the encoder's `resolution`, and the side of
+/// its output.
 fn family(name: &str, resolution: i64, width: i64) -> (Preprocessing, i64) {
     if let Some(encoder) = member(name) {
         let known = encoders::known(encoder).unwrap();
-        // CLIP's size follows the images, the others' the resolution that was set.
+        // CLIP's input size depends on the images, that of the others on the configured resolution.
         let side = if name == "clip" { width } else { resolution };
         return (known.preprocessing, known.input_size_at(side));
     }
@@ -71,7 +71,7 @@ fn family(name: &str, resolution: i64, width: i64) -> (Preprocessing, i64) {
             let encoder = Registry::new(&[]).load(name, &options).unwrap();
             (encoder.spec().preprocessing, encoder.spec().input_size)
         }
-        // Not in the catalogue: formulas that an encoder of one's own may use.
+        // Not in the catalogue, but formulas that a user's encoder may need.
         "sam" => {
             let sam2 = encoders::known("sam2-vit-s").unwrap();
             (sam2.preprocessing, 1024)
@@ -83,12 +83,12 @@ fn family(name: &str, resolution: i64, width: i64) -> (Preprocessing, i64) {
             };
             (unchanged, resolution)
         }
-        other => panic!("the page has a new family, {other}"),
+        other => panic!("the golden file has a new family, {other}"),
     }
 }
 
 #[test]
-fn all_encoders_of_a_family_are_prepared_alike() {
+fn all_encoders_of_a_family_have_the_same_preprocessing() {
     for known in encoders::catalogue() {
         let same = encoders::catalogue()
             .iter()
@@ -99,11 +99,15 @@ fn all_encoders_of_a_family_are_prepared_alike() {
     }
 }
 
-/// The largest difference; infinite if a value is not a number.
+/// The largest absolute difference; infinite if a value is NaN.
 fn difference(found: &Tensor, expected: &Tensor) -> f64 {
     assert_eq!(found.size(), expected.size());
-    let most = (found - expected).abs().max().double_value(&[]);
-    if most.is_nan() { f64::INFINITY } else { most }
+    let largest = (found - expected).abs().max().double_value(&[]);
+    if largest.is_nan() {
+        f64::INFINITY
+    } else {
+        largest
+    }
 }
 
 fn every_family_of(case: &str) {
@@ -124,7 +128,7 @@ fn every_family_of(case: &str) {
         let strided = found.slice(2, None, None, step).slice(3, None, None, step);
         let corner =
             |from: Option<i64>, to: Option<i64>| found.slice(2, from, to, 1).slice(3, from, to, 1);
-        // Values 0..=255 have a wider tolerance; for the others the strict one holds.
+        // Unscaled values 0..=255 have a wider tolerance.
         let tolerance = match preprocessing.scale {
             true => case.tolerance("out.*.stride, tl, br", "strict_atol"),
             false => case.tolerance("out.sam2logit.*, siftopencv, hog", "atol"),
@@ -155,7 +159,7 @@ fn every_family_of(case: &str) {
 }
 
 #[test]
-fn every_family_equals_upstream_where_the_images_have_another_size() {
+fn every_family_equals_upstream_on_images_of_another_size() {
     every_family_of("encoders_resize");
 }
 
@@ -170,12 +174,12 @@ fn every_family_equals_upstream_on_images_of_512_pixels() {
 }
 
 #[test]
-fn a_bright_pixel_is_spread_as_torch_spreads_it() {
-    // Preprocessing makes squares, and the page's sizes are none; its impulse shows the kernels.
+fn bicubic_kernels_equal_those_of_torch() {
+    // The golden images are not square, but preprocessing returns squares; the impulse shows the kernels.
     let case = Case::open("interpolate");
     let row = case.tensor("in.impulse");
     let tolerance = case.tolerance("all", "atol");
-    for (name, antialias, to) in [
+    for (name, antialias, size) in [
         ("impulse_bicubic", false, 20),
         ("impulse_bicubic_aa", true, 20),
         ("impulse_bicubic_aa_down", true, 5),
@@ -185,9 +189,9 @@ fn a_bright_pixel_is_spread_as_torch_spreads_it() {
             antialias,
             ..Preprocessing::RAW
         };
-        // Repeated downwards, so that only the row direction changes values.
+        // The row is repeated vertically, so that only horizontal resampling changes values.
         let square = row.repeat([1, 3, 8, 1]);
-        let found = preprocessing.apply(&square, to).unwrap();
+        let found = preprocessing.apply(&square, size).unwrap();
         let found = found.slice(1, None, Some(1), 1).slice(2, None, Some(1), 1);
         let off = difference(&found, case.tensor(&format!("out.{name}")));
         assert!(off <= tolerance, "{name}: {off}");
@@ -211,7 +215,7 @@ fn images_of_the_right_size_are_not_resampled() {
 }
 
 #[test]
-fn a_preprocessing_is_read_from_toml_and_unknown_keys_are_refused() {
+fn preprocessing_is_read_from_toml_and_unknown_keys_are_refused() {
     let written = toml::to_string(&Preprocessing::RAW).unwrap();
     assert_eq!(
         toml::from_str::<Preprocessing>(&written).unwrap(),

@@ -1,4 +1,4 @@
-//! TorchScript files: the committed encoders against Python, and files that are wrong.
+//! TorchScript files: the committed encoders compared with Python, and invalid files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ fn broken(name: &str) -> Result<TorchScript, EncoderError> {
     load(&data().join("broken").join(format!("{name}.pt")))
 }
 
-/// A copy of a good file in a folder of its own, to be spoilt.
+/// Copies a valid encoder to a new folder, so that a test can modify it.
 fn copy_of_good() -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     for extension in ["pt", "toml"] {
@@ -34,7 +34,7 @@ fn copy_of_good() -> (tempfile::TempDir, PathBuf) {
     (folder, path)
 }
 
-/// The same noise in every run.
+/// Noise images, the same in every run.
 fn images(batch: i64, side: i64) -> Tensor {
     let mut generator = Generator::new(Device::Cpu, 0).unwrap();
     let noise = generator
@@ -55,12 +55,12 @@ fn reference(name: &str) -> (Tensor, Tensor) {
 }
 
 #[test]
-fn every_run_gives_the_same_bits_in_any_thread() {
+fn every_run_returns_the_same_bits_in_any_thread() {
     for name in ["efficientnet-lite0", "efficientnet-lite2"] {
         let encoder = committed().load(name, &LoadOptions::default()).unwrap();
         let images = images(4, 64);
         let first = encoder.encode(&images).unwrap().patch;
-        // Its second or third run is where libtorch would rewrite the module. Today it fuses nothing on the CPU.
+        // libtorch would rewrite the module in its second or third run. It currently fuses nothing on the CPU.
         let others = std::thread::spawn(move || {
             let run = |_| encoder.encode(&images).unwrap().patch;
             (0..4).map(run).collect::<Vec<_>>()
@@ -72,7 +72,7 @@ fn every_run_gives_the_same_bits_in_any_thread() {
 }
 
 #[test]
-fn the_committed_encoders_give_pythons_tokens() {
+fn committed_encoders_return_the_tokens_of_python() {
     for (name, case) in [
         ("efficientnet-lite0", "efficientnet_lite0"),
         ("efficientnet-lite2", "efficientnet_lite2"),
@@ -110,7 +110,7 @@ fn tokens_do_not_depend_on_the_batch_or_the_run() {
 }
 
 #[test]
-fn a_pair_of_patch_and_class_tokens_is_understood() {
+fn modules_with_and_without_class_token_are_supported() {
     let encoder = broken("good").unwrap();
     let tokens = encoder.encode(&images(3, 16)).unwrap();
     assert_eq!(tokens.patch.size(), [3, 16, 8]);
@@ -120,7 +120,7 @@ fn a_pair_of_patch_and_class_tokens_is_understood() {
 }
 
 #[test]
-fn a_module_that_is_no_encoder_is_refused_on_load() {
+fn a_module_that_is_not_an_encoder_is_refused_on_load() {
     assert!(matches!(
         broken("wrong_shape"),
         Err(EncoderError::Shape { .. })
@@ -151,12 +151,12 @@ fn a_module_whose_tokens_change_is_refused_on_load_with_the_reason() {
         matches!(error, EncoderError::DependsOnBatch { difference, .. } if difference > 0.1),
         "{error}"
     );
-    // What was refused once is refused again.
+    // A refused file is also refused the second time.
     assert!(broken("dropout_on").is_err() && broken("batch_statistics").is_err());
 }
 
 #[test]
-fn a_module_that_is_tied_to_a_device_is_refused_on_any() {
+fn a_module_that_is_tied_to_a_device_is_refused_on_every_device() {
     for (name, device) in [("tied_to_cpu", "cpu"), ("tied_to_cuda", "cuda:0")] {
         let error = broken(name).unwrap_err();
         assert!(
@@ -169,7 +169,7 @@ fn a_module_that_is_tied_to_a_device_is_refused_on_any() {
 }
 
 #[test]
-fn a_network_that_breaks_off_says_why() {
+fn error_of_a_failed_network_contains_its_reason() {
     let encoder = broken("out_of_memory").unwrap();
     let errors = (0..6).filter_map(|_| encoder.encode(&images(1, 16)).err());
     let error = errors.map(|error| error.to_string()).next().unwrap();
@@ -192,7 +192,7 @@ fn a_damaged_file_is_refused_by_its_checksum() {
 }
 
 #[test]
-fn files_of_another_kind_are_named_as_what_they_are() {
+fn errors_identify_files_of_another_kind() {
     let (_folder, path) = copy_of_good();
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n";
     fs::write(&path, pointer).unwrap();
@@ -235,7 +235,7 @@ fn a_file_that_is_not_torchscript_is_refused_even_with_the_right_checksum() {
 }
 
 #[test]
-fn a_sidecar_that_is_missing_or_wrong_is_named_with_its_line() {
+fn errors_of_missing_or_invalid_sidecars_name_file_and_line() {
     let (_folder, path) = copy_of_good();
     let sidecar = path.with_extension("toml");
     let good = fs::read_to_string(&sidecar).unwrap();
@@ -287,12 +287,15 @@ fn images_that_are_not_rgb_bytes_are_refused() {
         Tensor::zeros([0, 3, 16, 16], (Kind::Uint8, Device::Cpu)),
     ] {
         let error = encoder.encode(&images).unwrap_err();
-        assert!(matches!(error, EncoderError::Images { .. }), "{error}");
+        assert!(
+            matches!(error, EncoderError::InvalidImages { .. }),
+            "{error}"
+        );
     }
 }
 
 #[test]
-fn a_missing_encoder_says_how_to_get_it() {
+fn error_of_a_missing_encoder_says_how_to_get_it() {
     let error = committed()
         .load("webssl-vit-dino1b_full2b_224", &LoadOptions::default())
         .unwrap_err()
@@ -331,7 +334,7 @@ fn difference(found: &Tensor, expected: &Tensor) -> f64 {
 }
 
 #[test]
-fn half_precision_stays_close_to_float32_and_gives_float32_tokens() {
+fn half_precision_is_close_to_float32_and_returns_float32_tokens() {
     let images = images(3, 64);
     let tokens = |precision| {
         let options = LoadOptions {
@@ -350,7 +353,7 @@ fn half_precision_stays_close_to_float32_and_gives_float32_tokens() {
     }
 }
 
-/// Writes the sidecar of a copy of a good file again, with `extra` keys before its tables.
+/// Adds `extra` keys to a sidecar, before its tables.
 fn with_keys(path: &Path, extra: &str) {
     let sidecar = path.with_extension("toml");
     let text = fs::read_to_string(&sidecar).unwrap();
@@ -358,14 +361,14 @@ fn with_keys(path: &Path, extra: &str) {
 }
 
 #[test]
-fn images_of_512_pixels_need_the_file_made_for_them() {
+fn images_of_512_pixels_need_their_own_file() {
     let (folder, path) = copy_of_good();
     let registry = Registry::new(&[folder.path().to_owned()]);
     let large = LoadOptions {
         resolution: 512,
         ..LoadOptions::default()
     };
-    // A file that names no resolution takes any.
+    // A file that declares no resolution accepts any.
     registry.load("good", &large).unwrap();
 
     with_keys(&path, "resolution = 256");
@@ -387,7 +390,7 @@ fn images_of_512_pixels_need_the_file_made_for_them() {
 }
 
 #[test]
-fn an_encoder_that_takes_256_pixels_only_is_refused_for_more() {
+fn an_encoder_for_256_pixels_only_is_refused_for_more() {
     let large = LoadOptions {
         resolution: 512,
         ..LoadOptions::default()
@@ -438,7 +441,7 @@ fn a_truncated_file_is_refused() {
 }
 
 #[test]
-fn a_grid_that_is_not_the_files_is_refused_with_both_shapes() {
+fn error_of_a_wrong_grid_contains_both_shapes() {
     let (_folder, path) = copy_of_good();
     let sidecar = path.with_extension("toml");
     let text = fs::read_to_string(&sidecar).unwrap();

@@ -61,11 +61,11 @@ impl Bench {
     }
 
     fn statistics(&self, name: &str, pooled: &Moments, spatial: Option<&Moments>) {
-        let spatial = spatial.map(|moments| Statistics::of(moments).unwrap());
+        let spatial = spatial.map(|moments| Statistics::from_moments(moments).unwrap());
         let path = self.playground.path(name);
         write_statistics(
             &path,
-            &Statistics::of(pooled).unwrap(),
+            &Statistics::from_moments(pooled).unwrap(),
             spatial.as_ref(),
             &[],
         )
@@ -434,7 +434,7 @@ fn npz_files_of_the_wrong_shape_are_refused() {
     );
     fs::write(bench.playground.path("rubbish.npz"), "rubbish").unwrap();
     let outcome = bench.evaluate(&["rubbish.npz", "--reference", "real"]);
-    outcome.expect(2, &["rubbish.npz is no .npz file or is damaged"]);
+    outcome.expect(2, &["rubbish.npz is not an .npz file or is damaged"]);
     bench.npz("cut.npz", &images(40, 1));
     let path = bench.playground.path("cut.npz");
     let mut bytes = fs::read(&path).unwrap();
@@ -521,9 +521,9 @@ fn fewer_samples_than_features_are_warned_of() {
     assert_eq!(report["warnings"].as_array().unwrap().len(), 1);
     bench.npz("one.npz", &all.select(Axis(0), &[0]));
     let outcome = bench.evaluate(&["one.npz", "--reference", "real.npz"]);
-    outcome.expect(1, &["1 of the at least 2 samples"]);
+    outcome.expect(1, &["at least 2 samples, but has 1"]);
     let outcome = bench.evaluate(&["fake.npz", "--reference", "one.npz"]);
-    outcome.expect(1, &["1 of the at least 2 samples"]);
+    outcome.expect(1, &["at least 2 samples, but has 1"]);
 }
 
 fn case(name: &str) -> String {

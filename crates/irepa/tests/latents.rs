@@ -248,10 +248,13 @@ fn a_cache_of_something_else_is_refused_with_the_reason() {
             "--set",
             "data.latent_cache=features/good",
         ])
-        .expect(1, &["what it holds is tokens there and moments here"]);
+        .expect(1, &["the kind of features is tokens, expected moments"]);
     place
         .sweep(&["--only", "*none*", "--set", "data.latent_cache=nowhere"])
-        .expect(1, &["nowhere holds no moments", "runner prepare latents"]);
+        .expect(
+            1,
+            &["nowhere contains no moments", "runner prepare latents"],
+        );
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The crate's one error type.
+//! The error type of the crate.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -6,37 +6,37 @@ use crate::spatial::Grid;
 
 /// Why a metric could not be computed.
 ///
-/// Positions are row-major and count from zero.
+/// Indices count from zero, and token positions are row-major.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MetricsError {
-    /// The caller's flag was set.
+    /// The caller requested an interruption.
     #[error("interrupted")]
     Interrupted,
 
-    /// The tokens do not fill the grid.
+    /// The number of tokens does not match the grid.
     #[error(
-        "the input has {found} tokens an image, but a {grid} grid has {}: give the grid that the \
+        "the input has {found} tokens per image, but a {grid} grid has {}: pass the grid that the \
          encoder declares",
         grid.tokens()
     )]
     GridMismatch {
-        /// Tokens an image in the input.
+        /// Tokens per image in the input.
         found: usize,
-        /// The grid they were said to lie on.
+        /// The declared grid.
         grid: Grid,
     },
 
-    /// Spatial metrics compare tokens, so a grid needs two.
+    /// The grid has fewer than two tokens, but spatial metrics compare pairs of tokens.
     #[error(
-        "a {grid} grid has no pair of tokens to compare: spatial metrics need 2 tokens or more"
+        "a {grid} grid has no pair of tokens to compare: spatial metrics need at least 2 tokens"
     )]
     GridTooSmall {
-        /// The grid in question.
+        /// The grid.
         grid: Grid,
     },
 
-    /// The pixels of a mask do not divide into the patches of the grid.
+    /// The sides of a mask are not multiples of the sides of the grid.
     #[error(
         "a mask of {height}x{width} pixels (height x width) cannot be cut into {grid} equal patches: \
          resize it so that each side is a multiple of the grid's"
@@ -50,97 +50,97 @@ pub enum MetricsError {
         grid: Grid,
     },
 
-    /// Two inputs that belong together differ in shape.
-    #[error("{what} has shape {found:?}, but {expected:?} is needed")]
+    /// The shape of an input does not match the other inputs.
+    #[error("{what} has shape {found:?}, but {expected:?} is required")]
     Shape {
-        /// The input in question.
+        /// Name of the input.
         what: &'static str,
         /// Its shape.
         found: Vec<usize>,
-        /// The shape that fits the other inputs.
+        /// The required shape.
         expected: Vec<usize>,
     },
 
-    /// NaN or infinity in an input.
-    #[error("{what} holds {value} at {index:?}: every value must be finite")]
+    /// An input contains NaN or infinity.
+    #[error("{what} contains {value} at {index:?}: every value must be finite")]
     NonFinite {
-        /// The input in question.
+        /// Name of the input.
         what: &'static str,
-        /// Where the value is.
+        /// Index of the value.
         index: Vec<usize>,
         /// The value.
         value: f64,
     },
 
     /// An input has fewer values than the statistic needs.
-    #[error("{what} has {found} of the at least {needed} {unit} that are needed")]
+    #[error("{what} needs at least {needed} {unit}, but has {found}")]
     TooFew {
-        /// The input in question.
+        /// Name of the input.
         what: &'static str,
-        /// What is counted.
+        /// The counted unit.
         unit: &'static str,
-        /// How many there are.
+        /// Number found.
         found: usize,
-        /// How many are needed.
+        /// Smallest number allowed.
         needed: usize,
     },
 
-    /// All values of an input are equal, so that it correlates with nothing.
+    /// All values of an input are equal, so that its correlation is undefined.
     #[error("all {count} values of {what} are {value}: a constant has no correlation and no slope")]
     Constant {
-        /// The input in question.
+        /// Name of the input.
         what: &'static str,
-        /// How many values there are.
+        /// Number of values.
         count: usize,
         /// The value.
         value: f64,
     },
 
-    /// A parameter outside its range.
+    /// A parameter is out of range.
     #[error("{what} is {found}, but must be {allowed}")]
     OutOfRange {
-        /// The parameter.
+        /// Name of the parameter.
         what: &'static str,
         /// Its value.
         found: f64,
-        /// What is allowed.
+        /// Description of the allowed values.
         allowed: &'static str,
     },
 
-    /// A matrix given as covariance is none.
-    #[error("the covariance is no covariance: {reason}")]
+    /// A matrix is not a valid covariance.
+    #[error("the covariance matrix is invalid: {reason}")]
     NotCovariance {
-        /// What is wrong with it, with figures.
+        /// What is wrong with it, with the values.
         reason: String,
     },
 
-    /// An iterative decomposition gave up.
+    /// An iterative decomposition did not converge.
     #[error("the {decomposition} of a {size}x{size} matrix did not converge")]
     NoConvergence {
-        /// Which decomposition.
+        /// Name of the decomposition.
         decomposition: &'static str,
-        /// The matrix' size.
+        /// Size of the matrix.
         size: usize,
     },
 
-    /// A descent ran away with every learning rate.
-    #[error("{what} diverged with every learning rate of {rates:?}: give smaller ones")]
+    /// Gradient descent diverged with every learning rate.
+    #[error("{what} diverged with every learning rate of {rates:?}: use smaller ones")]
     Diverged {
-        /// What was trained.
+        /// Name of the trained model.
         what: &'static str,
-        /// The rates that were tried.
+        /// The learning rates that were tried.
         rates: Vec<f64>,
     },
 
     /// A statistic is undefined on most bootstrap resamples.
     #[error(
         "the statistic is defined on only {defined} of {resamples} bootstrap resamples (the others are \
-         constant, or the value is not finite): there are too few different values for an interval"
+         constant, or the value is not finite): there are too few distinct values for an interval"
     )]
     UndefinedResamples {
-        /// Resamples on which the statistic has a value.
+        /// Number of resamples on which the statistic is defined.
         defined: usize,
-        /// Resamples drawn.
+        /// Number of resamples.
         resamples: usize,
     },
 }

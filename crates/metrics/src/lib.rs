@@ -1,20 +1,21 @@
-//! What a study of encoders and generators measures, on [`ndarray`] and rayon, without libtorch.
+//! Metrics for encoders and generated images, on [`ndarray`] and rayon, without libtorch.
 //!
-//! - [`spatial`]: how much spatial structure an encoder's patch tokens have. [`spatial::evaluate`]
-//!   takes tokens `[B, T, D]` on a [`spatial::Grid`], with a foreground mask for each image if there
-//!   is one, and returns the four numbers of [`spatial::SpatialMetrics`]: LDS, CDS, SRSS, RMSC.
-//!   [`spatial::anchor_similarity`] and [`spatial::pca_rgb`] make maps of them to look at.
-//! - [`quality`]: how far generated images are from real ones. [`quality::Moments`] takes features in
-//!   one pass, batch by batch; [`quality::frechet_distance`] compares two of them.
-//!   [`quality::kid`], [`quality::precision_recall`] and [`quality::inception_score`] are the others.
-//! - [`npz`]: the files in which samples and reference statistics go around.
-//! - [`linear_probe`]: how well a linear classifier on an encoder's features does.
-//! - [`statistics`]: whether one of those numbers predicts another. [`statistics::pearson`],
-//!   [`statistics::spearman`], [`statistics::fit_line`], and
-//!   [`statistics::bootstrap_interval`] around any of them.
+//! - [`spatial`]: the spatial structure of an encoder's patch tokens. [`spatial::evaluate`] takes
+//!   tokens `[B, T, D]` on a [`spatial::Grid`] and optional foreground masks. It returns the four
+//!   values of [`spatial::SpatialMetrics`]: LDS, CDS, SRSS and RMSC.
+//!   [`spatial::anchor_similarity`] and [`spatial::pca_rgb`] visualise tokens as maps.
+//! - [`quality`]: the distance of generated images from real ones. [`quality::Moments`] accumulates
+//!   features in one pass, batch by batch; [`quality::frechet_distance`] compares two of them.
+//!   [`quality::kid`], [`quality::precision_recall`] and [`quality::inception_score`] are the other
+//!   metrics.
+//! - [`npz`]: reads and writes files of samples and reference statistics.
+//! - [`linear_probe`]: the accuracy of a linear classifier on an encoder's features.
+//! - [`statistics`]: the correlation between such metrics. [`statistics::pearson`],
+//!   [`statistics::spearman`] and [`statistics::fit_line`], and
+//!   [`statistics::bootstrap_interval`] for confidence intervals.
 //!
-//! Bad input is a [`MetricsError`], never a panic or a silent NaN. Every result has the same bits for
-//! any number of threads, and what is random takes a seed.
+//! Invalid input causes a [`MetricsError`], never a panic or a silent NaN. Every result has the same
+//! bits for any number of threads. Random operations take a seed.
 //!
 //! ```
 //! use metrics::quality::{Moments, frechet_distance};
@@ -22,7 +23,7 @@
 //! use metrics::statistics::{bootstrap_interval, pearson};
 //! use ndarray::{Array2, Array3};
 //!
-//! // Two images of 8x8 tokens whose direction turns slowly from left to right.
+//! // Two images of 8x8 tokens whose direction rotates slowly from left to right.
 //! let grid = Grid { height: 8, width: 8 };
 //! let tokens = Array3::from_shape_fn((2, grid.tokens(), 2), |(_, token, channel)| {
 //!     let angle = 0.2 * (token % grid.width) as f32;
@@ -30,9 +31,9 @@
 //! });
 //! let spatial = evaluate(tokens.view(), grid, None, &SpatialOptions::default())?;
 //! assert!(spatial.lds > 0.0 && spatial.cds > 0.0);
-//! assert_eq!(spatial.srss, None); // needs masks
+//! assert_eq!(spatial.srss, None); // requires masks
 //!
-//! // Features come in batches; the two sets differ by 3 in one of four dimensions.
+//! // Features arrive in batches; the two sets differ by 3 in one of four dimensions.
 //! let (mut real, mut fake) = (Moments::new(4), Moments::new(4));
 //! for batch in 0..3 {
 //!     let features = Array2::from_shape_fn((16, 4), |(i, j)| ((batch * 16 + i) * (j + 1) % 7) as f32);
@@ -43,7 +44,7 @@
 //! }
 //! assert!((frechet_distance(&real, &fake)? - 9.0).abs() < 1e-9);
 //!
-//! // Does the metric predict the distance? r with a 95 % interval.
+//! // Correlation of the metric with the distance: r with a 95 % interval.
 //! let (lds, fid) = ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [30.0, 24.0, 25.0, 18.0, 14.0, 12.0]);
 //! let r = pearson(&lds, &fid)?;
 //! let interval = bootstrap_interval(&lds, &fid, pearson, 1000, 0.95, 0)?;

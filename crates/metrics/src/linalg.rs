@@ -1,8 +1,8 @@
 //! Dense linear algebra whose result does not depend on the number of threads.
 //!
-//! faer's own parallel routines split sums by the number of threads, so their last bits change with it.
-//! Here every product is cut into fixed blocks that rayon spreads over threads, and decompositions are
-//! sequential.
+//! faer's own parallel routines split sums by the number of threads, so the last bits of their results
+//! depend on it. Here every product is split into fixed blocks that rayon distributes over threads, and
+//! decompositions are sequential.
 
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
@@ -15,8 +15,8 @@ use crate::MetricsError;
 /// Columns of a product that one task computes.
 const BLOCK: usize = 128;
 
-/// Adds `samples * samples^T` to the lower part of `sum` `[D, D]`, for `samples` `[D, N]`; entries above
-/// the diagonal hold no meaning.
+/// Adds `samples * samples^T` to the lower triangle of `sum` `[D, D]`, for `samples` `[D, N]`; entries
+/// above the diagonal are undefined.
 pub(crate) fn add_outer_product(sum: &mut Mat<f64>, samples: MatRef<'_, f64>) {
     let dimension = sum.nrows();
     let blocks = sum.par_col_chunks_mut(BLOCK).enumerate();
@@ -34,7 +34,7 @@ pub(crate) fn add_outer_product(sum: &mut Mat<f64>, samples: MatRef<'_, f64>) {
     });
 }
 
-/// `left^T * right`.
+/// Computes `left^T * right`.
 pub(crate) fn cross_product(left: MatRef<'_, f64>, right: MatRef<'_, f64>) -> Mat<f64> {
     let mut product = Mat::zeros(left.ncols(), right.ncols());
     let blocks = product.par_col_chunks_mut(BLOCK).enumerate();
@@ -52,7 +52,7 @@ pub(crate) fn cross_product(left: MatRef<'_, f64>, right: MatRef<'_, f64>) -> Ma
     product
 }
 
-/// `left^T * right` on the calling thread, for tasks that are parallel themselves.
+/// Computes `left^T * right` on the calling thread, for tasks that already run in parallel.
 pub(crate) fn sequential_product(left: MatRef<'_, f64>, right: MatRef<'_, f64>) -> Mat<f64> {
     let mut product = Mat::zeros(left.ncols(), right.ncols());
     matmul::matmul(
@@ -66,7 +66,8 @@ pub(crate) fn sequential_product(left: MatRef<'_, f64>, right: MatRef<'_, f64>) 
     product
 }
 
-/// `columns^T * columns` `[T, T]` for `columns` `[D, T]`, on the calling thread; symmetric to the bit.
+/// Computes `columns^T * columns` `[T, T]` for `columns` `[D, T]`, on the calling thread; the result is exactly
+/// symmetric.
 pub(crate) fn gram(columns: MatRef<'_, f32>) -> Vec<f32> {
     let count = columns.ncols();
     let mut product = vec![0.0; count * count];
@@ -76,27 +77,27 @@ pub(crate) fn gram(columns: MatRef<'_, f32>) -> Vec<f32> {
     product
 }
 
-/// The part of the product on and below the diagonal: the square below it, then both squares on it.
+/// Computes the product on and below the diagonal: the square below it, then recursively both squares on it.
 fn lower_gram(product: MatMut<'_, f32>, columns: MatRef<'_, f32>) {
-    /// Side of the squares on the diagonal that are computed whole.
-    const SMALLEST: usize = 32;
+    /// Largest side of a square on the diagonal that is computed without splitting.
+    const MAX_WHOLE: usize = 32;
     let multiply = |product, left: MatRef<'_, f32>, right| {
         let left = left.transpose();
         matmul::matmul(product, Accum::Replace, left, right, 1.0, Par::Seq);
     };
     let count = columns.ncols();
-    if count <= SMALLEST {
+    if count <= MAX_WHOLE {
         return multiply(product, columns, columns);
     }
-    let half = (count / 2).next_multiple_of(SMALLEST / 2);
+    let half = (count / 2).next_multiple_of(MAX_WHOLE / 2);
     let (first, second) = columns.split_at_col(half);
-    let (above, _, below, after) = product.split_at_mut(half, half);
-    multiply(below, second, first);
-    lower_gram(above, first);
-    lower_gram(after, second);
+    let (top_left, _, bottom_left, bottom_right) = product.split_at_mut(half, half);
+    multiply(bottom_left, second, first);
+    lower_gram(top_left, first);
+    lower_gram(bottom_right, second);
 }
 
-/// Copies what is below the diagonal of a column-major `[count, count]` matrix to above it, in tiles.
+/// Copies the entries below the diagonal of a column-major `[count, count]` matrix to above it, in tiles.
 fn mirror(matrix: &mut [f32], count: usize) {
     const TILE: usize = 16;
     let mut tile = [[0.0; TILE]; TILE];
@@ -120,7 +121,8 @@ fn mirror(matrix: &mut [f32], count: usize) {
     }
 }
 
-/// Eigenvalues in ascending order and eigenvectors (columns) of the symmetric matrix with this lower part.
+/// Computes the eigenvalues in ascending order and the eigenvectors (columns) of a symmetric matrix, of which only
+/// the lower triangle is read.
 pub(crate) fn symmetric_eigen(
     matrix: MatRef<'_, f64>,
 ) -> Result<(Vec<f64>, Mat<f64>), MetricsError> {
@@ -148,7 +150,7 @@ pub(crate) fn symmetric_eigen(
     Ok((values.column_vector().iter().copied().collect(), vectors))
 }
 
-/// Sum of the singular values.
+/// Computes the sum of the singular values.
 pub(crate) fn nuclear_norm(matrix: MatRef<'_, f64>) -> Result<f64, MetricsError> {
     let (rows, columns) = matrix.shape();
     let mut values = Diag::zeros(rows.min(columns));
@@ -176,7 +178,7 @@ pub(crate) fn nuclear_norm(matrix: MatRef<'_, f64>) -> Result<f64, MetricsError>
     Ok(values.column_vector().iter().sum())
 }
 
-/// The upper triangle `R` `[D, D]` of `rows = Q R`, for `rows` `[N, D]` with `N >= D`.
+/// Computes the upper triangular factor `R` `[D, D]` of `rows = Q R`, for `rows` `[N, D]` with `N >= D`.
 pub(crate) fn qr_upper(mut rows: Mat<f64>) -> Mat<f64> {
     use qr::no_pivoting::factor::{qr_in_place, qr_in_place_scratch, recommended_block_size};
 

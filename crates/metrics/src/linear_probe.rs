@@ -1,4 +1,4 @@
-//! Linear probing: how well a linear classifier on frozen features does.
+//! Linear probing: trains and scores a linear classifier on frozen features.
 //!
 //! The classifier is softmax regression, with the objective of scikit-learn's `LogisticRegression` divided
 //! by `C N`:
@@ -7,8 +7,8 @@
 //! mean_n -log softmax(W x_n + b)[y_n]  +  weight_decay / 2 |W|^2
 //! ```
 //!
-//! so `weight_decay = 1 / (C N)`. It is convex: [`linear_probe`] descends it with each learning rate of a
-//! grid and keeps the weights that came lowest.
+//! so `weight_decay = 1 / (C N)`. The objective is convex. [`linear_probe`] minimises it with each of several
+//! learning rates and keeps the weights with the lowest objective.
 
 use std::sync::atomic::AtomicBool;
 
@@ -21,29 +21,29 @@ use crate::error::check_interrupted;
 use crate::linalg::sequential_product;
 use crate::quality::check_finite;
 
-/// Samples that a task takes, so that sums do not depend on the number of threads.
+/// Samples per task; a fixed number, so that sums do not depend on the number of threads.
 const BLOCK: usize = 256;
 
-/// Blocks whose sums are in memory at once.
+/// Number of blocks whose sums are in memory at the same time.
 const GROUP: usize = 16;
 
-/// How a linear probe is trained.
+/// Options for training a linear probe.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ProbeOptions {
-    /// Learning rates to try, in multiples of the inverse of the objective's largest curvature, of which
-    /// an upper bound is computed. Up to 1 the descent cannot diverge; more is faster where the bound is
-    /// loose. A rate that diverges is given up.
+    /// Learning rates to try, in multiples of the inverse of an upper bound of the objective's largest
+    /// curvature. Rates up to 1 cannot diverge; larger rates are faster if the bound is loose. A rate
+    /// that diverges is skipped.
     pub rates: Vec<f64>,
-    /// `weight_decay` in the objective; of the weights, not of the bias.
+    /// `weight_decay` in the objective; applies to the weights, not to the bias.
     pub weight_decay: f64,
-    /// Most steps of each rate, each over all samples.
+    /// Maximum number of steps for each rate; each step uses all samples.
     pub steps: usize,
-    /// A rate is done when no derivative of the objective is above this.
+    /// Training with a rate stops when no derivative of the objective exceeds this value.
     pub tolerance: f64,
 }
 
 impl Default for ProbeOptions {
-    /// For standardised features: rates 1, 4, 16, no weight decay to speak of, 500 steps.
+    /// For standardised features: rates 1, 4 and 16, a negligible weight decay, 500 steps.
     fn default() -> Self {
         Self {
             rates: vec![1.0, 4.0, 16.0],
@@ -61,27 +61,27 @@ pub struct LinearProbe {
     pub weight: Array2<f64>,
     /// `b` `[K]`; it sums to 0.
     pub bias: Array1<f64>,
-    /// The objective on the training samples.
+    /// Objective on the training samples.
     pub objective: f64,
-    /// The learning rate of the grid that came lowest.
+    /// Learning rate with the lowest objective.
     pub rate: f64,
-    /// Its steps.
+    /// Number of steps with this rate.
     pub steps: usize,
-    /// Whether it stopped within the tolerance.
+    /// Whether training stopped within the tolerance.
     pub converged: bool,
 }
 
 /// Trains a probe on features `[N, D]` with labels `[N]` in `0..classes`.
 ///
-/// Nesterov's accelerated gradient with restarts where the objective rises, from zero weights, over all
-/// samples at each step; the same bits for any number of threads.
+/// Uses Nesterov's accelerated gradient method, starting from zero weights, with all samples in each step,
+/// and restarts when the objective increases. The result has the same bits for any number of threads.
 ///
 /// # Errors
 ///
 /// [`MetricsError::Shape`] for another number of labels, [`MetricsError::OutOfRange`] for a label outside
-/// the classes, fewer than 2 classes, or options that are no positive numbers,
-/// [`MetricsError::TooFew`] without samples or features, [`MetricsError::NonFinite`],
-/// [`MetricsError::Diverged`] if every rate does.
+/// of the classes, fewer than 2 classes, or options that are not positive numbers (a weight decay of 0 is
+/// allowed), [`MetricsError::TooFew`] without samples or features, [`MetricsError::NonFinite`],
+/// [`MetricsError::Diverged`] if every rate diverges.
 pub fn linear_probe(
     features: ArrayView2<'_, f32>,
     labels: ArrayView1<'_, i64>,
@@ -91,11 +91,11 @@ pub fn linear_probe(
     linear_probe_until(&AtomicBool::new(false), features, labels, classes, options)
 }
 
-/// As [`linear_probe`], until `interrupted` is set, which is looked at in each step.
+/// Like [`linear_probe()`], but stops when `interrupted` is set, which is checked in each step.
 ///
 /// # Errors
 ///
-/// As [`linear_probe`]; [`MetricsError::Interrupted`].
+/// Those of [`linear_probe()`], and [`MetricsError::Interrupted`].
 pub fn linear_probe_until(
     interrupted: &AtomicBool,
     features: ArrayView2<'_, f32>,
@@ -125,7 +125,7 @@ pub fn linear_probe_until(
 }
 
 impl LinearProbe {
-    /// Logits `W x + b` `[N, K]` of features `[N, D]`.
+    /// Computes the logits `W x + b` `[N, K]` of features `[N, D]`.
     ///
     /// # Errors
     ///
@@ -149,12 +149,12 @@ impl LinearProbe {
         Ok(logits)
     }
 
-    /// Accuracy and cross-entropy on features `[N, D]` with labels `[N]`.
+    /// Computes the accuracy and cross-entropy on features `[N, D]` with labels `[N]`.
     ///
     /// # Errors
     ///
     /// [`MetricsError::Shape`], [`MetricsError::TooFew`] without samples, [`MetricsError::OutOfRange`] for
-    /// a label outside the classes.
+    /// a label outside of the classes.
     pub fn score(
         &self,
         features: ArrayView2<'_, f32>,
@@ -166,15 +166,15 @@ impl LinearProbe {
         let mut ranks = Vec::with_capacity(labels.len());
         let mut cross_entropy = 0.0;
         for (logits, &label) in logits.outer_iter().zip(&labels) {
-            // Of classes that tie, the first is predicted.
-            let better = |(class, &logit): (usize, &f64)| {
+            // Of classes with equal logits, the first is predicted.
+            let ranks_higher = |(class, &logit): (usize, &f64)| {
                 logit > logits[label] || (logit == logits[label] && class < label)
             };
             ranks.push(
                 logits
                     .iter()
                     .enumerate()
-                    .filter(|&entry| better(entry))
+                    .filter(|&entry| ranks_higher(entry))
                     .count(),
             );
             cross_entropy += log_sum_exp(logits) - logits[label];
@@ -186,29 +186,30 @@ impl LinearProbe {
     }
 }
 
-/// How well a probe did on some samples.
+/// Scores of a probe on some samples.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ProbeScore {
     /// Mean cross-entropy, without weight decay.
     pub cross_entropy: f64,
-    /// How many classes have a larger logit than the right one, for each sample.
+    /// For each sample, the number of classes that rank above the correct one.
     pub ranks: Vec<usize>,
 }
 
 impl ProbeScore {
-    /// Share of samples whose class is predicted, 0 to 1.
+    /// Fraction of samples whose class is predicted correctly, 0 to 1.
     pub fn accuracy(&self) -> f64 {
         self.top(1)
     }
 
-    /// Share of samples whose class is among the `count` with the largest logits.
+    /// Top-`count` accuracy: fraction of samples whose class is among the `count` classes with the largest
+    /// logits, 0 to 1.
     pub fn top(&self, count: usize) -> f64 {
-        let right = self.ranks.iter().filter(|&&rank| rank < count).count();
-        right as f64 / self.ranks.len() as f64
+        let correct = self.ranks.iter().filter(|&&rank| rank < count).count();
+        correct as f64 / self.ranks.len() as f64
     }
 }
 
-/// The objective; parameters are `[D + 1, K]`, the bias in the last row.
+/// The objective as a function of parameters `[D + 1, K]`, whose last row is the bias.
 struct Problem<'a> {
     features: ArrayView2<'a, f32>,
     labels: Vec<usize>,
@@ -240,13 +241,13 @@ impl<'a> Problem<'a> {
         })
     }
 
-    /// Features and bias, `D + 1`.
+    /// Number of rows of the parameters, `D + 1`.
     fn rows(&self) -> usize {
         self.features.ncols() + 1
     }
 
-    /// Sums what `task` makes of each block of samples: features with a row of ones below `[D + 1, B]`, and
-    /// labels `[B]`. Adds in order, whatever the threads.
+    /// Sums the results of `task` over all blocks of samples. Its arguments are the features with a last row of
+    /// ones `[D + 1, B]`, and the labels `[B]`. The order of the sum does not depend on the number of threads.
     fn sum(
         &self,
         columns: usize,
@@ -269,24 +270,27 @@ impl<'a> Problem<'a> {
                     task(block, &self.labels[start..end])
                 })
                 .collect();
-            for (number, part) in parts {
-                total.0 += number;
-                total.1 += part;
+            for (value, matrix) in parts {
+                total.0 += value;
+                total.1 += matrix;
             }
         }
         total
     }
 
-    /// An upper bound of the largest curvature: half of the largest eigenvalue of `mean x x^T` (Bohning
-    /// 1992), by power iteration with some room, plus the weight decay.
+    /// Computes an upper bound of the largest curvature: half of the largest eigenvalue of `mean x x^T` (Bohning
+    /// 1992), by power iteration with a margin of 10 %, plus the weight decay.
     fn curvature(&self) -> f64 {
         let size = self.rows();
         let mut direction = Mat::from_fn(size, 1, |_, _| 1.0 / (size as f64).sqrt());
         let mut largest = 0.0;
         for _ in 0..20 {
             let (_, next) = self.sum(1, |block, _| {
-                let along = sequential_product(block.as_ref(), direction.as_ref());
-                (0.0, sequential_product(block.transpose(), along.as_ref()))
+                let projections = sequential_product(block.as_ref(), direction.as_ref());
+                (
+                    0.0,
+                    sequential_product(block.transpose(), projections.as_ref()),
+                )
             });
             let length = next.norm_l2();
             largest = length / self.labels.len() as f64;
@@ -298,10 +302,10 @@ impl<'a> Problem<'a> {
         0.5 * largest * 1.1 + self.weight_decay
     }
 
-    /// The objective and its gradient at parameters `[D + 1, K]`.
+    /// Computes the objective and its gradient at `parameters` `[D + 1, K]`.
     fn evaluate(&self, parameters: &Mat<f64>) -> (f64, Mat<f64>) {
         let (mut loss, mut gradient) = self.sum(self.classes, |block, labels| {
-            // [K, B], turned into the derivative by the logits in place.
+            // [K, B], overwritten with the derivative with respect to the logits.
             let mut logits = sequential_product(parameters.as_ref(), block.as_ref());
             let mut loss = 0.0;
             for (column, &label) in labels.iter().enumerate() {
@@ -326,7 +330,7 @@ impl<'a> Problem<'a> {
         (loss, gradient)
     }
 
-    /// `None` if the objective runs away.
+    /// Minimises the objective with the learning rate `step`; `None` if it diverges.
     fn descend(
         &self,
         interrupted: &AtomicBool,
@@ -334,40 +338,40 @@ impl<'a> Problem<'a> {
         options: &ProbeOptions,
     ) -> Result<Option<LinearProbe>, MetricsError> {
         let mut point = Mat::zeros(self.rows(), self.classes);
-        let (start, mut gradient) = self.evaluate(&point);
-        let mut ahead = point.clone();
-        let mut before = start;
+        let (mut previous, mut gradient) = self.evaluate(&point);
+        // The extrapolated point, at which the gradient is evaluated.
+        let mut lookahead = point.clone();
         let mut momentum = 1.0_f64;
         let mut steps = 0;
         let largest = |gradient: &Mat<f64>| gradient.norm_max();
         while steps < options.steps && largest(&gradient) > options.tolerance {
             check_interrupted(interrupted)?;
             steps += 1;
-            let next = &ahead - &gradient * Scale(step);
+            let next = &lookahead - &gradient * Scale(step);
             let (value, _) = self.evaluate(&next);
             if !value.is_finite() {
                 return Ok(None);
             }
-            if value > before && momentum > 1.0 {
-                // The momentum carries uphill: begin anew from where it was lowest.
+            if value > previous && momentum > 1.0 {
+                // The momentum increases the objective: restart from the best point.
                 momentum = 1.0;
-                ahead = point.clone();
+                lookahead = point.clone();
                 gradient = self.evaluate(&point).1;
                 continue;
             }
-            if value > before + 1e-12 * before.abs() {
-                // A plain step rises: the rate is above what the curvature allows.
+            if value > previous + 1e-12 * previous.abs() {
+                // A step without momentum increases the objective: the rate is too large for the curvature.
                 return Ok(None);
             }
-            let grown = 0.5 * (1.0 + (1.0 + 4.0 * momentum * momentum).sqrt());
-            let carry = (momentum - 1.0) / grown;
-            ahead = &next + (&next - &point) * Scale(carry);
-            (point, momentum, before) = (next, grown, value);
-            gradient = self.evaluate(&ahead).1;
+            let next_momentum = 0.5 * (1.0 + (1.0 + 4.0 * momentum * momentum).sqrt());
+            let extrapolation = (momentum - 1.0) / next_momentum;
+            lookahead = &next + (&next - &point) * Scale(extrapolation);
+            (point, momentum, previous) = (next, next_momentum, value);
+            gradient = self.evaluate(&lookahead).1;
         }
         if largest(&gradient) <= options.tolerance {
-            // The gradient is that of the point ahead.
-            point = ahead;
+            // The gradient belongs to the extrapolated point.
+            point = lookahead;
         }
         let (objective, gradient) = self.evaluate(&point);
         let (mut weight, mut bias) = (
@@ -376,12 +380,12 @@ impl<'a> Problem<'a> {
             }),
             Array1::from_shape_fn(self.classes, |class| point[(self.features.ncols(), class)]),
         );
-        // A shift of all classes changes nothing; from zero weights the steps make none, up to rounding.
-        let (Some(weights), Some(biases)) = (weight.mean_axis(Axis(0)), bias.mean()) else {
+        // Equal shifts of all classes have no effect. Starting from zero weights, only rounding causes them.
+        let (Some(mean_weight), Some(mean_bias)) = (weight.mean_axis(Axis(0)), bias.mean()) else {
             return Ok(None);
         };
-        weight -= &weights;
-        bias -= biases;
+        weight -= &mean_weight;
+        bias -= mean_bias;
         Ok(Some(LinearProbe {
             weight,
             bias,
@@ -393,10 +397,10 @@ impl<'a> Problem<'a> {
     }
 }
 
-/// `-log softmax(logits)[label]`; the logits become its derivative.
+/// Returns `-log softmax(logits)[label]` and replaces the logits by its derivative.
 fn cross_entropy_in_place(logits: &mut [f64], label: usize) -> f64 {
     let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let right = logits[label] - largest;
+    let correct = logits[label] - largest;
     let mut sum = 0.0;
     for logit in logits.iter_mut() {
         *logit = (*logit - largest).exp();
@@ -406,7 +410,7 @@ fn cross_entropy_in_place(logits: &mut [f64], label: usize) -> f64 {
         *logit /= sum;
     }
     logits[label] -= 1.0;
-    sum.ln() - right
+    sum.ln() - correct
 }
 
 fn log_sum_exp(logits: ArrayView1<'_, f64>) -> f64 {

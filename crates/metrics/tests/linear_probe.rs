@@ -1,4 +1,4 @@
-//! The linear probe on data whose answer is known.
+//! The linear probe on data with known results.
 
 use metrics::MetricsError;
 use metrics::linear_probe::{ProbeOptions, linear_probe};
@@ -6,7 +6,7 @@ use ndarray::{Array1, Array2, array};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// Clusters around `classes` corners, `spread` wide.
+/// Clusters around `classes` corners with noise of up to `spread`.
 fn clusters(count: usize, classes: usize, spread: f32, seed: u64) -> (Array2<f32>, Array1<i64>) {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let labels = Array1::from_shape_fn(count, |i| (i % classes) as i64);
@@ -18,7 +18,7 @@ fn clusters(count: usize, classes: usize, spread: f32, seed: u64) -> (Array2<f32
 }
 
 #[test]
-fn separate_clusters_are_told_apart() {
+fn separate_clusters_are_classified_correctly() {
     let (train, labels) = clusters(600, 4, 0.4, 1);
     let probe = linear_probe(train.view(), labels.view(), 4, &ProbeOptions::default()).unwrap();
     let (test, labels) = clusters(200, 4, 0.4, 2);
@@ -28,7 +28,7 @@ fn separate_clusters_are_told_apart() {
 }
 
 #[test]
-fn labels_that_do_not_depend_on_the_features_give_chance() {
+fn accuracy_on_random_labels_is_at_chance_level() {
     let (train, _) = clusters(2000, 4, 3.0, 3);
     let mut rng = ChaCha8Rng::seed_from_u64(4);
     let labels = Array1::from_shape_fn(2000, |_| rng.random_range(0..5_i64));
@@ -38,9 +38,10 @@ fn labels_that_do_not_depend_on_the_features_give_chance() {
     assert!((accuracy - 0.2).abs() < 0.04, "{accuracy}");
 }
 
-/// At the optimum the derivative by each bias is the share of a class less its mean probability.
+/// At the optimum, the derivative with respect to each bias is the difference between the mean probability and the
+/// frequency of the class, which is zero.
 #[test]
-fn mean_probabilities_at_the_optimum_are_the_shares_of_the_classes() {
+fn mean_probabilities_at_the_optimum_equal_the_class_frequencies() {
     let (train, mut labels) = clusters(300, 3, 1.5, 6);
     labels.iter_mut().step_by(5).for_each(|label| *label = 0);
     let options = ProbeOptions {
@@ -52,15 +53,18 @@ fn mean_probabilities_at_the_optimum_are_the_shares_of_the_classes() {
     let probe = linear_probe(train.view(), labels.view(), 3, &options).unwrap();
     assert!(probe.converged);
     let logits = probe.logits(train.view()).unwrap();
-    let mut shares = [0.0; 3];
+    let mut excess = [0.0; 3];
     for (row, &label) in logits.outer_iter().zip(&labels) {
         let sum: f64 = row.iter().map(|x| x.exp()).sum();
-        for (share, logit) in shares.iter_mut().zip(row) {
-            *share += logit.exp() / sum;
+        for (excess, logit) in excess.iter_mut().zip(row) {
+            *excess += logit.exp() / sum;
         }
-        shares[label as usize] -= 1.0;
+        excess[label as usize] -= 1.0;
     }
-    assert!(shares.iter().all(|share| share.abs() < 1e-5), "{shares:?}");
+    assert!(
+        excess.iter().all(|excess| excess.abs() < 1e-5),
+        "{excess:?}"
+    );
     assert!(
         probe
             .weight
@@ -71,18 +75,18 @@ fn mean_probabilities_at_the_optimum_are_the_shares_of_the_classes() {
 }
 
 #[test]
-fn a_rate_that_diverges_is_given_up() {
+fn a_rate_that_diverges_is_skipped() {
     let (train, labels) = clusters(100, 3, 0.5, 7);
-    let with = |rates: Vec<f64>| {
+    let probe_with = |rates: Vec<f64>| {
         let options = ProbeOptions {
             rates,
             ..ProbeOptions::default()
         };
         linear_probe(train.view(), labels.view(), 3, &options)
     };
-    let probe = with(vec![1e9, 1.0]).unwrap();
+    let probe = probe_with(vec![1e9, 1.0]).unwrap();
     assert_eq!(probe.rate, 1.0);
-    let error = with(vec![1e9]).unwrap_err();
+    let error = probe_with(vec![1e9]).unwrap_err();
     assert!(matches!(error, MetricsError::Diverged { .. }), "{error}");
 }
 
@@ -106,7 +110,7 @@ fn results_have_the_same_bits_for_any_number_of_threads() {
 }
 
 #[test]
-fn bad_input_is_refused() {
+fn invalid_input_is_refused() {
     let features = array![[1.0_f32, 0.0], [0.0, 1.0]];
     let labels = array![0_i64, 1];
     let fit = |features: &Array2<f32>, labels: &Array1<i64>, classes, options: &ProbeOptions| {
@@ -120,7 +124,8 @@ fn bad_input_is_refused() {
     assert!(fit(&features, &array![0, -1], 2, &options).contains("is -1"));
     assert!(fit(&features, &labels, 1, &options).contains("number of classes is 1"));
     assert!(
-        fit(&Array2::zeros((0, 2)), &array![], 2, &options).contains("0 of the at least 1 samples")
+        fit(&Array2::zeros((0, 2)), &array![], 2, &options)
+            .contains("at least 1 samples, but has 0")
     );
     assert!(fit(&array![[1.0, f32::NAN], [0.0, 1.0]], &labels, 2, &options).contains("NaN"));
     for options in [

@@ -1,4 +1,4 @@
-//! Files of samples and statistics: round trips, and what is refused.
+//! Files of samples and statistics: round trips and refused files.
 
 use std::fs;
 use std::io::Write;
@@ -26,7 +26,7 @@ fn write(path: &Path, images: &Array4<u8>, compression: Compression) {
     writer.finish(None).unwrap();
 }
 
-/// A file with one array whose header and content are given.
+/// Writes a file with one array that has the header `header` and the bytes `content`.
 fn write_raw(folder: &TempDir, name: &str, header: &str, content: &[u8]) -> PathBuf {
     let path = folder.path().join("raw.npz");
     let mut archive = zip::ZipWriter::new(fs::File::create(&path).unwrap());
@@ -63,7 +63,7 @@ fn read_all(path: &Path) -> Result<usize, NpzError> {
 }
 
 #[test]
-fn labels_are_stored_beside_the_images() {
+fn labels_are_stored_with_the_images() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("samples.npz");
     let mut writer = SampleWriter::create(&path, [2, 4, 4], Compression::Stored).unwrap();
@@ -78,7 +78,7 @@ fn labels_are_stored_beside_the_images() {
 }
 
 #[test]
-fn equal_images_make_equal_files() {
+fn equal_images_produce_equal_files() {
     let folder = tempfile::tempdir().unwrap();
     let bytes = |name: &str, batch: usize| {
         let path = folder.path().join(name);
@@ -94,28 +94,28 @@ fn equal_images_make_equal_files() {
 }
 
 #[test]
-fn a_file_appears_whole_or_not_at_all() {
+fn a_file_appears_only_when_it_is_complete() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("samples.npz");
     let mut writer = SampleWriter::create(&path, [4, 4, 4], Compression::Stored).unwrap();
     writer.push(images(3, 4, 4).view()).unwrap();
     assert!(!path.exists());
-    assert!(message(writer.finish(None)).contains("begun for 4 images and got 3"));
+    assert!(message(writer.finish(None)).contains("created for 4 images but received 3"));
     let mut writer = SampleWriter::create(&path, [1, 4, 4], Compression::Stored).unwrap();
     assert!(message(writer.push(images(1, 4, 5).view())).contains("[B, 4, 4, 3]"));
-    assert!(message(writer.push(images(2, 4, 4).view())).contains("got 2"));
+    assert!(message(writer.push(images(2, 4, 4).view())).contains("received 2"));
     drop(writer);
     let mut writer = SampleWriter::create(&path, [1, 4, 4], Compression::Stored).unwrap();
     writer.push(images(1, 4, 4).view()).unwrap();
     assert!(message(writer.finish(Some(&[1, 2]))).contains("arr_1"));
-    // No half of a file is left either.
+    // No temporary file is left.
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     let nowhere = SampleWriter::create(&path.join("x.npz"), [1, 1, 1], Compression::Stored);
     assert!(message(nowhere).contains("cannot create"));
 }
 
 #[test]
-fn files_that_are_no_samples_are_refused_with_the_reason() {
+fn files_without_valid_samples_are_refused_with_the_reason() {
     let folder = tempfile::tempdir().unwrap();
     let raw = |header: &str, size: usize| write_raw(&folder, "arr_0", header, &vec![0; size]);
     let header = |descr: &str, order: &str, shape: &str| {
@@ -132,7 +132,7 @@ fn files_that_are_no_samples_are_refused_with_the_reason() {
             "False",
             "(2, 2, 2, 3)",
             12,
-            "not as many as its header says",
+            "does not match its header",
         ),
         ("|O", "False", "(1, 2, 2, 3)", 96, "numbers of 1, 2"),
         (
@@ -140,7 +140,7 @@ fn files_that_are_no_samples_are_refused_with_the_reason() {
             "False",
             "(9223372036854775807, 9223372036854775807, 2, 3)",
             12,
-            "not as many",
+            "does not match its header",
         ),
     ] {
         let path = raw(&header(descr, order, shape), size);
@@ -148,7 +148,7 @@ fn files_that_are_no_samples_are_refused_with_the_reason() {
         assert!(found.contains(expected), "{found}");
     }
     let path = raw("{'descr': '|u1'}", 12);
-    assert!(message(SampleReader::open(&path)).contains("is no .npz file or is damaged"));
+    assert!(message(SampleReader::open(&path)).contains("is not an .npz file or is damaged"));
     let path = write_raw(&folder, "images", &header("|u1", "False", "(1,)"), &[0]);
     let found = message(SampleReader::open(&path));
     assert!(found.contains("no array `arr_0`, only images"), "{found}");
@@ -157,7 +157,7 @@ fn files_that_are_no_samples_are_refused_with_the_reason() {
 }
 
 #[test]
-fn a_file_that_was_cut_short_or_changed_is_found() {
+fn truncated_and_changed_files_are_detected() {
     let folder = tempfile::tempdir().unwrap();
     for (name, compression) in [
         ("stored.npz", Compression::Stored),
@@ -186,11 +186,11 @@ fn moments(seed: u64, count: usize, dimension: usize) -> Moments {
 }
 
 #[test]
-fn statistics_survive_a_file_to_the_bit() {
+fn statistics_are_bit_identical_after_reading() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("statistics.npz");
-    let pooled = Statistics::of(&moments(1, 40, 6)).unwrap();
-    let spatial = Statistics::of(&moments(2, 40, 4)).unwrap();
+    let pooled = Statistics::from_moments(&moments(1, 40, 6)).unwrap();
+    let spatial = Statistics::from_moments(&moments(2, 40, 4)).unwrap();
     let features = Array2::from_shape_fn((3, 2), |(i, j)| i as f32 / 3.0 + j as f32);
     write_statistics(&path, &pooled, Some(&spatial), &[("features", &features)]).unwrap();
     let file = ReferenceFile::open(&path).unwrap();
@@ -201,7 +201,7 @@ fn statistics_survive_a_file_to_the_bit() {
     assert!(file.images().unwrap().is_none());
     assert_eq!(pooled.count, Some(40));
 
-    // numpy's reader, or one like it, finds the same.
+    // An independent reader of numpy's format returns the same values.
     let mut npz = ndarray_npy::NpzReader::new(fs::File::open(&path).unwrap()).unwrap();
     let covariance: Array2<f64> = npz.by_name("sigma_s").unwrap();
     assert_eq!(covariance, spatial.covariance);
@@ -212,7 +212,7 @@ fn statistics_survive_a_file_to_the_bit() {
     assert!((direct - stored).abs() < 1e-12 * direct);
 }
 
-/// Mean and covariance of three features under a header of any order and type, and their shapes.
+/// Writes arrays given as (name, dtype, Fortran order, shape, bytes).
 fn write_numbers(path: &Path, arrays: &[(&str, &str, bool, &str, Vec<u8>)]) {
     let mut archive = zip::ZipWriter::new(fs::File::create(path).unwrap());
     let stored =
@@ -233,8 +233,8 @@ fn write_numbers(path: &Path, arrays: &[(&str, &str, bool, &str, Vec<u8>)]) {
 }
 
 #[test]
-fn any_order_byte_order_and_width_of_numbers_give_the_same_statistics() {
-    // All of them are exact in float16.
+fn statistics_do_not_depend_on_order_byte_order_and_width_of_numbers() {
+    // All values are exact in float16.
     let mean = [0.5, -2.0, 3.25];
     let covariance = [2.0, 0.5, 0.25, 0.5, 1.0, -0.125, 0.25, -0.125, 4.0];
     let half = |x: f64| -> u16 {
@@ -243,7 +243,7 @@ fn any_order_byte_order_and_width_of_numbers_give_the_same_statistics() {
         ((bits >> 16 & 0x8000) | (exponent as u32) << 10 | (bits >> 13 & 0x3ff)) as u16
     };
     let bytes = |dtype: &str, values: &[f64]| -> Vec<u8> {
-        let of = |&x: &f64| match dtype {
+        let encode = |&x: &f64| match dtype {
             "<f2" => half(x).to_le_bytes().to_vec(),
             ">f2" => half(x).to_be_bytes().to_vec(),
             "<f4" => (x as f32).to_le_bytes().to_vec(),
@@ -251,7 +251,7 @@ fn any_order_byte_order_and_width_of_numbers_give_the_same_statistics() {
             "<f8" => x.to_le_bytes().to_vec(),
             _ => x.to_be_bytes().to_vec(),
         };
-        values.iter().flat_map(of).collect()
+        values.iter().flat_map(encode).collect()
     };
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("statistics.npz");
@@ -302,7 +302,7 @@ fn samples_in_fortran_order_are_the_same_images() {
         expected.slice(s![2.., .., .., ..])
     );
     assert!(reader.next_batch(9).unwrap().is_empty());
-    // The checksum holds here too.
+    // The checksum is verified here too.
     let mut bytes = fs::read(&path).unwrap();
     let header = bytes.windows(2).position(|part| part == b"}\n");
     bytes[header.unwrap() + 2] ^= 1;
@@ -310,9 +310,9 @@ fn samples_in_fortran_order_are_the_same_images() {
     assert!(message(read_all(&path)).contains("damaged"));
 }
 
-/// ADM's references hold statistics of many images and a few of the images.
+/// ADM's references contain statistics of many images, but only some of the images.
 #[test]
-fn the_images_of_a_file_do_not_tell_the_count_behind_its_statistics() {
+fn the_number_of_images_is_not_taken_for_the_number_of_samples() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/quality/ref_adm.npz");
     let file = ReferenceFile::open(&path).unwrap();
     assert_eq!(file.images().unwrap().unwrap().shape()[0], 2);
@@ -335,7 +335,7 @@ fn statistics_of_the_wrong_shape_are_refused() {
     let mean = || Array1::zeros(3);
     let found = write(&[("sigma", Array2::zeros((3, 2)))], mean());
     assert!(
-        found.contains("f8 [3, 3], as `mu` has 3 numbers"),
+        found.contains("f8 [3, 3], because `mu` has 3 values"),
         "{found}"
     );
     let found = write(&[("sigma", Array2::zeros((1, 9)))], mean());
@@ -352,11 +352,11 @@ fn statistics_of_the_wrong_shape_are_refused() {
     assert!(found.contains("NaN"), "{found}");
 }
 
-/// What stands for a large file where Git LFS did not fetch it.
+/// Content of a large file that Git LFS did not fetch.
 const POINTER: &str = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n";
 
 #[test]
-fn a_pointer_of_git_lfs_is_named_as_what_it_is() {
+fn error_of_a_git_lfs_pointer_identifies_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("samples.npz");
     fs::write(&path, POINTER).unwrap();
@@ -369,7 +369,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
-    fn any_batches_give_the_images_back(
+    fn images_are_the_same_for_any_batch_size(
         count in 1_usize..12, height in 1_usize..6, width in 1_usize..6, batch in 1_usize..14,
         deflated: bool,
     ) {
@@ -388,7 +388,7 @@ proptest! {
     }
 
     #[test]
-    fn rubbish_is_refused_and_never_panics(change in 0_usize..4000, byte: u8, cut in 0_usize..4000) {
+    fn damaged_files_are_refused_without_panic(change in 0_usize..4000, byte: u8, cut in 0_usize..4000) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("samples.npz");
         write(&path, &images(4, 6, 6), Compression::Deflated);
@@ -397,7 +397,7 @@ proptest! {
         bytes[place] = byte;
         bytes.truncate(1 + cut % bytes.len());
         fs::write(&path, &bytes).unwrap();
-        // A byte of a date or a name may change without harm; what is read is then whole.
+        // A changed byte of a date or a name is harmless; the file is then read completely.
         if let Ok(count) = read_all(&path) {
             prop_assert_eq!(count, 4);
         }

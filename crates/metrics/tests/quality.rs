@@ -41,7 +41,7 @@ fn in_pool<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
 }
 
 #[test]
-fn distance_in_one_dimension_is_that_of_means_plus_that_of_deviations() {
+fn distance_in_one_dimension_is_the_sum_over_means_and_deviations() {
     // Means 2 and 12; deviations 1 and 4.
     let real = array![[1.0], [2.0], [3.0]];
     let fake = array![[8.0], [12.0], [16.0]];
@@ -53,7 +53,7 @@ fn distance_in_one_dimension_is_that_of_means_plus_that_of_deviations() {
 }
 
 #[test]
-fn distance_of_constant_features_is_that_of_the_means() {
+fn distance_of_constant_features_is_that_of_their_means() {
     let real = Array2::from_elem((5, 3), 1.0);
     let fake = Array2::from_elem((7, 3), 3.0);
     let distance = frechet_distance(&moments(real.view()), &moments(fake.view())).unwrap();
@@ -77,7 +77,7 @@ fn distance_from_constant_features_adds_the_variance() {
 fn samples_without_features_are_refused() {
     let features = Array2::zeros((3, 0));
     let empty = moments(features.view());
-    let is = |error| {
+    let has_no_features = |error| {
         matches!(
             error,
             MetricsError::TooFew {
@@ -86,17 +86,17 @@ fn samples_without_features_are_refused() {
             }
         )
     };
-    assert!(is(frechet_distance(&empty, &empty).unwrap_err()));
-    assert!(is(frechet_distance_of_features(
-        features.view(),
-        features.view()
-    )
-    .unwrap_err()));
+    assert!(has_no_features(
+        frechet_distance(&empty, &empty).unwrap_err()
+    ));
+    assert!(has_no_features(
+        frechet_distance_of_features(features.view(), features.view()).unwrap_err()
+    ));
 }
 
 #[test]
-fn supports_that_overlap_in_part_lose_no_digits() {
-    // Features 0..6 of one set and 4..10 of the other vary: the product of the covariances has rank 2.
+fn partly_overlapping_supports_lose_no_precision() {
+    // Features 0..6 of one set and 4..10 of the other vary, so the product of the covariances has rank 2.
     let mut real = random_features(50, 10, 1);
     let mut fake = random_features(50, 10, 2);
     real.slice_mut(s![.., 6..]).fill(0.5);
@@ -107,7 +107,7 @@ fn supports_that_overlap_in_part_lose_no_digits() {
 }
 
 #[test]
-fn a_fitted_reference_gives_the_same_bits_again() {
+fn a_fitted_reference_returns_the_same_bits() {
     let (real, fake) = (random_features(20, 8, 1), random_features(30, 8, 2));
     let expected = frechet_distance(&moments(real.view()), &moments(fake.view())).unwrap();
     let reference = Gaussian::from_moments(&moments(real.view())).unwrap();
@@ -115,7 +115,7 @@ fn a_fitted_reference_gives_the_same_bits_again() {
         let fitted = Gaussian::from_moments(&moments(fake.view())).unwrap();
         assert_eq!(reference.frechet_distance(&fitted).unwrap(), expected);
     }
-    // A set known by its moments and one known by its features.
+    // One set is fitted from moments and the other from features.
     let fitted = Gaussian::from_features(fake.view()).unwrap();
     let distance = reference.frechet_distance(&fitted).unwrap();
     assert!((distance - expected).abs() < 1e-11 * expected);
@@ -127,7 +127,7 @@ fn a_fitted_reference_gives_the_same_bits_again() {
 }
 
 #[test]
-fn a_large_mean_costs_no_digits() {
+fn a_large_mean_loses_no_precision() {
     // Multiples of 1/64 around 65536 are exact in float32.
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     let near = Array2::from_shape_fn((500, 6), |_| rng.random_range(0_i16..256) as f32 / 64.0);
@@ -156,7 +156,7 @@ fn results_have_the_same_bits_for_any_number_of_threads() {
 }
 
 #[test]
-fn a_batch_longer_than_one_update_equals_numpy_on_the_whole() {
+fn a_batch_longer_than_one_update_equals_a_direct_computation() {
     let features = random_features(2500, 3, 5);
     let wide = features.mapv(f64::from);
     let mean = wide.mean_axis(ndarray::Axis(0)).unwrap();
@@ -200,7 +200,7 @@ fn other_dimensions_are_refused() {
 }
 
 #[test]
-fn a_batch_that_is_not_finite_is_refused_whole() {
+fn a_batch_that_is_not_finite_is_refused_completely() {
     let before = moments(random_features(9, 4, 0).view());
     let mut bad = random_features(1500, 4, 1);
     bad[(1400, 2)] = f32::NAN;
@@ -242,7 +242,7 @@ fn a_single_sample_has_no_distance() {
 }
 
 #[test]
-fn statistics_that_are_no_covariance_are_refused() {
+fn matrices_that_are_not_covariances_are_refused() {
     let from = |covariance: Array2<f64>| {
         Moments::from_statistics(100, Array1::zeros(2).view(), covariance.view())
     };
@@ -269,8 +269,8 @@ fn statistics_stored_in_float32_are_accepted() {
     let (real, fake) = (moments(real.view()), moments(fake.view()));
     let exact = frechet_distance(&real, &fake).unwrap();
     let stored = fake.covariance().unwrap().mapv(|x| f64::from(x as f32));
-    // Rounding to float32 fills the 6 dimensions in which 25 samples do not vary. The number of samples
-    // tells them apart from variance.
+    // Rounding to float32 adds variance in the 6 dimensions in which 25 samples do not vary. The number of samples
+    // distinguishes it from true variance.
     for (count, bound) in [(25, 1e-6), (10_000, 1e-3)] {
         let stored = Moments::from_statistics(count, fake.mean(), stored.view()).unwrap();
         let error = (frechet_distance(&real, &stored).unwrap() - exact).abs() / exact;
@@ -303,12 +303,12 @@ proptest! {
         prop_assert!((distance - swapped).abs() < 1e-12 * scale);
         let own = frechet_distance(&real, &real).unwrap();
         prop_assert!(own.is_sign_positive() && own < 1e-12 * scale, "{own:e}");
-        // Random covariances may be nearly singular, which costs moments digits.
+        // Random covariances can be nearly singular, for which moments lose precision.
         prop_assert!((distance - of_features).abs() < 1e-7 * scale);
     }
 
     #[test]
-    fn a_shift_adds_its_square(seed: u64, shift in -4_i8..5) {
+    fn a_shift_adds_its_squared_length(seed: u64, shift in -4_i8..5) {
         let features = random_features(12, 5, seed).mapv(|x| (x * 64.0).round() / 64.0);
         let shifted = features.mapv(|x| x + f32::from(shift));
         let distance = frechet_distance(&moments(features.view()), &moments(shifted.view())).unwrap();
@@ -336,7 +336,7 @@ proptest! {
     }
 
     #[test]
-    fn stored_statistics_go_on_like_the_original(seed: u64) {
+    fn stored_statistics_can_be_continued(seed: u64) {
         let features = random_features(30, 5, seed);
         let (first, second) = (features.slice(s![..12, ..]), features.slice(s![12.., ..]));
         let part = moments(first);

@@ -24,11 +24,11 @@ fn in_pool<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
 }
 
 #[test]
-fn equal_predictions_score_one_and_certain_ones_the_number_of_classes() {
+fn equal_predictions_score_one_and_certain_predictions_the_number_of_classes() {
     let equal = Array2::from_elem((6, 4), 0.3);
     let score = inception_score(equal.view(), Splits::Count(2)).unwrap();
     assert!((score.mean - 1.0).abs() < 1e-12 && score.deviation < 1e-12);
-    // Each class twice, without doubt.
+    // Each class twice, with certainty.
     let certain = Array2::from_shape_fn((8, 4), |(n, c)| if n % 4 == c { 1000.0 } else { 0.0 });
     let score = inception_score(certain.view(), Splits::Size(4)).unwrap();
     assert_eq!(score.parts.len(), 2);
@@ -36,7 +36,7 @@ fn equal_predictions_score_one_and_certain_ones_the_number_of_classes() {
 }
 
 #[test]
-fn parts_of_a_size_end_with_a_shorter_one() {
+fn the_last_part_of_fixed_size_can_be_shorter() {
     let logits = random(11, 5, 0);
     let score = inception_score(logits.view(), Splits::Size(4)).unwrap();
     let last = inception_score(logits.slice(s![8.., ..]), Splits::Count(1)).unwrap();
@@ -44,7 +44,7 @@ fn parts_of_a_size_end_with_a_shorter_one() {
 }
 
 #[test]
-fn scores_refuse_bad_input_and_stay_as_they_were() {
+fn scores_refuse_invalid_input_and_remain_unchanged() {
     let logits = random(6, 3, 1);
     let mut scores = InceptionScores::new(3, Splits::Count(2), 6).unwrap();
     scores.push(logits.slice(s![..4, ..])).unwrap();
@@ -90,15 +90,15 @@ fn kid_is_seeded_and_around_zero_for_equal_distributions() {
     assert!(first.deviation.unwrap() > 0.0, "{first:?}");
     let shifted = fake.mapv(|x| x + 1.0);
     assert!(kid(real.view(), shifted.view(), &options).unwrap().mean > 1.0);
-    // A set of fewer samples than a subset is taken whole.
+    // A set with fewer samples than a subset is used completely.
     let small = kid(real.view(), fake.slice(s![..9, ..]), &options).unwrap();
     assert_eq!(small.subsets.len(), 20);
 }
 
 #[test]
-fn kid_of_sets_that_every_subset_would_exhaust_has_no_deviation() {
+fn kid_of_sets_no_larger_than_a_subset_has_no_deviation() {
     let (real, fake) = (random(30, 8, 2), random(30, 8, 3));
-    let of = |subset_size| {
+    let kid_with = |subset_size| {
         let options = KidOptions {
             subset_size,
             ..KidOptions::default()
@@ -107,18 +107,18 @@ fn kid_of_sets_that_every_subset_would_exhaust_has_no_deviation() {
     };
     let whole = mmd2(real.view(), fake.view(), Estimator::Unbiased).unwrap();
     for size in [30, 31, 1000] {
-        let found = of(size);
+        let found = kid_with(size);
         assert_eq!((found.subsets.len(), found.deviation), (1, None), "{size}");
         assert_eq!(found.mean, whole);
     }
-    let found = of(29);
+    let found = kid_with(29);
     assert_eq!(found.subsets.len(), 100);
     assert!(found.deviation.unwrap() > 1e-6, "{found:?}");
 }
 
 #[test]
-fn sorted_samples_are_told_from_samples_in_random_order() {
-    // 1000 certain classes, ten samples of each.
+fn sorted_samples_are_distinguished_from_samples_in_random_order() {
+    // 1000 classes predicted with certainty, ten samples of each.
     let certain = |class_of: &dyn Fn(usize) -> usize| {
         let mut logits = Array2::zeros((10_000, 1000));
         for (n, mut row) in logits.outer_iter_mut().enumerate() {
@@ -128,44 +128,44 @@ fn sorted_samples_are_told_from_samples_in_random_order() {
     };
     let sorted = certain(&|n| n / 10);
     assert!((sorted.mean - 500.0).abs() < 1e-6, "{}", sorted.mean);
-    assert!(sorted.is_of_sorted_samples());
-    // Of 5000 of the samples in random order each class has about five, which costs a few percent.
+    assert!(sorted.is_biased_by_order());
+    // 5000 samples in random order contain about five of each class, which lowers the score by a few percent.
     let shuffled = sorted.shuffled.unwrap().mean;
     assert!((900.0..1000.0).contains(&shuffled), "{shuffled}");
 
     let mut order: Vec<usize> = (0..10_000).collect();
     order.shuffle(&mut ChaCha8Rng::seed_from_u64(7));
     let random_order = certain(&|n| order[n] / 10);
-    assert!(!random_order.is_of_sorted_samples());
+    assert!(!random_order.is_biased_by_order());
     let expected = random_order.mean;
     assert!((shuffled - expected).abs() < 0.01 * expected, "{shuffled}");
-    // As `runner sample` draws: one of each class in turn.
-    assert!(!certain(&|n| n % 1000).is_of_sorted_samples());
+    // The order of `runner sample`: one sample of each class in turn.
+    assert!(!certain(&|n| n % 1000).is_biased_by_order());
 
-    // Few samples, few classes: chance alone is no order.
+    // With few samples and classes, random variation must not be taken for an order.
     for seed in 0..20 {
         let logits = random(70, 5, seed);
         let score = inception_score(logits.view(), Splits::Size(20)).unwrap();
-        assert!(!score.is_of_sorted_samples(), "{score:?}");
+        assert!(!score.is_biased_by_order(), "{score:?}");
     }
     let one = inception_score(random(70, 5, 0).view(), Splits::ADM).unwrap();
     assert_eq!(one.shuffled, None);
 }
 
 #[test]
-fn kid_of_one_pair_is_that_of_the_formula() {
+fn kid_of_two_samples_equals_the_formula() {
     let (real, fake) = (
         array![[1.0_f32, 0.0], [0.0, 2.0]],
         array![[1.0_f32, 1.0], [0.0, 0.0]],
     );
-    // Within real: (0 / 2 + 1)^3 twice over 2. Within fake: the same. Across: 1.5^3, 1, 2^3, 1, doubled.
+    // Within each set: (0 / 2 + 1)^3, twice, over 2. Across: 1.5^3, 1, 2^3, 1, times 2.
     let expected = 1.0 + 1.0 - 2.0 * (3.375 + 1.0 + 8.0 + 1.0) / 4.0;
     let found = mmd2(real.view(), fake.view(), Estimator::Unbiased).unwrap();
     assert!((found - expected).abs() < 1e-12, "{found}");
 }
 
 #[test]
-fn kid_refuses_bad_input() {
+fn kid_refuses_invalid_input() {
     let (real, narrow) = (random(9, 4, 6), random(9, 3, 6));
     let options = KidOptions::default();
     let is_shape = |error| matches!(error, MetricsError::Shape { .. });
@@ -191,21 +191,21 @@ fn kid_refuses_bad_input() {
 }
 
 #[test]
-fn a_set_lies_wholly_in_itself() {
+fn a_set_has_full_precision_and_recall_against_itself() {
     let features = random(30, 6, 7);
     let found = precision_recall(features.view(), features.view(), 3).unwrap();
     assert_eq!(
         (found.precision, found.recall, found.coverage),
         (1.0, 1.0, 1.0)
     );
-    // Duplicates have radius 0, and lie on the surface of each other's balls.
+    // Duplicates have radius 0 and are on the surface of each other's balls.
     let twice = concatenate![Axis(0), features, features, features, features];
     let found = precision_recall(twice.view(), features.view(), 3).unwrap();
     assert_eq!((found.precision, found.recall), (1.0, 1.0));
 }
 
 #[test]
-fn few_modes_cost_recall_and_noise_costs_precision() {
+fn few_modes_reduce_recall_and_noise_reduces_precision() {
     let real = random(400, 2, 8);
     let narrow = random(400, 2, 9).mapv(|x| x * 0.05);
     let found = precision_recall(real.view(), narrow.view(), 3).unwrap();
@@ -216,9 +216,9 @@ fn few_modes_cost_recall_and_noise_costs_precision() {
 }
 
 #[test]
-fn a_large_mean_changes_no_decision() {
+fn a_large_mean_does_not_change_the_manifolds() {
     let (real, fake) = (random(300, 5, 11), random(300, 5, 12));
-    // Multiples of 1/64 stay exact in float32 beside 4096.
+    // Multiples of 1/64 remain exact in float32 after adding 4096.
     let rounded = |set: &Array2<f32>| set.mapv(|x| (x * 64.0).round() / 64.0);
     let (real, fake) = (rounded(&real), rounded(&fake));
     let near = manifolds(real.view(), fake.view(), 3).unwrap();
@@ -228,7 +228,7 @@ fn a_large_mean_changes_no_decision() {
 }
 
 #[test]
-fn neighbours_refuse_bad_input() {
+fn precision_and_recall_refuse_invalid_input() {
     let (real, narrow) = (random(9, 4, 13), random(9, 3, 13));
     assert!(precision_recall(real.view(), narrow.view(), 3).is_err());
     assert!(precision_recall(real.view(), real.view(), 0).is_err());
@@ -267,8 +267,8 @@ fn results_have_the_same_bits_for_any_number_of_threads() {
     }
 }
 
-/// By the definition, one distance at a time.
-fn plainly(real: &Array2<f32>, fake: &Array2<f32>, k: usize) -> PrecisionRecall {
+/// Computes the scores by their definition, one distance at a time.
+fn by_definition(real: &Array2<f32>, fake: &Array2<f32>, k: usize) -> PrecisionRecall {
     let distance = |a: ndarray::ArrayView1<f32>, b: ndarray::ArrayView1<f32>| -> f64 {
         let terms = a.iter().zip(b);
         terms
@@ -276,13 +276,13 @@ fn plainly(real: &Array2<f32>, fake: &Array2<f32>, k: usize) -> PrecisionRecall 
             .sum()
     };
     let radii = |set: &Array2<f32>| -> Vec<f64> {
-        let of = |i: usize| {
+        let radius = |i: usize| {
             let others = (0..set.nrows()).filter(|&j| j != i);
             let mut all: Vec<f64> = others.map(|j| distance(set.row(i), set.row(j))).collect();
             all.sort_by(f64::total_cmp);
             all[k - 1]
         };
-        (0..set.nrows()).map(of).collect()
+        (0..set.nrows()).map(radius).collect()
     };
     let (real_radii, fake_radii) = (radii(real), radii(fake));
     let balls = |points: &Array2<f32>, centres: &Array2<f32>, radii: &[f64]| -> Vec<usize> {
@@ -303,12 +303,12 @@ fn plainly(real: &Array2<f32>, fake: &Array2<f32>, k: usize) -> PrecisionRecall 
             fake.outer_iter()
                 .any(|point| distance(point, centre) <= radius)
         });
-    let share = |counts: &[usize]| {
+    let fraction = |counts: &[usize]| {
         counts.iter().filter(|&&count| count > 0).count() as f64 / counts.len() as f64
     };
     PrecisionRecall {
-        precision: share(&fake_in),
-        recall: share(&real_in),
+        precision: fraction(&fake_in),
+        recall: fraction(&real_in),
         density: fake_in.iter().sum::<usize>() as f64 / (k * fake.nrows()) as f64,
         coverage: covered.count() as f64 / real.nrows() as f64,
     }
@@ -318,17 +318,17 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn blocks_of_distances_decide_as_single_ones_do(
+    fn scores_by_blocks_equal_the_definition(
         seed: u64, real in 5_usize..300, fake in 5_usize..300, dimension in 1_usize..6, k in 1_usize..5,
         coarse: bool,
     ) {
-        // Whole numbers make ties and duplicates.
+        // Integers cause ties and duplicates.
         let round = |set: Array2<f32>| if coarse { set.mapv(f32::round) } else { set };
         let (real, fake) = (
             round(random(real, dimension, seed)),
             round(random(fake, dimension, seed.wrapping_add(1))),
         );
-        prop_assert_eq!(precision_recall(real.view(), fake.view(), k).unwrap(), plainly(&real, &fake, k));
+        prop_assert_eq!(precision_recall(real.view(), fake.view(), k).unwrap(), by_definition(&real, &fake, k));
     }
 
     #[test]

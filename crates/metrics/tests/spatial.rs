@@ -15,7 +15,7 @@ const GRID: Grid = Grid {
     width: 6,
 };
 
-/// Options under which all terms occur on [`GRID`].
+/// Options for which all terms occur on [`GRID`].
 const OPTIONS: SpatialOptions = SpatialOptions {
     lds_far_distance: 4,
     cds_max_distance: 5,
@@ -71,7 +71,7 @@ fn equal_tokens_have_no_structure() {
 }
 
 #[test]
-fn zero_tokens_give_zero_and_not_nan() {
+fn metrics_of_zero_tokens_are_zero_and_not_nan() {
     let tokens = Array3::zeros((1, GRID.tokens(), 3));
     let masks = random_masks(1, GRID, 0);
     let metrics = evaluate(tokens.view(), GRID, Some(masks.view()), &OPTIONS).unwrap();
@@ -92,7 +92,7 @@ fn tokens_without_channels_count_as_zero_tokens() {
 }
 
 #[test]
-fn two_halves_at_right_angles_have_known_metrics() {
+fn two_orthogonal_halves_have_known_metrics() {
     // Left half (1, 0), right half (0, 1), on 1x4: cosines are 1 within a half, 0 across.
     let grid = Grid {
         height: 1,
@@ -130,7 +130,7 @@ fn huge_tokens_do_not_overflow() {
 
 #[test]
 fn very_short_tokens_are_shrunk_in_all_metrics_but_srss() {
-    // Norm 1e-9 is under the floor of LDS, CDS and RMSC (1e-8), and over that of SRSS (1e-12).
+    // Norm 1e-9 is below the floor of LDS, CDS and RMSC (1e-8) and above that of SRSS (1e-12).
     let tokens = array![[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]].mapv(|x: f32| x * 1e-9);
     let tokens = tokens.insert_axis(Axis(0));
     let grid = Grid {
@@ -150,7 +150,7 @@ fn very_short_tokens_are_shrunk_in_all_metrics_but_srss() {
 }
 
 #[test]
-fn extreme_distances_leave_terms_out() {
+fn extreme_distances_exclude_terms() {
     let tokens = random_tokens(1, GRID, 8, 3);
     let tokens = tokens.index_axis(Axis(0), 0);
     let profile = distance_profile(tokens, GRID).unwrap();
@@ -160,7 +160,7 @@ fn extreme_distances_leave_terms_out() {
         cds(tokens, GRID, 99).unwrap(),
         cds(tokens, GRID, 8).unwrap()
     );
-    // A token is not far from itself, whatever the distance asked for.
+    // A token is never far from itself, whatever the distance.
     let cosines = cosine_similarity(tokens).unwrap().mapv(f64::from);
     let others = (cosines.sum() - cosines.diag().sum()) / (24.0 * 23.0);
     for far_distance in [0, 1] {
@@ -191,7 +191,7 @@ fn srss_needs_near_foreground_and_far_background() {
 }
 
 #[test]
-fn mean_leaves_out_images_without_srss() {
+fn mean_excludes_images_without_srss() {
     let image = |lds, srss| SpatialMetrics {
         lds,
         cds: 0.0,
@@ -216,7 +216,7 @@ fn results_have_the_same_bits_for_any_number_of_threads() {
 }
 
 #[test]
-fn views_with_other_strides_give_the_same() {
+fn results_do_not_depend_on_the_strides_of_the_view() {
     let tokens = random_tokens(3, GRID, 8, 7);
     let transposed = tokens.clone().permuted_axes([2, 1, 0]);
     let transposed = transposed.as_standard_layout().into_owned();
@@ -228,7 +228,7 @@ fn views_with_other_strides_give_the_same() {
 }
 
 #[test]
-fn tokens_that_do_not_fill_the_grid_are_refused() {
+fn tokens_that_do_not_match_the_grid_are_refused() {
     let tokens = random_tokens(1, GRID, 8, 0);
     for grid in [
         Grid {
@@ -306,7 +306,7 @@ fn masks_of_another_shape_are_refused() {
 }
 
 #[test]
-fn the_first_token_that_is_not_finite_is_named() {
+fn errors_name_the_first_token_that_is_not_finite() {
     let mut tokens = random_tokens(9, GRID, 8, 0);
     tokens[(4, 3, 2)] = f32::INFINITY;
     tokens[(7, 0, 0)] = f32::NAN;
@@ -322,7 +322,7 @@ fn the_first_token_that_is_not_finite_is_named() {
 }
 
 #[test]
-fn one_pixel_makes_a_patch_foreground() {
+fn one_foreground_pixel_makes_a_patch_foreground() {
     let grid = Grid {
         height: 2,
         width: 3,
@@ -373,7 +373,7 @@ proptest! {
     }
 
     #[test]
-    fn metrics_ignore_the_length_of_tokens(seed: u64) {
+    fn metrics_do_not_depend_on_the_length_of_tokens(seed: u64) {
         let tokens = random_tokens(1, GRID, 6, seed);
         let masks = random_masks(1, GRID, seed);
         let mut rng = ChaCha8Rng::seed_from_u64(seed);

@@ -42,18 +42,24 @@ fn tied_values_share_the_mean_of_their_ranks() {
 
 #[test]
 fn a_constant_column_is_refused() {
-    // The mean of three times 0.1 rounds to another number, so that the differences are not zero.
+    // The rounded mean of three times 0.1 differs from 0.1, so that the differences are not zero.
     for constant in [[0.1; 3], [0.0, -0.0, 0.0], [1e300; 3]] {
         let varied = [1.0, 2.0, 4.0];
-        let is = |error: MetricsError, column: &str| match error {
+        let names_column = |error: MetricsError, column: &str| match error {
             MetricsError::Constant { what, count: 3, .. } => what == column,
             _ => false,
         };
         for statistic in [pearson, spearman] {
-            assert!(is(statistic(&constant, &varied).unwrap_err(), "x"));
-            assert!(is(statistic(&varied, &constant).unwrap_err(), "y"));
+            assert!(names_column(
+                statistic(&constant, &varied).unwrap_err(),
+                "x"
+            ));
+            assert!(names_column(
+                statistic(&varied, &constant).unwrap_err(),
+                "y"
+            ));
         }
-        assert!(is(fit_line(&constant, &varied).unwrap_err(), "x"));
+        assert!(names_column(fit_line(&constant, &varied).unwrap_err(), "x"));
         let line = fit_line(&varied, &constant).unwrap();
         assert_close(line.slope, 0.0, 1e-16 * constant[0]);
         assert_close(line.intercept, constant[0], 1e-15 * constant[0]);
@@ -61,20 +67,20 @@ fn a_constant_column_is_refused() {
 }
 
 #[test]
-fn nan_and_infinity_are_named() {
+fn errors_name_nan_and_infinity() {
     for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
         let (good, bad) = ([1.0, 2.0, 3.0], [1.0, bad, 2.0]);
-        let is = |error: MetricsError, column: &str| match error {
+        let names_column = |error: MetricsError, column: &str| match error {
             MetricsError::NonFinite { what, index, .. } => what == column && index == [1],
             _ => false,
         };
         for statistic in [pearson, spearman] {
-            assert!(is(statistic(&good, &bad).unwrap_err(), "y"));
-            assert!(is(statistic(&bad, &good).unwrap_err(), "x"));
+            assert!(names_column(statistic(&good, &bad).unwrap_err(), "y"));
+            assert!(names_column(statistic(&bad, &good).unwrap_err(), "x"));
         }
-        assert!(is(fit_line(&bad, &good).unwrap_err(), "x"));
-        assert!(is(ranks(&bad).unwrap_err(), "the values"));
-        assert!(is(
+        assert!(names_column(fit_line(&bad, &good).unwrap_err(), "x"));
+        assert!(names_column(ranks(&bad).unwrap_err(), "the values"));
+        assert!(names_column(
             bootstrap_interval(&good, &bad, mean_of_x, 9, 0.9, 0).unwrap_err(),
             "y"
         ));
@@ -103,7 +109,7 @@ fn too_few_and_unpaired_values_are_refused() {
 }
 
 #[test]
-fn values_of_any_size_correlate() {
+fn correlation_does_not_depend_on_the_size_of_the_values() {
     let (x, y) = ([1.0, 2.0, 3.0, 5.0], [2.0, 1.0, 4.0, 3.0]);
     let expected = pearson(&x, &y).unwrap();
     for scale in [1e-300, 1e-170, 1e170, 1e307] {
@@ -131,15 +137,18 @@ fn values_of_any_size_correlate() {
 }
 
 #[test]
-fn two_points_make_a_line() {
+fn two_points_define_a_line() {
     let line = fit_line(&[1.0, 3.0], &[2.0, -2.0]).unwrap();
-    assert_eq!((line.slope, line.intercept, line.at(2.0)), (-2.0, 4.0, 0.0));
+    assert_eq!(
+        (line.slope, line.intercept, line.evaluate(2.0)),
+        (-2.0, 4.0, 0.0)
+    );
     assert_eq!(pearson(&[1.0, 3.0], &[2.0, -2.0]), Ok(-1.0));
 }
 
 #[test]
-fn p_values_equal_the_closed_forms_of_few_pairs() {
-    // With 1, 2 and 4 degrees of freedom Student's distribution is elementary (Abramowitz and Stegun
+fn p_values_of_few_pairs_equal_the_closed_forms() {
+    // With 1, 2 and 4 degrees of freedom Student's distribution has a closed form (Abramowitz and Stegun
     // 26.7.3 and 26.7.4 with sin(theta) = r).
     for i in 0..=100 {
         let r = f64::from(i) / 100.0;
@@ -152,7 +161,7 @@ fn p_values_equal_the_closed_forms_of_few_pairs() {
 }
 
 #[test]
-fn p_values_fall_with_more_pairs_and_stronger_correlation() {
+fn p_values_decrease_with_more_pairs_and_stronger_correlation() {
     for n in [3, 10, 27, 1000, 1_000_000] {
         assert_eq!(correlation_p_value(0.0, n).unwrap(), 1.0);
         assert_eq!(correlation_p_value(1.0, n).unwrap(), 0.0);
@@ -175,7 +184,7 @@ fn p_values_of_many_pairs_approach_the_normal_distribution() {
 }
 
 #[test]
-fn p_values_refuse_what_is_no_correlation() {
+fn p_values_refuse_invalid_correlations() {
     for r in [1.5, -1.01, f64::NAN] {
         let error = correlation_p_value(r, 27).unwrap_err();
         assert!(matches!(error, MetricsError::OutOfRange { .. }), "{error}");
@@ -232,8 +241,8 @@ fn bootstrap_has_the_same_bits_for_any_number_of_threads() {
 }
 
 #[test]
-fn bootstrap_leaves_out_constant_resamples() {
-    // Of the resamples of three points, one in nine is constant.
+fn bootstrap_excludes_constant_resamples() {
+    // One in nine resamples of three points is constant.
     let (x, y) = ([1.0, 2.0, 3.0], [1.0, 3.0, 2.0]);
     let interval = bootstrap_interval(&x, &y, pearson, 1000, 0.95, 0).unwrap();
     assert_close(interval.low, -1.0, 1e-14);
@@ -242,7 +251,7 @@ fn bootstrap_leaves_out_constant_resamples() {
 
 #[test]
 fn bootstrap_with_mostly_undefined_resamples_is_refused() {
-    // The statistic looks at two pairs only, of which x is mostly equal.
+    // The statistic uses only two pairs, whose x are equal in most resamples.
     let (x, y) = ([1.0, 1.0, 1.0, 1.0, 2.0], [1.0, 2.0, 3.0, 4.0, 5.0]);
     let of_two_pairs = |x: &[f64], y: &[f64]| pearson(&x[3..], &y[3..]);
     let error = bootstrap_interval(&x, &y, of_two_pairs, 1000, 0.95, 0).unwrap_err();
@@ -253,7 +262,7 @@ fn bootstrap_with_mostly_undefined_resamples_is_refused() {
 }
 
 #[test]
-fn bootstrap_refuses_bad_parameters() {
+fn bootstrap_refuses_invalid_parameters() {
     let (x, y) = ([1.0, 2.0, 3.0], [1.0, 3.0, 2.0]);
     for level in [0.0, 1.0, -0.5, 95.0, f64::NAN] {
         let error = bootstrap_interval(&x, &y, pearson, 10, level, 0).unwrap_err();
@@ -272,7 +281,7 @@ fn bootstrap_refuses_bad_parameters() {
     assert!(bootstrap_interval(&[], &[], pearson, 10, 0.95, 0).is_err());
 }
 
-/// Pairs of moderate numbers, of which neither column is constant.
+/// Pairs of values of moderate size, without constant columns.
 fn pairs() -> impl Strategy<Value = (Vec<f64>, Vec<f64>)> {
     let column = |n| prop::collection::vec(-1e3..1e3_f64, n);
     let varies = |values: &[f64]| values.iter().any(|v| (v - values[0]).abs() > 1e-3);
@@ -294,26 +303,28 @@ proptest! {
     }
 
     #[test]
-    fn a_column_correlates_fully_with_itself((x, _) in pairs()) {
+    fn a_column_has_correlation_one_with_itself((x, _) in pairs()) {
         assert_close(pearson(&x, &x).unwrap(), 1.0, 1e-14);
         assert_close(spearman(&x, &x).unwrap(), 1.0, 1e-14);
     }
 
     #[test]
-    fn pearson_ignores_scale_and_offset((x, y) in pairs(), scale in 0.01..100.0_f64, offset in -1e3..1e3_f64) {
+    fn pearson_does_not_depend_on_scale_and_offset(
+        (x, y) in pairs(), scale in 0.01..100.0_f64, offset in -1e3..1e3_f64,
+    ) {
         let moved: Vec<f64> = x.iter().map(|x| scale * x + offset).collect();
         assert_close(pearson(&moved, &y).unwrap(), pearson(&x, &y).unwrap(), 1e-6);
     }
 
     #[test]
-    fn spearman_ignores_monotone_maps((x, y) in pairs()) {
+    fn spearman_does_not_depend_on_monotone_maps((x, y) in pairs()) {
         let cubed: Vec<f64> = x.iter().map(|x| x * x * x).collect();
         prop_assume!(ranks(&cubed).unwrap() == ranks(&x).unwrap());
         assert_close(spearman(&cubed, &y).unwrap(), spearman(&x, &y).unwrap(), 0.0);
     }
 
     #[test]
-    fn ranks_sum_to_that_of_an_order(values in prop::collection::vec(-3_i8..3, 0..40)) {
+    fn ranks_have_the_sum_of_a_permutation(values in prop::collection::vec(-3_i8..3, 0..40)) {
         let values: Vec<f64> = values.into_iter().map(f64::from).collect();
         let n = values.len() as f64;
         prop_assert_eq!(ranks(&values).unwrap().iter().sum::<f64>(), n * (n + 1.0) / 2.0);
@@ -322,7 +333,7 @@ proptest! {
     #[test]
     fn residuals_of_the_line_are_orthogonal((x, y) in pairs()) {
         let line = fit_line(&x, &y).unwrap();
-        let residuals: Vec<f64> = x.iter().zip(&y).map(|(&x, y)| y - line.at(x)).collect();
+        let residuals: Vec<f64> = x.iter().zip(&y).map(|(&x, y)| y - line.evaluate(x)).collect();
         let scale = 1e3 * (1.0 + line.slope.abs());
         assert_close(mean(&residuals), 0.0, 1e-12 * scale);
         let products: Vec<f64> = x.iter().zip(&residuals).map(|(x, r)| x * r).collect();
@@ -337,7 +348,7 @@ proptest! {
     }
 
     #[test]
-    fn wider_levels_give_wider_intervals((x, y) in pairs(), seed: u64) {
+    fn higher_levels_have_wider_intervals((x, y) in pairs(), seed: u64) {
         let interval = |level| bootstrap_interval(&x, &y, mean_of_x, 50, level, seed).unwrap();
         let (narrow, wide) = (interval(0.5), interval(0.9));
         prop_assert!(wide.low <= narrow.low && narrow.low <= narrow.high);

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from .exporter import Outcome
 
 EPILOG = """examples:
-  python -m export dinov2-vit-b                        public weights, pretrained/dinov2-vit-b.{pt,toml}
+  python -m export dinov2-vit-b                        public weights; writes pretrained/dinov2-vit-b.{pt,toml}
   python -m export dinov2-vit-b,pe-vit-b --resolution 512
-  python -m export --all                               goes on after a failure; run it again to go on where it stopped
-  python -m export --all --random-weights --depth 2    the real networks cut short, without a download, for tests
+  python -m export --all                               continues after a failure; repeat it to export what is missing
+  python -m export --all --random-weights --depth 2    the real networks with fewer blocks, without download, for tests
   python -m export mocov3-vit-l --weights vitl.pth.tar
   python -m export inception --weights weights-inception-2015-12-05-6726825d.pth   the network of FID
 """
@@ -28,28 +28,28 @@ REQUIREMENTS = "pip install -r crates/encoders/python/requirements.txt"
 def parser() -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(
         prog="python -m export",
-        description="Exports frozen vision encoders as TorchScript with a sidecar each.",
+        description="Exports frozen vision encoders as TorchScript files, each with a sidecar.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    out.add_argument("names", nargs="*", metavar="NAME", help="upstream's names; a comma separates several")
-    out.add_argument("--all", action="store_true", help="every encoder of the catalogue")
-    out.add_argument("--list", action="store_true", help="print the names and stop")
+    out.add_argument("names", nargs="*", metavar="NAME", help="upstream's names, separated by spaces or commas")
+    out.add_argument("--all", action="store_true", help="export every encoder of the catalogue")
+    out.add_argument("--list", action="store_true", help="print the names and exit")
     out.add_argument("--out", type=Path, default=Path("pretrained"), metavar="DIR", help="default: pretrained")
-    out.add_argument("--resolution", type=int, default=256, choices=(256, 512), help="side of the images")
-    out.add_argument("--weights", type=Path, metavar="FILE", help="a checkpoint on this machine; for one NAME")
-    out.add_argument("--random-weights", action="store_true", help="random weights in place of the public ones")
-    out.add_argument("--seed", type=int, default=0, help="of the random weights; default: 0")
-    out.add_argument("--depth", type=int, metavar="N", help="with --random-weights: so many blocks (of each stage)")
-    out.add_argument("--fixtures", action="store_true", help="also write NAME.fixtures.safetensors, for tests")
-    out.add_argument("--force", action="store_true", help="write again what is there and up to date")
-    out.add_argument("--threads", type=int, metavar="N", help="of torch; default: its own choice")
-    out.add_argument("--traceback", action="store_true", help="print where in the code an error comes from")
+    out.add_argument("--resolution", type=int, default=256, choices=(256, 512), help="side of the images in pixels")
+    out.add_argument("--weights", type=Path, metavar="FILE", help="local checkpoint, for one NAME")
+    out.add_argument("--random-weights", action="store_true", help="use random instead of public weights")
+    out.add_argument("--seed", type=int, default=0, help="seed of the random weights; default: 0")
+    out.add_argument("--depth", type=int, metavar="N", help="number of blocks (per stage); needs --random-weights")
+    out.add_argument("--fixtures", action="store_true", help="also write NAME.fixtures.safetensors for tests")
+    out.add_argument("--force", action="store_true", help="export again even if the file is up to date")
+    out.add_argument("--threads", type=int, metavar="N", help="number of torch threads; default: chosen by torch")
+    out.add_argument("--traceback", action="store_true", help="print the traceback of errors")
     return out
 
 
 def selection(arguments: argparse.Namespace) -> list[Entry]:
-    """The encoders that the command line names, or a `UsageError`."""
+    """Returns the encoders that the command line names; raises `UsageError` if it is invalid."""
     entries = catalogue.load()
     if arguments.all and arguments.names:
         raise UsageError("--all takes no names")
@@ -66,7 +66,7 @@ def selection(arguments: argparse.Namespace) -> list[Entry]:
         if arguments.random_weights:
             raise UsageError("--weights and --random-weights exclude each other")
         if len(chosen) > 1:
-            raise UsageError("--weights is the checkpoint of one encoder; give one name")
+            raise UsageError("--weights is the checkpoint of one encoder; give exactly one name")
     if arguments.depth is not None:
         for entry in chosen:
             if entry.depth < arguments.depth and "torchvision" not in entry.build:
@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     for position, entry in enumerate(chosen, 1):
         print(f"[{position}/{len(chosen)}] {entry.name}", file=sys.stderr, flush=True)
         if arguments.depth is not None and "torchvision" in entry.build:
-            print(f"    {entry.name} has no blocks: --depth does nothing", file=sys.stderr)
+            print(f"    {entry.name} has no blocks: --depth has no effect", file=sys.stderr)
         start = time.perf_counter()
         try:
             exporter.check(entry, options)
@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> int:
                 outcome = export_isolated(entry, options, weights, arguments.threads, arguments.traceback)
             row = described(outcome)
         except KeyboardInterrupt:
-            print("interrupted; what is written stays, and is kept when this is run again", file=sys.stderr)
+            print("interrupted; written files are kept and skipped when this command is repeated", file=sys.stderr)
             return 130
         except Exception as error:
             if arguments.traceback and not isinstance(error, ExportError):
@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def described(outcome: "Outcome") -> dict[str, str]:
-    """The columns of the table that say what became of an encoder."""
+    """Returns the table columns with the outcome of an export."""
     row = {"status": outcome.status, "size": f"{outcome.size / 2**20:.1f} MiB"}
     if outcome.difference is not None:
         row["difference"] = f"{outcome.difference:.1e}"
@@ -140,7 +140,7 @@ def described(outcome: "Outcome") -> dict[str, str]:
 
 
 def table(rows: list[dict[str, str]]) -> str:
-    """The outcomes, one a line; `difference` and `bfloat16` are relative to the Python module in float32."""
+    """Formats the outcomes, one per line; `difference` and `bfloat16` are relative to the Python module in float32."""
     columns = ("name", "status", "size", "seconds", "difference", "bfloat16", "reason")
     lines = [dict(zip(columns, columns, strict=True)), *rows]
     widths = {column: max(len(line.get(column, "")) for line in lines) for column in columns}

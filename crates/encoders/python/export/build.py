@@ -1,4 +1,4 @@
-"""Builds the networks of the catalogue and wraps them to the contract of an encoder file."""
+"""Builds the networks of the catalogue and wraps them in the interface of an encoder file."""
 
 import math
 from typing import Any
@@ -14,7 +14,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class Encoder(nn.Module):
-    """`network` cut to its tokens: images `[B, 3, S, S]` to `[B, T, D]`, or to `([B, T, D], [B, D])`."""
+    """Wraps `network` to return tokens: maps images `[B, 3, S, S]` to `[B, T, D]` or `([B, T, D], [B, D])`."""
 
     def __init__(self, network: nn.Module, prefix_tokens: int, class_token: bool) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class Encoder(nn.Module):
         self.class_token = class_token
 
     def tokens(self, images: Tensor) -> Tensor:
-        """Prefix and patch tokens, `[B, P + T, D]`."""
+        """Returns prefix and patch tokens, `[B, P + T, D]`."""
         return self.network.forward_features(images)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -33,7 +33,7 @@ class Encoder(nn.Module):
 
 
 class Normalised(Encoder):
-    """An encoder that takes pixels 0..1 and normalises them itself, as RADIO does."""
+    """An encoder that takes pixels in 0..1 and normalises them itself, as RADIO does."""
 
     def __init__(self, network: nn.Module, prefix_tokens: int, class_token: bool) -> None:
         super().__init__(network, prefix_tokens, class_token)
@@ -41,7 +41,7 @@ class Normalised(Encoder):
         self.register_buffer("std", torch.tensor(CLIP_STD).view(3, 1, 1))
 
     def take_statistics(self, found: dict[str, Tensor]) -> None:
-        """Uses the `mean` and `std` of a checkpoint, which may be rounded, where it has them."""
+        """Uses the `mean` and `std` of a checkpoint, if present; they may be rounded."""
         for name, values in found.items():
             if values.numel() != 3:
                 raise ExportError(f"the checkpoint's {name} of the input has {values.numel()} values, not 3")
@@ -66,9 +66,9 @@ class Convolutions(Encoder):
 
 
 def build(entry: Entry, resolution: int = 256, depth: int | None = None) -> Encoder:
-    """The encoder of `entry` for images of `resolution` px, with arbitrary weights, in evaluation mode.
+    """Builds the encoder of `entry` for images of `resolution` px, with arbitrary weights, in evaluation mode.
 
-    `depth`: only so many blocks; at most so many in each stage of a network with stages.
+    `depth` limits the number of blocks, or the number of blocks per stage for a network with stages.
     """
     options = entry.build
     if "torchvision" in options:
@@ -83,7 +83,7 @@ def build(entry: Entry, resolution: int = 256, depth: int | None = None) -> Enco
 
 
 def depth_of(encoder: Encoder) -> int:
-    """Blocks, or convolutions where there are no blocks."""
+    """Returns the number of blocks, or the number of convolutions for a network without blocks."""
     blocks = getattr(encoder.network, "blocks", None)
     if blocks is not None:
         return len(blocks)
@@ -91,7 +91,7 @@ def depth_of(encoder: Encoder) -> int:
 
 
 def params_m(encoder: nn.Module) -> float:
-    """Millions of parameters."""
+    """Returns the number of parameters in millions."""
     return round(sum(parameter.numel() for parameter in encoder.parameters()) / 1e6, 2)
 
 
@@ -108,7 +108,7 @@ def _hiera(options: dict[str, Any], depth: int | None) -> nn.Module:
         # As in the full network, the last block before the last stage attends globally.
         extra = {"stages": stages, "global_att_blocks": (sum(stages[:3]) - 1,)}
     network = _timm(options["timm"], num_classes=0, **extra)
-    network.head = nn.Identity()  # its norm comes after the tokens
+    network.head = nn.Identity()  # its norm is applied after the tokens
     return network
 
 
@@ -149,9 +149,9 @@ def _timm(name: str, **options: Any) -> nn.Module:
 
 @torch.no_grad()
 def randomise(encoder: nn.Module, seed: int) -> None:
-    """Random weights that make a mistake visible: no bias, token or table is zero, no scale near zero.
+    """Sets random weights that reveal mistakes: no bias, token or table is zero, and no scale is close to zero.
 
-    The same seed gives the same weights in every order of building, since each tensor is drawn by its name.
+    The weights depend only on the seed and the tensor's name, not on the order in which the network is built.
     """
     for name, parameter in encoder.named_parameters():
         generator = torch.Generator().manual_seed(_seed_of(name, seed))

@@ -1,4 +1,4 @@
-"""`catalogue.toml`: the facts about every encoder, which the `encoders` crate reads too."""
+"""Reads `catalogue.toml`, the properties of all encoders, which the `encoders` crate reads too."""
 
 import difflib
 import tomllib
@@ -15,7 +15,7 @@ CATALOGUE = Path(__file__).resolve().parents[2] / "catalogue.toml"
 
 @dataclass(frozen=True)
 class Entry:
-    """One encoder. The fields are those of `catalogue.toml`, where they are explained."""
+    """One encoder. The fields are those of `catalogue.toml`, which documents them."""
 
     name: str
     study: bool
@@ -37,20 +37,20 @@ class Entry:
     note: str = ""
 
     def grid_at(self, resolution: int) -> int:
-        """Rows (and columns) of the patch tokens of images of `resolution` px."""
+        """Returns the side of the token grid for images of `resolution` px."""
         return self.input_at(resolution) // self.patch_size
 
     def input_at(self, resolution: int) -> int:
-        """Side of the network's input for images of `resolution` px."""
+        """Returns the side of the network's input for images of `resolution` px."""
         return self.input_size * resolution // 256
 
     def file_stem(self, resolution: int) -> str:
-        """Name of the files without extension."""
+        """Returns the name of the files without extension."""
         return self.name if resolution == 256 else f"{self.name}@{resolution}"
 
 
 def load(path: Path = CATALOGUE) -> dict[str, Entry]:
-    """All encoders by name, in the order of the file."""
+    """Returns all encoders by name, in the order of the file."""
     table = tomllib.loads(path.read_text(encoding="utf-8"))
     recipes = {
         name: Preprocessing(**(recipe | {"mean": tuple(recipe["mean"]), "std": tuple(recipe["std"])}))
@@ -69,7 +69,7 @@ def load(path: Path = CATALOGUE) -> dict[str, Entry]:
 
 
 def select(entries: dict[str, Entry], names: Iterable[str]) -> list[Entry]:
-    """The entries that `names` stand for, without repetitions. A comma inside a name separates names."""
+    """Returns the entries of `names` without duplicates. A name may be several names separated by commas."""
     wanted = [part.strip() for name in names for part in name.split(",") if part.strip()]
     for name in wanted:
         if name not in entries:

@@ -1,7 +1,7 @@
-"""From a published checkpoint's tensors to the state dict of the network that `build.py` makes.
+"""Converts the tensors of a published checkpoint to the state dict of the network that `build.py` creates.
 
-Each conversion is a function of names and tensors only: it unwraps, renames, and drops what the tokens do not need,
-each dropped name for a reason given here. Whatever else is left over or missing is an error in `load`.
+Each conversion is a function of names and tensors only. It unwraps and renames tensors and drops those that the tokens
+do not depend on; comments state the reason. Any other missing or unexpected tensor is an error in `load`.
 """
 
 import re
@@ -20,7 +20,7 @@ Renames = Iterable[tuple[str, str]]  # regular expression, replacement
 
 
 def load(network: nn.Module, entry: Entry, resolution: int, checkpoint: Mapping[str, Any]) -> None:
-    """Fills `network` with the tensors of a checkpoint in the publisher's format or in timm's, strictly."""
+    """Loads a checkpoint in the format of the publisher or of timm into `network`; every tensor must match."""
     try:
         state = CONVERSIONS[entry.build["checkpoint"]](checkpoint)
     except KeyError as error:
@@ -68,7 +68,7 @@ def _some(what: str, names: list[str]) -> str:
 
 def vit(checkpoint: Mapping[str, Any]) -> State:
     """A vision transformer with timm's names, among them DINO's."""
-    return _dropped(_tensors(checkpoint), r"head\.")  # of pretraining
+    return _dropped(_tensors(checkpoint), r"head\.")  # only for pretraining
 
 
 def dinov2(checkpoint: Mapping[str, Any]) -> State:
@@ -76,14 +76,14 @@ def dinov2(checkpoint: Mapping[str, Any]) -> State:
     state = _tensors(checkpoint)
     if any(name.endswith("embeddings.cls_token") for name in state):
         return _dinov2_transformers(state)
-    state = _dropped(state, r"head\.", r"mask_token$")  # both of pretraining
+    state = _dropped(state, r"head\.", r"mask_token$")  # only for pretraining
     return _renamed(state, [(r"\.mlp\.w12\.", ".mlp.fc1."), (r"\.mlp\.w3\.", ".mlp.fc2.")])
 
 
 def webssl(checkpoint: Mapping[str, Any]) -> State:
-    """Web-SSL DINO: as DINOv2, but Meta's files have the blocks in chunks, `blocks.CHUNK.INDEX.*`.
+    """Web-SSL DINO: like DINOv2, but Meta's files store the blocks in chunks, `blocks.CHUNK.INDEX.*`.
 
-    The index counts over all chunks. Padding of shorter chunks has no tensors.
+    The index counts the blocks of all chunks. The padding of shorter chunks has no tensors.
     """
     return _renamed(dinov2(checkpoint), [(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.")])
 
@@ -91,7 +91,7 @@ def webssl(checkpoint: Mapping[str, Any]) -> State:
 def _dinov2_transformers(state: State) -> State:
     state = _stripped(state, "embeddings.cls_token")
     state = _renamed(
-        _dropped(state, r"embeddings\.mask_token$"),  # of pretraining
+        _dropped(state, r"embeddings\.mask_token$"),  # only for pretraining
         [
             (r"^embeddings\.cls_token$", "cls_token"),
             (r"^embeddings\.position_embeddings$", "pos_embed"),
@@ -114,8 +114,8 @@ def _dinov2_transformers(state: State) -> State:
 
 def dinov3(checkpoint: Mapping[str, Any]) -> State:
     """DINOv3 with Meta's or timm's names."""
-    # The rotary periods are computed and rounded anew; the mask of the bias says that the key has none; the rest is of
-    # pretraining.
+    # The rotary periods are recomputed and rounded. The mask of the bias only states that the key has none. The other
+    # tensors are only for pretraining.
     state = _dropped(_tensors(checkpoint), r"head\.", r"mask_token$", r"rope", r".*\.bias_mask$", r"local_cls_norm\.")
     if "storage_tokens" not in state:
         return state
@@ -141,12 +141,12 @@ def dinov3(checkpoint: Mapping[str, Any]) -> State:
 
 
 def mae(checkpoint: Mapping[str, Any]) -> State:
-    """MAE. The last norm is in the file, but upstream's tokens have not passed it."""
+    """MAE. The file contains the last norm, but upstream takes the tokens before it."""
     return _dropped(_tensors(checkpoint), r"head\.", r"norm\.", r"fc_norm\.", r"mask_token$", r"decoder_")
 
 
 def jepa(checkpoint: Mapping[str, Any]) -> State:
-    """I-JEPA: the `encoder`, not the `target_encoder`, of a training checkpoint; or timm's names."""
+    """I-JEPA: the `encoder`, not the `target_encoder`, of a training checkpoint; or a checkpoint with timm's names."""
     state = _tensors(checkpoint.get("encoder", checkpoint))
     return _dropped(_renamed(state, [(r"^module\.", "")]), r"head\.")
 
@@ -169,11 +169,11 @@ def mocov3(checkpoint: Mapping[str, Any]) -> State:
             (r"^blocks\.14\.mlp\.fc14\.", "blocks.14.mlp.fc2."),
         ],
     )
-    return _dropped(state, r"head\.", r"fc\.")  # the projection of pretraining
+    return _dropped(state, r"head\.", r"fc\.")  # the projection head, only for pretraining
 
 
 def clip(checkpoint: Mapping[str, Any]) -> State:
-    """CLIP's image tower with OpenAI's or timm's names. Its last norm and projection come after the tokens."""
+    """CLIP's image tower with OpenAI's or timm's names. Its last norm and projection are applied after the tokens."""
     state = _tensors(checkpoint)
     if "visual.class_embedding" in state:
         state = _open_clip_names(_part(state, "visual."))
@@ -181,13 +181,13 @@ def clip(checkpoint: Mapping[str, Any]) -> State:
 
 
 def pe(checkpoint: Mapping[str, Any]) -> State:
-    """Perception Encoder with Meta's or timm's names. Its last norm, pooling and projection come after the tokens."""
+    """Perception Encoder with Meta's or timm's names. Last norm, pooling and projection are applied later."""
     state = _renamed(_tensors(checkpoint), [(r"^module\.", "")])
     if any(name.startswith("visual.") for name in state):
         state = _part(state, "visual.")
     if "conv1.weight" in state:
         state = _renamed(_open_clip_names(state), [(r"\.ls_([12])\.gamma$", r".gamma_\1")])
-    # The rotary frequencies are computed anew.
+    # The rotary frequencies are recomputed.
     return _dropped(state, r"norm\.", r"fc_norm\.", r"proj$", r"head\.", r"attn_pool\.", r"rope\.")
 
 
@@ -225,7 +225,7 @@ def cradio(checkpoint: Mapping[str, Any]) -> State:
     if normaliser is not None:
         raise ExportError(f"the checkpoint normalises its patch tokens ({normaliser}), the network does not")
     prefix = table.removesuffix("patch_generator.pos_embed")
-    # What is outside the backbone: the input's normalisation (done by `build.Normalised`), heads of the teachers.
+    # Dropped outside of the backbone: the input's normalisation (see `build.Normalised`) and the teachers' heads.
     state = _part(state, prefix)
     patches = state.pop("patch_generator.embedder.weight")  # [D, 3 * P * P]
     tokens = state.pop("patch_generator.cls_token.token")  # [8, D]
@@ -237,12 +237,12 @@ def cradio(checkpoint: Mapping[str, Any]) -> State:
         "cls_token": tokens[None, :1],
         "reg_token": tokens[None, 1:],
     }
-    # The published files call the scales `grandma`, which keeps other loaders from renaming them; transformers'
-    # own are called otherwise.
+    # The published files name the scales `grandma`, which prevents other loaders from renaming them; transformers uses
+    # other names.
     renames = [(r"\.grandma$", ".gamma"), (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma")]
     blocks = _dropped(_renamed(state, renames), r"head\.", r"patch_generator\.video_embedder\.")
     if not any(name.endswith(".ls1.gamma") for name in blocks):
-        # A file without scales has scale one.
+        # In a file without scales, all scales are one.
         for name in [name for name in blocks if name.endswith(".norm1.weight")]:
             block, width = name.removesuffix("norm1.weight"), blocks[name].shape
             blocks |= {f"{block}ls{i}.gamma": blocks[name].new_ones(width) for i in (1, 2)}
@@ -250,7 +250,7 @@ def cradio(checkpoint: Mapping[str, Any]) -> State:
 
 
 def input_statistics(checkpoint: Mapping[str, Any]) -> State:
-    """`mean` and `std` by which C-RADIOv3's own file normalises the input, as far as they are in it."""
+    """Returns `mean` and `std` with which C-RADIOv3's file normalises the input, if present in the file."""
     names = {"input_conditioner.norm_mean": "mean", "input_conditioner.norm_std": "std"}
     return {
         short: tensor
@@ -308,7 +308,7 @@ CONVERSIONS: dict[str, Callable[[Mapping[str, Any]], State]] = {
 
 
 def _tensors(checkpoint: Mapping[str, Any]) -> State:
-    """The tensors of a checkpoint, out of the dictionaries that training scripts put around them."""
+    """Returns the tensors of a checkpoint without the dictionaries in which training scripts wrap them."""
     for key in ("model", "state_dict", "weights", "teacher"):
         if isinstance(checkpoint.get(key), Mapping):
             return _tensors(checkpoint[key])
@@ -316,12 +316,12 @@ def _tensors(checkpoint: Mapping[str, Any]) -> State:
 
 
 def _part(state: State, prefix: str) -> State:
-    """What has `prefix` before its name, without it."""
+    """Returns the tensors whose names start with `prefix`, with the prefix removed."""
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def _stripped(state: State, landmark: str) -> State:
-    """What has the prefix that stands before `landmark`, without it."""
+    """Removes the prefix that precedes `landmark` in a name, and drops the tensors without this prefix."""
     return _part(state, next(name for name in state if name.endswith(landmark)).removesuffix(landmark))
 
 
@@ -335,13 +335,13 @@ def _renamed(state: State, renames: Renames) -> State:
 
 
 def _dropped(state: State, *patterns: str) -> State:
-    """Without the names that begin as one of `patterns`."""
+    """Drops the tensors whose names start with a match of one of `patterns`."""
     drop = re.compile("|".join(patterns))
     return {name: tensor for name, tensor in state.items() if not drop.match(name)}
 
 
 def _joined(state: State, pattern: str, parts: tuple[str, ...], joint: str) -> State:
-    """Layers `parts` of one place, one above the other in one layer called `joint`."""
+    """Concatenates the layers `parts` of each block into one layer named `joint`."""
     find = re.compile(pattern.format(part="|".join(parts)))
     found: dict[str, State] = {}
     out: State = {}

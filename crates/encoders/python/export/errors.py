@@ -1,9 +1,9 @@
-"""What can go wrong in an export, as one line for people."""
+"""Errors of an export with one-line messages for users."""
 
 
 class ExportError(Exception):
-    """One encoder cannot be exported. The message is one line: what is wrong and the way out."""
+    """An encoder cannot be exported. The one-line message states the problem and its solution."""
 
 
 class UsageError(Exception):
-    """The command line asks for something that does not exist; nothing was exported."""
+    """The command line is invalid; nothing was exported."""

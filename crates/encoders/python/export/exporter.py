@@ -1,4 +1,4 @@
-"""Exports one encoder: build, load, trace, save, verify, describe."""
+"""Exports one encoder: builds the network, loads weights, traces, saves, verifies and describes it."""
 
 import gc
 import tomllib
@@ -17,18 +17,18 @@ from .preprocess import preprocess
 from .reference import fixture_images, reference, reference_images
 from .sidecar import Reference, Sidecar, sha256_of, sync, temporary, write_text, write_torchscript
 
-# Casting to bfloat16 is tried on networks up to this size: without hardware for it, more takes long.
+# Largest network that is tested in bfloat16; without hardware support, larger ones are slow.
 HALF_PARAMS_M = 400.0
 FIXTURE_SEED = 27
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asks for."""
+    """Options of the command line."""
 
     out: Path
     resolution: int = 256
-    seed: int | None = None  # of random weights; None: the public ones
+    seed: int | None = None  # of random weights; None for public weights
     depth: int | None = None
     weights: Path | None = None
     fixtures: bool = False
@@ -37,7 +37,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one encoder."""
+    """Result of one export."""
 
     status: str  # "written" or "kept"
     size: int  # bytes of the TorchScript file
@@ -47,21 +47,21 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where weights come from: files, none for random weights, and what the sidecar says of them."""
+    """Source of the weights: files (none for random weights) and the description in the sidecar."""
 
     files: list[Path]
     description: str
 
 
 def check(entry: Entry, options: Options) -> None:
-    """Raises if upstream does not run this encoder so."""
+    """Raises `ExportError` if upstream does not support this resolution."""
     if options.resolution not in entry.resolutions:
         allowed = " or ".join(map(str, entry.resolutions))
         raise ExportError(f"upstream runs {entry.name} at {allowed} px only, not at {options.resolution}")
 
 
 def kept(entry: Entry, options: Options) -> Outcome | None:
-    """The outcome if nothing needs to be done."""
+    """Returns the outcome if the files are up to date, else None."""
     path, fixtures = _paths(entry, options)
     if options.force or not _up_to_date(path, fixtures, entry, options):
         return None
@@ -69,7 +69,7 @@ def kept(entry: Entry, options: Options) -> Outcome | None:
 
 
 def checkpoint(entry: Entry, options: Options) -> Checkpoint:
-    """Finds the weights, downloading them where they are not on this machine."""
+    """Finds the weights and downloads them if necessary."""
     if options.seed is not None:
         return Checkpoint([], _random(options.seed))
     if options.weights is not None:
@@ -82,13 +82,13 @@ def checkpoint(entry: Entry, options: Options) -> Checkpoint:
 
 @torch.no_grad()
 def export(entry: Entry, options: Options, weights: Checkpoint) -> Outcome:
-    """Writes `NAME.pt`, `NAME.toml` and, if asked for, `NAME.fixtures.safetensors` into `options.out`.
+    """Writes `NAME.pt`, `NAME.toml` and, if requested, `NAME.fixtures.safetensors` into `options.out`.
 
-    The bytes depend on what the process traced before: TorchScript numbers the classes of a process.
+    The bytes depend on earlier traces in the same process, because TorchScript numbers the classes of a process.
     """
     path, fixtures = _paths(entry, options)
     options.out.mkdir(parents=True, exist_ok=True)
-    _fixtures_of(path).unlink(missing_ok=True)  # of other weights
+    _fixtures_of(path).unlink(missing_ok=True)  # they belong to other weights
 
     encoder = build.build(entry, options.resolution, options.depth)
     if options.seed is not None:
@@ -114,7 +114,7 @@ def export(entry: Entry, options: Options, weights: Checkpoint) -> Outcome:
     traced = trace(encoder, size)
     with temporary(path) as partial:
         write_torchscript(traced, partial)
-        # Only one copy of the weights is in memory at any time.
+        # Free this copy, so that only one copy of the weights is in memory at any time.
         del traced, encoder
         gc.collect()
         loaded, difference = verify.compare(partial, images, expected)
@@ -130,9 +130,9 @@ def export(entry: Entry, options: Options, weights: Checkpoint) -> Outcome:
 
 
 def trace(encoder: build.Encoder, size: int) -> torch.jit.ScriptModule:
-    """The TorchScript of an encoder for inputs `[B, 3, size, size]` of any `B`, on any device."""
+    """Traces an encoder for inputs `[B, 3, size, size]` with any `B`, on any device."""
     with warnings.catch_warnings():
-        # Checks of the input's size become constants: the size is fixed. Batches are compared later.
+        # Checks of the input's size become constants, because the size is fixed. Batch sizes are compared later.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         traced = torch.jit.trace(encoder, torch.zeros(2, 3, size, size), check_trace=False)
     verify.check_graph(traced)
@@ -140,7 +140,7 @@ def trace(encoder: build.Encoder, size: int) -> torch.jit.ScriptModule:
 
 
 def _paths(entry: Entry, options: Options) -> tuple[Path, Path | None]:
-    """The TorchScript file, and the fixtures if they are asked for."""
+    """Returns the paths of the TorchScript file and, if requested, of the fixtures."""
     path = options.out / f"{entry.file_stem(options.resolution)}.pt"
     return path, _fixtures_of(path) if options.fixtures else None
 
@@ -154,7 +154,7 @@ def _random(seed: int) -> str:
 
 
 def _up_to_date(path: Path, fixtures: Path | None, entry: Entry, options: Options) -> bool:
-    """Whether the files are there, whole, and what these options would make of this catalogue."""
+    """Returns whether the files exist, are complete, and match these options and the catalogue."""
     sidecar = path.with_suffix(".toml")
     if not (path.is_file() and sidecar.is_file()) or (fixtures is not None and not fixtures.is_file()):
         return False
@@ -177,7 +177,7 @@ def _up_to_date(path: Path, fixtures: Path | None, entry: Entry, options: Option
 
 
 def _depth(entry: Entry, depth: int | None) -> int:
-    """What `build.depth_of` says of the encoder that `depth` asks for."""
+    """Returns the value of `build.depth_of` for the encoder with `depth`."""
     if depth is None or "torchvision" in entry.build:
         return entry.depth
     if "stages" in entry.build:

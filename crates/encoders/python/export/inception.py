@@ -1,8 +1,8 @@
-"""Inception-v3 as the FID is measured with: the network of 2015-12-05, which is not torchvision's.
+"""Exports the Inception-v3 network for FID: that of 2015-12-05, which differs from torchvision's.
 
-torchvision's layers and names, with TensorFlow's poolings: averages leave the padding out, and the last block takes a
-maximum. The file takes bytes and does all the rest itself, so that nothing about the preprocessing is left to its
-reader. It returns what FID, sFID and the Inception score are computed from:
+The network has torchvision's layers and names with TensorFlow's pooling: average pooling excludes the padding, and the
+last block uses max pooling. The exported module takes bytes and includes all preprocessing. It returns the features
+for FID, sFID and the Inception score:
 
     pool     [B, 2048]  mean over the last feature map
     spatial  [B, 2023]  the first 7 channels of `mixed_6/conv`, 17 x 17, channels last, as the evaluator of ADM flattens
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SIDE = 299
 POOL, SPATIAL_CHANNELS, SPATIAL_SIDE, CLASSES = 2048, 7, 17, 1008
-REFERENCE_SIDE = 80  # so that the resizing is checked too
+REFERENCE_SIDE = 80  # differs from SIDE, so that the resizing is checked too
 REFERENCE_VALUES = 64
 CALIBRATION_SEED = 1512
 WEIGHTS = (
@@ -41,7 +41,7 @@ LICENCE = "Apache-2.0"
 
 @dataclass(frozen=True)
 class Flavour:
-    """How bytes become the network's input."""
+    """Variant of the preprocessing from bytes to the network's input."""
 
     name: str
     tensorflow: bool
@@ -56,7 +56,7 @@ FLAVOURS = {
     )
 }
 
-# The branches of a block before the pooled one: layers in a row; two at the end of a row share its input.
+# The branches of a block before the pooling branch: sequences of layers; a tuple of two layers shares its input.
 BRANCHES: dict[str, tuple[tuple[Any, ...], ...]] = {
     "InceptionA": (
         ("branch1x1",),
@@ -77,7 +77,7 @@ BRANCHES: dict[str, tuple[tuple[Any, ...], ...]] = {
 
 
 class Block(nn.Module):
-    """A block of torchvision's Inception-v3 with another pooling in its last branch."""
+    """A block of torchvision's Inception-v3 with TensorFlow's pooling in its last branch."""
 
     def __init__(self, block: nn.Module, maximum: bool = False) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class Block(nn.Module):
 
 
 class Network(nn.Module):
-    """Input `[B, 3, 299, 299]`, about -1..1, to pooled features, spatial features and logits."""
+    """Maps inputs `[B, 3, 299, 299]`, about -1..1, to pooled features, spatial features and logits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class Network(nn.Module):
 
 
 class Inception(nn.Module):
-    """Images u8 `[B, 3, H, W]`, 0..255, to what `Network` gives. Is scripted: the size of the images varies."""
+    """Maps images u8 `[B, 3, H, W]` to the outputs of `Network`. Scripted, because the size of the images varies."""
 
     def __init__(self, network: nn.Module, tensorflow: bool) -> None:
         super().__init__()
@@ -173,11 +173,11 @@ def resize_like_tensorflow(x: Tensor, side: int) -> Tensor:
 
 
 def load(network: Network, checkpoint: Mapping[str, Any]) -> None:
-    """Takes the weights of torch-fidelity's or pytorch-fid's file, every one of them."""
+    """Loads all weights of the file of torch-fidelity or pytorch-fid."""
     wanted = network.network.state_dict()
     found = {name: value for name, value in checkpoint.items() if isinstance(value, Tensor)}
     counters = [name for name in wanted if name.endswith("num_batches_tracked")]
-    for name in counters:  # older files have none, and nothing reads them
+    for name in counters:  # older files do not contain these unused values
         found.setdefault(name, wanted[name])
     missing = [name for name in wanted if name not in found]
     unexpected = [name for name in found if name not in wanted]
@@ -185,7 +185,7 @@ def load(network: Network, checkpoint: Mapping[str, Any]) -> None:
         names = ", ".join((missing + unexpected)[:3])
         raise ExportError(
             f"the checkpoint is not the FID's Inception: {len(missing)} names missing, {len(unexpected)} unexpected "
-            f"({names}); the file to give is {WEIGHTS}"
+            f"({names}); use the file {WEIGHTS}"
         )
     for name, tensor in wanted.items():
         if found[name].shape != tensor.shape:
@@ -196,12 +196,12 @@ def load(network: Network, checkpoint: Mapping[str, Any]) -> None:
 
 @torch.no_grad()
 def randomise(network: Network, seed: int) -> None:
-    """Random weights whose features vary from image to image as trained ones do: normalised layer by layer."""
+    """Sets random weights, normalised layer by layer so that the features vary between images like trained ones."""
     build.randomise(network.network, seed)
     norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = 1.0  # the statistics of the one batch below
+        norm.momentum = 1.0  # use the statistics of the single batch below
         norm.train()
     images = fixture_images(4, SIDE, CALIBRATION_SEED)
     network((images.float() - 128.0) / 128.0)
@@ -211,7 +211,7 @@ def randomise(network: Network, seed: int) -> None:
 
 @torch.no_grad()
 def make(flavour: Flavour, seed: int | None, checkpoint: Mapping[str, Any] | None) -> Inception:
-    """The network with weights, in evaluation mode."""
+    """Builds the network with weights, in evaluation mode."""
     network = Network().eval().requires_grad_(False)
     if checkpoint is not None:
         load(network, checkpoint)
@@ -222,7 +222,7 @@ def make(flavour: Flavour, seed: int | None, checkpoint: Mapping[str, Any] | Non
 
 @torch.no_grad()
 def script(inception: Inception) -> torch.jit.ScriptModule:
-    """The TorchScript, for images of any size, any number of them, on any device."""
+    """Creates the TorchScript module for any number of images of any size, on any device."""
     traced = torch.jit.trace(inception.network, torch.zeros(2, 3, SIDE, SIDE), check_trace=False)
     check_graph(traced)
     return torch.jit.script(Inception(traced, inception.tensorflow).eval())
@@ -230,7 +230,7 @@ def script(inception: Inception) -> torch.jit.ScriptModule:
 
 @torch.no_grad()
 def export(name: str, options: "Options") -> tuple[int, float]:
-    """Writes `NAME.pt` and `NAME.toml`; the size of the former, and its largest relative difference."""
+    """Writes `NAME.pt` and `NAME.toml`; returns the size of the former and its largest relative difference."""
     flavour = FLAVOURS[name]
     if options.seed is None and options.weights is None:
         raise ExportError(f"give the weights with --weights FILE: {WEIGHTS}")
@@ -254,7 +254,7 @@ def export(name: str, options: "Options") -> tuple[int, float]:
 
 
 def compare(path: Path, inception: Inception) -> float:
-    """The largest relative difference of a file from the module, over sizes of images and batches."""
+    """Returns the largest relative difference of a file from the module, over several image and batch sizes."""
     loaded = torch.jit.load(path)
     largest = 0.0
     with torch.jit.optimized_execution(False):
@@ -270,7 +270,7 @@ def compare(path: Path, inception: Inception) -> float:
 
 @torch.no_grad()
 def describe(flavour: Flavour, weights: str, digest: str, inception: nn.Module) -> str:
-    """The sidecar: what the file is, and some values by which Rust checks it."""
+    """Returns the sidecar: the properties of the file and some values with which Rust checks it."""
     names = ("pool", "spatial", "logits")
     outputs = dict(zip(names, inception(reference_images(REFERENCE_SIDE)), strict=True))
     keys = {

@@ -1,7 +1,7 @@
-"""Runs each export in a process of its own.
+"""Runs each export in a separate process.
 
-So an encoder that does not fit the memory, and is killed for it, does not take the others with it, and the bytes of a
-file do not depend on what was exported before.
+An export that is killed because it runs out of memory then does not affect the others, and the bytes of a file do not
+depend on earlier exports.
 """
 
 import errno
@@ -17,9 +17,9 @@ from .exporter import Checkpoint, Options, Outcome, export
 
 REQUIREMENTS = "pip install -r crates/encoders/python/requirements.txt"
 NO_SPACE = "no space left on the disk; an export needs twice the size of the file while it is written"
-NO_MEMORY = "not enough memory; README.md says how much an export needs"
+NO_MEMORY = "not enough memory; README.md states the requirements of an export"
 
-# A server that has imported the large packages, and of which each export is a copy.
+# The fork server has already imported the large packages; each export is a fork of it.
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["export.exporter", "timm"])
 
@@ -27,7 +27,7 @@ _context.set_forkserver_preload(["export.exporter", "timm"])
 def export_isolated(
     entry: Entry, options: Options, weights: Checkpoint, threads: int | None = None, trace_errors: bool = False
 ) -> Outcome:
-    """`exporter.export` in another process. Whatever goes wrong is an `ExportError`."""
+    """Runs `exporter.export` in another process. Every failure is raised as an `ExportError`."""
     receiver, sender = _context.Pipe(duplex=False)
     process = _context.Process(target=_work, args=(sender, entry, options, weights, threads, trace_errors))
     process.start()
@@ -68,7 +68,7 @@ def _work(
 
 
 def reason(error: Exception) -> str:
-    """One line on what went wrong."""
+    """Describes an error in one line."""
     text = " ".join(str(error).split())
     if isinstance(error, ExportError):
         return text
@@ -76,7 +76,7 @@ def reason(error: Exception) -> str:
         return f"the package {error.name or text} is missing: {REQUIREMENTS}"
     if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left" in text:
         return NO_SPACE
-    # What libtorch's writer of archives says when a write is cut short.
+    # Messages of libtorch's archive writer after an incomplete write.
     if "unexpected pos" in text or "PytorchStreamWriter failed" in text:
         return NO_SPACE
     if isinstance(error, MemoryError) or "can't allocate memory" in text:

@@ -1,4 +1,4 @@
-"""The command line for networks that measure samples and are no encoders: Inception-v3 for FID."""
+"""Command line for networks that evaluate samples but are not encoders: Inception-v3 for FID."""
 
 import argparse
 import sys
@@ -9,7 +9,7 @@ ENCODER_OPTIONS = ("all", "depth", "fixtures")
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Exports the named networks; the exit code as of encoders."""
+    """Exports the named networks and returns the exit code, as for encoders."""
     problem = _usage(arguments)
     if problem is not None:
         print(f"error: {problem}", file=sys.stderr)
@@ -41,13 +41,13 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _usage(arguments: argparse.Namespace) -> str | None:
-    """What is wrong with the command line."""
+    """Describes the error in the command line; None if it is valid."""
     others = [name for name in arguments.names if name not in NAMES]
     if others:
-        return f"{', '.join(others)}: encoders are exported by a call of their own"
+        return f"{', '.join(others)}: encoders must be exported by a separate command"
     for option in ENCODER_OPTIONS:
         if getattr(arguments, option):
-            return f"--{option} is of encoders, not of {' and '.join(NAMES)}"
+            return f"--{option} applies to encoders, not to {' and '.join(NAMES)}"
     if arguments.weights is not None and arguments.random_weights:
         return "--weights and --random-weights exclude each other"
     if arguments.seed < 0:

@@ -1,4 +1,4 @@
-"""Exports a network that is not in the catalogue. docs/adding-an-encoder.md has an example."""
+"""Exports a network that is not in the catalogue. See docs/adding-an-encoder.md for an example."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ from .sidecar import Preprocessing, Sidecar, sha256_of, sync, temporary, write_t
 
 
 class _Called(nn.Module):
-    """A network whose call gives the tokens."""
+    """A network that returns tokens when it is called."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -40,15 +40,15 @@ def export_network(
 ) -> Path:
     """Writes `out/NAME.pt` and `out/NAME.toml`, verified, and returns the former.
 
-    `network.forward_features`, or where it has none its call, takes preprocessed images `[B, 3, S, S]` with S the
-    `input_size`, and returns tokens `[B, prefix_tokens + T, D]`, the patch tokens last, row by row of a square grid.
-    With `class_token`, the first of the prefix tokens is one.
+    `network.forward_features`, or `network` itself if it has no such method, takes preprocessed images `[B, 3, S, S]`
+    with S the `input_size`. It returns tokens `[B, prefix_tokens + T, D]`, prefix tokens first, then the patch tokens
+    of a square grid in row-major order. With `class_token`, the first prefix token is the class token.
 
-    Raises ExportError if the tokens are not so, or if the saved file does not give the network's tokens for every
-    batch.
+    Raises ExportError if the tokens have another shape, or if the saved file does not return the network's tokens for
+    every batch size.
     """
     if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
-        raise ExportError(f"{name!r} is no name of an encoder: letters, digits, and . _ - only")
+        raise ExportError(f"{name!r} is not a valid encoder name: use letters, digits, and . _ - only")
     if class_token and prefix_tokens < 1:
         raise ExportError("a class token is a prefix token: prefix_tokens must be at least 1")
     inner = network if hasattr(network, "forward_features") else _Called(network)
@@ -57,11 +57,11 @@ def export_network(
     expected = [verify.tokens(encoder, batch) for batch in images]
     patch = expected[0][0]
     if patch.ndim != 3:
-        raise ExportError(f"tokens must be [B, T, D], these are {tuple(patch.shape)}")
+        raise ExportError(f"tokens must be [B, T, D], found {tuple(patch.shape)}")
     try:
         side = tables.grid_of(patch, 0)
     except ValueError as error:
-        raise ExportError(f"{patch.shape[1]} patch tokens are no square grid; is prefix_tokens right?") from error
+        raise ExportError(f"{patch.shape[1]} patch tokens are not a square grid; is prefix_tokens correct?") from error
     for batch, found in zip(images, expected, strict=True):
         verify.check_shapes(found, batch.shape[0], side * side, patch.shape[2], class_token)
 

@@ -1,4 +1,4 @@
-"""From bytes to a network's input, in Python: what the `encoders` crate does again in Rust, and is tested with."""
+"""Preprocessing from bytes to a network's input. The `encoders` crate does the same in Rust and is tested with it."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,7 +8,7 @@ from .sidecar import Preprocessing
 
 
 def preprocess(images: Tensor, recipe: Preprocessing, size: int) -> Tensor:
-    """u8 `[B, 3, H, W]` to float32 `[B, 3, size, size]`."""
+    """Converts u8 `[B, 3, H, W]` to float32 `[B, 3, size, size]`."""
     pixels = images.float()
     if recipe.scale:
         pixels = pixels / 255.0
@@ -21,6 +21,6 @@ def preprocess(images: Tensor, recipe: Preprocessing, size: int) -> Tensor:
 def _resize(pixels: Tensor, recipe: Preprocessing, size: int) -> Tensor:
     if recipe.resize == "none":
         if pixels.shape[-2:] != (size, size):
-            raise ValueError(f"images of {tuple(pixels.shape[-2:])} px where {size} is needed and nothing is resized")
+            raise ValueError(f"images must have {size} px, found {tuple(pixels.shape[-2:])}; they are not resized")
         return pixels
     return F.interpolate(pixels, (size, size), mode=recipe.resize, antialias=recipe.antialias, align_corners=False)

@@ -1,4 +1,4 @@
-"""Images and tokens by which the Rust side checks a file against the Python module."""
+"""Images and token values with which Rust compares a file with the Python module."""
 
 import math
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 from .sidecar import Reference
 
-STRIDE = 104_729  # prime, so that the indices are spread over images, tokens and channels
+STRIDE = 104_729  # prime, so that the positions are spread over images, tokens and channels
 PATCH_VALUES = 256
 CLASS_VALUES = 64
 
 
 def reference_images(resolution: int) -> Tensor:
-    """u8 `[2, 3, R, R]`: ramps and curves by a formula in integers, the same in every language."""
+    """Returns u8 `[2, 3, R, R]`: ramps and curves from an integer formula, the same in every language."""
     b = torch.arange(2).view(2, 1, 1, 1)
     c = torch.arange(3).view(1, 3, 1, 1)
     y = torch.arange(resolution).view(1, 1, resolution, 1)
@@ -23,7 +23,7 @@ def reference_images(resolution: int) -> Tensor:
 
 
 def reference(patch: Tensor, class_token: Tensor | None) -> Reference:
-    """Values of patch tokens `[2, T, D]` and class token `[2, D]` at fixed places of the flattened tensors."""
+    """Returns values of patch tokens `[2, T, D]` and class token `[2, D]` at fixed positions of the flat tensors."""
     patch_index, patch_values = _sample(patch, PATCH_VALUES)
     if class_token is None:
         return Reference(patch_index, patch_values)
@@ -33,12 +33,12 @@ def reference(patch: Tensor, class_token: Tensor | None) -> Reference:
 def _sample(tensor: Tensor, count: int) -> tuple[list[int], list[float]]:
     flat = tensor.reshape(-1)
     index = [(i * STRIDE) % flat.numel() for i in range(count)]
-    # Nine digits give back every float32 to the bit.
+    # Nine digits represent every float32 exactly.
     return index, [float(f"{value:.9g}") for value in flat[index].tolist()]
 
 
 def fixture_images(count: int, resolution: int, seed: int) -> Tensor:
-    """u8 `[count, 3, R, R]`: noise, waves, and waves with noise, in turn."""
+    """Returns u8 `[count, 3, R, R]`: noise, waves, and waves with noise, in turn."""
     generator = torch.Generator().manual_seed(seed)
     position = torch.linspace(0, 1, resolution)
     images = []

@@ -1,4 +1,4 @@
-"""An encoder on disk, as the `encoders` crate reads it: `NAME.pt` (TorchScript) and `NAME.toml`.
+"""Writes the files of an encoder for the `encoders` crate: `NAME.pt` (TorchScript) and `NAME.toml`.
 
 The TorchScript takes preprocessed images, float32 `[B, 3, S, S]`, and returns the patch tokens
 `[B, T, D]`, or `(patch tokens, class token [B, D])`.
@@ -24,7 +24,7 @@ COPY_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How u8 images `[B, 3, H, W]` become the TorchScript's input."""
+    """Conversion of u8 images `[B, 3, H, W]` to the input of the TorchScript module."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -36,7 +36,7 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Reference:
-    """Some of the tokens that the Python module gives for the images of `reference.py`."""
+    """Some token values that the Python module returns for the images of `reference.py`."""
 
     patch_index: list[int] = field(default_factory=list)
     patch: list[float] = field(default_factory=list)
@@ -46,7 +46,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What stands in `NAME.toml`, but for the checksum. What is None is left out."""
+    """Contents of `NAME.toml` without the checksum. Values that are None are omitted."""
 
     name: str
     description: str
@@ -121,16 +121,16 @@ def write_encoder(module: "torch.jit.ScriptModule", sidecar: Sidecar, folder: Pa
 
 
 def write_torchscript(module: "torch.jit.ScriptModule", path: Path) -> None:
-    """The archive of `torch.jit.save`, less what differs from machine to machine.
+    """Writes the archive of `torch.jit.save` without the parts that differ between machines.
 
-    That is the debug records, which hold the paths of the Python sources, and the serialization id,
-    which is a checksum over them. The inputs of the trace are of no use to a reader. libtorch loads
-    an archive without all of these. Records are stored, since zlib's output depends on its version,
-    and the archive's inner folder, which torch calls after the file, is always `archive`.
+    These are the debug records, which contain the paths of the Python sources, and the serialization
+    id, a checksum over them. The inputs of the trace are omitted too. libtorch loads an archive
+    without these parts. Records are stored uncompressed, because the output of zlib depends on its
+    version. The archive's inner folder, which torch names after the file, is always `archive`.
 
-    Goes from file to file a piece at a time: a model takes its memory once, and its disk twice.
+    The archive is copied in pieces, so that a model needs memory for one copy, and disk space for two.
     """
-    import torch  # here, so that reading the catalogue needs no torch
+    import torch  # imported here, so that reading the catalogue does not require torch
 
     with temporary(path.with_name(f"{path.name}.raw")) as raw:
         torch.jit.save(module, raw)
@@ -148,7 +148,7 @@ def write_torchscript(module: "torch.jit.ScriptModule", path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file so that a reader sees all of it or nothing."""
+    """Writes a file atomically."""
     with temporary(path) as partial:
         partial.write_text(text, encoding="utf-8")
         sync(partial)
@@ -158,9 +158,9 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def temporary(path: Path) -> Iterator[Path]:
-    """A name beside `path` for what is not finished; whatever still has it at the end is removed.
+    """Provides a temporary path beside `path` and removes the file at the end if it still exists.
 
-    So is what a process left that was killed.
+    Also removes temporary files that killed processes have left.
     """
     for leftover in path.parent.glob(f".{glob.escape(path.name)}*.tmp"):
         owner = leftover.name.split(".")[-2]
@@ -184,7 +184,7 @@ def _runs(process: int) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Has the system write a file or folder to the disk."""
+    """Flushes a file or folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -193,18 +193,18 @@ def sync(path: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
+    """Returns the SHA-256 of a file, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def entries(values: dict[str, Any]) -> list[str]:
-    """Lines of TOML; what is None is left out."""
+    """Returns lines of TOML; values that are None are omitted."""
     return [f"{key} = {_value(value)}" for key, value in values.items() if value is not None]
 
 
 def _value(value: Any) -> str:
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{json.dumps(key)} = {_value(item)}" for key, item in value.items()) + " }"
-    # JSON's strings, booleans, finite numbers and lists are TOML's too.
+    # JSON strings, booleans, finite numbers and lists are also valid TOML.
     return json.dumps(value, ensure_ascii=False, allow_nan=False)

@@ -1,4 +1,4 @@
-"""Gets published checkpoints onto this machine and reads them."""
+"""Downloads and reads published checkpoints."""
 
 import errno
 import json
@@ -14,12 +14,12 @@ from .errors import ExportError
 
 HUB = "https://huggingface.co"
 LOG_IN = "then log in with `hf auth login` (or set HF_TOKEN) and run this again"
-# Hosts that could not be reached: trying again takes half a minute for each of many encoders.
+# Hosts that could not be reached. They are not tried again, because that takes half a minute per encoder.
 _unreachable: set[str] = set()
 
 
 def download(entry: Entry) -> tuple[list[Path], str]:
-    """The files of the first source of `entry` that can be had, and where that was."""
+    """Downloads the first available source of `entry`; returns its files and its description."""
     sources = entry.build["sources"]
     if not sources:
         raise ExportError(f"no public download: {entry.build['manual']}, and pass it with --weights FILE")
@@ -44,7 +44,7 @@ def _from_hub(repository: str, file: str) -> list[Path]:
         try:
             return [get(file)]
         except errors.RemoteEntryNotFoundError:
-            # Large models are in several files, listed in an index.
+            # Large models are split into several files, which an index lists.
             index = json.loads(get(f"{file}.index.json").read_text(encoding="utf-8"))
             return [get(name) for name in sorted(set(index["weight_map"].values()))]
     except errors.GatedRepoError as error:
@@ -55,11 +55,11 @@ def _from_hub(repository: str, file: str) -> list[Path]:
         raise ExportError(f"{HUB}/{repository} has no {file}") from error
     except errors.RepositoryNotFoundError as error:
         raise ExportError(
-            f"{HUB}/{repository} is not there, or not for everyone: request access there, {LOG_IN}"
+            f"{HUB}/{repository} does not exist or is not public: request access there, {LOG_IN}"
         ) from error
     except errors.LocalEntryNotFoundError as error:
         _unreachable.add(HUB)
-        raise ExportError(f"{HUB} cannot be reached, and {repository} is not in the cache of downloads") from error
+        raise ExportError(f"{HUB} cannot be reached, and {repository} is not in the download cache") from error
     except Exception as error:
         raise _network_error(f"{HUB}/{repository}", error) from error
 
@@ -81,11 +81,11 @@ def _network_error(where: str, error: Exception) -> ExportError:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return ExportError(f"no space left on the disk for the download from {where}")
     reason = str(error).strip().splitlines()
-    return ExportError(f"no download from {where}: {reason[0] if reason else type(error).__name__}")
+    return ExportError(f"cannot download from {where}: {reason[0] if reason else type(error).__name__}")
 
 
 def read(paths: list[Path]) -> dict[str, Any]:
-    """The contents of a checkpoint's files. Tensors stay on the disk until they are copied, where the format can."""
+    """Returns the contents of a checkpoint's files. If the format allows it, tensors are memory-mapped."""
     out: dict[str, Any] = {}
     for path in paths:
         out.update(_read(path))
@@ -102,20 +102,20 @@ def _read(path: Path) -> dict[str, Any]:
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise ExportError(f"{path} is no whole safetensors file: {error}") from error
+            raise ExportError(f"{path} is not a complete safetensors file: {error}") from error
     zipped = zipfile.is_zipfile(path)
     if zipped and _is_torchscript(path):
-        # OpenAI publishes CLIP so.
+        # OpenAI publishes CLIP in this format.
         return dict(torch.jit.load(path, map_location="cpu").state_dict())
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
-        what = "holds more than tensors, or is no PyTorch checkpoint"
+        what = "contains more than tensors, or is not a PyTorch checkpoint"
         raise ExportError(f"{path} {what}: {_first_line(error)}") from error
     except (RuntimeError, EOFError, ValueError) as error:
-        raise ExportError(f"{path} is no whole PyTorch checkpoint: {_first_line(error)}") from error
+        raise ExportError(f"{path} is not a complete PyTorch checkpoint: {_first_line(error)}") from error
     if not isinstance(checkpoint, dict):
-        raise ExportError(f"{path} holds a {type(checkpoint).__name__}, no dictionary of tensors")
+        raise ExportError(f"{path} contains a {type(checkpoint).__name__}, not a dictionary of tensors")
     return checkpoint
 
 

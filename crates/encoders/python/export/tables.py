@@ -1,11 +1,11 @@
-"""Learned position tables, resampled to another grid as upstream does for each family."""
+"""Resamples learned position tables to another grid, as upstream does for each family."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# By the names of `table` in catalogue.toml: mode and antialias of the interpolation.
-# bicubic-antialiased   timm's resample_abs_pos_embed, which upstream applies once at load
+# Mode and antialias of the interpolation for each value of `table` in catalogue.toml.
+# bicubic-antialiased   timm's resample_abs_pos_embed, which upstream applies once when loading
 # bicubic               transformers' Dinov2, in its forward pass
 # bilinear              the forward passes of Perception Encoder and RADIO
 RULES = {
@@ -16,9 +16,9 @@ RULES = {
 
 
 def resample(table: Tensor, grid: int, prefix: int, rule: str) -> Tensor:
-    """`[1, prefix + G*G, D]` to float32 `[1, prefix + grid*grid, D]`; the prefix rows stay as they are.
+    """Resamples `[1, prefix + G*G, D]` to float32 `[1, prefix + grid*grid, D]`; the prefix rows are unchanged.
 
-    A table that has the grid already is not touched.
+    A table that already has this grid is not resampled.
     """
     table = table.float()
     side = grid_of(table, prefix)
@@ -33,16 +33,16 @@ def resample(table: Tensor, grid: int, prefix: int, rule: str) -> Tensor:
 
 
 def resample_by_way_of(table: Tensor, grids: list[int], prefix: int, rule: str) -> Tensor:
-    """`resample` to each grid in turn, since twice is not the same as once."""
+    """Resamples to each grid in turn; the result differs from resampling once to the last grid."""
     for grid in grids:
         table = resample(table, grid, prefix, rule)
     return table
 
 
 def grid_of(table: Tensor, prefix: int) -> int:
-    """Side of the square grid of a table `[1, prefix + G*G, D]`."""
+    """Returns the side of the square grid of a table `[1, prefix + G*G, D]`."""
     patches = table.shape[1] - prefix
     side = round(patches**0.5)
     if side * side != patches:
-        raise ValueError(f"a position table of {table.shape[1]} rows is no square grid with {prefix} rows before it")
+        raise ValueError(f"a position table of {table.shape[1]} rows is not a square grid after {prefix} prefix rows")
     return side

@@ -1,4 +1,4 @@
-"""Each conversion on a checkpoint in the publisher's format, made from a network with random weights."""
+"""Tests each conversion with a checkpoint in the publisher's format, created from a network with random weights."""
 
 import re
 import unittest
@@ -21,7 +21,7 @@ def network(name: str, seed: int | None = None, resolution: int = 256) -> torch.
 
 
 def native_table(entry: catalogue.Entry, prefix: int) -> Tensor:
-    """A position table as the publisher has it."""
+    """Returns a position table of the published size."""
     grid = entry.build["table_grids"][0]
     return torch.randn(1, prefix + grid * grid, entry.width, generator=torch.Generator().manual_seed(1))
 
@@ -36,7 +36,7 @@ def renamed(state: State, *renames: tuple[str, str]) -> State:
 
 
 def split(state: State, name: str, parts: tuple[str, ...]) -> State:
-    """Layers called `name` as several."""
+    """Splits the layers called `name` into `parts`."""
     out: State = {}
     for key, tensor in state.items():
         if f".{name}." in key:

@@ -1,4 +1,4 @@
-"""Whole exports of small networks, and the command line."""
+"""Complete exports of small networks, and the command line."""
 
 import contextlib
 import dataclasses
@@ -42,7 +42,7 @@ class Exports(Scratch):
     def options(self, **changes: object) -> Options:
         return Options(**({"out": self.folder, "seed": 0, "depth": 1} | changes))
 
-    def test_the_files_are_what_the_sidecar_says(self) -> None:
+    def test_the_files_match_the_sidecar(self) -> None:
         outcome = export(DINO, self.options(fixtures=True))
         self.assertEqual((outcome.status, outcome.difference), ("written", 0.0))
         path = self.folder / "dino-vit-b.pt"
@@ -59,7 +59,7 @@ class Exports(Scratch):
         self.assertEqual(fixtures["patch_5"].shape, (5, 256, 768))
         self.assertEqual((fixtures["images_1"].dtype, fixtures["class_1"].shape), (torch.uint8, (1, 768)))
 
-    def test_a_file_is_kept_while_it_is_what_is_asked_for(self) -> None:
+    def test_a_file_is_kept_while_it_matches_the_options(self) -> None:
         export(DINO, self.options())
         self.assertEqual(export(DINO, self.options()).status, "kept")
         for changes in ({"seed": 1}, {"seed": 0, "depth": 2}, {"force": True}):
@@ -143,7 +143,7 @@ class Sources(Scratch):
     def test_a_checkpoint_with_code_in_it_is_not_run(self) -> None:
         path = self.folder / "a.pth"
         torch.save({"model": Path("x")}, path)
-        with self.assertRaisesRegex(ExportError, "holds more than tensors"):
+        with self.assertRaisesRegex(ExportError, "contains more than tensors"):
             sources.read([path])
 
     def test_a_file_cut_short_is_refused(self) -> None:
@@ -163,11 +163,11 @@ class Sources(Scratch):
         torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
         self.assertEqual(set(sources.read([path])), {"weight", "bias"})
 
-    def test_without_a_source_the_way_is_told(self) -> None:
+    def test_without_a_source_the_error_says_how_to_get_the_file(self) -> None:
         with self.assertRaisesRegex(ExportError, "vitl.pth.tar.*--weights"):
             sources.download(ENTRIES["mocov3-vit-l"])
 
-    def test_a_gated_repository_is_told_apart(self) -> None:
+    def test_a_gated_repository_has_its_own_error(self) -> None:
         from huggingface_hub import errors
 
         refusal = errors.GatedRepoError.__new__(errors.GatedRepoError)
@@ -192,7 +192,7 @@ class CommandLine(Scratch):
             code = command.main([*arguments, "--out", str(self.folder)])
         return code, out.getvalue(), error.getvalue()
 
-    def test_wrong_usage_exits_with_2_and_says_why(self) -> None:
+    def test_invalid_usage_exits_with_2_and_a_reason(self) -> None:
         wrong = {
             ("dinov2-vit-x",): "nearest names are dinov2-vit-",
             (): "give the names",
@@ -208,7 +208,7 @@ class CommandLine(Scratch):
             self.assertEqual(code, 2, arguments)
             self.assertIn(message, error)
 
-    def test_goes_on_after_a_failure_and_exits_with_1(self) -> None:
+    def test_continues_after_a_failure_and_exits_with_1(self) -> None:
         outcomes = [ExportError("gated"), exporter.Outcome("written", 3 << 20, 0.0, 1e-3)]
         with mock.patch("export.isolated.export_isolated", side_effect=outcomes):
             code, out, _ = self.run_main("vgg,dino-vit-b", "--random-weights")

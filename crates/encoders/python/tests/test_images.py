@@ -66,7 +66,7 @@ class Preprocess(unittest.TestCase):
         self.assertGreater(difference.abs().max().item(), 0.1)
 
     def test_an_encoder_that_does_not_resize_refuses_other_sizes(self) -> None:
-        with self.assertRaisesRegex(ValueError, "nothing is resized"):
+        with self.assertRaisesRegex(ValueError, "they are not resized"):
             preprocess(self.images, self.entries["mae-vit-l"].preprocessing, 224)
 
 

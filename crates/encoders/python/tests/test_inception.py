@@ -1,4 +1,4 @@
-"""Inception-v3 for FID: against the packages that define it, where they are installed, and its own promises."""
+"""Inception-v3 for FID: its own properties and, if installed, a comparison with the packages that define it."""
 
 import contextlib
 import importlib.util
@@ -23,10 +23,10 @@ TENSORFLOW, PYTORCH_FID = (inception.FLAVOURS[name] for name in measures.NAMES)
 
 
 def installed(package: str) -> bool:
-    """Whether a package is there; says on stderr what is not run without it."""
+    """Returns whether a package is installed; otherwise reports the skipped tests on stderr."""
     found = importlib.util.find_spec(package) is not None
     if not found:
-        print(f"not run: {package} is not installed, with which Inception is compared", file=sys.stderr)
+        print(f"skipped: {package}, with which Inception is compared, is not installed", file=sys.stderr)
     return found
 
 
@@ -63,7 +63,7 @@ class Networks(unittest.TestCase):
             wanted = theirs(images)
             self.close(pool, wanted[0])
             self.close(logits, wanted[1])
-        self.assertGreater(pool.std(0).mean().item(), 0.05)  # else equality would say nothing
+        self.assertGreater(pool.std(0).mean().item(), 0.05)  # otherwise equality would be meaningless
 
     @torch.no_grad()
     def test_features_equal_pytorch_fid(self) -> None:
@@ -90,14 +90,14 @@ class Networks(unittest.TestCase):
         for found in seen:
             torch.testing.assert_close(feature_map, found[:, :7].permute(0, 2, 3, 1), rtol=0, atol=0)
 
-    def test_tensorflows_resizing_looks_back_to_the_corner(self) -> None:
+    def test_resizing_of_tensorflow_aligns_the_first_corner(self) -> None:
         ramp = torch.arange(4.0).view(1, 1, 1, 4).expand(1, 1, 4, 4)
         row = inception.resize_like_tensorflow(ramp, 8)[0, 0, 0]
         self.assertEqual(row.tolist(), [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.0])
         same = torch.rand(1, 3, 299, 299)
         self.assertTrue(torch.equal(inception.resize_like_tensorflow(same, 299), same))
 
-    def test_the_file_is_what_its_sidecar_says(self) -> None:
+    def test_the_file_matches_its_sidecar(self) -> None:
         folder = Path(self.scratch.name) / "out"
         size, difference = inception.export("inception", Options(out=folder, weights=self.weights))
         path = folder / "inception.pt"
@@ -134,27 +134,27 @@ class Networks(unittest.TestCase):
 
 class CommandLine(unittest.TestCase):
     def run_command(self, *arguments: str) -> tuple[int, str]:
-        said = io.StringIO()
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        output = io.StringIO()
+        with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
             code = command.main(list(arguments))
-        return code, said.getvalue()
+        return code, output.getvalue()
 
-    def test_weights_are_asked_for(self) -> None:
+    def test_weights_are_required(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            code, said = self.run_command("inception", "--out", folder)
+            code, output = self.run_command("inception", "--out", folder)
             self.assertEqual((code, list(Path(folder).iterdir())), (1, []))
-            self.assertIn("--weights FILE", said)
-            code, said = self.run_command("inception", "--out", folder, "--weights", "none.pth")
+            self.assertIn("--weights FILE", output)
+            code, output = self.run_command("inception", "--out", folder, "--weights", "none.pth")
             self.assertEqual(code, 1)
-            self.assertIn("none.pth does not exist", said)
+            self.assertIn("none.pth does not exist", output)
 
     def test_options_of_encoders_are_refused(self) -> None:
         for arguments, expected in (
-            (("inception", "vgg"), "vgg: encoders are exported by a call of their own"),
-            (("inception", "--depth", "2", "--random-weights"), "--depth is of encoders"),
+            (("inception", "vgg"), "vgg: encoders must be exported by a separate command"),
+            (("inception", "--depth", "2", "--random-weights"), "--depth applies to encoders"),
             (("inception", "--random-weights", "--weights", "x"), "exclude each other"),
             (("inception", "--random-weights", "--seed", "-1"), "negative"),
         ):
-            code, said = self.run_command(*arguments)
+            code, output = self.run_command(*arguments)
             self.assertEqual(code, 2)
-            self.assertIn(expected, said)
+            self.assertIn(expected, output)

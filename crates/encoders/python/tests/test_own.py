@@ -1,4 +1,4 @@
-"""An encoder of one's own."""
+"""Exports of a network that is not in the catalogue."""
 
 import contextlib
 import tempfile
@@ -19,7 +19,7 @@ RECIPE = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
 
 class Patches(nn.Module):
-    """4 x 4 patch tokens behind `prefix` tokens, which are their mean."""
+    """Returns `prefix` tokens, which are the mean of the patch tokens, and then 4 x 4 patch tokens."""
 
     def __init__(self, prefix: int) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Own(unittest.TestCase):
         expected = torch.tensor(sidecar["reference"]["patch"])
         torch.testing.assert_close(patch.reshape(-1)[sidecar["reference"]["patch_index"]], expected)
 
-    def test_what_is_no_encoder_is_refused_and_leaves_nothing(self) -> None:
+    def test_invalid_networks_are_refused_and_leave_no_file(self) -> None:
         for name, network, prefix, class_token, words in (
             ("mine", Patches(1), 0, False, "prefix_tokens"),
             ("mine", Patches(0), 0, True, "prefix token"),
@@ -62,11 +62,11 @@ class Own(unittest.TestCase):
                 export_network(name, network, 32, RECIPE, prefix, class_token, out=self.folder)
         self.assertEqual(list(self.folder.iterdir()), [])
 
-    def test_the_example_of_the_page_works_and_has_ten_lines(self) -> None:
+    def test_the_documented_example_works_and_has_ten_lines(self) -> None:
         page = (Path(__file__).resolve().parents[4] / "docs/adding-an-encoder.md").read_text(encoding="utf-8")
         example = page.split("```python\n")[1].split("```")[0]
         self.assertLessEqual(len(example.strip().splitlines()), 10)
-        # Without the download.
+        # Replaces the download.
         code = example.replace("pretrained=True", "pretrained=False, depth=1")
         self.assertNotEqual(code, example)
         with contextlib.chdir(self.folder):

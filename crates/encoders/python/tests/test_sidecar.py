@@ -55,7 +55,7 @@ class Sidecars(unittest.TestCase):
         self.addCleanup(scratch.cleanup)
         self.folder = Path(scratch.name)
 
-    def test_what_a_small_encoder_does_not_have_is_left_out(self) -> None:
+    def test_missing_values_are_omitted(self) -> None:
         found = tomllib.loads(SIDECAR.to_toml("00"))
         keys = "name description weights licence sha256 grid width class_token input_size preprocessing"
         self.assertEqual(list(found), keys.split())
@@ -110,13 +110,13 @@ class Sidecars(unittest.TestCase):
         self.assertFalse([record.filename for record in records if record.filename.endswith(".debug_pkl")])
         self.assertNotIn(__file__.encode(), path.read_bytes())
 
-    def test_a_failure_leaves_nothing(self) -> None:
+    def test_a_failure_leaves_no_file(self) -> None:
         with self.assertRaises(OSError), temporary(self.folder / "a.pt") as partial:
             partial.write_bytes(b"half")
             raise OSError("disk full")
         self.assertEqual(list(self.folder.iterdir()), [])
 
-    def test_what_a_killed_process_left_is_removed(self) -> None:
+    def test_temporary_files_of_a_killed_process_are_removed(self) -> None:
         child = os.fork()
         if child == 0:
             os._exit(0)

@@ -24,14 +24,14 @@ class Tables(unittest.TestCase):
             expected = F.interpolate(image, (16, 16), mode=rule).flatten(2).transpose(1, 2)
             torch.testing.assert_close(tables.resample(table(14, 0), 16, 0, rule), expected, rtol=0, atol=0)
 
-    def test_prefix_rows_stay(self) -> None:
+    def test_prefix_rows_are_unchanged(self) -> None:
         found = tables.resample(table(24, 1), 16, 1, "bilinear")
         self.assertTrue(torch.equal(found[:, 0], table(24, 1)[:, 0]))
 
-    def test_a_table_of_the_wanted_grid_stays(self) -> None:
+    def test_a_table_of_the_requested_grid_is_unchanged(self) -> None:
         self.assertTrue(torch.equal(tables.resample(table(16, 1), 16, 1, "bicubic-antialiased"), table(16, 1)))
 
-    def test_twice_is_not_once(self) -> None:
+    def test_resampling_twice_differs_from_resampling_once(self) -> None:
         twice = tables.resample_by_way_of(table(14, 1), [16, 32], 1, "bicubic-antialiased")
         once = tables.resample(table(14, 1), 32, 1, "bicubic-antialiased")
         self.assertGreater((twice - once).abs().max().item(), 1e-3)
@@ -41,8 +41,8 @@ class Tables(unittest.TestCase):
         found = tables.resample(half, 16, 0, "bilinear")
         torch.testing.assert_close(found, tables.resample(half.float(), 16, 0, "bilinear"), rtol=0, atol=0)
 
-    def test_a_table_that_is_no_square_is_refused(self) -> None:
-        with self.assertRaisesRegex(ValueError, "no square grid"):
+    def test_a_table_that_is_not_square_is_refused(self) -> None:
+        with self.assertRaisesRegex(ValueError, "not a square grid"):
             tables.grid_of(torch.zeros(1, 10, 4), 0)
 
 

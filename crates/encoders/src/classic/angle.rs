@@ -1,9 +1,9 @@
-//! Directions of gradients, eight at a time.
+//! Directions of gradients, computed for eight gradients at a time.
 
 use wide::f32x8;
 
-/// Directions of the vectors `(x, y)` in eighths of a turn, 0..=8, from +x towards +y. Accurate to
-/// 1e-6. The zero vector has direction 0.
+/// Returns the directions of the vectors `(x, y)` in units of 45 degrees, 0..=8, from +x towards +y.
+/// The absolute error is below 1e-6. The zero vector has direction 0.
 #[inline]
 pub(super) fn eighths(y: f32x8, x: f32x8) -> f32x8 {
     // Minimax polynomial of atan(t) * 4 / pi over 0..=1, error 5e-8.
@@ -27,8 +27,8 @@ pub(super) fn eighths(y: f32x8, x: f32x8) -> f32x8 {
     unfold(series * t, 2.0, y, x)
 }
 
-/// Directions of `(x, y)` in degrees, 0..=360, by the polynomial of OpenCV's `fastAtan2`, whose
-/// error of up to 0.3 degrees is part of its SIFT.
+/// Returns the directions of `(x, y)` in degrees, 0..=360, by the polynomial of OpenCV's `fastAtan2`. Its
+/// error of up to 0.3 degrees is part of OpenCV's SIFT.
 #[inline]
 pub(super) fn fast_atan2(y: f32x8, x: f32x8) -> f32x8 {
     let (min, max) = (x.abs().min(y.abs()), x.abs().max(y.abs()));
@@ -42,58 +42,58 @@ pub(super) fn fast_atan2(y: f32x8, x: f32x8) -> f32x8 {
     unfold(series * t, 90.0, y, x)
 }
 
-/// Brings angles of the first octant to the octant of `(x, y)`; `right` is a right angle.
+/// Maps angles of the first octant to the octant of `(x, y)`; `right_angle` sets the unit.
 #[inline]
-fn unfold(angle: f32x8, right: f32, y: f32x8, x: f32x8) -> f32x8 {
-    let turned = |angle, turns: f32| f32x8::splat(turns * right) - angle;
+fn unfold(angle: f32x8, right_angle: f32, y: f32x8, x: f32x8) -> f32x8 {
+    let reflect = |angle, quarters: f32| f32x8::splat(quarters * right_angle) - angle;
     let angle = y
         .abs()
         .simd_gt(x.abs())
-        .bitselect(turned(angle, 1.0), angle);
-    let angle = x.simd_lt(f32x8::ZERO).bitselect(turned(angle, 2.0), angle);
-    y.simd_lt(f32x8::ZERO).bitselect(turned(angle, 4.0), angle)
+        .bitselect(reflect(angle, 1.0), angle);
+    let angle = x.simd_lt(f32x8::ZERO).bitselect(reflect(angle, 2.0), angle);
+    y.simd_lt(f32x8::ZERO).bitselect(reflect(angle, 4.0), angle)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn one(direction: fn(f32x8, f32x8) -> f32x8, y: f32, x: f32) -> f32 {
+    fn direction_of(direction: fn(f32x8, f32x8) -> f32x8, y: f32, x: f32) -> f32 {
         direction(f32x8::splat(y), f32x8::splat(x)).to_array()[3]
     }
 
     #[test]
-    fn eighths_agree_with_the_library_all_around() {
+    fn eighths_agree_with_atan2_in_all_directions() {
         for i in 0..=100_000 {
             let angle = std::f64::consts::TAU * f64::from(i) / 100_000.0;
             let (y, x) = ((angle.sin() * 3.0) as f32, (angle.cos() * 3.0) as f32);
             let exact = f64::from(y)
                 .atan2(f64::from(x))
                 .rem_euclid(std::f64::consts::TAU);
-            let off = f64::from(one(eighths, y, x)) - exact * 4.0 / std::f64::consts::PI;
+            let error = f64::from(direction_of(eighths, y, x)) - exact * 4.0 / std::f64::consts::PI;
             assert!(
-                off.abs() < 1e-6 || (off.abs() - 8.0).abs() < 1e-6,
-                "{angle}: {off}"
+                error.abs() < 1e-6 || (error.abs() - 8.0).abs() < 1e-6,
+                "{angle}: {error}"
             );
         }
-        assert_eq!(one(eighths, 0.0, 0.0), 0.0);
-        assert_eq!(one(eighths, 0.0, -2.0), 4.0);
-        assert_eq!(one(eighths, 1.0, 0.0), 2.0);
+        assert_eq!(direction_of(eighths, 0.0, 0.0), 0.0);
+        assert_eq!(direction_of(eighths, 0.0, -2.0), 4.0);
+        assert_eq!(direction_of(eighths, 1.0, 0.0), 2.0);
     }
 
     #[test]
-    fn fast_atan2_stays_within_its_known_error() {
+    fn error_of_fast_atan2_is_below_0_3_degrees() {
         for i in 0..=3600 {
             let degrees = f64::from(i) / 10.0;
             let (y, x) = degrees.to_radians().sin_cos();
-            let off = f64::from(one(fast_atan2, y as f32, x as f32)) - degrees;
+            let error = f64::from(direction_of(fast_atan2, y as f32, x as f32)) - degrees;
             assert!(
-                off.abs() < 0.3 || (off.abs() - 360.0).abs() < 0.3,
-                "{degrees}: {off}"
+                error.abs() < 0.3 || (error.abs() - 360.0).abs() < 0.3,
+                "{degrees}: {error}"
             );
         }
-        assert_eq!(one(fast_atan2, 0.0, 0.0), 0.0);
-        assert_eq!(one(fast_atan2, 0.0, -1.0), 180.0);
-        assert_eq!(one(fast_atan2, -1.0, 0.0), 270.0);
+        assert_eq!(direction_of(fast_atan2, 0.0, 0.0), 0.0);
+        assert_eq!(direction_of(fast_atan2, 0.0, -1.0), 180.0);
+        assert_eq!(direction_of(fast_atan2, -1.0, 0.0), 270.0);
     }
 }

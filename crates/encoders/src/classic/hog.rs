@@ -9,14 +9,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{ClassicError, Pixel, encode_images, image_size, map_rgb};
 
-/// Guards the two roots of the L2-Hys normalisation.
+/// Added under both square roots of the L2-Hys normalisation; avoids a division by zero.
 const BLOCK_EPS: f64 = 1e-5;
 
-/// Ceiling of a normalised block value in L2-Hys.
+/// Largest normalised block value in L2-Hys.
 const BLOCK_CLIP: f64 = 0.2;
 
-/// Shape of the HOG tokens. Written as upstream writes it, `g16_d128_ppc2_cb4`; parts may be left
-/// out.
+/// Configuration of HOG. Its text form is upstream's, `g16_d128_ppc2_cb4`; omitted parts keep their
+/// defaults.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HogConfig {
@@ -47,8 +47,10 @@ impl HogConfig {
         self.dim / self.cells_per_block.pow(2).max(1)
     }
 
-    /// Refuses what no image can satisfy: a zero, or a width that the cells of a block do not
-    /// divide.
+    /// Checks that the configuration is usable for some image.
+    ///
+    /// # Errors
+    /// A value is zero or too large, or the width is not a multiple of the cells of a block.
     pub fn validate(&self) -> Result<(), ClassicError> {
         let refuse = |reason: String| {
             Err(ClassicError::HogConfig {
@@ -62,9 +64,9 @@ impl HogConfig {
             ("ppc (pixels per cell)", self.pixels_per_cell, 1024),
             ("cb (cells per block)", self.cells_per_block, 64),
         ];
-        for (name, value, most) in bounds {
-            if value == 0 || value > most {
-                return refuse(format!("{name} must be 1 to {most}, not {value}"));
+        for (name, value, max) in bounds {
+            if value == 0 || value > max {
+                return refuse(format!("{name} must be 1 to {max}, not {value}"));
             }
         }
         let cells = self.cells_per_block.pow(2);
@@ -102,33 +104,36 @@ impl FromStr for HogConfig {
             let (key, number) = part.split_at(digits);
             let refuse = |reason: &str| ClassicError::HogConfig {
                 text: text.into(),
-                reason: format!("`{part}` {reason}; write for example `g16_d128_ppc2_cb4`"),
+                reason: format!("`{part}` {reason}; an example is `g16_d128_ppc2_cb4`"),
             };
             let field = match key {
                 "g" => &mut config.grid,
                 "d" => &mut config.dim,
                 "ppc" => &mut config.pixels_per_cell,
                 "cb" => &mut config.cells_per_block,
-                _ => return Err(refuse("is none of g, d, ppc, cb")),
+                _ => return Err(refuse("is not one of g, d, ppc, cb")),
             };
-            *field = number.parse().map_err(|_| refuse("has no whole number"))?;
+            *field = number
+                .parse()
+                .map_err(|_| refuse("does not contain an integer"))?;
         }
         config.validate()?;
         Ok(config)
     }
 }
 
-/// HOG tokens of images `[B, 3, H, W]`: `[B, grid * grid, dim]`.
+/// Computes the HOG tokens `[B, grid * grid, dim]` of images `[B, 3, H, W]`.
 ///
-/// Grey (ITU-R 709 weights), central differences, hard votes into orientations over 180 degrees,
-/// L2-Hys blocks at every cell, L2 normalisation of each block, and a bilinear resize of the map
-/// of blocks to the grid; the tokens are not normalised after that. Upstream computes all
-/// (H / ppc - cb + 1)^2 blocks; the resize reads four a token, and only those are computed here.
+/// The steps are: conversion to grey (ITU-R 709 weights), central differences, hard votes into
+/// orientation bins over 180 degrees, an L2-Hys block at every cell, L2 normalisation of each block, and
+/// a bilinear resize of the block map to the grid. The tokens are not normalised after the resize.
+/// Upstream computes all (H / ppc - cb + 1)^2 blocks. The resize reads four blocks per token, so this
+/// function computes only those.
 ///
 /// # Errors
 ///
-/// Not RGB, an image without a whole block, or a configuration that
-/// [`HogConfig::validate`] refuses.
+/// The images are not RGB or are smaller than one block, or [`HogConfig::validate`] refuses the
+/// configuration.
 pub fn hog<P: Pixel>(
     images: ArrayView4<'_, P>,
     config: &HogConfig,
@@ -146,7 +151,7 @@ pub fn hog<P: Pixel>(
     ))
 }
 
-/// What depends on the configuration and the image size only.
+/// Values that depend only on the configuration and the image size.
 struct Plan {
     config: HogConfig,
     width: usize,
@@ -154,7 +159,7 @@ struct Plan {
     bins: Vec<(f64, f64)>,
     rows: Vec<Tap>,
     cols: Vec<Tap>,
-    /// Cells that some token reads, by row and by column.
+    /// For each row and each column of cells: whether a token needs it.
     needed_rows: Vec<bool>,
     needed_cols: Vec<bool>,
 }
@@ -165,7 +170,7 @@ struct Scratch {
     gradient: GradientRow,
     histograms: Vec<f32>,
     cells: Vec<f64>,
-    /// Two rows of the block map, of which only the columns that some token reads are filled.
+    /// Two rows of the block map, filled only in the columns that a token needs.
     blocks: [Vec<f32>; 2],
 }
 
@@ -185,7 +190,7 @@ impl Plan {
                 height,
                 width,
                 needed: format!(
-                    "one block of {config} takes {0}x{0} pixels",
+                    "one block of {config} needs {0}x{0} pixels",
                     pixels_per_cell * cells_per_block
                 ),
             });
@@ -224,29 +229,34 @@ impl Plan {
         let token_rows = tokens.chunks_exact_mut(self.cols.len() * dim);
         for (row, token_row) in self.rows.iter().zip(token_rows) {
             for col in self.cols.iter().flat_map(|tap| [tap.low, tap.high]) {
-                let at = col * dim..(col + 1) * dim;
+                let range = col * dim..(col + 1) * dim;
                 self.block(
                     &s.histograms,
                     (row.low, col),
                     &mut s.cells,
-                    &mut upper[at.clone()],
+                    &mut upper[range.clone()],
                 );
-                self.block(&s.histograms, (row.high, col), &mut s.cells, &mut lower[at]);
+                self.block(
+                    &s.histograms,
+                    (row.high, col),
+                    &mut s.cells,
+                    &mut lower[range],
+                );
             }
             for (col, token) in self.cols.iter().zip(token_row.chunks_exact_mut(dim)) {
                 let (low, high) = (col.low * dim, col.high * dim);
                 for (d, value) in token.iter_mut().enumerate() {
-                    *value = row.mix(
-                        col.mix(upper[low + d], upper[high + d]),
-                        col.mix(lower[low + d], lower[high + d]),
+                    *value = row.interpolate(
+                        col.interpolate(upper[low + d], upper[high + d]),
+                        col.interpolate(lower[low + d], lower[high + d]),
                     );
                 }
             }
         }
     }
 
-    /// Cell histograms `[cell rows, cell columns, orientations]`; cells that no token reads stay
-    /// zero.
+    /// Computes the cell histograms `[cell rows, cell columns, orientations]`; cells that no token needs
+    /// stay zero.
     fn histograms(&self, grey: &[f32], gradient: &mut GradientRow, out: &mut Vec<f32>) {
         let (ppc, bins) = (self.config.pixels_per_cell, self.bins.len());
         out.clear();
@@ -272,8 +282,8 @@ impl Plan {
         }
     }
 
-    /// The L2-Hys normalised block at `(row, col)` as scikit-image returns it, L2-normalised once
-    /// more. `cells` is scratch.
+    /// Computes the L2-Hys normalised block at `(row, col)`, as scikit-image returns it, and normalises
+    /// it once more (L2). `cells` is scratch memory.
     fn block(
         &self,
         histograms: &[f32],
@@ -286,7 +296,7 @@ impl Plan {
         out.iter_mut().for_each(|v| *v /= norm);
     }
 
-    /// The L2-Hys normalised block at `(row, col)`, flattened as (cell row, cell column,
+    /// Computes the L2-Hys normalised block at `(row, col)`, flattened in the order (cell row, cell column,
     /// orientation).
     fn raw_block(
         &self,
@@ -316,15 +326,15 @@ impl Plan {
     }
 }
 
-/// Grey in 0..=1. Every operation rounds to float32 in this order: another order turns gradients
-/// that lie exactly on 45 or 90 degrees into the neighbouring bin.
+/// Grey value in 0..=1. Each operation rounds to float32, and the order matters: another order moves
+/// gradients of exactly 45 or 90 degrees into a neighbouring bin.
 fn grey<P: Pixel>(r: P, g: P, b: P) -> f32 {
     let [r, g, b] = [r, g, b].map(|v| v.value().clamp(0.0, 255.0));
     ((0.2126 * r + 0.7152 * g + 0.0722 * b) / 255.0).clamp(0.0, 1.0)
 }
 
-/// Directions (cos, sin) at which the orientation bins after the first begin. Ties happen at the
-/// multiples of 45 degrees, so those are exact.
+/// Directions (cos, sin) of the lower bounds of the orientation bins. Gradients often lie exactly on
+/// multiples of 45 degrees, so these directions are exact (and not normalised).
 fn bin_starts(orientations: usize) -> Vec<(f64, f64)> {
     let n = orientations;
     let start = |o: usize| match o {
@@ -336,11 +346,10 @@ fn bin_starts(orientations: usize) -> Vec<(f64, f64)> {
             (angle.cos(), angle.sin())
         }
     };
-    // The first bin begins at 0 degrees, which nothing lies below.
     (0..n).map(start).collect()
 }
 
-/// Gradient magnitude and orientation bin of one row of pixels.
+/// Gradient magnitudes and orientation bins of one row of pixels.
 #[derive(Default)]
 struct GradientRow {
     across: Vec<f64>,
@@ -357,16 +366,17 @@ impl GradientRow {
         self.magnitude
             .extend(gradients.map(|(x, y)| (x * x + y * y).sqrt()));
 
-        // Orientations are modulo 180 degrees: turn every gradient into [0, 180). Counting the bin
-        // starts at or below it needs no arc tangent.
+        // Orientations are modulo 180 degrees, so every gradient is rotated into [0, 180). Its bin is
+        // then the number of lower bounds at or below it, not counting the first bound at 0 degrees,
+        // which needs no arc tangent.
         for (x, y) in self.across.iter_mut().zip(&mut self.down) {
-            let turn = if *y < 0.0 || (*y == 0.0 && *x < 0.0) {
+            let sign = if *y < 0.0 || (*y == 0.0 && *x < 0.0) {
                 -1.0
             } else {
                 1.0
             };
-            *x *= turn;
-            *y *= turn;
+            *x *= sign;
+            *y *= sign;
         }
         self.bin.clear();
         self.bin.resize(width, 0);
@@ -377,7 +387,8 @@ impl GradientRow {
         }
     }
 
-    /// Central differences without the factor 1/2, rounded to float32, zero at the image's border.
+    /// Computes central differences without the factor 1/2, rounded to float32, and zero at the image
+    /// border.
     fn differences(&mut self, grey: &[f32], width: usize, y: usize) {
         let row = |y: usize| &grey[y * width..(y + 1) * width];
         self.across.clear();
@@ -396,7 +407,7 @@ impl GradientRow {
     }
 }
 
-/// The two samples that a bilinear resize (no antialias, align_corners false) mixes.
+/// The two source samples that a bilinear resize interpolates (no antialiasing, `align_corners=False`).
 struct Tap {
     low: usize,
     high: usize,
@@ -404,27 +415,27 @@ struct Tap {
 }
 
 impl Tap {
-    fn resize(from: usize, to: usize) -> Vec<Self> {
-        let scale = from as f32 / to as f32;
-        (0..to)
+    fn resize(from_size: usize, to_size: usize) -> Vec<Self> {
+        let scale = from_size as f32 / to_size as f32;
+        (0..to_size)
             .map(|i| {
                 let source = ((i as f32 + 0.5) * scale - 0.5).max(0.0);
-                let low = (source as usize).min(from - 1);
+                let low = (source as usize).min(from_size - 1);
                 Self {
                     low,
-                    high: (low + 1).min(from - 1),
+                    high: (low + 1).min(from_size - 1),
                     weight: source - low as f32,
                 }
             })
             .collect()
     }
 
-    fn mix(&self, low: f32, high: f32) -> f32 {
+    fn interpolate(&self, low: f32, high: f32) -> f32 {
         (1.0 - self.weight) * low + self.weight * high
     }
 }
 
-/// Sum of squares in eight fixed partial sums, which the compiler can keep in vector registers.
+/// Sum of squares with eight fixed partial sums, which the compiler can keep in vector registers.
 fn sum_of_squares(values: &[f64]) -> f64 {
     let mut sums = [0.0; 8];
     let chunks = values.chunks_exact(8);

@@ -1,9 +1,9 @@
-//! Hand-made features of the study, without libtorch: dense HOG and two dense SIFTs.
+//! Hand-crafted features of the study, without libtorch: dense HOG and two variants of dense SIFT.
 //!
-//! Pure functions from images `[B, 3, H, W]` with values 0..=255 (RGB, bytes or floats) to patch
-//! tokens `[B, T, D]` in float32, one token a 16-pixel cell in row-major order (HOG: a cell of its
-//! own grid). Images are worked on in parallel on rayon's pool; each image is the work of one
-//! thread, so the bits do not depend on the number of threads.
+//! Pure functions map RGB images `[B, 3, H, W]` with values 0..=255 (bytes or floats) to patch
+//! tokens `[B, T, D]` in float32. The tokens are in row-major order: one per cell of 16 pixels for
+//! SIFT, one per cell of the configured grid for HOG. Images are processed in parallel on rayon's
+//! pool. One thread processes each image, so the bits do not depend on the number of threads.
 //!
 //! - [`hog()`]: upstream's encoder type `hog` (scikit-image's HOG);
 //! - [`sift()`]: upstream's `sift` (kornia's SIFT with a dominant orientation);
@@ -33,23 +33,23 @@ pub use hog::{HogConfig, hog};
 pub use sift::sift;
 pub use sift_opencv::sift_opencv;
 
-/// Side in pixels of the cell that a SIFT token stands for.
+/// Side in pixels of the cell that one SIFT token describes.
 pub const SIFT_STRIDE: usize = 16;
 
-/// Width of a SIFT token: 4 x 4 spatial cells of 8 orientations.
+/// Width of a SIFT token: 4 x 4 spatial cells with 8 orientations each.
 pub const SIFT_DIM: usize = 128;
 
-/// What the classic encoders refuse.
+/// Errors of the classic encoders.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ClassicError {
     /// The images are not RGB.
-    #[error("images must have 3 channels, [B, 3, H, W]; these have {found}")]
+    #[error("images must have 3 channels, [B, 3, H, W]; found {found}")]
     Channels {
         /// Number of channels found.
         found: usize,
     },
     /// The image size does not suit the encoder.
-    #[error("{encoder} cannot take {height}x{width} images: {needed}")]
+    #[error("{encoder} does not support {height}x{width} images: {needed}")]
     Size {
         /// The encoder's name.
         encoder: &'static str,
@@ -60,17 +60,17 @@ pub enum ClassicError {
         /// What the encoder needs.
         needed: String,
     },
-    /// A HOG configuration cannot be read or is contradictory.
+    /// A HOG configuration cannot be parsed or is contradictory.
     #[error("HOG configuration `{text}`: {reason}")]
     HogConfig {
-        /// The configuration as given.
+        /// Text of the configuration.
         text: String,
-        /// What is wrong, and what is allowed.
+        /// What is wrong and what is allowed.
         reason: String,
     },
 }
 
-/// A pixel value 0..=255, as a byte or as the float that resizing leaves.
+/// A pixel value 0..=255: a byte, or a float after resizing.
 pub trait Pixel: Copy + Send + Sync {
     /// The value as float32.
     fn value(self) -> f32;
@@ -90,7 +90,7 @@ impl Pixel for f32 {
     }
 }
 
-/// Height and width of a batch of RGB images.
+/// Returns the height and width of a batch of RGB images; fails if there are not 3 channels.
 fn image_size<P>(images: &ArrayView4<'_, P>) -> Result<(usize, usize), ClassicError> {
     let (_, channels, height, width) = images.dim();
     if channels != 3 {
@@ -99,7 +99,7 @@ fn image_size<P>(images: &ArrayView4<'_, P>) -> Result<(usize, usize), ClassicEr
     Ok((height, width))
 }
 
-/// Height and width of images that a SIFT grid covers exactly.
+/// Returns the height and width of images; fails if the SIFT grid does not cover them exactly.
 fn sift_size<P>(
     images: &ArrayView4<'_, P>,
     encoder: &'static str,
@@ -117,8 +117,8 @@ fn sift_size<P>(
     Ok((height, width))
 }
 
-/// Runs `encode` on every image in parallel. It gets scratch memory, which it must not read before
-/// writing, the image `[3, H, W]` and its zeroed tokens `[T, D]`, row-major.
+/// Runs `encode` on all images in parallel. Its arguments are scratch memory, which it must write
+/// before reading, the image `[3, H, W]`, and the image's zeroed tokens `[T, D]`, row-major.
 fn encode_images<P: Pixel, S>(
     images: ArrayView4<'_, P>,
     (tokens, dim): (usize, usize),

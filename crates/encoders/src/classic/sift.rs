@@ -9,34 +9,36 @@ use wide::f32x8;
 use super::angle::eighths;
 use super::{ClassicError, Pixel, SIFT_DIM, SIFT_STRIDE, encode_images, map_rgb, sift_size};
 
-/// Half the side of a keypoint's frame in pixels.
+/// Half the side of a keypoint's frame, in pixels.
 const SCALE: f32 = 16.0;
 
-/// Side of the patch that the orientation is read from.
+/// Side of the patch that the dominant orientation is computed from.
 const ORIENTATION_PATCH: usize = 20;
 
-/// Side of the patch that is described.
+/// Side of the patch that the descriptor is computed from.
 const PATCH: usize = 41;
 
-/// Bins of the orientation histogram.
+/// Number of bins of the orientation histogram.
 const ANGLES: usize = 36;
 
-/// Orientations and cells a side of the descriptor.
+/// Number of orientations, and of cells per side, of the descriptor.
 const BINS: usize = 8;
 const CELLS: usize = 4;
 
-/// Ceiling of a normalised descriptor value.
+/// Largest normalised descriptor value.
 const CLIP: f32 = 0.2;
 
-/// SIFT tokens of images `[B, 3, H, W]` whose sides are multiples of 16: `[B, H/16 * W/16, 128]`.
+/// Computes the SIFT tokens `[B, H/16 * W/16, 128]` of images `[B, 3, H, W]` whose sides are multiples of
+/// 16.
 ///
-/// One keypoint at (8 + 16 j, 8 + 16 i) of scale 16: its dominant gradient direction is found on a
-/// 20x20 patch, and a 41x41 patch turned by it is described by 8 orientations over 4x4 cells, laid
-/// out as (orientation, row, column), clipped at 0.2 and L2-normalised (no RootSIFT).
+/// Each token is the descriptor of a keypoint at (8 + 16 j, 8 + 16 i) with scale 16. The dominant
+/// gradient direction is computed on a 20x20 patch. The descriptor is computed on a 41x41 patch that is
+/// rotated by this direction. It has 8 orientations over 4x4 cells, laid out as (orientation, row,
+/// column), and is clipped at 0.2 and L2-normalised (no RootSIFT).
 ///
 /// # Errors
 ///
-/// Not RGB, or a side that is not a multiple of 16.
+/// The images are not RGB, or a side is not a multiple of 16.
 pub fn sift<P: Pixel>(images: ArrayView4<'_, P>) -> Result<Array3<f32>, ClassicError> {
     let (height, width) = sift_size(&images, "sift")?;
     let tables = Tables::new();
@@ -55,15 +57,15 @@ pub fn sift<P: Pixel>(images: ArrayView4<'_, P>) -> Result<Array3<f32>, ClassicE
     ))
 }
 
-/// A patch of N x N samples. Each row has one sample of repeated border in front and, after the
-/// samples and the border behind them, room for whole vectors: S >= 8 ceil(N / 8) + 8.
+/// A patch of N x N samples. The border is repeated by one sample at both ends of each row. Unused space
+/// at the end of a row allows loads of whole vectors: S >= 8 ceil(N / 8) + 8.
 struct Patch<const N: usize, const S: usize>([[f32; S]; N]);
 
 type OrientationPatch = Patch<ORIENTATION_PATCH, 32>;
 type DescriptorPatch = Patch<PATCH, 56>;
 
 impl<const N: usize, const S: usize> Patch<N, S> {
-    /// The rows above, at and below `y`, the border repeated.
+    /// Returns the rows above, at and below `y`, with the border repeated.
     fn rows(&self, y: usize) -> [&[f32; S]; 3] {
         [
             &self.0[y.saturating_sub(1)],
@@ -73,7 +75,7 @@ impl<const N: usize, const S: usize> Patch<N, S> {
     }
 }
 
-/// A grey image in 0..=1, its last row and column repeated once, so that the four neighbours of any
+/// A grey image in 0..=1. Its last row and column are repeated once, so that all four neighbours of any
 /// position inside the image exist.
 struct Grey<'a> {
     values: &'a [f32],
@@ -102,16 +104,16 @@ impl<'a> Grey<'a> {
         }
     }
 
-    /// Centres (x, y) of the cells, row-major.
+    /// Iterates over the centres (x, y) of the cells, row-major.
     fn keypoints(&self) -> impl Iterator<Item = (f32, f32)> + use<> {
         let centre = |side: usize| (SIFT_STRIDE / 2..side).step_by(SIFT_STRIDE);
         let columns = centre(self.width);
         centre(self.height).flat_map(move |y| columns.clone().map(move |x| (x as f32, y as f32)))
     }
 
-    /// A patch of the frame at `centre` turned by `angle`, sampled bilinearly with the border
-    /// repeated. kornia turns pixel positions into grid coordinates over W - 1 and back over W,
-    /// which stretches positions by W / (W - 1) and shifts them by half a pixel.
+    /// Samples a patch of the frame at `(x, y)`, rotated by `angle` in radians, bilinearly and with the
+    /// border repeated. kornia converts pixel positions to grid coordinates by W - 1 and back by W, which
+    /// scales positions by W / (W - 1) and shifts them by half a pixel.
     fn patch<const N: usize, const S: usize>(&self, (x, y): (f32, f32), angle: f32) -> Patch<N, S> {
         let (sin, cos) = angle.sin_cos();
         let (sin, cos) = (SCALE * sin, SCALE * cos);
@@ -134,16 +136,16 @@ impl<'a> Grey<'a> {
         patch
     }
 
-    /// Bilinear samples at frame positions.
+    /// Samples bilinearly at frame positions.
     #[inline]
     fn sample(&self, x: f32x8, y: f32x8) -> f32x8 {
-        let pixel = |position: f32x8, side: usize| {
+        let to_pixel = |position: f32x8, side: usize| {
             let stretch = side as f32 / (side - 1) as f32;
-            let at = position * f32x8::splat(stretch) - f32x8::splat(0.5);
-            // In this order a NaN becomes 0, which is an index.
-            at.max(f32x8::ZERO).min(f32x8::splat((side - 1) as f32))
+            let pixel = position * f32x8::splat(stretch) - f32x8::splat(0.5);
+            // In this order a NaN becomes 0, which is a valid index.
+            pixel.max(f32x8::ZERO).min(f32x8::splat((side - 1) as f32))
         };
-        let (x, y) = (pixel(x, self.width), pixel(y, self.height));
+        let (x, y) = (to_pixel(x, self.width), to_pixel(y, self.height));
         let (column, row) = (x.fast_trunc_int(), y.fast_trunc_int());
         let (wx, wy) = (x - column.round_float(), y - row.round_float());
         let (column, row) = (column.to_array(), row.to_array());
@@ -151,8 +153,9 @@ impl<'a> Grey<'a> {
         let stride = self.width + 1;
         let mut corners = [[0.0; 8]; 4];
         for lane in 0..8 {
-            let at = row[lane] as usize * stride + column[lane] as usize;
-            let (upper, lower) = (&self.values[at..at + 2], &self.values[at + stride..]);
+            let index = row[lane] as usize * stride + column[lane] as usize;
+            let upper = &self.values[index..index + 2];
+            let lower = &self.values[index + stride..];
             corners[0][lane] = upper[0];
             corners[1][lane] = upper[1];
             corners[2][lane] = lower[0];
@@ -164,7 +167,7 @@ impl<'a> Grey<'a> {
     }
 }
 
-/// Eight samples of a row from `start`, which counts the border in front.
+/// Loads eight samples of a padded row from index `start`.
 #[inline]
 fn lanes<const S: usize>(row: &[f32; S], start: usize) -> f32x8 {
     let mut lanes = [0.0; 8];
@@ -172,7 +175,7 @@ fn lanes<const S: usize>(row: &[f32; S], start: usize) -> f32x8 {
     f32x8::from(lanes)
 }
 
-/// Windows and weights that every keypoint shares.
+/// Windows and weights that are the same for every keypoint.
 struct Tables {
     orientation_window: [[f32; 24]; ORIENTATION_PATCH],
     smoothing: [f32; 5],
@@ -180,13 +183,13 @@ struct Tables {
     pooling: [Pool; PATCH],
 }
 
-/// The cells that a row or column of the patch is pooled into: `cell` with `here` and the next one
-/// with `next`.
+/// Pooling weights of a row or column of the patch: `weight` for the cell `cell` and `next_weight` for the
+/// cell after it.
 #[derive(Clone, Copy, Default)]
 struct Pool {
     cell: usize,
-    here: f32,
-    next: f32,
+    weight: f32,
+    next_weight: f32,
 }
 
 impl Tables {
@@ -199,27 +202,27 @@ impl Tables {
         }
     }
 
-    /// Angle in radians by which kornia's `LAFOrienter` turns the frame: the peak of a smoothed
-    /// histogram of gradient directions, refined by a parabola.
+    /// Computes the angle in radians by which kornia's `LAFOrienter` rotates the frame: the peak of a
+    /// smoothed histogram of gradient directions, refined by a parabola.
     fn dominant_angle(&self, patch: &OrientationPatch) -> f32 {
         const EPS: f32 = 1e-8;
         let mut histogram = [0.0; ANGLES];
         for (y, window) in self.orientation_window.iter().enumerate() {
             let [above, row, below] = patch.rows(y);
             for start in (0..ORIENTATION_PATCH).step_by(8) {
-                let side = |at: usize| {
-                    lanes(above, at) + f32x8::splat(2.0) * lanes(row, at) + lanes(below, at)
+                let column_sum = |x: usize| {
+                    lanes(above, x) + f32x8::splat(2.0) * lanes(row, x) + lanes(below, x)
                 };
-                let line = |row| {
+                let row_sum = |row| {
                     lanes(row, start)
                         + f32x8::splat(2.0) * lanes(row, start + 1)
                         + lanes(row, start + 2)
                 };
-                let gx = (side(start + 2) - side(start)) * f32x8::splat(1.0 / 8.0);
-                let gy = (line(below) - line(above)) * f32x8::splat(1.0 / 8.0);
+                let gx = (column_sum(start + 2) - column_sum(start)) * f32x8::splat(1.0 / 8.0);
+                let gy = (row_sum(below) - row_sum(above)) * f32x8::splat(1.0 / 8.0);
                 let magnitude = (gx * gx + gy * gy + f32x8::splat(EPS)).sqrt();
                 let magnitude = magnitude * lanes(window, start);
-                // 36 (angle + 3 pi) / (2 pi), of which a whole turn drops out.
+                // 36 (angle + 3 pi) / (2 pi), up to multiples of 36.
                 let position = eighths(gy, gx + f32x8::splat(EPS))
                     * f32x8::splat(ANGLES as f32 / 8.0)
                     + f32x8::splat(18.0);
@@ -232,12 +235,12 @@ impl Tables {
             }
         }
 
-        let at = |bin: usize| {
+        let smoothed = |bin: usize| {
             let taps =
                 (0..5).map(|k| self.smoothing[k] * histogram[(bin + ANGLES + k - 2) % ANGLES]);
             taps.sum::<f32>() / (ORIENTATION_PATCH * ORIENTATION_PATCH) as f32
         };
-        let smooth: [f32; ANGLES] = std::array::from_fn(at);
+        let smooth: [f32; ANGLES] = std::array::from_fn(smoothed);
         let mut peak = 0;
         for bin in 1..ANGLES {
             if smooth[bin] > smooth[peak] {
@@ -257,11 +260,11 @@ impl Tables {
         -(2.0 * PI * (peak as f32 + refine) / ANGLES as f32 - PI)
     }
 
-    /// The descriptor of a patch, `(orientation, row, column)`.
+    /// Computes the descriptor of a patch, laid out as (orientation, row, column).
     fn describe(&self, patch: &DescriptorPatch, token: &mut [f32]) {
         const EPS: f32 = 1e-10;
-        // Pooling is separable: each row of the patch is pooled along x first. One cell more than
-        // there are takes the weight 0 of the last ones' neighbour.
+        // Pooling is separable: each row of the patch is pooled along x first. An additional cell
+        // receives the zero `next_weight` of the last cell.
         let mut cells = [[f32x8::ZERO; CELLS + 1]; CELLS + 1];
         for (y, window) in self.window.iter().enumerate() {
             let [above, row, below] = patch.rows(y);
@@ -277,14 +280,18 @@ impl Tables {
                 for (lane, pool) in self.pooling[start..].iter().take(8).enumerate() {
                     let (bin, next) = (bin[lane] as usize % BINS, (bin[lane] + 1) as usize % BINS);
                     let (lower, upper) = (lower[lane], upper[lane]);
-                    pooled[pool.cell][bin] += pool.here * lower;
-                    pooled[pool.cell][next] += pool.here * upper;
-                    pooled[pool.cell + 1][bin] += pool.next * lower;
-                    pooled[pool.cell + 1][next] += pool.next * upper;
+                    pooled[pool.cell][bin] += pool.weight * lower;
+                    pooled[pool.cell][next] += pool.weight * upper;
+                    pooled[pool.cell + 1][bin] += pool.next_weight * lower;
+                    pooled[pool.cell + 1][next] += pool.next_weight * upper;
                 }
             }
-            let Pool { cell, here, next } = self.pooling[y];
-            for (row, weight) in [(cell, here), (cell + 1, next)] {
+            let Pool {
+                cell,
+                weight,
+                next_weight,
+            } = self.pooling[y];
+            for (row, weight) in [(cell, weight), (cell + 1, next_weight)] {
                 for (sum, v) in cells[row].iter_mut().zip(pooled) {
                     *sum += f32x8::splat(weight) * f32x8::from(v);
                 }
@@ -302,7 +309,7 @@ impl Tables {
     }
 }
 
-/// Votes of eight gradients for their two nearest of some orientation bins.
+/// Votes of eight gradients, each split between its two nearest orientation bins.
 struct Votes {
     bin: [i32; 8],
     lower: [f32; 8],
@@ -322,7 +329,7 @@ impl Votes {
     }
 }
 
-/// A Gaussian window of N x N samples and sum 1, its rows padded with zeros.
+/// A Gaussian window of N x N samples with sum 1 and rows padded with zeros to length S.
 fn gaussian<const N: usize, const S: usize>(sigma: f32) -> [[f32; S]; N] {
     let sigma = f64::from(sigma);
     let centre = (N - 1) as f64 / 2.0;
@@ -338,11 +345,11 @@ fn gaussian<const N: usize, const S: usize>(sigma: f32) -> [[f32; S]; N] {
     std::array::from_fn(|y| std::array::from_fn(|x| weight(y, x)))
 }
 
-/// The discrete Gaussian exp(-t) I_n(t) of variance t = 1.6^2 on five taps, of sum 1, with which
-/// the orientation histogram is smoothed.
+/// Smoothing weights of the orientation histogram: the discrete Gaussian exp(-t) I_n(t) with variance
+/// t = 1.6^2 on five taps, normalised to sum 1.
 fn smoothing() -> [f32; 5] {
     const HALF_VARIANCE: f64 = 1.6 * 1.6 / 2.0;
-    // The modified Bessel function of order n by its power series; exp(-t) cancels in the sum.
+    // The power series of the modified Bessel function of order n; the normalisation cancels exp(-t).
     let bessel = |n: i32| {
         let mut term = (1..=n).fold(1.0, |term, k| term * HALF_VARIANCE / f64::from(k));
         let mut sum = term;
@@ -357,7 +364,8 @@ fn smoothing() -> [f32; 5] {
     taps.map(|tap| (tap / sum) as f32)
 }
 
-/// Triangles of 16 samples, one every 10, the first four samples before the patch.
+/// Triangular pooling windows of 16 samples with stride 10; the first one starts four samples before
+/// the patch.
 fn pooling() -> [Pool; PATCH] {
     const SUPPORT: usize = 16;
     const STRIDE: usize = 10;
@@ -370,19 +378,19 @@ fn pooling() -> [Pool; PATCH] {
         }
     };
     std::array::from_fn(|x| {
-        // The first cell that reaches x, and its neighbour.
+        // The first cell whose window contains x, and the next cell.
         let cell = (x + PAD).saturating_sub(SUPPORT - STRIDE) / STRIDE;
         let cell = cell.min(CELLS - 1);
         let offset = x + PAD - STRIDE * cell;
-        let next = if offset >= STRIDE && cell + 1 < CELLS {
+        let next_weight = if offset >= STRIDE && cell + 1 < CELLS {
             triangle(offset - STRIDE)
         } else {
             0.0
         };
         Pool {
             cell,
-            here: triangle(offset),
-            next,
+            weight: triangle(offset),
+            next_weight,
         }
     })
 }

@@ -1,3 +1,5 @@
+//! Errors of writing and reading a feature cache.
+
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -11,46 +13,46 @@ use super::Features;
 #[derive(Debug, Error)]
 pub enum CacheError {
     /// There is no cache.
-    #[error("{} holds no {}; `{}` makes them", folder.display(), features.noun(), features.command())]
+    #[error("{} contains no {}; `{}` computes them", folder.display(), features.noun(), features.command())]
     Absent {
-        /// Where it was looked for.
+        /// The folder that was searched.
         folder: PathBuf,
-        /// What was wanted.
+        /// The requested features.
         features: Features,
     },
 
-    /// The cache is of something else.
+    /// The cache contains other features than requested.
     #[error(
-        "{} holds other {}: {}; `{}` with another --out makes the right ones, or remove the folder",
-        folder.display(), features.noun(), differences.join(", "), features.command()
+        "{} does not contain the requested {}: {}; run `{}` with another --out, or remove the folder",
+        folder.display(), features.noun(), differences.join("; "), features.command()
     )]
-    Other {
-        /// What was wanted.
+    Mismatch {
+        /// The requested features.
         features: Features,
         /// The cache.
         folder: PathBuf,
-        /// Where it differs from what is wanted.
+        /// How the cache differs from the request.
         differences: Vec<String>,
     },
 
-    /// Making the cache was interrupted.
+    /// Writing the cache was interrupted.
     #[error(
-        "{} is not complete: {written} of {total} shards are there; run `{}` again, it goes on from there",
+        "{} is not complete: {written} of {total} shards are written; run `{}` again to resume",
         folder.display(), features.command()
     )]
     Incomplete {
-        /// What was wanted.
+        /// The requested features.
         features: Features,
         /// The cache.
         folder: PathBuf,
-        /// Shards there are.
+        /// Number of complete shards.
         written: usize,
-        /// Shards there must be.
+        /// Number of shards of the whole cache.
         total: usize,
     },
 
-    /// A file is not what was written.
-    #[error("{} is damaged: {reason}; remove it and run the `runner prepare` that made it again", path.display())]
+    /// A file differs from what was written.
+    #[error("{} is damaged: {reason}; remove it and repeat the `runner prepare` command that wrote it", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -60,68 +62,69 @@ pub enum CacheError {
 
     /// A sample has no features.
     #[error("{} has no {} of sample {sample}: {reason}", folder.display(), features.noun())]
-    Nothing {
-        /// What was wanted.
+    NoFeatures {
+        /// The requested features.
         features: Features,
         /// The cache.
         folder: PathBuf,
-        /// The sample.
+        /// Index of the sample.
         sample: u64,
-        /// Why not.
+        /// Why it has none.
         reason: String,
     },
 
-    /// Features that cannot be stored.
+    /// The features cannot be stored.
     #[error("{model}, sample {sample}: {problem}")]
-    Features {
-        /// What computed them.
+    InvalidFeatures {
+        /// The model that computed them.
         model: String,
-        /// The sample.
+        /// Index of the sample.
         sample: u64,
-        /// What is wrong, and the way out.
+        /// What is wrong and how to fix it.
         problem: String,
     },
 
-    /// Another process writes this cache.
+    /// Another process is writing this cache.
     #[error("another process is writing this cache: {0}")]
     Locked(LockError),
 
-    /// There is less space than the cache needs.
+    /// The disk has less free space than the cache needs.
     #[error(
-        "{} needs {} more, and {} are free; --dtype fp16 halves fp32, and --out chooses another disk",
-        folder.display(), bytes(*needed), bytes(*free)
+        "{} needs {} more, but only {} are free; --dtype fp16 takes half the space of fp32, and --out selects \
+         another disk",
+        folder.display(), format_bytes(*needed), format_bytes(*free)
     )]
-    Space {
+    InsufficientSpace {
         /// The cache.
         folder: PathBuf,
-        /// Bytes that are still to be written.
+        /// Bytes still to be written.
         needed: u64,
-        /// Bytes that are free.
+        /// Free bytes.
         free: u64,
     },
 
     /// The disk is full.
     #[error(
-        "the disk is full: cannot write {}; {written} of {total} shards are complete and stay, so make room \
-         and run the command again", path.display()
+        "the disk is full: cannot write {}; {written} of {total} shards are complete and kept; make room and run \
+         the command again", path.display()
     )]
     DiskFull {
         /// The file that did not fit.
         path: PathBuf,
-        /// Shards there are.
+        /// Number of complete shards.
         written: usize,
-        /// Shards there will be.
+        /// Number of shards of the whole cache.
         total: usize,
     },
 
-    /// The file system refused.
+    /// The file system returned an error.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// What was tried.
+        /// The operation that failed.
         action: &'static str,
-        /// With which file.
+        /// The file or folder.
         path: PathBuf,
-        /// The system's reason.
+        /// The error of the operating system.
         source: io::Error,
     },
 
@@ -148,8 +151,8 @@ impl From<LockError> for CacheError {
 }
 
 impl CacheError {
-    /// Whether a file is missing, cut short or changed. Any other error, such as one of the disk or of permissions, says
-    /// nothing of the file.
+    /// Whether the error means that a file is missing, truncated or changed. Any other error, such as a disk or
+    /// permission error, says nothing about the file's content.
     pub(super) fn is_damage(&self) -> bool {
         match self {
             Self::Damaged { .. } => true,
@@ -167,8 +170,8 @@ impl CacheError {
     }
 }
 
-/// A size for people.
-fn bytes(count: u64) -> String {
+/// Formats a size for messages.
+fn format_bytes(count: u64) -> String {
     match count {
         0..1_000_000_000 => format!("{:.1} MB", count as f64 / 1e6),
         _ => format!("{:.1} GB", count as f64 / 1e9),

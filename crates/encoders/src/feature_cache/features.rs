@@ -1,9 +1,11 @@
+//! The kinds of features that a cache stores, and moments laid out as tokens.
+
 use serde::{Deserialize, Serialize};
 use tch::{TchError, Tensor};
 
 use crate::{Grid, Tokens};
 
-/// What a cache holds of each image.
+/// Kind of the features that a cache stores for each image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Features {
@@ -15,7 +17,7 @@ pub enum Features {
 }
 
 impl Features {
-    /// For messages and file names.
+    /// Plural noun for messages and file names.
     pub fn noun(self) -> &'static str {
         match self {
             Self::Tokens => "tokens",
@@ -23,7 +25,7 @@ impl Features {
         }
     }
 
-    /// What computes them.
+    /// Kind of the model that computes them.
     pub fn model(self) -> &'static str {
         match self {
             Self::Tokens => "encoder",
@@ -31,7 +33,7 @@ impl Features {
         }
     }
 
-    /// The command that stores them.
+    /// Command that computes and stores them.
     pub fn command(self) -> &'static str {
         match self {
             Self::Tokens => "runner prepare features",
@@ -40,7 +42,7 @@ impl Features {
     }
 }
 
-/// Moments `[B, 2 C, h, w]` as a cache stores them, `[B, h w, 2 C]`.
+/// Converts moments `[B, 2 C, h, w]` to the stored layout, patch tokens `[B, h w, 2 C]`.
 pub(super) fn tokens_of(moments: &Tensor) -> Result<Tokens, TchError> {
     Ok(Tokens {
         patch: moments.f_flatten(2, 3)?.f_transpose(1, 2)?,
@@ -48,7 +50,7 @@ pub(super) fn tokens_of(moments: &Tensor) -> Result<Tokens, TchError> {
     })
 }
 
-/// The other way round.
+/// Inverse of [`tokens_of`]: converts patch tokens `[B, h w, 2 C]` to moments `[B, 2 C, h, w]`.
 pub(super) fn moments_of(tokens: &Tokens, grid: Grid) -> Result<Tensor, TchError> {
     let (height, width) = (grid.height as i64, grid.width as i64);
     tokens

@@ -1,27 +1,27 @@
-//! Features of a whole data set, computed once and kept on the disk: an encoder's tokens, or the
-//! moments of an autoencoder's posterior.
+//! A cache of features on disk, computed once for a whole data set: the tokens of an encoder, or
+//! the moments of an autoencoder's posterior.
 //!
-//! A cache is a folder: `cache.json` says what the features are of (its [`CacheKey`]) and how they
-//! are stored ([`CacheLayout`]), and they are in shards `tokens-NNNNN.safetensors` or
-//! `moments-NNNNN.safetensors`, which repeat it in their headers. A [`CacheWriter`] fills the
-//! folder shard by shard and goes on where an earlier one stopped. A [`FeatureCache`] maps the
-//! shards into memory and gives the features of a batch; it refuses a folder that was made from
-//! another encoder file or another data set.
+//! A cache is a folder. Its `cache.json` describes the source of the features ([`CacheKey`]) and
+//! their storage format ([`CacheLayout`]). The features are in shards
+//! `tokens-NNNNN.safetensors` or `moments-NNNNN.safetensors`, which repeat this description in
+//! their headers. A [`CacheWriter`] writes the folder shard by shard and resumes an interrupted
+//! cache. A [`FeatureCache`] maps the shards into memory and returns the features of a batch; it
+//! refuses a folder that was computed from another encoder file or another data set.
 //!
-//! Moments `[2 C, h, w]` are stored as `h w` patch tokens of width `2 C`: the mean of a latent
-//! pixel, then its standard deviation.
+//! Moments `[2 C, h, w]` are stored as `h w` patch tokens of width `2 C`: the means of a latent
+//! pixel, then its standard deviations.
 //!
-//! Each row, the tokens of one image, carries a CRC-32 that is checked when the row is first read.
-//! A shard must not be changed in place while it is mapped: a file that is cut short under a
-//! running program ends that program.
+//! Each row, the tokens of one variant of one image, has a CRC-32 that is checked when the row is
+//! first read. A shard must not be modified in place while it is mapped: truncating the file
+//! terminates the program that has mapped it.
 //!
-//! # A shard
+//! # Tensors of a shard
 //!
 //! | tensor | dtype | shape |
 //! | --- | --- | --- |
-//! | `patch` | the layout's | `[N, V, T, D]`: samples, variants (as it is; mirrored), patch tokens |
-//! | `class` | the layout's | `[N, V, D]`, where the encoder has a class token |
-//! | `crc32` | i64 | `[N, V]`: of the row's bytes in `patch`, then in `class` |
+//! | `patch` | [`CacheLayout::stored`] | `[N, V, T, D]`: samples, variants (unchanged, mirrored), patch tokens |
+//! | `class` | [`CacheLayout::stored`] | `[N, V, D]`, if the encoder has a class token |
+//! | `crc32` | i64 | `[N, V]`: checksum of the row's bytes in `patch`, then in `class` |
 //! | `present` | u8 | `[N]`: 0 for a sample that could not be read |
 
 mod error;
@@ -44,22 +44,22 @@ pub use features::Features;
 pub use reader::FeatureCache;
 pub use writer::{CacheWriter, Rows};
 
-/// What the features of a cache are of. Two caches with the same key hold the same features, but
-/// for rounding.
+/// Source of the features of a cache. Two caches with the same key contain the same features up to
+/// rounding.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CacheKey {
-    /// What they are.
+    /// Kind of the features.
     #[serde(default)]
     pub features: Features,
-    /// The encoder's name, or the autoencoder's layout.
+    /// Name of the encoder, or layout of the autoencoder.
     pub encoder: String,
-    /// Which one that is: [`Registry::identity`](crate::Registry::identity), the SHA-256 of its
-    /// file.
+    /// Identity of that model, such as the SHA-256 of its file; see
+    /// [`Registry::identity`](crate::Registry::identity).
     pub identity: String,
-    /// What the encoder computed in.
+    /// Precision in which the model computed the features.
     pub precision: Precision,
-    /// From bytes to the network's input.
+    /// Conversion from image bytes to the network's input.
     pub preprocessing: Preprocessing,
     /// Side of the network's input in pixels.
     pub input_size: i64,
@@ -67,14 +67,14 @@ pub struct CacheKey {
     pub data: String,
     /// Number of samples in the data set.
     pub samples: u64,
-    /// Side in pixels to which the images were cropped and resized.
+    /// Side in pixels of the images after cropping and resizing.
     pub resolution: u32,
-    /// What showed through transparent pixels.
+    /// Background behind transparent pixels.
     pub background: String,
 }
 
 impl CacheKey {
-    /// The part that an encoder determines; the rest is empty.
+    /// Creates a key whose encoder fields are filled in; the fields of the data are empty or zero.
     pub fn of_encoder(spec: &EncoderSpec, identity: String, precision: Precision) -> Self {
         Self {
             features: Features::Tokens,
@@ -90,8 +90,8 @@ impl CacheKey {
         }
     }
 
-    /// The part that an autoencoder of `layout` determines, for images of `resolution` pixels;
-    /// the rest is empty.
+    /// Creates a key whose autoencoder fields are filled in, for an autoencoder of `layout` and images
+    /// of `resolution` pixels; the other fields of the data are empty or zero.
     pub fn of_autoencoder(layout: String, identity: String, resolution: u32) -> Self {
         Self {
             features: Features::Moments,
@@ -107,16 +107,16 @@ impl CacheKey {
         }
     }
 
-    /// Where `self`, a cache's, differs from what is `wanted`, in words.
+    /// Describes how `self`, the key of a cache, differs from the key `wanted`.
     fn differences(&self, wanted: &Self) -> Vec<String> {
         let mut found = Vec::new();
         let mut compare = |what: &str, cached: String, wanted: String| {
             if cached != wanted {
-                found.push(format!("{what} is {cached} there and {wanted} here"));
+                found.push(format!("{what} is {cached}, expected {wanted}"));
             }
         };
-        let [noun, there] = [wanted, self].map(|key| key.features.noun().to_owned());
-        compare("what it holds", there, noun);
+        let [cached, noun] = [self, wanted].map(|key| key.features.noun().to_owned());
+        compare("the kind of features", cached, noun);
         let model = wanted.features.model();
         compare(
             &format!("the {model}"),
@@ -167,7 +167,7 @@ impl CacheKey {
     }
 }
 
-/// How the tokens of a cache are stored.
+/// Storage format of the tokens of a cache.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CacheLayout {
@@ -175,20 +175,20 @@ pub struct CacheLayout {
     pub grid: Grid,
     /// Width of a token, `D`.
     pub width: usize,
-    /// Whether class tokens are there too.
+    /// Whether class tokens are stored.
     pub class_token: bool,
     /// Dtype of the stored tokens.
     pub stored: Precision,
-    /// Whether the tokens of the mirrored images are there too.
+    /// Whether the tokens of the mirrored images are stored too.
     pub mirrored: bool,
-    /// Where the encoder ran: `cpu` or `cuda`.
+    /// Device that the encoder ran on: `cpu` or `cuda`.
     pub device: String,
-    /// Samples in a shard; the last one may have fewer.
+    /// Samples per shard; the last shard may have fewer.
     pub shard_samples: u64,
 }
 
 impl CacheLayout {
-    /// The layout for an encoder's tokens, in shards of about `shard_bytes`.
+    /// Creates the layout for an encoder's tokens, in shards of about `shard_bytes` bytes.
     pub fn of_encoder(
         spec: &EncoderSpec,
         stored: Precision,
@@ -205,10 +205,11 @@ impl CacheLayout {
             device: device.to_owned(),
             shard_samples: 1,
         };
-        layout.in_shards_of(shard_bytes)
+        layout.with_shard_bytes(shard_bytes)
     }
 
-    /// The layout for the moments of latents `[C, h, w]`, in shards of about `shard_bytes`.
+    /// Creates the layout for the moments of latents `[C, h, w]`, in shards of about `shard_bytes`
+    /// bytes.
     pub fn of_moments(
         [channels, height, width]: [usize; 3],
         stored: Precision,
@@ -225,18 +226,18 @@ impl CacheLayout {
             device: device.to_owned(),
             shard_samples: 1,
         };
-        layout.in_shards_of(shard_bytes)
+        layout.with_shard_bytes(shard_bytes)
     }
 
-    fn in_shards_of(self, shard_bytes: u64) -> Self {
-        let sample = self.row_bytes() as u64 * self.variants();
+    fn with_shard_bytes(self, shard_bytes: u64) -> Self {
+        let sample_bytes = self.row_bytes() as u64 * self.variants();
         Self {
-            shard_samples: (shard_bytes / sample.max(1)).max(1),
+            shard_samples: (shard_bytes / sample_bytes.max(1)).max(1),
             ..self
         }
     }
 
-    /// Stored variants of an image: as it is, and mirrored where that is stored too.
+    /// Number of stored variants of an image: 2 if the mirrored image is stored too, else 1.
     pub fn variants(&self) -> u64 {
         if self.mirrored { 2 } else { 1 }
     }
@@ -252,28 +253,28 @@ impl CacheLayout {
         }
     }
 
-    /// Bytes of one variant of one image.
+    /// Size in bytes of one variant of one image.
     pub fn row_bytes(&self) -> usize {
         self.patch_bytes() + self.class_bytes()
     }
 }
 
-/// What `cache.json` says, and each shard repeats.
+/// Contents of `cache.json`, which each shard repeats in its header.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Contents {
     format: u32,
-    /// What the tokens are of.
+    /// Source of the features.
     pub key: CacheKey,
-    /// How they are stored.
+    /// Storage format of the features.
     pub layout: CacheLayout,
 }
 
 const FORMAT: u32 = 1;
-const CONTENTS: &str = "cache.json";
+const CONTENTS_FILE: &str = "cache.json";
 
 impl Contents {
-    /// A description of tokens that are about to be stored.
+    /// Describes a cache that is about to be written.
     pub fn new(key: CacheKey, layout: CacheLayout) -> Self {
         Self {
             format: FORMAT,
@@ -282,12 +283,12 @@ impl Contents {
         }
     }
 
-    /// What the cache in `folder` says of itself; `None` if there is none.
+    /// Reads the description of the cache in `folder`; `None` if there is no cache.
     ///
     /// # Errors
-    /// `cache.json` cannot be read, or is not one of this version.
+    /// `cache.json` cannot be read, is invalid, or has another format version.
     pub fn read(folder: &Path) -> Result<Option<Self>, CacheError> {
-        let path = folder.join(CONTENTS);
+        let path = folder.join(CONTENTS_FILE);
         let text = match fs::read(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -306,16 +307,16 @@ impl Contents {
         if contents.format != FORMAT {
             let found = contents.format;
             return Err(damaged(format!(
-                "it is of format {found}, this program reads {FORMAT}"
+                "its format is {found}, this program reads format {FORMAT}"
             )));
         }
         if contents.layout.shard_samples == 0 || contents.layout.row_bytes() == 0 {
-            return Err(damaged("it describes no tokens".to_owned()));
+            return Err(damaged("it describes empty shards or tokens".to_owned()));
         }
         Ok(Some(contents))
     }
 
-    /// Samples of each shard.
+    /// Iterates over the shards; each item is the range of samples of one shard.
     fn shards(&self) -> impl Iterator<Item = Range<u64>> + use<> {
         let (samples, step) = (self.key.samples, self.layout.shard_samples);
         (0..samples.div_ceil(step)).map(move |index| {
@@ -324,20 +325,21 @@ impl Contents {
         })
     }
 
-    /// Bytes of the tokens of so many samples.
+    /// Size in bytes of the features of `samples` samples.
     pub fn bytes(&self, samples: u64) -> u64 {
         samples * self.layout.variants() * self.layout.row_bytes() as u64
     }
 
-    /// Samples of the shards that are not in `folder`, or not whole, a range each.
+    /// Returns the sample ranges of the shards that are missing from `folder` or damaged, one range
+    /// per shard.
     ///
     /// # Errors
-    /// A shard is there and cannot be read, which says nothing about whether it is whole.
+    /// A shard exists but cannot be read, so that it is unknown whether it is complete.
     pub fn missing(&self, folder: &Path) -> Result<Vec<Range<u64>>, CacheError> {
         let mut missing = Vec::new();
         for samples in self.shards() {
             let path = shard::path(folder, self, &samples);
-            match shard::Parts::read(&path, self, &samples) {
+            match shard::Offsets::read(&path, self, &samples) {
                 Ok(_) => {}
                 Err(error) if error.is_damage() => missing.push(samples),
                 Err(error) => return Err(error),
@@ -346,15 +348,15 @@ impl Contents {
         Ok(missing)
     }
 
-    /// How many shards there are, and how many of them are written in `folder`.
+    /// Returns the number of shards of the whole cache and the number that are written in `folder`.
     fn progress(&self, folder: &Path) -> Result<(usize, usize), CacheError> {
         let total = self.shards().count();
         Ok((total, total - self.missing(folder)?.len()))
     }
 }
 
-/// The folder of an encoder's cache below `root`: `root/NAME`, or `root/NAME@512` for images of
-/// 512 pixels.
+/// Returns the folder of an encoder's cache below `root`: `root/NAME`, or `root/NAME@512` for images
+/// of 512 pixels.
 pub fn folder_of(root: &Path, encoder: &str, resolution: u32) -> PathBuf {
     match resolution {
         ..=256 => root.join(encoder),

@@ -1,9 +1,11 @@
+//! Reads the features of a complete cache.
+
 use std::path::{Path, PathBuf};
 
 use tch::{Device, Kind, Tensor};
 
 use super::features::moments_of;
-use super::shard::{self, Mapped};
+use super::shard::{self, MappedShard};
 use super::{CacheError, CacheKey, CacheLayout, Contents};
 use crate::Tokens;
 
@@ -12,18 +14,18 @@ use crate::Tokens;
 pub struct FeatureCache {
     folder: PathBuf,
     contents: Contents,
-    shards: Vec<Mapped>,
-    /// Whether a row's checksum was found right, by shard.
+    shards: Vec<MappedShard>,
+    /// For each shard and row: whether the checksum was verified.
     checked: Vec<Vec<bool>>,
-    row: Vec<u8>,
+    row_buffer: Vec<u8>,
 }
 
 impl FeatureCache {
-    /// Opens the cache in `folder`, which must be of `key`, and hold the mirrored images if
-    /// `mirrored`.
+    /// Opens the cache in `folder`. Its key must equal `key`, and it must contain the mirrored images
+    /// if `mirrored`.
     ///
     /// # Errors
-    /// There is no cache, it is of something else, it is not complete, or a shard is damaged.
+    /// There is no cache, its key differs, it is not complete, or a shard is damaged.
     pub fn open(folder: &Path, key: &CacheKey, mirrored: bool) -> Result<Self, CacheError> {
         let contents = Contents::read(folder)?;
         let contents = contents.ok_or_else(|| CacheError::Absent {
@@ -38,7 +40,7 @@ impl FeatureCache {
             ));
         }
         if !differences.is_empty() {
-            return Err(CacheError::Other {
+            return Err(CacheError::Mismatch {
                 features: key.features,
                 folder: folder.to_owned(),
                 differences,
@@ -47,10 +49,10 @@ impl FeatureCache {
         let mut shards = Vec::new();
         for samples in contents.shards() {
             let path = shard::path(folder, &contents, &samples);
-            let is_there = path
+            let exists = path
                 .try_exists()
                 .map_err(|source| CacheError::io("read", &path, source))?;
-            if !is_there {
+            if !exists {
                 let (total, written) = contents.progress(folder)?;
                 return Err(CacheError::Incomplete {
                     features: key.features,
@@ -59,7 +61,7 @@ impl FeatureCache {
                     total,
                 });
             }
-            shards.push(Mapped::open(path, &contents, &samples)?);
+            shards.push(MappedShard::open(path, &contents, &samples)?);
         }
         Ok(Self {
             folder: folder.to_owned(),
@@ -67,27 +69,28 @@ impl FeatureCache {
                 .iter()
                 .map(|shard| vec![false; shard.crc32.len()])
                 .collect(),
-            row: Vec::new(),
+            row_buffer: Vec::new(),
             contents,
             shards,
         })
     }
 
-    /// How the tokens are stored.
+    /// Storage format of the features.
     pub fn layout(&self) -> &CacheLayout {
         &self.contents.layout
     }
 
-    /// What the tokens are of.
+    /// Source of the features.
     pub fn key(&self) -> &CacheKey {
         &self.contents.key
     }
 
-    /// Tokens of the samples `ids`, mirrored where `mirrored` says so: what the encoder gives for
-    /// those images, rounded to the dtype that they are stored in.
+    /// Returns the tokens of the samples `ids`, float32 on `device`: the encoder's tokens rounded to
+    /// the stored dtype. `mirrored` selects the mirrored image for each sample; a missing entry
+    /// means false.
     ///
     /// # Errors
-    /// A sample that is not in the cache, or whose checksum is wrong; the device has no memory.
+    /// A sample is not in the cache, its checksum is wrong, or the device runs out of memory.
     pub fn tokens(
         &mut self,
         ids: &[u64],
@@ -98,8 +101,8 @@ impl FeatureCache {
         let mut class = Vec::new();
         for (index, &sample) in ids.iter().enumerate() {
             let mirrored = mirrored.get(index).copied().unwrap_or(false);
-            let (shard, row) = self.find(sample, mirrored)?;
-            self.check(shard, row, sample)?;
+            let (shard, row) = self.locate(sample, mirrored)?;
+            self.verify_checksum(shard, row, sample)?;
             let shard = &self.shards[shard];
             patch.push(shard.patch.f_select(0, row as i64)?);
             if let Some(tokens) = &shard.class {
@@ -120,8 +123,8 @@ impl FeatureCache {
         })
     }
 
-    /// Moments `[B, 2 C, h, w]` of the samples `ids`, mean and standard deviation, as
-    /// [`tokens`](Self::tokens) gives tokens.
+    /// Returns the moments `[B, 2 C, h, w]` of the samples `ids`, means and standard deviations; see
+    /// [`tokens`](Self::tokens).
     ///
     /// # Errors
     /// As [`tokens`](Self::tokens).
@@ -135,9 +138,9 @@ impl FeatureCache {
         Ok(moments_of(&tokens, self.contents.layout.grid)?)
     }
 
-    /// Shard and row of a sample.
-    fn find(&self, sample: u64, mirrored: bool) -> Result<(usize, usize), CacheError> {
-        let none = |reason: &str| CacheError::Nothing {
+    /// Returns the shard of a sample and the row of its variant in that shard.
+    fn locate(&self, sample: u64, mirrored: bool) -> Result<(usize, usize), CacheError> {
+        let no_features = |reason: &str| CacheError::NoFeatures {
             features: self.contents.key.features,
             folder: self.folder.clone(),
             sample,
@@ -145,26 +148,28 @@ impl FeatureCache {
         };
         let layout = &self.contents.layout;
         let shard = (sample / layout.shard_samples) as usize;
-        let at = (sample % layout.shard_samples) as usize;
+        let index = (sample % layout.shard_samples) as usize;
         match self
             .shards
             .get(shard)
-            .and_then(|shard| shard.present.get(at))
+            .and_then(|shard| shard.present.get(index))
         {
-            None => Err(none("it has fewer samples")),
-            Some(0) => Err(none("it could not be read when the cache was made")),
+            None => Err(no_features("it has fewer samples")),
+            Some(0) => Err(no_features(
+                "it could not be read when the cache was written",
+            )),
             Some(_) if mirrored && !layout.mirrored => {
-                Err(none("only images that are not mirrored are in it"))
+                Err(no_features("it does not contain mirrored images"))
             }
             Some(_) => Ok((
                 shard,
-                at * layout.variants() as usize + usize::from(mirrored),
+                index * layout.variants() as usize + usize::from(mirrored),
             )),
         }
     }
 
-    /// Checks a row's checksum when it is first read.
-    fn check(&mut self, shard: usize, row: usize, sample: u64) -> Result<(), CacheError> {
+    /// Verifies the checksum of a row when it is first read.
+    fn verify_checksum(&mut self, shard: usize, row: usize, sample: u64) -> Result<(), CacheError> {
         if self.checked[shard][row] {
             return Ok(());
         }
@@ -172,11 +177,12 @@ impl FeatureCache {
         let mut sum = crc32fast::Hasher::new();
         for tokens in [Some(&mapped.patch), mapped.class.as_ref()] {
             let Some(tokens) = tokens else { continue };
-            let one = tokens.f_select(0, row as i64)?;
-            let numel = one.numel();
-            self.row.resize(numel * one.kind().elt_size_in_bytes(), 0);
-            one.f_copy_data_u8(&mut self.row, numel)?;
-            sum.update(&self.row);
+            let values = tokens.f_select(0, row as i64)?;
+            let numel = values.numel();
+            self.row_buffer
+                .resize(numel * values.kind().elt_size_in_bytes(), 0);
+            values.f_copy_data_u8(&mut self.row_buffer, numel)?;
+            sum.update(&self.row_buffer);
         }
         if i64::from(sum.finalize()) != mapped.crc32[row] {
             return Err(CacheError::Damaged {

@@ -1,4 +1,4 @@
-//! One file of a cache: a safetensors file whose header repeats what the cache is of.
+//! A shard, one file of a cache: a safetensors file whose header repeats the description of the cache.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -15,39 +15,39 @@ use tch::{Device, Kind, Tensor};
 use super::{CacheError, CacheLayout, Contents};
 use crate::Precision;
 
-/// Key of a safetensors header's own entries.
-const METADATA: &str = "cache";
-/// A header has some 2 kB; more than this is no header of ours.
-const MOST_HEADER_BYTES: u64 = 1 << 20;
+/// Key of [`Header`] in the metadata of the safetensors file.
+const METADATA_KEY: &str = "cache";
+/// Largest accepted header. The headers that this module writes have about 2 kB.
+const MAX_HEADER_BYTES: u64 = 1 << 20;
 
-/// In the header of a shard.
+/// Description of a shard in its header.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Header {
     /// Index of the first sample.
     first: u64,
-    /// What the whole cache is.
+    /// Description of the whole cache.
     contents: Contents,
 }
 
-/// A shard's file.
+/// Returns the path of the shard that contains `samples`.
 pub(super) fn path(folder: &Path, contents: &Contents, samples: &Range<u64>) -> PathBuf {
     let index = samples.start / contents.layout.shard_samples;
     let noun = contents.key.features.noun();
     folder.join(format!("{noun}-{index:05}.safetensors"))
 }
 
-/// A shard that is written somewhere: its tensors' bytes.
+/// The bytes of the tensors of a shard that is being filled.
 #[derive(Debug)]
-pub(super) struct Buffers {
+pub(super) struct ShardBuffers {
     pub(super) patch: Vec<u8>,
     pub(super) class: Vec<u8>,
     pub(super) crc32: Vec<u32>,
     pub(super) present: Vec<u8>,
 }
 
-impl Buffers {
-    /// All rows absent.
+impl ShardBuffers {
+    /// Creates zeroed buffers for `count` samples, all of them marked as absent.
     pub(super) fn new(layout: &CacheLayout, count: usize) -> Self {
         let rows = count * layout.variants() as usize;
         Self {
@@ -58,7 +58,7 @@ impl Buffers {
         }
     }
 
-    /// Writes the shard. It appears complete or not at all.
+    /// Writes the shard atomically: its file appears complete or not at all.
     pub(super) fn write(
         &self,
         folder: &Path,
@@ -107,7 +107,7 @@ impl Buffers {
             first: samples.start,
             contents: contents.clone(),
         })?;
-        let metadata = HashMap::from([(METADATA.to_owned(), header)]);
+        let metadata = HashMap::from([(METADATA_KEY.to_owned(), header)]);
         serialize_to_file(views, Some(metadata), path).map_err(failed)
     }
 }
@@ -120,9 +120,9 @@ fn dtype(precision: Precision) -> Dtype {
     }
 }
 
-/// Where a shard's parts are in its file, in bytes.
+/// Byte ranges of the tensors of a shard in its file.
 #[derive(Debug)]
-pub(super) struct Parts {
+pub(super) struct Offsets {
     length: u64,
     patch: Range<u64>,
     class: Option<Range<u64>>,
@@ -130,8 +130,8 @@ pub(super) struct Parts {
     present: Range<u64>,
 }
 
-impl Parts {
-    /// Reads the header of a shard's file and checks it, without its tokens.
+impl Offsets {
+    /// Reads and checks the header of a shard's file, without reading its tokens.
     pub(super) fn read(
         path: &Path,
         contents: &Contents,
@@ -144,37 +144,35 @@ impl Parts {
         };
         let mut file = File::open(path).map_err(io)?;
         let length = file.metadata().map_err(io)?.len();
-        let cut_short = |error: io::Error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => {
-                damaged(format!("it is cut short, {length} bytes long"))
-            }
+        let truncated = |error: io::Error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => damaged(format!("it is truncated to {length} bytes")),
             _ => io(error),
         };
         let mut head = vec![0; 8];
-        file.read_exact(&mut head).map_err(cut_short)?;
+        file.read_exact(&mut head).map_err(truncated)?;
         let header_bytes = head
             .iter()
             .rev()
             .fold(0, |sum, &byte| sum << 8 | u64::from(byte));
-        if header_bytes > MOST_HEADER_BYTES {
-            return Err(damaged("it is no safetensors file".to_owned()));
+        if header_bytes > MAX_HEADER_BYTES {
+            return Err(damaged("it is not a safetensors file".to_owned()));
         }
         head.resize(8 + header_bytes as usize, 0);
-        file.read_exact(&mut head[8..]).map_err(cut_short)?;
+        file.read_exact(&mut head[8..]).map_err(truncated)?;
         let metadata: Metadata = serde_json::from_slice(&head[8..])
-            .map_err(|error| damaged(format!("it is no safetensors file: {error}")))?;
+            .map_err(|error| damaged(format!("it is not a safetensors file: {error}")))?;
         let header: Header = metadata
             .metadata()
             .as_ref()
-            .and_then(|entries| serde_json::from_str(entries.get(METADATA)?).ok())
-            .ok_or_else(|| damaged("its header says nothing of a cache".to_owned()))?;
+            .and_then(|entries| serde_json::from_str(entries.get(METADATA_KEY)?).ok())
+            .ok_or_else(|| damaged("its header does not describe a cache".to_owned()))?;
         if header.first != samples.start || header.contents != *contents {
             return Err(damaged("it is a shard of another cache".to_owned()));
         }
         let start = 8 + header_bytes;
         if length != start + metadata.data_len() as u64 {
             return Err(damaged(format!(
-                "it is {length} bytes long, its header says {}",
+                "it is {length} bytes long, but its header requires {}",
                 start + metadata.data_len() as u64
             )));
         }
@@ -182,10 +180,14 @@ impl Parts {
         let count = (samples.end - samples.start) as usize;
         let rows = count * layout.variants() as usize;
         let part = |name: &str, bytes: usize| {
-            place(&metadata, name)
+            data_range(&metadata, name)
                 .filter(|range| range.len() == bytes)
                 .map(|range| start + range.start as u64..start + range.end as u64)
-                .ok_or_else(|| damaged(format!("its `{name}` is not what its header says")))
+                .ok_or_else(|| {
+                    damaged(format!(
+                        "its tensor `{name}` is missing or has the wrong size"
+                    ))
+                })
         };
         let class = match layout.class_token {
             true => Some(part("class", rows * layout.class_bytes())?),
@@ -201,14 +203,14 @@ impl Parts {
     }
 }
 
-fn place(metadata: &Metadata, name: &str) -> Option<Range<usize>> {
+fn data_range(metadata: &Metadata, name: &str) -> Option<Range<usize>> {
     let (start, end) = metadata.info(name)?.data_offsets;
     Some(start..end)
 }
 
-/// A shard that is read: its tokens are mapped into memory.
+/// A shard for reading, whose tokens are mapped into memory.
 #[derive(Debug)]
-pub(super) struct Mapped {
+pub(super) struct MappedShard {
     pub(super) path: PathBuf,
     /// `[N * V, T, D]`.
     pub(super) patch: Tensor,
@@ -218,13 +220,13 @@ pub(super) struct Mapped {
     pub(super) present: Vec<u8>,
 }
 
-impl Mapped {
+impl MappedShard {
     pub(super) fn open(
         path: PathBuf,
         contents: &Contents,
         samples: &Range<u64>,
     ) -> Result<Self, CacheError> {
-        let parts = Parts::read(&path, contents, samples)?;
+        let offsets = Offsets::read(&path, contents, samples)?;
         let mut file = File::open(&path).map_err(|source| CacheError::io("read", &path, source))?;
         let mut bytes = |range: &Range<u64>| {
             let mut bytes = vec![0; (range.end - range.start) as usize];
@@ -233,16 +235,16 @@ impl Mapped {
                 .map_err(|source| CacheError::io("read", &path, source))?;
             Ok::<_, CacheError>(bytes)
         };
-        let sums = bytes(&parts.crc32)?;
+        let sums = bytes(&offsets.crc32)?;
         let (sums, _) = sums.as_chunks::<8>();
         let crc32 = sums.iter().map(|sum| i64::from_le_bytes(*sum)).collect();
-        let present = bytes(&parts.present)?;
+        let present = bytes(&offsets.present)?;
 
         let name = path.to_str().ok_or_else(|| {
             let problem = "the path must be UTF-8";
             CacheError::io("map", &path, io::Error::other(problem))
         })?;
-        let length = parts.length as i64;
+        let length = offsets.length as i64;
         let whole = Tensor::f_from_file(name, false, length, (Kind::Uint8, Device::Cpu))?;
         let layout = &contents.layout;
         let (tokens, width) = (layout.grid.tokens() as i64, layout.width as i64);
@@ -254,8 +256,8 @@ impl Mapped {
                 .f_view(shape)
         };
         Ok(Self {
-            patch: view(&parts.patch, &[-1, tokens, width])?,
-            class: match &parts.class {
+            patch: view(&offsets.patch, &[-1, tokens, width])?,
+            class: match &offsets.class {
                 Some(range) => Some(view(range, &[-1, width])?),
                 None => None,
             },

@@ -1,3 +1,5 @@
+//! Writes a cache shard by shard.
+
 use std::fs;
 use std::io::{self, Write};
 use std::ops::Range;
@@ -7,11 +9,11 @@ use files::{LeftoverScope, Lock};
 use tch::{Device, Tensor};
 
 use super::features::tokens_of;
-use super::shard::Buffers;
-use super::{CONTENTS, CacheError, CacheKey, CacheLayout, Contents, Features};
+use super::shard::ShardBuffers;
+use super::{CONTENTS_FILE, CacheError, CacheKey, CacheLayout, Contents, Features};
 use crate::Tokens;
 
-/// Fills a cache, shard by shard. Only one process can write a cache at a time.
+/// Writes a cache shard by shard. Only one process can write a cache at a time.
 ///
 /// ```
 /// use encoders::feature_cache::{CacheKey, CacheLayout, CacheWriter, FeatureCache};
@@ -53,11 +55,11 @@ pub struct CacheWriter {
 }
 
 impl CacheWriter {
-    /// Starts a cache in `folder`, or goes on with the one that is there.
+    /// Starts a cache in `folder`, or resumes the existing one.
     ///
     /// # Errors
-    /// The folder holds a cache of something else or of another layout, another process writes it,
-    /// or it cannot be written.
+    /// The folder contains a cache with another key or layout, another process is writing it, or it
+    /// cannot be written.
     pub fn open(folder: &Path, key: CacheKey, layout: CacheLayout) -> Result<Self, CacheError> {
         fs::create_dir_all(folder).map_err(|source| CacheError::io("create", folder, source))?;
         let lock = Lock::take(&folder.join(".lock"))?;
@@ -67,18 +69,17 @@ impl CacheWriter {
         match Contents::read(folder)? {
             Some(found) => {
                 let mut differences = found.key.differences(&contents.key);
-                // An earlier run may have chosen another size of shards, which is no reason to
-                // throw them away.
+                // An earlier run may have used another shard size. Its shards remain valid.
                 contents.layout.shard_samples = found.layout.shard_samples;
                 if found.layout != contents.layout {
                     differences.push(format!(
-                        "they are stored as {} there and {} here",
-                        described(&found.layout),
-                        described(&contents.layout)
+                        "they are stored as {}, expected {}",
+                        describe(&found.layout),
+                        describe(&contents.layout)
                     ));
                 }
                 if !differences.is_empty() {
-                    return Err(CacheError::Other {
+                    return Err(CacheError::Mismatch {
                         features: contents.key.features,
                         folder: folder.to_owned(),
                         differences,
@@ -94,36 +95,38 @@ impl CacheWriter {
         })
     }
 
-    /// What the cache is of.
+    /// Description of the cache.
     pub fn contents(&self) -> &Contents {
         &self.contents
     }
 
-    /// Samples of the shards that are still to be written, a range each. A shard that is damaged
-    /// is among them.
+    /// Returns the sample ranges of the shards still to be written, one range per shard. Damaged
+    /// shards are included.
     ///
     /// # Errors
-    /// A shard is there and cannot be read.
+    /// A shard exists but cannot be read.
     pub fn missing(&self) -> Result<Vec<Range<u64>>, CacheError> {
         self.contents.missing(&self.folder)
     }
 
-    /// Rows for the shard of `samples`, one of [`missing`](Self::missing), without tokens yet.
+    /// Creates the empty rows of the shard of `samples`, a range that [`missing`](Self::missing)
+    /// returned.
     pub fn rows(&self, samples: &Range<u64>) -> Rows {
         let count = (samples.end - samples.start) as usize;
         Rows {
             features: self.contents.key.features,
             model: self.contents.key.encoder.clone(),
             layout: self.contents.layout.clone(),
-            buffers: Buffers::new(&self.contents.layout, count),
+            buffers: ShardBuffers::new(&self.contents.layout, count),
             samples: samples.clone(),
         }
     }
 
-    /// Writes a shard. It appears complete or not at all.
+    /// Writes a shard atomically: its file appears complete or not at all.
     ///
     /// # Errors
-    /// [`CacheError::DiskFull`], or the file system refuses; the shards written before stay.
+    /// [`CacheError::DiskFull`], or another error of the file system. Shards that were written before
+    /// are kept.
     pub fn write(&mut self, rows: Rows) -> Result<(), CacheError> {
         let written = rows
             .buffers
@@ -143,7 +146,7 @@ impl CacheWriter {
 }
 
 fn write_contents(folder: &Path, contents: &Contents) -> Result<(), CacheError> {
-    let path = folder.join(CONTENTS);
+    let path = folder.join(CONTENTS_FILE);
     let written = serde_json::to_vec_pretty(contents)
         .map_err(io::Error::from)
         .and_then(|text| files::write(&path, |file| file.write_all(&text)));
@@ -157,7 +160,7 @@ fn is_full(error: &io::Error) -> bool {
     )
 }
 
-fn described(layout: &CacheLayout) -> String {
+fn describe(layout: &CacheLayout) -> String {
     let [height, width] = layout.grid.into();
     format!(
         "{} [{height} x {width}, {}]{}{} from {}",
@@ -169,7 +172,7 @@ fn described(layout: &CacheLayout) -> String {
             ""
         },
         if layout.mirrored {
-            ", both ways round,"
+            ", with mirrored images,"
         } else {
             ""
         },
@@ -177,26 +180,26 @@ fn described(layout: &CacheLayout) -> String {
     )
 }
 
-/// The rows of a shard that is being filled. A sample for which nothing is [put](Self::put) stays
-/// without tokens.
+/// The rows of a shard that is being filled. A sample whose tokens are never [put](Self::put) is
+/// stored as absent.
 #[derive(Debug)]
 pub struct Rows {
     features: Features,
     model: String,
     layout: CacheLayout,
     samples: Range<u64>,
-    buffers: Buffers,
+    buffers: ShardBuffers,
 }
 
 impl Rows {
-    /// Puts the tokens of consecutive samples from `first`, of the images as they are or
-    /// `mirrored`.
+    /// Puts the tokens of consecutive samples that start at `first`. `mirrored` tells whether they are
+    /// of the mirrored images.
     ///
     /// # Errors
-    /// Tokens that are NaN or infinite, also because the cache's dtype cannot hold them; tokens of
-    /// another shape than the layout's, or of samples that are not in this shard.
+    /// Tokens are NaN or infinite, before or after the cast to the stored dtype; their shape does not
+    /// match the layout; or a sample is not in this shard.
     pub fn put(&mut self, first: u64, mirrored: bool, tokens: &Tokens) -> Result<(), CacheError> {
-        let problem = |sample: u64, problem: String| CacheError::Features {
+        let invalid = |sample: u64, problem: String| CacheError::InvalidFeatures {
             model: format!("{} {}", self.features.model(), self.model),
             sample,
             problem,
@@ -216,22 +219,22 @@ impl Rows {
             && first + count <= self.samples.end;
         if !fits {
             let found = tokens.patch.size();
-            return Err(problem(
+            return Err(invalid(
                 first,
-                format!("{noun} {found:?} have no place here"),
+                format!("{noun} of shape {found:?} do not fit into this shard"),
             ));
         }
-        let patch = stored(&tokens.patch, layout)?;
+        let patch = to_stored(&tokens.patch, layout)?;
         let class = match &tokens.class {
-            Some(class) => Some(stored(class, layout)?),
+            Some(class) => Some(to_stored(class, layout)?),
             None => None,
         };
         let (variants, variant) = (layout.variants() as usize, usize::from(mirrored));
         let (patch_bytes, class_bytes) = (layout.patch_bytes(), layout.class_bytes());
         for index in 0..count {
             let sample = first + index;
-            let at = (sample - self.samples.start) as usize;
-            let row = at * variants + variant;
+            let position = (sample - self.samples.start) as usize;
+            let row = position * variants + variant;
             let mut sum = crc32fast::Hasher::new();
             for (tensor, original, bytes, buffer) in [
                 (
@@ -250,29 +253,29 @@ impl Rows {
                 let (Some(tensor), Some(original)) = (tensor, original) else {
                     continue;
                 };
-                let one = tensor.f_select(0, index as i64)?;
-                if !bool::try_from(one.f_isfinite()?.f_all()?)? {
+                let values = tensor.f_select(0, index as i64)?;
+                if !bool::try_from(values.f_isfinite()?.f_all()?)? {
                     let original = original.f_select(0, index as i64)?;
                     let text = match bool::try_from(original.f_isfinite()?.f_all()?)? {
                         true => format!(
                             "its {noun} are beyond the range of {}; store them as bf16 or fp32",
                             layout.stored.name()
                         ),
-                        false => format!("its {noun} hold NaN or infinite values"),
+                        false => format!("its {noun} contain NaN or infinite values"),
                     };
-                    return Err(problem(sample, text));
+                    return Err(invalid(sample, text));
                 }
-                let place = &mut buffer[row * bytes..(row + 1) * bytes];
-                one.f_copy_data_u8(place, one.numel())?;
-                sum.update(place);
+                let row_bytes = &mut buffer[row * bytes..(row + 1) * bytes];
+                values.f_copy_data_u8(row_bytes, values.numel())?;
+                sum.update(row_bytes);
             }
             self.buffers.crc32[row] = sum.finalize();
-            self.buffers.present[at] = 1;
+            self.buffers.present[position] = 1;
         }
         Ok(())
     }
 
-    /// Puts the moments `[B, 2 C, h, w]` of consecutive samples, as [`put`](Self::put) does tokens.
+    /// Puts the moments `[B, 2 C, h, w]` of consecutive samples; see [`put`](Self::put).
     ///
     /// # Errors
     /// As [`put`](Self::put).
@@ -285,18 +288,18 @@ impl Rows {
         let [height, width] = self.layout.grid.into();
         let size = moments.size();
         if size.len() != 4 || size[2..] != [height as i64, width as i64] {
-            return Err(CacheError::Features {
+            return Err(CacheError::InvalidFeatures {
                 model: format!("{} {}", self.features.model(), self.model),
                 sample: first,
-                problem: format!("moments {size:?} have no place here"),
+                problem: format!("moments of shape {size:?} do not fit into this cache"),
             });
         }
         self.put(first, mirrored, &tokens_of(moments)?)
     }
 }
 
-/// As the cache stores it: contiguous, on the CPU.
-fn stored(tensor: &Tensor, layout: &CacheLayout) -> Result<Tensor, CacheError> {
+/// Casts a tensor to the stored dtype; the result is contiguous and on the CPU.
+fn to_stored(tensor: &Tensor, layout: &CacheLayout) -> Result<Tensor, CacheError> {
     Ok(tensor
         .f_to_kind(layout.stored.kind())?
         .f_to_device(Device::Cpu)?

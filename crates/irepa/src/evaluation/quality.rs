@@ -312,7 +312,7 @@ pub fn evaluate(
 
 /// What to know of a KID whose subsets do not differ in both sets.
 fn subset_warning(options: &KidOptions, real: usize, fake: usize) -> Option<String> {
-    let size = options.size(real, fake);
+    let size = options.size_for(real, fake);
     if size == real && size == fake {
         return Some(format!(
             "KID compares all {fake} samples with all {real} reference images, once: there is no deviation, \
@@ -332,7 +332,7 @@ fn subset_warning(options: &KidOptions, real: usize, fake: usize) -> Option<Stri
 
 /// Samples sorted by class have few classes in each part of the Inception score.
 fn order_warning(score: &InceptionScore) -> Option<String> {
-    let shuffled = score.shuffled.filter(|_| score.is_of_sorted_samples())?;
+    let shuffled = score.shuffled.filter(|_| score.is_biased_by_order())?;
     Some(format!(
         "the samples are not in a random order, they may be sorted by class: the Inception score is {:.3} over \
          {} parts in the order of the samples, and {:.3} in a random order; shuffle them, or give a \

@@ -194,9 +194,13 @@ pub(super) fn of_images(
         done += count;
         progress(done, total);
     })?;
-    let spatial = measured.spatial.as_ref().map(Statistics::of).transpose()?;
+    let spatial = measured
+        .spatial
+        .as_ref()
+        .map(Statistics::from_moments)
+        .transpose()?;
     let found = ReferenceStatistics {
-        pooled: Statistics::of(&measured.pooled)?,
+        pooled: Statistics::from_moments(&measured.pooled)?,
         spatial,
         features: measured.features,
         kept: Some(kept),

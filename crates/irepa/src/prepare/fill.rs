@@ -163,7 +163,7 @@ pub(super) fn check_space(out: &Path, jobs: &[Job]) -> Result<(), PrepareError> 
         return Ok(());
     };
     match fs4::available_space(there) {
-        Ok(free) if needed > free => Err(PrepareError::Cache(CacheError::Space {
+        Ok(free) if needed > free => Err(PrepareError::Cache(CacheError::InsufficientSpace {
             folder: out.to_owned(),
             needed,
             free,

@@ -10,25 +10,25 @@ use zip::{CompressionMethod, ZipArchive};
 
 use super::NpzError;
 
-/// Deflate expands no more than this.
-const MOST_EXPANSION: u64 = 1100;
+/// Upper bound of the expansion factor of Deflate.
+const MAX_EXPANSION: u64 = 1100;
 
-/// An array whose bytes are yet to be read. Checks the archive's checksum at the end.
+/// An array whose bytes are read as a stream; [`check`](Self::check) verifies the archive's checksum at the end.
 pub(super) struct Member {
     path: PathBuf,
     name: String,
-    /// Type as numpy writes it, `|u1` or `<f8`.
+    /// Dtype in numpy's notation, such as `|u1` or `<f8`.
     pub dtype: String,
     pub shape: Vec<usize>,
-    /// Whether the first index runs fastest in the file.
+    /// Whether the array is in Fortran order, with the first index changing fastest.
     pub fortran: bool,
     reader: Box<dyn Read + Send>,
     checksum: crc32fast::Hasher,
-    /// The archive's checksum.
+    /// CRC-32 of the array in the archive.
     pub expected: u32,
 }
 
-/// Names of the arrays in a file, without `.npy`.
+/// Returns the names of the arrays in a file, without `.npy`.
 pub(super) fn names(path: &Path) -> Result<Vec<String>, NpzError> {
     let archive = open(path)?;
     let names = archive.file_names();
@@ -43,7 +43,7 @@ fn open(path: &Path) -> Result<ZipArchive<BufReader<File>>, NpzError> {
 }
 
 impl Member {
-    /// Opens the array `name`; `None` if there is none.
+    /// Opens the array `name`; `None` if the file has no such array.
     pub fn open(path: &Path, name: &str) -> Result<Option<Self>, NpzError> {
         let mut archive = open(path)?;
         let entry_name = format!("{name}.npy");
@@ -55,10 +55,10 @@ impl Member {
         let (start, packed, size) = (entry.data_start(), entry.compressed_size(), entry.size());
         let (method, expected) = (entry.compression(), entry.crc32());
         drop(entry);
-        if size > packed.saturating_mul(MOST_EXPANSION) {
+        if size > packed.saturating_mul(MAX_EXPANSION) {
             return Err(NpzError::damaged(
                 path,
-                format!("`{name}` claims {size} bytes"),
+                format!("`{name}` has an implausible size of {size} bytes"),
             ));
         }
         let mut file = archive.into_inner();
@@ -69,7 +69,9 @@ impl Member {
             CompressionMethod::Stored => Box::new(packed),
             CompressionMethod::Deflated => Box::new(DeflateDecoder::new(packed)),
             other => {
-                let reason = format!("`{name}` is packed with {other}, numpy stores or deflates");
+                let reason = format!(
+                    "`{name}` has the compression {other}; numpy writes stored or deflated arrays"
+                );
                 return Err(NpzError::damaged(path, reason));
             }
         };
@@ -96,33 +98,33 @@ impl Member {
         let bytes = member
             .shape
             .iter()
-            .try_fold(member.width()?, |bytes, &side| {
+            .try_fold(member.item_size()?, |bytes, &side| {
                 bytes.checked_mul(side as u64)
             });
         if bytes.and_then(|bytes| bytes.checked_add(read)) != Some(size) {
-            let reason = format!("`{name}` has {size} bytes, not as many as its header says");
+            let reason = format!("the size of `{name}`, {size} bytes, does not match its header");
             return Err(NpzError::damaged(path, reason));
         }
         Ok(Some(member))
     }
 
-    /// Bytes of a number.
-    fn width(&self) -> Result<u64, NpzError> {
-        let width = self
+    /// Size of a value in bytes.
+    fn item_size(&self) -> Result<u64, NpzError> {
+        let size = self
             .dtype
             .strip_prefix(['<', '>', '|'])
             .and_then(|dtype| dtype.strip_prefix(['f', 'i', 'u', 'b']));
-        match width {
+        match size {
             Some("1") => Ok(1),
             Some("2") => Ok(2),
             Some("4") => Ok(4),
             Some("8") => Ok(8),
-            _ => Err(self.unlike("numbers of 1, 2, 4 or 8 bytes".to_owned())),
+            _ => Err(self.array_error("numbers of 1, 2, 4 or 8 bytes".to_owned())),
         }
     }
 
-    /// The error of an array that is not as needed.
-    pub fn unlike(&self, needed: String) -> NpzError {
+    /// Creates the error of an array with the wrong dtype or shape.
+    pub fn array_error(&self, needed: String) -> NpzError {
         NpzError::Array {
             path: self.path.clone(),
             name: self.name.clone(),
@@ -131,7 +133,7 @@ impl Member {
         }
     }
 
-    /// The next bytes, as many as the buffer takes.
+    /// Reads the next bytes and fills the buffer.
     pub fn read_bytes(&mut self, buffer: &mut [u8]) -> Result<(), NpzError> {
         self.fill(buffer).map_err(NpzError::reading(&self.path))
     }
@@ -142,12 +144,12 @@ impl Member {
         Ok(())
     }
 
-    /// Call after the last byte: is the content what was written?
+    /// Verifies the checksum of the content. To be called after the last byte was read.
     pub fn check(&mut self) -> Result<(), NpzError> {
         let found = self.checksum.clone().finalize();
         if found != self.expected {
             let reason = format!(
-                "`{}` has checksum {found:08x}, the archive says {:08x}",
+                "`{}` has the checksum {found:08x}, the archive declares {:08x}",
                 self.name, self.expected
             );
             return Err(NpzError::damaged(&self.path, reason));
@@ -155,7 +157,8 @@ impl Member {
         Ok(())
     }
 
-    /// All numbers of an array of floats or integers, in C order, whatever order and byte order the file has.
+    /// Reads all values of an array of floats or integers as float64 and returns its shape and its values in C order,
+    /// whatever the order and byte order of the file.
     pub fn floats(mut self) -> Result<(Vec<usize>, Vec<f64>), NpzError> {
         let count: usize = self.shape.iter().product();
         let values = match self.dtype.as_str() {
@@ -169,7 +172,11 @@ impl Member {
             ">i4" => self.numbers(count, |b| f64::from(i32::from_be_bytes(b)))?,
             "<i8" => self.numbers(count, |b| i64::from_le_bytes(b) as f64)?,
             ">i8" => self.numbers(count, |b| i64::from_be_bytes(b) as f64)?,
-            _ => return Err(self.unlike("float16, float32 or float64".to_owned())),
+            _ => {
+                return Err(
+                    self.array_error("float16, float32, float64, int32 or int64".to_owned())
+                );
+            }
         };
         self.check()?;
         let values = match self.fortran {
@@ -184,7 +191,7 @@ impl Member {
         count: usize,
         read: impl Fn([u8; N]) -> f64,
     ) -> Result<Vec<f64>, NpzError> {
-        // A piece at a time: a header that lies about its size must not take all memory.
+        // Read in pieces, so that a header with a wrong size cannot exhaust the memory.
         const PIECE: usize = 1 << 16;
         let mut values = Vec::new();
         let mut buffer = vec![0; PIECE * N];
@@ -203,35 +210,35 @@ impl Member {
     }
 }
 
-/// The values of an array of this shape, whose first index runs fastest, with its last running fastest.
+/// Reorders the values of an array from Fortran order, with the first index changing fastest, to C order.
 pub(super) fn c_order<T: Copy>(shape: &[usize], values: &[T]) -> Vec<T> {
     let strides: Vec<usize> = shape
         .iter()
         .scan(1, |stride, &side| {
-            let own = *stride;
+            let current = *stride;
             *stride *= side;
-            Some(own)
+            Some(current)
         })
         .collect();
     let mut index = vec![0; shape.len()];
-    let mut place = 0;
+    let mut position = 0;
     let mut ordered = Vec::with_capacity(values.len());
     while ordered.len() < values.len() {
-        ordered.extend(values.get(place));
+        ordered.extend(values.get(position));
         for axis in (0..shape.len()).rev() {
             index[axis] += 1;
-            place += strides[axis];
+            position += strides[axis];
             if index[axis] < shape[axis] {
                 break;
             }
-            place -= index[axis] * strides[axis];
+            position -= index[axis] * strides[axis];
             index[axis] = 0;
         }
     }
     ordered
 }
 
-/// The value of a float16.
+/// Converts a float16 to float64.
 fn half(bits: u16) -> f64 {
     let fraction = f64::from(bits & 0x3ff);
     let size = match i32::from((bits >> 10) & 0x1f) {
@@ -243,7 +250,7 @@ fn half(bits: u16) -> f64 {
     if bits >> 15 == 1 { -size } else { size }
 }
 
-/// Counts what the header takes.
+/// Counts the bytes of the header while it is read.
 struct Counted<'a> {
     member: &'a mut Member,
     count: u64,
@@ -263,7 +270,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn float16_has_the_values_of_its_definition() {
+    fn float16_values_follow_their_definition() {
         for (bits, value) in [
             (0x0000, 0.0),
             (0x3c00, 1.0),
@@ -280,8 +287,8 @@ mod tests {
     }
 
     #[test]
-    fn the_last_index_runs_fastest_in_c_order() {
-        // a[i, j, k] = 100 i + 10 j + k of shape [2, 3, 2], the first index fastest.
+    fn the_last_index_changes_fastest_in_c_order() {
+        // a[i, j, k] = 100 i + 10 j + k of shape [2, 3, 2], with the first index changing fastest.
         let fortran = [0, 100, 10, 110, 20, 120, 1, 101, 11, 111, 21, 121];
         let expected = [0, 1, 10, 11, 20, 21, 100, 101, 110, 111, 120, 121];
         assert_eq!(c_order(&[2, 3, 2], &fortran), expected);

@@ -1,9 +1,9 @@
-//! The `.npz` files in which samples and statistics go around.
+//! Reads and writes `.npz` files of samples and of feature statistics.
 //!
-//! - [`SampleReader`] and [`SampleWriter`]: sample batches as the evaluator of ADM takes them, `arr_0` u8
-//!   `[N, H, W, 3]`, read and written a few images at a time.
-//! - [`ReferenceFile`]: `mu` and `sigma`, and in ADM's files also `mu_s` and `sigma_s` of the spatial
-//!   features, and the images `arr_0` that they are of. [`Statistics`] is one such pair.
+//! - [`SampleReader`] and [`SampleWriter`]: sample files in the format of ADM's evaluator, `arr_0` u8
+//!   `[N, H, W, 3]`, read and written in batches of images.
+//! - [`ReferenceFile`]: the statistics `mu` and `sigma`. ADM's files also have `mu_s` and `sigma_s` of the
+//!   spatial features, and images `arr_0`. [`Statistics`] is one pair of mean and covariance.
 //!
 //! Arrays in Fortran order, big-endian numbers, float16 and integers are converted.
 //!
@@ -41,18 +41,18 @@ use crate::MetricsError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NpzError {
-    /// The file system failed.
+    /// The file system returned an error.
     #[error("cannot {action} {path}: {source}")]
     Io {
-        /// What was tried.
+        /// The operation that failed.
         action: &'static str,
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// The file is no `.npz`, or damaged.
-    #[error("{path} is no .npz file or is damaged: {reason}; copy or make it again")]
+    /// The file is not an `.npz` file or is damaged.
+    #[error("{path} is not an .npz file or is damaged: {reason}; copy or create it again")]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -60,47 +60,47 @@ pub enum NpzError {
         reason: String,
     },
     /// An array is missing.
-    #[error("{path} holds no array `{name}`, only {found}: {needed}")]
+    #[error("{path} contains no array `{name}`, only {found}: {needed}")]
     Missing {
         /// The file.
         path: PathBuf,
-        /// The array.
+        /// Name of the array.
         name: &'static str,
-        /// What is there.
+        /// Names of the arrays in the file.
         found: String,
-        /// What such a file must hold.
+        /// Required contents of the file.
         needed: &'static str,
     },
-    /// An array has another shape or type.
+    /// An array has the wrong shape or dtype.
     #[error("`{name}` of {path} is {found}, but must be {needed}")]
     Array {
         /// The file.
         path: PathBuf,
-        /// The array.
+        /// Name of the array.
         name: String,
-        /// Type and shape found.
+        /// Dtype and shape found.
         found: String,
-        /// Type and shape needed.
+        /// Dtype and shape required.
         needed: String,
     },
-    /// The numbers are no statistics.
+    /// The values are not valid statistics.
     #[error("`{name}` of {path}: {source}")]
     Statistics {
         /// The file.
         path: PathBuf,
-        /// The array.
+        /// Name of the array.
         name: &'static str,
-        /// What is wrong with them.
+        /// What is wrong with the values.
         source: MetricsError,
     },
-    /// More or fewer images than the file was begun for.
-    #[error("{path} was begun for {expected} images and got {found}")]
+    /// The number of images differs from the number that was declared when the file was created.
+    #[error("{path} was created for {expected} images but received {found}")]
     Count {
         /// The file.
         path: PathBuf,
-        /// As said at the start.
+        /// Number declared at creation.
         expected: usize,
-        /// As pushed.
+        /// Number pushed.
         found: usize,
     },
 }
@@ -121,7 +121,8 @@ impl NpzError {
         }
     }
 
-    /// An error while the content is read: a file cut short is damage, not the system's fault.
+    /// Converts an error of reading the content: a truncated file is reported as damaged, not as a failure of the
+    /// system.
     fn reading(path: &Path) -> impl Fn(io::Error) -> Self + use<> {
         let path = path.to_owned();
         move |error| match error.kind() {

@@ -1,4 +1,4 @@
-//! Batches of images, `arr_0` u8 `[N, H, W, 3]`.
+//! Reads and writes sample files, with images `arr_0` u8 `[N, H, W, 3]`.
 
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -14,14 +14,14 @@ use super::member::{Member, c_order, names};
 const SAMPLES: &str = "arr_0";
 const LABELS: &str = "arr_1";
 
-/// Reads the images of a file in order, a few at a time; stored or deflated. An array in Fortran order, whose
-/// images lie in pieces all over the file, is read whole with the first of them.
+/// Reads the images of a file in order, in batches; the array may be stored or deflated. An array in Fortran
+/// order, in which the values of each image are scattered over the file, is read completely with the first batch.
 pub struct SampleReader {
     path: PathBuf,
     member: Member,
     shape: [usize; 3],
     read: usize,
-    /// All images, where they were in Fortran order.
+    /// All images in C order, if the file has Fortran order.
     whole: Option<Vec<u8>>,
 }
 
@@ -30,14 +30,14 @@ impl SampleReader {
     ///
     /// # Errors
     ///
-    /// The file cannot be read, is no `.npz`, has no `arr_0`, or that is not u8 `[N, H, W, 3]`.
+    /// The file cannot be read, is not an `.npz` file, has no `arr_0`, or `arr_0` is not u8 `[N, H, W, 3]`.
     pub fn open(path: &Path) -> Result<Self, NpzError> {
         let Some(member) = Member::open(path, SAMPLES)? else {
             return Err(NpzError::Missing {
                 path: path.to_owned(),
                 name: SAMPLES,
                 found: names(path)?.join(", "),
-                needed: "a file of samples holds images u8 [N, H, W, 3]",
+                needed: "a file of samples must contain images u8 [N, H, W, 3]",
             });
         };
         let shape = match member.shape[..] {
@@ -46,7 +46,7 @@ impl SampleReader {
             {
                 [count, height, width]
             }
-            _ => return Err(member.unlike("u1 [N, H, W, 3]".to_owned())),
+            _ => return Err(member.array_error("u1 [N, H, W, 3]".to_owned())),
         };
         Ok(Self {
             path: path.to_owned(),
@@ -57,7 +57,7 @@ impl SampleReader {
         })
     }
 
-    /// The file.
+    /// Path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -67,16 +67,16 @@ impl SampleReader {
         self.shape
     }
 
-    /// The archive's CRC-32 of the images, which tells one file from another.
+    /// CRC-32 of the images in the archive, which identifies the file's content.
     pub fn checksum(&self) -> u32 {
         self.member.expected
     }
 
-    /// The next images u8 `[B, H, W, 3]`, at most `count`; none at the end.
+    /// Reads the next images u8 `[B, H, W, 3]`, at most `count`; an empty batch at the end.
     ///
     /// # Errors
     ///
-    /// The file is cut short, or its checksum is wrong, which shows with the last image.
+    /// The file is truncated, or its checksum is wrong, which is detected with the last image.
     pub fn next_batch(&mut self, count: usize) -> Result<Array4<u8>, NpzError> {
         let [total, height, width] = self.shape;
         let count = count.min(total - self.read);
@@ -103,10 +103,10 @@ impl SampleReader {
 }
 
 impl SampleReader {
-    /// The bytes of all images in C order.
+    /// Returns the bytes of all images in C order.
     fn whole(&mut self) -> Result<&[u8], NpzError> {
         if self.whole.is_none() {
-            // A piece at a time: a header that lies about its size must not take all memory.
+            // Read in pieces, so that a header with a wrong size cannot exhaust the memory.
             const PIECE: usize = 1 << 20;
             let size: usize = self.member.shape.iter().product();
             let mut bytes = Vec::new();
@@ -122,17 +122,16 @@ impl SampleReader {
     }
 }
 
-/// Whether a file's arrays are packed.
+/// Compression of the arrays in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
-    /// As `numpy.savez`.
+    /// No compression, as in `numpy.savez`.
     Stored,
-    /// As `numpy.savez_compressed`.
+    /// Deflate, as in `numpy.savez_compressed`.
     Deflated,
 }
 
-/// Writes a file of samples a few images at a time. The file appears whole, by [`finish`](Self::finish), or
-/// not at all.
+/// Writes a file of samples in batches. The file appears only when [`finish`](Self::finish) completes it.
 pub struct SampleWriter {
     path: PathBuf,
     archive: ZipWriter<BufWriter<AtomicFile>>,
@@ -142,7 +141,7 @@ pub struct SampleWriter {
 }
 
 impl SampleWriter {
-    /// Begins a file of images, whose number, height and width are given.
+    /// Creates a file of images; `shape` is their number, height and width.
     ///
     /// # Errors
     ///
@@ -186,7 +185,7 @@ impl SampleWriter {
     ///
     /// # Errors
     ///
-    /// Images of another size, more than were announced, or a write that failed.
+    /// The images have another size, there are more than declared, or writing fails.
     pub fn push(&mut self, images: ArrayView4<'_, u8>) -> Result<(), NpzError> {
         let [count, height, width] = self.shape;
         let (batch, found_height, found_width, channels) = images.dim();
@@ -208,11 +207,11 @@ impl SampleWriter {
             .map_err(NpzError::io("write", &self.path))
     }
 
-    /// Adds the labels as `arr_1`, if there are any, flushes the file to the disk and gives it its name.
+    /// Adds the labels, if any, as `arr_1` i64 `[N]`, flushes the file to disk and renames it to its final name.
     ///
     /// # Errors
     ///
-    /// Fewer images or another number of labels than announced, or a write that failed.
+    /// There are fewer images or another number of labels than declared, or writing fails.
     pub fn finish(mut self, labels: Option<&[i64]>) -> Result<(), NpzError> {
         if self.written != self.shape[0] {
             return Err(self.count_error());
@@ -246,14 +245,14 @@ impl SampleWriter {
     }
 }
 
-/// Begins a file that appears whole or not at all.
+/// Creates a file that appears atomically.
 pub(super) fn create(path: &Path) -> Result<AtomicFile, NpzError> {
     files::remove_leftovers_of(path)
         .and_then(|()| AtomicFile::create(path))
         .map_err(NpzError::io("create", path))
 }
 
-/// Begins one array of an archive.
+/// Begins an array of an archive and writes its header.
 pub(super) fn begin(
     archive: &mut ZipWriter<BufWriter<AtomicFile>>,
     path: &Path,
@@ -275,7 +274,7 @@ pub(super) fn begin(
         .map_err(NpzError::io("write", path))
 }
 
-/// The head of an array in C order, to the byte as numpy writes it.
+/// Returns the header of an array in C order, with the same bytes as numpy's.
 fn header(dtype: &str, shape: &[usize]) -> Vec<u8> {
     const ALIGNMENT: usize = 64;
     let sides: Vec<String> = shape.iter().map(usize::to_string).collect();
@@ -293,7 +292,7 @@ fn header(dtype: &str, shape: &[usize]) -> Vec<u8> {
     header
 }
 
-/// Ends an archive, flushes it to the disk and gives it its name.
+/// Completes an archive, flushes it to disk and renames it to its final name.
 pub(super) fn finish(
     archive: ZipWriter<BufWriter<AtomicFile>>,
     path: &Path,
@@ -309,7 +308,7 @@ pub(super) fn finish(
     file.commit().map_err(failed())
 }
 
-/// As numpy writes: the date is the archive format's first, so that equal arrays make equal files.
+/// Options as in numpy: the date is the earliest of the archive format, so that equal arrays produce equal files.
 pub(super) fn options(compression: Compression) -> SimpleFileOptions {
     let method = match compression {
         Compression::Stored => CompressionMethod::Stored,

@@ -1,4 +1,4 @@
-//! Means and covariances of features.
+//! Files of feature statistics: means and covariances.
 
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -14,24 +14,24 @@ use crate::quality::Moments;
 
 const COUNT: &str = "count";
 
-/// Mean and covariance of one kind of features.
+/// Mean and covariance of one type of features.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Statistics {
-    /// Number of samples behind them, where it is known.
+    /// Number of samples, if known.
     pub count: Option<usize>,
     /// Mean `[D]`.
     pub mean: Array1<f64>,
-    /// Covariance `[D, D]`, ddof 1.
+    /// Covariance `[D, D]` with ddof 1.
     pub covariance: Array2<f64>,
 }
 
 impl Statistics {
-    /// Of accumulated features.
+    /// Converts accumulated moments.
     ///
     /// # Errors
     ///
     /// [`MetricsError::TooFew`] with fewer than 2 samples.
-    pub fn of(moments: &Moments) -> Result<Self, MetricsError> {
+    pub fn from_moments(moments: &Moments) -> Result<Self, MetricsError> {
         Ok(Self {
             count: Some(moments.count()),
             mean: moments.mean().to_owned(),
@@ -39,11 +39,11 @@ impl Statistics {
         })
     }
 
-    /// As accumulated features. Where the number of samples is not known it is taken to be above `D`.
+    /// Converts to moments. An unknown number of samples is assumed to be above `D`.
     ///
     /// # Errors
     ///
-    /// As [`Moments::from_statistics`].
+    /// Those of [`Moments::from_statistics`].
     pub fn moments(&self) -> Result<Moments, MetricsError> {
         let count = self.count.unwrap_or(self.mean.len().max(1) + 1);
         Moments::from_statistics(count, self.mean.view(), self.covariance.view())
@@ -55,7 +55,7 @@ impl Statistics {
     }
 }
 
-/// A file of statistics, and perhaps of the images that they are of.
+/// A file of statistics, which may also contain images.
 #[derive(Debug, Clone)]
 pub struct ReferenceFile {
     path: PathBuf,
@@ -63,11 +63,11 @@ pub struct ReferenceFile {
 }
 
 impl ReferenceFile {
-    /// Lists what is in the file.
+    /// Opens a file and reads the names of its arrays.
     ///
     /// # Errors
     ///
-    /// The file cannot be read or is no `.npz`.
+    /// The file cannot be read or is not an `.npz` file.
     pub fn open(path: &Path) -> Result<Self, NpzError> {
         Ok(Self {
             path: path.to_owned(),
@@ -75,47 +75,49 @@ impl ReferenceFile {
         })
     }
 
-    /// `mu` and `sigma`, of pooled features.
+    /// Reads `mu` and `sigma`, the statistics of pooled features; `None` if the file has neither.
     ///
     /// # Errors
     ///
-    /// One without the other, not `[D]` (or `[1, D]`) and `[D, D]`, or numbers that are no mean and covariance.
+    /// One of the two is missing, their shapes are not `[D]` (or `[1, D]`) and `[D, D]`, or their values are not a
+    /// valid mean and covariance.
     pub fn pooled(&self) -> Result<Option<Statistics>, NpzError> {
         self.pair("mu", "sigma")
     }
 
-    /// `mu_s` and `sigma_s`, of spatial features.
+    /// Reads `mu_s` and `sigma_s`, the statistics of spatial features; `None` if the file has neither.
     ///
     /// # Errors
     ///
-    /// As [`pooled`](Self::pooled).
+    /// Those of [`pooled`](Self::pooled).
     pub fn spatial(&self) -> Result<Option<Statistics>, NpzError> {
         self.pair("mu_s", "sigma_s")
     }
 
-    /// The images `arr_0`, if there are any.
+    /// Opens the images `arr_0`; `None` if the file has none.
     ///
     /// # Errors
     ///
-    /// As [`SampleReader::open`].
+    /// Those of [`SampleReader::open`].
     pub fn images(&self) -> Result<Option<SampleReader>, NpzError> {
-        match self.holds("arr_0") {
+        match self.has_array("arr_0") {
             true => SampleReader::open(&self.path).map(Some),
             false => Ok(None),
         }
     }
 
-    /// Another array of floats, such as features kept beside their statistics.
+    /// Reads another array `[N, D]` of numbers as float32, such as features stored with their statistics; `None` if
+    /// the file has no array `name`.
     ///
     /// # Errors
     ///
-    /// An array that is not float32 `[N, D]`.
+    /// The array is not an array of numbers `[N, D]`.
     pub fn features(&self, name: &str) -> Result<Option<Array2<f32>>, NpzError> {
         let Some(member) = Member::open(&self.path, name)? else {
             return Ok(None);
         };
         let &[rows, columns] = &member.shape[..] else {
-            return Err(member.unlike("f4 [N, D]".to_owned()));
+            return Err(member.array_error("f4 [N, D]".to_owned()));
         };
         let (_, values) = member.floats()?;
         let values = values.into_iter().map(|x| x as f32).collect();
@@ -129,7 +131,7 @@ impl ReferenceFile {
         &self.names
     }
 
-    fn holds(&self, name: &str) -> bool {
+    fn has_array(&self, name: &str) -> bool {
         self.names.iter().any(|found| found == name)
     }
 
@@ -142,28 +144,29 @@ impl ReferenceFile {
             path: self.path.clone(),
             name,
             found: self.names.join(", "),
-            needed: "a mean and its covariance go together",
+            needed: "a mean and its covariance must both be present",
         };
-        let (mean, covariance) = match (self.holds(mean_name), self.holds(covariance_name)) {
+        let (mean, covariance) = match (self.has_array(mean_name), self.has_array(covariance_name))
+        {
             (false, false) => return Ok(None),
             (false, true) => return Err(missing(mean_name)),
             (true, false) => return Err(missing(covariance_name)),
             (true, true) => (self.member(mean_name)?, self.member(covariance_name)?),
         };
         let &[dimension] = without_ones(&mean.shape, 1) else {
-            return Err(mean.unlike("f8 [D] or [1, D]".to_owned()));
+            return Err(mean.array_error("f8 [D] or [1, D]".to_owned()));
         };
         if without_ones(&covariance.shape, 2) != [dimension, dimension] || dimension == 0 {
-            return Err(covariance.unlike(format!(
-                "f8 [{dimension}, {dimension}], as `{mean_name}` has {dimension} numbers"
+            return Err(covariance.array_error(format!(
+                "f8 [{dimension}, {dimension}], because `{mean_name}` has {dimension} values"
             )));
         }
-        let shape = |error| NpzError::damaged(&self.path, error);
+        let damaged = |error| NpzError::damaged(&self.path, error);
         let statistics = Statistics {
             count: self.count()?,
             mean: Array1::from_vec(mean.floats()?.1),
             covariance: Array2::from_shape_vec((dimension, dimension), covariance.floats()?.1)
-                .map_err(shape)?,
+                .map_err(damaged)?,
         };
         statistics
             .moments()
@@ -175,15 +178,15 @@ impl ReferenceFile {
         Ok(Some(statistics))
     }
 
-    /// Number of samples, in files of ours. The images in ADM's files are fewer than those behind the
-    /// statistics, and tell nothing.
+    /// Reads the number of samples, which only files of this project contain. ADM's files contain fewer images than
+    /// their statistics were computed from, so the number of images does not tell.
     fn count(&self) -> Result<Option<usize>, NpzError> {
-        if !self.holds(COUNT) {
+        if !self.has_array(COUNT) {
             return Ok(None);
         }
         let member = self.member(COUNT)?;
         if member.shape.iter().product::<usize>() != 1 {
-            return Err(member.unlike("i8 []".to_owned()));
+            return Err(member.array_error("i8 []".to_owned()));
         }
         let (_, values) = member.floats()?;
         Ok(values.first().map(|&count| count as usize))
@@ -194,13 +197,13 @@ impl ReferenceFile {
             path: self.path.clone(),
             name,
             found: self.names.join(", "),
-            needed: "it was there a moment ago",
+            needed: "the file has changed since it was opened",
         })
     }
 }
 
-/// A shape without the leading sides of 1 that it has beyond `axes`: `numpy.mean` with `keepdims` and batches
-/// of one leave such.
+/// Removes leading sides of 1 from a shape down to `axes` axes. Such sides result from `numpy.mean` with `keepdims`
+/// and from batches of one.
 fn without_ones(mut shape: &[usize], axes: usize) -> &[usize] {
     while let [1, rest @ ..] = shape
         && rest.len() >= axes
@@ -210,9 +213,9 @@ fn without_ones(mut shape: &[usize], axes: usize) -> &[usize] {
     shape
 }
 
-/// Writes statistics so that [`ReferenceFile`], and the evaluators of ADM and JiT, read them: `mu` and
-/// `sigma`, of spatial features `mu_s` and `sigma_s`, `count`, and features `[N, D]` by name. The file
-/// appears whole or not at all.
+/// Writes statistics in a format that [`ReferenceFile`] and the evaluators of ADM and JiT read: `mu` and
+/// `sigma`, `mu_s` and `sigma_s` of spatial features, `count`, and named features `[N, D]`. The file
+/// appears atomically.
 ///
 /// # Errors
 ///
@@ -236,7 +239,7 @@ pub fn write_statistics(
             }
             Ok::<(), NpzError>(())
         };
-    let wide = |x: &f64| x.to_le_bytes();
+    let float64 = |x: &f64| x.to_le_bytes();
     for (suffix, statistics) in [("", Some(pooled)), ("_s", spatial)] {
         let Some(statistics) = statistics else {
             continue;
@@ -244,17 +247,17 @@ pub fn write_statistics(
         let dimension = statistics.dimension();
         let (mean, covariance) = (&statistics.mean, &statistics.covariance);
         let name = format!("mu{suffix}");
-        add(&name, "<f8", &[dimension], &mut mean.iter().map(wide))?;
+        add(&name, "<f8", &[dimension], &mut mean.iter().map(float64))?;
         let name = format!("sigma{suffix}");
         let shape = [dimension, dimension];
-        add(&name, "<f8", &shape, &mut covariance.iter().map(wide))?;
+        add(&name, "<f8", &shape, &mut covariance.iter().map(float64))?;
     }
     if let Some(count) = pooled.count {
         let number = (count as u64).to_le_bytes();
         add(COUNT, "<i8", &[], &mut std::iter::once(number))?;
     }
     for (name, features) in features {
-        let narrow = |x: &f32| {
+        let float32 = |x: &f32| {
             let mut number = [0; 8];
             number[..4].copy_from_slice(&x.to_le_bytes());
             number
@@ -264,7 +267,7 @@ pub fn write_statistics(
             name,
             "<f4",
             &[rows, columns],
-            &mut features.iter().map(narrow),
+            &mut features.iter().map(float32),
         )?;
     }
     finish(archive, path)

@@ -7,20 +7,21 @@ use crate::MetricsError;
 use crate::linalg::{cross_product, nuclear_norm};
 
 impl Gaussian {
-    /// Frechet distance to another Gaussian (Heusel et al. 2017, arXiv 1706.08500):
+    /// Computes the Frechet distance to another Gaussian (Heusel et al. 2017, arXiv 1706.08500):
     ///
     /// ```text
     /// d = |m_r - m_f|^2 + tr S_r + tr S_f - 2 tr (S_r S_f)^(1/2)
     /// ```
     ///
-    /// Symmetric, up to rounding, and at least 0: the difference of the traces of equal Gaussians is of the
-    /// order of 1e-14 times the variance and may be negative, which is taken for 0.
+    /// The result is symmetric up to rounding and at least 0. For equal Gaussians the difference of the traces
+    /// is of the order of 1e-14 times the variance and can be negative; a negative distance is set to 0.
     ///
-    /// The usual implementations take the root of the product of the covariances, or the roots of its
-    /// eigenvalues. An eigenvalue that is zero in truth comes out at rounding level, 1e-16 of the largest,
-    /// and its root counts 1e-8: with fewer samples than features, hundreds of them add up. Here no
-    /// such root is taken: for factors `S_r = A A^T` and `S_f = B B^T` the trace is the sum of the
-    /// singular values of `A^T B`, which have an error of 1e-16 of the largest, zero ones too.
+    /// Common implementations compute the matrix square root of the product of the covariances, or the square
+    /// roots of its eigenvalues. An eigenvalue that is exactly zero is computed as a rounding error of about 1e-16
+    /// of the largest one, and its square root is 1e-8. With fewer samples than features, hundreds of such errors
+    /// add up. This implementation avoids these square roots: for factors `S_r = A A^T` and `S_f = B B^T` the
+    /// trace is the sum of the singular values of `A^T B`. Their error is 1e-16 of the largest one, even for
+    /// singular values that are zero.
     ///
     /// # Errors
     ///
@@ -29,26 +30,26 @@ impl Gaussian {
         Ok(self.frechet_terms(other)?.distance())
     }
 
-    /// The terms of [`frechet_distance`](Self::frechet_distance), which tell whether two sets differ in
-    /// their means or in their covariances.
+    /// Computes the terms of [`frechet_distance`](Self::frechet_distance), which show whether two sets differ
+    /// in their means or in their covariances.
     ///
     /// # Errors
     ///
-    /// As [`frechet_distance`](Self::frechet_distance).
+    /// Those of [`frechet_distance`](Self::frechet_distance).
     pub fn frechet_terms(&self, other: &Self) -> Result<FrechetTerms, MetricsError> {
         check_same_dimension(self.dimension(), other.dimension())?;
         let means = self.mean().into_iter().zip(other.mean());
-        let (own, fake) = (self.factor(), other.factor());
+        let (real, fake) = (self.factor(), other.factor());
         Ok(FrechetTerms {
             mean: means.map(|(own, other)| (own - other).powi(2)).sum(),
-            trace_real: own.squared_norm_l2(),
+            trace_real: real.squared_norm_l2(),
             trace_fake: fake.squared_norm_l2(),
-            trace_root: nuclear_norm(cross_product(own.as_ref(), fake.as_ref()).as_ref())?,
+            trace_root: nuclear_norm(cross_product(real.as_ref(), fake.as_ref()).as_ref())?,
         })
     }
 }
 
-/// What a Frechet distance is the sum of.
+/// Terms of a Frechet distance.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct FrechetTerms {
     /// `|m_r - m_f|^2`.
@@ -62,23 +63,23 @@ pub struct FrechetTerms {
 }
 
 impl FrechetTerms {
-    /// `tr S_r + tr S_f - 2 tr (S_r S_f)^(1/2)`, what the covariances add.
+    /// Contribution of the covariances, `tr S_r + tr S_f - 2 tr (S_r S_f)^(1/2)`.
     pub fn covariance(&self) -> f64 {
         (self.trace_real + self.trace_fake) - 2.0 * self.trace_root
     }
 
-    /// The distance, at least 0.
+    /// Frechet distance, at least 0.
     pub fn distance(&self) -> f64 {
         let sum = self.mean + self.covariance();
-        // Not `max`, which would make 0 of NaN.
+        // `max` would turn NaN into 0.
         if sum <= 0.0 { 0.0 } else { sum }
     }
 }
 
-/// Frechet distance between the Gaussians with these moments.
+/// Computes the Frechet distance between the Gaussians with these moments.
 ///
-/// As pytorch-fid's `calculate_frechet_distance` up to that function's own error, about 1e-7 of the distance
-/// for singular covariances. To compare many sets with one, fit that one once:
+/// The result equals that of pytorch-fid's `calculate_frechet_distance` up to the error of that function, about
+/// 1e-7 of the distance for singular covariances. To compare many sets with the same one, fit that one once with
 /// [`Gaussian::from_moments`].
 ///
 /// # Errors
@@ -93,9 +94,9 @@ pub fn frechet_distance(real: &Moments, fake: &Moments) -> Result<f64, MetricsEr
     real?.frechet_distance(&fake?)
 }
 
-/// Frechet distance between the Gaussians fitted to two sets of features `[N, D]`.
+/// Computes the Frechet distance between the Gaussians fitted to two sets of features `[N, D]`.
 ///
-/// From the singular values of the features, without covariances; see [`Gaussian::from_features`].
+/// Uses the singular values of the features and no covariances; see [`Gaussian::from_features`].
 ///
 /// # Errors
 ///

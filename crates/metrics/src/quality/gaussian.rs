@@ -1,4 +1,4 @@
-//! A Gaussian fitted to features, in the form that the Frechet distance needs.
+//! A Gaussian fitted to features, in the form that the Frechet distance requires.
 
 use faer::Mat;
 use ndarray::{ArrayView1, ArrayView2, aview1};
@@ -7,14 +7,15 @@ use super::moments::{Moments, check_count, check_finite, feature_means};
 use crate::MetricsError;
 use crate::linalg::{qr_upper, symmetric_eigen};
 
-/// A negative eigenvalue of more than this part of the largest is not rounding, nor storage in float32.
-const NEGATIVE_EIGENVALUE: f64 = 1e-3;
+/// Largest negative eigenvalue that is accepted, relative to the largest eigenvalue. Rounding and storage in float32
+/// cause smaller ones.
+const NEGATIVE_TOLERANCE: f64 = 1e-3;
 
 /// Mean `[D]` and a factor `A` `[D, r]` of the covariance `A A^T`, where `r` is at least its rank.
 ///
-/// Finding the factor is about half of a Frechet distance's cost. A reference that many sets are compared with
-/// is fitted once, with [`from_moments`](Self::from_moments) or
-/// [`from_features`](Self::from_features), and compared by
+/// Computing the factor is about half the cost of a Frechet distance. A reference for many sets can be
+/// fitted once, with [`from_moments`](Self::from_moments) or
+/// [`from_features`](Self::from_features), and compared with each set by
 /// [`frechet_distance`](Self::frechet_distance).
 #[derive(Debug, Clone)]
 pub struct Gaussian {
@@ -23,29 +24,30 @@ pub struct Gaussian {
 }
 
 impl Gaussian {
-    /// The Gaussian with these moments.
+    /// Creates the Gaussian with these moments.
     ///
-    /// A covariance of `N` samples has at most `N - 1` eigenvalues that are not zero; the others, and
-    /// those below `D * 2.2e-16` of the largest, are rounding and are left out. So a singular covariance costs
-    /// no digits, and needs no constant added to its diagonal. A nearly singular one does cost some: an
-    /// eigenvalue that is a part `p` of the largest is known to 1e-16 of the largest, so its root, which
-    /// the distance adds up, is off by up to `1e-16 / sqrt(p)` of the largest's root, 1e-8 at worst.
+    /// The covariance of `N` samples has at most `N - 1` nonzero eigenvalues. The others, and those below
+    /// `D * 2.2e-16` of the largest, are rounding errors and are dropped. A singular covariance therefore loses
+    /// no precision and needs no constant on its diagonal. A nearly singular covariance loses some: the absolute
+    /// error of an eigenvalue is 1e-16 of the largest. If the eigenvalue is `p` times the largest, the error of
+    /// its square root, which enters the distance, is up to `1e-16 / sqrt(p)` of the largest square root, 1e-8 in
+    /// the worst case.
     ///
     /// # Errors
     ///
     /// [`MetricsError::TooFew`] without features or with fewer than 2 samples,
-    /// [`MetricsError::NotCovariance`] after [`Moments::from_statistics`] of a matrix that has a
-    /// negative eigenvalue, [`MetricsError::NoConvergence`].
+    /// [`MetricsError::NotCovariance`] if a matrix passed to [`Moments::from_statistics`] has a negative
+    /// eigenvalue, [`MetricsError::NoConvergence`].
     pub fn from_moments(moments: &Moments) -> Result<Self, MetricsError> {
         let dimension = moments.dimension();
         check_dimension(dimension)?;
         let (values, mut vectors) = symmetric_eigen(moments.lower_covariance()?.as_ref())?;
         let smallest = values.first().copied().unwrap_or(0.0);
         let largest = values.last().copied().unwrap_or(0.0);
-        if smallest < -NEGATIVE_EIGENVALUE * largest.max(0.0) {
+        if smallest < -NEGATIVE_TOLERANCE * largest.max(0.0) {
             return Err(MetricsError::NotCovariance {
                 reason: format!(
-                    "its eigenvalues run from {smallest} to {largest}, and none may be negative"
+                    "its eigenvalues are in the range {smallest} to {largest}, but must not be negative"
                 ),
             });
         }
@@ -63,11 +65,11 @@ impl Gaussian {
         })
     }
 
-    /// The Gaussian fitted to features `[N, D]`.
+    /// Fits a Gaussian to features `[N, D]`.
     ///
-    /// The covariance is never formed, so nearly singular ones keep their digits too; with fewer samples
-    /// than features this is also the faster way. Takes two float64 copies of the features, where [`Moments`]
-    /// need `D * D` numbers however many samples there are.
+    /// The covariance matrix is never computed, so even a nearly singular covariance loses no precision. With
+    /// fewer samples than features this method is also faster. It needs memory for two float64 copies of the
+    /// features, whereas [`Moments`] need `D * D` values whatever the number of samples.
     ///
     /// # Errors
     ///
@@ -108,7 +110,7 @@ impl Gaussian {
     }
 }
 
-/// Refuses samples without features.
+/// Checks that samples have at least one feature.
 fn check_dimension(dimension: usize) -> Result<(), MetricsError> {
     if dimension == 0 {
         return Err(MetricsError::TooFew {

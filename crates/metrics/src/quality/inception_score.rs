@@ -9,30 +9,31 @@ use rayon::prelude::*;
 use super::mean_and_deviation;
 use crate::MetricsError;
 
-/// Into which parts the samples are cut; each has a score.
+/// Division of the samples into parts, each with a score of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Splits {
-    /// So many parts, part `i` from `floor(i N / splits)` (torch-fidelity: 10, after a shuffle).
+    /// Number of parts; part `i` starts at `floor(i N / splits)` (torch-fidelity: 10, after a shuffle).
     Count(usize),
-    /// Parts of so many samples in order, the last one shorter (the evaluator of ADM: 5000).
+    /// Number of consecutive samples per part; the last part may be shorter (ADM's evaluator: 5000).
     Size(usize),
 }
 
 impl Splits {
-    /// What the evaluator of ADM uses, and with it upstream.
+    /// The division that ADM's evaluator uses, and upstream with it.
     pub const ADM: Self = Self::Size(5000);
 }
 
-/// Mean and deviation over parts of the samples.
+/// Mean and standard deviation of the Inception score over parts of the samples.
 #[derive(Debug, Clone, PartialEq)]
 pub struct InceptionScore {
-    /// Mean of the parts' scores, from 1 to the number of classes.
+    /// Mean of the parts' scores, between 1 and the number of classes.
     pub mean: f64,
     /// Population standard deviation of the parts' scores.
     pub deviation: f64,
     /// The score of each part.
     pub parts: Vec<f64>,
-    /// What the same samples give in a random order; `None` for one part, whose score no order changes.
+    /// Score of the same samples in a random order; `None` for a single part, whose score does not depend on
+    /// the order.
     pub shuffled: Option<Shuffled>,
 }
 
@@ -41,30 +42,30 @@ pub struct InceptionScore {
 pub struct Shuffled {
     /// Mean over parts.
     pub mean: f64,
-    /// How far the mean of one random order is from that: its standard error.
+    /// Standard error of the mean of one random order.
     pub error: f64,
 }
 
 impl InceptionScore {
-    /// Whether the samples are in an order that makes the score too low, as samples sorted by class are: each
-    /// part then has few of the classes. Too low by more than 5 % and by more than 5 standard errors.
-    pub fn is_of_sorted_samples(&self) -> bool {
+    /// Whether the order of the samples makes the score too low, by more than 5 % and by more than 5 standard
+    /// errors. This happens for samples sorted by class, because each part then contains few classes.
+    pub fn is_biased_by_order(&self) -> bool {
         self.shuffled.is_some_and(|shuffled| {
-            let missing = shuffled.mean - self.mean;
-            missing > 0.05 * shuffled.mean && missing > 5.0 * shuffled.error
+            let bias = shuffled.mean - self.mean;
+            bias > 0.05 * shuffled.mean && bias > 5.0 * shuffled.error
         })
     }
 }
 
-/// Inception score of logits `[N, C]` (Salimans et al. 2016, arXiv 1606.03498): for each part
+/// Computes the Inception score of logits `[N, C]` (Salimans et al. 2016, arXiv 1606.03498): for each part
 /// `exp(mean_n KL(p_n | mean_n p_n))` with `p = softmax(logits)` in float64.
 ///
-/// Rows are taken in their order: whoever wants them shuffled shuffles them before. What that would give is
-/// [`shuffled`](InceptionScore::shuffled).
+/// Rows are used in their order. The caller can shuffle them before; [`shuffled`](InceptionScore::shuffled)
+/// is an estimate of the score after that.
 ///
 /// # Errors
 ///
-/// As [`InceptionScores`].
+/// Those of the methods of [`InceptionScores`].
 pub fn inception_score(
     logits: ArrayView2<'_, f32>,
     splits: Splits,
@@ -75,9 +76,9 @@ pub fn inception_score(
     scores.finish()
 }
 
-/// The [`inception_score`] of logits that come batch by batch; keeps `C` numbers for each part.
+/// Computes the [`inception_score`] from batches of logits; stores `C` values for each part.
 ///
-/// The bits of the score do not depend on how the samples were cut into batches.
+/// The bits of the score do not depend on the division into batches.
 #[derive(Debug, Clone)]
 pub struct InceptionScores {
     ends: Vec<usize>,
@@ -87,18 +88,18 @@ pub struct InceptionScores {
     shuffles: Vec<Shuffle>,
 }
 
-/// Parts of samples in a random order.
+/// The parts of the samples in one random order.
 #[derive(Debug, Clone)]
 struct Shuffle {
-    /// The part of each sample.
+    /// Index of the part of each sample.
     part_of: Vec<u32>,
     parts: Vec<Part>,
 }
 
-/// Parts of samples in random order: as many as tell how much their scores differ by chance.
-const RANDOM_PARTS: usize = 16;
+/// Minimum number of parts in random order, enough to estimate the random variation of their scores.
+const MIN_RANDOM_PARTS: usize = 16;
 
-/// Sums over the samples of a part.
+/// Sums over the samples of one part.
 #[derive(Debug, Clone)]
 struct Part {
     count: usize,
@@ -109,12 +110,12 @@ struct Part {
 }
 
 impl InceptionScores {
-    /// Nothing yet, of `total` samples with `classes` logits each.
+    /// Creates an empty accumulator for `total` samples with `classes` logits each.
     ///
     /// # Errors
     ///
     /// [`MetricsError::TooFew`] without classes, or with fewer samples than parts;
-    /// [`MetricsError::OutOfRange`] for no part or parts of no sample.
+    /// [`MetricsError::OutOfRange`] for zero parts or zero samples per part.
     pub fn new(classes: usize, splits: Splits, total: usize) -> Result<Self, MetricsError> {
         let too_few = |unit, found, needed| MetricsError::TooFew {
             what: "the Inception score's input",
@@ -144,7 +145,7 @@ impl InceptionScores {
         }
         let orders = match ends.len() {
             0 | 1 => 0,
-            parts => RANDOM_PARTS.div_ceil(parts),
+            parts => MIN_RANDOM_PARTS.div_ceil(parts),
         };
         let shuffles = (0..orders as u64).map(|seed| Shuffle::new(seed, &ends, classes));
         Ok(Self {
@@ -160,16 +161,16 @@ impl InceptionScores {
     ///
     /// # Errors
     ///
-    /// [`MetricsError::Shape`] for another number of classes or for more samples than were said,
-    /// [`MetricsError::NonFinite`]; the state then remains as it was.
+    /// [`MetricsError::Shape`] for another number of classes or for more samples than declared,
+    /// [`MetricsError::NonFinite`]; the state is then unchanged.
     pub fn push(&mut self, logits: ArrayView2<'_, f32>) -> Result<(), MetricsError> {
         let (count, classes) = logits.dim();
-        let left = self.total() - self.seen;
-        if classes != self.part.probabilities.len() || count > left {
+        let remaining = self.total() - self.seen;
+        if classes != self.part.probabilities.len() || count > remaining {
             return Err(MetricsError::Shape {
                 what: "the batch of logits",
                 found: vec![count, classes],
-                expected: vec![count.min(left), self.part.probabilities.len()],
+                expected: vec![count.min(remaining), self.part.probabilities.len()],
             });
         }
         super::moments::check_finite(logits)?;
@@ -191,7 +192,7 @@ impl InceptionScores {
         Ok(())
     }
 
-    /// The score of all samples.
+    /// Returns the score of all samples.
     ///
     /// # Errors
     ///
@@ -266,24 +267,24 @@ impl Part {
         }
     }
 
-    /// The score of the samples so far, and a fresh start.
+    /// Returns the score of the samples so far and resets the part.
     fn take_score(&mut self) -> f64 {
         let classes = self.probabilities.len();
         let part = std::mem::replace(self, Self::new(classes));
         let count = part.count as f64;
-        // mean_n sum_c p log q is sum_c q log q, q the mean.
-        let of_mean: f64 = part
+        // mean_n sum_c p log q = sum_c q log q for the mean q.
+        let negative_entropy_of_mean: f64 = part
             .probabilities
             .iter()
             .map(|sum| sum / count)
             .filter(|&q| q > 0.0)
             .map(|q| q * q.ln())
             .sum();
-        (part.negative_entropy / count - of_mean).exp()
+        (part.negative_entropy / count - negative_entropy_of_mean).exp()
     }
 }
 
-/// Probabilities, and `sum_c p log p`.
+/// Returns the probabilities `p` and `sum_c p_c log p_c`.
 fn softmax(logits: ArrayView1<'_, f32>) -> (Vec<f64>, f64) {
     let largest = logits
         .iter()

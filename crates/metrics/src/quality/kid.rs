@@ -14,15 +14,15 @@ use crate::MetricsError;
 use crate::error::check_interrupted;
 use crate::linalg::sequential_product;
 
-/// Subsets on which [`kid`] is computed. The default is torch-fidelity's.
+/// Options of [`kid()`]. The defaults are those of torch-fidelity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KidOptions {
     /// Number of subsets (100).
     pub subsets: usize,
-    /// Samples of each set in a subset, drawn without replacement (1000). Subsets of sets that have no more
-    /// samples than that are the sets themselves; see [`kid`].
+    /// Samples per set in a subset, drawn without replacement (1000). A set with at most this many samples is
+    /// used completely; see [`kid()`].
     pub subset_size: usize,
-    /// Seed of the draws.
+    /// Seed of the random subsets.
     pub seed: u64,
 }
 
@@ -37,41 +37,41 @@ impl Default for KidOptions {
 }
 
 impl KidOptions {
-    /// Samples of each set in a subset, for sets of `real` and `fake` samples.
-    pub fn size(&self, real: usize, fake: usize) -> usize {
+    /// Samples per set in a subset, for sets of `real` and `fake` samples.
+    pub fn size_for(&self, real: usize, fake: usize) -> usize {
         self.subset_size.min(real).min(fake)
     }
 }
 
-/// Kernel inception distance over subsets.
+/// Kernel inception distance, computed over subsets.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Kid {
-    /// Mean over subsets; around 0 for equal distributions, and below 0 as often as above.
+    /// Mean over subsets; for equal distributions close to 0 and as often below as above it.
     pub mean: f64,
-    /// Population standard deviation over subsets; `None` for one subset, which has none.
+    /// Population standard deviation over subsets; `None` for a single subset.
     pub deviation: Option<f64>,
     /// Squared maximum mean discrepancy of each subset.
     pub subsets: Vec<f64>,
 }
 
-/// How the squared maximum mean discrepancy of `m` samples of each set is estimated.
+/// Estimator of the squared maximum mean discrepancy of `m` samples per set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Estimator {
-    /// Within a set over pairs of different samples, across sets over all pairs. What is called KID.
+    /// Uses pairs of different samples within a set and all pairs across sets. KID is defined by this estimator.
     Unbiased,
-    /// Over all pairs, each sample with itself too.
+    /// Uses all pairs, including each sample with itself.
     Biased,
-    /// Over pairs of different indices, across sets too.
+    /// Uses pairs of different indices, within and across sets.
     UStatistic,
 }
 
-/// Kernel inception distance (Binkowski et al. 2018, arXiv 1801.01401) of features `[N, D]`: the mean of
-/// the unbiased [`mmd2`] over random subsets.
+/// Computes the kernel inception distance (Binkowski et al. 2018, arXiv 1801.01401) of features `[N, D]`: the mean
+/// of the unbiased [`mmd2`] over random subsets.
 ///
-/// Where both sets have at most [`subset_size`](KidOptions::subset_size) samples and equally many, every subset
-/// would be the whole sets: then there is one subset, all samples of both, and no deviation. The other
-/// implementations refuse smaller sets, and give rounding errors as the deviation of equally large ones. Where
-/// only one set is that small, subsets differ in the other alone, and the deviation is that of its draws.
+/// If both sets have the same number of samples and at most [`subset_size`](KidOptions::subset_size), every subset
+/// would consist of all samples. In this case there is one subset and no deviation. Other implementations refuse
+/// sets that are smaller than a subset, and return rounding errors as the deviation of sets of that size. If only
+/// one set is that small, the subsets differ only in the other set, and the deviation is that of its random draws.
 ///
 /// # Errors
 ///
@@ -86,7 +86,7 @@ pub fn kid(
     kid_until(&AtomicBool::new(false), real, fake, options)
 }
 
-/// As [`kid`], until `interrupted` is set, which is read before each subset.
+/// Computes [`kid`] until `interrupted` is set. The flag is read before each subset.
 ///
 /// # Errors
 ///
@@ -97,10 +97,10 @@ pub fn kid_until(
     fake: ArrayView2<'_, f32>,
     options: &KidOptions,
 ) -> Result<Kid, MetricsError> {
-    let size = options.size(real.nrows(), fake.nrows());
+    let size = options.size_for(real.nrows(), fake.nrows());
     if options.subsets > 0 && size == real.nrows() && size == fake.nrows() {
-        let all: Vec<usize> = (0..size).collect();
-        return over_subsets(interrupted, real, fake, &[(all.clone(), all)]);
+        let all_rows: Vec<usize> = (0..size).collect();
+        return over_subsets(interrupted, real, fake, &[(all_rows.clone(), all_rows)]);
     }
     let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
     let mut draw = |count| rand::seq::index::sample(&mut rng, count, size).into_vec();
@@ -110,11 +110,12 @@ pub fn kid_until(
     over_subsets(interrupted, real, fake, &indices)
 }
 
-/// [`kid`] over given subsets: for each, the rows of `real` and as many of `fake`.
+/// Computes [`kid()`] over explicit subsets; each is a pair of row indices of `real` and of `fake`, equally many of
+/// both.
 ///
 /// # Errors
 ///
-/// As [`kid`]; [`MetricsError::OutOfRange`] for a row that is not there.
+/// Those of [`kid()`], and [`MetricsError::OutOfRange`] for a row index beyond the samples.
 pub fn kid_of_subsets(
     real: ArrayView2<'_, f32>,
     fake: ArrayView2<'_, f32>,
@@ -168,7 +169,7 @@ fn over_subsets(
     })
 }
 
-/// Squared maximum mean discrepancy of two sets of as many features `[m, D]`, with the
+/// Computes the squared maximum mean discrepancy of two sets of features `[m, D]` of equal size, with the
 /// [`polynomial_kernel`].
 ///
 /// # Errors
@@ -185,7 +186,8 @@ pub fn mmd2(
     discrepancy(real, fake, estimator)
 }
 
-/// `k(x, y) = (x . y / D + 1)^3`, float64, of all pairs of rows of `[N, D]` and `[M, D]`, `[N, M]`.
+/// Computes the kernel `k(x, y) = (x . y / D + 1)^3` of all pairs of rows of `[N, D]` and `[M, D]`, float64
+/// `[N, M]`.
 ///
 /// # Errors
 ///
@@ -229,14 +231,14 @@ fn discrepancy(
     })
 }
 
-/// Samples `[N, D]` as float64 columns `[D, N]`.
+/// Converts samples `[N, D]` to float64 columns `[D, N]`.
 fn columns(samples: ArrayView2<'_, f32>) -> Mat<f64> {
     Mat::from_fn(samples.ncols(), samples.nrows(), |i, j| {
         f64::from(samples[(j, i)])
     })
 }
 
-/// The kernel of all pairs of columns of `[D, N]` and `[D, M]`.
+/// Computes the kernel of all pairs of columns of `[D, N]` and `[D, M]`.
 fn kernel(left: &Mat<f64>, right: &Mat<f64>) -> Mat<f64> {
     let dimension = left.nrows() as f64;
     let mut products = sequential_product(left.as_ref(), right.as_ref());

@@ -1,11 +1,11 @@
-//! How far generated images are from real ones, on features of both.
+//! Quality of generated images, measured on features of generated and real images.
 //!
-//! The Frechet distance fits a Gaussian to each set and compares the two. [`Moments`] accumulates one set
-//! in a single pass over its features, and [`frechet_distance`] compares two of them;
-//! [`Gaussian`] keeps a set that many others are compared with. What the features are is the caller's:
-//! Inception's for FID, its spatial ones for sFID, any encoder's otherwise. [`kid`] compares the same
-//! features without a Gaussian, [`precision_recall`] tells fidelity from variety, and [`inception_score`]
-//! needs no real images.
+//! The Frechet distance fits a Gaussian to each set and compares the Gaussians. [`Moments`] accumulates a
+//! set in a single pass over its features, and [`frechet_distance`] compares two of them.
+//! [`Gaussian`] stores a set that is compared with many others. The caller chooses the features:
+//! those of Inception for FID, its spatial features for sFID, or those of any encoder. [`kid`] compares the same
+//! features without fitting a Gaussian, [`precision_recall`] separates fidelity from diversity, and
+//! [`inception_score`] requires no real images.
 
 mod frechet;
 mod gaussian;
@@ -27,7 +27,7 @@ pub use precision_recall::{
 
 pub(crate) use moments::check_finite;
 
-/// Mean and population standard deviation; of at least one value.
+/// Computes the mean and the population standard deviation of at least one value.
 fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
     let count = values.len() as f64;
     let mean = values.iter().sum::<f64>() / count;

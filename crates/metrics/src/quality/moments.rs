@@ -1,4 +1,4 @@
-//! Mean and covariance of features, accumulated in one pass.
+//! Mean and covariance of features, accumulated in a single pass.
 
 use faer::Mat;
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis, aview1};
@@ -6,21 +6,22 @@ use ndarray::{Array2, ArrayView1, ArrayView2, Axis, aview1};
 use crate::MetricsError;
 use crate::linalg::add_outer_product;
 
-/// Samples that one update of the scatter matrix takes: few enough that their float64 copy stays in cache.
+/// Samples per update of the scatter matrix; few enough that their float64 copy fits into the cache.
 const CHUNK: usize = 256;
 
-/// Relative asymmetry up to which a matrix counts as symmetric; statistics stored as float32 pass.
-const SYMMETRY: f64 = 1e-5;
+/// Largest asymmetry of a matrix that counts as symmetric, relative to its largest value; allows for statistics
+/// stored as float32.
+const SYMMETRY_TOLERANCE: f64 = 1e-5;
 
 /// Number, mean and covariance of feature vectors of `D` dimensions, in float64.
 ///
-/// Takes batches as they come ([`push`](Self::push)) and parts computed apart
-/// ([`merge`](Self::merge)); how the samples were split changes the result by rounding only. Batches
-/// are centred before they are multiplied (Chan, Golub and LeVeque 1983), so a mean far from zero costs no
-/// digits.
+/// Accumulates batches ([`push`](Self::push)) and the moments of other accumulators
+/// ([`merge`](Self::merge)). The division into batches changes the result only by rounding. Batches
+/// are centred before they are multiplied (Chan, Golub and LeVeque 1983), so a mean far from zero loses no
+/// precision.
 ///
-/// The cost of a push is that of a `[D, N] x [N, D]` product, or of one pass over `D * D` numbers for a
-/// batch of a few samples.
+/// A push costs as much as a `[D, N] x [N, D]` product, or as one pass over `D * D` values for a batch of a
+/// few samples.
 ///
 /// ```
 /// use metrics::quality::Moments;
@@ -37,12 +38,12 @@ const SYMMETRY: f64 = 1e-5;
 pub struct Moments {
     count: usize,
     mean: Vec<f64>,
-    /// Sum of the outer products of the centred samples; the lower part only.
+    /// Sum of the outer products of the centred samples; only the lower triangle is defined.
     scatter: Mat<f64>,
 }
 
 impl Moments {
-    /// No samples yet, of `dimension` features each.
+    /// Creates an empty accumulator for samples of `dimension` features.
     pub fn new(dimension: usize) -> Self {
         Self {
             count: 0,
@@ -51,12 +52,11 @@ impl Moments {
         }
     }
 
-    /// From a mean `[D]` and a covariance `[D, D]` (ddof 1) computed elsewhere, such as a reference
-    /// file's.
+    /// Creates moments from an existing mean `[D]` and covariance `[D, D]` (ddof 1), such as those of a
+    /// reference file.
     ///
-    /// `count` is the number of samples behind them. Beside weighing them in a
-    /// [`merge`](Self::merge), it bounds the rank of the covariance by `count - 1`; where a file does
-    /// not tell, pass a number above `D`.
+    /// `count` is their number of samples. It is the weight in a [`merge`](Self::merge), and it limits the rank
+    /// of the covariance to `count - 1`. If it is unknown, pass a number above `D`.
     ///
     /// # Errors
     ///
@@ -98,7 +98,7 @@ impl Moments {
     /// # Errors
     ///
     /// [`MetricsError::Shape`] for another number of dimensions, [`MetricsError::NonFinite`]; the moments
-    /// then remain as they were.
+    /// are then unchanged.
     pub fn push(&mut self, features: ArrayView2<'_, f32>) -> Result<(), MetricsError> {
         let (samples, dimension) = features.dim();
         if dimension != self.dimension() {
@@ -142,7 +142,7 @@ impl Moments {
         self.count
     }
 
-    /// Number of features of a sample, `D`.
+    /// Number of features per sample, `D`.
     pub fn dimension(&self) -> usize {
         self.mean.len()
     }
@@ -152,7 +152,7 @@ impl Moments {
         aview1(&self.mean)
     }
 
-    /// Sample covariance `[D, D]`, with the sum of squares divided by `count - 1` as `numpy.cov` does.
+    /// Sample covariance `[D, D]`, normalised by `count - 1` as in `numpy.cov`.
     ///
     /// # Errors
     ///
@@ -165,7 +165,7 @@ impl Moments {
         }))
     }
 
-    /// The covariance, of which the lower part is to be read.
+    /// Returns the covariance, of which only the lower triangle is defined.
     pub(super) fn lower_covariance(&self) -> Result<Mat<f64>, MetricsError> {
         check_count(self.count)?;
         let weight = (self.count - 1) as f64;
@@ -181,7 +181,7 @@ impl Moments {
         }
         let mean = feature_means(chunk);
         let shift = self.shift_mean(count, &mean);
-        // The shift of the mean is one more column, so that one product adds both.
+        // The shift of the mean is an additional column, so that a single product adds both.
         let columns = Mat::from_fn(dimension, count + 1, |i, j| {
             if j < count {
                 f64::from(chunk[(j, i)]) - mean[i]
@@ -192,8 +192,8 @@ impl Moments {
         add_outer_product(&mut self.scatter, columns.as_ref());
     }
 
-    /// Moves count and mean by `count` samples of mean `mean`. Returns the column whose outer product the
-    /// scatter matrix gains by the move.
+    /// Updates count and mean with `count` samples of mean `mean`. Returns a column `[D, 1]` whose outer product must
+    /// be added to the scatter matrix.
     fn shift_mean(&mut self, count: usize, mean: &[f64]) -> Mat<f64> {
         let (before, added) = (self.count as f64, count as f64);
         let total = before + added;
@@ -209,7 +209,7 @@ impl Moments {
     }
 }
 
-/// Mean `[D]` of features `[N, D]`.
+/// Computes the mean `[D]` of features `[N, D]`.
 pub(super) fn feature_means(features: ArrayView2<'_, f32>) -> Vec<f64> {
     let mut sums = vec![0.0; features.ncols()];
     for sample in features.outer_iter() {
@@ -221,7 +221,7 @@ pub(super) fn feature_means(features: ArrayView2<'_, f32>) -> Vec<f64> {
     sums.iter().map(|sum| sum / count).collect()
 }
 
-/// Refuses features `[N, D]` that are not finite.
+/// Checks that all features `[N, D]` are finite.
 pub(crate) fn check_finite(features: ArrayView2<'_, f32>) -> Result<(), MetricsError> {
     match features.indexed_iter().find(|(_, x)| !x.is_finite()) {
         Some(((i, j), &value)) => Err(MetricsError::NonFinite {
@@ -233,7 +233,7 @@ pub(crate) fn check_finite(features: ArrayView2<'_, f32>) -> Result<(), MetricsE
     }
 }
 
-/// Refuses a number of samples without a covariance.
+/// Checks that there are enough samples for a covariance.
 pub(super) fn check_count(count: usize) -> Result<(), MetricsError> {
     if count < 2 {
         return Err(MetricsError::TooFew {
@@ -262,7 +262,7 @@ fn check_covariance(covariance: ArrayView2<'_, f64>) -> Result<(), MetricsError>
         let mirrored = covariance[(j, i)];
         let reason = if i == j && value < 0.0 {
             format!("the variance at [{i}, {i}] is {value}")
-        } else if (value - mirrored).abs() > SYMMETRY * largest {
+        } else if (value - mirrored).abs() > SYMMETRY_TOLERANCE * largest {
             format!("[{i}, {j}] is {value} and [{j}, {i}] is {mirrored}, so it is not symmetric")
         } else {
             continue;

@@ -1,4 +1,5 @@
-//! Improved precision and recall, density and coverage: which samples lie in the other set's balls.
+//! Improved precision and recall, density and coverage, which count the samples inside the balls around samples of
+//! the other set.
 
 use std::sync::atomic::AtomicBool;
 
@@ -11,51 +12,52 @@ use crate::MetricsError;
 use crate::error::check_interrupted;
 use crate::linalg::sequential_product;
 
-/// Samples of a block of the matrix of distances: what a task holds is `2 BLOCK D + BLOCK^2` numbers.
+/// Samples per block of the distance matrix; a task needs memory for `2 BLOCK D + BLOCK^2` values.
 const BLOCK: usize = 256;
 
-/// Squared distances by `|a|^2 - 2 a.b + |b|^2` are off by about 1e-16 of the squares, times the number of
-/// additions. Where that could change a decision, the distance is computed from the differences.
-const DOUBT: f64 = 1e-12;
+/// Bound of the rounding error of squared distances, relative to the squares. Distances by
+/// `|a|^2 - 2 a.b + |b|^2` have an error of about 1e-16 of the squares times the number of additions. If this error
+/// could change a decision, the distance is computed from the differences instead.
+const ROUNDING_ERROR: f64 = 1e-12;
 
-/// How much of one set lies where the other has samples.
+/// Precision, recall, density and coverage of two sets of features.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PrecisionRecall {
-    /// Share of fake samples within the radius of some real one.
+    /// Fraction of fake samples inside the ball of at least one real sample.
     pub precision: f64,
-    /// Share of real samples within the radius of some fake one.
+    /// Fraction of real samples inside the ball of at least one fake sample.
     pub recall: f64,
-    /// Mean over fake samples of the number of real radii they lie within, over `k` (Naeem et al. 2020).
+    /// Mean number of real balls that contain a fake sample, divided by `k` (Naeem et al. 2020).
     pub density: f64,
-    /// Share of real samples with a fake one within their radius.
+    /// Fraction of real samples whose ball contains a fake sample.
     pub coverage: f64,
 }
 
-/// [`PrecisionRecall`] with what it is made of.
+/// Per-sample results from which [`PrecisionRecall`] is computed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Manifolds {
     /// Distance of each real sample to its `k`-th nearest other real sample, `[N_r]`.
     pub real_radii: Vec<f64>,
-    /// The same of fake samples, `[N_f]`.
+    /// Distance of each fake sample to its `k`-th nearest other fake sample, `[N_f]`.
     pub fake_radii: Vec<f64>,
-    /// In how many real balls each fake sample lies, `[N_f]`.
+    /// Number of real balls that contain each fake sample, `[N_f]`.
     pub fake_in_real: Vec<usize>,
-    /// In how many fake balls each real sample lies, `[N_r]`.
+    /// Number of fake balls that contain each real sample, `[N_r]`.
     pub real_in_fake: Vec<usize>,
-    /// Whether each real sample's ball holds a fake sample, `[N_r]`.
+    /// Whether the ball of each real sample contains a fake sample, `[N_r]`.
     pub covered: Vec<bool>,
     k: usize,
 }
 
-/// Improved precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991) of features `[N, D]`, with
-/// balls that reach to the `k`-th nearest neighbour in a sample's own set; 3 is usual.
+/// Computes improved precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991) of features `[N, D]`. The
+/// ball of a sample extends to its `k`-th nearest neighbour in its own set; `k = 3` is usual.
 ///
-/// A sample on the surface of a ball is inside. Distances are float64, block by block: the time is that of
-/// three products `[N, D] x [D, N]`, the memory `O(N)` beside the features and a few MiB a thread.
+/// A sample on the surface of a ball is inside. Distances are computed in float64, block by block: the time is that
+/// of three products `[N, D] x [D, N]`, and the memory is `O(N)` besides the features, plus a few MiB per thread.
 ///
 /// # Errors
 ///
-/// As [`manifolds`].
+/// Those of [`manifolds`].
 pub fn precision_recall(
     real: ArrayView2<'_, f32>,
     fake: ArrayView2<'_, f32>,
@@ -64,7 +66,7 @@ pub fn precision_recall(
     precision_recall_until(&AtomicBool::new(false), real, fake, k)
 }
 
-/// As [`precision_recall`], until `interrupted` is set, which is read before each block of distances.
+/// Computes [`precision_recall`] until `interrupted` is set. The flag is read before each block of distances.
 ///
 /// # Errors
 ///
@@ -78,7 +80,7 @@ pub fn precision_recall_until(
     Ok(manifolds_until(interrupted, real, fake, k)?.scores())
 }
 
-/// The balls of both sets, and which samples lie in them.
+/// Computes the balls of both sets and the samples that they contain.
 ///
 /// # Errors
 ///
@@ -126,16 +128,16 @@ fn manifolds_until(
             });
         }
     }
-    // Products of centred features lose fewer digits; distances do not change.
+    // Centring the features improves the precision of the products and does not change the distances.
     let centre = feature_means(real);
     let (real, fake) = (Set::new(real, &centre), Set::new(fake, &centre));
     let (real_radii, fake_radii) = (real.radii(k, interrupted)?, fake.radii(k, interrupted)?);
     let (fake_in_real, covered) = fake.count_balls(&real, &real_radii, interrupted)?;
     let (real_in_fake, _) = real.count_balls(&fake, &fake_radii, interrupted)?;
-    let root = |squares: Vec<f64>| squares.into_iter().map(f64::sqrt).collect();
+    let square_roots = |squares: Vec<f64>| squares.into_iter().map(f64::sqrt).collect();
     Ok(Manifolds {
-        real_radii: root(real_radii),
-        fake_radii: root(fake_radii),
+        real_radii: square_roots(real_radii),
+        fake_radii: square_roots(fake_radii),
         fake_in_real,
         real_in_fake,
         covered,
@@ -144,23 +146,23 @@ fn manifolds_until(
 }
 
 impl Manifolds {
-    /// The shares.
+    /// Computes the scores.
     pub fn scores(&self) -> PrecisionRecall {
-        let inside = |counts: &[usize]| {
+        let fraction_inside = |counts: &[usize]| {
             counts.iter().filter(|&&count| count > 0).count() as f64 / counts.len() as f64
         };
         let balls: usize = self.fake_in_real.iter().sum();
         let covered = self.covered.iter().filter(|&&covered| covered).count();
         PrecisionRecall {
-            precision: inside(&self.fake_in_real),
-            recall: inside(&self.real_in_fake),
+            precision: fraction_inside(&self.fake_in_real),
+            recall: fraction_inside(&self.real_in_fake),
             density: balls as f64 / (self.k * self.fake_in_real.len()) as f64,
             coverage: covered as f64 / self.covered.len() as f64,
         }
     }
 }
 
-/// Features, their centre, and their squared lengths from it.
+/// Features, the centre that is subtracted from them, and their squared distances from it.
 struct Set<'a> {
     features: ArrayView2<'a, f32>,
     centre: &'a [f64],
@@ -187,12 +189,12 @@ impl<'a> Set<'a> {
         self.squares.len()
     }
 
-    /// Where each block of samples starts.
+    /// Iterates over the first index of each block of samples.
     fn blocks(&self) -> impl Iterator<Item = usize> {
         (0..self.len()).step_by(BLOCK)
     }
 
-    /// The samples of the block from `start`, centred, `[D, B]`.
+    /// Returns the centred samples `[D, B]` of the block at `start`.
     fn block(&self, start: usize) -> Mat<f64> {
         let end = (start + BLOCK).min(self.len());
         let rows = self.features.slice(s![start..end, ..]);
@@ -201,8 +203,8 @@ impl<'a> Set<'a> {
         })
     }
 
-    /// Squared distance of sample `i` to sample `j` of `other`, from the differences.
-    fn exact(&self, i: usize, other: &Self, j: usize) -> f64 {
+    /// Computes the squared distance of sample `i` to sample `j` of `other` from the differences.
+    fn exact_square(&self, i: usize, other: &Self, j: usize) -> f64 {
         let (own, other) = (self.features.row(i), other.features.row(j));
         let terms = own.iter().zip(other);
         terms
@@ -210,17 +212,17 @@ impl<'a> Set<'a> {
             .sum()
     }
 
-    /// How far off the squared distances of sample `i` to sample `j` of `other` may be.
-    fn doubt(&self, i: usize, other: &Self, j: usize) -> f64 {
-        DOUBT * (self.squares[i] + other.squares[j])
+    /// Bound of the error of the squared distance of sample `i` to sample `j` of `other`.
+    fn error_bound(&self, i: usize, other: &Self, j: usize) -> f64 {
+        ROUNDING_ERROR * (self.squares[i] + other.squares[j])
     }
 
-    /// Squared distance of every sample to its `k`-th nearest other sample, `[N]`.
+    /// Computes the squared distances `[N]` of all samples to their `k`-th nearest other sample.
     fn radii(&self, k: usize, interrupted: &AtomicBool) -> Result<Vec<f64>, MetricsError> {
         let starts: Vec<usize> = self.blocks().collect();
         let radii = starts.par_iter().map(|&start| {
             let own = self.block(start);
-            // Of each sample the nearest others so far, in ascending order.
+            // For each sample, the nearest others so far, in ascending order of distance.
             let mut nearest = vec![Vec::with_capacity(k + 1); own.ncols()];
             for other_start in self.blocks() {
                 check_interrupted(interrupted)?;
@@ -234,12 +236,12 @@ impl<'a> Set<'a> {
                         }
                         let square =
                             self.squares[i] + self.squares[j] - 2.0 * products[(row, column)];
-                        let within = nearest.len() < k
+                        let may_be_nearest = nearest.len() < k
                             || nearest.last().is_some_and(|&(_, furthest)| {
-                                square < furthest + self.doubt(i, self, j)
+                                square < furthest + self.error_bound(i, self, j)
                             });
-                        if within {
-                            insert(nearest, j, self.exact(i, self, j), k);
+                        if may_be_nearest {
+                            insert(nearest, j, self.exact_square(i, self, j), k);
                         }
                     }
                 }
@@ -252,8 +254,8 @@ impl<'a> Set<'a> {
         Ok(radii.collect::<Result<Vec<_>, MetricsError>>()?.concat())
     }
 
-    /// In how many balls of `other`, whose squared radii are given, each sample lies, and whether each of
-    /// those balls holds a sample.
+    /// Returns the number of balls of `other` that contain each sample, and whether each of those balls contains
+    /// a sample. `radii` are the squared radii of the balls.
     fn count_balls(
         &self,
         other: &Self,
@@ -277,8 +279,8 @@ impl<'a> Set<'a> {
                             let j = other_start + row;
                             let mut square =
                                 self.squares[i] + other.squares[j] - 2.0 * products[(row, column)];
-                            if (square - radii[j]).abs() <= self.doubt(i, other, j) {
-                                square = self.exact(i, other, j);
+                            if (square - radii[j]).abs() <= self.error_bound(i, other, j) {
+                                square = self.exact_square(i, other, j);
                             }
                             if square <= radii[j] {
                                 *count += 1;
@@ -302,9 +304,9 @@ impl<'a> Set<'a> {
     }
 }
 
-/// Keeps the `k` nearest in ascending order.
+/// Inserts a neighbour and keeps the `k` nearest in ascending order of distance.
 fn insert(nearest: &mut Vec<(usize, f64)>, j: usize, square: f64, k: usize) {
-    let place = nearest.partition_point(|&(_, other)| other <= square);
-    nearest.insert(place, (j, square));
+    let position = nearest.partition_point(|&(_, other)| other <= square);
+    nearest.insert(position, (j, square));
     nearest.truncate(k);
 }

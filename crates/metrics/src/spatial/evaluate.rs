@@ -1,4 +1,4 @@
-//! All four metrics over a batch of images.
+//! Computes all four spatial metrics for a batch of images.
 
 use ndarray::{ArrayView1, ArrayView2, ArrayView3, Axis};
 use rayon::prelude::*;
@@ -9,7 +9,7 @@ use super::measures::{decay, foreground_contrast, local_minus_far};
 use super::similarity::{DistanceProfile, NORM_FLOOR, SRSS_NORM_FLOOR, UnitTokens};
 use crate::MetricsError;
 
-/// Distances of the spatial metrics, in patches. The default is upstream's.
+/// Distance limits of the spatial metrics, in patches. The defaults are those of upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SpatialOptions {
@@ -41,18 +41,18 @@ pub struct SpatialMetrics {
     pub lds: f64,
     /// Correlation-decay slope ([`cds`](super::cds)).
     pub cds: f64,
-    /// Semantic-region self-similarity ([`srss`](super::srss)); `None` without a mask, or where the mask
-    /// leaves no foreground token to compare.
+    /// Semantic-region self-similarity ([`srss`](super::srss)); `None` without a mask, or if the mask has no
+    /// foreground token to compare.
     pub srss: Option<f64>,
     /// Root mean square contrast ([`rmsc`](super::rmsc)).
     pub rmsc: f64,
 }
 
 impl SpatialMetrics {
-    /// Mean over images, in order. Images without SRSS are left out of the mean of SRSS only; it is
-    /// `None` if no image has one.
+    /// Computes the mean over images, in order. Images without SRSS are excluded from the mean of SRSS only; it
+    /// is `None` if no image has a value.
     ///
-    /// Combines the images of several batches: collect what [`evaluate_images`] returns for each.
+    /// For the mean over several batches, collect the results of [`evaluate_images`] first.
     ///
     /// # Errors
     ///
@@ -78,15 +78,15 @@ impl SpatialMetrics {
     }
 }
 
-/// Means of the four metrics over the images of `tokens` `[B, T, D]`.
+/// Computes the means of the four metrics over the images of `tokens` `[B, T, D]`.
 ///
-/// `masks` `[B, T]` is true where a patch holds foreground ([`patch_mask`](super::patch_mask)); SRSS needs it.
-/// Images are spread over rayon's threads; the result does not depend on how many there are. Upstream:
+/// `masks` `[B, T]` is true for patches that contain foreground ([`patch_mask`](super::patch_mask)); SRSS requires
+/// it. Images are distributed over rayon's threads; the result does not depend on their number. Upstream:
 /// `compute_spatial_metrics`.
 ///
 /// # Errors
 ///
-/// As [`evaluate_images`], and [`MetricsError::TooFew`] without images.
+/// Those of [`evaluate_images`], and [`MetricsError::TooFew`] without images.
 pub fn evaluate(
     tokens: ArrayView3<'_, f32>,
     grid: Grid,
@@ -96,13 +96,13 @@ pub fn evaluate(
     SpatialMetrics::mean(&evaluate_images(tokens, grid, masks, options)?)
 }
 
-/// The four metrics of each image of `tokens` `[B, T, D]`; arguments as for [`evaluate`].
+/// Computes the four metrics of each image of `tokens` `[B, T, D]`; see [`evaluate()`] for the arguments.
 ///
 /// # Errors
 ///
-/// [`MetricsError::GridMismatch`] and [`MetricsError::GridTooSmall`] for a grid that does not fit,
+/// [`MetricsError::GridMismatch`] and [`MetricsError::GridTooSmall`] for an unsuitable grid,
 /// [`MetricsError::Shape`] for masks that are not `[B, T]`, [`MetricsError::NonFinite`] for the first
-/// token that is not finite, with its image.
+/// token that is not finite, with the index of its image.
 pub fn evaluate_images(
     tokens: ArrayView3<'_, f32>,
     grid: Grid,
@@ -127,8 +127,8 @@ pub fn evaluate_images(
             image_metrics(tokens.index_axis(Axis(0), image), grid, mask, options)
         })
         .collect();
-    // Sequential, so that the error is that of the first bad image for any number of threads.
-    let with_image = |(image, metrics): (usize, Result<_, _>)| {
+    // Sequential, so that the error is that of the first invalid image for any number of threads.
+    let add_image_index = |(image, metrics): (usize, Result<_, _>)| {
         metrics.map_err(|error| match error {
             MetricsError::NonFinite {
                 what,
@@ -141,7 +141,11 @@ pub fn evaluate_images(
             other => other,
         })
     };
-    metrics.into_iter().enumerate().map(with_image).collect()
+    metrics
+        .into_iter()
+        .enumerate()
+        .map(add_image_index)
+        .collect()
 }
 
 fn image_metrics(
@@ -157,12 +161,18 @@ fn image_metrics(
         Some(mask) => {
             let mask: Vec<bool> = mask.iter().copied().collect();
             let (near, far) = (options.srss_near_distance, options.srss_far_distance);
-            // The two floors differ for very short tokens only; without any, the cosines can be shared.
-            let own = match unit.any_shorter_than(NORM_FLOOR) {
+            // The two floors only matter for very short tokens; without such tokens the cosines can be shared.
+            let srss_cosines = match unit.any_shorter_than(NORM_FLOOR) {
                 true => Some(UnitTokens::new(tokens, SRSS_NORM_FLOOR)?.cosines()),
                 false => None,
             };
-            foreground_contrast(own.as_ref().unwrap_or(&cosines), grid, &mask, near, far)
+            foreground_contrast(
+                srss_cosines.as_ref().unwrap_or(&cosines),
+                grid,
+                &mask,
+                near,
+                far,
+            )
         }
         None => None,
     };

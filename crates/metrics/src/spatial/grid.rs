@@ -1,4 +1,4 @@
-//! The grid that an image's patch tokens lie on.
+//! The grid of an image's patch tokens.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::MetricsError;
 
-/// A grid of patch tokens; token `t` lies in row `t / width` and column `t % width`.
+/// A grid of patch tokens; token `t` is in row `t / width` and column `t % width`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Grid {
@@ -22,19 +22,19 @@ impl Grid {
         self.height.saturating_mul(self.width)
     }
 
-    /// The largest Manhattan distance between two tokens. Every distance from 0 to it occurs.
+    /// Largest Manhattan distance between two tokens. Every distance from 0 to this value occurs.
     pub fn max_distance(&self) -> usize {
         let (rows, columns) = (self.height, self.width);
         rows.saturating_sub(1)
             .saturating_add(columns.saturating_sub(1))
     }
 
-    /// Row and column of token `t`.
+    /// Returns the row and column of token `t`.
     pub(super) fn position(&self, t: usize) -> (usize, usize) {
         (t / self.width, t % self.width)
     }
 
-    /// Refuses a number of tokens that does not fill the grid, and a grid without a pair of tokens.
+    /// Checks that the number of tokens matches the grid, and that the grid has at least two tokens.
     pub(super) fn check(&self, tokens: usize) -> Result<(), MetricsError> {
         if tokens != self.tokens() {
             return Err(MetricsError::GridMismatch {

@@ -1,4 +1,4 @@
-//! What is drawn of one image's patch tokens: similarity to one of them, and principal components.
+//! Visualisations of an image's patch tokens: similarity to an anchor token, and principal components.
 
 use faer::Mat;
 use ndarray::{Array1, Array2, ArrayView2};
@@ -7,20 +7,20 @@ use super::similarity::{NORM_FLOOR, norms};
 use crate::MetricsError;
 use crate::linalg::{cross_product, symmetric_eigen};
 
-/// Components that become red, green and blue.
+/// Number of components, shown as red, green and blue.
 const COMPONENTS: usize = 3;
 
-/// A component that is the same everywhere.
-const MIDDLE: f32 = 0.5;
+/// Value of a component that does not vary.
+const CONSTANT_VALUE: f32 = 0.5;
 
-/// Shares of the tokens below and above which a component's colour is clipped.
+/// Percentiles at which a component's values are clipped, as fractions.
 const PERCENTILES: (f64, f64) = (0.02, 0.98);
 
-/// Cosine similarity `[T]` of the token at index `anchor` with each of the tokens `[T, D]` of one
-/// image, in -1..1.
+/// Computes the cosine similarity `[T]` of the token at index `anchor` with each of the tokens `[T, D]` of one
+/// image, in `[-1, 1]`.
 ///
-/// This is row `anchor` of [`cosine_similarity`](super::cosine_similarity), computed in float64. A zero token
-/// has similarity 0 to every token, itself included; any other anchor has similarity 1 to itself.
+/// The result is row `anchor` of [`cosine_similarity`](super::cosine_similarity), but computed in float64. A zero
+/// token has similarity 0 to every token, including itself; any other anchor has similarity 1 to itself.
 ///
 /// ```
 /// use metrics::spatial::anchor_similarity;
@@ -57,18 +57,18 @@ pub fn anchor_similarity(
     Ok(norms.iter().enumerate().map(cosine).collect())
 }
 
-/// The first three principal components of the tokens `[T, D]` of one image as colours `[T, 3]`, in
-/// 0..1.
+/// Computes the first three principal components of the tokens `[T, D]` of one image as colours `[T, 3]`, in
+/// `[0, 1]`.
 ///
-/// Tokens are centred over the image. Each component is stretched on its own so that its 2nd percentile
-/// over the tokens becomes 0 and its 98th 1, and clipped there: a few outliers, which vision transformers
-/// are known for, would leave the rest grey otherwise. Where those two are equal, the smallest and largest
-/// value take their place; a component that does not vary, or is not there because the tokens
-/// span fewer dimensions, is 0.5 everywhere.
+/// Tokens are centred over the image. Each component is scaled so that its 2nd percentile over the tokens
+/// becomes 0 and its 98th percentile 1, and clipped there. Without clipping, a few outliers, which are common in
+/// vision transformers, would make all other tokens grey. If the two percentiles are equal, the smallest and
+/// largest value are used instead. A component is 0.5 everywhere if it does not vary, or if the tokens span
+/// fewer dimensions.
 ///
-/// A component's sign is a convention: here the token that is farthest from the mean, the first of them if
-/// there are several, is positive. Computed in float64 from the smaller of the Gram matrices `[T, T]` and
-/// `[D, D]`; the bits do not depend on the number of threads.
+/// The sign of a component is a convention: the token that is farthest from the mean is positive (the first of
+/// them if there are several). The computation is in float64 and uses the smaller of the Gram matrices `[T, T]`
+/// and `[D, D]`; the bits do not depend on the number of threads.
 ///
 /// # Errors
 ///
@@ -84,21 +84,24 @@ pub fn pca_rgb(tokens: ArrayView2<'_, f32>) -> Result<Array2<f32>, MetricsError>
             needed: 1,
         });
     }
-    let square: f64 = norms(tokens)?.iter().map(|norm| norm * norm).sum();
-    let mut colours = Array2::from_elem((count, COMPONENTS), MIDDLE);
-    for (component, scores) in principal_scores(tokens, square)?.into_iter().enumerate() {
-        for (token, value) in stretched(scores).into_iter().enumerate() {
+    let sum_of_squares: f64 = norms(tokens)?.iter().map(|norm| norm * norm).sum();
+    let mut colours = Array2::from_elem((count, COMPONENTS), CONSTANT_VALUE);
+    for (component, scores) in principal_scores(tokens, sum_of_squares)?
+        .into_iter()
+        .enumerate()
+    {
+        for (token, value) in to_colours(scores).into_iter().enumerate() {
             colours[[token, component]] = value;
         }
     }
     Ok(colours)
 }
 
-/// The scores `[T]` of up to three components, the strongest first. `square` is the sum of all
-/// values' squares.
+/// Computes the scores `[T]` of up to three components in descending order of variance. `sum_of_squares` is that of
+/// all values of the tokens.
 fn principal_scores(
     tokens: ArrayView2<'_, f32>,
-    square: f64,
+    sum_of_squares: f64,
 ) -> Result<Vec<Vec<f64>>, MetricsError> {
     let (count, width) = tokens.dim();
     if width == 0 {
@@ -118,14 +121,14 @@ fn principal_scores(
     };
     let (values, vectors) = symmetric_eigen(gram.as_ref())?;
     let largest = values.last().copied().unwrap_or(0.0);
-    // Rounding of the decomposition, and of the mean of constant channels.
-    let floor = f64::EPSILON * square.max(count as f64 * largest);
+    // Bound of the rounding errors of the decomposition and of the mean of constant channels.
+    let floor = f64::EPSILON * sum_of_squares.max(count as f64 * largest);
 
     let strongest = (0..values.len()).rev().take(COMPONENTS);
     let scores = strongest
         .filter(|&k| values[k] > floor)
         .map(|k| match by_tokens {
-            // Unit length, which does for what is stretched anyway.
+            // The scores have unit length, which is sufficient because they are scaled later.
             true => vectors.col(k).iter().copied().collect(),
             false => {
                 let axis = vectors.subcols(k, 1);
@@ -136,14 +139,15 @@ fn principal_scores(
     Ok(scores.map(with_fixed_sign).collect())
 }
 
-/// Makes the value farthest from zero positive; of values that differ by rounding only, the first.
+/// Flips the signs so that the value farthest from zero is positive. Of values that differ only by rounding, the first
+/// counts.
 fn with_fixed_sign(mut scores: Vec<f64>) -> Vec<f64> {
-    let farthest = scores
+    let largest = scores
         .iter()
         .fold(0.0_f64, |max, score| max.max(score.abs()));
     let negative = scores
         .iter()
-        .find(|score| score.abs() >= farthest * (1.0 - 1e-6))
+        .find(|score| score.abs() >= largest * (1.0 - 1e-6))
         .is_some_and(|score| *score < 0.0);
     if negative {
         scores.iter_mut().for_each(|score| *score = -*score);
@@ -151,8 +155,8 @@ fn with_fixed_sign(mut scores: Vec<f64>) -> Vec<f64> {
     scores
 }
 
-/// Scores as shares of the range between two of their percentiles.
-fn stretched(scores: Vec<f64>) -> Vec<f32> {
+/// Maps scores linearly to `[0, 1]` between two of their percentiles.
+fn to_colours(scores: Vec<f64>) -> Vec<f32> {
     let mut sorted = scores.clone();
     sorted.sort_by(f64::total_cmp);
     let (mut low, mut high) = (
@@ -160,25 +164,25 @@ fn stretched(scores: Vec<f64>) -> Vec<f32> {
         percentile(&sorted, PERCENTILES.1),
     );
     let extremes = percentile(&sorted, 0.0)..=percentile(&sorted, 1.0);
-    let whole = extremes.end() - extremes.start();
-    // Equal but for rounding.
-    if high - low <= 1e-9 * whole {
+    let full_range = extremes.end() - extremes.start();
+    // The percentiles are equal up to rounding.
+    if high - low <= 1e-9 * full_range {
         (low, high) = extremes.into_inner();
     }
     let range = high - low;
-    let share = |score: f64| match range > 0.0 {
+    let colour = |score: f64| match range > 0.0 {
         true => ((score - low) / range).clamp(0.0, 1.0) as f32,
-        false => MIDDLE,
+        false => CONSTANT_VALUE,
     };
-    scores.into_iter().map(share).collect()
+    scores.into_iter().map(colour).collect()
 }
 
-/// The value below which this share of the sorted values lies, interpolated as NumPy does.
-fn percentile(sorted: &[f64], share: f64) -> f64 {
-    let place = share * sorted.len().saturating_sub(1) as f64;
-    let at = |index: f64| sorted.get(index as usize).copied().unwrap_or(0.0);
-    let (below, above) = (at(place.floor()), at(place.ceil()));
-    below + (above - below) * place.fract()
+/// Returns the percentile `fraction` of sorted values, with NumPy's linear interpolation.
+fn percentile(sorted: &[f64], fraction: f64) -> f64 {
+    let position = fraction * sorted.len().saturating_sub(1) as f64;
+    let value_at = |index: f64| sorted.get(index as usize).copied().unwrap_or(0.0);
+    let (below, above) = (value_at(position.floor()), value_at(position.ceil()));
+    below + (above - below) * position.fract()
 }
 
 #[cfg(test)]
@@ -187,7 +191,7 @@ mod tests {
     use crate::spatial::cosine_similarity;
     use ndarray::array;
 
-    /// Tokens that follow no pattern, the same everywhere.
+    /// Pseudo-random tokens, the same on every platform.
     fn noise(count: usize, width: usize) -> Array2<f32> {
         let mut state = 1_u32;
         Array2::from_shape_simple_fn((count, width), || {
@@ -201,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn identical_tokens_are_alike_and_orthogonal_ones_are_not() {
+    fn identical_tokens_have_similarity_one_and_orthogonal_ones_zero() {
         let same = Array2::from_elem((4, 3), 0.7);
         assert_eq!(anchor_similarity(same.view(), 2).unwrap(), Array1::ones(4));
         let basis = Array2::<f32>::eye(3) * 5.0;
@@ -212,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn an_anchor_is_exactly_like_itself_and_a_zero_token_like_nothing() {
+    fn an_anchor_has_similarity_one_to_itself_and_a_zero_token_similarity_zero() {
         let mut tokens = noise(50, 37);
         tokens.row_mut(3).fill(0.0);
         for anchor in 0..50 {
@@ -223,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn similarity_to_an_anchor_is_its_row_of_the_matrix() {
+    fn similarity_to_an_anchor_equals_its_row_of_the_matrix() {
         let tokens = noise(20, 9);
         let matrix = cosine_similarity(tokens.view()).unwrap();
         for anchor in [0, 7, 19] {
@@ -235,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn an_anchor_that_is_no_token_is_refused() {
+    fn an_anchor_outside_of_the_tokens_is_refused() {
         let error = anchor_similarity(noise(4, 2).view(), 4).unwrap_err();
         assert_eq!(
             error.to_string(),
@@ -243,7 +247,7 @@ mod tests {
         );
     }
 
-    /// Three waves over 64 tokens, of variances 9 : 4 : 1, along three given directions.
+    /// Three waves over 64 tokens along the rows of `directions`, with variances 9 : 4 : 1.
     fn waves(directions: &Array2<f32>) -> (Array2<f32>, [Vec<f32>; 3]) {
         let wave = |frequency: usize| -> Vec<f32> {
             let angle = |t: usize| (t * frequency) as f32 * std::f32::consts::TAU / 64.0;
@@ -262,14 +266,14 @@ mod tests {
 
     #[test]
     fn known_components_are_found_in_order_by_both_gram_matrices() {
-        // Orthonormal in the first three channels; then T > D, T = D and T < D.
+        // The directions are orthonormal; the widths cover T > D, T = D and T < D.
         for width in [3, 64, 100] {
             let (tokens, waves) = waves(&Array2::eye(width).slice(ndarray::s![..3, ..]).to_owned());
             let colours = pca_rgb(tokens.view()).unwrap();
             for (component, wave) in waves.iter().enumerate() {
                 let mut sorted = wave.clone();
                 sorted.sort_by(f32::total_cmp);
-                // The 2nd and 98th percentile of 64 values lie between their neighbours.
+                // The 2nd and 98th percentile of 64 values are between two neighbouring values.
                 let (low, high) = (
                     sorted[1] + 0.26 * (sorted[2] - sorted[1]),
                     sorted[61] + 0.74 * (sorted[62] - sorted[61]),
@@ -286,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn signs_do_not_follow_the_sign_of_the_tokens() {
+    fn signs_of_components_do_not_depend_on_the_sign_of_the_tokens() {
         let tokens = noise(30, 12);
         let colours = pca_rgb(tokens.view()).unwrap();
         let mirrored = pca_rgb(tokens.mapv(|value| -value).view()).unwrap();
@@ -297,8 +301,8 @@ mod tests {
     }
 
     #[test]
-    fn one_odd_token_is_bright() {
-        // Fewer odd tokens than the percentiles leave out.
+    fn a_single_different_token_is_bright() {
+        // Fewer different tokens than the percentiles exclude.
         let mut tokens = Array2::<f32>::ones((100, 4));
         tokens[[42, 0]] = 3.0;
         let colours = pca_rgb(tokens.view()).unwrap();
@@ -308,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_few_outliers_leave_the_others_their_contrast() {
+    fn a_few_outliers_do_not_reduce_the_contrast_of_the_others() {
         let mut tokens = Array2::from_shape_fn((200, 2), |(t, _)| t as f32);
         tokens.row_mut(17).fill(1e5);
         let red = column(&pca_rgb(tokens.view()).unwrap(), 0);
@@ -317,8 +321,8 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_vary_is_grey() {
-        // A seventh is no binary fraction, so that its mean is rounded.
+    fn constant_components_are_grey() {
+        // 1/7 is not a binary fraction, so its mean is rounded.
         for constant in [0.0, 1.0 / 7.0, 3e38, 1e-40] {
             let tokens = Array2::from_elem((300, 7), constant);
             let colours = pca_rgb(tokens.view()).unwrap();
@@ -326,7 +330,7 @@ mod tests {
         }
         let line = Array2::from_shape_fn((40, 5), |(t, d)| (t * (d + 1)) as f32);
         let colours = pca_rgb(line.view()).unwrap();
-        // Both ends are as far from the mean: the first is positive.
+        // Both ends are equally far from the mean, so the first one is positive.
         assert_eq!((colours[[0, 0]], colours[[39, 0]]), (1.0, 0.0));
         assert!(column(&colours, 1).iter().all(|&value| value == 0.5));
         assert!(column(&colours, 2).iter().all(|&value| value == 0.5));
@@ -341,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn values_that_are_not_finite_are_refused_with_their_place() {
+    fn values_that_are_not_finite_are_refused_with_their_index() {
         for wrong in [f32::NAN, f32::INFINITY] {
             let mut tokens = noise(6, 5);
             tokens[[4, 2]] = wrong;

@@ -1,11 +1,11 @@
-//! From a mask of pixels to a mask of patches.
+//! Converts a mask of pixels to a mask of patches.
 
 use ndarray::{ArrayView2, s};
 
 use super::Grid;
 use crate::MetricsError;
 
-/// Foreground mask `[T]` of a grid's patches from a mask of pixels `[H, W]`.
+/// Computes the foreground mask `[T]` of a grid's patches from a mask of pixels `[H, W]`.
 ///
 /// A patch is foreground if any of its pixels is non-zero. Upstream: the max pooling in
 /// `load_and_filter_masks` (256x256 pixels, 16x16 patches).

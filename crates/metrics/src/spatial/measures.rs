@@ -1,4 +1,4 @@
-//! The four metrics of one image.
+//! The four spatial metrics of one image.
 
 use std::ops::Range;
 
@@ -9,10 +9,10 @@ use super::Grid;
 use super::similarity::{DistanceProfile, NORM_FLOOR, SRSS_NORM_FLOOR, UnitTokens};
 use crate::MetricsError;
 
-/// Local-vs-distant similarity of one image's tokens `[T, D]`, in [-2, 2].
+/// Computes the local-vs-distant similarity (LDS) of one image's tokens `[T, D]`, in `[-2, 2]`.
 ///
-/// Mean cosine over the pairs of horizontal and vertical neighbours, minus mean cosine over the pairs
-/// at Manhattan distance `far_distance` or more (0 if the grid has no such pair). Upstream: `metric_lds`.
+/// LDS is the mean cosine over the pairs of horizontal and vertical neighbours, minus the mean cosine over the
+/// pairs at Manhattan distance `far_distance` or more (0 if the grid has no such pair). Upstream: `metric_lds`.
 ///
 /// # Errors
 ///
@@ -25,10 +25,10 @@ pub fn lds(
     Ok(local_minus_far(&profile(tokens, grid)?, far_distance))
 }
 
-/// Correlation-decay slope of one image's tokens `[T, D]`, in cosine per patch.
+/// Computes the correlation-decay slope (CDS) of one image's tokens `[T, D]`, in cosine per patch.
 ///
-/// Minus the least-squares slope of the mean cosine at distance `d` against `d = 1, 2, ..`, up to
-/// `max_distance` or the grid's largest; 0 if that leaves fewer than two distances. Upstream:
+/// CDS is the negative least-squares slope of the mean cosine at distance `d` over `d = 1, 2, ..`, up to
+/// `max_distance` or the grid's largest distance; 0 for fewer than two distances. Upstream:
 /// `metric_cds`.
 ///
 /// # Errors
@@ -42,9 +42,10 @@ pub fn cds(
     Ok(decay(&profile(tokens, grid)?, max_distance))
 }
 
-/// Mean cosine of one image's tokens `[T, D]` at Manhattan distances 1, 2, ... up to the grid's largest.
+/// Computes the mean cosine of one image's tokens `[T, D]` at Manhattan distances 1, 2, ... up to the grid's
+/// largest.
 ///
-/// The curve that [`cds`] fits a line to.
+/// [`cds`] fits a line to this curve.
 ///
 /// # Errors
 ///
@@ -53,12 +54,12 @@ pub fn distance_profile(tokens: ArrayView2<'_, f32>, grid: Grid) -> Result<Vec<f
     Ok(profile(tokens, grid)?.means())
 }
 
-/// Semantic-region self-similarity of one image's tokens `[T, D]`, in [-2, 2].
+/// Computes the semantic-region self-similarity (SRSS) of one image's tokens `[T, D]`, in `[-2, 2]`.
 ///
-/// For each foreground token of `mask` (`T` values, true for foreground): mean cosine to the other
-/// foreground tokens within `near_distance`, minus mean cosine to the background tokens at
-/// `far_distance` or more. The result is the mean over the foreground tokens that have both kinds;
-/// `None` where there is no such token. Upstream: `metric_srss`, NaN for `None`.
+/// The score of a foreground token of `mask` (`T` values, true for foreground) is its mean cosine to the other
+/// foreground tokens within `near_distance`, minus its mean cosine to the background tokens at
+/// `far_distance` or more. SRSS is the mean over the foreground tokens that have tokens of both types;
+/// `None` if there is no such token. Upstream: `metric_srss`, which returns NaN for `None`.
 ///
 /// # Errors
 ///
@@ -89,9 +90,9 @@ pub fn srss(
     ))
 }
 
-/// Root mean square contrast of one image's tokens `[T, D]`, in [0, 1].
+/// Computes the root mean square contrast (RMSC) of one image's tokens `[T, D]`, in `[0, 1]`.
 ///
-/// `sqrt(mean over t of |x_t - mean x|^2)` for tokens `x` of unit length; 0 for equal tokens. Upstream:
+/// RMSC is `sqrt(mean over t of |x_t - mean x|^2)` for tokens `x` of unit length; 0 for equal tokens. Upstream:
 /// `metric_rmsc`.
 ///
 /// # Errors
@@ -116,8 +117,8 @@ fn profile(tokens: ArrayView2<'_, f32>, grid: Grid) -> Result<DistanceProfile, M
 }
 
 pub(super) fn local_minus_far(profile: &DistanceProfile, far_distance: usize) -> f64 {
-    // The pairs at Manhattan distance 1 are the horizontal and vertical neighbours. A grid of two
-    // tokens or more has some, so the first mean exists.
+    // The pairs at Manhattan distance 1 are the horizontal and vertical neighbours. A grid of at least two
+    // tokens has such a pair, so the first mean exists.
     let local = profile.means().first().copied().unwrap_or(0.0);
     local - profile.mean_beyond(far_distance)
 }
@@ -141,7 +142,7 @@ pub(super) fn decay(profile: &DistanceProfile, max_distance: usize) -> f64 {
     -covariance / variance
 }
 
-/// SRSS of the cosines `[T, T]` on the grid for the foreground `mask` `[T]`.
+/// Computes SRSS from the cosines `[T, T]` on the grid, for the foreground `mask` `[T]`.
 pub(super) fn foreground_contrast(
     cosines: &[f32],
     grid: Grid,
@@ -173,29 +174,33 @@ impl WithSimd for ForegroundContrast<'_> {
     fn with_simd<S: Simd>(self, _: S) -> Option<f64> {
         let Grid { width, .. } = self.grid;
         let background: Vec<f64> = self.mask.iter().map(|&fg| f64::from(!fg)).collect();
-        let columns_apart: Vec<f64> = (0..width)
+        let column_distances: Vec<f64> = (0..width)
             .flat_map(|x| (0..width).map(move |other_x| x.abs_diff(other_x) as f64))
             .collect();
-        // By column of the background token.
+        // One entry per column of the background tokens.
         let (mut sums, mut counts) = (vec![0.0; width], vec![0.0; width]);
         let (mut total, mut anchors) = (0.0, 0_u64);
         for anchor in (0..self.mask.len()).filter(|&t| self.mask[t]) {
-            let Some(near) = self.near(anchor) else {
+            let Some(near) = self.near_mean(anchor) else {
                 continue;
             };
             let (y, x) = self.grid.position(anchor);
-            let apart = &columns_apart[x * width..][..width];
+            let column_distances = &column_distances[x * width..][..width];
             sums.fill(0.0);
             counts.fill(0.0);
             let cosines = self.row(anchor).chunks_exact(width);
             for (other_y, (cosines, background)) in
                 cosines.zip(background.chunks_exact(width)).enumerate()
             {
-                let least = self.far_distance.saturating_sub(y.abs_diff(other_y)) as f64;
+                let min_distance = self.far_distance.saturating_sub(y.abs_diff(other_y)) as f64;
                 let sums = sums.iter_mut().zip(&mut counts);
-                let tokens = cosines.iter().zip(background).zip(apart);
-                for ((sum, count), ((&cosine, &background), &apart)) in sums.zip(tokens) {
-                    let far = if apart >= least { background } else { 0.0 };
+                let tokens = cosines.iter().zip(background).zip(column_distances);
+                for ((sum, count), ((&cosine, &background), &distance)) in sums.zip(tokens) {
+                    let far = if distance >= min_distance {
+                        background
+                    } else {
+                        0.0
+                    };
                     *sum += far * f64::from(cosine);
                     *count += far;
                 }
@@ -211,14 +216,15 @@ impl WithSimd for ForegroundContrast<'_> {
 }
 
 impl ForegroundContrast<'_> {
-    /// The cosines of a token.
+    /// Returns the cosines of a token with all tokens.
     fn row(&self, token: usize) -> &[f32] {
         let count = self.grid.tokens();
         &self.cosines[token * count..][..count]
     }
 
-    /// Mean cosine to the other foreground tokens within the near distance.
-    fn near(&self, anchor: usize) -> Option<f64> {
+    /// Computes the mean cosine to the other foreground tokens within the near distance; `None` without such
+    /// tokens.
+    fn near_mean(&self, anchor: usize) -> Option<f64> {
         let Grid { height, width } = self.grid;
         let (y, x) = self.grid.position(anchor);
         let cosines = self.row(anchor);
@@ -237,7 +243,11 @@ impl ForegroundContrast<'_> {
     }
 }
 
-/// The places in `0..side` that are at most `distance` from one of them.
-fn around(place: usize, distance: usize, side: usize) -> Range<usize> {
-    place.saturating_sub(distance)..place.saturating_add(distance).saturating_add(1).min(side)
+/// Returns the range of positions in `0..side` that are at most `distance` from `position`.
+fn around(position: usize, distance: usize, side: usize) -> Range<usize> {
+    position.saturating_sub(distance)
+        ..position
+            .saturating_add(distance)
+            .saturating_add(1)
+            .min(side)
 }

@@ -1,21 +1,21 @@
 //! Spatial structure of patch tokens: LDS, CDS, SRSS and RMSC.
 //!
 //! The four metrics of "What matters for Representation Alignment: Global Information or Spatial
-//! Structure?" (arXiv 2512.10794), after upstream's `metrics/spatial_metrics.py`. Tokens are row-major
-//! on a [`Grid`] (token `t = y * width + x`), distances between them are Manhattan distances in
-//! patches, and similarity is the cosine:
+//! Structure?" (arXiv 2512.10794), following upstream's `metrics/spatial_metrics.py`. Tokens are
+//! row-major on a [`Grid`] (token `t = y * width + x`), distances are Manhattan distances in patches,
+//! and similarity is the cosine:
 //!
-//! | metric | is | high for |
+//! | metric | definition | high for |
 //! | --- | --- | --- |
-//! | [`lds`] | mean cosine of neighbours minus that of far pairs | tokens that resemble their neighbours more |
-//! | [`cds`] | minus the slope of mean cosine against distance | similarity that decays steadily |
-//! | [`srss`] | foreground to near foreground minus foreground to far background | tokens that separate an object from the rest |
+//! | [`lds`] | mean cosine of neighbours minus that of far pairs | tokens that are more similar to their neighbours |
+//! | [`cds`] | negative slope of the mean cosine over the distance | similarity that decays steadily |
+//! | [`srss`] | mean cosine of foreground to near foreground minus foreground to far background | tokens that separate an object from the background |
 //! | [`rmsc`] | root mean square distance of unit tokens from their mean | tokens that differ within an image |
 //!
-//! [`evaluate`] computes all of them for a batch, sharing the one matrix of cosines an image needs.
-//! Cosines are float32 as upstream's; sums are float64.
+//! [`evaluate()`] computes all of them for a batch and shares the matrix of cosines of each image.
+//! Cosines are float32 as in upstream; sums are float64.
 //!
-//! For looking at tokens instead of measuring them there are [`anchor_similarity`] and [`pca_rgb`].
+//! [`anchor_similarity`] and [`pca_rgb`] visualise tokens.
 
 mod evaluate;
 mod grid;

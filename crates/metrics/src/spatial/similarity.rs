@@ -1,4 +1,4 @@
-//! Unit tokens, their cosines, and the cosines' mean at each distance.
+//! Unit tokens, their cosines, and the mean cosine at each distance.
 
 use std::borrow::Cow;
 
@@ -13,13 +13,13 @@ use crate::linalg::gram;
 /// Lower bound of a token's norm in LDS, CDS and RMSC.
 pub(super) const NORM_FLOOR: f64 = 1e-8;
 
-/// Lower bound of a token's norm in SRSS, where upstream leaves torch's default.
+/// Lower bound of a token's norm in SRSS, for which upstream uses torch's default.
 pub(super) const SRSS_NORM_FLOOR: f64 = 1e-12;
 
-/// Cosine similarity `[T, T]` of every pair of the tokens `[T, D]` of one image.
+/// Computes the cosine similarity `[T, T]` of every pair of the tokens `[T, D]` of one image.
 ///
-/// A zero token has similarity 0 to every token, itself included. Tokens with a norm under 1e-8 count
-/// as shorter than 1, as in upstream's metrics.
+/// A zero token has similarity 0 to every token, including itself. A token with a norm below 1e-8 is divided
+/// by 1e-8, so its unit token is shorter than 1, as in upstream's metrics.
 ///
 /// # Errors
 ///
@@ -32,7 +32,7 @@ pub fn cosine_similarity(tokens: ArrayView2<'_, f32>) -> Result<Array2<f32>, Met
     }))
 }
 
-/// Norm of each token of `[T, D]`, in float64 so that large float32 values do not overflow.
+/// Computes the norm of each of the tokens `[T, D]`, in float64 so that large float32 values do not overflow.
 pub(super) fn norms(tokens: ArrayView2<'_, f32>) -> Result<Vec<f64>, MetricsError> {
     let (count, width) = tokens.dim();
     let norms = Arch::new().dispatch(Norms {
@@ -44,7 +44,7 @@ pub(super) fn norms(tokens: ArrayView2<'_, f32>) -> Result<Vec<f64>, MetricsErro
     Ok(norms)
 }
 
-/// Refuses tokens that are not finite: only their norms are not, since the squares of finite float32
+/// Checks that all tokens are finite. It suffices to check their norms, because the squares of finite float32
 /// values have a finite sum in float64.
 fn check_finite(tokens: ArrayView2<'_, f32>, norms: &[f64]) -> Result<(), MetricsError> {
     let Some(t) = norms.iter().position(|norm| !norm.is_finite()) else {
@@ -61,7 +61,7 @@ fn check_finite(tokens: ArrayView2<'_, f32>, norms: &[f64]) -> Result<(), Metric
     })
 }
 
-/// The values of `[T, D]`, row by row.
+/// Returns the values of `[T, D]` in row-major order.
 fn contiguous(tokens: ArrayView2<'_, f32>) -> Cow<'_, [f32]> {
     match tokens.to_slice() {
         Some(values) => Cow::Borrowed(values),
@@ -89,7 +89,7 @@ fn norm(token: &[f32]) -> f64 {
     sums[0].sqrt()
 }
 
-/// The norms of tokens `[T, D]`.
+/// Computes the norms of tokens `[T, D]`.
 struct Norms<'a> {
     values: &'a [f32],
     count: usize,
@@ -110,7 +110,7 @@ impl WithSimd for Norms<'_> {
     }
 }
 
-/// The tokens of one image divided by `max(norm, floor)`.
+/// The tokens of one image, each divided by `max(norm, floor)`.
 pub(super) struct UnitTokens {
     /// The tokens as columns, `[D, T]`.
     columns: Mat<f32>,
@@ -119,7 +119,7 @@ pub(super) struct UnitTokens {
 }
 
 impl UnitTokens {
-    /// From tokens `[T, D]`, which must be finite.
+    /// Normalises tokens `[T, D]`, which must be finite.
     pub(super) fn new(tokens: ArrayView2<'_, f32>, floor: f64) -> Result<Self, MetricsError> {
         let (count, width) = tokens.dim();
         let unit = Arch::new().dispatch(Normalise {
@@ -132,12 +132,12 @@ impl UnitTokens {
         Ok(unit)
     }
 
-    /// Whether some token is shorter than `floor`, and not zero.
+    /// Returns whether a nonzero token is shorter than `floor`.
     pub(super) fn any_shorter_than(&self, floor: f64) -> bool {
         self.norms.iter().any(|&norm| norm > 0.0 && norm < floor)
     }
 
-    /// Dot products `[T, T]` of the tokens, symmetric to the bit.
+    /// Computes the dot products `[T, T]` of the tokens; the result is exactly symmetric.
     pub(super) fn cosines(&self) -> Vec<f32> {
         gram(self.columns.as_ref())
     }
@@ -148,7 +148,7 @@ impl UnitTokens {
     }
 }
 
-/// Makes [`UnitTokens`] in one pass.
+/// Computes [`UnitTokens`] in a single pass.
 struct Normalise<'a> {
     values: &'a [f32],
     count: usize,
@@ -178,7 +178,7 @@ impl WithSimd for Normalise<'_> {
                 *square += unit * unit;
             }
         }
-        // The difference of two numbers up to 1 in float64: off by 1e-15, the root by 1e-7 at most.
+        // The error of this difference of two values up to 1 is 1e-15, and that of its square root at most 1e-7.
         let mean = |sum: f64| sum / count as f64;
         let square_of_mean: f64 = sums.iter().map(|&sum| mean(sum) * mean(sum)).sum();
         let mean_of_squares = mean(squares.iter().sum());
@@ -197,14 +197,14 @@ pub(super) struct DistanceProfile {
 }
 
 impl DistanceProfile {
-    /// From cosines `[T, T]` of the tokens on the grid; pairs are ordered.
+    /// Sums the cosines `[T, T]` of the tokens on the grid over ordered pairs.
     pub(super) fn new(cosines: &[f32], grid: Grid) -> Self {
         let by_rows = Arch::new().dispatch(ByRows { cosines, grid });
         let mut sums = vec![0.0; grid.max_distance() + 1];
         let mut pairs = vec![0; grid.max_distance() + 1];
         for (index, sum) in by_rows.iter().enumerate() {
-            let (others, other_x) = (index / grid.width, index % grid.width);
-            let (rows_apart, x) = (others / grid.width, others % grid.width);
+            let (row, other_x) = (index / grid.width, index % grid.width);
+            let (rows_apart, x) = (row / grid.width, row % grid.width);
             let distance = rows_apart + x.abs_diff(other_x);
             sums[distance] += sum;
             let directions = if rows_apart == 0 { 1 } else { 2 };
@@ -213,23 +213,23 @@ impl DistanceProfile {
         Self { sums, pairs }
     }
 
-    /// Mean cosine at distances 1, 2, ... up to the grid's largest.
+    /// Returns the mean cosine at distances 1, 2, ... up to the grid's largest.
     pub(super) fn means(&self) -> Vec<f64> {
         let sums_and_pairs = self.sums.iter().zip(&self.pairs).skip(1);
         sums_and_pairs.map(|(sum, &n)| sum / n as f64).collect()
     }
 
-    /// Mean cosine of all pairs at `distance` or farther, 0 if there is none.
+    /// Returns the mean cosine of all pairs at `distance` or farther; 0 without such pairs.
     pub(super) fn mean_beyond(&self, distance: usize) -> f64 {
-        let from = distance.max(1);
-        let sum: f64 = self.sums.iter().skip(from).sum();
-        let pairs: u64 = self.pairs.iter().skip(from).sum();
+        let start = distance.max(1);
+        let sum: f64 = self.sums.iter().skip(start).sum();
+        let pairs: u64 = self.pairs.iter().skip(start).sum();
         sum / pairs.max(1) as f64
     }
 }
 
-/// Sums of the cosines by the distance of the rows and by both columns, `[H, W, W]`: whole rows of the
-/// grid are added to each other, and what is left to sort by distance is smaller by the grid's height.
+/// Sums the cosines by row distance and by both columns, `[H, W, W]`. Whole rows of the grid are added to each
+/// other, so that fewer sums, by a factor of the grid's height, remain to be sorted by distance.
 struct ByRows<'a> {
     cosines: &'a [f32],
     grid: Grid,

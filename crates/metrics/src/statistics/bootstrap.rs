@@ -1,4 +1,4 @@
-//! Percentile bootstrap.
+//! Percentile bootstrap intervals.
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::sample::check_pairs;
 use crate::MetricsError;
 
-/// An interval of a statistic.
+/// A confidence interval of a statistic.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
     /// Lower end.
@@ -17,23 +17,24 @@ pub struct Interval {
     pub high: f64,
 }
 
-/// Percentile bootstrap interval of a statistic of pairs.
+/// Computes the percentile bootstrap interval of a statistic of pairs.
 ///
-/// Draws `resamples` samples of as many pairs, with replacement, and returns the quantiles
+/// Draws `resamples` resamples of the same number of pairs, with replacement, and returns the quantiles
 /// `(1 - level) / 2` and `(1 + level) / 2` of the statistic over them (Efron 1979), interpolated
-/// linearly as numpy does. `statistic` is any function of `x` and `y`, such as
+/// linearly as in numpy. `statistic` is any function of `x` and `y`, such as
 /// [`pearson`](super::pearson).
 ///
-/// A resample on which the statistic is an error or not finite (all pairs drawn equal, say) is left out.
+/// A resample on which the statistic fails or is not finite, for example because all its pairs are equal, is
+/// excluded.
 /// Resample `i` draws from stream `i` of a ChaCha generator seeded with `seed`, so the interval has the
 /// same bits for any number of threads.
 ///
 /// # Errors
 ///
 /// [`MetricsError::OutOfRange`] unless `level` is inside (0, 1); [`MetricsError::TooFew`] without pairs or
-/// resamples; [`MetricsError::Shape`] and [`MetricsError::NonFinite`] as the statistics; the statistic's own
-/// error on the pairs as they are; [`MetricsError::UndefinedResamples`] if it is undefined on more than
-/// half of the resamples.
+/// resamples; [`MetricsError::Shape`] for different lengths; [`MetricsError::NonFinite`]; the error of the
+/// statistic on the original pairs; [`MetricsError::UndefinedResamples`] if it is undefined on more than half of
+/// the resamples.
 pub fn bootstrap_interval<S>(
     x: &[f64],
     y: &[f64],
@@ -90,11 +91,11 @@ where
     })
 }
 
-/// Quantile of sorted values, linear between the two nearest.
+/// Returns a quantile of sorted values, interpolated linearly between the two nearest.
 fn quantile(sorted: &[f64], probability: f64) -> f64 {
     let position = probability * (sorted.len() - 1) as f64;
     let below = position as usize;
     let (low, high) = (sorted[below], sorted[(below + 1).min(sorted.len() - 1)]);
-    // The bound keeps quantiles in order where the sum rounds up.
+    // The bound keeps quantiles in order if the sum is rounded up.
     (low + (high - low) * (position - below as f64)).min(high)
 }

@@ -1,17 +1,17 @@
-//! Pearson's and Spearman's coefficients.
+//! Pearson's and Spearman's correlation coefficients.
 
 use super::sample::{Centred, check_finite, check_pairs, check_varies};
 use crate::MetricsError;
 
-/// Pearson's r of the pairs, in [-1, 1].
+/// Computes Pearson's r of the pairs, in `[-1, 1]`.
 ///
-/// As `numpy.corrcoef`, which upstream's `plot_correlation` uses.
+/// Equals `numpy.corrcoef`, which upstream's `plot_correlation` uses.
 ///
 /// # Errors
 ///
 /// [`MetricsError::Shape`] for different lengths, [`MetricsError::TooFew`] below 2 pairs,
 /// [`MetricsError::NonFinite`], [`MetricsError::Constant`], [`MetricsError::OutOfRange`] for values
-/// whose spread overflows.
+/// whose spread overflows float64.
 pub fn pearson(x: &[f64], y: &[f64]) -> Result<f64, MetricsError> {
     check_pairs(x, y, 2)?;
     check_varies("x", x)?;
@@ -21,11 +21,11 @@ pub fn pearson(x: &[f64], y: &[f64]) -> Result<f64, MetricsError> {
     Ok(r.clamp(-1.0, 1.0))
 }
 
-/// Spearman's rho of the pairs, in [-1, 1]: Pearson's r of their ranks.
+/// Computes Spearman's rho of the pairs, in `[-1, 1]`: Pearson's r of their ranks.
 ///
 /// # Errors
 ///
-/// As [`pearson`], without the last.
+/// Those of [`pearson`], except [`MetricsError::OutOfRange`].
 pub fn spearman(x: &[f64], y: &[f64]) -> Result<f64, MetricsError> {
     check_pairs(x, y, 2)?;
     check_varies("x", x)?;
@@ -33,7 +33,7 @@ pub fn spearman(x: &[f64], y: &[f64]) -> Result<f64, MetricsError> {
     pearson(&ranks(x)?, &ranks(y)?)
 }
 
-/// Rank of each value, from 1 for the smallest; equal values share the mean of their ranks.
+/// Computes the rank of each value, starting at 1 for the smallest; equal values share the mean of their ranks.
 ///
 /// # Errors
 ///

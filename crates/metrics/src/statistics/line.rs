@@ -1,4 +1,4 @@
-//! Least-squares line.
+//! Least-squares fit of a line.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,26 +8,27 @@ use crate::MetricsError;
 /// The line `y = slope * x + intercept`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Line {
-    /// Change of `y` for each unit of `x`.
+    /// Change of `y` per unit of `x`.
     pub slope: f64,
     /// `y` at `x = 0`.
     pub intercept: f64,
 }
 
 impl Line {
-    /// `y` at `x`.
-    pub fn at(&self, x: f64) -> f64 {
+    /// Returns `y` at `x`.
+    pub fn evaluate(&self, x: f64) -> f64 {
         self.slope * x + self.intercept
     }
 }
 
-/// The line with the least sum of squared vertical distances to the points, as `numpy.polyfit` of degree 1.
+/// Fits the line with the smallest sum of squared vertical distances to the points, as `numpy.polyfit` with degree 1
+/// does.
 ///
 /// # Errors
 ///
 /// [`MetricsError::Shape`] for different lengths, [`MetricsError::TooFew`] below 2 pairs,
-/// [`MetricsError::NonFinite`], [`MetricsError::Constant`] for a constant `x` (a constant `y` gives slope
-/// 0), [`MetricsError::OutOfRange`] for values whose spread, or a line whose coefficients, overflow.
+/// [`MetricsError::NonFinite`], [`MetricsError::Constant`] for a constant `x` (for a constant `y` the slope is
+/// 0), [`MetricsError::OutOfRange`] if the spread of the values or a coefficient of the line overflows float64.
 pub fn fit_line(x: &[f64], y: &[f64]) -> Result<Line, MetricsError> {
     check_pairs(x, y, 2)?;
     check_varies("x", x)?;

@@ -1,8 +1,8 @@
-//! Correlation of two columns of numbers, with p-values, a fitted line and bootstrap intervals.
+//! Correlation of two columns of values, with p-values, a fitted line and bootstrap intervals.
 //!
-//! For tables such as one metric and one Frechet distance for each of 27 encoders. All functions take pairs
-//! `x[i]`, `y[i]` in float64 and refuse what has no answer: different lengths, too few pairs, NaN or
-//! infinity, a constant column.
+//! A typical table has a metric and a Frechet distance for each of 27 encoders. All functions take pairs
+//! `x[i]`, `y[i]` in float64. They refuse input for which the result is undefined: different lengths, too few
+//! pairs, NaN or infinity, or a constant column.
 
 mod bootstrap;
 mod correlation;

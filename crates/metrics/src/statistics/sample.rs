@@ -1,8 +1,8 @@
-//! Checked and centred columns of numbers.
+//! Checks and centres columns of values.
 
 use crate::MetricsError;
 
-/// Refuses columns of different length, or of fewer than `needed` values.
+/// Checks that two columns have the same length, at least `needed` values, and only finite values.
 pub(super) fn check_pairs(x: &[f64], y: &[f64], needed: usize) -> Result<(), MetricsError> {
     if x.len() != y.len() {
         return Err(MetricsError::Shape {
@@ -23,7 +23,7 @@ pub(super) fn check_pairs(x: &[f64], y: &[f64], needed: usize) -> Result<(), Met
     check_finite("y", y)
 }
 
-/// Refuses NaN and infinity.
+/// Checks that all values are finite.
 pub(super) fn check_finite(what: &'static str, values: &[f64]) -> Result<(), MetricsError> {
     match values.iter().enumerate().find(|(_, x)| !x.is_finite()) {
         Some((index, &value)) => Err(MetricsError::NonFinite {
@@ -35,7 +35,7 @@ pub(super) fn check_finite(what: &'static str, values: &[f64]) -> Result<(), Met
     }
 }
 
-/// Refuses values that are all equal.
+/// Checks that not all values are equal.
 pub(super) fn check_varies(what: &'static str, values: &[f64]) -> Result<(), MetricsError> {
     match values {
         [first, rest @ ..] if rest.iter().all(|value| value == first) => {
@@ -49,9 +49,9 @@ pub(super) fn check_varies(what: &'static str, values: &[f64]) -> Result<(), Met
     }
 }
 
-/// A column as `mean + scale * unit[i]`, with the largest of `unit` at 1 or -1.
+/// A column represented as `mean + scale * unit[i]`, where the largest absolute value of `unit` is 1.
 ///
-/// The scale keeps sums of squares away from overflow and underflow, for values of any size.
+/// The scale prevents overflow and underflow of sums of squares, for values of any size.
 pub(super) struct Centred {
     pub(super) mean: f64,
     pub(super) scale: f64,
@@ -59,13 +59,15 @@ pub(super) struct Centred {
 }
 
 impl Centred {
+    /// Centres and scales a column.
+    ///
     /// # Errors
     ///
     /// [`MetricsError::OutOfRange`] if the spread of the values overflows float64.
     pub(super) fn new(what: &'static str, values: &[f64]) -> Result<Self, MetricsError> {
         let count = values.len() as f64;
         let first_mean: f64 = values.iter().map(|x| x / count).sum();
-        // The rounding error of a large mean would be that of every difference from it.
+        // The rounding error of a large mean would otherwise be part of every difference from it.
         let correction: f64 = values.iter().map(|x| (x - first_mean) / count).sum();
         let centred: Vec<f64> = values
             .iter()
@@ -76,7 +78,7 @@ impl Centred {
             return Err(MetricsError::OutOfRange {
                 what,
                 found: scale,
-                allowed: "spread over less than the range of float64",
+                allowed: "limited to a spread within the range of float64",
             });
         }
         let divisor = if scale == 0.0 { 1.0 } else { scale };
@@ -87,7 +89,7 @@ impl Centred {
         })
     }
 
-    /// Sum of products with another column, both at unit scale.
+    /// Returns the sum of products with another column, both in unit scale.
     pub(super) fn dot(&self, other: &Self) -> f64 {
         self.unit.iter().zip(&other.unit).map(|(x, y)| x * y).sum()
     }

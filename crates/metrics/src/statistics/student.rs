@@ -1,17 +1,17 @@
-//! Significance of a correlation by Student's t distribution.
+//! Significance of a correlation from Student's t distribution.
 
 use std::f64::consts::PI;
 
 use crate::MetricsError;
 
-/// Probability that `n` uncorrelated pairs show a correlation of `|r|` or more (two-sided).
+/// Computes the two-sided p-value: the probability that `n` uncorrelated pairs have a correlation of `|r|` or more.
 ///
-/// From `t = r sqrt((n - 2) / (1 - r^2))` with `n - 2` degrees of freedom: exact for Pearson's r of normal
-/// data, the usual approximation for Spearman's rho. As `scipy.stats.pearsonr` and `spearmanr`.
+/// Uses `t = r sqrt((n - 2) / (1 - r^2))` with `n - 2` degrees of freedom. The result is exact for Pearson's r of
+/// normal data and the usual approximation for Spearman's rho. It equals `scipy.stats.pearsonr` and `spearmanr`.
 ///
 /// # Errors
 ///
-/// [`MetricsError::TooFew`] below 3 pairs, [`MetricsError::OutOfRange`] for `r` outside [-1, 1].
+/// [`MetricsError::TooFew`] below 3 pairs, [`MetricsError::OutOfRange`] for `r` outside of `[-1, 1]`.
 pub fn correlation_p_value(r: f64, n: usize) -> Result<f64, MetricsError> {
     if n < 3 {
         return Err(MetricsError::TooFew {
@@ -28,8 +28,8 @@ pub fn correlation_p_value(r: f64, n: usize) -> Result<f64, MetricsError> {
             allowed: "in [-1, 1]",
         });
     }
-    // p = I_x(a, 1/2) with a = (n - 2) / 2 and x = 1 - r^2. The continued fraction converges fast
-    // on one side of the distribution's mean; the other side is its complement.
+    // p = I_x(a, 1/2) with a = (n - 2) / 2 and x = 1 - r^2. The continued fraction converges fast only
+    // on one side of the distribution's mean; on the other side the complement is used.
     let degrees = n - 2;
     let a = degrees as f64 / 2.0;
     let (x, complement) = ((1.0 - r) * (1.0 + r), r * r);
@@ -41,7 +41,7 @@ pub fn correlation_p_value(r: f64, n: usize) -> Result<f64, MetricsError> {
     }
 }
 
-/// The beta function `B(degrees / 2, 1/2)`.
+/// Computes the beta function `B(degrees / 2, 1/2)`.
 fn beta_half(degrees: usize) -> f64 {
     let odd = degrees % 2 == 1;
     let (mut a, mut beta) = if odd { (0.5, PI) } else { (1.0, 2.0) };
@@ -52,7 +52,7 @@ fn beta_half(degrees: usize) -> f64 {
     beta
 }
 
-/// The continued fraction of the incomplete beta function `I_x(a, b)` (DLMF 8.17.22), by Lentz's
+/// Computes the continued fraction of the incomplete beta function `I_x(a, b)` (DLMF 8.17.22), by Lentz's
 /// algorithm.
 fn beta_fraction(x: f64, a: f64, b: f64) -> f64 {
     const TINY: f64 = 1e-300;

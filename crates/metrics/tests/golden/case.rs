@@ -1,4 +1,4 @@
-//! A golden case: named tensors, and a page that says what they are and how close to come.
+//! A golden case: named tensors, and a JSON file with their meaning and tolerances.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -12,14 +12,14 @@ use serde_json::Value;
 pub struct Case {
     name: String,
     tensors: Vec<u8>,
-    page: Value,
+    json: Value,
     compared: RefCell<BTreeSet<String>>,
 }
 
-/// Names a folder with all cases, in sub-folders as below `tests/data`.
-const FOLDER: &str = "IREPA_GOLDEN";
+/// Environment variable with a folder of all cases, in sub-folders as below `tests/data`.
+const FOLDER_VARIABLE: &str = "IREPA_GOLDEN";
 
-/// How far a value may be from the expected one: `atol + rtol * |expected|`.
+/// Largest allowed difference from the expected value: `atol + rtol * |expected|`.
 #[derive(Clone, Copy)]
 pub struct Tolerance {
     pub atol: f64,
@@ -49,23 +49,23 @@ impl Case {
         )
     }
 
-    /// As [`Case::open`], for a case that is not part of the project for its size: from the folder in
-    /// `IREPA_GOLDEN`. Its test is ignored by name, and `cargo test -- --ignored` runs it.
+    /// Opens a case that is too large for the repository, from the folder in `IREPA_GOLDEN`. Its test is ignored
+    /// by default; `cargo test -- --ignored` runs it.
     pub fn outside(name: &str) -> Self {
-        let folder = std::env::var_os(FOLDER)
-            .unwrap_or_else(|| panic!("{FOLDER} names no folder that has {name}"));
+        let folder = std::env::var_os(FOLDER_VARIABLE)
+            .unwrap_or_else(|| panic!("{FOLDER_VARIABLE} must name a folder that contains {name}"));
         let path = |extension| PathBuf::from(&folder).join(format!("{name}.{extension}"));
         Self::read(name, &path("json"), &path("safetensors"))
     }
 
-    fn read(name: &str, page: &Path, tensors: &Path) -> Self {
+    fn read(name: &str, json: &Path, tensors: &Path) -> Self {
         let read = |path: &Path| {
             fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
         };
         Self {
             name: name.to_owned(),
             tensors: read(tensors),
-            page: serde_json::from_slice(&read(page)).unwrap(),
+            json: serde_json::from_slice(&read(json)).unwrap(),
             compared: RefCell::default(),
         }
     }
@@ -74,25 +74,25 @@ impl Case {
     pub fn all_compared(&self) {
         let tensors = SafeTensors::deserialize(&self.tensors).unwrap();
         let compared = self.compared.borrow();
-        let left_out: Vec<&str> = tensors
+        let not_compared: Vec<&str> = tensors
             .names()
             .into_iter()
             .filter(|key| key.starts_with("out.") && !compared.contains(*key))
             .collect();
         assert!(
-            left_out.is_empty(),
-            "{}: {left_out:?} were not compared",
+            not_compared.is_empty(),
+            "{}: {not_compared:?} were not compared",
             self.name
         );
     }
 
     pub fn config(&self) -> &Value {
-        &self.page["config"]
+        &self.json["config"]
     }
 
-    /// The tolerance that the page states under `key`.
+    /// The tolerance that the JSON file states under `key`.
     pub fn tolerance(&self, key: &str) -> Tolerance {
-        let entry = &self.page["tolerance"][key];
+        let entry = &self.json["tolerance"][key];
         let bound = |name: &str| entry[name].as_f64();
         assert!(
             bound("atol").or(bound("rtol")).is_some(),
@@ -105,7 +105,7 @@ impl Case {
         }
     }
 
-    /// Shape and values of a tensor of any of the types that the goldens use, as float64.
+    /// Shape and values of a tensor, converted to float64 from any dtype of the golden files.
     pub fn values(&self, key: &str) -> (Vec<usize>, Vec<f64>) {
         let tensors = SafeTensors::deserialize(&self.tensors).unwrap();
         let tensor = tensors.tensor(key).unwrap();
@@ -142,7 +142,7 @@ impl Case {
         Array3::from_shape_vec((shape[0], shape[1], shape[2]), values).unwrap()
     }
 
-    /// Compares with the tensor `key`; NaN must meet NaN.
+    /// Compares values with the tensor `key`; NaN equals only NaN.
     pub fn check(&self, key: &str, actual: &[f64], tolerance: Tolerance) {
         self.compared.borrow_mut().insert(key.to_owned());
         let (_, expected) = self.values(key);

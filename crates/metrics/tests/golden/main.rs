@@ -1,4 +1,4 @@
-//! Every golden case of the crate, at the tolerance of its JSON page.
+//! Compares every golden case of the crate with the tolerances of its JSON file.
 
 mod case;
 mod npz;

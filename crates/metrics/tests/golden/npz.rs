@@ -30,7 +30,7 @@ fn numbers(images: &Array4<u8>) -> Vec<f64> {
 }
 
 #[test]
-fn adm_files_of_numpy_are_read_stored_and_deflated() {
+fn stored_and_deflated_adm_files_of_numpy_are_read() {
     let stored = read(&data("sample_adm.npz"), 3);
     assert_eq!(stored.dim(), (4, 16, 16, 3));
     assert_eq!(stored, read(&data("sample_adm_deflate.npz"), 1));
@@ -40,9 +40,9 @@ fn adm_files_of_numpy_are_read_stored_and_deflated() {
     assert_eq!(reference.spatial().unwrap().unwrap().dimension(), 4);
 }
 
-/// A file of ours has the bytes of numpy's arrays.
+/// The arrays in written files have the same bytes as numpy's.
 #[test]
-fn adm_files_are_written_as_numpy_writes_them() {
+fn written_adm_files_equal_those_of_numpy() {
     let folder = tempfile::tempdir().unwrap();
     let images = read(&data("sample_adm.npz"), 4);
     let content = |path: &Path| {
@@ -68,9 +68,9 @@ fn adm_files_are_written_as_numpy_writes_them() {
 }
 
 #[test]
-fn adm_files_hold_what_the_page_says() {
+fn adm_files_contain_the_golden_values() {
     let case = Case::open("quality/sample_adm");
-    // As the runner's decoding does, in float32.
+    // In float32, as in the runner's decoding.
     let (_, decoded) = case.values("in.decoded");
     let decoded = Array4::from_shape_vec((4, 3, 16, 16), decoded).unwrap();
     let bytes = decoded.mapv(|x| (255.0 * ((x as f32 + 1.0) / 2.0)).clamp(0.0, 255.0) as u8);

@@ -53,13 +53,13 @@ fn check_case(name: &str) {
         frechet_distance_of_features(features.real.view(), features.fake.view()).unwrap();
     for distance in [from_moments, from_features] {
         case.check("out.fid", &[distance], case.tolerance("out.fid"));
-        // What the two usual implementations give, at the looser bounds of their routes.
+        // The results of two common implementations, with the looser tolerances of their methods.
         for other in ["out.fid_pytorch_fid", "out.fid_torch_fidelity"] {
             case.check(other, &[distance], case.tolerance(other));
         }
     }
-    // The page allows singular covariances 1e-6, which the roots of eigenvalues need. Neither route here
-    // takes such roots.
+    // The golden tolerance for singular covariances is 1e-6, because of the square roots of eigenvalues. Neither
+    // method here computes such square roots.
     let expected = case.vector("out.fid")[0];
     for distance in [from_moments, from_features] {
         let error = (distance - expected).abs();
@@ -87,14 +87,14 @@ fn check_terms(case: &Case, real: &Moments, fake: &Moments) {
     ] {
         case.check(key, &[value], tolerance);
     }
-    // What the usual implementations fall back on: a constant on the diagonals inside the root only.
+    // The fallback of common implementations: a constant on the diagonals, only inside the square root.
     let eps = case.config()["eps"].as_f64().unwrap();
-    let raised = |moments: &Moments| {
+    let with_eps = |moments: &Moments| {
         let mut covariance = moments.covariance().unwrap();
         covariance.diag_mut().mapv_inplace(|x| x + eps);
         Moments::from_statistics(10_000, moments.mean(), covariance.view()).unwrap()
     };
-    let inside = terms(&raised(real), &raised(fake)).trace_root;
+    let inside = terms(&with_eps(real), &with_eps(fake)).trace_root;
     let distance = found.mean + found.trace_real + found.trace_fake - 2.0 * inside;
     case.check("out.fid_eps", &[distance], case.tolerance("out.fid_eps"));
 }
@@ -137,7 +137,7 @@ fn inception_score_equals_reference() {
 }
 
 #[test]
-#[ignore = "its data is not in the tree; IREPA_GOLDEN names a folder that has it"]
+#[ignore = "needs data that is not in the repository: set IREPA_GOLDEN to its folder"]
 fn inception_score_of_more_samples_equals_reference() {
     check_inception_score(&Case::outside("quality/inception_score"));
 }
@@ -182,7 +182,7 @@ fn kernel_inception_distance_equals_reference() {
 }
 
 #[test]
-#[ignore = "its data is not in the tree; IREPA_GOLDEN names a folder that has it"]
+#[ignore = "needs data that is not in the repository: set IREPA_GOLDEN to its folder"]
 fn kernel_inception_distance_of_more_samples_equals_reference() {
     check_kid(&Case::outside("quality/kid"));
 }
@@ -196,7 +196,7 @@ fn check_kid(case: &Case) {
     case.check("out.mmd2", &kid.subsets, tolerance);
     case.check("out.kid_mean", &[kid.mean], tolerance);
     case.check("out.kid_std", &[kid.deviation.unwrap()], tolerance);
-    // Computed in float32 there: the page says a few 1e-5.
+    // Computed in float32 there, with an error of a few 1e-5.
     let single = Tolerance {
         atol: 1e-4,
         rtol: 0.0,
@@ -224,8 +224,8 @@ fn check_kid(case: &Case) {
     let kernel = polynomial_kernel(left.view(), right.view()).unwrap();
     case.check("out.kernel_rf0", kernel.as_slice().unwrap(), tolerance);
 
-    let theirs = subsets(case, "in.tf_idx_real", "in.tf_idx_fake");
-    let kid = kid_of_subsets(real.view(), fake.view(), &theirs).unwrap();
+    let torch_fidelity = subsets(case, "in.tf_idx_real", "in.tf_idx_fake");
+    let kid = kid_of_subsets(real.view(), fake.view(), &torch_fidelity).unwrap();
     case.check("out.tf_kid_mean", &[kid.mean], tolerance);
     case.check("out.tf_kid_std", &[kid.deviation.unwrap()], tolerance);
     case.all_compared();
@@ -237,7 +237,7 @@ fn precision_and_recall_equal_reference() {
 }
 
 #[test]
-#[ignore = "its data is not in the tree; IREPA_GOLDEN names a folder that has it"]
+#[ignore = "needs data that is not in the repository: set IREPA_GOLDEN to its folder"]
 fn precision_and_recall_of_more_samples_equal_reference() {
     check_precision_and_recall(&Case::outside("quality/precision_recall"));
 }
@@ -282,11 +282,11 @@ fn linear_probe_reaches_the_optimum() {
     assert!(probe.converged, "{probe:?}");
     let objective = case.tolerance("out.objective");
     case.check("out.objective", &[probe.objective], objective);
-    let place = case.tolerance("out.weight, bias, test_logits");
-    case.check("out.weight", probe.weight.as_slice().unwrap(), place);
-    case.check("out.bias", probe.bias.as_slice().unwrap(), place);
+    let weights = case.tolerance("out.weight, bias, test_logits");
+    case.check("out.weight", probe.weight.as_slice().unwrap(), weights);
+    case.check("out.bias", probe.bias.as_slice().unwrap(), weights);
     let logits = probe.logits(test.view()).unwrap();
-    case.check("out.test_logits", logits.as_slice().unwrap(), place);
+    case.check("out.test_logits", logits.as_slice().unwrap(), weights);
 
     let score = |features: ArrayView2<'_, f32>, labels: &ndarray::Array1<i64>| {
         probe.score(features, labels.view()).unwrap()

@@ -41,7 +41,7 @@ impl Input {
         }
     }
 
-    /// Compares all metrics in one setting, whose tensors' names end in `suffix`.
+    /// Compares all metrics in one setting; the names of its tensors end with `suffix`.
     fn check(&self, setting: &str, suffix: &str) {
         let options = self.options(setting);
         let tokens = self.tokens.view();
@@ -54,7 +54,7 @@ impl Input {
             ("srss", |image| image.srss.unwrap_or(f64::NAN)),
         ];
         for (name, metric) in metrics {
-            // metrics_edge alone states one tensor's tolerance apart: CDS of a single distance is 0.
+            // Only metrics_edge has a separate tolerance for one tensor: CDS of a single distance is 0.
             let tolerance = match (name, suffix) {
                 ("cds", "_near") => self.case.tolerance("out.cds_near"),
                 _ => self.case.tolerance(&format!("out.{name}*")),
@@ -95,7 +95,7 @@ impl Input {
         self.case.check("out.cds_profile", &profiles, tolerance);
     }
 
-    /// The functions of one image give what the batch gives.
+    /// Checks that the functions for one image return the same values as those for a batch.
     fn check_single(&self, images: &[SpatialMetrics], options: &SpatialOptions) {
         for (i, image) in images.iter().enumerate() {
             let tokens = self.tokens.index_axis(Axis(0), i);
@@ -145,7 +145,7 @@ fn metrics_of_zero_tokens_equal_tokens_and_odd_masks_equal_upstream() {
     check_case("spatial/metrics_edge", "near");
 }
 
-/// The tensors are test data of the crate that reads masks, and are there once.
+/// Opens a case whose tensors are test data of the crate `data`, which reads masks.
 fn masks(name: &str) -> Case {
     let tensors = format!("../../../data/tests/data/{name}.safetensors");
     Case::with_tensors(&format!("spatial/{name}"), &tensors)

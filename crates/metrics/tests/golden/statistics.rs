@@ -25,7 +25,7 @@ fn check_set(set: &str) {
     case.check(&key("spearman"), &[rho], exact);
     case.check(&key("line"), &[line.slope, line.intercept], line_tolerance);
 
-    // An exact line has p = 0 up to rounding in r, which the page leaves out.
+    // An exact line has p = 0 up to rounding in r; the golden file has no p-value for it.
     if set != "exact" {
         let tolerance = case.tolerance("p-values");
         let p = |r| correlation_p_value(r, x.len()).unwrap();

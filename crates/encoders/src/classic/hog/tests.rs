@@ -22,8 +22,11 @@ fn tokens_equal_the_golden(case: &str) {
     let tokens = hog(images(&golden).view(), &config(&golden)).unwrap();
     let expected = golden.f32("out.tokens");
     assert_eq!(tokens.shape(), expected.shape());
-    let off = max_difference(&tokens, &expected);
-    assert!(off <= golden.tolerance("out.tokens", "atol"), "{off}");
+    let difference = max_difference(&tokens, &expected);
+    assert!(
+        difference <= golden.tolerance("out.tokens", "atol"),
+        "{difference}"
+    );
 }
 
 #[test]
@@ -32,7 +35,7 @@ fn hog_equals_upstream() {
 }
 
 #[test]
-fn hog_of_other_cells_and_blocks_equals_upstream() {
+fn hog_with_other_cells_and_blocks_equals_upstream() {
     tokens_equal_the_golden("classic/hog_alt");
 }
 
@@ -43,8 +46,11 @@ fn every_step_of_hog_equals_upstream() {
     let (images, config) = (images(&golden), config(&golden));
     let within = |name: &str, tolerance: &str, values: &[f32]| {
         let expected = golden.f32(name);
-        let off = max_difference(values, &expected);
-        assert!(off <= golden.tolerance(tolerance, "atol"), "{name}: {off}");
+        let difference = max_difference(values, &expected);
+        assert!(
+            difference <= golden.tolerance(tolerance, "atol"),
+            "{name}: {difference}"
+        );
     };
 
     let mut plan = Plan::new(&config, 64, 64).unwrap();
@@ -69,8 +75,11 @@ fn every_step_of_hog_equals_upstream() {
         &mut scratch.histograms,
     );
     let expected = golden.f64("out.hist").mapv(|v| v as f32);
-    let off = max_difference(&scratch.histograms, &expected);
-    assert!(off <= golden.tolerance("out.hist", "atol"), "{off}");
+    let difference = max_difference(&scratch.histograms, &expected);
+    assert!(
+        difference <= golden.tolerance("out.hist", "atol"),
+        "{difference}"
+    );
 
     let mut blocks = vec![0.0; 29 * 29 * 128];
     for (i, block) in blocks.chunks_exact_mut(128).enumerate() {
@@ -85,7 +94,7 @@ fn every_step_of_hog_equals_upstream() {
 }
 
 #[test]
-fn bytes_and_floats_give_the_same_tokens() {
+fn bytes_and_floats_have_the_same_tokens() {
     let golden = Golden::open("classic/hog_raw");
     let images = images(&golden);
     let floats = images.mapv(f32::from);
@@ -97,15 +106,19 @@ fn bytes_and_floats_give_the_same_tokens() {
 }
 
 #[test]
-fn layout_of_the_images_in_memory_does_not_matter() {
+fn tokens_do_not_depend_on_the_memory_layout_of_the_images() {
     let images = images(&Golden::open("classic/hog_raw"));
-    let last = images
+    let channels_last_images = images
         .view()
         .permuted_axes([0, 2, 3, 1])
         .as_standard_layout()
         .into_owned();
     let config = HogConfig::default();
-    let channels_last = hog(last.view().permuted_axes([0, 3, 1, 2]), &config).unwrap();
+    let channels_last = hog(
+        channels_last_images.view().permuted_axes([0, 3, 1, 2]),
+        &config,
+    )
+    .unwrap();
     assert_eq!(hog(images.view(), &config).unwrap(), channels_last);
 }
 
@@ -120,7 +133,7 @@ fn flat_image_has_zero_tokens() {
 }
 
 #[test]
-fn no_images_give_no_tokens() {
+fn empty_batch_has_no_tokens() {
     let images = Array4::<u8>::zeros((0, 3, 64, 64));
     assert_eq!(
         hog(images.view(), &HogConfig::default()).unwrap().dim(),
@@ -129,33 +142,33 @@ fn no_images_give_no_tokens() {
 }
 
 #[test]
-fn configuration_is_read_as_upstream_writes_it() {
-    let read = |text: &str| text.parse::<HogConfig>();
-    assert_eq!(read("g16_d128"), Ok(HogConfig::default()));
+fn configuration_is_parsed_in_upstreams_format() {
+    let parse = |text: &str| text.parse::<HogConfig>();
+    assert_eq!(parse("g16_d128"), Ok(HogConfig::default()));
     let other = HogConfig {
         grid: 8,
         dim: 64,
         pixels_per_cell: 4,
         cells_per_block: 2,
     };
-    assert_eq!(read("g8_d64_ppc4_cb2"), Ok(other.clone()));
-    assert_eq!(read(&other.to_string()), Ok(other));
+    assert_eq!(parse("g8_d64_ppc4_cb2"), Ok(other.clone()));
+    assert_eq!(parse(&other.to_string()), Ok(other));
 }
 
 #[test]
-fn bad_configurations_are_refused_with_the_part_that_is_wrong() {
+fn errors_of_invalid_configurations_name_the_invalid_part() {
     for (text, reason) in [
-        ("g16_x3", "`x3` is none of g, d, ppc, cb"),
-        ("g16_d", "`d` has no whole number"),
-        ("g16_d12.5", "`d12.5` has no whole number"),
+        ("g16_x3", "`x3` is not one of g, d, ppc, cb"),
+        ("g16_d", "`d` does not contain an integer"),
+        ("g16_d12.5", "`d12.5` does not contain an integer"),
         ("g0", "g (grid) must be 1 to 1024, not 0"),
         ("ppc0", "ppc (pixels per cell) must be 1 to 1024, not 0"),
         (
             "d100",
             "width 100 must be a multiple of the 16 cells of a block",
         ),
-        ("cb99999999999999999999", "has no whole number"),
-        ("", "`` is none of g, d, ppc, cb"),
+        ("cb99999999999999999999", "does not contain an integer"),
+        ("", "`` is not one of g, d, ppc, cb"),
     ] {
         let error = text.parse::<HogConfig>().unwrap_err().to_string();
         assert!(error.contains(reason), "{text}: {error}");
@@ -163,7 +176,7 @@ fn bad_configurations_are_refused_with_the_part_that_is_wrong() {
 }
 
 #[test]
-fn bad_images_are_refused() {
+fn unsupported_images_are_refused() {
     let config = HogConfig::default();
     let grey = Array4::<u8>::zeros((1, 1, 64, 64));
     assert_eq!(
@@ -180,7 +193,7 @@ fn bad_images_are_refused() {
     assert!(hog(Array4::<u8>::zeros((1, 3, 64, 64)).view(), &zero).is_err());
 }
 
-/// The orientation bin as scikit-image finds it.
+/// The orientation bin as scikit-image computes it.
 fn bin_by_arc_tangent(x: f32, y: f32, orientations: usize) -> usize {
     let degrees = f64::from(y)
         .atan2(f64::from(x))
@@ -197,7 +210,7 @@ proptest! {
         pixels in prop::collection::vec((-255i32..=255, -255i32..=255), 1..50),
         orientations in 1usize..20,
     ) {
-        // Small integers meet the ties on multiples of 45 degrees often.
+        // Small integers often produce the ties at multiples of 45 degrees.
         for (x, y) in pixels {
             let (x, y) = (x as f32 / 255.0, y as f32 / 255.0);
             prop_assume!(x != 0.0 || y != 0.0);

@@ -7,18 +7,18 @@ fn images(golden: &Golden) -> Array4<u8> {
     golden.u8("in.images").into_dimensionality::<Ix4>().unwrap()
 }
 
-/// Share of items of which some value is off by more than `tolerance`.
-fn share_off(found: &[f32], expected: &[f32], item: usize, tolerance: f64) -> f64 {
+/// Fraction of items with a value that differs by more than `tolerance`.
+fn fraction_off(found: &[f32], expected: &[f32], item: usize, tolerance: f64) -> f64 {
     assert_eq!(found.len(), expected.len());
     let items = found.chunks_exact(item).zip(expected.chunks_exact(item));
-    // Counted this way round, a NaN is off.
-    let near = items
+    // Counting the items within the tolerance makes a NaN count as a difference.
+    let within = items
         .filter(|(a, b)| max_difference(*a, *b) <= tolerance)
         .count();
-    1.0 - near as f64 / (found.len() / item) as f64
+    1.0 - within as f64 / (found.len() / item) as f64
 }
 
-/// The samples without borders and padding.
+/// The samples without border and padding.
 fn samples<const N: usize, const S: usize>(patch: &Patch<N, S>) -> Vec<f32> {
     patch
         .0
@@ -35,15 +35,15 @@ fn sift_equals_upstream() {
     let expected = golden.f32("out.tokens");
     assert_eq!(tokens.shape(), expected.shape());
     let tolerance = golden.tolerance("out.tokens", "atol");
-    let share = share_off(
+    let fraction = fraction_off(
         tokens.as_slice().unwrap(),
         expected.as_slice().unwrap(),
         SIFT_DIM,
         tolerance,
     );
     assert!(
-        share <= golden.tolerance("out.tokens", "fraction_of_tokens_off"),
-        "{share}"
+        fraction <= golden.tolerance("out.tokens", "fraction_of_tokens_off"),
+        "{fraction}"
     );
 }
 
@@ -71,25 +71,28 @@ fn every_step_of_sift_equals_upstream() {
                 .flat_map(|row| &row[..256])
                 .copied()
                 .collect();
-            let off = max_difference(&values, &golden.f32("out.grey0"));
-            assert!(off <= golden.tolerance("out.grey0", "atol"), "grey: {off}");
+            let difference = max_difference(&values, &golden.f32("out.grey0"));
+            assert!(
+                difference <= golden.tolerance("out.grey0", "atol"),
+                "grey: {difference}"
+            );
             for (k, &token) in golden.i64("in.sel").iter().enumerate() {
                 let centre = keypoints[token as usize];
                 let patch: OrientationPatch = grey.patch(centre, 0.0);
                 let expected = golden.f32("out.ori_patches");
                 let expected = expected.slice(s![k, .., ..]);
-                let off = max_difference(&samples(&patch), &expected);
+                let difference = max_difference(&samples(&patch), &expected);
                 assert!(
-                    off <= golden.tolerance("out.ori_patches", "atol"),
-                    "{token}: {off}"
+                    difference <= golden.tolerance("out.ori_patches", "atol"),
+                    "{token}: {difference}"
                 );
 
                 let patch: DescriptorPatch = grey.patch(centre, found[token as usize]);
                 let expected = golden.f32("out.patches");
-                let off = max_difference(&samples(&patch), &expected.slice(s![k, .., ..]));
+                let difference = max_difference(&samples(&patch), &expected.slice(s![k, .., ..]));
                 assert!(
-                    off <= golden.tolerance("out.patches", "atol"),
-                    "{token}: {off}"
+                    difference <= golden.tolerance("out.patches", "atol"),
+                    "{token}: {difference}"
                 );
             }
         }
@@ -97,15 +100,15 @@ fn every_step_of_sift_equals_upstream() {
     }
     let tolerance = golden.tolerance("out.angles", "atol");
     let expected = golden.f32("out.angles");
-    let share = share_off(&angles, expected.as_slice().unwrap(), 1, tolerance);
+    let fraction = fraction_off(&angles, expected.as_slice().unwrap(), 1, tolerance);
     assert!(
-        share <= golden.tolerance("out.angles", "fraction_off"),
-        "{share}"
+        fraction <= golden.tolerance("out.angles", "fraction_off"),
+        "{fraction}"
     );
 }
 
 #[test]
-fn pooling_is_the_triangular_kernel_at_stride_ten() {
+fn pooling_is_the_triangular_kernel_with_stride_ten() {
     let kernel = Golden::open("classic/sift_kornia").f32("out.kernel_pool_row");
     for (x, pool) in pooling().iter().enumerate() {
         for cell in 0..CELLS {
@@ -115,8 +118,8 @@ fn pooling_is_the_triangular_kernel_at_stride_ten() {
                 .and_then(|k| kernel.get(k))
                 .unwrap_or(&0.0);
             let found = match cell.checked_sub(pool.cell) {
-                Some(0) => pool.here,
-                Some(1) => pool.next,
+                Some(0) => pool.weight,
+                Some(1) => pool.next_weight,
                 _ => 0.0,
             };
             assert_eq!(found, *expected, "sample {x}, cell {cell}");
@@ -125,7 +128,7 @@ fn pooling_is_the_triangular_kernel_at_stride_ten() {
 }
 
 #[test]
-fn bytes_and_floats_give_the_same_tokens() {
+fn bytes_and_floats_have_the_same_tokens() {
     let golden = Golden::open("classic/sift_kornia");
     let images = images(&golden).slice(s![..1, .., ..64, ..64]).to_owned();
     let floats = images.mapv(f32::from);
@@ -133,7 +136,7 @@ fn bytes_and_floats_give_the_same_tokens() {
 }
 
 #[test]
-fn tokens_have_unit_norm_even_where_the_image_is_flat() {
+fn tokens_have_unit_norm_even_in_flat_regions() {
     let mut images = Array4::<u8>::from_elem((1, 3, 64, 48), 200);
     images.slice_mut(s![.., .., ..24, ..30]).fill(10);
     let tokens: Array3<f32> = sift(images.view()).unwrap();
@@ -144,7 +147,7 @@ fn tokens_have_unit_norm_even_where_the_image_is_flat() {
 }
 
 #[test]
-fn bad_images_are_refused() {
+fn unsupported_images_are_refused() {
     let error = sift(Array4::<u8>::zeros((1, 3, 64, 63)).view())
         .unwrap_err()
         .to_string();
@@ -170,7 +173,7 @@ fn bad_images_are_refused() {
 }
 
 #[test]
-fn pixels_that_are_not_numbers_do_not_panic() {
+fn nan_and_infinite_pixels_do_not_panic() {
     let images = Array4::from_elem((1, 3, 32, 32), f32::NAN);
     assert_eq!(sift(images.view()).unwrap().dim(), (1, 4, 128));
     let mut images = Array4::zeros((1, 3, 32, 32));

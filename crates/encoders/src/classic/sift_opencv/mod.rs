@@ -1,9 +1,9 @@
-//! Dense SIFT (Lowe 2004) as OpenCV computes it at given keypoints of angle -1, which is what
-//! upstream's `SIFTOpenCVEncoder` runs.
+//! Dense SIFT (Lowe 2004) as OpenCV computes it for fixed keypoints with angle -1, as upstream's
+//! `SIFTOpenCVEncoder` does.
 //!
-//! The window of every keypoint is the same, so its spatial weights are a table ([`Window`]); and
-//! the vote of a pixel into the orientations does not depend on the keypoint, so it is computed
-//! once an image ([`Votes`]). A descriptor is then a weighted sum of votes.
+//! All keypoints have the same window, so its spatial weights are a table ([`Window`]). The vote of a
+//! pixel for the orientations does not depend on the keypoint, so it is computed once per image
+//! ([`Votes`]). A descriptor is then a weighted sum of votes.
 
 mod votes;
 mod window;
@@ -14,26 +14,26 @@ use super::{ClassicError, SIFT_DIM, SIFT_STRIDE, encode_images, map_rgb, sift_si
 use votes::Votes;
 use window::Window;
 
-/// Orientations and cells a side of the descriptor.
+/// Number of orientations, and of cells per side, of the descriptor.
 const BINS: usize = 8;
 const CELLS: usize = 4;
 
-/// OpenCV reads angle -1 as 360 - (-1) degrees, and does not snap it to 0: the windows and the
-/// orientations are turned by one degree.
+/// OpenCV interprets angle -1 as 360 - (-1) degrees and does not replace it by 0, so the windows and the
+/// orientations are rotated by one degree.
 const ORIENTATION: f32 = 361.0;
 
-/// Ceiling of a descriptor value relative to the descriptor's norm.
+/// Largest descriptor value, relative to the descriptor's norm.
 const CLIP: f32 = 0.2;
 
-/// SIFT tokens of images `[B, 3, H, W]` whose sides are multiples of 16: `[B, H/16 * W/16, 128]`,
-/// integers 0..=255 laid out as (row, column, orientation).
+/// Computes the SIFT tokens `[B, H/16 * W/16, 128]` of images `[B, 3, H, W]` whose sides are multiples of
+/// 16. The values are integers 0..=255, laid out as (row, column, orientation).
 ///
-/// Keypoints sit at (8 + 16 j, 8 + 16 i) with size 16; their windows reach 61 pixels. The images
-/// are bytes: upstream rounds resized values half to even first.
+/// The keypoints are at (8 + 16 j, 8 + 16 i) with size 16; their windows extend 61 pixels in each
+/// direction. The images are bytes: upstream rounds resized values half to even before this step.
 ///
 /// # Errors
 ///
-/// Not RGB, or a side that is not a multiple of 16.
+/// The images are not RGB, or a side is not a multiple of 16.
 pub fn sift_opencv(images: ArrayView4<'_, u8>) -> Result<Array3<f32>, ClassicError> {
     let (height, width) = sift_size(&images, "siftopencv")?;
     let window = Window::new();
@@ -56,13 +56,14 @@ pub fn sift_opencv(images: ArrayView4<'_, u8>) -> Result<Array3<f32>, ClassicErr
     ))
 }
 
-/// Grey in OpenCV's fixed point.
+/// Grey value in OpenCV's fixed-point arithmetic.
 fn grey(r: u8, g: u8, b: u8) -> u8 {
     ((9798 * u32::from(r) + 19235 * u32::from(g) + 3735 * u32::from(b) + (1 << 14)) >> 15) as u8
 }
 
-/// Raises the blur of 0.5 that a camera is assumed to leave to 1.6: a separable Gaussian of 13
-/// taps, the border mirrored without repeating it.
+/// Increases the blur from the 0.5 pixels that SIFT assumes for a camera to 1.6 pixels (standard
+/// deviations), with a separable Gaussian of 13 taps. The border is mirrored without repeating the outermost
+/// pixel.
 fn blur(grey: &[u8], width: usize) -> Vec<f32> {
     const REACH: usize = 6;
     let variance = 1.6 * 1.6 - 0.5 * 0.5;
@@ -98,13 +99,13 @@ fn blur(grey: &[u8], width: usize) -> Vec<f32> {
     blurred
 }
 
-/// The index inside `0..side` that `at`, which may lie outside, mirrors to.
-fn mirror(at: isize, side: usize) -> usize {
+/// Mirrors an index that may be outside of `0..side` into it.
+fn mirror(index: isize, side: usize) -> usize {
     let last = side as isize - 1;
-    (last - (last - at.abs()).abs()).unsigned_abs()
+    (last - (last - index.abs()).abs()).unsigned_abs()
 }
 
-/// Clips at 0.2 of the norm and scales to bytes, half to even.
+/// Clips the values at 0.2 of the norm and scales them to bytes, rounding half to even.
 fn quantise(token: &mut [f32]) {
     let norm = |values: &[f32]| values.iter().map(|v| v * v).sum::<f32>().sqrt();
     let ceiling = CLIP * norm(token);

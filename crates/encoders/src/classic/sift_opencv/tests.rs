@@ -7,11 +7,14 @@ fn images(golden: &Golden, name: &str) -> Array4<u8> {
     golden.u8(name).into_dimensionality::<Ix4>().unwrap()
 }
 
-/// Every value within 1, and nearly all equal, as the page asks.
+/// Checks that all values are within the tolerance and nearly all are equal, as the golden file requires.
 fn tokens_agree(golden: &Golden, found: &Array3<f32>, expected: &ArrayD<f32>) {
     assert_eq!(found.shape(), expected.shape());
-    let off = max_difference(found, expected);
-    assert!(off <= golden.tolerance("out.tokens*", "atol"), "{off}");
+    let difference = max_difference(found, expected);
+    assert!(
+        difference <= golden.tolerance("out.tokens*", "atol"),
+        "{difference}"
+    );
     let differ = found.iter().zip(expected).filter(|(a, b)| a != b).count();
     let share = differ as f64 / found.len() as f64;
     assert!(
@@ -34,8 +37,11 @@ fn every_step_of_sift_equals_opencv() {
     let mut bytes = Vec::new();
     map_rgb(images.index_axis(Axis(0), 0), &mut bytes, grey);
     assert_eq!(Some(bytes.as_slice()), golden.u8("out.grey").as_slice());
-    let off = max_difference(&blur(&bytes, 256), &golden.f32("out.base"));
-    assert!(off <= golden.tolerance("out.base", "atol"), "{off}");
+    let difference = max_difference(&blur(&bytes, 256), &golden.f32("out.base"));
+    assert!(
+        difference <= golden.tolerance("out.base", "atol"),
+        "{difference}"
+    );
 
     let tokens = sift_opencv(images.view()).unwrap();
     let some = tokens.slice(s![.., ..;15, ..]).to_owned();
@@ -43,12 +49,12 @@ fn every_step_of_sift_equals_opencv() {
 }
 
 #[test]
-fn misplaced_votes_of_horizontal_gradients_equal_opencv() {
+fn misplaced_votes_of_horizontal_gradients_equal_those_of_opencv() {
     let golden = Golden::open("classic/sift_opencv_steps");
     let tokens = sift_opencv(images(&golden, "in.synthetic").view()).unwrap();
     let expected = golden.f32("out.tokens_synthetic");
     tokens_agree(&golden, &tokens, &expected);
-    // Image by image too, so that the three images hide nothing in the ramp or the stripes.
+    // Also image by image, so that the other images cannot hide differences in one of them.
     let expected = expected.into_dimensionality::<Ix3>().unwrap();
     for b in 0..4 {
         let one = s![b..=b, .., ..];
@@ -90,17 +96,20 @@ fn window_weights_sum_to_the_gaussian_inside_the_cells() {
 }
 
 #[test]
-fn mirrored_border_repeats_no_pixel() {
-    let indices: Vec<usize> = (-3..8).map(|at| mirror(at, 5)).collect();
+fn mirrored_border_does_not_repeat_the_outermost_pixel() {
+    let indices: Vec<usize> = (-3..8).map(|index| mirror(index, 5)).collect();
     assert_eq!(indices, [3, 2, 1, 0, 1, 2, 3, 4, 3, 2, 1]);
 }
 
 #[test]
-fn bad_images_are_refused() {
+fn unsupported_images_are_refused() {
     let error = sift_opencv(Array4::zeros((1, 3, 20, 64)).view())
         .unwrap_err()
         .to_string();
-    assert!(error.contains("siftopencv cannot take 20x64"), "{error}");
+    assert!(
+        error.contains("siftopencv does not support 20x64"),
+        "{error}"
+    );
     let error = sift_opencv(Array4::zeros((1, 1, 64, 64)).view()).unwrap_err();
     assert_eq!(error, ClassicError::Channels { found: 1 });
     assert_eq!(

@@ -1,4 +1,4 @@
-//! What each pixel votes for, whichever keypoint looks at it.
+//! Votes of the pixels for the orientations, which do not depend on the keypoint.
 
 use std::ops::Range;
 
@@ -7,15 +7,16 @@ use wide::f32x8;
 use super::super::angle::fast_atan2;
 use super::{BINS, ORIENTATION};
 
-/// Votes of the pixels of one image into the orientation bins.
+/// Votes of the pixels of one image for the orientation bins.
 pub(super) struct Votes {
     /// Gradient magnitude of each pixel, split between its two nearest orientations; zero on the
     /// border.
     pub bins: Vec<f32x8>,
-    /// Votes that OpenCV misplaces, by pixel index, ascending.
+    /// Votes that OpenCV adds to a wrong cell, as (pixel index, vote), in ascending order of the index.
     pub misplaced: Vec<(usize, f32)>,
-    /// Side lengths of the image.
+    /// Width of the image in pixels.
     pub width: usize,
+    /// Height of the image in pixels.
     pub height: usize,
 }
 
@@ -40,17 +41,18 @@ impl Votes {
                 let degrees = fast_atan2(dy, dx) - f32x8::splat(ORIENTATION);
                 let position = (degrees * f32x8::splat(BINS as f32 / 360.0)).to_array();
                 for lane in 0..lanes {
-                    votes.cast(y * width + x + lane, position[lane], magnitude[lane]);
+                    votes.split(y * width + x + lane, position[lane], magnitude[lane]);
                 }
             }
         }
         votes
     }
 
-    /// Splits a vote at `position`, -8.03..0, which OpenCV wraps into 0..8 by adding 8 once. Below
-    /// -8, that is for gradients at 0 to 1 degrees, bin -1 is left: the flat index then names the
-    /// last orientation slot of the previous column's cell, which is folded onto bin 1 there.
-    fn cast(&mut self, pixel: usize, position: f32, magnitude: f32) {
+    /// Splits a vote between the two bins next to `position`, which is in -8.03..0. OpenCV wraps the
+    /// position into 0..8 by adding 8 once. Positions below -8, which belong to gradients at 0 to 1 degrees,
+    /// are left at bin -1. Their flat index then refers to the last orientation slot of the cell in the
+    /// previous column, which OpenCV adds to bin 1 of that cell.
+    fn split(&mut self, pixel: usize, position: f32, magnitude: f32) {
         let floor = position.floor();
         let upper = magnitude * (position - floor);
         let lower = magnitude - upper;
@@ -70,17 +72,17 @@ impl Votes {
         }
     }
 
-    /// The misplaced votes of a range of rows.
+    /// Returns the misplaced votes of a range of rows.
     pub(super) fn misplaced_in(&self, rows: Range<usize>) -> &[(usize, f32)] {
         let before = |row: usize| {
             self.misplaced
-                .partition_point(|(at, _)| *at < row * self.width)
+                .partition_point(|(pixel, _)| *pixel < row * self.width)
         };
         &self.misplaced[before(rows.start)..before(rows.end)]
     }
 }
 
-/// Up to eight values, the missing ones 0.
+/// Loads up to eight values and fills the rest with zeros.
 fn load(values: &[f32]) -> f32x8 {
     let mut lanes = [0.0; 8];
     lanes[..values.len()].copy_from_slice(values);

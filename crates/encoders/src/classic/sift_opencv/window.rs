@@ -1,4 +1,4 @@
-//! The spatial weights around a keypoint.
+//! Spatial weights of the pixels around a keypoint.
 
 use std::ops::Range;
 
@@ -8,27 +8,27 @@ use super::super::SIFT_STRIDE;
 use super::votes::Votes;
 use super::{BINS, CELLS, ORIENTATION};
 
-/// A descriptor before normalisation: orientations of the cells, row-major.
+/// A descriptor before normalisation: the orientation histograms of the cells, row-major.
 pub(super) type Cells = [[f32; BINS]; CELLS * CELLS];
 
-/// Pixels from the keypoint to the furthest corner of its window, along one axis: 2.5 cells of 24
-/// pixels, turned by one degree.
+/// Largest distance along an axis, in pixels, from the keypoint to a corner of its window: 2.5 cells of
+/// 24 pixels, rotated by one degree.
 const REACH: usize = 61;
 const SIDE: usize = 2 * REACH + 1;
 
-/// Trilinear and Gaussian weights of each pixel offset for the four cells nearest to it.
+/// Spatial weights, bilinear times Gaussian, of each pixel offset for its four nearest cells.
 ///
-/// The offsets fall into 5x5 regions, inside which the four cells are the same; the outer regions
-/// lie beyond the outer cells' centres, where some of the four are not part of the descriptor.
+/// The offsets form 5x5 regions with the same four nearest cells. The outer regions are beyond the
+/// centres of the outer cells, so some of their four cells are not part of the descriptor.
 pub(super) struct Window {
     /// Weights of offset (row, column) for the cells (0, 0), (0, 1), (1, 0), (1, 1) of its region.
     weights: Vec<[f32; 4]>,
-    /// First cell row and column of the region of an offset, -1..=3; none outside the window.
+    /// First cell row and column of the region of an offset, -1..=3; `None` outside of the window.
     corner: Vec<Option<(isize, isize)>>,
     runs: Vec<Run>,
 }
 
-/// Offsets of one row that lie in one region.
+/// Consecutive offsets of one row in the same region.
 struct Run {
     /// Row offset plus `REACH`.
     row: usize,
@@ -39,7 +39,7 @@ struct Run {
 
 impl Window {
     pub(super) fn new() -> Self {
-        // Size 16 is a scale of 8, and a cell is three scales wide.
+        // Size 16 means scale 8, and a cell is three scales wide.
         let cell = 3.0 * SIFT_STRIDE as f64 / 2.0;
         let (sin, cos) = f64::from(ORIENTATION).to_radians().sin_cos();
         let mut window = Self {
@@ -75,7 +75,7 @@ impl Window {
                 previous = corner;
             }
         }
-        // Neighbouring runs then add to the same cells.
+        // Runs of one region add to the same cells, so they must be adjacent.
         window.runs.sort_by_key(|run| run.corner);
         window
     }
@@ -83,10 +83,10 @@ impl Window {
     /// Sums the votes around the keypoint at `(y, x)` into its cells.
     pub(super) fn describe(&self, votes: &Votes, (y, x): (usize, usize)) -> Cells {
         let mut cells = [[0.0; BINS]; CELLS * CELLS];
-        for same in self.runs.chunk_by(|a, b| a.corner == b.corner) {
-            let corner = same[0].corner;
-            let sums = same.iter().filter_map(|run| run.clip(self, votes, (y, x)));
-            let sums = match region(corner) {
+        for runs in self.runs.chunk_by(|a, b| a.corner == b.corner) {
+            let corner = runs[0].corner;
+            let sums = runs.iter().filter_map(|run| run.clip(self, votes, (y, x)));
+            let sums = match cell_mask(corner) {
                 0b0001 => accumulate::<0b0001>(sums),
                 0b0010 => accumulate::<0b0010>(sums),
                 0b0011 => accumulate::<0b0011>(sums),
@@ -104,12 +104,12 @@ impl Window {
                 }
             }
         }
-        self.misplaced(votes, (y, x), &mut cells);
+        self.add_misplaced(votes, (y, x), &mut cells);
         cells
     }
 
-    /// Adds the votes that land one column to the left, in bin 1.
-    fn misplaced(&self, votes: &Votes, (y, x): (usize, usize), cells: &mut Cells) {
+    /// Adds the misplaced votes to bin 1 of the cell one column to the left.
+    fn add_misplaced(&self, votes: &Votes, (y, x): (usize, usize), cells: &mut Cells) {
         let rows = y.saturating_sub(REACH)..(y + REACH + 1).min(votes.height);
         for &(pixel, vote) in votes.misplaced_in(rows) {
             let (row, column) = (pixel / votes.width + REACH - y, pixel % votes.width + REACH);
@@ -129,7 +129,8 @@ impl Window {
 }
 
 impl Run {
-    /// The weights and votes of the run's pixels inside the image, for a keypoint at `(y, x)`.
+    /// Returns the weights and votes of those pixels of the run that are inside the image, for a keypoint
+    /// at `(y, x)`; `None` if there are none.
     fn clip<'a>(
         &self,
         window: &'a Window,
@@ -152,23 +153,23 @@ impl Run {
 
 /// Index of the k-th of the four cells of a region, if it is part of the descriptor.
 fn cell((row, column): (isize, isize), k: usize) -> Option<usize> {
-    let part = |at: isize, step: usize| {
-        usize::try_from(at + step as isize)
+    let coordinate = |first: isize, step: usize| {
+        usize::try_from(first + step as isize)
             .ok()
-            .filter(|at| *at < CELLS)
+            .filter(|coordinate| *coordinate < CELLS)
     };
-    Some(part(row, k / 2)? * CELLS + part(column, k % 2)?)
+    Some(coordinate(row, k / 2)? * CELLS + coordinate(column, k % 2)?)
 }
 
-/// Which of the four cells of a region are part of the descriptor, as a bit mask.
-fn region(corner: (isize, isize)) -> u8 {
+/// Bit mask of the four cells of a region that are part of the descriptor.
+fn cell_mask(corner: (isize, isize)) -> u8 {
     (0..4)
         .filter(|k| cell(corner, *k).is_some())
         .fold(0, |mask, k| mask | 1 << k)
 }
 
-/// Sums weighted votes into the cells of `MASK`. The mask is constant so that the sums stay in
-/// registers and cells outside the descriptor cost nothing.
+/// Sums weighted votes into the cells of `MASK`. The mask is a constant so that the sums stay in
+/// registers and cells outside of the descriptor cost nothing.
 fn accumulate<'a, const MASK: u8>(
     runs: impl Iterator<Item = (&'a [[f32; 4]], &'a [f32x8])>,
 ) -> [f32x8; 4] {
