@@ -11,7 +11,7 @@ use crate::{DiffusionError, check};
 /// A path `x_t = alpha(t) x_0 + sigma(t) noise`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Path {
+pub enum Interpolant {
     /// `alpha = 1 - t`, `sigma = t`.
     #[default]
     Linear,
@@ -32,7 +32,7 @@ pub struct Coefficients {
     pub d_sigma: Tensor,
 }
 
-impl Path {
+impl Interpolant {
     /// The coefficients at times `t` of any shape, a floating-point tensor in [0, 1].
     ///
     /// # Errors
@@ -63,7 +63,7 @@ impl Path {
     ///
     /// # Errors
     /// Shapes that do not fit together.
-    pub fn at(
+    pub fn interpolate(
         self,
         x0: &Tensor,
         noise: &Tensor,
@@ -132,7 +132,7 @@ pub enum TimeSampling {
     /// Uniform in [0, 1).
     #[default]
     Uniform,
-    /// Normal in the logarithm of the noise level; see [`Path::lognormal_time`].
+    /// Normal in the logarithm of the noise level; see [`Interpolant::lognormal_time`].
     LogNormal,
 }
 
@@ -143,13 +143,13 @@ impl TimeSampling {
     /// A negative batch.
     pub fn draw(
         self,
-        path: Path,
+        interpolant: Interpolant,
         batch: i64,
         generator: &mut Generator,
     ) -> Result<Tensor, DiffusionError> {
         match self {
             Self::Uniform => Ok(generator.rand(&[batch], Kind::Float)?),
-            Self::LogNormal => path.lognormal_time(&generator.randn(&[batch], Kind::Float)?),
+            Self::LogNormal => interpolant.lognormal_time(&generator.randn(&[batch], Kind::Float)?),
         }
     }
 }

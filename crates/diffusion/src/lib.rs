@@ -5,7 +5,7 @@
 //! - a [`Denoiser`] takes noisy images, times and labels to a prediction and to the hidden tokens
 //!   that representation alignment projects; [`Sit`] is the one of REPA and iREPA, in the sizes
 //!   that [`SitConfig::named`] knows, and [`Jit`] the one that works on large patches of pixels;
-//! - a [`Path`] leads from images to noise; [`objective`] says what is predicted on it;
+//! - an [`Interpolant`] leads from images to noise; [`objective`] says what is predicted on it;
 //! - a [`samplers::Sampler`] walks it back, with classifier-free guidance;
 //! - an [`autoencoder::Autoencoder`] stands between bytes and the space in which all this
 //!   happens; [`latents`] samples from stored moments;
@@ -86,7 +86,7 @@ mod sit;
 pub use denoiser::{Denoiser, Mode, Output, drop_labels};
 pub use embedding::{sincos_2d, timestep_sinusoids};
 pub use error::DiffusionError;
-pub use interpolant::Path;
+pub use interpolant::Interpolant;
 pub use jit::{Jit, JitConfig};
 pub use sit::{Sit, SitConfig};
 

@@ -68,17 +68,17 @@ impl<'de> Deserialize<'de> for Objective {
 /// A batch made noisy, and what is random in it.
 pub(crate) enum Drawn {
     /// With the labels that the network is given, `[B]`.
-    Velocity(velocity::Noisy, Tensor),
-    XPrediction(x_prediction::Noisy),
-    Meanflow(meanflow::Noisy),
+    Velocity(velocity::NoisyBatch, Tensor),
+    XPrediction(x_prediction::NoisyBatch),
+    Meanflow(meanflow::NoisyBatch),
 }
 
 impl Drawn {
     /// Its tensors, where they can be replaced by others ([`Drawn::of`]).
     pub(crate) fn tensors(&self) -> Option<Vec<Tensor>> {
         let tensors = match self {
-            Self::Velocity(velocity::Noisy { x, t, target }, labels) => [x, t, target, labels],
-            Self::XPrediction(x_prediction::Noisy {
+            Self::Velocity(velocity::NoisyBatch { x, t, target }, labels) => [x, t, target, labels],
+            Self::XPrediction(x_prediction::NoisyBatch {
                 z,
                 t,
                 labels,
@@ -97,9 +97,9 @@ impl Drawn {
         let drawn = match self {
             Self::Velocity(..) => {
                 let x = point;
-                Self::Velocity(velocity::Noisy { x, t, target }, labels)
+                Self::Velocity(velocity::NoisyBatch { x, t, target }, labels)
             }
-            Self::XPrediction(_) => Self::XPrediction(x_prediction::Noisy {
+            Self::XPrediction(_) => Self::XPrediction(x_prediction::NoisyBatch {
                 z: point,
                 t,
                 labels,

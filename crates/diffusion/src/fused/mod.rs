@@ -16,7 +16,7 @@ use torch_ext::kernel::{LANES, Operand, Real, Stored, sum_lanes};
 pub(crate) use self::attention::{attention, attention_of_heads};
 pub(crate) use self::gelu::gelu;
 pub(crate) use self::modulation::{Norm, gate, norm_modulate};
-pub(crate) use self::norm_rotate::{Turns, norm_rotate};
+pub(crate) use self::norm_rotate::{Rotations, norm_rotate};
 pub(crate) use self::swiglu::swiglu;
 
 /// An element that is computed with in the dtype that its products are summed up in.

@@ -18,7 +18,7 @@ const TOKENS: usize = 32;
 /// By what each number of a head is multiplied, and its neighbour in a pair: `y_i = x_i cos_i + x_j sin_i`,
 /// with `j` the other one. `[T, d]` each; float32.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Turns<'t> {
+pub(crate) struct Rotations<'t> {
     pub(crate) cosines: &'t Tensor,
     /// The sine, negative for the first of a pair.
     pub(crate) sines: &'t Tensor,
@@ -32,7 +32,7 @@ pub(crate) struct Turns<'t> {
 pub(crate) fn norm_rotate(
     qkv: &Tensor,
     weights: [&Tensor; 2],
-    turns: Turns<'_>,
+    rotations: Rotations<'_>,
     eps: f64,
 ) -> Result<Option<Tensor>, DiffusionError> {
     let size = qkv.size();
@@ -40,7 +40,7 @@ pub(crate) fn norm_rotate(
         return Ok(None);
     };
     let head = weights[0].numel() as i64;
-    let tables = [turns.cosines, turns.sines];
+    let tables = [rotations.cosines, rotations.sines];
     let fits = head > 0
         && head % 2 == 0
         && width % (3 * head) == 0
@@ -262,7 +262,7 @@ impl<'a, A: Real> Heads<'a, A> {
 
     /// The turns of each token.
     #[inline(always)]
-    fn turns(&self) -> impl Iterator<Item = (&'a [A], &'a [A])> + use<'a, A> {
+    fn rotations(&self) -> impl Iterator<Item = (&'a [A], &'a [A])> + use<'a, A> {
         let head = self.head();
         self.cosines
             .chunks_exact(head)
@@ -290,12 +290,12 @@ fn turn<A: Real>(x: &mut [A], cosines: &[A], sines: &[A]) {
         }
     }
     let pairs = rest.as_chunks_mut::<2>().0.iter_mut();
-    let turns = cosines_rest
+    let rotations = cosines_rest
         .as_chunks()
         .0
         .iter()
         .zip(sines_rest.as_chunks().0);
-    for (pair, (cosines, sines)) in pairs.zip(turns) {
+    for (pair, (cosines, sines)) in pairs.zip(rotations) {
         let ([x, y], [c, d]): (_, &[A; 2]) = (*pair, cosines);
         let [s, t]: &[A; 2] = sines;
         *pair = [x * *c + y * *s, y * *d + x * *t];
@@ -321,7 +321,7 @@ impl<E: Number> Vectorised for Rotate<'_, E> {
         let tokens = x
             .chunks_exact(heads.width)
             .zip(y.chunks_exact_mut(heads.width));
-        for ((x, y), (cosines, sines)) in tokens.zip(heads.turns()) {
+        for ((x, y), (cosines, sines)) in tokens.zip(heads.rotations()) {
             let (x, values) = x.split_at(2 * all);
             let (y, out) = y.split_at_mut(2 * all);
             out.copy_from_slice(values);
@@ -374,7 +374,7 @@ impl<E: Number> Vectorised for RotateBackward<'_, E> {
             .chunks_exact(heads.width)
             .zip(dy.chunks_exact(heads.width))
             .zip(dx.chunks_exact_mut(heads.width));
-        for (((x, dy), dx), (cosines, sines)) in tokens.zip(heads.turns()) {
+        for (((x, dy), dx), (cosines, sines)) in tokens.zip(heads.rotations()) {
             let (dy, values) = dy.split_at(2 * all);
             let (dx, out) = dx.split_at_mut(2 * all);
             out.copy_from_slice(values);
@@ -440,12 +440,12 @@ mod tests {
     }
 
     fn fused(i: &[Tensor], rotary: &Rotary) -> Tensor {
-        let [cosines, sines] = rotary.turns(i[0].size()[1]).unwrap();
-        let turns = Turns {
+        let [cosines, sines] = rotary.rotation_tables(i[0].size()[1]).unwrap();
+        let rotations = Rotations {
             cosines: &cosines,
             sines: &sines,
         };
-        let y = norm_rotate(&i[0], [&i[1], &i[2]], turns, EPS).unwrap();
+        let y = norm_rotate(&i[0], [&i[1], &i[2]], rotations, EPS).unwrap();
         y.expect("a fused form")
     }
 
@@ -517,14 +517,14 @@ mod tests {
     #[test]
     fn what_has_no_fused_form_is_left_to_the_composition() {
         let rotary = Rotary::new(8, 2, 0, Device::Cpu).unwrap();
-        let [cosines, sines] = rotary.turns(4).unwrap();
-        let turns = Turns {
+        let [cosines, sines] = rotary.rotation_tables(4).unwrap();
+        let rotations = Rotations {
             cosines: &cosines,
             sines: &sines,
         };
         let [qkv, of_queries, of_keys] = inputs([1, 4], 2, 8, Kind::Float);
         let weights = [&of_queries, &of_keys];
-        let form = |qkv: &Tensor, weights| norm_rotate(qkv, weights, turns, EPS).unwrap();
+        let form = |qkv: &Tensor, weights| norm_rotate(qkv, weights, rotations, EPS).unwrap();
         assert!(form(&qkv, weights).is_some());
         assert!(form(&qkv.to_kind(Kind::Half), weights).is_none());
         assert!(form(&qkv.narrow(1, 0, 3), weights).is_none());

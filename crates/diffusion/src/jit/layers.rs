@@ -6,7 +6,7 @@ use torch_ext::{Init, Scope};
 use super::{JitConfig, Rotary};
 use crate::denoiser::Mode;
 use crate::dual::Activation;
-use crate::fused::{self, Norm, Turns};
+use crate::fused::{self, Norm, Rotations};
 use crate::layers::{Linear, join_heads, split_heads};
 use crate::{DiffusionError, check};
 
@@ -102,7 +102,7 @@ struct Dropout {
 }
 
 impl Dropout {
-    fn acts(&self, mode: &Mode<'_>) -> bool {
+    fn is_active(&self, mode: &Mode<'_>) -> bool {
         self.rate > 0.0 && matches!(mode, Mode::Train(_))
     }
 
@@ -162,7 +162,7 @@ impl Attention {
     ) -> Result<Tensor, DiffusionError> {
         let qkv = self.qkv.forward(x)?; // [B, T, 3 D]
         let mixed = match self.norm_rotate(&qkv, rotary)? {
-            Some(rotated) if !self.attn_drop.acts(mode) => {
+            Some(rotated) if !self.attn_drop.is_active(mode) => {
                 rotated.self_attention(self.heads, self.fused)?
             }
             Some(rotated) => {
@@ -186,13 +186,13 @@ impl Attention {
         if !self.fused {
             return Ok(None);
         }
-        let [cosines, sines] = rotary.turns(qkv.size3()?.1)?;
-        let turns = Turns {
+        let [cosines, sines] = rotary.rotation_tables(qkv.size3()?.1)?;
+        let rotations = Rotations {
             cosines: &cosines,
             sines: &sines,
         };
         let weights = [&self.q_norm.weight, &self.k_norm.weight];
-        fused::norm_rotate(qkv, weights, turns, RMS_EPS)
+        fused::norm_rotate(qkv, weights, rotations, RMS_EPS)
     }
 
     fn mix(
@@ -202,7 +202,7 @@ impl Attention {
         v: &Tensor,
         mode: &mut Mode<'_>,
     ) -> Result<Tensor, DiffusionError> {
-        if !self.attn_drop.acts(mode) {
+        if !self.attn_drop.is_active(mode) {
             return Tensor::attention(q, k, v, self.fused);
         }
         // The fused kernel would draw from the process-wide generator.

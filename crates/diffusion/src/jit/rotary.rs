@@ -31,7 +31,7 @@ const THETA: f64 = 10_000.0;
 #[derive(Debug)]
 pub struct Rotary {
     /// `cos + i sin`, `[in_context + side * side, head_width / 2]`.
-    turns: Tensor,
+    rotations: Tensor,
     /// By what each number of a head is multiplied, and what is added of the other one of its pair:
     /// `[in_context + side * side, head_width]`.
     real: [Tensor; 2],
@@ -73,13 +73,13 @@ impl Rotary {
         let context = Tensor::f_zeros([in_context, half], cpu)?;
         let angles = Tensor::f_cat(&[context, angles], 0)?;
         let (cosines, sines) = (angles.f_cos()?, angles.f_sin()?);
-        let turns = Tensor::f_complex(&cosines, &sines)?;
+        let rotations = Tensor::f_complex(&cosines, &sines)?;
         let pairs = |first: &Tensor, second: &Tensor| {
             let pairs = Tensor::f_stack(&[first, second], -1)?;
             pairs.f_flatten(-2, -1)?.f_to_device(device)
         };
         Ok(Self {
-            turns: turns.f_to_device(device)?,
+            rotations: rotations.f_to_device(device)?,
             real: [pairs(&cosines, &cosines)?, pairs(&sines.f_neg()?, &sines)?],
             head_width,
             patches: side * side,
@@ -88,8 +88,8 @@ impl Rotary {
 
     /// For `tokens` tokens, those of the grid or all: by what each number of a head is multiplied, and what
     /// of the other one of its pair is added, `[T, head_width]` each, float32.
-    pub(crate) fn turns(&self, tokens: i64) -> Result<[Tensor; 2], DiffusionError> {
-        let all = self.turns.size2()?.0;
+    pub(crate) fn rotation_tables(&self, tokens: i64) -> Result<[Tensor; 2], DiffusionError> {
+        let all = self.rotations.size2()?.0;
         let [cosines, sines] = &self.real;
         let of = |table: &Tensor| table.f_narrow(0, all - tokens, tokens);
         Ok([of(cosines)?, of(sines)?])
@@ -101,18 +101,18 @@ impl Rotary {
     /// # Errors
     /// Another shape than these.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor, DiffusionError> {
-        let all = self.turns.size2()?.0;
+        let all = self.rotations.size2()?.0;
         let tokens = match x.size().get(2) {
             Some(&tokens) if tokens == self.patches => tokens,
             _ => all,
         };
         check::shape("queries or keys", x, &[-1, -1, tokens, self.head_width])?;
         let (batch, heads, ..) = x.size4()?;
-        let turns = self.turns.f_narrow(0, all - tokens, tokens)?;
+        let rotations = self.rotations.f_narrow(0, all - tokens, tokens)?;
         Ok(x.f_to_kind(Kind::Float)?
             .f_reshape([batch, heads, tokens, self.head_width / 2, 2])?
             .f_view_as_complex()?
-            .f_mul(&turns)?
+            .f_mul(&rotations)?
             .f_view_as_real()?
             .f_flatten(-2, -1)?)
     }
@@ -124,6 +124,9 @@ impl Rotary {
     /// libtorch failed.
     pub fn tables(&self) -> Result<(Tensor, Tensor), DiffusionError> {
         let twice = |table: Tensor| table.f_repeat_interleave_self_int(2, 1, None);
-        Ok((twice(self.turns.f_real()?)?, twice(self.turns.f_imag()?)?))
+        Ok((
+            twice(self.rotations.f_real()?)?,
+            twice(self.rotations.f_imag()?)?,
+        ))
     }
 }

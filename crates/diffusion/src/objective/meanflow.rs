@@ -17,7 +17,7 @@ use tch::{Kind, Tensor};
 use torch_ext::Generator;
 
 use crate::denoiser::Denoiser;
-use crate::interpolant::Path;
+use crate::interpolant::Interpolant;
 use crate::meanflow::{Direction, Jvp, MeanFlowSit};
 use crate::{DiffusionError, check};
 
@@ -57,7 +57,7 @@ pub use weighting::Weighting;
 #[serde(default, deny_unknown_fields)]
 pub struct MeanFlow {
     /// The path from images to noise.
-    pub path: Path,
+    pub path: Interpolant,
     /// How the two times are drawn.
     pub time: TimeSampling,
     /// How much the error of a sample counts.
@@ -81,7 +81,7 @@ impl Default for MeanFlow {
     /// no guidance.
     fn default() -> Self {
         Self {
-            path: Path::Linear,
+            path: Interpolant::Linear,
             time: TimeSampling::default(),
             weighting: Weighting::Adaptive,
             adaptive_p: 1.0,
@@ -95,7 +95,7 @@ impl Default for MeanFlow {
 
 /// The random numbers of a step.
 #[derive(Debug)]
-pub struct Draws {
+pub struct RandomInputs {
     /// Which labels become the null class, `[B]` boolean.
     pub dropped: Tensor,
     /// Start times, `[B]`.
@@ -108,7 +108,7 @@ pub struct Draws {
 
 /// A noisy batch, and the direction in which the network is differentiated there.
 #[derive(Debug)]
-pub struct Noisy {
+pub struct NoisyBatch {
     /// Noisy images at time `t`, `[B, C, H, W]`.
     pub z: Tensor,
     /// Start times, `[B]`.
@@ -171,7 +171,7 @@ impl MeanFlow {
         x0: &Tensor,
         labels: &Tensor,
         generator: &mut Generator,
-    ) -> Result<Noisy, DiffusionError> {
+    ) -> Result<NoisyBatch, DiffusionError> {
         check::shape("the batch of images", x0, &[-1, -1, -1, -1])?;
         self.validate()?;
         let (batch, ..) = x0.size4()?;
@@ -183,13 +183,13 @@ impl MeanFlow {
         };
         let Times { r, t, .. } = self.time.draw(batch, generator)?;
         let noise = generator.randn(&x0.size(), x0.kind())?;
-        let draws = Draws {
+        let random_inputs = RandomInputs {
             dropped,
             r,
             t,
             noise,
         };
-        self.given(network, x0, labels, &draws)
+        self.add_noise(network, x0, labels, &random_inputs)
     }
 
     /// As [`MeanFlow::draw`], with the random numbers at hand.
@@ -197,21 +197,25 @@ impl MeanFlow {
     /// # Errors
     /// Shapes that do not fit together; dropped labels or guidance with a network that has no
     /// null class.
-    pub fn given(
+    pub fn add_noise(
         &self,
         network: &MeanFlowSit,
         x0: &Tensor,
         labels: &Tensor,
-        draws: &Draws,
-    ) -> Result<Noisy, DiffusionError> {
-        check::shape("labels", labels, &draws.t.size())?;
-        check::shape("r", &draws.r, &draws.t.size())?;
-        check::shape("the dropped labels", &draws.dropped, &draws.t.size())?;
+        random_inputs: &RandomInputs,
+    ) -> Result<NoisyBatch, DiffusionError> {
+        check::shape("labels", labels, &random_inputs.t.size())?;
+        check::shape("r", &random_inputs.r, &random_inputs.t.size())?;
+        check::shape(
+            "the dropped labels",
+            &random_inputs.dropped,
+            &random_inputs.t.size(),
+        )?;
         let (device, kind) = (x0.device(), x0.kind());
-        let noise = draws.noise.f_to_device(device)?;
-        let [r, t] = [&draws.r, &draws.t].map(|time| time.f_to_device(device));
+        let noise = random_inputs.noise.f_to_device(device)?;
+        let [r, t] = [&random_inputs.r, &random_inputs.t].map(|time| time.f_to_device(device));
         let (r, t) = (r?, t?);
-        let dropped = draws.dropped.f_to_device(device)?;
+        let dropped = random_inputs.dropped.f_to_device(device)?;
 
         // An end of the window is compared in float32, so that t = 0.8 is not after 0.8.
         let t32 = t.f_to_kind(Kind::Float)?;
@@ -228,8 +232,8 @@ impl MeanFlow {
             None => labels.shallow_clone(),
         };
         let (r, t) = (r.f_to_kind(kind)?, t.f_to_kind(kind)?);
-        let (z, velocity) = self.path.at(x0, &noise, &t)?;
-        Ok(Noisy {
+        let (z, velocity) = self.path.interpolate(x0, &noise, &t)?;
+        Ok(NoisyBatch {
             z,
             r,
             t,
@@ -250,7 +254,11 @@ impl MeanFlow {
     ///
     /// # Errors
     /// As [`MeanFlowSit::forward`]; guidance with a network that has no null class.
-    pub fn guide(&self, network: &MeanFlowSit, mut noisy: Noisy) -> Result<Noisy, DiffusionError> {
+    pub fn guide(
+        &self,
+        network: &MeanFlowSit,
+        mut noisy: NoisyBatch,
+    ) -> Result<NoisyBatch, DiffusionError> {
         if !self.trains_with_guidance() {
             return Ok(noisy);
         }
@@ -291,7 +299,11 @@ impl MeanFlow {
     ///
     /// # Errors
     /// As [`MeanFlowSit::jvp`].
-    pub fn forward(&self, network: &MeanFlowSit, noisy: &Noisy) -> Result<Jvp, DiffusionError> {
+    pub fn forward(
+        &self,
+        network: &MeanFlowSit,
+        noisy: &NoisyBatch,
+    ) -> Result<Jvp, DiffusionError> {
         let direction = Direction::along(&noisy.velocity);
         network.jvp(&noisy.z, &noisy.r, &noisy.t, &noisy.labels, &direction)
     }
@@ -300,7 +312,7 @@ impl MeanFlow {
     ///
     /// # Errors
     /// The derivative has another shape than the images.
-    pub fn target(&self, output: &Jvp, noisy: &Noisy) -> Result<Tensor, DiffusionError> {
+    pub fn target(&self, output: &Jvp, noisy: &NoisyBatch) -> Result<Tensor, DiffusionError> {
         check::shape("the derivative", &output.dudt, &noisy.velocity.size())?;
         let _no_grad = tch::no_grad_guard();
         let kind = noisy.velocity.kind();
@@ -313,7 +325,7 @@ impl MeanFlow {
     ///
     /// # Errors
     /// `output` has another shape than the images.
-    pub fn loss(&self, output: &Jvp, noisy: &Noisy) -> Result<Loss, DiffusionError> {
+    pub fn loss(&self, output: &Jvp, noisy: &NoisyBatch) -> Result<Loss, DiffusionError> {
         check::shape("the prediction", &output.u, &noisy.velocity.size())?;
         let target = self.target(output, noisy)?;
         let error = output.u.f_to_kind(target.kind())?.f_sub(&target)?;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Reduction, Tensor};
 use torch_ext::Generator;
 
-use crate::interpolant::{Path, TimeSampling};
+use crate::interpolant::{Interpolant, TimeSampling};
 use crate::{DiffusionError, check};
 
 /// The objective's settings.
@@ -40,14 +40,14 @@ use crate::{DiffusionError, check};
 #[serde(default, deny_unknown_fields)]
 pub struct Velocity {
     /// The path from images to noise.
-    pub path: Path,
+    pub path: Interpolant,
     /// How times are drawn.
     pub time: TimeSampling,
 }
 
 /// A noisy batch and what the network should say about it.
 #[derive(Debug)]
-pub struct Noisy {
+pub struct NoisyBatch {
     /// Noisy images `x_t`, `[B, C, H, W]`.
     pub x: Tensor,
     /// Times, `[B]`.
@@ -63,23 +63,32 @@ impl Velocity {
     ///
     /// # Errors
     /// `x0` has another number of dimensions.
-    pub fn draw(&self, x0: &Tensor, generator: &mut Generator) -> Result<Noisy, DiffusionError> {
+    pub fn draw(
+        &self,
+        x0: &Tensor,
+        generator: &mut Generator,
+    ) -> Result<NoisyBatch, DiffusionError> {
         check::shape("the batch of images", x0, &[-1, -1, -1, -1])?;
         let (batch, ..) = x0.size4()?;
         let t = self.time.draw(self.path, batch, generator)?;
         let noise = generator.randn(&x0.size(), x0.kind())?;
         let device = x0.device();
-        self.given(x0, &t.f_to_device(device)?, &noise.f_to_device(device)?)
+        self.add_noise(x0, &t.f_to_device(device)?, &noise.f_to_device(device)?)
     }
 
     /// As [`Velocity::draw`], with times `t` `[B]` and `noise` of the images' shape at hand.
     ///
     /// # Errors
     /// Shapes that do not fit together.
-    pub fn given(&self, x0: &Tensor, t: &Tensor, noise: &Tensor) -> Result<Noisy, DiffusionError> {
+    pub fn add_noise(
+        &self,
+        x0: &Tensor,
+        t: &Tensor,
+        noise: &Tensor,
+    ) -> Result<NoisyBatch, DiffusionError> {
         let t = t.f_to_kind(x0.kind())?;
-        let (x, target) = self.path.at(x0, noise, &t)?;
-        Ok(Noisy { x, t, target })
+        let (x, target) = self.path.interpolate(x0, noise, &t)?;
+        Ok(NoisyBatch { x, t, target })
     }
 
     /// The mean squared error of `prediction` `[B, C, H, W]` for each sample, `[B]`, in the
@@ -87,7 +96,7 @@ impl Velocity {
     ///
     /// # Errors
     /// The prediction has another shape than the target.
-    pub fn loss(&self, prediction: &Tensor, noisy: &Noisy) -> Result<Tensor, DiffusionError> {
+    pub fn loss(&self, prediction: &Tensor, noisy: &NoisyBatch) -> Result<Tensor, DiffusionError> {
         check::shape("the prediction", prediction, &noisy.target.size())?;
         let kind = noisy.target.kind();
         let error = prediction

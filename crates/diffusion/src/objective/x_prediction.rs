@@ -76,7 +76,7 @@ impl Default for XPrediction {
 
 /// A noisy batch and what the network's prediction should mean.
 #[derive(Debug)]
-pub struct Noisy {
+pub struct NoisyBatch {
     /// Noisy images `z_t`, `[B, C, H, W]`.
     pub z: Tensor,
     /// Times, `[B]`.
@@ -136,7 +136,7 @@ impl XPrediction {
         labels: &Tensor,
         null_class: i64,
         generator: &mut Generator,
-    ) -> Result<Noisy, DiffusionError> {
+    ) -> Result<NoisyBatch, DiffusionError> {
         self.validate()?;
         check::shape("the batch of images", x, &[-1, -1, -1, -1])?;
         let (batch, ..) = x.size4()?;
@@ -146,7 +146,7 @@ impl XPrediction {
         let t = self.times(&generator.randn(&[batch], Kind::Float)?)?;
         let noise = generator.randn(&x.size(), x.kind())?;
         let device = x.device();
-        self.given(
+        self.add_noise(
             x,
             &labels,
             &t.f_to_device(device)?,
@@ -171,13 +171,13 @@ impl XPrediction {
     ///
     /// # Errors
     /// As [`XPrediction::draw`].
-    pub fn given(
+    pub fn add_noise(
         &self,
         x: &Tensor,
         labels: &Tensor,
         t: &Tensor,
         noise: &Tensor,
-    ) -> Result<Noisy, DiffusionError> {
+    ) -> Result<NoisyBatch, DiffusionError> {
         self.validate()?;
         check::shape("the noise", noise, &x.size())?;
         let t = t.f_to_kind(x.kind())?;
@@ -186,7 +186,7 @@ impl XPrediction {
         let z = x
             .f_mul(&share)?
             .f_add_(&noise.f_mul(&share.f_rsub_scalar(1.0)?)?)?;
-        Ok(Noisy {
+        Ok(NoisyBatch {
             target: self.velocity(x, &z, &t)?,
             z,
             t,
@@ -217,7 +217,7 @@ impl XPrediction {
     ///
     /// # Errors
     /// The prediction has another shape than the target.
-    pub fn loss(&self, prediction: &Tensor, noisy: &Noisy) -> Result<Tensor, DiffusionError> {
+    pub fn loss(&self, prediction: &Tensor, noisy: &NoisyBatch) -> Result<Tensor, DiffusionError> {
         check::shape("the prediction", prediction, &noisy.target.size())?;
         let prediction = prediction.f_to_kind(noisy.target.kind())?;
         let error = self

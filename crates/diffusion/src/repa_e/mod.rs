@@ -56,8 +56,8 @@
 //!     Ok(hidden.f_square()?.f_mean(None)?)
 //! };
 //!
-//! let draws = repa_e.draw(&images, &mut generator)?;
-//! let first = repa_e.autoencoder_pass(&images, &labels, &draws, 0, align)?;
+//! let random_inputs = repa_e.draw(&images, &mut generator)?;
+//! let first = repa_e.autoencoder_pass(&images, &labels, &random_inputs, 0, align)?;
 //! first.total.backward(); // then: clip, step and clear the autoencoder's gradients
 //! let second = repa_e.discriminator_pass(&first, 0)?;
 //! second.total.backward(); // then the discriminator's
@@ -86,4 +86,4 @@ pub use loss::{
     AutoencoderLoss, AutoencoderLossConfig, DiscriminatorLoss, GeneratorLoss, Reconstruction,
 };
 pub use lpips::Lpips;
-pub use step::{AutoencoderPass, DenoiserPass, Draws, RepaE, RepaEConfig};
+pub use step::{AutoencoderPass, DenoiserPass, RandomInputs, RepaE, RepaEConfig};

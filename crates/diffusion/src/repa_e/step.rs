@@ -62,7 +62,7 @@ pub struct RepaE<'a, D> {
 
 /// The random numbers of a step but for label dropout.
 #[derive(Debug)]
-pub struct Draws {
+pub struct RandomInputs {
     /// Standard normal, of the latents' shape `[B, C, h, w]`: the sample of the posterior.
     pub posterior_noise: Tensor,
     /// Times `[B]`, the same in the autoencoder's and the denoiser's pass.
@@ -111,7 +111,7 @@ impl<D: Denoiser> RepaE<'_, D> {
         &self,
         images: &Tensor,
         generator: &mut Generator,
-    ) -> Result<Draws, DiffusionError> {
+    ) -> Result<RandomInputs, DiffusionError> {
         check::shape("the batch of images", images, &[-1, 3, -1, -1])?;
         let (batch, _, height, width) = images.size4()?;
         let [channels, rows, columns] = self.autoencoder.latent_shape(height, width)?;
@@ -123,7 +123,7 @@ impl<D: Denoiser> RepaE<'_, D> {
             .time
             .draw(self.objective.path, batch, generator)?;
         let noise = generator.randn(&shape, Kind::Float)?;
-        Ok(Draws {
+        Ok(RandomInputs {
             posterior_noise: posterior_noise.f_to_device(device)?,
             t: t.f_to_device(device)?,
             noise: noise.f_to_device(device)?,
@@ -145,7 +145,7 @@ impl<D: Denoiser> RepaE<'_, D> {
         &self,
         images: &Tensor,
         labels: &Tensor,
-        draws: &Draws,
+        random_inputs: &RandomInputs,
         step: u64,
         align: impl FnOnce(&Tensor) -> Result<Tensor, E>,
     ) -> Result<AutoencoderPass, E> {
@@ -153,7 +153,7 @@ impl<D: Denoiser> RepaE<'_, D> {
         let device = pixels.device();
         let moments = self.mixed(device, || self.autoencoder.moments(&pixels))?;
         let posterior = Posterior::new(&float(&moments)?)?;
-        let latents = posterior.at(&draws.posterior_noise)?;
+        let latents = posterior.sample_with_noise(&random_inputs.posterior_noise)?;
         let reconstructions = self.mixed(device, || self.autoencoder.to_pixels(&latents))?;
         let generator = self
             .loss
@@ -166,7 +166,9 @@ impl<D: Denoiser> RepaE<'_, D> {
         } else {
             let _frozen = Frozen::new(self.denoiser_weights)?;
             let x0 = self.latent_norm.forward(&latents, Statistics::Running)?;
-            let noisy = self.objective.given(&x0, &draws.t, &draws.noise)?;
+            let noisy = self
+                .objective
+                .add_noise(&x0, &random_inputs.t, &random_inputs.noise)?;
             let hidden = self.mixed(device, || {
                 self.denoiser.hidden(&noisy.x, &noisy.t, labels, Mode::Eval)
             })?;
@@ -183,8 +185,8 @@ impl<D: Denoiser> RepaE<'_, D> {
             pixels,
             reconstructions: detached(&float(&reconstructions)?)?,
             latents: detached(&latents)?,
-            t: draws.t.shallow_clone(),
-            noise: draws.noise.shallow_clone(),
+            t: random_inputs.t.shallow_clone(),
+            noise: random_inputs.noise.shallow_clone(),
         })
     }
 
@@ -217,7 +219,7 @@ impl<D: Denoiser> RepaE<'_, D> {
         let x0 = self
             .latent_norm
             .forward(&first.latents, Statistics::Batch)?;
-        let noisy = self.objective.given(&x0, &first.t, &first.noise)?;
+        let noisy = self.objective.add_noise(&x0, &first.t, &first.noise)?;
         let output = self.mixed(noisy.x.device(), || {
             self.denoiser.forward(&noisy.x, &noisy.t, labels, mode)
         })?;

@@ -46,7 +46,7 @@ impl<'a> Guided<'a> {
     }
 
     /// Whether guidance acts at time `t`.
-    pub fn acts_at(&self, t: f64) -> bool {
+    pub fn is_active_at(&self, t: f64) -> bool {
         self.doubled_labels.is_some() && (self.low..=self.high).contains(&t)
     }
 

@@ -105,11 +105,11 @@ impl JitSampler {
             let &[from, to] = pair else { continue };
             let last = step + 1 == steps;
             let dt = f64::from(to - from);
-            let mut slope = velocity.at(&z, from)?;
+            let mut slope = velocity.evaluate(&z, from)?;
             if self.config.method == Method::Heun && !last {
                 let predicted = slope.f_mul_scalar(dt)?.f_add_(&z)?;
                 slope = slope
-                    .f_add(&velocity.at(&predicted, to)?)?
+                    .f_add(&velocity.evaluate(&predicted, to)?)?
                     .f_mul_scalar_(0.5)?;
             }
             z = slope.f_mul_scalar_(dt)?.f_add_(&z)?;
@@ -158,9 +158,9 @@ impl<'a> Velocity<'a> {
         })
     }
 
-    fn at(&self, z: &Tensor, t: f32) -> Result<Tensor, DiffusionError> {
+    fn evaluate(&self, z: &Tensor, t: f32) -> Result<Tensor, DiffusionError> {
         let image = match &self.doubled_labels {
-            Some(labels) if self.guidance_acts_at(t) => {
+            Some(labels) if self.guidance_is_active_at(t) => {
                 let images = self.image(&Tensor::f_cat(&[z, z], 0)?, t, labels)?;
                 let (count, ..) = z.size4()?;
                 let conditional = images.f_narrow(0, 0, count)?;
@@ -177,7 +177,7 @@ impl<'a> Velocity<'a> {
 
     /// In float32, as upstream compares: in float64, a bound that is one of the times could be
     /// taken for a later one.
-    fn guidance_acts_at(&self, t: f32) -> bool {
+    fn guidance_is_active_at(&self, t: f32) -> bool {
         let low = (1.0 - self.sampler.config.guidance_high) as f32;
         let high = (1.0 - self.sampler.config.guidance_low) as f32;
         t < high && (low == 0.0 || t > low)

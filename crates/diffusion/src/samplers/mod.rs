@@ -16,7 +16,7 @@ use tch::{Kind, Tensor};
 use torch_ext::Generator;
 
 use crate::denoiser::Denoiser;
-use crate::interpolant::Path;
+use crate::interpolant::Interpolant;
 use crate::{DiffusionError, check};
 use guidance::Guided;
 
@@ -127,7 +127,7 @@ impl Verdict for Result<(), DiffusionError> {
 ///
 /// ```
 /// use diffusion::samplers::{Method, Sampler, SamplerConfig};
-/// use diffusion::{Path, Sit, SitConfig};
+/// use diffusion::{Interpolant, Sit, SitConfig};
 /// use tch::{Device, Kind, Tensor};
 /// use torch_ext::{Generator, Params};
 ///
@@ -140,7 +140,7 @@ impl Verdict for Result<(), DiffusionError> {
 /// let latents = generator.randn(&[2, 4, 16, 16], Kind::Float)?;
 /// let labels = Tensor::from_slice(&[1i64, 2]);
 /// let config = SamplerConfig { method: Method::Heun, num_steps: 4, ..Default::default() };
-/// let sampler = Sampler::new(config, Path::Linear)?;
+/// let sampler = Sampler::new(config, Interpolant::Linear)?;
 /// let images = sampler.sample(&sit, &latents, &labels, &mut generator, |progress| {
 ///     println!("{} of {}", progress.step, progress.steps);
 /// })?;
@@ -151,17 +151,20 @@ impl Verdict for Result<(), DiffusionError> {
 #[derive(Debug, Clone, Copy)]
 pub struct Sampler {
     config: SamplerConfig,
-    path: Path,
+    interpolant: Interpolant,
 }
 
 impl Sampler {
-    /// A sampler for a denoiser that predicts velocities on `path`.
+    /// A sampler for a denoiser that predicts velocities on `interpolant`.
     ///
     /// # Errors
     /// Names the first setting with a value it may not have.
-    pub fn new(config: SamplerConfig, path: Path) -> Result<Self, DiffusionError> {
+    pub fn new(config: SamplerConfig, interpolant: Interpolant) -> Result<Self, DiffusionError> {
         config.validate()?;
-        Ok(Self { config, path })
+        Ok(Self {
+            config,
+            interpolant,
+        })
     }
 
     /// The times it visits, from 1 to 0, one more than there are steps.
@@ -230,12 +233,12 @@ impl Sampler {
                 Method::Heun if last => ode::euler(&guided, &x, from, to)?,
                 Method::Heun => ode::heun(&guided, &x, from, to)?,
                 Method::EulerMaruyama if last => {
-                    sde::euler_maruyama(&guided, self.path, &x, from, to, None)?
+                    sde::euler_maruyama(&guided, self.interpolant, &x, from, to, None)?
                 }
                 Method::EulerMaruyama => {
                     let noise = noise(&x.size())?;
                     check::shape("the noise", &noise, &x.size())?;
-                    sde::euler_maruyama(&guided, self.path, &x, from, to, Some(&noise))?
+                    sde::euler_maruyama(&guided, self.interpolant, &x, from, to, Some(&noise))?
                 }
             };
             progress(Progress {

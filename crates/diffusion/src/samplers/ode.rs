@@ -12,7 +12,7 @@ pub(super) fn euler(
     from: f64,
     to: f64,
 ) -> Result<Tensor, DiffusionError> {
-    let slope = slope(guided, x, from, guided.acts_at(from))?;
+    let slope = slope(guided, x, from, guided.is_active_at(from))?;
     Ok(slope.f_mul_scalar(to - from)?.f_add_(x)?)
 }
 
@@ -24,7 +24,7 @@ pub(super) fn heun(
     from: f64,
     to: f64,
 ) -> Result<Tensor, DiffusionError> {
-    let guide = guided.acts_at(from);
+    let guide = guided.is_active_at(from);
     let first = slope(guided, x, from, guide)?;
     let predicted = first.f_mul_scalar(to - from)?.f_add_(x)?;
     let second = slope(guided, &predicted, to, guide)?;

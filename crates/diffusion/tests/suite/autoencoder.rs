@@ -133,7 +133,7 @@ fn a_seed_decides_the_sample_of_the_posterior() {
     let pixels = images.to_kind(Kind::Float) / 127.5 - 1.0;
     let posterior = model.posterior(&pixels).unwrap();
     let noise = generator().randn(&[1, 4, 2, 2], Kind::Float).unwrap();
-    let by_hand = posterior.at(&noise).unwrap();
+    let by_hand = posterior.sample_with_noise(&noise).unwrap();
     assert!(by_hand.requires_grad());
     assert_eq!(posterior.sample(&mut generator()).unwrap(), by_hand);
     assert_eq!(model.encode(&images, &mut generator()).unwrap(), by_hand);
@@ -186,7 +186,7 @@ fn moments_of_a_wrong_shape_are_refused() {
         assert!(matches!(error, Err(DiffusionError::Setting { .. })));
     }
     let posterior = Posterior::new(&zeros(&[2, 8, 4, 4])).unwrap();
-    let error = posterior.at(&zeros(&[2, 8, 4, 4]));
+    let error = posterior.sample_with_noise(&zeros(&[2, 8, 4, 4]));
     assert!(matches!(error, Err(DiffusionError::Shape { .. })));
 }
 
@@ -202,7 +202,7 @@ fn the_log_variance_is_clamped() {
     let scaling = LatentScaling::new(&[1.0], &[0.0], Device::Cpu).unwrap();
     let noise = Tensor::ones([1, 2, 1, 1], (Kind::Float, Device::Cpu));
     let z = scaling.sample_posterior(&stored, &noise).unwrap();
-    assert_eq!(z, posterior.at(&noise).unwrap());
+    assert_eq!(z, posterior.sample_with_noise(&noise).unwrap());
 }
 
 #[test]

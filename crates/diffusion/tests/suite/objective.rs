@@ -1,5 +1,5 @@
 use alignment::{AlignmentLoss, LossConfig, LossKind, SpatialNorm};
-use diffusion::interpolant::{Path, TimeSampling};
+use diffusion::interpolant::{Interpolant, TimeSampling};
 use diffusion::objective::velocity::Velocity;
 use diffusion::{Denoiser, DiffusionError, Mode, Sit, drop_labels};
 use tch::{Device, Kind, Tensor};
@@ -8,14 +8,14 @@ use torch_ext::{Generator, Params};
 use crate::golden::Golden;
 use crate::sit::{Case, awake, tiny};
 
-fn loss(name: &str, path: Path, spatial_norm: SpatialNorm) {
+fn loss(name: &str, path: Interpolant, spatial_norm: SpatialNorm) {
     let golden = Golden::open(name);
     for fused in [true, false] {
         loss_in_form(&golden, path, spatial_norm, fused);
     }
 }
 
-fn loss_in_form(golden: &Golden, path: Path, spatial_norm: SpatialNorm, fused: bool) {
+fn loss_in_form(golden: &Golden, path: Interpolant, spatial_norm: SpatialNorm, fused: bool) {
     let case = Case::with_fused(golden, fused);
     let objective = Velocity {
         path,
@@ -29,7 +29,7 @@ fn loss_in_form(golden: &Golden, path: Path, spatial_norm: SpatialNorm, fused: b
     .with_fused(fused);
     let [x0, noise, t, y] = ["in.images", "in.noise", "in.t", "in.y"].map(|key| golden.tensor(key));
 
-    let noisy = objective.given(&x0, &t, &noise).unwrap();
+    let noisy = objective.add_noise(&x0, &t, &noise).unwrap();
     let output = case
         .sit
         .forward(&noisy.x, &noisy.t, &y, Mode::Eval)
@@ -54,7 +54,7 @@ fn loss_in_form(golden: &Golden, path: Path, spatial_norm: SpatialNorm, fused: b
     golden.check("out.projection_loss_weighted", &aligned.total);
     golden.check("out.total", &total);
     // The page of the cosine case leaves the gradients of the middle block out.
-    let left_out = |name: &str| path == Path::Cosine && name.starts_with("blocks.1.");
+    let left_out = |name: &str| path == Interpolant::Cosine && name.starts_with("blocks.1.");
     for param in case.params.entries().iter() {
         if param.trainable && !left_out(&param.name) {
             golden.check(&format!("grad.{}", param.name), &param.tensor.grad());
@@ -64,12 +64,16 @@ fn loss_in_form(golden: &Golden, path: Path, spatial_norm: SpatialNorm, fused: b
 
 #[test]
 fn the_repa_loss_and_all_its_gradients_follow_upstream() {
-    loss("sit_loss_repa", Path::Linear, SpatialNorm::None);
+    loss("sit_loss_repa", Interpolant::Linear, SpatialNorm::None);
 }
 
 #[test]
 fn the_irepa_loss_and_all_its_gradients_follow_upstream() {
-    loss("sit_loss_irepa", Path::Linear, SpatialNorm::default());
+    loss(
+        "sit_loss_irepa",
+        Interpolant::Linear,
+        SpatialNorm::default(),
+    );
 }
 
 #[test]
@@ -78,7 +82,7 @@ fn the_loss_on_the_cosine_path_and_its_gradients_follow_upstream() {
         alpha: 1.0,
         eps: 1e-6,
     };
-    loss("sit_loss_cosine_path", Path::Cosine, norm);
+    loss("sit_loss_cosine_path", Interpolant::Cosine, norm);
 }
 
 fn generator(seed: u64) -> Generator {
@@ -110,7 +114,7 @@ fn numbers_are_drawn_in_upstreams_order() {
         .flatten(0, -1);
     let noise = source.randn(&[4, 3, 8, 8], Kind::Float).unwrap();
     let draws = source.rand(&[4], Kind::Float).unwrap();
-    let by_hand = objective.given(&x0, &t, &noise).unwrap();
+    let by_hand = objective.add_noise(&x0, &t, &noise).unwrap();
     assert_eq!((&noisy.x, &noisy.t), (&by_hand.x, &by_hand.t));
     assert_eq!(noisy.target, &noise - &x0);
     let dropped = drop_labels(&labels, &draws, 0.1, 3).unwrap();
@@ -120,7 +124,7 @@ fn numbers_are_drawn_in_upstreams_order() {
 
 #[test]
 fn the_loss_of_the_right_velocity_is_zero() {
-    for path in [Path::Linear, Path::Cosine] {
+    for path in [Interpolant::Linear, Interpolant::Cosine] {
         for time in [TimeSampling::Uniform, TimeSampling::LogNormal] {
             let objective = Velocity { path, time };
             let noisy = objective.draw(&images(), &mut generator(0)).unwrap();
@@ -178,7 +182,7 @@ fn configuration_reads_by_name() {
     assert_eq!(
         config,
         Velocity {
-            path: Path::Cosine,
+            path: Interpolant::Cosine,
             time: TimeSampling::LogNormal,
         }
     );

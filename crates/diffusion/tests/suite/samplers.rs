@@ -1,7 +1,7 @@
 use std::cell::RefCell;
 
 use diffusion::samplers::{Method, Sampler, SamplerConfig};
-use diffusion::{Denoiser, DiffusionError, Mode, Output, Path, SitConfig};
+use diffusion::{Denoiser, DiffusionError, Interpolant, Mode, Output, SitConfig};
 use tch::{Device, Kind, Tensor};
 use torch_ext::Generator;
 
@@ -61,7 +61,7 @@ fn follows_upstream(name: &str, method: Method) {
         guidance_low: number("guidance_low"),
         guidance_high: number("guidance_high"),
     };
-    let sampler = Sampler::new(config, Path::Linear).unwrap();
+    let sampler = Sampler::new(config, Interpolant::Linear).unwrap();
     let [latents, labels] = ["in.latents", "in.y"].map(|key| golden.tensor(key));
     let sit = Counted::new(case.sit);
 
@@ -181,7 +181,7 @@ fn sampler(method: Method, num_steps: usize) -> Sampler {
         num_steps,
         ..SamplerConfig::default()
     };
-    Sampler::new(config, Path::Linear).unwrap()
+    Sampler::new(config, Interpolant::Linear).unwrap()
 }
 
 #[test]
@@ -258,7 +258,7 @@ fn guidance_needs_a_null_class() {
         ..SamplerConfig::default()
     };
     let mut generator = Generator::new(Device::Cpu, 0).unwrap();
-    let error = Sampler::new(guided, Path::Linear)
+    let error = Sampler::new(guided, Interpolant::Linear)
         .unwrap()
         .sample(
             &sit,
@@ -349,7 +349,7 @@ fn settings_out_of_range_are_named() {
             },
         ),
     ] {
-        match Sampler::new(config, Path::Linear) {
+        match Sampler::new(config, Interpolant::Linear) {
             Err(DiffusionError::Setting { name, .. }) => assert_eq!(name, expected),
             other => panic!("{other:?}"),
         }

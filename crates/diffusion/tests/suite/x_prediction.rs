@@ -36,7 +36,7 @@ fn loss(name: &str) {
     let labels = drop_labels(&y, &draws, objective.label_dropout, null_class).unwrap();
     assert_eq!(labels, golden.tensor("in.y_final"));
     let t = objective.times(&golden.tensor("in.t_normal")).unwrap();
-    let noisy = objective.given(&x, &labels, &t, &noise).unwrap();
+    let noisy = objective.add_noise(&x, &labels, &t, &noise).unwrap();
     let mut generator = Generator::new(Device::Cpu, 0).unwrap();
     let output = case
         .jit
@@ -141,7 +141,9 @@ fn an_error_counts_by_the_time_left_down_to_t_eps() {
     let objective = XPrediction::default();
     let t = Tensor::from_slice(&[0.0f32, 0.5, 0.95, 1.0]);
     let noise = images().flip([0]);
-    let noisy = objective.given(&images(), &labels(), &t, &noise).unwrap();
+    let noisy = objective
+        .add_noise(&images(), &labels(), &t, &noise)
+        .unwrap();
     let loss = objective.loss(&(images() + 1.0), &noisy).unwrap();
     let loss = Vec::<f32>::try_from(loss).unwrap();
     for (found, expected) in loss.iter().zip([1.0, 4.0, 400.0, 400.0]) {

@@ -65,14 +65,14 @@ impl Posterior {
     /// Out of memory.
     pub fn sample(&self, generator: &mut Generator) -> Result<Tensor, DiffusionError> {
         let noise = generator.randn(&self.mean.size(), Kind::Float)?;
-        self.at(&noise.f_to_device(self.mean.device())?)
+        self.sample_with_noise(&noise.f_to_device(self.mean.device())?)
     }
 
     /// The sample that standard normal `noise` `[B, C, h, w]` stands for: `mean + std noise`.
     ///
     /// # Errors
     /// Noise of another shape.
-    pub fn at(&self, noise: &Tensor) -> Result<Tensor, DiffusionError> {
+    pub fn sample_with_noise(&self, noise: &Tensor) -> Result<Tensor, DiffusionError> {
         check::shape("the posterior's noise", noise, &self.mean.size())?;
         Ok(self.mean.f_addcmul(&self.std()?, noise)?)
     }

@@ -84,7 +84,7 @@ impl TimeSampling {
             TimeDistribution::Uniform => generator.rand(&size, Kind::Float)?,
             TimeDistribution::LogitNormal => generator.randn(&size, Kind::Float)?,
         };
-        self.given(&numbers, &generator.rand(&[batch], Kind::Float)?)
+        self.times_from(&numbers, &generator.rand(&[batch], Kind::Float)?)
     }
 
     /// The times that the `numbers` `[B, 2]`, uniform or standard normal as the distribution is,
@@ -92,7 +92,7 @@ impl TimeSampling {
     ///
     /// # Errors
     /// Shapes that do not fit together.
-    pub fn given(&self, numbers: &Tensor, mask: &Tensor) -> Result<Times, DiffusionError> {
+    pub fn times_from(&self, numbers: &Tensor, mask: &Tensor) -> Result<Times, DiffusionError> {
         check::shape("the numbers for times", numbers, &[-1, 2])?;
         let (batch, _) = numbers.size2()?;
         check::shape("the numbers for r = t", mask, &[batch])?;

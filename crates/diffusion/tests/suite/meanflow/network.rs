@@ -1,6 +1,6 @@
 use diffusion::meanflow::{Direction, MeanFlowSit};
 use diffusion::samplers::{Method, Sampler, SamplerConfig};
-use diffusion::{Denoiser, DiffusionError, Mode, Path, SitConfig, drop_labels};
+use diffusion::{Denoiser, DiffusionError, Interpolant, Mode, SitConfig, drop_labels};
 use tch::{Device, Kind, Tensor};
 use torch_ext::autocast;
 
@@ -197,7 +197,7 @@ fn as_a_denoiser_it_is_the_velocity_at_t() {
         num_steps: 2,
         ..SamplerConfig::default()
     };
-    let sampler = Sampler::new(config, Path::Linear).unwrap();
+    let sampler = Sampler::new(config, Interpolant::Linear).unwrap();
     let images = sampler.sample(denoiser, &z, &y, &mut generator(0), |_| {});
     assert_eq!(images.unwrap().size(), z.size());
 }

@@ -1,8 +1,8 @@
 use diffusion::meanflow::MeanFlowSit;
 use diffusion::objective::meanflow::{
-    Draws, MeanFlow, Noisy, TimeDistribution, TimeSampling, Weighting,
+    MeanFlow, NoisyBatch, RandomInputs, TimeDistribution, TimeSampling, Weighting,
 };
-use diffusion::{Denoiser, DiffusionError, Path, SitConfig, drop_labels};
+use diffusion::{Denoiser, DiffusionError, Interpolant, SitConfig, drop_labels};
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Params, autocast};
 
@@ -10,7 +10,7 @@ use super::{awake, batch, build, generator, largest, open, tiny};
 use crate::golden::Golden;
 
 /// The settings of a golden case and of its random numbers, which the page holds.
-fn settings(golden: &Golden) -> (MeanFlow, Draws) {
+fn settings(golden: &Golden) -> (MeanFlow, RandomInputs) {
     let loss = golden.config("loss");
     let number = |key: &str| loss[key].as_f64().unwrap();
     let objective = MeanFlow {
@@ -25,7 +25,7 @@ fn settings(golden: &Golden) -> (MeanFlow, Draws) {
         cfg_max_t: number("cfg_max_t"),
         ..MeanFlow::default()
     };
-    let draws = Draws {
+    let random_inputs = RandomInputs {
         dropped: golden
             .tensor("in.drop_uniform")
             .lt(number("label_dropout_prob")),
@@ -33,16 +33,18 @@ fn settings(golden: &Golden) -> (MeanFlow, Draws) {
         t: golden.tensor("in.t"),
         noise: golden.tensor("in.noise"),
     };
-    (objective, draws)
+    (objective, random_inputs)
 }
 
 fn loss_follows_upstream(case: &str) {
     let golden = open(case);
     let (params, network) = build(&golden, 2);
-    let (objective, draws) = settings(&golden);
+    let (objective, random_inputs) = settings(&golden);
     let [x, y] = ["in.x", "in.y"].map(|key| golden.tensor(key));
 
-    let noisy = objective.given(&network, &x, &y, &draws).unwrap();
+    let noisy = objective
+        .add_noise(&network, &x, &y, &random_inputs)
+        .unwrap();
     golden.check("out.z_t", &noisy.z);
     golden.check("out.v_t", &noisy.velocity);
     golden.check("out.labels_dropped", &noisy.labels);
@@ -136,7 +138,7 @@ fn times_follow_upstream() {
             ratio_r_not_equal_t: number("ratio_r_not_equal_t"),
         };
         let mask = golden.tensor("in.mask_uniform");
-        let times = sampling.given(&golden.tensor(numbers), &mask).unwrap();
+        let times = sampling.times_from(&golden.tensor(numbers), &mask).unwrap();
         golden.check(&format!("out.r.{index}"), &times.r);
         golden.check(&format!("out.t.{index}"), &times.t);
         let equal = times.equal.to_kind(Kind::Int64);
@@ -177,9 +179,9 @@ fn numbers_are_drawn_in_upstreams_order() {
     let mask = again.rand(&[4], Kind::Float).unwrap();
     let noise = again.randn(&[4, 3, 8, 8], Kind::Float).unwrap();
     assert_eq!(source.state().unwrap(), again.state().unwrap());
-    let times = objective.time.given(&normal, &mask).unwrap();
+    let times = objective.time.times_from(&normal, &mask).unwrap();
     assert_eq!((noisy.r, &noisy.t), (times.r, &times.t));
-    let (z, velocity) = objective.path.at(&x0, &noise, &times.t).unwrap();
+    let (z, velocity) = objective.path.interpolate(&x0, &noise, &times.t).unwrap();
     assert_eq!((noisy.z, noisy.velocity), (z, velocity));
     let dropped = drop_labels(&labels, &drop, 0.5, 3).unwrap();
     assert_eq!(noisy.labels, dropped);
@@ -255,14 +257,16 @@ fn the_window_of_guidance_has_both_ends_and_no_dropped_labels() {
     };
     let t = Tensor::from_slice(&[0.1f32, 0.8, 0.8 + 1e-7, 0.1 - 1e-8, 0.5]);
     let x0 = Tensor::ones([5, 3, 8, 8], (Kind::Float, Device::Cpu));
-    let draws = Draws {
+    let random_inputs = RandomInputs {
         dropped: Tensor::from_slice(&[false, false, false, false, true]),
         r: &t * 0.5,
         t,
         noise: x0.zeros_like(),
     };
     let labels = Tensor::from_slice(&[0i64; 5]);
-    let noisy = objective.given(&network, &x0, &labels, &draws).unwrap();
+    let noisy = objective
+        .add_noise(&network, &x0, &labels, &random_inputs)
+        .unwrap();
     let expected = Tensor::from_slice(&[true, true, false, false, false]);
     assert_eq!(noisy.guided, expected);
     assert_eq!(noisy.labels, Tensor::from_slice(&[0i64, 0, 0, 0, 3]));
@@ -320,7 +324,7 @@ fn autocast_trains_all_weights_with_float32_losses() {
 #[test]
 fn the_adaptive_loss_does_not_pass_gradients_through_its_weight() {
     let error = Tensor::from_slice(&[0.5f64, 4.0]).set_requires_grad(true);
-    let noisy = |velocity: Tensor| Noisy {
+    let noisy = |velocity: Tensor| NoisyBatch {
         z: velocity.shallow_clone(),
         r: Tensor::from_slice(&[0.0, 0.0]),
         t: Tensor::from_slice(&[1.0, 1.0]),
@@ -461,7 +465,7 @@ fn wrong_shapes_are_named() {
         "shape of labels is [2], expected [4]"
     );
     let sampling = TimeSampling::default();
-    let error = sampling.given(&Tensor::from_slice(&[1f32]), &Tensor::from_slice(&[1f32]));
+    let error = sampling.times_from(&Tensor::from_slice(&[1f32]), &Tensor::from_slice(&[1f32]));
     assert!(matches!(error, Err(DiffusionError::Shape { .. })));
     let noisy = objective.draw(&network, &x0, &labels, &mut generator(0));
     let noisy = noisy.unwrap();
@@ -486,7 +490,7 @@ fn configuration_reads_by_name_and_defaults_to_the_papers() {
     assert_eq!(
         config.unwrap(),
         MeanFlow {
-            path: Path::Cosine,
+            path: Interpolant::Cosine,
             weighting: Weighting::AdaptiveSquared,
             cfg_omega: 0.2,
             time: TimeSampling {

@@ -81,7 +81,7 @@ fn alignment(case: &str) {
         .forward(&input.x, Statistics::Running)
         .unwrap();
     let noisy = Velocity::default()
-        .given(&x0, &input.t, &input.noise)
+        .add_noise(&x0, &input.t, &input.noise)
         .unwrap();
     let hidden = model
         .sit
@@ -164,7 +164,7 @@ fn training(case: &str) {
         .forward(&input.x, Statistics::Batch)
         .unwrap();
     let noisy = Velocity::default()
-        .given(&x0, &input.t, &input.noise)
+        .add_noise(&x0, &input.t, &input.noise)
         .unwrap();
     let output = model
         .sit

@@ -6,7 +6,7 @@ use diffusion::autoencoder::{KlAutoencoder, KlConfig};
 use diffusion::latents::LatentScaling;
 use diffusion::objective::velocity::Velocity;
 use diffusion::repa_e::{
-    AutoencoderLoss, AutoencoderLossConfig, Draws, LatentNorm, RepaE, RepaEConfig,
+    AutoencoderLoss, AutoencoderLossConfig, LatentNorm, RandomInputs, RepaE, RepaEConfig,
 };
 use diffusion::{Denoiser, DiffusionError, Mode, Sit, drop_labels};
 use serde_json::Value;
@@ -287,7 +287,7 @@ fn two_steps_follow_upstream() {
             let projected = setup.heads[0].forward(hidden).unwrap();
             Ok(cosine(&[input("zs.0")], &[projected]))
         };
-        let draws = Draws {
+        let draws = RandomInputs {
             posterior_noise: input("posterior_noise"),
             t: input("time").flatten(0, -1),
             noise: input("noise"),
