@@ -81,7 +81,7 @@ fn an_unknown_model_is_told_the_nearest_name() {
     ] {
         let error = JitConfig::named(name).unwrap_err().to_string();
         let expected =
-            format!("unknown model {name:?}; did you mean {nearest:?}? known are JiT-XS/4,");
+            format!("unknown model {name:?}; did you mean {nearest:?}? known models: JiT-XS/4,");
         assert!(error.starts_with(&expected), "{error}");
     }
 }

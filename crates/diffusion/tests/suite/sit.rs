@@ -539,12 +539,12 @@ fn an_unknown_model_is_told_the_nearest_name() {
     ] {
         let error = SitConfig::named(name).unwrap_err().to_string();
         let expected =
-            format!("unknown model {name:?}; did you mean {nearest:?}? known are SiT-XS/2,");
+            format!("unknown model {name:?}; did you mean {nearest:?}? known models: SiT-XS/2,");
         assert!(error.starts_with(&expected), "{error}");
     }
     let error = SitConfig::named("UNet").unwrap_err().to_string();
     assert!(
-        error.starts_with("unknown model \"UNet\"; known are"),
+        error.starts_with("unknown model \"UNet\"; known models:"),
         "{error}"
     );
 }
