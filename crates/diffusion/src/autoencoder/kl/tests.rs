@@ -1,4 +1,4 @@
-//! Against upstream's numbers, with what lies inside encoder and decoder.
+//! Comparison with upstream's numbers, including intermediate results of encoder and decoder.
 
 use serde_json::Value;
 use tch::{Device, Reduction};
@@ -66,7 +66,7 @@ fn follows_upstream(name: &str) {
         "out.encoder_mid_attn",
         &encoder.mid.attn_1.forward(&h).unwrap(),
     );
-    // Upstream's hook kept what it saw last, and the mode was decoded after the sample.
+    // Upstream's hook kept the last call's result, and the mode was decoded after the sample.
     let h = model.post_quant_conv.forward(posterior.mode()).unwrap();
     let h = decoder.conv_in.forward(&h).unwrap();
     let h = decoder.mid.block_1.forward(&h).unwrap();
