@@ -59,7 +59,7 @@ pub struct MeanFlowSampler {
 }
 
 impl MeanFlowSampler {
-    /// Validates the settings.
+    /// Checks the settings.
     ///
     /// # Errors
     /// The first setting with an invalid value, by name.
