@@ -226,7 +226,7 @@ mod tests {
         };
         assert!(waits().is_err());
         let again = waits().unwrap_err().to_string();
-        assert!(again.contains("after a recording that failed"), "{again}");
+        assert!(again.contains("after a failed recording"), "{again}");
         assert_eq!(runs, WARM_UPS + 1);
         assert_eq!((&x + 1.0).sum(Kind::Float).double_value(&[]), 8.0);
     }
