@@ -226,7 +226,9 @@ fn what_a_kernel_cannot_take_is_refused() {
     let (transposed, undefined) = (x.transpose(0, 1), Tensor::new());
     assert!(message(launch(1, Argument::Tensor(&transposed))).contains("[8, 2] is not contiguous"));
     assert!(message(launch(1, Argument::Tensor(&undefined))).contains("not dense"));
-    assert!(message(launch(1, Argument::Int(1 << 40))).contains("1099511627776 is no `int`"));
+    assert!(
+        message(launch(1, Argument::Int(1 << 40))).contains("1099511627776 does not fit an `int`")
+    );
     assert!(message(launch(0, Argument::Null)).contains("0 blocks"));
     assert!(matches!(
         kernels.launch("tripled", 1, &[]),
