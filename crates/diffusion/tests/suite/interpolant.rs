@@ -60,8 +60,7 @@ fn embeddings_of_positions_and_times_follow_upstream() {
 }
 
 #[test]
-fn the_score_undoes_the_velocity() {
-    // On the path, the score is -noise / sigma.
+fn the_score_of_the_velocity_is_the_negative_noise_over_sigma() {
     let mut generator = Generator::new(Device::Cpu, 0).unwrap();
     let x0 = generator.randn(&[5, 2, 3, 3], Kind::Double).unwrap();
     let noise = generator.randn(&[5, 2, 3, 3], Kind::Double).unwrap();
@@ -79,7 +78,7 @@ fn the_score_undoes_the_velocity() {
 }
 
 #[test]
-fn the_velocity_is_the_derivative_of_the_path() {
+fn the_velocity_is_the_derivative_of_the_interpolant() {
     let mut generator = Generator::new(Device::Cpu, 0).unwrap();
     let x0 = generator.randn(&[4, 1, 2, 2], Kind::Double).unwrap();
     let noise = generator.randn(&[4, 1, 2, 2], Kind::Double).unwrap();
@@ -95,7 +94,7 @@ fn the_velocity_is_the_derivative_of_the_path() {
 }
 
 #[test]
-fn times_are_drawn_in_their_range_and_reproducibly() {
+fn times_are_in_range_and_reproducible() {
     for (_, interpolant) in INTERPOLANTS {
         for sampling in [TimeSampling::Uniform, TimeSampling::LogNormal] {
             let draw = |seed| {
@@ -113,7 +112,7 @@ fn times_are_drawn_in_their_range_and_reproducibly() {
 }
 
 #[test]
-fn shapes_that_do_not_fit_are_named() {
+fn mismatched_shapes_are_named() {
     let ones = |size: &[i64]| Tensor::ones(size, (Kind::Float, Device::Cpu));
     let x0 = ones(&[2, 3, 4, 4]);
     let error = Interpolant::Linear.interpolate(&x0, &ones(&[2, 3, 4, 5]), &ones(&[2]));

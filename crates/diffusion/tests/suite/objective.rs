@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 use torch_ext::{Generator, Params};
 
 use crate::golden::Golden;
-use crate::sit::{Case, awake, tiny};
+use crate::sit::{Case, randomised, tiny};
 
 fn loss(name: &str, path: Interpolant, spatial_norm: SpatialNorm) {
     let golden = Golden::open(name);
@@ -53,7 +53,7 @@ fn loss_in_form(golden: &Golden, path: Interpolant, spatial_norm: SpatialNorm, f
     golden.check("out.projection_loss", &aligned.terms[0].value);
     golden.check("out.projection_loss_weighted", &aligned.total);
     golden.check("out.total", &total);
-    // The page of the cosine case leaves the gradients of the middle block out.
+    // The page of the cosine case omits the gradients of the middle block.
     let left_out = |name: &str| path == Interpolant::Cosine && name.starts_with("blocks.1.");
     for param in case.params.entries().iter() {
         if param.trainable && !left_out(&param.name) {
@@ -94,8 +94,8 @@ fn images() -> Tensor {
 }
 
 #[test]
-fn numbers_are_drawn_in_upstreams_order() {
-    let (_params, sit) = awake(&tiny());
+fn random_numbers_are_drawn_in_upstreams_order() {
+    let (_params, sit) = randomised(&tiny());
     let labels = Tensor::from_slice(&[0i64, 1, 2, 0]);
     let x0 = images();
     let objective = Velocity::default();
@@ -123,7 +123,7 @@ fn numbers_are_drawn_in_upstreams_order() {
 }
 
 #[test]
-fn the_loss_of_the_right_velocity_is_zero() {
+fn the_loss_of_the_true_velocity_is_zero() {
     for path in [Interpolant::Linear, Interpolant::Cosine] {
         for time in [TimeSampling::Uniform, TimeSampling::LogNormal] {
             let objective = Velocity { path, time };
@@ -135,7 +135,7 @@ fn the_loss_of_the_right_velocity_is_zero() {
 }
 
 #[test]
-fn the_loss_is_of_each_sample() {
+fn the_loss_is_per_sample() {
     let objective = Velocity::default();
     let noisy = objective.draw(&images(), &mut generator(0)).unwrap();
     let offset = Tensor::from_slice(&[0f32, 1., 2., 3.]).view([4, 1, 1, 1]);
@@ -147,7 +147,7 @@ fn the_loss_is_of_each_sample() {
 }
 
 #[test]
-fn dtype_of_the_images_is_kept() {
+fn the_dtype_of_the_images_is_kept() {
     let objective = Velocity::default();
     let noisy = objective
         .draw(&images().to_kind(Kind::Double), &mut generator(0))
@@ -155,7 +155,7 @@ fn dtype_of_the_images_is_kept() {
     for tensor in [&noisy.x, &noisy.t, &noisy.target] {
         assert_eq!(tensor.kind(), Kind::Double);
     }
-    // A prediction made under autocast is compared in the images' precision.
+    // A prediction from autocast is compared in the precision of the images.
     let prediction = noisy.target.to_kind(Kind::BFloat16);
     let loss = objective.loss(&prediction, &noisy).unwrap();
     assert_eq!(loss.kind(), Kind::Double);
@@ -199,7 +199,7 @@ fn train(seed: u64) -> (f64, f64, Vec<f64>) {
     let labels = Tensor::from_slice(&[0i64, 1, 2, 0]);
     let x0 = images();
     let mut source = generator(seed);
-    // One noisy batch throughout, so that the loss can only fall by learning.
+    // The same noisy batch in every step, so that only learning can lower the loss.
     let noisy = objective.draw(&x0, &mut source).unwrap();
     let mut losses = Vec::new();
     for _ in 0..30 {

@@ -99,13 +99,13 @@ fn f8_follows_upstream() {
 }
 
 #[test]
-#[ignore = "its data is not in the tree; IREPA_GOLDEN names a folder that has it"]
+#[ignore = "its data is not in the repository; IREPA_GOLDEN names a folder that contains it"]
 fn f16_with_attention_in_the_lowest_level_follows_upstream() {
     follows_upstream("repae/repae_vae_f16");
 }
 
 #[test]
-#[ignore = "its data is not in the tree; IREPA_GOLDEN names a folder that has it"]
+#[ignore = "its data is not in the repository; IREPA_GOLDEN names a folder that contains it"]
 fn thirty_two_norm_groups_follow_upstream() {
     follows_upstream("repae/repae_vae_g32");
 }
