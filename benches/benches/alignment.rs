@@ -1,6 +1,6 @@
-//! The alignment part of a training step: the loss alone, fused and composed, at the widths of the
-//! paper's encoders, on the CPU and on a CUDA device where there is one; and with head, for REPA and iREPA
-//! at the sizes of SiT-B/2 and DINOv2-B.
+//! Benchmarks the alignment part of a training step: the loss alone, fused and composed, at the widths of
+//! the paper's encoders, on the CPU and on a CUDA device if available; and the loss with its projection head,
+//! for REPA and iREPA at the sizes of SiT-B/2 and DINOv2-B.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -18,7 +18,7 @@ const COSINE: [LossConfig; 1] = [LossConfig {
     coefficient: 1.0,
 }];
 
-/// Tokens of an image.
+/// Number of tokens per image.
 const TOKENS: i64 = 256;
 /// Widths of the paper's encoders, from ViT-B to a seven-billion-parameter DINOv3.
 const WIDTHS: [i64; 4] = [768, 1024, 1536, 4096];
@@ -32,7 +32,8 @@ fn loss(criterion: &mut Criterion) {
     }
 }
 
-/// z-score and cosine, forward and with the backward pass, beside one copy of a token tensor.
+/// Benchmarks z-score and cosine loss, forward pass alone and with backward pass. For reference, one copy of a
+/// token tensor.
 fn loss_on(criterion: &mut Criterion, name: &str, device: Device, batch: i64) {
     let mut group = criterion.benchmark_group(name);
     group
@@ -40,7 +41,7 @@ fn loss_on(criterion: &mut Criterion, name: &str, device: Device, batch: i64) {
         .warm_up_time(Duration::from_secs(1))
         .measurement_time(Duration::from_secs(3));
     let norm = SpatialNorm::default();
-    // Operators of CUDA have only begun when they return.
+    // CUDA operators return before their work is done.
     let wait = || {
         if let Device::Cuda(index) = device {
             Cuda::synchronize(index as i64);

@@ -1,13 +1,14 @@
-//! A cohort: 1, 2, 4 and 8 cells that share one forward pass of the encoder, and as many runs that
-//! each have their own, in turns; prints the ratio of their throughputs as Markdown. And the cohort with the
-//! encoder in a thread of its own, one batch ahead (`data.encode_ahead`): its throughput against the cohort's
-//! in one thread. `OMP_NUM_THREADS` says how many threads libtorch has for each.
+//! Benchmarks a cohort: 1, 2, 4 and 8 cells that share one forward pass of the encoder, compared with the
+//! same number of runs that each run the encoder themselves. Both are measured alternately, and the ratio of
+//! their throughputs is printed as Markdown. The benchmark also measures the cohort with the encoder in a
+//! separate thread, one batch ahead (`data.encode_ahead`), relative to the cohort in one thread.
+//! `OMP_NUM_THREADS` sets the number of libtorch's threads for each.
 //!
-//! `IREPA_BENCH_ENCODER` names the TorchScript file, with its sidecar beside it and 16 x 16 tokens of
-//! width 768: `cargo xtask export dinov2-vit-b --random-weights` makes one. What a cohort saves
-//! depends on the denoiser: with E and S the times of the encoder and of a cell's step, n cells gain
-//! n (E + S) / (E + n S), which is printed beside what was measured. A denoiser's name as argument takes
-//! that one alone.
+//! `IREPA_BENCH_ENCODER` names the TorchScript file of an encoder with 16 x 16 tokens of width 768; its
+//! sidecar must be in the same folder. `cargo xtask export dinov2-vit-b --random-weights` writes one. The
+//! gain of a cohort depends on the denoiser: with E and S the times of the encoder and of a cell's step, the
+//! expected gain of n cells is n (E + S) / (E + n S), which is printed beside the measured gain. Arguments
+//! select denoisers by name.
 
 use std::env;
 use std::error::Error;
@@ -17,7 +18,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::Instant;
 
-use benches::cells::{Cell, GRID, WIDTH};
+use benches::trainers::{GRID, TrainerSpec, WIDTH};
 use encoders::{Encoder, EncoderError, TorchScript};
 use tch::{Device, Tensor};
 use training::{DeviceBatch, Trainer};
@@ -26,12 +27,12 @@ type Outcome<T> = Result<T, Box<dyn Error>>;
 
 const ENCODER: &str = "IREPA_BENCH_ENCODER";
 const BATCH: i64 = 4;
-/// Denoisers and the side of their images; each has 16 x 16 tokens.
+/// Denoisers with the height and width of their images; each has 16 x 16 tokens.
 const MODELS: [(&str, u32); 2] = [("SiT-XS/4", 64), ("SiT-S/2", 32)];
 const CELLS: [usize; 4] = [1, 2, 4, 8];
-const TURNS: usize = 3;
+const ROUNDS: usize = 3;
 
-/// One step of every cell.
+/// One step of every cell, with one forward pass of the encoder for all.
 fn together(cells: &mut [Trainer], encoder: &dyn Encoder, batch: &DeviceBatch) -> Outcome<()> {
     let tokens = [encoder.encode(&batch.images)?.patch];
     for cell in cells {
@@ -40,6 +41,7 @@ fn together(cells: &mut [Trainer], encoder: &dyn Encoder, batch: &DeviceBatch) -
     Ok(())
 }
 
+/// One step of every cell, with one forward pass of the encoder for each.
 fn apart(cells: &mut [Trainer], encoder: &dyn Encoder, batch: &DeviceBatch) -> Outcome<()> {
     for cell in cells {
         cell.step(batch, &[encoder.encode(&batch.images)?.patch])?;
@@ -47,39 +49,39 @@ fn apart(cells: &mut [Trainer], encoder: &dyn Encoder, batch: &DeviceBatch) -> O
     Ok(())
 }
 
-/// Has the next batch encoded while every cell steps; gives its tokens.
+/// One step of every cell, while another thread encodes the next batch; returns the tokens of that batch.
 fn ahead(
     cells: &mut [Trainer],
-    encoder: &Ahead,
+    encoder: &EncoderThread,
     batch: &DeviceBatch,
     tokens: &[Tensor],
 ) -> Outcome<Tensor> {
-    encoder.orders.send(())?;
+    encoder.requests.send(())?;
     for cell in cells {
         cell.step(batch, tokens)?;
     }
     Ok(encoder.tokens.recv()??)
 }
 
-/// An encoder in a thread, which encodes each time it is told to.
-struct Ahead {
-    orders: Sender<()>,
+/// An encoder in its own thread, which encodes the images on each request.
+struct EncoderThread {
+    requests: Sender<()>,
     tokens: Receiver<Result<Tensor, EncoderError>>,
 }
 
-impl Ahead {
+impl EncoderThread {
     fn start(encoder: TorchScript, images: Tensor) -> Self {
-        let (orders, ordered) = mpsc::channel();
-        let (send, tokens) = mpsc::channel();
+        let (requests, received) = mpsc::channel();
+        let (sender, tokens) = mpsc::channel();
         thread::spawn(move || {
-            for () in ordered {
+            for () in received {
                 let patch = encoder.encode(&images).map(|tokens| tokens.patch);
-                if send.send(patch).is_err() {
+                if sender.send(patch).is_err() {
                     break;
                 }
             }
         });
-        Self { orders, tokens }
+        Self { requests, tokens }
     }
 }
 
@@ -103,13 +105,14 @@ fn cohorts(path: &Path) -> Outcome<()> {
         (spec.grid.height as i64, spec.grid.width as i64),
     );
     if (width, grid) != (WIDTH, GRID) {
-        return Err(
-            format!("its tokens are {width} wide on {grid:?}, not {WIDTH} on {GRID:?}").into(),
-        );
+        return Err(format!(
+            "its tokens have width {width} and grid {grid:?}, expected {WIDTH} and {GRID:?}"
+        )
+        .into());
     }
     println!("batch {BATCH}, {} threads\n", tch::get_num_threads());
     println!(
-        "| denoiser | cells | together, s | apart, s | gain | by E and S | gain ahead |\n\
+        "| denoiser | cells | together, s | apart, s | gain | expected gain | gain ahead |\n\
          | --- | --- | --- | --- | --- | --- | --- |"
     );
     let wanted: Vec<String> = env::args()
@@ -120,33 +123,33 @@ fn cohorts(path: &Path) -> Outcome<()> {
         if !(wanted.is_empty() || wanted.iter().any(|name| name == model)) {
             continue;
         }
-        let cell = Cell {
+        let setup = TrainerSpec {
             model,
             resolution,
             batch: BATCH,
-            ..Cell::default()
+            ..TrainerSpec::default()
         };
-        let batch = cell.images()?;
+        let batch = setup.images()?;
         let mut cells: Vec<Trainer> = Vec::new();
         let tokens = [encoder.encode(&batch.images)?.patch];
-        let beside = Ahead::start(
+        let encoder_thread = EncoderThread::start(
             TorchScript::load(path, Device::Cpu, encoders::Precision::Fp32)?,
             batch.images.copy(),
         );
         for count in CELLS {
             while cells.len() < count {
-                let mut trainer = cell.trainer()?;
-                // The first step is slower.
+                let mut trainer = setup.trainer()?;
+                // Warm-up: the first step is slower.
                 trainer.step(&batch, &tokens)?;
                 cells.push(trainer);
             }
-            // In turns, so that what slows one slows the others.
+            // Alternately, so that other load on the machine affects all of them.
             let [mut all, mut each, mut gain, mut expected, mut gain_ahead] =
                 [(); 5].map(|()| Vec::new());
-            for _ in 0..TURNS {
+            for _ in 0..ROUNDS {
                 let apart = seconds(|| apart(&mut cells, &encoder, &batch))?;
                 let together = seconds(|| together(&mut cells, &encoder, &batch))?;
-                let ahead = seconds(|| ahead(&mut cells, &beside, &batch, &tokens))?;
+                let ahead = seconds(|| ahead(&mut cells, &encoder_thread, &batch, &tokens))?;
                 let encoding = seconds(|| Ok(encoder.encode(&batch.images)?))?;
                 let step = seconds(|| Ok(cells[0].step(&batch, &tokens)?))?;
                 let n = count as f64;
@@ -170,7 +173,7 @@ fn main() -> Outcome<()> {
     let Some(path) = env::var_os(ENCODER) else {
         eprintln!(
             "cohort: not measured: {ENCODER} does not name a TorchScript encoder; \
-             `cargo xtask export dinov2-vit-b --random-weights` makes pretrained/dinov2-vit-b.pt"
+             `cargo xtask export dinov2-vit-b --random-weights` writes pretrained/dinov2-vit-b.pt"
         );
         return Ok(());
     };

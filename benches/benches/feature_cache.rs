@@ -1,7 +1,8 @@
-//! Tokens of a batch from an encoder, and from its feature cache: images a second.
+//! Benchmarks the tokens of a batch, computed by an encoder and read from its feature cache, in images per
+//! second.
 //!
-//! `hog` and `efficientnet-lite0` by default; `IREPA_BENCH_ENCODERS=dinov2-vit-b,...` takes others
-//! that are in `pretrained`.
+//! The default encoders are `hog` and `efficientnet-lite0`. `IREPA_BENCH_ENCODERS=dinov2-vit-b,...` selects
+//! other encoders from the folder `pretrained`.
 
 use std::env;
 use std::hint::black_box;
@@ -16,10 +17,11 @@ use tch::{Device, Kind, Tensor};
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
-/// Images of the data set, at the paper's resolution.
+/// Number of images of the data set.
 const IMAGES: u64 = 64;
+/// The paper's resolution, in pixels.
 const RESOLUTION: u32 = 256;
-/// Images of a batch.
+/// Number of images per batch.
 const BATCH: usize = 32;
 
 fn images() -> Outcome<Tensor> {
@@ -72,7 +74,7 @@ fn bench_encoder(criterion: &mut Criterion, name: &str, images: &Tensor) -> Outc
         .throughput(Throughput::Elements(BATCH as u64))
         .sample_size(10)
         .measurement_time(Duration::from_secs(5));
-    // In an order in which no two neighbours follow each other, as training asks for them.
+    // Consecutive images are not neighbours in the cache, as in training.
     let ids: Vec<u64> = (0..BATCH as u64).map(|index| index * 37 % IMAGES).collect();
     for stored in [Precision::Fp16, Precision::Bf16, Precision::Fp32] {
         let folder = tempfile::tempdir()?;

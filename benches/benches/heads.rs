@@ -1,4 +1,4 @@
-//! Projection heads from SiT-B/2 to ViT-B, and spatial normalisation, at 32 images of 256 tokens.
+//! Benchmarks projection heads from SiT-B/2 to ViT-B, and spatial normalisation, for 32 images of 256 tokens.
 
 use std::hint::black_box;
 use std::time::Duration;

@@ -1,10 +1,10 @@
-//! MeanFlow's average velocity and its derivative along the path, in one pass that shares
-//! activations and in two, for SiT-S/2.
+//! Benchmarks MeanFlow's average velocity and its derivative along the path for SiT-S/2, in one pass that
+//! shares activations and in two passes.
 //!
-//! Criterion times both on all threads. Before that, both are run in turns on one thread, and the
-//! ratio of their median processor times is printed; and each is run once in a process of its
-//! own, whose peak of resident memory is printed (Linux only). `forward` is what the network does
-//! for the loss, `step` has the backward pass as well.
+//! Criterion times both on all threads. Before that, both run alternately on one thread, and the ratio of
+//! their median processor times is printed. Each also runs once in a separate process, whose peak resident
+//! memory is printed (Linux only). `forward` is the network's work for the loss; `step` includes the
+//! backward pass.
 
 use std::env;
 use std::error::Error;
@@ -19,9 +19,9 @@ use tch::{Device, Kind, Tensor};
 use torch_ext::{Generator, Params, optim};
 
 const BATCH: i64 = 4;
-const TURNS: usize = 5;
+const ROUNDS: usize = 5;
 
-/// Set in a process that is started to measure its memory: what it runs.
+/// Environment variable of a process that is started to measure its memory; it names the work to run.
 const MEASURED: &str = "MEANFLOW_MEASURED";
 
 type Fallible<T> = Result<T, Box<dyn Error>>;
@@ -121,17 +121,17 @@ fn main() -> Fallible<()> {
     Ok(())
 }
 
-/// On one thread, by the processor's time that it took: other work on the machine then counts
-/// for little.
+/// Measures processor time on one thread, on which other load on the machine has little effect.
 fn report_time(setting: &Setting, name: &str, backward: bool) -> Fallible<()> {
     let threads = tch::get_num_threads();
     tch::set_num_threads(1);
     let mut times = [Vec::new(), Vec::new()];
-    for turn in 0..=TURNS {
+    // Round 0 is a warm-up.
+    for round in 0..=ROUNDS {
         for (times, form) in times.iter_mut().zip([Form::OnePass, Form::TwoPasses]) {
             let start = thread_time()?;
             setting.run(form, backward)?;
-            if turn > 0 {
+            if round > 0 {
                 times.push((thread_time()? - start).as_secs_f64());
             }
         }
@@ -148,7 +148,7 @@ fn report_time(setting: &Setting, name: &str, backward: bool) -> Fallible<()> {
     Ok(())
 }
 
-/// The time that this thread has spent on a processor.
+/// Processor time of this thread.
 fn thread_time() -> Fallible<Duration> {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat")?;
     let nanoseconds = text.split_whitespace().next().ok_or("an empty schedstat")?;
@@ -176,7 +176,7 @@ fn report_memory(name: &str) -> Fallible<()> {
     Ok(())
 }
 
-/// Runs what `measured` names and prints the peak of this process' resident memory, in MiB.
+/// Runs the work that `measured` names, and prints the peak resident memory of this process in MiB.
 fn print_peak(measured: &str) -> Fallible<()> {
     let (name, form) = measured.split_once(' ').ok_or("no form")?;
     let form = match form {

@@ -1,5 +1,6 @@
-//! The update of SiT-S/2's weights alone, given their gradients: norm, clipping, AdamW and one moving average,
-//! in one sweep and composed. In bfloat16, composed includes what autocast does to weights and gradients.
+//! Benchmarks the update of SiT-S/2's weights from existing gradients: norm, clipping, AdamW and one moving
+//! average, fused and composed. In bfloat16, the composed form includes autocast's casts of weights and
+//! gradients.
 
 use std::error::Error;
 use std::time::{Duration, Instant};
@@ -12,11 +13,11 @@ use training::{AdamW, Average, Config};
 
 const CPU: Device = Device::Cpu;
 
-/// Weights in training.
-struct Side {
+/// Weights in training, with their optimiser.
+struct Contender {
     params: Params,
     average: Average,
-    /// What the average is of; its tensors are the average's.
+    /// Keeps the tensors of `average`.
     _averaged: Params,
     adamw: AdamW,
     gradients: Vec<Tensor>,
@@ -34,7 +35,7 @@ fn weights() -> Result<Params, Box<dyn Error>> {
     Ok(params)
 }
 
-impl Side {
+impl Contender {
     fn new(bf16: bool, fused: bool) -> Result<Self, Box<dyn Error>> {
         let (params, averaged) = (weights()?, weights()?);
         if bf16 && fused {
@@ -58,7 +59,7 @@ impl Side {
         })
     }
 
-    /// The time of a step, but for the making of its gradients.
+    /// Runs a step; returns its time without the computation of gradients.
     fn step(&mut self) -> Result<Duration, Box<dyn Error>> {
         let leaves: Vec<Tensor> = self
             .params
@@ -98,22 +99,22 @@ fn updates(criterion: &mut Criterion) -> Result<(), Box<dyn Error>> {
         .sample_size(20)
         .measurement_time(Duration::from_secs(5));
     for (precision, bf16) in [("fp32", false), ("bf16", true)] {
-        let mut sides = [Side::new(bf16, true)?, Side::new(bf16, false)?];
-        // Of each pair: fused, composed.
+        let mut contenders = [Contender::new(bf16, true)?, Contender::new(bf16, false)?];
+        // Times of both contenders, in the order fused, composed.
         let mut pairs: Vec<[f64; 2]> = Vec::new();
-        for (own, form) in ["fused", "composed"].into_iter().enumerate() {
+        for (index, form) in ["fused", "composed"].into_iter().enumerate() {
             group.bench_function(format!("{precision}/{form}"), |bencher| {
                 bencher.iter_custom(|iterations| {
                     let mut total = Duration::ZERO;
                     for _ in 0..iterations {
-                        // Both in turn, so that whatever else the machine does falls on both.
-                        let [fused, composed] = &mut sides;
+                        // Alternately, so that other load on the machine affects both.
+                        let [fused, composed] = &mut contenders;
                         let (Ok(fused), Ok(composed)) = (fused.step(), composed.step()) else {
-                            eprintln!("{precision}: a step failed; the times are none");
+                            eprintln!("{precision}: a step failed; ignore the times");
                             return total;
                         };
                         pairs.push([fused, composed].map(|time| time.as_secs_f64()));
-                        total += [fused, composed][own];
+                        total += [fused, composed][index];
                     }
                     total
                 });
@@ -124,8 +125,8 @@ fn updates(criterion: &mut Criterion) -> Result<(), Box<dyn Error>> {
             .map(|[fused, composed]| composed / fused)
             .collect();
         ratios.sort_by(f64::total_cmp);
-        let [fused, composed] = [0, 1].map(|side| {
-            let times = pairs.iter().map(|pair| pair[side]);
+        let [fused, composed] = [0, 1].map(|index| {
+            let times = pairs.iter().map(|pair| pair[index]);
             1e3 * times.fold(f64::INFINITY, f64::min)
         });
         if let Some(median) = ratios.get(ratios.len() / 2) {

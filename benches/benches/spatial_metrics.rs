@@ -1,4 +1,4 @@
-//! LDS, CDS, SRSS and RMSC of 64 images of 256 tokens of width 768, on one thread and on all.
+//! Benchmarks LDS, CDS, SRSS and RMSC of 64 images of 256 tokens of width 768, on one thread and on all threads.
 
 use std::hint::black_box;
 use std::time::Duration;

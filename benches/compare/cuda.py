@@ -1,11 +1,11 @@
-"""Times the alignment loss and training steps on a CUDA device in PyTorch and in Rust, in turn in one run, and
-prints the ratios as Markdown. Run by `cuda.sh`.
+"""Times the alignment loss and training steps on a CUDA device in PyTorch and in Rust, alternately in one run,
+and prints the ratios as Markdown. `cuda.sh` runs it.
 
     .venv/bin/python benches/compare/cuda.py [--upstream CHECKOUT] [--rounds 5] [--only loss] [--batch 256]
 
-As in `run.py`, every contender is a process of its own, times are medians over all rounds, ratios medians over
-the rounds. A batch that some contender's memory does not hold is halved for all. Upstream's network is compiled,
-as by `train.py --compile`.
+As in `run.py`, every contender runs in its own process, times are medians over all rounds, and ratios are
+medians over the rounds. If a batch does not fit in the memory of one contender, it is halved for all. Upstream's
+network is compiled, as with `train.py --compile`.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 
-# Case: what it is, iterations a round, whether PyTorch has it too, and other forms of it in Rust.
+# Case: description, iterations per round, PyTorch contenders, and further Rust contenders.
 CASES = {
     "copy": ("copy of one token tensor, fp32", 50, ["eager"], {}),
     "loss": ("alignment loss, forward and backward, fp32", 50, ["eager", "compile", "upstream"],
@@ -30,7 +30,7 @@ CASES = {
     "sit_xl2": ("training step, SiT-XL/2 with iREPA, bf16", 5, ["eager", "compile", "upstream"],
                 {"Rust, not fused": "sit_xl2_composed", "Rust, CUDA graph": "sit_xl2_graphs"}),
 }
-# Width, blocks, heads, and the block whose tokens are aligned.
+# Width, number of blocks, number of heads, and number of the block whose tokens are aligned.
 SIZES = {"sit_b2": (768, 12, 12, 4), "sit_xl2": (1152, 28, 16, 8)}
 TOKENS, WIDTH = 256, 768
 
@@ -44,7 +44,7 @@ class Worker:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=HERE)
 
     def time(self, case, batch, iterations):
-        """Seconds of each iteration, and the peak of memory in MiB."""
+        """Returns the seconds of each iteration, and the peak memory in MiB."""
         self.process.stdin.write(f"{case} {batch} {iterations}\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
@@ -79,7 +79,7 @@ def drive(arguments):
     import torch
 
     if not torch.cuda.is_available():
-        sys.exit("no CUDA device: PyTorch finds none, so there is nothing to compare on")
+        sys.exit("PyTorch finds no CUDA device, so nothing can be compared")
     from run import build
 
     python = [sys.executable, str(HERE / "cuda.py"), "--worker"]
@@ -169,7 +169,7 @@ def step_case(case, mode, checkout, batch):
                     target = spatial_zscore(tokens, alpha=plain.ALPHA)
 
             def in_float(*inputs, **kwargs):
-                # accelerate casts what the network returns.
+                # accelerate casts the outputs of the network to float32.
                 with torch.autocast("cuda", torch.bfloat16):
                     prediction, projected, hidden = forward(*inputs, **kwargs)
                 return prediction.float(), [p.float() for p in projected], [h.float() for h in hidden]
@@ -214,7 +214,7 @@ def make(case, mode, checkout, batch):
 
 
 def work(mode, checkout):
-    """Answers lines as the Rust side does."""
+    """Answers lines in the same format as the Rust side."""
     import torch
 
     torch.manual_seed(0)
@@ -238,7 +238,7 @@ def work(mode, checkout):
             print(*figures, torch.cuda.max_memory_allocated() / 2**20, flush=True)
         except torch.OutOfMemoryError as error:
             print("failed: out of memory:", str(error).replace("\n", " "), flush=True)
-        # What is left would be memory that another contender lacks.
+        # Frees memory for the other contenders.
         del run
         torch.cuda.empty_cache()
 
@@ -247,10 +247,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--upstream", help="a checkout of upstream's repository")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", help="cases whose name starts with this")
+    parser.add_argument("--only", help="run only cases whose name starts with this")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--profile", default="release", help="cargo profile of the Rust side")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--no-compile", action="store_true", help="do not run torch.compile")
     parser.add_argument("--worker", choices=["eager", "compile", "upstream"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:

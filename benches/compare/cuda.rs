@@ -1,6 +1,6 @@
-//! The Rust side of `cuda.py`: reads lines `CASE BATCH ITERATIONS` and answers each with the seconds of every
-//! iteration, and last the peak of the device's memory meanwhile, in MiB. A line that cannot be done is
-//! answered with `failed:` and the reason.
+//! The Rust side of `cuda.py`. It reads lines `CASE BATCH ITERATIONS`, and answers each with the seconds of
+//! every iteration, followed by the peak memory of the device in MiB. If a case fails, the answer is `failed:`
+//! and the reason.
 
 use std::error::Error;
 use std::hint::black_box;
@@ -8,7 +8,7 @@ use std::io::{self, BufRead, Write};
 use std::time::Instant;
 
 use alignment::{AlignmentLoss, LossConfig, LossKind, SpatialNorm};
-use benches::cells::Cell;
+use benches::trainers::TrainerSpec;
 use tch::{Cuda, Device, Kind, Tensor};
 use torch_ext::{Generator, device, optim};
 use training::TrainPrecision;
@@ -77,7 +77,7 @@ fn case(name: &str, batch: i64) -> Outcome<Case> {
         "loss_bf16" => loss(batch, Kind::BFloat16, fused),
         "sit_b2" => step("SiT-B/2", batch, fused, graphs),
         "sit_xl2" => step("SiT-XL/2", batch, fused, graphs),
-        other => Err(format!("no case {other}").into()),
+        other => Err(format!("unknown case {other}").into()),
     }
 }
 
@@ -95,7 +95,7 @@ fn copy(batch: i64) -> Outcome<Case> {
     }))
 }
 
-/// z-score and cosine, forward and backward.
+/// z-score and cosine loss, forward and backward.
 fn loss(batch: i64, kind: Kind, fused: bool) -> Outcome<Case> {
     let tokens = random(0, &[batch, TOKENS, WIDTH], kind)?;
     let projected = random(1, &[batch, TOKENS, WIDTH], kind)?.set_requires_grad(true);
@@ -112,20 +112,20 @@ fn loss(batch: i64, kind: Kind, fused: bool) -> Outcome<Case> {
     }))
 }
 
-/// A training step with iREPA in bfloat16 on images of 32 pixels (256 tokens), with clipping, AdamW and
-/// EMA, for tokens of width 768 that are given.
+/// A training step with iREPA in bfloat16 on images of 32 pixels (256 tokens), with clipping, AdamW and EMA,
+/// and with precomputed encoder tokens of width 768.
 fn step(model: &'static str, batch: i64, fused: bool, graphs: bool) -> Outcome<Case> {
-    let cell = Cell {
+    let spec = TrainerSpec {
         model,
         batch,
         precision: TrainPrecision::Bf16,
         fused,
         graphs,
         device: CUDA,
-        ..Cell::default()
+        ..TrainerSpec::default()
     };
-    let mut trainer = cell.trainer()?;
-    let (batch, tokens) = (cell.images()?, [cell.tokens()?]);
+    let mut trainer = spec.trainer()?;
+    let (batch, tokens) = (spec.images()?, [spec.tokens()?]);
     Ok(Box::new(move || {
         trainer.step(&batch, &tokens)?;
         Ok(())

@@ -8,14 +8,14 @@ cd "$(dirname "$0")/../.."
 
 python=.venv/bin/python
 if ! "$python" -c "import torch; raise SystemExit(not torch.cuda.is_available())"; then
-    echo "cuda.sh: no CUDA device: PyTorch in $python finds none, so nothing was run" >&2
+    echo "cuda.sh: PyTorch in $python finds no CUDA device, so nothing was run" >&2
     exit 1
 fi
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# Those that need a CUDA device, those that need its compiler, and the emulated ones.
+# Tests that need a CUDA device, tests that need its compiler, and tests of emulated kernels.
 packages=(-p torch-ext -p alignment -p diffusion -p training)
 {
     cargo xtask test --cuda "${packages[@]}"
@@ -31,9 +31,9 @@ cargo bench -p benches --bench alignment -- loss_cuda | tee "$work/criterion"
     echo "# CUDA"
     echo
     echo "Written by \`benches/compare/cuda.sh $*\` on $(date -u +%F), commit $(git rev-parse --short HEAD)."
-    echo "The tests of the CUDA kernels passed before, $counted in all."
+    echo "Before that, all $counted tests of the CUDA kernels passed."
     echo
-    echo "## Against PyTorch"
+    echo "## Comparison with PyTorch"
     echo
     cat "$work/table"
     echo

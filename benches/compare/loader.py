@@ -1,4 +1,4 @@
-"""Batches of cropped JPEGs in Python: Pillow with ADM's crop, upstream's function for it, and torchvision's."""
+"""Batches of cropped JPEGs in Python, by Pillow with ADM's crop, upstream's crop function or torchvision's crop."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ BATCH, SIDE = 32, 256
 
 
 def adm_crop(image):
-    """Halved while that leaves enough, brought to size, cut: the same work as `data::center_crop`."""
+    """Halves the image while it stays large enough, resizes and crops it, like `data::center_crop`."""
     while min(image.size) >= 2 * SIDE:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = SIDE / min(image.size)

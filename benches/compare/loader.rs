@@ -1,4 +1,4 @@
-//! Batches of cropped JPEGs, decoded in the calling thread.
+//! The loader case: batches of cropped JPEGs, decoded in the calling thread.
 
 use std::hint::black_box;
 use std::path::Path;
@@ -18,7 +18,7 @@ pub fn write_inputs(folder: &Path) -> Outcome<()> {
     )?)
 }
 
-/// A batch of 32.
+/// Loads a batch of 32 images.
 pub fn case() -> Outcome<Case> {
     let dataset = data::open(inputs_folder()?.join(FOLDER), &OpenOptions::default())?;
     let config = LoaderConfig {

@@ -1,5 +1,5 @@
-"""SiT-S/2 and JiT-B/16 with iREPA's head, and the loss, in plain PyTorch: the same work as the Rust side's, with
-what PyTorch has to do it fast (fused attention and RMS norm, fused AdamW, foreach clipping and EMA)."""
+"""SiT-S/2 and JiT-B/16 with iREPA's head, and the loss, in plain PyTorch: the same work as on the Rust side, with
+PyTorch's fast operators (fused attention and RMS norm, fused AdamW, foreach clipping and EMA)."""
 
 import math
 
@@ -41,7 +41,7 @@ class Block(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Times [B] and labels [B] to an activated condition [B, D], and that of the labels alone."""
+    """Maps times [B] and labels [B] to a condition [B, D] after SiLU, and to the label embedding [B, D]."""
 
     def __init__(self, width, classes):
         super().__init__()
@@ -56,7 +56,7 @@ class Embedding(nn.Module):
 
 
 class SiT(nn.Module):
-    """A prediction for images [B, 3, 32, 32], and the projected hidden tokens at block 4."""
+    """Returns a prediction for images [B, 3, 32, 32], and the projected hidden tokens at block 4."""
 
     def __init__(self, width=384, depth=12, heads=6, classes=1000, encoder_width=768, aligned=4):
         super().__init__()
@@ -67,7 +67,7 @@ class SiT(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.final_modulation, self.final = nn.Linear(width, 2 * width), nn.Linear(width, 12)
         self.head = nn.Conv2d(width, encoder_width, 3, padding=1)
-        # As SiT starts: blocks that pass their input on, a prediction of zero.
+        # As in SiT's initialisation, blocks return their input and the prediction is zero.
         for layer in [*(block.modulation for block in self.blocks), self.final_modulation, self.final]:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -87,7 +87,8 @@ class SiT(nn.Module):
         return x, self.head(image).permute(0, 2, 3, 1).reshape(batch, 256, -1)
 
     def predict(self, images, labels):
-        """What the loss compares, [B, 3, 32, 32] twice, and the projected tokens: the velocity."""
+        """Returns two functions: one runs a network on noisy images; one maps its prediction to the velocities
+        [B, 3, 32, 32] that the loss compares."""
         t = torch.rand(len(images), device=images.device)
         noise = torch.randn_like(images)
         mixed = (1 - t.view(-1, 1, 1, 1)) * images + t.view(-1, 1, 1, 1) * noise
@@ -96,7 +97,7 @@ class SiT(nn.Module):
 
 
 class RotatingBlock(nn.Module):
-    """A block of JiT: RMS norms, normalised and rotated queries and keys, SwiGLU."""
+    """A block of JiT with RMS norms, normalised and rotated queries and keys, and SwiGLU."""
 
     def __init__(self, width, heads):
         super().__init__()
@@ -122,14 +123,14 @@ class RotatingBlock(nn.Module):
 
 
 def rotate(x, cosines, sines):
-    """Turns neighbouring numbers of the last dimension as pairs."""
+    """Rotates pairs of neighbouring numbers of the last dimension."""
     first, second = x[..., 0::2], x[..., 1::2]
-    turned = torch.stack([first * cosines - second * sines, first * sines + second * cosines], -1)
-    return turned.flatten(-2)
+    rotated = torch.stack([first * cosines - second * sines, first * sines + second * cosines], -1)
+    return rotated.flatten(-2)
 
 
 class JiT(nn.Module):
-    """A prediction for images [B, 3, 256, 256], and the projected hidden tokens at block 4."""
+    """Returns a prediction for images [B, 3, 256, 256], and the projected hidden tokens at block 4."""
 
     def __init__(self, width=768, depth=12, heads=12, classes=1000, encoder_width=768, aligned=4, context=32):
         super().__init__()
@@ -139,8 +140,8 @@ class JiT(nn.Module):
         self.context_pos = nn.Parameter(torch.randn(1, context, width) * 0.02)
         head = width // heads
         frequencies = 10000.0 ** -(torch.arange(head // 4) * 4 / head)
-        places = torch.arange(16.0)[:, None] * frequencies
-        angles = torch.cat([places[:, None].expand(16, 16, -1), places[None].expand(16, 16, -1)], -1).flatten(0, 1)
+        positions = torch.arange(16.0)[:, None] * frequencies
+        angles = torch.cat([positions[:, None].expand(16, 16, -1), positions[None].expand(16, 16, -1)], -1).flatten(0, 1)
         angles = torch.cat([torch.zeros(context, head // 2), angles])
         self.register_buffer("cosines", angles.cos())
         self.register_buffer("sines", angles.sin())
@@ -171,11 +172,11 @@ class JiT(nn.Module):
         return x, self.head(image).permute(0, 2, 3, 1).reshape(batch, 256, -1)
 
     def predict(self, images, labels):
-        """As SiT's; the image is predicted, and compared as the velocity to it."""
+        """As in SiT, but the network predicts the image, and the loss compares the velocities towards it."""
         t = torch.sigmoid(torch.randn(len(images), device=images.device) * 0.8 - 0.8)
-        at = t.view(-1, 1, 1, 1)
-        mixed = at * images + (1 - at) * torch.randn_like(images)
+        time = t.view(-1, 1, 1, 1)
+        mixed = time * images + (1 - time) * torch.randn_like(images)
         dropped = torch.where(torch.rand(len(images), device=images.device) < 0.1, self.classes, labels)
-        rest = (1 - at).clamp_min(0.05)
+        remaining = (1 - time).clamp_min(0.05)
         return (lambda network: network(mixed, t, dropped),
-                lambda prediction: ((prediction - mixed) / rest, (images - mixed) / rest))
+                lambda prediction: ((prediction - mixed) / remaining, (images - mixed) / remaining))

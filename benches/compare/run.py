@@ -1,12 +1,13 @@
-"""Times the alignment loss, a training step, the spatial metrics and the loader in Python and in Rust, in turn
+"""Times the alignment loss, a training step, the spatial metrics and the loader in Python and in Rust, alternately
 in one run, and prints the ratios as Markdown.
 
     .venv/bin/python benches/compare/run.py [--upstream CHECKOUT] [--rounds 7] [--only loss] [--threads 2]
 
-Every contender is a process of its own that waits while another works. A time is the median over all
-iterations of all rounds; a ratio is the median over the rounds, of medians within each, so that what slows a
-round slows both sides of it. `--upstream` names a checkout of github.com/End2End-Diffusion/iREPA (its network
-needs timm); it runs eagerly, as its code is. Needs PyTorch with its dependencies (`cargo xtask setup --python`).
+Every contender runs in its own process, which waits while another one works. A time is the median over all
+iterations of all rounds. A ratio compares the medians within a round, and is the median over the rounds, so that
+other load on the machine affects both sides. `--upstream` names a checkout of
+github.com/End2End-Diffusion/iREPA (its network needs timm), which runs eagerly, without changes to its code.
+Needs PyTorch with its dependencies (`cargo xtask setup --python`).
 """
 
 import argparse
@@ -22,7 +23,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 
-# Case: what it is, iterations a round, and the Rust form without fusion, if it is another.
+# Case: description, iterations per round, and the Rust case without fused operations, if there is one.
 CASES = {
     "copy": ("copy of one token tensor, 32 x 256 x 768", 30, None),
     "loss": ("alignment loss, forward and backward, 32 x 256 x 768", 20, "loss_composed"),
@@ -33,7 +34,7 @@ CASES = {
     "spatial": ("LDS, CDS, SRSS and RMSC of 64 images, 256 x 768", 3, None),
     "loader": ("32 JPEGs of 500 x 375, decoded and cropped to 256, one thread each", 3, None),
 }
-# Cases whose other contenders are not all workers: name, worker, and the case as the worker calls it.
+# Contenders besides Rust, for cases that not all workers run: name, worker, and the worker's name for the case.
 OTHERS = {
     "copy": [("PyTorch", "PyTorch", "copy")],
     **{case: [(name, name, case) for name in ("PyTorch", "torch.compile")]
@@ -51,7 +52,7 @@ def build(profile, bench="compare"):
     for message in map(json.loads, filter(lambda line: line.startswith("{"), lines)):
         if message.get("executable") and message["target"]["name"] == bench:
             return message["executable"]
-    sys.exit("cargo did not say where the benchmark is")
+    sys.exit("cargo did not report the benchmark's executable")
 
 
 class Worker:
@@ -60,7 +61,7 @@ class Worker:
                                         text=True, cwd=HERE)
 
     def time(self, case, iterations):
-        # What the one before left spinning has come to rest.
+        # Lets threads of the previous worker stop spinning.
         time.sleep(0.2)
         self.process.stdin.write(f"{case} {iterations}\n")
         self.process.stdin.flush()
@@ -74,10 +75,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--upstream", help="a checkout of upstream's repository")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", help="cases whose name starts with this")
+    parser.add_argument("--only", help="run only cases whose name starts with this")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--profile", default="dev", help="cargo profile of the Rust side")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--no-compile", action="store_true", help="do not run torch.compile")
     arguments = parser.parse_args()
 
     rust = build(arguments.profile)

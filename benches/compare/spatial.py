@@ -1,4 +1,4 @@
-"""Upstream's spatial metrics of the tokens that the Rust side has written, and how far the two differ."""
+"""Upstream's spatial metrics of the tokens that the Rust side wrote, and their differences from Rust's."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 NAMES = ["lds", "cds", "srss", "rmsc"]
-# Of the goldens (atol; rtol is 1e-5 for all).
+# Absolute tolerances of the golden tests; the relative tolerance is 1e-5 for all.
 TOLERANCES = {"lds": 2e-6, "cds": 5e-7, "srss": 2e-6, "rmsc": 2e-6}
 
 
@@ -34,7 +34,7 @@ def values(checkout):
 
 
 def differences(commands, environment):
-    """Prints the largest difference of each metric between Rust and upstream over the images."""
+    """Prints the largest difference between Rust and upstream over the images, for each metric."""
     output = [subprocess.run([*commands[name], "values", "spatial"], env=environment, stdout=subprocess.PIPE,
                              check=True, text=True).stdout for name in ["Rust", "upstream"]]
     ours, theirs = (np.array(json.loads(text)) for text in output)

@@ -1,4 +1,4 @@
-//! The spatial metrics of the tokens that `inputs` has written.
+//! The spatial metrics case, on the tokens that `inputs` wrote.
 
 use std::fs;
 use std::hint::black_box;
@@ -14,7 +14,7 @@ const IMAGES: usize = 64;
 const TOKENS: &str = "tokens.f32";
 const MASKS: &str = "masks.u8";
 
-/// Writes tokens and masks, little-endian and one byte each.
+/// Writes tokens as little-endian float32, and masks as one byte per token.
 pub fn write_inputs(folder: &Path) -> Outcome<()> {
     let (tokens, masks) = benches::inputs::tokens(IMAGES, 0);
     let tokens: Vec<u8> = tokens
@@ -68,7 +68,7 @@ pub fn case() -> Outcome<Case> {
     }))
 }
 
-/// The four metrics of each image as JSON, `[[lds, cds, srss, rmsc], ..]`.
+/// The four metrics per image as JSON, `[[lds, cds, srss, rmsc], ..]`.
 pub fn values() -> Outcome<String> {
     let (tokens, masks) = read_inputs()?;
     let images = evaluate(&tokens, &masks)?;

@@ -1,7 +1,7 @@
-"""The PyTorch side of `run.py`: reads lines `CASE ITERATIONS` and answers each with the seconds of every
-iteration. The first argument says how: `eager`, `compile`, or `upstream` with a checkout as the second.
-`memory CASE` after it: the memory in MiB that one call of the case takes on top. `values spatial`: the
-numbers that it computes."""
+"""The PyTorch side of `run.py`. It reads lines `CASE ITERATIONS` and answers each with the seconds of every
+iteration. The first argument is the mode: `eager`, `compile`, or `upstream` with a checkout as the second
+argument. With `memory CASE` after it, prints the memory in MiB that one call of the case takes in addition. With
+`values spatial`, prints the computed metrics."""
 
 import copy
 import json
@@ -19,7 +19,7 @@ WIDTH = 768
 
 
 def upstream_parts(checkout):
-    """Upstream's network, normalisation and loss."""
+    """Returns upstream's network, loss and normalisation."""
     sys.path.insert(0, os.path.join(checkout, "ldm"))
     sys.modules.pop("model", None)
     from loss import SILoss
@@ -79,7 +79,7 @@ def step_case(mode, checkout, bf16, jit=False):
                     target = spatial_zscore(tokens, alpha=plain.ALPHA)
 
                 def network_in_float(*inputs, **kwargs):
-                    # accelerate casts what the network returns.
+                    # accelerate casts the outputs of the network to float32.
                     prediction, projected, hidden = network(*inputs, **kwargs)
                     return prediction.float(), [p.float() for p in projected], [h.float() for h in hidden]
 
@@ -138,7 +138,7 @@ def memory(case, mode, checkout):
     plain.alignment_loss(*warm).backward()
     run = make(case, mode, checkout)
     if mode == "compile":
-        # Compiling takes memory of its own, which is not meant.
+        # The memory that compilation takes does not count.
         run()
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")

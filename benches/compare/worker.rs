@@ -1,7 +1,10 @@
-//! The Rust side of `run.py`: reads lines `CASE ITERATIONS` and answers each with the seconds of every
-//! iteration. As arguments instead: `memory CASE`, the memory in MiB that one call of the case takes on
-//! top; `inputs FOLDER`, to write what `spatial` and `loader` read, which are told of the folder by
-//! `INPUTS`; `values spatial`, the numbers that it computes.
+//! The Rust side of `run.py`. It reads lines `CASE ITERATIONS` and answers each with the seconds of every
+//! iteration. With arguments, it does one of the following instead:
+//!
+//! - `memory CASE` prints the memory in MiB that one call of the case takes in addition;
+//! - `inputs FOLDER` writes the inputs of `spatial` and `loader`, which find the folder in the variable
+//!   `INPUTS`;
+//! - `values spatial` prints the computed metrics.
 
 mod loader;
 mod spatial;
@@ -14,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use alignment::{AlignmentLoss, LossConfig, LossKind, SpatialNorm};
-use benches::cells::Cell;
+use benches::trainers::TrainerSpec;
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Generator, optim};
 use training::TrainPrecision;
@@ -31,13 +34,13 @@ fn main() -> Outcome<()> {
     }
     let arguments: Vec<String> = std::env::args().collect();
     if arguments.iter().any(|argument| argument == "--bench") {
-        eprintln!(
-            "compare: run by benches/compare/run.py, which gives it a PyTorch to compare with"
-        );
+        eprintln!("compare: run by benches/compare/run.py, which compares it with PyTorch");
         return Ok(());
     }
     if let Some(index) = arguments.iter().position(|argument| argument == "memory") {
-        let case = arguments.get(index + 1).ok_or("memory of which case?")?;
+        let case = arguments
+            .get(index + 1)
+            .ok_or("`memory` needs the name of a case")?;
         println!("{:.1}", memory(case)?);
         return Ok(());
     }
@@ -58,11 +61,11 @@ fn main() -> Outcome<()> {
         let line = line?;
         let (name, iterations) = line.split_once(' ').ok_or("CASE ITERATIONS")?;
         if !cases.iter().any(|(known, _)| known == name) {
-            let mut made = case(name)?;
+            let mut case = case(name)?;
             for _ in 0..3 {
-                made()?;
+                case()?;
             }
-            cases.push((name.to_owned(), made));
+            cases.push((name.to_owned(), case));
         }
         let case = cases.iter_mut().find(|(known, _)| known == name);
         let (_, case) = case.ok_or("unknown case")?;
@@ -93,11 +96,11 @@ fn case(name: &str) -> Outcome<Case> {
         "step_jit_bf16_composed" => step(jit(), TrainPrecision::Bf16, false),
         "spatial" => spatial::case(),
         "loader" => loader::case(),
-        other => Err(format!("no case {other}").into()),
+        other => Err(format!("unknown case {other}").into()),
     }
 }
 
-/// Where `inputs` has written.
+/// The folder of the inputs.
 fn inputs_folder() -> Outcome<PathBuf> {
     Ok(std::env::var_os("INPUTS")
         .ok_or("INPUTS is not set")?
@@ -108,7 +111,7 @@ fn random(seed: u64, size: [i64; 3]) -> Outcome<Tensor> {
     Ok(Generator::new(Device::Cpu, seed)?.randn(&size, Kind::Float)?)
 }
 
-/// The least that can be done with a token tensor: to read it and write another.
+/// Copies a token tensor, as a lower bound for any operation on it.
 fn copy() -> Outcome<Case> {
     let source = random(0, [32, 256, WIDTH])?;
     let mut target = source.f_zeros_like()?;
@@ -118,7 +121,7 @@ fn copy() -> Outcome<Case> {
     }))
 }
 
-/// z-score and cosine of 32 images, forward and backward.
+/// z-score and cosine loss of 32 images, forward and backward.
 fn loss(fused: bool) -> Outcome<Case> {
     let tokens = random(0, [32, 256, WIDTH])?;
     let projected = random(1, [32, 256, WIDTH])?.set_requires_grad(true);
@@ -136,38 +139,38 @@ fn loss(fused: bool) -> Outcome<Case> {
 }
 
 /// SiT-S/2 on 8 images of 32 pixels (256 tokens).
-fn sit() -> Cell {
-    Cell::default()
+fn sit() -> TrainerSpec {
+    TrainerSpec::default()
 }
 
-/// JiT-B/16 on 2 images of 256 pixels (256 tokens, from the fifth block on with 32 more).
-fn jit() -> Cell {
-    Cell {
+/// JiT-B/16 on 2 images of 256 pixels (256 tokens, with 32 more from the fifth block on).
+fn jit() -> TrainerSpec {
+    TrainerSpec {
         model: "JiT-B/16",
         resolution: 256,
         batch: 2,
-        ..Cell::default()
+        ..TrainerSpec::default()
     }
 }
 
-/// A training step with iREPA, clipping, AdamW and EMA, for tokens of width 768 that are given.
-fn step(cell: Cell, precision: TrainPrecision, fused: bool) -> Outcome<Case> {
-    let cell = Cell {
+/// A training step with iREPA, clipping, AdamW and EMA, with precomputed encoder tokens of width 768.
+fn step(spec: TrainerSpec, precision: TrainPrecision, fused: bool) -> Outcome<Case> {
+    let spec = TrainerSpec {
         precision,
         fused,
-        ..cell
+        ..spec
     };
-    let mut trainer = cell.trainer()?;
-    let (batch, tokens) = (cell.images()?, [cell.tokens()?]);
+    let mut trainer = spec.trainer()?;
+    let (batch, tokens) = (spec.images()?, [spec.tokens()?]);
     Ok(Box::new(move || {
         trainer.step(&batch, &tokens)?;
         Ok(())
     }))
 }
 
-/// Peak of resident memory during one call, less what was there before. Linux only.
+/// Peak resident memory during one call, minus the resident memory before it, in MiB. Linux only.
 fn memory(name: &str) -> Outcome<f64> {
-    // Threads, kernels and pools, with tensors of another size.
+    // Warms up threads, kernels and pools, with tensors of another size.
     let small = random(3, [2, 256, 64])?;
     let leaf = random(4, [2, 256, 64])?.set_requires_grad(true);
     for fused in [true, false] {
@@ -186,7 +189,7 @@ fn memory(name: &str) -> Outcome<f64> {
     Ok((status("VmHWM")? - before) / 1024.0)
 }
 
-/// A figure of `/proc/self/status`, in KiB.
+/// An entry of `/proc/self/status`, in KiB.
 fn status(key: &str) -> Outcome<f64> {
     let text = fs::read_to_string("/proc/self/status")?;
     let line = text.lines().find(|line| line.starts_with(key));

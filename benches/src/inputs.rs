@@ -1,4 +1,4 @@
-//! What the benchmarks measure with: made from seeds, so that nothing has to be there.
+//! Inputs of the benchmarks, generated from seeds, so that no data set is needed.
 
 use std::f32::consts::TAU;
 use std::fs;
@@ -9,17 +9,17 @@ use ndarray::{Array2, Array3};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// Sides of the token grid.
+/// Height and width of the token grid.
 pub const GRID: usize = 16;
-/// Width of a token, ViT-B's.
+/// Width of a token: that of ViT-B.
 pub const WIDTH: usize = 768;
 
-/// Waves over an image: each a value at every place.
+/// Plane waves over an image, as `[horizontal frequency, vertical frequency, phase]` in radians.
 struct Waves(Vec<[f32; 3]>);
 
 impl Waves {
-    /// Waves with between `low` and `high` periods along a side of length 1, spread evenly over the
-    /// octaves.
+    /// Random waves with between `low` and `high` periods along a side of length 1, uniform on a logarithmic
+    /// scale.
     fn draw(rng: &mut ChaCha8Rng, count: usize, low: f32, high: f32) -> Self {
         let mut wave = || {
             let periods = low * (high / low).powf(rng.random_range(0.0..1.0));
@@ -31,14 +31,15 @@ impl Waves {
         Self((0..count).map(|_| wave()).collect())
     }
 
-    fn at(&self, x: f32, y: f32) -> impl Iterator<Item = f32> {
+    /// The value of each wave at position `(x, y)`.
+    fn values(&self, x: f32, y: f32) -> impl Iterator<Item = f32> {
         let value = move |&[across, down, phase]: &[f32; 3]| (across * x + down * y + phase).sin();
         self.0.iter().map(value)
     }
 }
 
-/// Tokens `[images, 256, 768]` that change smoothly over the image, with some noise, and masks
-/// `[images, 256]` of one disc each.
+/// Tokens `[images, 256, 768]` that vary smoothly over the image, with added noise, and masks
+/// `[images, 256]` of one disc per image.
 pub fn tokens(images: usize, seed: u64) -> (Array3<f32>, Array2<bool>) {
     const WAVES: usize = 6;
     let side = GRID as f32;
@@ -53,7 +54,7 @@ pub fn tokens(images: usize, seed: u64) -> (Array3<f32>, Array2<bool>) {
         for t in 0..GRID * GRID {
             let (x, y) = ((t % GRID) as f32, (t / GRID) as f32);
             masks[(image, t)] = (x - x0).hypot(y - y0) < radius;
-            let values: Vec<f32> = waves.at(x / side, y / side).chain([1.0]).collect();
+            let values: Vec<f32> = waves.values(x / side, y / side).chain([1.0]).collect();
             for (d, mixture) in mixture.outer_iter().enumerate() {
                 let smooth: f32 = mixture.iter().zip(&values).map(|(a, b)| a * b).sum();
                 tokens[(image, t, d)] = smooth + rng.random_range(-0.5..0.5);
@@ -63,11 +64,10 @@ pub fn tokens(images: usize, seed: u64) -> (Array3<f32>, Array2<bool>) {
     (tokens, masks)
 }
 
-/// Writes JPEGs as those of ImageNet into `folder`: 500 x 375 or upright, quality 90 to 95, colour at
-/// half the resolution; smooth surfaces, fine structure and noise.
+/// Writes JPEGs like those of ImageNet into `folder`: 500 x 375 pixels in landscape or portrait format,
+/// quality 90 to 95, colour at half the resolution, with smooth surfaces, fine structure and noise.
 ///
 /// # Errors
-///
 /// The folder cannot be written.
 pub fn write_jpegs(folder: &Path, count: usize, seed: u64) -> Result<(), EncodingError> {
     fs::create_dir_all(folder)?;
@@ -83,7 +83,7 @@ pub fn write_jpegs(folder: &Path, count: usize, seed: u64) -> Result<(), Encodin
             .0
             .iter()
             .map(|&[across, down, _]| {
-                // Fine structure is faint, as in photographs.
+                // Fine structure has low contrast, as in photographs.
                 let strength = 60.0 / (1.0 + across.hypot(down) / TAU).sqrt();
                 [(); 3].map(|()| rng.random_range(-strength..strength))
             })
@@ -93,8 +93,8 @@ pub fn write_jpegs(folder: &Path, count: usize, seed: u64) -> Result<(), Encodin
             for x in 0..width {
                 let noise = rng.random_range(-8.0..8.0);
                 let mut pixel = base.map(|value| value + noise);
-                let place = (f32::from(x) / 500.0, f32::from(y) / 500.0);
-                for (value, colour) in waves.at(place.0, place.1).zip(&colours) {
+                let position = (f32::from(x) / 500.0, f32::from(y) / 500.0);
+                for (value, colour) in waves.values(position.0, position.1).zip(&colours) {
                     for (pixel, colour) in pixel.iter_mut().zip(colour) {
                         *pixel += value * colour;
                     }

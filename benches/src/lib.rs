@@ -1,4 +1,4 @@
-//! Criterion benchmarks, in the folder `benches`: `cargo bench -p benches`.
+//! Inputs and trainers for the Criterion benchmarks in the folder `benches`: `cargo bench -p benches`.
 
-pub mod cells;
 pub mod inputs;
+pub mod trainers;

@@ -7,7 +7,7 @@ fn main() {
     println!("cargo::rerun-if-changed=cpp");
     println!("cargo::rerun-if-env-changed=LIBTORCH_INCLUDE");
     let Some(lib) = std::env::var_os("DEP_TCH_LIBTORCH_LIB").map(PathBuf::from) else {
-        eprintln!("torch-sys did not say where libtorch is; run `cargo xtask setup`");
+        eprintln!("torch-sys did not report the folder of libtorch; run `cargo xtask setup`");
         exit(1);
     };
     let include = std::env::var_os("LIBTORCH_INCLUDE")
@@ -30,8 +30,8 @@ fn main() {
             .include(include.join("torch/csrc/api/include"));
         build
     };
-    // `at::parallel_for` is compiled here, and takes the OpenMP runtime that libtorch brings: another
-    // one would have threads of its own.
+    // `at::parallel_for` is a template that is compiled here. It must use libtorch's OpenMP runtime:
+    // another runtime would have its own threads.
     compiler()
         .flag("-fopenmp")
         .file("cpp/parallel.cpp")
@@ -55,15 +55,16 @@ fn main() {
         .compile("torch_ext_shim");
 }
 
-/// torch-sys checks the version of a libtorch archive, but not that of a Python wheel.
+/// Checks the version of the libtorch headers. torch-sys checks it for an archive, but not for a Python
+/// wheel.
 fn check_version(include: &Path) {
     let path = include.join("torch/headeronly/version.h");
     let header = std::fs::read_to_string(path).unwrap_or_default();
     let defines = |line: &str| header.lines().any(|found| found.trim() == line);
     if !(defines("#define TORCH_VERSION_MAJOR 2") && defines("#define TORCH_VERSION_MINOR 11")) {
         eprintln!(
-            "the libtorch headers in {} are not of version 2.11, which this project needs \
-             (tch 0.24 binds it): unset LIBTORCH and run `cargo xtask setup`, or point LIBTORCH \
+            "the libtorch headers in {} are not version 2.11, which this project needs (tch 0.24 \
+             binds it): unset LIBTORCH and run `cargo xtask setup`, or point LIBTORCH \
              at a libtorch 2.11.0",
             include.display()
         );

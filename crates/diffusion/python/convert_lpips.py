@@ -1,9 +1,10 @@
-"""Makes the safetensors file of LPIPS weights that `diffusion::repa_e::Lpips::load` reads.
+"""Writes the safetensors file of LPIPS weights that `diffusion::repa_e::Lpips::load` reads.
 
     python crates/diffusion/python/convert_lpips.py --out lpips.safetensors
 
-VGG16's ImageNet weights (torchvision) and LPIPS' linear heads (richzhang/PerceptualSimilarity, BSD
-licence) are downloaded, or read from `--vgg` and `--heads`. Needs torch and safetensors.
+Downloads VGG16's ImageNet weights (torchvision) and the linear heads of LPIPS
+(richzhang/PerceptualSimilarity, BSD licence), or reads them from `--vgg` and `--heads`. Needs torch and
+safetensors.
 """
 
 import argparse
@@ -18,14 +19,14 @@ VGG_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 HEADS_URL = "https://heibox.uni-heidelberg.de/f/607503859c864bc1b30b/?dl=1"
 HEADS_MD5 = "d507d7349b931f0638a25a48a722f98a"
 
-# Positions of the convolutions in torchvision's `vgg16().features`, by slice.
+# Positions of the convolutions in torchvision's `vgg16().features`, per slice.
 SLICES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
 
 
 def convert(vgg: dict[str, Tensor], heads: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of upstream's LPIPS module, from torchvision's VGG16 and LPIPS' heads."""
+    """Builds the state dict of upstream's LPIPS module from torchvision's VGG16 and the heads of LPIPS."""
     state = {
         "scaling_layer.shift": torch.tensor(SHIFT).view(1, 3, 1, 1),
         "scaling_layer.scale": torch.tensor(SCALE).view(1, 3, 1, 1),
@@ -41,7 +42,7 @@ def convert(vgg: dict[str, Tensor], heads: dict[str, Tensor]) -> dict[str, Tenso
 
 
 def fetch(url: str) -> Path:
-    """Downloads to torch's cache, once."""
+    """Downloads a file to torch's cache, unless it is there already."""
     name = "lpips_vgg.pth" if url == HEADS_URL else url.rsplit("/", 1)[1]
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
     if not path.exists():
@@ -52,14 +53,14 @@ def fetch(url: str) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--vgg", type=Path, help="vgg16-397923af.pth")
-    parser.add_argument("--heads", type=Path, help="vgg.pth of LPIPS, version 0.1")
+    parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
+    parser.add_argument("--vgg", type=Path, help="path of torchvision's vgg16-397923af.pth")
+    parser.add_argument("--heads", type=Path, help="path of vgg.pth of LPIPS, version 0.1")
     args = parser.parse_args()
 
     heads = args.heads or fetch(HEADS_URL)
     if hashlib.md5(heads.read_bytes()).hexdigest() != HEADS_MD5:
-        parser.error(f"{heads} is not LPIPS' vgg.pth: its MD5 is not {HEADS_MD5}")
+        parser.error(f"{heads} is not the vgg.pth of LPIPS: its MD5 is not {HEADS_MD5}")
     vgg = args.vgg or fetch(VGG_URL)
     state = convert(
         torch.load(vgg, map_location="cpu", weights_only=True),

@@ -1,17 +1,17 @@
-//! Batch normalisation with running statistics, as `torch.nn.BatchNorm2d` keeps them.
+//! Batch normalisation with running statistics, like `torch.nn.BatchNorm2d`.
 
 use tch::{Device, Kind, Tensor};
 use torch_ext::Scope;
 
 use crate::{DiffusionError, check};
 
-/// Which mean and variance a batch normalisation divides by.
+/// Which mean and variance a batch normalisation uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Statistics {
-    /// The batch's own, with the biased variance; the running ones move towards them, with the
-    /// unbiased variance (training mode in PyTorch).
+    /// Those of the batch, with the biased variance. The running statistics are updated from them,
+    /// with the unbiased variance (training mode in PyTorch).
     Batch,
-    /// The running ones, which stay as they are (evaluation mode in PyTorch).
+    /// The running statistics, which do not change (evaluation mode in PyTorch).
     Running,
 }
 
@@ -30,8 +30,8 @@ pub(crate) struct BatchNorm2d {
 }
 
 impl BatchNorm2d {
-    /// Declares the buffers `running_mean`, `running_var` and `num_batches_tracked`. `affine` are
-    /// scale and shift `[C]`, declared by the caller.
+    /// Declares the buffers `running_mean`, `running_var` and `num_batches_tracked`. `affine` holds
+    /// scale and shift, `[C]` each, which the caller has declared.
     pub fn new(
         scope: &Scope,
         channels: i64,
@@ -58,7 +58,7 @@ impl BatchNorm2d {
         })
     }
 
-    /// Scale and shift, if there are any.
+    /// The scale and the shift, or nothing if the norm is not affine.
     pub fn weights(&self) -> impl Iterator<Item = &Tensor> {
         self.affine.iter().flat_map(|(scale, shift)| [scale, shift])
     }

@@ -1,4 +1,4 @@
-//! Checks of what callers hand in, so that a wrong shape is named before libtorch meets it.
+//! Checks of arguments, so that errors name the wrong tensor or setting before libtorch sees it.
 
 use std::fmt::Display;
 
@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 
 use crate::DiffusionError;
 
-/// `tensor` has the shape `expected`, in which -1 stands for any size.
+/// Checks that `tensor` has the shape `expected`, in which -1 stands for any size.
 pub(crate) fn shape(
     what: &'static str,
     tensor: &Tensor,
@@ -28,7 +28,7 @@ pub(crate) fn shape(
     })
 }
 
-/// `tensor` has the dtype `expected`.
+/// Checks that `tensor` has the dtype `expected`.
 pub(crate) fn dtype(
     what: &'static str,
     tensor: &Tensor,
@@ -45,7 +45,7 @@ pub(crate) fn dtype(
     })
 }
 
-/// `holds`, or the setting is refused.
+/// Returns an error that names the setting unless `holds` is true.
 pub(crate) fn setting(
     holds: bool,
     name: &'static str,

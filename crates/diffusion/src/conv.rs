@@ -1,4 +1,4 @@
-//! Convolutions of the image networks: autoencoder, discriminator, perceptual loss.
+//! Convolutions for the image networks: autoencoder, discriminator and perceptual loss.
 
 use tch::Tensor;
 use torch_ext::{Init, Scope};
@@ -17,8 +17,8 @@ pub(crate) struct Conv2d {
 }
 
 impl Conv2d {
-    /// A convolution that keeps height and width, with an odd `kernel`, declared as `weight` and
-    /// `bias` and drawn like `torch.nn.Conv2d`.
+    /// A convolution with an odd `kernel` that keeps height and width. Declares `weight` and `bias`,
+    /// initialised like `torch.nn.Conv2d`.
     pub fn same(
         scope: &Scope,
         in_channels: i64,
@@ -48,8 +48,8 @@ impl Conv2d {
     }
 }
 
-/// How `torch.nn.Conv2d` draws weight and bias: Kaiming-uniform with `a = sqrt(5)` is uniform
-/// within `1 / sqrt(fan_in)`, as is the bias. `shape` is the weight's.
+/// The initialisation of `torch.nn.Conv2d` for both weight and bias. Kaiming-uniform with
+/// `a = sqrt(5)` is uniform within `1 / sqrt(fan_in)`, and so is the bias. `shape` is the weight's.
 pub(crate) fn default_init(shape: &[i64]) -> Init {
     let fan_in: i64 = shape.iter().skip(1).product();
     Init::Uniform {

@@ -1,4 +1,4 @@
-//! What a denoising network is to objectives and samplers.
+//! The interface between denoising networks, objectives and samplers.
 
 use std::fmt::Debug;
 
@@ -7,14 +7,14 @@ use torch_ext::Generator;
 
 use crate::DiffusionError;
 
-/// A class-conditional network that predicts something about a noisy image.
+/// A class-conditional network that makes a prediction from a noisy image.
 pub trait Denoiser: Debug + Send {
     /// Predicts for noisy images `x` `[B, C, H, W]` at times `t` `[B]`, both of one
     /// floating-point dtype, and classes `labels` `[B]`, int64.
     ///
     /// # Errors
-    /// Shapes or dtypes other than these; a label without an embedding, looked for where
-    /// labels are on the CPU, since elsewhere the check would wait for the device.
+    /// The shapes or dtypes differ from these, or a label has no embedding. Labels are checked only
+    /// on the CPU: elsewhere the check would wait for the device.
     fn forward(
         &self,
         x: &Tensor,
@@ -23,7 +23,7 @@ pub trait Denoiser: Debug + Send {
         mode: Mode<'_>,
     ) -> Result<Output, DiffusionError>;
 
-    /// The hidden tokens alone, `[B, T, D]`; a network need not run past the block they come
+    /// The hidden tokens alone, `[B, T, D]`. A network may stop after the block that they come
     /// from.
     ///
     /// # Errors
@@ -38,7 +38,7 @@ pub trait Denoiser: Debug + Send {
         Ok(self.forward(x, t, labels, mode)?.hidden)
     }
 
-    /// `[C, H, W]` of the images it takes and returns.
+    /// `[C, H, W]` of the images that the network takes and returns.
     fn image_shape(&self) -> [i64; 3];
 
     /// Number of classes, without the null class.
@@ -57,24 +57,24 @@ pub trait Denoiser: Debug + Send {
 /// What a [`Denoiser`] returns.
 #[derive(Debug)]
 pub struct Output {
-    /// The prediction, `[B, C, H, W]`; what it predicts is the objective's affair.
+    /// The prediction, `[B, C, H, W]`. The objective defines what is predicted.
     pub prediction: Tensor,
-    /// Tokens after the block at alignment depth, `[B, T, D]`, row-major over the grid.
+    /// Tokens after the block at the alignment depth, `[B, T, D]`, row-major over the grid.
     pub hidden: Tensor,
 }
 
-/// Whether a network trains, and then where its random numbers come from.
+/// Whether a network trains; if so, the source of its random numbers.
 #[derive(Debug)]
 pub enum Mode<'a> {
-    /// Labels as given, nothing random.
+    /// Labels are used unchanged, and nothing is random.
     Eval,
-    /// Labels are dropped at the network's rate; numbers are drawn in order of use.
+    /// Labels are dropped at the network's rate. Numbers are drawn in order of use.
     Train(&'a mut Generator),
 }
 
 /// Replaces labels by the null class where `draws < probability` (`token_drop` upstream).
 ///
-/// `labels` and `draws`, uniform in [0, 1), have one shape `[B]`.
+/// `labels` and `draws` have the same shape `[B]`; `draws` are uniform in [0, 1).
 ///
 /// # Errors
 /// The shapes differ.

@@ -1,16 +1,16 @@
-//! What layers compute on: a tensor, or a tensor with its tangent.
+//! Forward-mode differentiation: layers that compute on tensors, or on tensors with tangents.
 //!
-//! Layers are written once over [`Activation`]. On a [`Tensor`] they are the plain network. On a
-//! [`Dual`] they carry a directional derivative along (forward-mode differentiation): an
-//! operation computes its value, which records a gradient as usual, and says how its tangent
-//! comes from the activations that the gradient's graph keeps anyway. The tangents are computed
-//! when that of the result is asked for; they record no gradient, and each is freed after its
-//! last use. They wait because memory that they leave between activations would not be used
-//! again: libtorch asks the C library for aligned memory, which glibc does not take from a gap
-//! of just that size.
+//! Layers are generic over [`Activation`]. On a [`Tensor`] they are the plain network. On a [`Dual`]
+//! they also compute a directional derivative. Each operation computes its value, which records a
+//! gradient as usual, and a closure that computes its tangent from the activations that the
+//! gradient's graph keeps anyway. Tangents are computed when the tangent of the result is requested.
+//! They record no gradient, and each is freed after its last use. They are deferred because memory
+//! that tangents free between activations would not be reused: libtorch asks the C library for
+//! aligned memory, and glibc does not take it from a gap of exactly that size.
 //!
-//! Layer norm, softmax and the activation functions have symmetric Jacobians, so that what
-//! libtorch's backward kernels compute from a gradient is the tangent when they are given one.
+//! Layer norm, softmax and the activation functions have symmetric Jacobians. libtorch's backward
+//! kernels therefore compute the tangent of the output if they receive the tangent of the input in
+//! place of a gradient.
 
 mod attention;
 mod tangent;
@@ -30,7 +30,7 @@ const NORM_EPS: f64 = 1e-6;
 
 /// The operations that denoisers are made of.
 pub(crate) trait Activation: Sized {
-    /// The tensor, without a tangent.
+    /// The value, without a tangent.
     fn value(&self) -> &Tensor;
 
     /// A linear map without weights: a view, a permutation, a selection.
@@ -55,7 +55,7 @@ pub(crate) trait Activation: Sized {
 
     fn silu(&self) -> Result<Self, DiffusionError>;
 
-    /// The tanh form of GELU; in a form of our own where there is one, unless `fused` is off.
+    /// The tanh form of GELU. Uses the fused operation if `fused` is true and it is available.
     fn gelu(&self, fused: bool) -> Result<Self, DiffusionError>;
 
     fn add(&self, other: &Self) -> Result<Self, DiffusionError>;
@@ -63,14 +63,14 @@ pub(crate) trait Activation: Sized {
     /// `x + constant`.
     fn add_constant(&self, constant: &Tensor) -> Result<Self, DiffusionError>;
 
-    /// `x + a b` in one pass.
+    /// `x + a b` in one operation.
     fn add_product(&self, a: &Self, b: &Self) -> Result<Self, DiffusionError>;
 
-    /// `x (1 + scale) + shift` in one pass.
+    /// `x (1 + scale) + shift` in one operation.
     fn modulate(&self, shift: &Self, scale: &Self) -> Result<Self, DiffusionError>;
 
-    /// Layer norm without weights, then [`Activation::modulate`]; in one pass where there is one, unless
-    /// `fused` is off.
+    /// Layer norm without weights, then [`Activation::modulate`]. Uses the fused operation if `fused` is
+    /// true and it is available.
     fn norm_modulate(
         &self,
         width: i64,
@@ -79,19 +79,19 @@ pub(crate) trait Activation: Sized {
         fused: bool,
     ) -> Result<Self, DiffusionError>;
 
-    /// As [`Activation::add_product`], with gradients in one pass where there is one, unless `fused` is
-    /// off.
+    /// As [`Activation::add_product`]. Uses the operation with a fused backward pass if `fused` is true
+    /// and it is available.
     fn add_gated(&self, gate: &Self, x: &Self, fused: bool) -> Result<Self, DiffusionError>;
 
-    /// `softmax(q k^T / sqrt(d)) v` for `[B, heads, T, d]` each; `[B, T, heads d]`. In one operation where
-    /// there is one, unless `fused` is off.
+    /// `softmax(q k^T / sqrt(d)) v`, `[B, T, heads d]`, for `q`, `k` and `v` `[B, heads, T, d]`. Uses the
+    /// fused operation if `fused` is true and it is available.
     fn attention(q: &Self, k: &Self, v: &Self, fused: bool) -> Result<Self, DiffusionError>;
 
-    /// [`Activation::attention`] for `self` `[B, T, 3 D]`, the heads of the queries, then those of keys and
-    /// values; `[B, T, D]`.
+    /// [`Activation::attention`], `[B, T, D]`, for `self` `[B, T, 3 D]` with the heads of the queries, then
+    /// of the keys, then of the values.
     fn self_attention(&self, heads: i64, fused: bool) -> Result<Self, DiffusionError>;
 
-    /// Times `[B]` to `[B, width]`, in the times' dtype; see
+    /// Sinusoids `[B, width]` of times `[B]`, in the dtype of the times; see
     /// [`timestep_sinusoids`](crate::timestep_sinusoids).
     fn sinusoids(&self, frequencies: &Tensor, width: i64) -> Result<Self, DiffusionError>;
 }
@@ -195,8 +195,8 @@ impl Activation for Tensor {
     }
 }
 
-/// A value and its derivative along the direction in which the network is differentiated, of one
-/// shape and dtype. The tangent never carries a gradient.
+/// A value and its tangent: the derivative in the direction in which the network is differentiated. Both
+/// have the same shape and dtype. The tangent records no gradient.
 #[derive(Debug)]
 pub(crate) struct Dual {
     pub value: Tensor,
@@ -204,13 +204,13 @@ pub(crate) struct Dual {
 }
 
 impl Dual {
-    /// An input of the network and its tangent, of its shape.
+    /// An input of the network with its tangent, in the same shape.
     pub fn input(value: Tensor, tangent: &Tensor) -> Result<Self, DiffusionError> {
         let tangent = tangent.f_detach()?;
         Self::new(value, move || Ok(tangent))
     }
 
-    /// This plus `a b`, whose `value` is known.
+    /// `self + a b`, whose value the caller has computed as `value`.
     fn with_product(&self, value: Tensor, a: &Self, b: &Self) -> Result<Self, DiffusionError> {
         let (dx, a, b) = (self.tangent.clone(), a.clone(), b.clone());
         Self::new(value, move || {
@@ -222,16 +222,16 @@ impl Dual {
         })
     }
 
-    /// `tangent` is brought to the dtype of `value`: under autocast the two may differ where a
-    /// constant in float32 was added to the value.
+    /// A dual number with a deferred tangent, which is converted to the dtype of `value`: under autocast
+    /// the two may differ where a float32 constant was added to the value.
     fn new(
         value: Tensor,
         tangent: impl FnOnce() -> Result<Tensor, DiffusionError> + 'static,
     ) -> Result<Self, DiffusionError> {
         let kind = value.kind();
         let tangent = Tangent::new(move || Ok(tangent()?.f_to_kind(kind)?));
-        // The graph of the gradient keeps activations; without one, they are freed by not
-        // waiting.
+        // Without a gradient's graph, nothing else needs the activations: computing the tangent now
+        // frees them.
         if !value.requires_grad() {
             let _computed = tangent.compute()?;
         }
@@ -364,7 +364,7 @@ impl Activation for Dual {
         };
         let (x, dshift, scale) = (self.clone(), shift.tangent.clone(), scale.clone());
         Self::new(value, move || {
-            // The normalised tokens are made again: the fused form does not keep them.
+            // The normalised tokens are recomputed: the fused operation does not keep them.
             let none: Option<&Tensor> = None;
             let (normal, _, reciprocal) =
                 x.value.f_native_layer_norm([width], none, none, NORM_EPS)?;

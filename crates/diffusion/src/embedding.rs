@@ -1,4 +1,4 @@
-//! How images, positions, times and classes become vectors.
+//! Embeddings of images, positions, times and classes.
 
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Init, Scope};
@@ -8,10 +8,10 @@ use crate::dual::Activation;
 use crate::layers::Linear;
 use crate::{DiffusionError, check};
 
-/// Longest period of the sinusoids, of positions as of times.
+/// Longest period of the sinusoids of positions and times.
 const MAX_PERIOD: f64 = 10_000.0;
 
-/// Images `[B, C, S, S]` to one token a patch `[B, T, D]`, row-major (`PatchEmbed` of timm).
+/// Maps images `[B, C, S, S]` to one token per patch `[B, T, D]`, row-major (`PatchEmbed` of timm).
 #[derive(Debug)]
 pub(crate) struct PatchEmbedder {
     weight: Tensor,
@@ -44,8 +44,8 @@ impl PatchEmbedder {
         let (channels, size, patch) = (self.channels, self.size, self.patch);
         check::shape("the noisy image", x.value(), &[-1, channels, size, size])?;
         let side = size / patch;
-        // A convolution whose stride is its kernel is a linear layer on patches. As one, its
-        // tokens are contiguous, which a convolution's would not be in any block that follows.
+        // A convolution whose stride equals its kernel size is a linear layer on patches. The linear
+        // layer returns contiguous tokens; with a convolution, no later block would have them.
         let patches = x.map(move |x| {
             x.f_reshape([-1, channels, side, patch, side, patch])?
                 .f_permute([0, 2, 4, 1, 3, 5])?
@@ -58,11 +58,11 @@ impl PatchEmbedder {
 /// The fixed position embedding of a square grid, `[side * side, width]` in float64
 /// (`get_2d_sincos_pos_embed` upstream).
 ///
-/// The first half of a token's vector is of its column, the second of its row; each half is
+/// The first half of a token's vector encodes its column, the second half its row. Each half is
 /// `[sin(p w_i), cos(p w_i)]` with `w_i = 10000^(-i / (width / 4))`.
 ///
 /// # Errors
-/// `width` is not a multiple of 4, or one of the two is not positive.
+/// `width` is not a multiple of 4, or `width` or `side` is not positive.
 pub fn sincos_2d(width: i64, side: i64) -> Result<Tensor, DiffusionError> {
     check::setting(
         width > 0 && width % 4 == 0,
@@ -84,13 +84,14 @@ pub fn sincos_2d(width: i64, side: i64) -> Result<Tensor, DiffusionError> {
     Ok(Tensor::f_from_slice(&values)?.f_view([side * side, width])?)
 }
 
-/// Sinusoids of times `t` `[B]`, `[B, width]` in float32, or in float64 if the times are:
-/// `[cos(t f_i), sin(t f_i)]` with `f_i = 10000^(-i / half)`, `half = width / 2`
-/// (`TimestepEmbedder.positional_embedding` upstream). An odd width ends in a column of zeros.
-/// Times are in [0, 1] and are not scaled.
+/// Sinusoids of times `t` `[B]`: `[cos(t f_i), sin(t f_i)]` with `f_i = 10000^(-i / half)` and
+/// `half = width / 2` (`TimestepEmbedder.positional_embedding` upstream).
+///
+/// The result is `[B, width]`, in float64 if `t` is and in float32 otherwise. If `width` is odd, the
+/// last column is zero. Times are in [0, 1] and are not scaled.
 ///
 /// # Errors
-/// `t` has more than one dimension, or `width` is below 2.
+/// `t` does not have exactly one dimension, or `width` is below 2.
 pub fn timestep_sinusoids(t: &Tensor, width: i64) -> Result<Tensor, DiffusionError> {
     sinusoids(t, &frequencies(width, t.device())?, width)
 }
@@ -128,7 +129,7 @@ pub(crate) fn sinusoids(
     Ok(Tensor::f_cat(&parts, 1)?)
 }
 
-/// The derivative of [`sinusoids`] by time, from its result: `[-f sin(t f), f cos(t f)]`.
+/// The time derivative of [`sinusoids`], computed from its result: `[-f sin(t f), f cos(t f)]`.
 pub(crate) fn sinusoids_derivative(
     sinusoids: &Tensor,
     frequencies: &Tensor,
@@ -144,7 +145,7 @@ pub(crate) fn sinusoids_derivative(
     Ok(Tensor::f_cat(&parts, 1)?)
 }
 
-/// Times `[B]` to vectors `[B, D]` (`TimestepEmbedder` upstream).
+/// Embeds times `[B]` as vectors `[B, D]` (`TimestepEmbedder` upstream).
 #[derive(Debug)]
 pub(crate) struct TimestepEmbedder {
     frequencies: Tensor,
@@ -172,8 +173,8 @@ impl TimestepEmbedder {
     }
 }
 
-/// Labels `[B]` to vectors `[B, D]`, with a row for the null class when labels are dropped in
-/// training (`LabelEmbedder` upstream).
+/// Embeds labels `[B]` as vectors `[B, D]` (`LabelEmbedder` upstream). The table has a row for the
+/// null class if training drops labels.
 #[derive(Debug)]
 pub(crate) struct LabelEmbedder {
     table: Tensor,
@@ -193,7 +194,7 @@ impl LabelEmbedder {
         Self::declare(scope, num_classes, null_class, width, dropout)
     }
 
-    /// With a row for the null class, for labels that are dropped elsewhere.
+    /// An embedder with a row for the null class that drops no labels itself.
     pub fn with_null_class(
         scope: &Scope,
         num_classes: i64,
@@ -230,7 +231,7 @@ impl LabelEmbedder {
         Ok(Tensor::f_embedding(&self.table, &labels, -1, false, false)?)
     }
 
-    /// The labels that are embedded: in training, some are the null class.
+    /// The labels to embed: in training, some are replaced by the null class.
     pub fn drop(&self, labels: &Tensor, mode: Mode<'_>) -> Result<Tensor, DiffusionError> {
         self.check(labels)?;
         match (mode, self.null_class()) {

@@ -7,80 +7,81 @@ use torch_ext::TorchError;
 /// Why a model could not be built, run or sampled from.
 #[derive(Debug, Error)]
 pub enum DiffusionError {
-    /// Whoever watched the sampling stopped it.
+    /// The progress callback stopped the sampling.
     #[error("interrupted")]
     Interrupted,
 
-    /// No model of that name.
-    #[error("unknown model {name:?}{} known are {known}", did_you_mean(.nearest))]
+    /// No model has that name.
+    #[error("unknown model {name:?}{} known models: {known}", did_you_mean(.nearest))]
     UnknownModel {
-        /// The name asked for.
+        /// The requested name.
         name: String,
-        /// The nearest name there is, when one is near.
+        /// The most similar known name, if one is similar enough.
         nearest: Option<String>,
-        /// All names.
+        /// All known names, separated by commas.
         known: String,
     },
 
-    /// A setting with a value it may not have.
+    /// A setting has an invalid value.
     #[error("{name} is {found}, must be {allowed}")]
     Setting {
         /// Name of the setting.
         name: &'static str,
         /// Its value.
         found: String,
-        /// The values it may have.
+        /// The allowed values.
         allowed: String,
     },
 
-    /// A tensor of another shape than the operation takes.
+    /// A tensor has the wrong shape for the operation.
     #[error("shape of {what} is {found:?}, expected {}", pattern(.expected))]
     Shape {
         /// Which tensor.
         what: &'static str,
         /// Its shape.
         found: Vec<i64>,
-        /// The shape it should have; -1 stands for any size.
+        /// The expected shape; -1 stands for any size.
         expected: Vec<i64>,
     },
 
-    /// A tensor of another dtype than the operation takes.
+    /// A tensor has the wrong dtype for the operation.
     #[error("dtype of {what} is {found:?}, expected {expected:?}")]
     Dtype {
         /// Which tensor.
         what: &'static str,
         /// Its dtype.
         found: Kind,
-        /// The dtype it should have.
+        /// The expected dtype.
         expected: Kind,
     },
 
-    /// A class label outside the embedding table.
+    /// A class label is outside the embedding table.
     #[error("label {found} is not in 0..={largest}{}", null_note(.has_null, .largest))]
     Label {
         /// The label.
         found: i64,
-        /// The largest label there is.
+        /// The largest valid label.
         largest: i64,
         /// Whether the largest is the null class.
         has_null: bool,
     },
 
-    /// Guidance with a model that has no class to compare with.
+    /// Guidance was requested for a model without a null class.
     #[error(
         "cfg_scale {0} needs a null class, which a model trained with class_dropout = 0 lacks; \
          use cfg_scale = 1"
     )]
     NoNullClass(f64),
 
-    /// What should become images holds NaN or infinite values, which would become black or white pixels.
-    #[error("{what} has values that are NaN or infinite, and is no image")]
+    /// A tensor that is to be written as images contains NaN or infinite values, which would become
+    /// black or white pixels.
+    #[error("{what} contains NaN or infinite values, so it is not an image")]
     NotFinite {
-        /// What holds them.
+        /// Which tensor.
         what: &'static str,
     },
 
-    /// Images that the autoencoder cannot halve as often as it must.
+    /// The autoencoder cannot halve images of this size as often as it must.
     #[error(
         "images of {height} x {width} pixels do not fit the autoencoder: both sides must be \
          multiples of {multiple}; resize or crop them"
@@ -90,11 +91,11 @@ pub enum DiffusionError {
         height: i64,
         /// Width of the images.
         width: i64,
-        /// What both must be multiples of.
+        /// The number that both sides must be multiples of.
         multiple: i64,
     },
 
-    /// There is no file of LPIPS weights.
+    /// The file of LPIPS weights is missing.
     #[error(
         "no LPIPS weights at {}: make the file with `python \
          crates/diffusion/python/convert_lpips.py --out {}`, or train without LPIPS with \
@@ -102,11 +103,11 @@ pub enum DiffusionError {
         .path.display(), .path.display()
     )]
     NoLpips {
-        /// Where it was looked for.
+        /// Where the file was expected.
         path: PathBuf,
     },
 
-    /// A file of LPIPS weights that cannot be used.
+    /// A file of LPIPS weights cannot be used.
     #[error("LPIPS weights in {}: {source}", .path.display())]
     LpipsFile {
         /// The file.
@@ -121,7 +122,7 @@ pub enum DiffusionError {
 }
 
 impl DiffusionError {
-    /// `name` is not among the `known` ones.
+    /// The error for a `name` that is not among the `known` names.
     pub(crate) fn unknown_model(name: &str, known: &[String]) -> Self {
         Self::UnknownModel {
             name: name.to_owned(),
@@ -137,7 +138,7 @@ fn nearest(name: &str, names: &[String]) -> Option<String> {
         .iter()
         .map(|known| (strsim::jaro_winkler(&lower, &known.to_lowercase()), known))
         .filter(|(score, _)| *score > 0.7)
-        .rev() // among equals, the first
+        .rev() // `max_by` returns the last of equals: reversed, that is the first
         .max_by(|left, right| left.0.total_cmp(&right.0))
         .map(|(_, known)| known.clone())
 }

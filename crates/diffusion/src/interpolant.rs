@@ -1,4 +1,4 @@
-//! The paths from an image (t = 0) to noise (t = 1), and how times are drawn on them.
+//! Interpolants between an image (t = 0) and noise (t = 1), and the sampling of training times.
 
 use std::f64::consts::PI;
 
@@ -8,10 +8,10 @@ use torch_ext::Generator;
 
 use crate::{DiffusionError, check};
 
-/// A path `x_t = alpha(t) x_0 + sigma(t) noise`.
+/// An interpolant `x_t = alpha(t) x_0 + sigma(t) noise`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Path {
+pub enum Interpolant {
     /// `alpha = 1 - t`, `sigma = t`.
     #[default]
     Linear,
@@ -19,24 +19,24 @@ pub enum Path {
     Cosine,
 }
 
-/// A path's coefficients at some times, each of the times' shape and dtype.
+/// Coefficients of an interpolant at given times; each has the shape and dtype of the times.
 #[derive(Debug)]
 pub struct Coefficients {
     /// Weight of the image.
     pub alpha: Tensor,
     /// Weight of the noise.
     pub sigma: Tensor,
-    /// Derivative of `alpha` by time.
+    /// Time derivative of `alpha`.
     pub d_alpha: Tensor,
-    /// Derivative of `sigma` by time.
+    /// Time derivative of `sigma`.
     pub d_sigma: Tensor,
 }
 
-impl Path {
+impl Interpolant {
     /// The coefficients at times `t` of any shape, a floating-point tensor in [0, 1].
     ///
     /// # Errors
-    /// libtorch refused `t`.
+    /// libtorch rejects `t`.
     pub fn coefficients(self, t: &Tensor) -> Result<Coefficients, DiffusionError> {
         Ok(match self {
             Self::Linear => Coefficients {
@@ -58,12 +58,12 @@ impl Path {
         })
     }
 
-    /// The point `x_t` and the velocity `d x_t / dt` of the path between `x0` and `noise`, both
-    /// `[B, ...]`, at times `t` `[B]` of their dtype.
+    /// The noisy image `x_t` and the velocity `d x_t / dt`, both `[B, ...]`, for `x0` and `noise`
+    /// of that shape and times `t` `[B]` of their dtype.
     ///
     /// # Errors
-    /// Shapes that do not fit together.
-    pub fn at(
+    /// The shapes do not match.
+    pub fn interpolate(
         self,
         x0: &Tensor,
         noise: &Tensor,
@@ -74,18 +74,18 @@ impl Path {
         let c = self.coefficients(&t)?;
         let point = x0.f_mul(&c.alpha)?.f_addcmul_(noise, &c.sigma)?;
         let velocity = match self {
-            // The derivatives are -1 and 1: the difference is the same to the bit.
+            // The derivatives are -1 and 1, so the difference has the same bits.
             Self::Linear => noise.f_sub(x0)?,
             Self::Cosine => x0.f_mul(&c.d_alpha)?.f_addcmul_(noise, &c.d_sigma)?,
         };
         Ok((point, velocity))
     }
 
-    /// The score `grad log p_t(x)` that a velocity `[B, ...]` at `x` and times `t` `[B]` stands
-    /// for (`get_score_from_velocity` upstream). Infinite at `t = 0`.
+    /// The score `grad log p_t(x)` that corresponds to `velocity` `[B, ...]` at `x` of the same shape
+    /// and times `t` `[B]` (`get_score_from_velocity` upstream). It is infinite at `t = 0`.
     ///
     /// # Errors
-    /// Shapes that do not fit together.
+    /// The shapes do not match.
     pub fn score(
         self,
         velocity: &Tensor,
@@ -103,10 +103,10 @@ impl Path {
     }
 
     /// Times whose noise level `sigma / alpha` is `exp(normal)`, for standard normal numbers of
-    /// any shape (the log-normal weighting of upstream, after EDM).
+    /// any shape (upstream's log-normal weighting, which follows EDM).
     ///
     /// # Errors
-    /// libtorch refused `normal`.
+    /// libtorch rejects `normal`.
     pub fn lognormal_time(self, normal: &Tensor) -> Result<Tensor, DiffusionError> {
         let level = normal.f_exp()?;
         Ok(match self {
@@ -116,7 +116,7 @@ impl Path {
     }
 }
 
-/// `t` `[B]` with as many dimensions as `like` `[B, ...]`.
+/// Views `t` `[B]` as `[B, 1, ...]`, with as many dimensions as `like` `[B, ...]`.
 pub(crate) fn per_sample(t: &Tensor, like: &Tensor) -> Result<Tensor, DiffusionError> {
     let mut shape = like.size();
     let batch = shape.first().copied().unwrap_or(-1);
@@ -132,7 +132,7 @@ pub enum TimeSampling {
     /// Uniform in [0, 1).
     #[default]
     Uniform,
-    /// Normal in the logarithm of the noise level; see [`Path::lognormal_time`].
+    /// The logarithm of the noise level is standard normal; see [`Interpolant::lognormal_time`].
     LogNormal,
 }
 
@@ -140,16 +140,16 @@ impl TimeSampling {
     /// Draws `batch` times `[batch]`, float32 on the generator's device.
     ///
     /// # Errors
-    /// A negative batch.
+    /// `batch` is negative.
     pub fn draw(
         self,
-        path: Path,
+        interpolant: Interpolant,
         batch: i64,
         generator: &mut Generator,
     ) -> Result<Tensor, DiffusionError> {
         match self {
             Self::Uniform => Ok(generator.rand(&[batch], Kind::Float)?),
-            Self::LogNormal => path.lognormal_time(&generator.randn(&[batch], Kind::Float)?),
+            Self::LogNormal => interpolant.lognormal_time(&generator.randn(&[batch], Kind::Float)?),
         }
     }
 }

@@ -1,10 +1,10 @@
 //! JiT, the "just image transformer" (arXiv 2511.13720), as iREPA trains it in pixel space.
 //!
-//! A plain transformer on large patches that predicts the clean image `x`, not noise or velocity;
-//! [`XPrediction`](crate::objective::x_prediction::XPrediction) trains it and
-//! [`JitSampler`](crate::samplers::jit::JitSampler) draws from it. Time runs from 0 (noise) to 1
-//! (image), against [`Sit`](crate::Sit)'s. Weights have the names and shapes of upstream's state
-//! dict (`jit/model_jit.py` of iREPA, there below `net.`); projection heads are not part of it.
+//! A plain transformer on large patches that predicts the clean image `x`, not noise or velocity.
+//! [`XPrediction`](crate::objective::x_prediction::XPrediction) is its training objective and
+//! [`JitSampler`](crate::samplers::jit::JitSampler) its sampler. Time runs from 0 (noise) to 1
+//! (image), opposite to [`Sit`](crate::Sit). Weights have the names and shapes of upstream's state
+//! dict (`jit/model_jit.py` of iREPA, there below `net.`). Projection heads are not part of it.
 
 mod config;
 mod layers;
@@ -23,11 +23,11 @@ pub use config::JitConfig;
 use layers::{Attention, BottleneckPatchEmbedder, RmsNorm, SwiGlu};
 pub use rotary::Rotary;
 
-/// The model.
+/// The JiT model.
 ///
-/// It does not drop labels: the objective does, before it draws anything else, as upstream. In
-/// [`Mode::Train`], random numbers are drawn for `attn_dropout` and `proj_dropout` only. The null
-/// class always has an embedding; an objective that drops no labels leaves it untrained.
+/// The model drops no labels: the objective does, before it draws anything else, as upstream. In
+/// [`Mode::Train`], the model draws random numbers for `attn_dropout` and `proj_dropout` only. The
+/// null class always has an embedding, which stays untrained if the objective drops no labels.
 ///
 /// ```
 /// use diffusion::{Denoiser, Jit, JitConfig, Mode};
@@ -62,12 +62,13 @@ pub struct Jit {
 }
 
 impl Jit {
-    /// Declares the weights below `scope` and draws them as upstream does: Xavier-uniform linear
-    /// layers, embeddings with deviation 0.02, norm weights one, and zero for everything that
-    /// feeds a gate or the output, so that an untrained model is zero.
+    /// Declares the weights below `scope` and initialises them as upstream does: Xavier-uniform
+    /// linear layers, normal embeddings with standard deviation 0.02, norm weights of one, and zeros
+    /// in the layers that produce modulations or the output. The output of an untrained model is
+    /// therefore zero.
     ///
     /// # Errors
-    /// Settings that [`JitConfig::validate`] refuses, or a name that is taken.
+    /// [`JitConfig::validate`] rejects the settings, or a weight name is already declared.
     pub fn new(scope: &Scope, config: &JitConfig) -> Result<Self, DiffusionError> {
         config.validate()?;
         let (width, side) = (config.hidden_size, config.side());
@@ -107,16 +108,16 @@ impl Jit {
         })
     }
 
-    /// The settings it was built with.
+    /// The settings that the model was built with.
     pub fn config(&self) -> &JitConfig {
         &self.config
     }
 
-    /// The input of the first block, `[B, T, D]`: embedded patches of `x` `[B, C, H, W]` plus
-    /// positions.
+    /// The input of the first block, `[B, T, D]`: the embedded patches of `x` `[B, C, H, W]` plus
+    /// the position embedding.
     ///
     /// # Errors
-    /// `x` has another shape than the configuration says.
+    /// The shape of `x` differs from the configuration.
     pub fn tokens(&self, x: &Tensor) -> Result<Tensor, DiffusionError> {
         Ok(self.x_embedder.forward(x)?.f_add(&self.pos_embed)?)
     }
@@ -124,7 +125,7 @@ impl Jit {
     /// The embedding `[B, D]` of times `t` `[B]`.
     ///
     /// # Errors
-    /// `t` has more than one dimension.
+    /// `t` does not have exactly one dimension.
     pub fn time_embedding(&self, t: &Tensor) -> Result<Tensor, DiffusionError> {
         self.t_embedder.forward(t)
     }
@@ -137,8 +138,8 @@ impl Jit {
         self.y_embedder.forward(labels, Mode::Eval)
     }
 
-    /// As [`Denoiser::forward`], and shows `observe` the number of each block, from 1, and its
-    /// output: `[B, T, D]`, or `[B, K + T, D]` with the K in-context tokens in front.
+    /// As [`Denoiser::forward`], and calls `observe` with the number of each block, counted from 1,
+    /// and its output: `[B, T, D]`, or `[B, K + T, D]` with the K in-context tokens first.
     ///
     /// # Errors
     /// As [`Denoiser::forward`].
@@ -154,7 +155,7 @@ impl Jit {
         check::shape("t", t, &[x.size3()?.0])?;
         check::shape("labels", labels, &[x.size3()?.0])?;
         let y = self.class_embedding(labels)?; // [B, D]
-        // Every block passes the condition through SiLU first: once is enough.
+        // Upstream applies SiLU to the condition in every block. Once is enough: the result is the same.
         let c = self.time_embedding(t)?.f_add(&y)?.f_silu()?; // [B, D]
 
         let mut hidden = x.shallow_clone();
@@ -174,8 +175,8 @@ impl Jit {
         Ok(Output { prediction, hidden })
     }
 
-    /// Puts the in-context tokens, the class embedding `y` `[B, D]` at learned positions, before
-    /// the patch tokens.
+    /// Prepends the in-context tokens to the patch tokens: the class embedding `y` `[B, D]` plus
+    /// learned position embeddings.
     fn with_context(&self, x: Tensor, y: &Tensor) -> Result<Tensor, DiffusionError> {
         let Some(positions) = &self.in_context_posemb else {
             return Ok(x);
@@ -184,13 +185,13 @@ impl Jit {
         Ok(Tensor::f_cat(&[context, x], 1)?)
     }
 
-    /// The patch tokens `[B, T, D]`, which come last.
+    /// The patch tokens `[B, T, D]`, which come after the in-context tokens.
     fn patch_tokens(&self, x: &Tensor) -> Result<Tensor, DiffusionError> {
         let count = self.config.side() * self.config.side();
         Ok(x.f_narrow(1, x.size3()?.1 - count, count)?)
     }
 
-    /// Tokens `[B, T, patch * patch * C]`, channels last, to images `[B, C, H, W]`.
+    /// Maps tokens `[B, T, patch * patch * C]`, channels last, to images `[B, C, H, W]`.
     fn unpatchify(&self, x: &Tensor) -> Result<Tensor, DiffusionError> {
         let JitConfig {
             input_size: size,
@@ -275,7 +276,7 @@ impl Block {
         })
     }
 
-    /// `x` is `[B, T, D]` or `[B, K + T, D]`, `c` the activated condition `[B, D]`.
+    /// `x` is `[B, T, D]` or `[B, K + T, D]`; `c` `[B, D]` is the conditioning vector after SiLU.
     fn forward(
         &self,
         x: &Tensor,
@@ -302,7 +303,7 @@ impl Block {
     }
 }
 
-/// Tokens to patches.
+/// Projects tokens to the pixels of their patches.
 #[derive(Debug)]
 struct FinalLayer {
     norm_final: RmsNorm,

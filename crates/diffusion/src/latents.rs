@@ -1,4 +1,4 @@
-//! Latents from the moments that an autoencoder's encoder stores.
+//! Sampling of latents from stored moments, and the scaling between autoencoder and denoiser.
 
 use tch::{Device, Tensor};
 
@@ -13,11 +13,10 @@ pub struct LatentScaling {
 }
 
 impl LatentScaling {
-    /// A map with one entry for all channels or one for each, its tensors on `device`.
+    /// A map with one entry for all channels, or one entry per channel. Its tensors are on `device`.
     ///
     /// # Errors
-    /// `scale` or `bias` is empty, not finite, or of another length than the other when neither
-    /// has one entry; a scale is 0.
+    /// `scale` or `bias` is empty or not finite; their lengths differ and neither is 1; a scale is 0.
     pub fn new(scale: &[f64], bias: &[f64], device: Device) -> Result<Self, DiffusionError> {
         for (name, values) in [("latent scale", scale), ("latent bias", bias)] {
             let fits = !values.is_empty() && values.iter().all(|value| value.is_finite());
@@ -46,11 +45,12 @@ impl LatentScaling {
     }
 
     /// A latent for the denoiser, `[B, C, h, w]`, from stored `moments` `[B, 2C, h, w]` and
-    /// standard normal `noise` `[B, C, h, w]` (`sample_posterior` upstream). The first half of
-    /// the moments' channels is the mean, the second the standard deviation, not its logarithm.
+    /// standard normal `noise` `[B, C, h, w]` (`sample_posterior` upstream). The first half of the
+    /// channels of `moments` is the mean; the second half is the standard deviation, not its
+    /// logarithm.
     ///
     /// # Errors
-    /// Shapes that do not fit together.
+    /// The shapes do not match.
     pub fn sample_posterior(
         &self,
         moments: &Tensor,
@@ -68,33 +68,33 @@ impl LatentScaling {
         self.to_denoiser(&mean.f_addcmul(&std, noise)?)
     }
 
-    /// What a denoiser takes, `(latent - bias) * scale`, of an autoencoder's `latent`
+    /// The denoiser's input, `(latent - bias) * scale`, for an autoencoder's `latent`
     /// `[B, C, h, w]`.
     ///
     /// # Errors
-    /// Another number of channels than the map has entries.
+    /// The number of channels differs from the number of entries.
     pub fn to_denoiser(&self, latent: &Tensor) -> Result<Tensor, DiffusionError> {
         check::shape("the latent", latent, &[-1, -1, -1, -1])?;
         self.check_channels(latent)?;
         Ok(latent.f_sub(&self.bias)?.f_mul(&self.scale)?)
     }
 
-    /// What the autoencoder's decoder takes, from a denoiser's latent `z` `[B, C, h, w]`.
+    /// The decoder's input, `z / scale + bias`, for a denoiser's latent `z` `[B, C, h, w]`.
     ///
     /// # Errors
-    /// Another number of channels than the map has entries.
+    /// The number of channels differs from the number of entries.
     pub fn to_decoder(&self, z: &Tensor) -> Result<Tensor, DiffusionError> {
         check::shape("the latent", z, &[-1, -1, -1, -1])?;
         self.check_channels(z)?;
         Ok(z.f_div(&self.scale)?.f_add(&self.bias)?)
     }
 
-    /// The scale, `[1, C, 1, 1]`, or with one entry for all channels.
+    /// The scale, `[1, C, 1, 1]`, or `[1, 1, 1, 1]` for all channels.
     pub fn scale(&self) -> &Tensor {
         &self.scale
     }
 
-    /// The bias, of a shape like the scale's.
+    /// The bias, `[1, C, 1, 1]`, or `[1, 1, 1, 1]` for all channels.
     pub fn bias(&self) -> &Tensor {
         &self.bias
     }

@@ -1,4 +1,4 @@
-//! Layers that denoisers share.
+//! Layers that several denoisers share.
 
 use tch::Tensor;
 use torch_ext::{Init, Scope};
@@ -14,7 +14,7 @@ pub(crate) struct Linear {
 }
 
 impl Linear {
-    /// Declares `weight` `[out, in]`, drawn as `init`, and a zero `bias`.
+    /// Declares `weight` `[out, in]`, initialised with `init`, and a zero `bias` `[out]`.
     pub fn new(
         scope: &Scope,
         in_width: i64,
@@ -32,7 +32,7 @@ impl Linear {
     }
 }
 
-/// Layer norm of queries or keys over the head's width, with weights.
+/// Layer norm of queries or keys over the width of a head, with weight and bias.
 #[derive(Debug)]
 struct HeadNorm {
     weight: Tensor,
@@ -64,7 +64,7 @@ pub(crate) struct Attention {
     fused: bool,
 }
 
-/// Queries, keys and values, `[B, heads, T, D / heads]` each, of `qkv` `[B, T, 3 D]`.
+/// Splits `qkv` `[B, T, 3 D]` into queries, keys and values, `[B, heads, T, D / heads]` each.
 pub(crate) fn split_heads<V: Activation>(qkv: &V, heads: i64) -> Result<[V; 3], DiffusionError> {
     let (batch, count, width) = qkv.value().size3()?;
     let qkv = qkv.map(move |qkv| {
@@ -75,7 +75,7 @@ pub(crate) fn split_heads<V: Activation>(qkv: &V, heads: i64) -> Result<[V; 3], 
     Ok([select(0)?, select(1)?, select(2)?])
 }
 
-/// `[B, heads, T, d]` to `[B, T, heads d]`.
+/// Maps `[B, heads, T, d]` to `[B, T, heads d]`.
 pub(crate) fn join_heads<V: Activation>(mixed: &V) -> Result<V, DiffusionError> {
     let (batch, heads, count, width) = mixed.value().size4()?;
     mixed.map(move |mixed| {

@@ -1,18 +1,19 @@
 //! Diffusion transformers, interpolants, objectives and samplers.
 //!
-//! What is trained and what is drawn from it, on libtorch through [`tch`]:
+//! The models to train and the samplers that draw images from them, on libtorch through [`tch`]:
 //!
-//! - a [`Denoiser`] takes noisy images, times and labels to a prediction and to the hidden tokens
-//!   that representation alignment projects; [`Sit`] is the one of REPA and iREPA, in the sizes
-//!   that [`SitConfig::named`] knows, and [`Jit`] the one that works on large patches of pixels;
-//! - a [`Path`] leads from images to noise; [`objective`] says what is predicted on it;
-//! - a [`samplers::Sampler`] walks it back, with classifier-free guidance;
-//! - an [`autoencoder::Autoencoder`] stands between bytes and the space in which all this
-//!   happens; [`latents`] samples from stored moments;
-//! - [`repa_e`] trains autoencoder and denoiser together.
+//! - a [`Denoiser`] maps noisy images, times and labels to a prediction and to the hidden tokens
+//!   that representation alignment projects. [`Sit`] is the denoiser of REPA and iREPA;
+//!   [`SitConfig::named`] knows its sizes. [`Jit`] works on large patches of pixels;
+//! - an [`Interpolant`] mixes an image with noise; an [`objective`] defines what a denoiser predicts
+//!   from the mixture;
+//! - a [`samplers::Sampler`] integrates from noise back to an image, with classifier-free guidance;
+//! - an [`autoencoder::Autoencoder`] maps between bytes and the space in which the denoiser works;
+//!   [`latents`] samples latents from stored moments;
+//! - [`repa_e`] trains the autoencoder and the denoiser together.
 //!
-//! Time runs from 0 (image) to 1 (noise); JiT's runs the other way. Every random number comes from a
-//! [`torch_ext::Generator`] that the caller passes.
+//! Time runs from 0 (image) to 1 (noise), except in JiT, where it runs the other way. Every random
+//! number comes from a [`torch_ext::Generator`] that the caller passes.
 //!
 //! # Example
 //!
@@ -39,7 +40,7 @@
 //! let params = Params::new(Device::Cpu, 0)?;
 //! let sit = Sit::new(&params.root(), &config)?;
 //!
-//! // One training step's loss and gradients.
+//! // Loss and gradients of one training step.
 //! let objective = Velocity::default();
 //! let x0 = Identity.encode(&images, &mut generator)?;
 //! let noisy = objective.draw(&x0, &mut generator)?;
@@ -47,7 +48,7 @@
 //! objective.loss(&output.prediction, &noisy)?.mean(None).backward();
 //! assert_eq!(output.hidden.size(), [2, 16, 128]);
 //!
-//! // Two images, guided.
+//! // Two images, sampled with guidance.
 //! let latents = generator.randn(&[2, 3, 16, 16], Kind::Float)?;
 //! let config = SamplerConfig {
 //!     method: Method::Euler,
@@ -86,7 +87,7 @@ mod sit;
 pub use denoiser::{Denoiser, Mode, Output, drop_labels};
 pub use embedding::{sincos_2d, timestep_sinusoids};
 pub use error::DiffusionError;
-pub use interpolant::Path;
+pub use interpolant::Interpolant;
 pub use jit::{Jit, JitConfig};
 pub use sit::{Sit, SitConfig};
 

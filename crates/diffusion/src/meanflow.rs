@@ -1,10 +1,10 @@
 //! SiT that predicts an average velocity, as MeanFlow trains it (arXiv 2505.13447).
 //!
 //! `u(z, r, t)` is the mean of the velocity over the times from `r` to `t` on the path through
-//! `z` at `t`, so that one step reaches the image: `z_r = z_t - (t - r) u(z_t, r, t)`. The network
-//! is [`Sit`] with one embedder more, of `t - r`. Training needs the derivative of `u` along the
-//! path as well; [`MeanFlowSit::jvp`] computes it in the same pass. Weights have the names and
-//! shapes of the state dict of github.com/zhuyu-cs/MeanFlow (`sit.py`).
+//! `z` at time `t`. One step can therefore reach the image: `z_r = z_t - (t - r) u(z_t, r, t)`. The
+//! network is a [`Sit`] with an additional embedder of `t - r`. Training also needs the derivative
+//! of `u` along the path; [`MeanFlowSit::jvp`] computes it in the same pass. Weights have the names
+//! and shapes of the state dict of github.com/zhuyu-cs/MeanFlow (`sit.py`).
 
 use tch::Tensor;
 use torch_ext::Scope;
@@ -15,10 +15,10 @@ use crate::embedding::TimestepEmbedder;
 use crate::sit::{Sit, SitConfig};
 use crate::{DiffusionError, check};
 
-/// The network.
+/// A SiT that predicts the average velocity `u(z, r, t)`.
 ///
-/// As a [`Denoiser`] it is the velocity at time `t`, `u(z, t, t)`, which every sampler of
-/// [`crate::samplers`] can integrate; [`crate::samplers::meanflow`] takes the long steps.
+/// As a [`Denoiser`] it predicts the velocity at time `t`, `u(z, t, t)`, which every sampler of
+/// [`crate::samplers`] can integrate. [`crate::samplers::meanflow`] takes long steps with `u`.
 ///
 /// ```
 /// use diffusion::SitConfig;
@@ -52,16 +52,16 @@ pub struct MeanFlowSit {
 /// The direction in which a network is differentiated.
 #[derive(Debug)]
 pub struct Direction<'a> {
-    /// Of `z`, `[B, C, H, W]`.
+    /// Component for `z`, `[B, C, H, W]`.
     pub z: &'a Tensor,
-    /// Of `r`, the same for every sample.
+    /// Component for `r`, the same for every sample.
     pub r: f64,
-    /// Of `t`, the same for every sample.
+    /// Component for `t`, the same for every sample.
     pub t: f64,
 }
 
 impl<'a> Direction<'a> {
-    /// `(v, 0, 1)`: along the path, whose velocity is `v` `[B, C, H, W]`, towards noise.
+    /// `(v, 0, 1)`: along the path towards noise, with `velocity` `v` `[B, C, H, W]`.
     pub fn along(velocity: &'a Tensor) -> Self {
         Self {
             z: velocity,
@@ -71,19 +71,19 @@ impl<'a> Direction<'a> {
     }
 }
 
-/// An average velocity and its derivative.
+/// An average velocity and its directional derivative.
 #[derive(Debug)]
 pub struct Jvp {
     /// `u(z, r, t)`, `[B, C, H, W]`.
     pub u: Tensor,
-    /// The derivative of `u` in the given direction, of its shape, without gradient.
+    /// The derivative of `u` in the requested direction, `[B, C, H, W]`, without gradient.
     pub dudt: Tensor,
-    /// Tokens after the block at alignment depth, `[B, T, D]`.
+    /// Tokens after the block at the alignment depth, `[B, T, D]`.
     pub hidden: Tensor,
 }
 
 impl MeanFlowSit {
-    /// Declares the weights below `scope` and draws them as [`Sit::new`] does.
+    /// Declares the weights below `scope` and initialises them as [`Sit::new`] does.
     ///
     /// # Errors
     /// As [`Sit::new`].
@@ -94,7 +94,7 @@ impl MeanFlowSit {
         })
     }
 
-    /// The settings it was built with.
+    /// The settings that the network was built with.
     pub fn config(&self) -> &SitConfig {
         self.sit.config()
     }
@@ -110,7 +110,7 @@ impl MeanFlowSit {
     /// The embeddings `[B, D]` of `t` and of `t - r`, for times `r` and `t` `[B]`.
     ///
     /// # Errors
-    /// The times are not of one shape `[B]`.
+    /// The shapes of `r` and `t` differ, or are not `[B]`.
     pub fn embed_times(&self, r: &Tensor, t: &Tensor) -> Result<[Tensor; 2], DiffusionError> {
         check::shape("r", r, &t.size())?;
         Ok([
@@ -134,8 +134,8 @@ impl MeanFlowSit {
         Ok(t.f_add(&difference)?.f_add(&labels)?)
     }
 
-    /// The average velocity of `z` `[B, C, H, W]` from `r` to `t` `[B]`, all of one dtype, for
-    /// classes `labels` `[B]`, int64. Labels are as given; the objective drops them.
+    /// The average velocity at `z` `[B, C, H, W]` from times `r` to `t` `[B]`, all of one dtype, for
+    /// classes `labels` `[B]`, int64. It drops no labels: the objective does.
     ///
     /// # Errors
     /// As [`Denoiser::forward`].
@@ -153,13 +153,13 @@ impl MeanFlowSit {
         Ok(Output { prediction, hidden })
     }
 
-    /// As [`MeanFlowSit::forward`], and the Jacobian-vector product in `direction`.
+    /// As [`MeanFlowSit::forward`], with the Jacobian-vector product in `direction`.
     ///
-    /// The tangents are computed from the activations that are kept for the gradient: there is
-    /// no second pass for values. They record no gradient, and each is freed after its last use.
+    /// The tangents are computed from the activations that are kept for the gradient, so values are
+    /// computed only once. Tangents record no gradient, and each is freed after its last use.
     ///
     /// # Errors
-    /// As [`MeanFlowSit::forward`]; a direction of another shape than `z`.
+    /// As [`MeanFlowSit::forward`]; the shapes of the direction and `z` differ.
     pub fn jvp(
         &self,
         z: &Tensor,
@@ -189,9 +189,8 @@ impl MeanFlowSit {
         })
     }
 
-    /// The same as [`MeanFlowSit::jvp`] in two passes, as upstream does it: one that records the
-    /// gradient of `u`, and one of values and tangents that records none. It is slower, and is
-    /// here to be compared with.
+    /// As [`MeanFlowSit::jvp`], but in two passes as upstream: one that records the gradient of `u`,
+    /// and one for values and tangents that records none. It is slower and serves as a reference.
     ///
     /// # Errors
     /// As [`MeanFlowSit::jvp`].

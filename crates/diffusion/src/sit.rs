@@ -15,7 +15,7 @@ use crate::layers::{Attention, Linear, Mlp};
 use crate::{DiffusionError, check};
 pub use config::SitConfig;
 
-/// The model.
+/// The SiT model.
 ///
 /// ```
 /// use diffusion::{Denoiser, Mode, Sit, SitConfig};
@@ -48,12 +48,12 @@ pub struct Sit {
 }
 
 impl Sit {
-    /// Declares the weights below `scope` and draws them as upstream does: Xavier-uniform linear
-    /// layers, embeddings with deviation 0.02, and zero for everything that feeds a gate or the
-    /// output, so that an untrained model is zero.
+    /// Declares the weights below `scope` and initialises them as upstream does: Xavier-uniform
+    /// linear layers, normal embeddings with standard deviation 0.02, and zeros in the layers that
+    /// produce modulations or the output. The output of an untrained model is therefore zero.
     ///
     /// # Errors
-    /// Settings that [`SitConfig::validate`] refuses, or a name that is taken.
+    /// [`SitConfig::validate`] rejects the settings, or a weight name is already declared.
     pub fn new(scope: &Scope, config: &SitConfig) -> Result<Self, DiffusionError> {
         config.validate()?;
         let width = config.hidden_size;
@@ -97,16 +97,16 @@ impl Sit {
         })
     }
 
-    /// The settings it was built with.
+    /// The settings that the model was built with.
     pub fn config(&self) -> &SitConfig {
         &self.config
     }
 
-    /// The input of the first block, `[B, T, D]`: embedded patches of `x` `[B, C, H, W]` plus
-    /// positions.
+    /// The input of the first block, `[B, T, D]`: the embedded patches of `x` `[B, C, H, W]` plus
+    /// the position embedding.
     ///
     /// # Errors
-    /// `x` has another shape than the configuration says.
+    /// The shape of `x` differs from the configuration.
     pub fn tokens(&self, x: &Tensor) -> Result<Tensor, DiffusionError> {
         self.embed(x)
     }
@@ -131,8 +131,8 @@ impl Sit {
         Ok(t.f_add(&y)?)
     }
 
-    /// What training replaces `labels` `[B]` with: some become the null class. [`Denoiser::forward`] in
-    /// [`Mode::Eval`] on these is what it is in [`Mode::Train`] on the others.
+    /// The labels that training uses in place of `labels` `[B]`: some are replaced by the null class.
+    /// [`Denoiser::forward`] in [`Mode::Eval`] on the result equals [`Mode::Train`] on `labels`.
     ///
     /// # Errors
     /// As [`Denoiser::forward`].
@@ -140,7 +140,7 @@ impl Sit {
         self.y_embedder.drop(labels, mode)
     }
 
-    /// The input of the first block and the condition, `[B, T, D]` and `[B, D]`.
+    /// The input of the first block `[B, T, D]` and the conditioning vector `[B, D]`.
     fn inputs(
         &self,
         x: &Tensor,
@@ -154,8 +154,8 @@ impl Sit {
         Ok((x, self.conditioning(t, labels, mode)?))
     }
 
-    /// Through the blocks up to alignment depth, for tokens `x` `[B, T, D]` and the activated
-    /// condition `c` `[B, D]`.
+    /// Runs the blocks up to the alignment depth on tokens `x` `[B, T, D]`. `c` `[B, D]` is the
+    /// conditioning vector after SiLU.
     fn shallow_blocks<V: Activation>(&self, mut x: V, c: &V) -> Result<V, DiffusionError> {
         for block in &self.blocks[..self.config.alignment_depth as usize] {
             x = block.forward(&x, c)?;
@@ -163,14 +163,14 @@ impl Sit {
         Ok(x)
     }
 
-    /// From the first block to the prediction `[B, C, H, W]`, for tokens `x` `[B, T, D]` and the
-    /// condition `c` `[B, D]`; and the hidden tokens at alignment depth.
+    /// Runs all blocks on tokens `x` `[B, T, D]` with the conditioning vector `c` `[B, D]`. Returns
+    /// the prediction `[B, C, H, W]` and the hidden tokens at the alignment depth.
     pub(crate) fn denoise<V: Activation>(
         &self,
         x: V,
         c: &V,
     ) -> Result<(V, Tensor), DiffusionError> {
-        // Every block passes the condition through SiLU first: once is enough.
+        // Upstream applies SiLU to the condition in every block. Once is enough: the result is the same.
         let c = c.silu()?;
         let mut x = self.shallow_blocks(x, &c)?;
         let hidden = x.value().shallow_clone();
@@ -181,7 +181,7 @@ impl Sit {
         Ok((self.unpatchify(&x)?, hidden))
     }
 
-    /// Tokens `[B, T, patch * patch * C]`, channels last, to images `[B, C, H, W]`.
+    /// Maps tokens `[B, T, patch * patch * C]`, channels last, to images `[B, C, H, W]`.
     fn unpatchify<V: Activation>(&self, x: &V) -> Result<V, DiffusionError> {
         let (size, patch, channels) = (
             self.config.input_size,
@@ -274,7 +274,7 @@ impl Block {
         })
     }
 
-    /// `x` is `[B, T, D]`, `c` the activated condition `[B, D]`.
+    /// `x` is `[B, T, D]`; `c` `[B, D]` is the conditioning vector after SiLU.
     fn forward<V: Activation>(&self, x: &V, c: &V) -> Result<V, DiffusionError> {
         let [
             shift_msa,
@@ -292,7 +292,7 @@ impl Block {
     }
 }
 
-/// Tokens to patches.
+/// Projects tokens to the pixels of their patches.
 #[derive(Debug)]
 struct FinalLayer {
     linear: Linear,
@@ -320,7 +320,7 @@ impl FinalLayer {
     }
 }
 
-/// The linear layer that makes `N` shifts, scales and gates `[B, 1, D]` of a condition.
+/// The linear layer that maps a condition `[B, D]` to `N` shifts, scales and gates `[B, 1, D]`.
 #[derive(Debug)]
 pub(crate) struct Modulation<const N: usize> {
     linear: Linear,

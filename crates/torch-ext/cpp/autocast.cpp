@@ -6,7 +6,7 @@ using torch_ext::guarded;
 
 extern "C" {
 
-// Opens an autocast region; `previous_enabled` and `previous_dtype` go back to `te_autocast_leave`.
+// Opens an autocast region. Pass `previous_enabled` and `previous_dtype` to `te_autocast_leave`.
 int te_autocast_enter(int device, int dtype, int *previous_enabled, int *previous_dtype) {
   return guarded([&] {
     const auto type = torch_ext::device_of(device).type();
@@ -21,7 +21,7 @@ int te_autocast_enter(int device, int dtype, int *previous_enabled, int *previou
 int te_autocast_leave(int device, int previous_enabled, int previous_dtype) {
   return guarded([&] {
     const auto type = torch_ext::device_of(device).type();
-    // The cache holds casts of the weights: stale once an optimiser step has run.
+    // The cache holds casts of the weights, which are stale after an optimiser step.
     if (at::autocast::decrement_nesting() == 0)
       at::autocast::clear_cache();
     at::autocast::set_autocast_enabled(type, previous_enabled != 0);

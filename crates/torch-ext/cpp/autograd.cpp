@@ -18,20 +18,20 @@ using torch_ext::share;
 
 extern "C" {
 
-// One call of `backward`. Everything belongs to the caller and lives for the call, but for
-// `results`, where the callee writes tensors that it gives away, or leaves null.
+// One call of `backward`. The caller owns everything for the duration of the call. In `results`, the callee
+// writes tensors whose ownership it gives up, or leaves null.
 struct te_backward_call {
-  at::Tensor *const *gradients; // null: that output has no gradient
+  at::Tensor *const *gradients; // null if the output has no gradient
   size_t outputs;
   at::Tensor *const *saved;
-  const uint8_t *overwritable; // of each saved tensor: nobody will read it again
+  const uint8_t *overwritable; // per saved tensor: whether it is not read again
   size_t saved_count;
-  const uint8_t *needed; // of each input
+  const uint8_t *needed; // per input: whether its gradient is needed
   at::Tensor **results;
   size_t inputs;
 };
 
-// What a function is on the Rust side. `backward` returns 0, or 1 after `te_set_error`.
+// A function implemented in Rust. `backward` returns 0, or 1 after calling `te_set_error`.
 struct te_function {
   void *data;
   int (*backward)(const void *data, const te_backward_call *call);
@@ -63,7 +63,7 @@ private:
   te_function function_{};
 };
 
-// Autocast as it was in the forward pass: the backward pass runs in a region of the same kind.
+// Autocast settings of the forward pass, under which the backward pass runs too.
 struct AutocastState {
   at::DeviceType device = at::kCPU;
   bool enabled = false;
@@ -111,7 +111,7 @@ struct FunctionNode : public torch::autograd::Node {
   }
 
   variable_list apply(variable_list &&gradients) override {
-    // As libtorch's own custom functions do: one call at a time, and no release under way.
+    // As in libtorch's own custom functions: one call at a time, and not during a release.
     std::lock_guard<std::mutex> lock(mutex_);
     TORCH_CHECK(!released_, torch::autograd::ERR_BACKWARD_TWICE);
     const bool recorded = at::GradMode::is_enabled();
@@ -120,7 +120,7 @@ struct FunctionNode : public torch::autograd::Node {
     saved.reserve(saved_.size());
     for (const auto &variable : saved_)
       saved.push_back(variable.unpack(shared_from_this()));
-    // Without the graph, this is the last use. Two handles: the node's and the one here.
+    // If the graph is not kept, this is the last use. The two handles are the node's and the one here.
     const bool last = !recorded && !torch::autograd::get_current_graph_task_keep_graph();
     std::vector<uint8_t> overwritable;
     for (const auto &tensor : saved)
@@ -139,7 +139,7 @@ struct FunctionNode : public torch::autograd::Node {
   }
 
   void release_variables() override {
-    // What is dropped may be Rust code: not under the lock.
+    // Dropping these may run Rust code, so it must not happen under the lock.
     std::vector<SavedVariable> saved;
     Callbacks callbacks;
     std::lock_guard<std::mutex> lock(mutex_);
@@ -171,13 +171,13 @@ private:
     variable_list results;
     for (at::Tensor *tensor : written)
       results.push_back(tensor ? *std::unique_ptr<at::Tensor>(tensor) : at::Tensor());
-    // libtorch carries the exception to whoever called backward, also from another thread.
+    // libtorch propagates the exception to the caller of backward, also from another thread.
     if (status != 0)
       throw std::runtime_error(te_last_error());
     return results;
   }
 
-  // The results of a backward pass that was not recorded must not look like constants.
+  // Without this, the results of a backward pass that was not recorded would look like constants.
   void forbid_second_derivative(const variable_list &gradients, variable_list &results) const {
     auto edges = torch::autograd::collect_next_edges(gradients);
     edges.insert(edges.end(), next_edges().begin(), next_edges().end());
@@ -217,13 +217,13 @@ extern "C" {
 // Whether operations of this thread are recorded.
 int te_is_recording() { return at::GradMode::is_enabled() ? 1 : 0; }
 
-// Says that a tensor was changed in place, so that backward passes that need its old values fail.
+// Marks a tensor as changed in place, so that backward passes that need its old values fail.
 int te_bump_version(at::Tensor *tensor) {
   return guarded([&] { tensor->unsafeGetTensorImpl()->bump_version(); });
 }
 
-// Records that `outputs` came from `inputs` by `function`, which is owned from here on, also
-// where this fails. `results` receives one tensor an output.
+// Records that `function` computed `outputs` from `inputs`. Takes ownership of `function`, also on failure.
+// `results` receives one tensor per output.
 int te_autograd_record(const char *name, te_function function, int twice,
                        at::Tensor *const *inputs, size_t input_count,
                        at::Tensor *const *outputs, size_t output_count,
@@ -258,7 +258,7 @@ int te_autograd_record(const char *name, te_function function, int twice,
         },
         {}, [](const at::Tensor &tensor) { return tensor.view_as(tensor); },
         /*pure_view=*/false);
-    // After the outputs have their place in the graph: one of them may be among the saved.
+    // Saved after the outputs are part of the graph, since an output may be among the saved tensors.
     if (node)
       node->save(share(saved, saved_count));
     for (size_t i = 0; i < output_count; ++i)

@@ -16,7 +16,7 @@ using torch_ext::guarded;
 namespace {
 std::string library_dir() {
   Dl_info info;
-  // Any symbol of libtorch_cpu tells where it was loaded from.
+  // The address of any symbol of libtorch_cpu identifies the file that it was loaded from.
   if (dladdr(reinterpret_cast<void *>(&at::globalContext), &info) == 0 || !info.dli_fname)
     return {};
   std::string path(info.dli_fname);
@@ -27,7 +27,7 @@ std::string library_dir() {
 
 extern "C" {
 
-// Folder that libtorch was loaded from, copied into `out` (NUL-terminated, cut at `capacity`).
+// Copies the folder that libtorch was loaded from to `out` (NUL-terminated, truncated at `capacity`).
 int te_library_dir(char *out, size_t capacity) {
   return guarded([&] {
     if (capacity == 0)
@@ -39,8 +39,8 @@ int te_library_dir(char *out, size_t capacity) {
   });
 }
 
-// Loads libtorch_cuda.so beside libtorch_cpu.so. Its initialisers register the CUDA
-// kernels and hooks; it stays loaded for the life of the process.
+// Loads libtorch_cuda.so from the folder of libtorch_cpu.so. Its initialisers register the CUDA
+// kernels and hooks. It stays loaded until the process ends.
 int te_load_cuda() {
   return guarded([&] {
     const auto path = library_dir() + "/libtorch_cuda.so";
@@ -69,7 +69,7 @@ int te_reset_peak_memory(int device) {
   });
 }
 
-// What is free on the device, with what the allocator holds in reserve.
+// Free memory of the device plus the unused memory of the allocator.
 int te_free_memory(int device, uint64_t *bytes) {
   return guarded([&] {
     const auto target = torch_ext::device_of(device);
@@ -98,12 +98,12 @@ int te_empty_cache(int device) {
   });
 }
 
-// Makes the C library keep freed memory instead of returning it to the system: every large
-// tensor would otherwise be mapped, faulted in page by page and unmapped again. Returns 0 where
-// there is nothing to set.
+// Makes the C library keep freed memory instead of returning it to the system. Otherwise, every large
+// tensor would be mapped, faulted in page by page and unmapped again. Returns 0 if the C library has no
+// such setting.
 int te_keep_freed_memory() {
 #ifdef __GLIBC__
-  // 32 MiB is the most that glibc takes for the first.
+  // 32 MiB is glibc's upper limit for M_MMAP_THRESHOLD.
   return mallopt(M_MMAP_THRESHOLD, 32 << 20) == 1 &&
          mallopt(M_TRIM_THRESHOLD, INT32_MAX) == 1 && mallopt(M_TOP_PAD, 64 << 20) == 1;
 #else
@@ -111,7 +111,7 @@ int te_keep_freed_memory() {
 #endif
 }
 
-// Gives freed memory back to the system, also what te_keep_freed_memory keeps.
+// Returns freed memory to the system, including memory that te_keep_freed_memory keeps.
 void te_give_back_freed_memory() {
 #ifdef __GLIBC__
   malloc_trim(0);

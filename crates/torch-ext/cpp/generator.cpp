@@ -26,7 +26,7 @@ int te_generator_new(int device, uint64_t seed, at::Generator **out) {
       *out = new at::Generator(at::detail::createCPUGenerator(seed));
       return;
     }
-    // Device-generic: a clone of the device's own generator needs no CUDA symbol here.
+    // Cloning the device's default generator works for any device and needs no CUDA symbols here.
     at::Generator source =
         at::globalContext().defaultGenerator(torch_ext::device_of(device));
     at::Generator own;

@@ -5,8 +5,8 @@
 #include <memory>
 #include <utility>
 
-// With the headers of CUDA beside those of libtorch (they are not needed to build), what is assumed below
-// is checked.
+// If the CUDA headers are available (they are not needed to build), static assertions check the assumptions
+// below.
 #if __has_include(<cuda_runtime_api.h>) && __has_include(<crt/host_config.h>)
 #include <ATen/cuda/CUDAGraph.h>
 #define TORCH_EXT_KNOWS_CUDA_GRAPH 1
@@ -14,8 +14,8 @@
 
 using torch_ext::guarded;
 
-// `at::cuda::CUDAGraph` lives in libtorch_cuda.so, which is not linked: its functions are looked up by their
-// mangled names once it is loaded. build.rs holds the headers, and so the class, to version 2.11.
+// `at::cuda::CUDAGraph` is in libtorch_cuda.so, which is not linked. Its functions are looked up by their
+// mangled names once the library is loaded. build.rs ensures that the headers have version 2.11.
 namespace {
 
 // `c10::MempoolId_t` and `cudaStreamCaptureModeThreadLocal`.
@@ -32,8 +32,8 @@ struct Symbols {
 
 template <typename F> void find(const char *name, F &function) {
   void *symbol = dlsym(RTLD_DEFAULT, name);
-  TORCH_CHECK(symbol != nullptr, "libtorch has no CUDA graphs of its version 2.11 (no ", name,
-              "); is libtorch_cuda.so loaded, and of the version that this was built for?");
+  TORCH_CHECK(symbol != nullptr, "libtorch does not have the CUDA graph functions of version 2.11 (missing: ", name,
+              "); is libtorch_cuda.so loaded, in the version that this binary was built for?");
   function = reinterpret_cast<F>(symbol);
 }
 
@@ -53,7 +53,7 @@ const Symbols &symbols() {
 
 } // namespace
 
-// A graph in memory of its own: it takes 104 bytes, aligned to 8, in libtorch 2.11.
+// Storage for a `CUDAGraph`, which takes 104 bytes, aligned to 8, in libtorch 2.11.
 struct te_graph {
   alignas(64) unsigned char storage[1024];
 
@@ -78,8 +78,8 @@ int te_graph_new(te_graph **out) {
 
 void te_graph_free(te_graph *graph) { delete graph; }
 
-// From now on, what this thread queues on its current stream becomes part of the graph instead of being run.
-// Other threads go on as they were.
+// From now on, work that this thread queues on its current stream is recorded in the graph instead of run.
+// Other threads are not affected.
 int te_graph_begin(te_graph *graph) {
   return guarded(
       [&] { symbols().capture_begin(graph->storage, PoolId{0, 0}, thread_local_mode); });
@@ -94,7 +94,7 @@ int te_graph_replay(te_graph *graph) {
   return guarded([&] { symbols().replay(graph->storage); });
 }
 
-// Gives parameters these gradients. An undefined tensor is none.
+// Sets the gradients of parameters. An undefined tensor removes the gradient.
 int te_set_grads(at::Tensor *const *params, at::Tensor *const *grads, size_t count) {
   return guarded([&] {
     for (size_t i = 0; i < count; ++i)

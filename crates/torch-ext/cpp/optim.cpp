@@ -17,7 +17,7 @@ int te_fused_adamw_(at::Tensor *const *params, at::Tensor *const *grads,
   });
 }
 
-// average <- decay * average + (1 - decay) * value, two roundings as upstream's mul_().add_().
+// average <- decay * average + (1 - decay) * value, rounded twice like upstream's mul_().add_().
 int te_ema_(at::Tensor *const *averages, at::Tensor *const *values, size_t count,
             double decay) {
   return guarded([&] {
@@ -47,7 +47,7 @@ int te_clip_grads_(at::Tensor *const *grads, size_t count, at::Tensor *norm,
   });
 }
 
-// Drops the gradients, so that the next backward pass writes instead of adding.
+// Removes the gradients, so that the next backward pass writes instead of adding.
 int te_clear_grads(at::Tensor *const *params, size_t count) {
   return guarded([&] {
     for (size_t i = 0; i < count; ++i)

@@ -10,7 +10,7 @@ using torch_ext::guarded;
 
 extern "C" {
 
-// Calls `body(data, begin, end)` for parts of [0, count) on libtorch's threads; `body` does not
+// Calls `body(data, begin, end)` for parts of [0, count) on libtorch's threads. `body` must not
 // unwind.
 int te_parallel_for(int64_t count, int64_t grain, void (*body)(const void *, int64_t, int64_t),
                     const void *data) {

@@ -21,7 +21,7 @@ extern "C" {
 // Valid until the next failing call on this thread.
 const char *te_last_error() { return last_error.c_str(); }
 
-// For callbacks into Rust: the message of a failure on its side of this thread.
+// Sets the error message of this thread, for callbacks into Rust that fail.
 void te_set_error(const char *message) { torch_ext::set_error(message); }
 
 // The version of the headers that the shim was compiled with.

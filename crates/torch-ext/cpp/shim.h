@@ -1,8 +1,8 @@
-// The C face of the shim. Every function returns 0, or 1 with a message for
-// `te_last_error` on the same thread; no exception leaves it.
+// The C interface of the shim. Every function returns 0, or 1 after setting the
+// message of `te_last_error` on the same thread. No exception leaves it.
 //
-// A tensor crosses as the `at::Tensor*` that torch-sys also uses (`C_tensor*`):
-// borrowed when it is an argument, owned by the caller when it is an output.
+// Tensors are passed as the `at::Tensor*` that torch-sys also uses (`C_tensor*`):
+// borrowed if it is an argument, owned by the caller if it is an output.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -19,7 +19,7 @@ namespace torch_ext {
 
 void set_error(const char *message);
 
-// Runs `body`, turning any exception into an error code.
+// Runs `body` and converts any exception to an error code.
 template <typename F> int guarded(F &&body) {
   try {
     body();

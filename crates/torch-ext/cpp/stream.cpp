@@ -6,8 +6,8 @@
 
 using torch_ext::guarded;
 
-// libtorch_cuda.so registered how streams and events of its devices work, so that none of its symbols is
-// needed here. A stream goes over as its device and its id.
+// libtorch_cuda.so registers its implementation of streams and events, so none of its symbols are needed
+// here. A stream is passed as its device and its id.
 namespace {
 c10::impl::VirtualGuardImpl guard_of(int device) {
   return c10::impl::VirtualGuardImpl(torch_ext::device_of(device).type());
@@ -41,14 +41,14 @@ int te_stream_from_pool(int device, int high_priority, int64_t *id) {
   });
 }
 
-// Makes a stream the one that this thread's operators on its device run on.
+// Sets this thread's current stream for its device.
 int te_stream_exchange(int device, int64_t id, int64_t *previous) {
   return guarded([&] {
     *previous = guard_of(device).exchangeStream(stream_of(device, id)).id();
   });
 }
 
-// Makes a device the one that is meant where none is named, for this thread.
+// Sets this thread's current device.
 int te_device_exchange(int device, int *previous) {
   return guarded([&] {
     *previous = guard_of(device).exchangeDevice(torch_ext::device_of(device)).index();
@@ -68,14 +68,15 @@ int te_event_wait(const c10::Event *event, int device, int64_t id) {
   return guarded([&] { event->block(stream_of(device, id)); });
 }
 
-// The calling thread waits.
+// Makes the calling thread wait for the event.
 int te_event_synchronize(const c10::Event *event) {
   return guarded([&] { event->synchronize(); });
 }
 
 void te_event_free(c10::Event *event) { delete event; }
 
-// The tensor's memory is not given to others before what `stream` holds at the time of its release is done.
+// The tensor's memory is not reused before the work that is queued on the stream when the tensor is freed is
+// done.
 int te_record_stream(at::Tensor *tensor, int device, int64_t id) {
   return guarded([&] { tensor->record_stream(stream_of(device, id)); });
 }

@@ -1,9 +1,9 @@
 //! Mixed precision: inside a region, libtorch runs matrix products and attention in a lower
 //! precision and keeps the rest in float32 (`torch.autocast`).
 //!
-//! The setting is of the calling thread; the backward pass, run outside, uses the dtypes that
-//! the forward pass recorded. The casts of the weights are cached until the outermost region
-//! ends, so a region must not span an optimiser step.
+//! The setting applies to the calling thread. The backward pass runs outside the region and uses the
+//! dtypes that the forward pass recorded. Casts of weights are cached until the outermost region ends,
+//! so a region must not span an optimiser step.
 //!
 //! ```
 //! use tch::{Device, Kind, Tensor};
@@ -26,20 +26,20 @@ use tch::{Device, Kind};
 use crate::TorchError;
 use crate::ffi;
 
-/// An open autocast region; it ends when this is dropped.
+/// An open autocast region, which ends when the guard is dropped.
 #[derive(Debug)]
 pub struct Guard {
     device: c_int,
     previous_enabled: c_int,
     previous_dtype: c_int,
-    // The setting is thread-local: the guard must be dropped where it was made.
+    // The setting is thread-local: the guard must be dropped on the thread that created it.
     _not_send: PhantomData<*const ()>,
 }
 
 /// Opens a region in which operators on `device` compute in `kind` (`BFloat16` or `Half`).
 ///
 /// # Errors
-/// A dtype that is not floating point, or a device without autocast.
+/// `kind` is not a floating-point dtype, or the device has no autocast.
 pub fn enter(device: Device, kind: Kind) -> Result<Guard, TorchError> {
     let device = ffi::device(device)?;
     let (mut previous_enabled, mut previous_dtype) = (0, 0);
@@ -60,7 +60,7 @@ pub fn enter(device: Device, kind: Kind) -> Result<Guard, TorchError> {
     })
 }
 
-/// Runs `body` in a region of `kind`, or plainly when `kind` is `None`.
+/// Runs `body` in a region of dtype `kind`, or without autocast if `kind` is `None`.
 ///
 /// # Errors
 /// As [`enter`].

@@ -1,7 +1,7 @@
-//! Devices: CUDA loaded at run time, memory figures, process-wide switches.
+//! Devices: CUDA loaded at run time, memory statistics, process-wide switches.
 //!
-//! The binary links the CPU library only. [`load_cuda`] opens `libtorch_cuda.so` from the
-//! folder libtorch was loaded from, when there is one.
+//! The binary links only libtorch's CPU library. [`load_cuda`] opens `libtorch_cuda.so` in the folder
+//! that libtorch was loaded from, if the file exists.
 
 use std::ffi::{CStr, c_char};
 use std::path::PathBuf;
@@ -12,11 +12,11 @@ use tch::{Cuda, Device};
 use crate::TorchError;
 use crate::ffi;
 
-/// Loads libtorch's CUDA library, once a process.
+/// Loads libtorch's CUDA library, once per process.
 ///
 /// # Errors
-/// The library or one of its dependencies is absent (the lean set-up has none), or there is no
-/// usable CUDA device.
+/// The library or one of its dependencies is missing (the lean set-up does not install them), or no
+/// CUDA device is usable.
 pub fn load_cuda() -> Result<(), TorchError> {
     static LOADED: OnceLock<Result<(), String>> = OnceLock::new();
     LOADED
@@ -34,10 +34,11 @@ pub fn load_cuda() -> Result<(), TorchError> {
         .map_err(TorchError::Cuda)
 }
 
-/// The device that `auto`, `cpu`, `cuda` or `cuda:N` names. `auto` is CUDA where it works.
+/// Parses a device name: `auto`, `cpu`, `cuda` or `cuda:N`. `auto` is CUDA if it is usable, otherwise the
+/// CPU.
 ///
 /// # Errors
-/// An unknown name, CUDA that cannot be used, or a device number that is not there.
+/// The name is unknown, CUDA is not usable, or the device does not exist.
 pub fn resolve(name: &str) -> Result<Device, TorchError> {
     let index = match name {
         "cpu" => return Ok(Device::Cpu),
@@ -64,7 +65,7 @@ pub fn resolve(name: &str) -> Result<Device, TorchError> {
         Ok(Device::Cuda(index))
     } else {
         Err(TorchError::Cuda(format!(
-            "device {index} was asked for, there are {count} (counted from 0)"
+            "device {index} does not exist: there are {count}, counted from 0"
         )))
     }
 }
@@ -72,7 +73,7 @@ pub fn resolve(name: &str) -> Result<Device, TorchError> {
 /// The folder that libtorch was loaded from.
 ///
 /// # Errors
-/// The dynamic linker does not know.
+/// The dynamic linker does not report a folder.
 pub fn library_dir() -> Result<PathBuf, TorchError> {
     let mut buffer: [c_char; 4096] = [0; 4096];
     // SAFETY: the shim writes at most `len` bytes and ends them with NUL.
@@ -90,13 +91,13 @@ pub fn torch_version() -> String {
         .into_owned()
 }
 
-/// Most memory in use at once, in bytes, since the start or [`reset_peak_memory`]: the
-/// allocator's figure on CUDA, the resident set of the whole process on the CPU (Linux).
+/// Peak memory use in bytes since the process started or since [`reset_peak_memory`]: the allocator's
+/// statistics on CUDA, the resident set of the whole process on the CPU (Linux).
 ///
-/// `None` where the system does not tell.
+/// `None` if the system does not report it.
 ///
 /// # Errors
-/// The device has no allocator figures.
+/// The device has no allocator statistics.
 pub fn peak_memory(device: Device) -> Result<Option<u64>, TorchError> {
     if device == Device::Cpu {
         return Ok(peak_resident());
@@ -107,16 +108,16 @@ pub fn peak_memory(device: Device) -> Result<Option<u64>, TorchError> {
     Ok(Some(bytes))
 }
 
-/// Starts a new count for [`peak_memory`], on the CPU without what was freed before. Says whether the system lets
-/// us: not every kernel or container does on the CPU.
+/// Resets [`peak_memory`]. On the CPU, freed memory is first returned to the system, so that it does not count.
+/// Returns whether the system allows the reset: on the CPU, not every kernel or container does.
 ///
 /// # Errors
-/// The device has no allocator figures.
+/// The device has no allocator statistics.
 pub fn reset_peak_memory(device: Device) -> Result<bool, TorchError> {
     if device == Device::Cpu {
         // SAFETY: the allocator locks itself.
         unsafe { ffi::te_give_back_freed_memory() };
-        // Linux: 5 resets the peak resident set.
+        // On Linux, writing 5 resets the peak resident set.
         return Ok(std::fs::write("/proc/self/clear_refs", "5").is_ok());
     }
     // SAFETY: plain number.
@@ -124,14 +125,14 @@ pub fn reset_peak_memory(device: Device) -> Result<bool, TorchError> {
     Ok(true)
 }
 
-/// Memory that tensors can still take, in bytes: on CUDA what is free, with what the allocator holds in
-/// reserve; on the CPU what the system could give without swapping, within the limits of this process's
-/// control group.
+/// Memory available for tensors, in bytes. On CUDA: the free memory of the device plus the unused memory of the
+/// allocator. On the CPU: the memory available without swapping, within the limits of this process's control
+/// group.
 ///
-/// `None` where the system does not tell.
+/// `None` if the system does not report it.
 ///
 /// # Errors
-/// The device has no allocator figures.
+/// The device has no allocator statistics.
 pub fn free_memory(device: Device) -> Result<Option<u64>, TorchError> {
     if device == Device::Cpu {
         return Ok(free_memory_of_system());
@@ -142,7 +143,7 @@ pub fn free_memory(device: Device) -> Result<Option<u64>, TorchError> {
     Ok(Some(bytes))
 }
 
-/// Gives the allocator's unused memory back to the device; nothing to do on the CPU.
+/// Returns the allocator's unused memory to the device; does nothing on the CPU.
 ///
 /// # Errors
 /// The device has no such allocator.
@@ -154,10 +155,10 @@ pub fn empty_cache(device: Device) -> Result<(), TorchError> {
     ffi::check(unsafe { ffi::te_empty_cache(ffi::device(device)?) })
 }
 
-/// Waits until everything that was queued on the device is done; nothing to do on the CPU.
+/// Waits until all work queued on the device is done; does nothing on the CPU.
 ///
 /// # Errors
-/// The device failed, perhaps in earlier work.
+/// The device failed, possibly in earlier work.
 pub fn synchronize(device: Device) -> Result<(), TorchError> {
     if device == Device::Cpu {
         return Ok(());
@@ -166,29 +167,29 @@ pub fn synchronize(device: Device) -> Result<(), TorchError> {
     ffi::check(unsafe { ffi::te_synchronize(ffi::device(device)?) })
 }
 
-/// Makes the C library keep the memory of freed CPU tensors for the next ones, up to 2 GiB,
-/// instead of returning it to the system. Saves most page faults of a training step. Call it
-/// before the first tensor; returns whether the C library took it (glibc does).
+/// Makes the C library keep the memory of freed CPU tensors for reuse, up to 2 GiB, instead of
+/// returning it to the system. This avoids most page faults of a training step. Call it before the
+/// first tensor is created. Returns whether the C library accepts the setting; glibc does.
 pub fn keep_freed_memory() -> bool {
     // SAFETY: sets parameters of the allocator, which locks itself.
     unsafe { ffi::te_keep_freed_memory() == 1 }
 }
 
-/// Lets CUDA matrix products and convolutions of float32 round their inputs to TF32, or not. A switch of the whole
-/// process.
+/// Sets whether float32 matrix products and convolutions on CUDA may round their inputs to TF32. The setting is
+/// process-wide.
 ///
 /// # Errors
-/// libtorch refused.
+/// libtorch failed.
 pub fn set_tf32(enabled: bool) -> Result<(), TorchError> {
     let enabled = i32::from(enabled);
     // SAFETY: plain numbers.
     ffi::check(unsafe { ffi::te_set_tf32(enabled, enabled) })
 }
 
-/// Whether CUDA matrix products, and convolutions, round their inputs to TF32.
+/// Whether matrix products and convolutions on CUDA, in this order, may round their inputs to TF32.
 ///
 /// # Errors
-/// libtorch refused.
+/// libtorch failed.
 pub fn tf32() -> Result<(bool, bool), TorchError> {
     let (mut products, mut convolutions) = (0, 0);
     // SAFETY: both are valid for writes.
@@ -196,18 +197,18 @@ pub fn tf32() -> Result<(bool, bool), TorchError> {
     Ok((products != 0, convolutions != 0))
 }
 
-/// Keeps float32 products and convolutions in float32 until it is dropped; then TF32 is as it was. A switch of the
-/// whole process: what other threads queue meanwhile is not rounded either.
+/// A guard that disables TF32 and restores the previous setting when it is dropped. The setting is process-wide:
+/// work that other threads queue meanwhile does not use TF32 either.
 #[derive(Debug)]
 pub struct Float32 {
     before: (bool, bool),
 }
 
 impl Float32 {
-    /// Switches TF32 off.
+    /// Disables TF32.
     ///
     /// # Errors
-    /// libtorch refused.
+    /// libtorch failed.
     pub fn enter() -> Result<Self, TorchError> {
         let before = tf32()?;
         set_tf32(false)?;
@@ -223,22 +224,23 @@ impl Drop for Float32 {
     }
 }
 
-/// Makes libtorch choose deterministic operators, and refuse those that are not, or not. A switch of the whole process.
+/// Sets whether libtorch uses deterministic operators and rejects operators that have no deterministic form. The
+/// setting is process-wide.
 ///
 /// # Errors
-/// libtorch refused.
+/// libtorch failed.
 pub fn set_deterministic(enabled: bool) -> Result<(), TorchError> {
     // SAFETY: plain number.
     ffi::check(unsafe { ffi::te_set_deterministic(i32::from(enabled)) })
 }
 
-/// Whether [`set_deterministic`] is on.
+/// Whether [`set_deterministic`] is enabled.
 ///
 /// # Errors
-/// libtorch refused.
+/// libtorch failed.
 pub fn deterministic() -> Result<bool, TorchError> {
     let mut enabled = 0;
-    // SAFETY: it is valid for writes.
+    // SAFETY: `enabled` is valid for writes.
     ffi::check(unsafe { ffi::te_deterministic(&mut enabled) })?;
     Ok(enabled != 0)
 }

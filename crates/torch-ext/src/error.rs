@@ -1,10 +1,10 @@
 use tch::{Device, Kind, TchError};
 use thiserror::Error;
 
-/// What can go wrong between Rust and libtorch.
+/// An error of this crate or of libtorch.
 #[derive(Debug, Error)]
 pub enum TorchError {
-    /// libtorch refused an operation; the text is libtorch's own, without its C++ backtrace.
+    /// An operation of libtorch failed. The text is libtorch's, without the C++ backtrace.
     #[error("libtorch: {0}")]
     Libtorch(String),
 
@@ -12,48 +12,48 @@ pub enum TorchError {
     #[error(transparent)]
     Tch(#[from] TchError),
 
-    /// A function of one's own failed or panicked.
+    /// A custom autograd function failed or panicked.
     #[error("autograd function `{name}`, {pass} pass: {reason}")]
     Function {
-        /// Its name.
+        /// Name of the function.
         name: &'static str,
         /// `forward` or `backward`.
         pass: &'static str,
-        /// What it said.
+        /// The function's error, or the text of its panic.
         reason: Box<dyn std::error::Error + Send + Sync>,
     },
 
-    /// Data that a tensor was to be made of, of another size than the tensor.
+    /// The data for a tensor does not have the size of the tensor.
     #[error("{what} have {found} bytes instead of {expected}")]
     Bytes {
-        /// What data.
+        /// Which data.
         what: &'static str,
-        /// Its size.
+        /// Size of the data.
         found: usize,
-        /// The tensor's.
+        /// Size of the tensor.
         expected: usize,
     },
 
-    /// A CUDA graph was to be recorded after a recording that failed.
+    /// A CUDA graph cannot be recorded because an earlier recording in this process failed.
     #[error(
-        "no CUDA graph can be recorded after a recording that failed: go on without graphs, or with them in a \
-         new process"
+        "no CUDA graph can be recorded after a failed recording: continue without graphs, or start a new process \
+         to use them"
     )]
     Recording,
 
-    /// A tensor whose memory a kernel cannot read as it is.
-    #[error("a tensor {0}; kernels take contiguous tensors on the CPU, of their own dtype")]
+    /// A kernel cannot access the memory of a tensor directly.
+    #[error("a tensor {0}; kernels take contiguous CPU tensors of the dtype they expect")]
     Memory(String),
 
-    /// A backward pass asked for a tensor that is not there.
+    /// A backward pass requested a saved tensor that does not exist.
     #[error(
         "saved tensor {index} {}",
         if *.taken { "was already taken" } else { "does not exist: the forward pass saved fewer" }
     )]
     Saved {
-        /// Number of the tensor.
+        /// Index of the tensor.
         index: usize,
-        /// Whether it was there, and was taken.
+        /// Whether the tensor was saved and has been taken.
         taken: bool,
     },
 
@@ -65,7 +65,7 @@ pub enum TorchError {
     #[error("device {0:?} is not supported; use the CPU or CUDA")]
     Device(Device),
 
-    /// Lists that must go in pairs have different lengths.
+    /// Lists that are processed in pairs have different lengths.
     #[error("{what}: {left} tensors against {right}")]
     Length {
         /// The operation.
@@ -80,27 +80,27 @@ pub enum TorchError {
     #[error("weight `{0}` is declared twice")]
     DuplicateName(String),
 
-    /// A weight's shape cannot be initialised as asked.
-    #[error("weight `{name}` of shape {shape:?} cannot be drawn as {init}")]
+    /// A weight's shape does not suit the requested initialisation.
+    #[error("weight `{name}` of shape {shape:?} cannot be initialised with {init}")]
     Init {
         /// Full name of the weight.
         name: String,
         /// Its shape.
         shape: Vec<i64>,
-        /// The initialisation asked for.
+        /// The requested initialisation.
         init: String,
     },
 
-    /// Loaded weights do not have the names that the model declares.
+    /// The names of the loaded weights differ from those that the model declares.
     #[error("{}", names_message(.missing, .unexpected))]
     Names {
-        /// Declared but not given.
+        /// Declared by the model but not loaded.
         missing: Vec<String>,
-        /// Given but not declared, each with the nearest declared name.
+        /// Loaded but not declared, each with the most similar declared name.
         unexpected: Vec<(String, Option<String>)>,
     },
 
-    /// A loaded weight has another shape than the model declares.
+    /// The shape of a loaded weight differs from the shape that the model declares.
     #[error("weight `{name}` has shape {found:?}, the model declares {declared:?}")]
     LoadShape {
         /// Full name of the weight.
@@ -115,7 +115,7 @@ pub enum TorchError {
     #[error(transparent)]
     Kernel(#[from] crate::cuda::CudaError),
 
-    /// CUDA was asked for and cannot be used.
+    /// CUDA was requested but is not usable.
     #[error("CUDA is not available: {0}")]
     Cuda(String),
 }

@@ -1,15 +1,15 @@
-//! Declarations of the C++ shim (`cpp/*.cpp`) and the few helpers every binding uses.
+//! Declarations of the C++ shim (`cpp/*.cpp`), and helpers that every binding uses.
 //!
-//! Safety, for all bindings of this crate:
+//! Safety rules for all bindings of this crate:
 //!
 //! - A `*const C_tensor` comes from a live `&Tensor`, so it points to a valid `at::Tensor` for
-//!   the length of the call; the shim copies the handle (a reference count) and keeps no pointer.
-//! - A list goes over as pointer and length of a `Vec` that outlives the call.
-//! - An output pointer is written only on success, then owns a fresh `at::Tensor`, which
-//!   [`take`] hands to `Tensor::from_ptr`, its one owner.
-//! - No C++ exception crosses: the shim turns each into status 1 and a thread-local message.
-//! - No Rust panic crosses: a function that C++ calls catches it, and reports it in the same way
-//!   ([`fail`]).
+//!   the duration of the call. The shim copies the handle (a reference count) and keeps no pointer.
+//! - A list is passed as pointer and length of a `Vec` that outlives the call.
+//! - An output pointer is written only on success. It then owns a new `at::Tensor`, which [`take`]
+//!   passes to `Tensor::from_ptr`, its only owner.
+//! - No C++ exception crosses the boundary: the shim converts it to status 1 and a thread-local message.
+//! - No Rust panic crosses the boundary: a function that C++ calls catches it, and reports it in the
+//!   same way ([`fail`]).
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 
@@ -18,25 +18,25 @@ use torch_sys::C_tensor;
 
 use crate::TorchError;
 
-/// An `at::Generator`, only handled behind a pointer.
+/// An `at::Generator`; only used behind a pointer.
 #[repr(C)]
 pub(crate) struct RawGenerator {
     _opaque: [u8; 0],
 }
 
-/// A `c10::Event`, only handled behind a pointer.
+/// A `c10::Event`; only used behind a pointer.
 #[repr(C)]
 pub(crate) struct RawEvent {
     _opaque: [u8; 0],
 }
 
-/// A `te_graph`, only handled behind a pointer.
+/// A `te_graph`; only used behind a pointer.
 #[repr(C)]
 pub(crate) struct RawGraph {
     _opaque: [u8; 0],
 }
 
-/// One call of a backward function (`te_backward_call`); see there for who owns what.
+/// One call of a backward function (`te_backward_call`, which documents the ownership).
 #[repr(C)]
 pub(crate) struct BackwardCall {
     pub(crate) gradients: *const *const C_tensor,
@@ -49,7 +49,7 @@ pub(crate) struct BackwardCall {
     pub(crate) inputs: usize,
 }
 
-/// An autograd function as the shim sees it (`te_function`).
+/// An autograd function, as passed to the shim (`te_function`).
 #[repr(C)]
 pub(crate) struct RawFunction {
     pub(crate) data: *mut c_void,
@@ -210,7 +210,7 @@ unsafe extern "C" {
     pub(crate) fn te_set_deterministic(enabled: c_int) -> c_int;
 }
 
-/// Turns a status of the shim into a result.
+/// Converts a status of the shim to a result.
 pub(crate) fn check(status: c_int) -> Result<(), TorchError> {
     if status == 0 {
         return Ok(());
@@ -221,7 +221,7 @@ pub(crate) fn check(status: c_int) -> Result<(), TorchError> {
     Err(TorchError::Libtorch(message.to_string_lossy().into_owned()))
 }
 
-/// Leaves `message` for C++ to find, and returns the status that says so.
+/// Stores `message` for C++ and returns the status of a failure.
 pub(crate) fn fail(message: &str) -> c_int {
     let message = CString::new(message.replace('\0', " ")).unwrap_or_default();
     // SAFETY: a NUL-terminated string that lives for the call, which copies it.
@@ -229,10 +229,10 @@ pub(crate) fn fail(message: &str) -> c_int {
     1
 }
 
-/// Takes the tensor that a shim function wrote, if it succeeded.
+/// Takes ownership of the tensor that a shim function wrote, if the function succeeded.
 pub(crate) fn take(status: c_int, out: *mut C_tensor) -> Result<Tensor, TorchError> {
     check(status)?;
-    // SAFETY: on success the shim wrote a fresh `new at::Tensor`, owned by nobody else.
+    // SAFETY: on success the shim wrote a `new at::Tensor` that has no other owner.
     Ok(unsafe { Tensor::from_ptr(out) })
 }
 
@@ -241,7 +241,7 @@ pub(crate) fn handles(tensors: &[Tensor]) -> Vec<*const C_tensor> {
     tensors.iter().map(Tensor::as_ptr).collect()
 }
 
-/// PyTorch's number of a floating-point dtype (`c10::ScalarType`).
+/// PyTorch's number for a floating-point dtype (`c10::ScalarType`).
 pub(crate) fn dtype(kind: Kind) -> Result<c_int, TorchError> {
     match kind {
         Kind::Half => Ok(5),
@@ -252,7 +252,7 @@ pub(crate) fn dtype(kind: Kind) -> Result<c_int, TorchError> {
     }
 }
 
-/// The shim's number of a device: -1 is the CPU, `n >= 0` is CUDA device `n`.
+/// The shim's number for a device: -1 is the CPU, `n >= 0` is CUDA device `n`.
 pub(crate) fn device(device: Device) -> Result<c_int, TorchError> {
     match device {
         Device::Cpu => Ok(-1),

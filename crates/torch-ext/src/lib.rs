@@ -1,22 +1,24 @@
-//! What [`tch`] lacks, as a small C++ shim with a safe Rust face.
+//! Extensions of [`tch`]: a small C++ shim with a safe Rust interface.
 //!
-//! `tch` binds libtorch's tensors and operators. Training needs a little more, which libtorch
-//! has in C++ only; each binding is one module here:
+//! `tch` binds libtorch's tensors and operators. Training also needs parts of libtorch that exist only
+//! in C++; each has a module here:
 //!
-//! - [`Generator`]: random numbers from an explicit generator with a state that can be saved,
-//!   instead of the process-wide one;
-//! - [`Params`]: an ordered, named set of weights, drawn on the CPU from one seed whatever the
-//!   device, loaded strictly;
-//! - [`autograd`]: functions with a derivative of one's own, written in Rust;
-//! - [`autocast`]: mixed precision with a chosen dtype, on CPU too;
-//! - [`kernel`]: tensors' memory as slices, libtorch's threads and vector units, for kernels in Rust;
-//! - [`cuda`]: CUDA kernels of one's own, compiled at run time and run on libtorch's streams;
-//! - [`stream`]: work on a device beside other work, and in order with it;
-//! - [`optim`]: fused AdamW, EMA, gradient norm and clipping over whole lists of tensors;
-//! - [`device`]: `libtorch_cuda.so` loaded at run time, so that one binary serves machines with
-//!   and without CUDA; memory figures; TF32 and determinism switches.
+//! - [`Generator`]: random numbers from an explicit generator instead of the process-wide one, with
+//!   a state that can be saved;
+//! - [`Params`]: an ordered, named set of weights, initialised on the CPU from one seed for any
+//!   device, with strict loading of state dicts;
+//! - [`autograd`]: functions with custom derivatives, written in Rust;
+//! - [`autocast`]: mixed precision with a chosen dtype, also on the CPU;
+//! - [`kernel`]: CPU kernels in Rust: tensor memory as slices, libtorch's threads, vector instructions;
+//! - [`cuda`]: custom CUDA kernels, compiled at run time and launched on libtorch's streams, and CUDA
+//!   graphs;
+//! - [`stream`]: streams and events, for work that overlaps on a device;
+//! - [`readback`]: copies to the host that do not wait for later work;
+//! - [`optim`]: fused AdamW, EMA, gradient norm and clipping over lists of tensors;
+//! - [`device`]: `libtorch_cuda.so` loaded at run time, so that one binary runs on machines with and
+//!   without CUDA; memory statistics; switches for TF32 and determinism.
 //!
-//! All `unsafe` of the project is in this crate. Every binding follows the rules written in
+//! All `unsafe` code of the project is in this crate. Every binding follows the safety rules in
 //! `ffi.rs`.
 //!
 //! # Example
@@ -26,7 +28,7 @@
 //! use torch_ext::{Generator, Init, Params};
 //!
 //! # fn main() -> Result<(), torch_ext::TorchError> {
-//! // The same seed gives the same bits, and a saved state continues the stream.
+//! // The same seed returns the same bits, and a saved state continues the sequence.
 //! let mut generator = Generator::new(Device::Cpu, 7)?;
 //! let state = generator.state()?;
 //! let first = generator.randn(&[2, 3], Kind::Float)?;

@@ -1,6 +1,6 @@
-//! Updates over whole lists of tensors: one call, few kernels, no loop in Rust.
+//! Updates of lists of tensors in one call, with few kernels.
 //!
-//! None of these records gradients.
+//! None of these functions records gradients.
 
 use std::ptr;
 
@@ -9,7 +9,7 @@ use tch::Tensor;
 use crate::TorchError;
 use crate::ffi::{self, handles};
 
-/// Settings of [`fused_adamw_`], the names of `torch.optim.AdamW`.
+/// Settings of [`fused_adamw_`], named as in `torch.optim.AdamW`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamW {
     /// Learning rate.
@@ -18,7 +18,7 @@ pub struct AdamW {
     pub betas: (f64, f64),
     /// Decoupled weight decay.
     pub weight_decay: f64,
-    /// Added to the root of the second moment.
+    /// Added to the square root of the second moment.
     pub eps: f64,
 }
 
@@ -36,11 +36,11 @@ fn same_length(what: &'static str, left: &[Tensor], right: &[Tensor]) -> Result<
 
 /// One step of AdamW on every parameter (`torch.optim.AdamW(fused=True)`).
 ///
-/// `steps` holds one float32 scalar a parameter, on its device: the number of this step,
-/// counted from 1, which the caller increments.
+/// `steps` holds one float32 scalar per parameter, on the parameter's device: the number of this step,
+/// counted from 1. The caller increments it.
 ///
 /// # Errors
-/// Lists of different lengths, or tensors that do not match in shape, dtype or device.
+/// The lengths of the lists differ, or the tensors do not match in shape, dtype or device.
 pub fn fused_adamw_(
     params: &[Tensor],
     grads: &[Tensor],
@@ -55,7 +55,7 @@ pub fn fused_adamw_(
     if params.is_empty() {
         return Ok(());
     }
-    // SAFETY: the five lists have the length given and live for the call.
+    // SAFETY: the five lists have the passed length and live for the call.
     ffi::check(unsafe {
         ffi::te_fused_adamw_(
             handles(params).as_ptr(),
@@ -76,13 +76,13 @@ pub fn fused_adamw_(
 /// `average <- decay * average + (1 - decay) * value` for every pair.
 ///
 /// # Errors
-/// Lists of different lengths, or pairs that do not match.
+/// The lengths of the lists differ, or pairs do not match.
 pub fn ema_(averages: &[Tensor], values: &[Tensor], decay: f64) -> Result<(), TorchError> {
     same_length("EMA", averages, values)?;
     if averages.is_empty() {
         return Ok(());
     }
-    // SAFETY: both lists have the length given and live for the call.
+    // SAFETY: both lists have the passed length and live for the call.
     ffi::check(unsafe {
         ffi::te_ema_(
             handles(averages).as_ptr(),
@@ -96,10 +96,10 @@ pub fn ema_(averages: &[Tensor], values: &[Tensor], decay: f64) -> Result<(), To
 /// The 2-norm of all gradients together, a float scalar on their device.
 ///
 /// # Errors
-/// An empty list, or tensors on several devices.
+/// The list is empty, or the tensors are on several devices.
 pub fn grad_norm(grads: &[Tensor]) -> Result<Tensor, TorchError> {
     let mut out = ptr::null_mut();
-    // SAFETY: the list has the length given and lives for the call; `out` is valid for writes.
+    // SAFETY: the list has the passed length and lives for the call; `out` is valid for writes.
     let status = unsafe { ffi::te_grad_norm(handles(grads).as_ptr(), grads.len(), &mut out) };
     ffi::take(status, out)
 }
@@ -108,7 +108,7 @@ pub fn grad_norm(grads: &[Tensor]) -> Result<Tensor, TorchError> {
 /// without reading `norm` back from its device.
 ///
 /// # Errors
-/// Tensors on several devices.
+/// The tensors are on several devices.
 pub fn clip_grads_(grads: &[Tensor], norm: &Tensor, max_norm: f64) -> Result<(), TorchError> {
     if grads.is_empty() {
         return Ok(());
@@ -124,22 +124,22 @@ pub fn clip_grads_(grads: &[Tensor], norm: &Tensor, max_norm: f64) -> Result<(),
     })
 }
 
-/// Drops the gradients (`zero_grad(set_to_none=True)`).
+/// Removes the gradients (`zero_grad(set_to_none=True)`).
 ///
 /// # Errors
-/// libtorch refused.
+/// libtorch failed.
 pub fn clear_grads(params: &[Tensor]) -> Result<(), TorchError> {
-    // SAFETY: the list has the length given and lives for the call.
+    // SAFETY: the list has the passed length and lives for the call.
     ffi::check(unsafe { ffi::te_clear_grads(handles(params).as_ptr(), params.len()) })
 }
 
 /// Copies every source into its target, across dtypes and devices.
 ///
 /// # Errors
-/// Lists of different lengths, or shapes that do not match.
+/// The lengths of the lists differ, or shapes do not match.
 pub fn copy_(targets: &[Tensor], sources: &[Tensor]) -> Result<(), TorchError> {
     same_length("copy", targets, sources)?;
-    // SAFETY: both lists have the length given and live for the call.
+    // SAFETY: both lists have the passed length and live for the call.
     ffi::check(unsafe {
         ffi::te_copy_(
             handles(targets).as_ptr(),

@@ -1,3 +1,5 @@
+//! Named sets of weights, and their initialisation.
+
 use std::cell::{Ref, RefCell};
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -6,16 +8,16 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{Generator, TorchError, optim};
 
-/// How a weight is drawn.
+/// The initialisation of a weight.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Init {
-    /// All zero.
+    /// All zeros.
     Zeros,
-    /// All one.
+    /// All ones.
     Ones,
     /// All the same value.
     Constant(f64),
-    /// Normal around zero.
+    /// Normal with mean zero.
     Normal {
         /// Standard deviation.
         std: f64,
@@ -25,8 +27,8 @@ pub enum Init {
         /// Half the width.
         bound: f64,
     },
-    /// Uniform in `[-b, b)` with `b = sqrt(6 / (fan_in + fan_out))` (Glorot), the weight seen as
-    /// a matrix `[out, everything else]`.
+    /// Uniform in `[-b, b)` with `b = sqrt(6 / (fan_in + fan_out))` (Glorot). `fan_out` is the first
+    /// dimension, `fan_in` the product of the others.
     XavierUniform,
 }
 
@@ -35,18 +37,18 @@ pub enum Init {
 pub struct Param {
     /// Full name, as in a PyTorch state dict.
     pub name: String,
-    /// The value; shares storage with the model's own handle, unless there is a `copy`.
+    /// The value. It shares storage with the model's own handle, unless there is a `copy`.
     pub tensor: Tensor,
-    /// Whether the optimiser updates it. Buffers are not trainable but are in the state dict.
+    /// Whether the optimiser updates it. Buffers are in the state dict but not trainable.
     pub trainable: bool,
-    /// What the model computes with, and where gradients arrive, after [`Params::keep_copies`].
+    /// The tensor that the model uses, and that receives gradients, after [`Params::keep_copies`].
     pub copy: Option<Tensor>,
-    /// Declared by [`Scope::cast_var`].
+    /// Whether it was declared by [`Scope::cast_var`].
     cast: bool,
 }
 
 impl Param {
-    /// The model's own handle, where gradients arrive.
+    /// The tensor that the model uses, and that receives gradients.
     pub fn leaf(&self) -> &Tensor {
         self.copy.as_ref().unwrap_or(&self.tensor)
     }
@@ -54,7 +56,7 @@ impl Param {
 
 /// An ordered set of named weights: a model's state dict, in order of declaration.
 ///
-/// Weights are drawn on the CPU and then moved, so that a seed gives the same start on every
+/// Weights are initialised on the CPU and then moved, so that a seed returns the same weights on every
 /// device.
 #[derive(Debug)]
 pub struct Params {
@@ -64,10 +66,10 @@ pub struct Params {
 }
 
 impl Params {
-    /// An empty set whose weights will be drawn from `seed` and live on `device`.
+    /// An empty set. Its weights are initialised from `seed` and live on `device`.
     ///
     /// # Errors
-    /// libtorch refused to make a generator.
+    /// libtorch cannot create a generator.
     pub fn new(device: Device, seed: u64) -> Result<Self, TorchError> {
         Ok(Self {
             device,
@@ -76,12 +78,12 @@ impl Params {
         })
     }
 
-    /// Where the weights live.
+    /// The device of the weights.
     pub fn device(&self) -> Device {
         self.device
     }
 
-    /// The place at which names have no prefix.
+    /// The scope without a name prefix.
     pub fn root(&self) -> Scope<'_> {
         Scope {
             params: self,
@@ -94,7 +96,7 @@ impl Params {
         Ref::map(self.entries.borrow(), Vec::as_slice)
     }
 
-    /// The weight of that full name.
+    /// The weight or buffer with this full name.
     pub fn get(&self, name: &str) -> Option<Tensor> {
         self.entries
             .borrow()
@@ -113,7 +115,7 @@ impl Params {
             .collect()
     }
 
-    /// The trainable weights as the model computes with them and gradients arrive at them: those of
+    /// The trainable weights that the model uses, and that receive gradients: those of
     /// [`Params::trainable`], or their copies.
     pub fn leaves(&self) -> Vec<Tensor> {
         self.entries
@@ -124,7 +126,7 @@ impl Params {
             .collect()
     }
 
-    /// Names and handles of everything, in order of declaration.
+    /// Names and handles of all weights and buffers, in order of declaration.
     pub fn state_dict(&self) -> Vec<(String, Tensor)> {
         self.entries
             .borrow()
@@ -133,7 +135,7 @@ impl Params {
             .collect()
     }
 
-    /// Bytes that they take.
+    /// Size of all weights and buffers in bytes, without copies.
     pub fn bytes(&self) -> u64 {
         let entries = self.state_dict();
         let sizes = entries
@@ -152,20 +154,21 @@ impl Params {
             .sum()
     }
 
-    /// Makes the model compute with copies in `kind` of the weights that were declared by
-    /// [`Scope::cast_var`], instead of letting autocast cast them anew in each pass: they have the same
-    /// bits. Their gradients arrive in `kind`, as autocast's do before they are widened. What the set
-    /// holds, and [`Params::load`] takes, stays float32; who changes that otherwise writes the copies too.
+    /// Gives the model copies in `kind` of the weights that were declared by [`Scope::cast_var`], so that
+    /// autocast need not cast them in each pass. The copies have the same bits as autocast's casts. Their
+    /// gradients have dtype `kind`, as those of autocast's casts before they are widened. The set itself
+    /// keeps float32 weights, and [`Params::load`] updates both. Code that changes the weights in another
+    /// way must update the copies too.
     ///
     /// # Errors
-    /// Out of memory.
+    /// Memory is exhausted.
     pub fn keep_copies(&self, kind: Kind) -> Result<(), TorchError> {
         for param in self.entries.borrow_mut().iter_mut() {
             if param.cast && param.copy.is_none() {
                 let weight = param.tensor.f_detach()?;
                 let mut master = weight.f_empty_like()?;
                 master.f_copy_(&weight)?;
-                // All handles that the model has of it are of the one tensor whose data this is.
+                // All of the model's handles refer to this tensor, so replacing its data reaches them all.
                 let mut model = std::mem::replace(&mut param.tensor, master);
                 model.f_set_data(&param.tensor.f_to_kind(kind)?)?;
                 param.copy = Some(model);
@@ -174,11 +177,11 @@ impl Params {
         Ok(())
     }
 
-    /// Copies a state dict into the weights in place; names must match exactly.
+    /// Copies a state dict into the weights in place. Names must match exactly.
     ///
     /// # Errors
-    /// Missing or unexpected names (all listed, each with its nearest match) or another shape.
-    /// Nothing is changed then.
+    /// Names are missing or unexpected (unexpected names come with their nearest match), or a shape
+    /// differs. In these cases nothing is changed.
     pub fn load(&self, tensors: &[(String, Tensor)]) -> Result<(), TorchError> {
         let mismatch = self.mismatch(tensors);
         if !mismatch.missing.is_empty() || !mismatch.unexpected.is_empty() {
@@ -197,11 +200,11 @@ impl Params {
         self.copy(tensors)
     }
 
-    /// Copies those weights of a state dict that have the name and shape of one here, and returns
-    /// what was left out on either side.
+    /// Copies the entries of a state dict whose name and shape match, and returns the mismatches on both
+    /// sides.
     ///
     /// # Errors
-    /// libtorch refused a copy.
+    /// A copy failed in libtorch.
     pub fn load_partial(&self, tensors: &[(String, Tensor)]) -> Result<Mismatch, TorchError> {
         let mismatch = self.mismatch(tensors);
         let fits = |name: &str| {
@@ -217,16 +220,16 @@ impl Params {
         Ok(mismatch)
     }
 
-    /// Where a state dict differs from the weights here.
+    /// The differences between a state dict and this set.
     fn mismatch(&self, tensors: &[(String, Tensor)]) -> Mismatch {
         let entries = self.entries.borrow();
         let declared: HashMap<&str, &Param> =
             entries.iter().map(|p| (p.name.as_str(), p)).collect();
-        let given: HashMap<&str, &Tensor> = tensors.iter().map(|(n, t)| (n.as_str(), t)).collect();
+        let loaded: HashMap<&str, &Tensor> = tensors.iter().map(|(n, t)| (n.as_str(), t)).collect();
         let mut mismatch = Mismatch {
             missing: entries
                 .iter()
-                .filter(|param| !given.contains_key(param.name.as_str()))
+                .filter(|param| !loaded.contains_key(param.name.as_str()))
                 .map(|param| param.name.clone())
                 .collect(),
             ..Mismatch::default()
@@ -247,7 +250,7 @@ impl Params {
         mismatch
     }
 
-    /// Copies weights whose names and shapes fit.
+    /// Copies weights whose names and shapes match.
     fn copy(&self, tensors: &[(String, Tensor)]) -> Result<(), TorchError> {
         let entries = self.entries.borrow();
         let declared: HashMap<&str, &Param> =
@@ -333,18 +336,18 @@ fn nearest(name: &str, entries: &[Param]) -> Option<String> {
         .map(|(_, name)| name.clone())
 }
 
-/// Where a state dict and a [`Params`] set differ.
+/// The differences between a state dict and a [`Params`] set.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Mismatch {
-    /// Declared but not given.
+    /// Declared, but missing in the state dict.
     pub missing: Vec<String>,
-    /// Given but not declared, each with the nearest declared name.
+    /// In the state dict but not declared, each with the most similar declared name.
     pub unexpected: Vec<(String, Option<String>)>,
-    /// Given with another shape than declared: name, given, declared.
+    /// Entries with a different shape: name, shape in the state dict, declared shape.
     pub reshaped: Vec<(String, Vec<i64>, Vec<i64>)>,
 }
 
-/// A place in a [`Params`] set: declares weights under a dotted prefix.
+/// A name prefix in a [`Params`] set, below which weights are declared.
 #[derive(Debug, Clone)]
 pub struct Scope<'a> {
     params: &'a Params,
@@ -352,7 +355,7 @@ pub struct Scope<'a> {
 }
 
 impl<'a> Scope<'a> {
-    /// The place `name` below this one.
+    /// The scope `name` below this one.
     pub fn sub(&self, name: impl Display) -> Scope<'a> {
         Scope {
             params: self.params,
@@ -360,24 +363,24 @@ impl<'a> Scope<'a> {
         }
     }
 
-    /// Where weights declared here live.
+    /// The device of the weights.
     pub fn device(&self) -> Device {
         self.params.device
     }
 
-    /// Declares a trainable float32 weight and draws it.
+    /// Declares and initialises a trainable float32 weight.
     ///
     /// # Errors
-    /// The name is taken, or the shape does not suit `init`.
+    /// The name is already declared, or the shape does not suit `init`.
     pub fn var(&self, name: &str, shape: &[i64], init: Init) -> Result<Tensor, TorchError> {
         self.weight(name, shape, init, false)
     }
 
-    /// As [`Scope::var`], a weight that is used in matrix products and convolutions alone, as factor or
-    /// bias: what autocast casts. [`Params::keep_copies`] may turn the tensor to another dtype.
+    /// As [`Scope::var`], for a weight that is used only as a factor or bias of matrix products and
+    /// convolutions, which autocast casts. [`Params::keep_copies`] may change the dtype of the tensor.
     ///
     /// # Errors
-    /// The name is taken, or the shape does not suit `init`.
+    /// The name is already declared, or the shape does not suit `init`.
     pub fn cast_var(&self, name: &str, shape: &[i64], init: Init) -> Result<Tensor, TorchError> {
         self.weight(name, shape, init, true)
     }
@@ -398,7 +401,7 @@ impl<'a> Scope<'a> {
     /// Declares a tensor that is in the state dict but not trained.
     ///
     /// # Errors
-    /// The name is taken.
+    /// The name is already declared.
     pub fn buffer(&self, name: &str, value: Tensor) -> Result<Tensor, TorchError> {
         self.params
             .declare(format!("{}{name}", self.prefix), (false, false), || {

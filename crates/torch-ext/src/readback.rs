@@ -1,7 +1,7 @@
-//! Copies from a device to the host that nothing waits for but their reader.
+//! Copies from a device to the host that do not wait for later work.
 //!
-//! A plain copy to the host is queued behind all the work that the stream holds when it is asked for, and the host
-//! waits for that. Begun where the numbers are made, the copy comes before what is queued later:
+//! A plain copy to the host waits for all work that is in the stream when the copy is requested. A [`Readback`] is
+//! queued right after the numbers are computed, so it precedes work that is queued later; only its reader waits:
 //!
 //! ```
 //! use tch::{Kind, Tensor};
@@ -12,7 +12,7 @@
 //! let loss = Tensor::ones([2], (Kind::Float, device));
 //! let copy = Readback::begin(&loss)?;
 //! let _later = Tensor::zeros([64, 64], (Kind::Float, device)).f_matmul(&Tensor::ones([64, 64], (Kind::Float, device)))?;
-//! // It waits for the copy, and not for what was queued after it.
+//! // This waits for the copy, but not for work that was queued after it.
 //! assert_eq!(Vec::<f32>::try_from(copy.wait()?)?, [1.0, 1.0]);
 //! # Ok(())
 //! # }
@@ -23,25 +23,25 @@ use tch::{Device, Tensor};
 use crate::TorchError;
 use crate::stream::{Event, Stream};
 
-/// A copy on its way to the host.
+/// A copy to the host that may still be in progress.
 #[derive(Debug)]
 pub struct Readback {
-    /// In page-locked memory where it comes from a GPU.
+    /// In page-locked memory if the source is on a GPU.
     host: Tensor,
     copied: Event,
 }
 
 impl Readback {
-    /// Queues the copy on the calling thread's current stream, and an event behind it. A tensor on the CPU is not
-    /// copied: what changes it in place before [`Readback::wait`] is seen.
+    /// Queues the copy on the calling thread's current stream, followed by an event. A CPU tensor is not copied:
+    /// changes in place before [`Readback::wait`] are visible.
     ///
     /// # Errors
-    /// The device failed, perhaps in earlier work; there is no page-locked memory left.
+    /// The device failed, possibly in earlier work; page-locked memory is exhausted.
     pub fn begin(tensor: &Tensor) -> Result<Self, TorchError> {
         let (device, tensor) = (tensor.device(), tensor.f_detach()?);
         let host = match device {
             Device::Cpu => tensor,
-            // Without blocking, libtorch takes page-locked memory for what it returns.
+            // For a non-blocking copy, libtorch returns page-locked memory.
             _ => tensor.f_to_device_(Device::Cpu, tensor.kind(), true, true)?,
         };
         Ok(Self {
@@ -50,7 +50,7 @@ impl Readback {
         })
     }
 
-    /// The tensor on the CPU, once its copy is done.
+    /// Waits for the copy, and returns the CPU tensor.
     ///
     /// # Errors
     /// The device failed in work before the copy.
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_copy_has_the_bits_that_were_there() {
+    fn a_copy_has_the_bits_of_its_source() {
         let tensor = Tensor::from_slice(&[0.1f32, f32::NAN, -0.0]);
         let back = Readback::begin(&tensor).unwrap().wait().unwrap();
         let bits = |tensor: &Tensor| -> Vec<u32> {
@@ -81,12 +81,12 @@ mod tests {
     fn on_a_gpu_the_copy_does_not_wait_for_later_work() {
         let device = Device::Cuda(0);
         if let Err(error) = crate::device::load_cuda() {
-            eprintln!("no copy was tried on a GPU: {error}");
+            eprintln!("skipped, since CUDA is not available: {error}");
             return;
         }
         let mut x = Tensor::ones([4], (Kind::Float, device));
         let copy = Readback::begin(&x).unwrap();
-        // Later work, which changes the tensor in place.
+        // Later work changes the tensor in place.
         let _filled = x.fill_(2.0);
         let back = copy.wait().unwrap();
         assert!(back.is_pinned(device) && back.device() == Device::Cpu);

@@ -1,8 +1,8 @@
-//! Streams: queues of work on a device that run beside each other.
+//! Streams: queues of work on a device that run concurrently.
 //!
-//! On a CUDA device an operator only queues its work on the calling thread's current stream. Work on two
-//! streams overlaps, and is put in order by an [`Event`] that one records and the other waits for; the host
-//! waits for neither. On the CPU an operator is done when it returns: a stream of it is accepted, and does nothing.
+//! On a CUDA device, an operator only queues its work on the calling thread's current stream. Work on two
+//! streams overlaps. An [`Event`] that one stream records and the other waits for orders it; the host does not
+//! wait. On the CPU, an operator is done when it returns; streams of the CPU are accepted and do nothing.
 //!
 //! ```
 //! use tch::{Device, Kind, Tensor};
@@ -18,7 +18,7 @@
 //!     &x + 1.0
 //! };
 //! main.wait(&side.record()?)?;
-//! // It is used on `main`: its memory must not go back to `side` before that is done.
+//! // `y` is used on `main`: `side` must not reuse its memory before that use is done.
 //! main.keep(&y)?;
 //! assert_eq!(y.sum(Kind::Float).double_value(&[]), 8.0);
 //! # Ok(())
@@ -52,7 +52,7 @@ impl Stream {
     /// The stream on which this thread's operators run on `device`.
     ///
     /// # Errors
-    /// The device is not the CPU or CUDA, or CUDA is not loaded.
+    /// The device is neither the CPU nor CUDA, or CUDA is not loaded.
     pub fn current(device: Device) -> Result<Self, TorchError> {
         Self::new(device, |device, id| {
             // SAFETY: `id` is valid for writes.
@@ -60,7 +60,7 @@ impl Stream {
         })
     }
 
-    /// One of libtorch's streams besides the default one. There are 32, given out in turn.
+    /// One of libtorch's 32 pooled streams besides the default one, assigned in rotation.
     ///
     /// # Errors
     /// As [`Stream::current`].
@@ -71,7 +71,7 @@ impl Stream {
         })
     }
 
-    /// As [`Stream::from_pool`], but one of those whose work comes before that of the others.
+    /// As [`Stream::from_pool`], but a high-priority stream.
     ///
     /// # Errors
     /// As [`Stream::current`].
@@ -93,11 +93,11 @@ impl Stream {
         Ok(Self { queue: Some(queue) })
     }
 
-    /// Makes this the stream that this thread's operators on its device run on, and its device the one that
-    /// is meant where none is named, until what is returned is dropped.
+    /// Makes this the current stream of its device, and its device the current device, for this thread until
+    /// the returned guard is dropped.
     ///
     /// # Errors
-    /// libtorch refused.
+    /// libtorch failed.
     pub fn enter(self) -> Result<Entered, TorchError> {
         let mut entered = Entered {
             stream: None,
@@ -116,10 +116,10 @@ impl Stream {
         Ok(entered)
     }
 
-    /// An event that happens when what was queued here until now is done.
+    /// An event that completes when all work queued on this stream so far is done.
     ///
     /// # Errors
-    /// The device failed, perhaps in earlier work.
+    /// The device failed, possibly in earlier work.
     pub fn record(self) -> Result<Event, TorchError> {
         let Some(queue) = self.queue else {
             return Ok(Event { raw: None });
@@ -130,10 +130,10 @@ impl Stream {
         Ok(Event { raw: Some(raw) })
     }
 
-    /// What is queued here from now on begins after `event`. The host does not wait.
+    /// Makes work that is queued on this stream from now on wait for `event`. The host does not wait.
     ///
     /// # Errors
-    /// The event is of another kind of device; the device failed.
+    /// The event belongs to another type of device, or the device failed.
     pub fn wait(self, event: &Event) -> Result<(), TorchError> {
         match (self.queue, event.raw) {
             // SAFETY: the event is live until it is dropped; libtorch only reads it here.
@@ -144,11 +144,11 @@ impl Stream {
         }
     }
 
-    /// Keeps the memory of a tensor that was made on another stream and is used on this one from being
-    /// given to others before that use is done (`torch.Tensor.record_stream`).
+    /// Records that a tensor from another stream is used on this one: its memory is not reused before the work
+    /// that is queued on this stream when the tensor is freed (`torch.Tensor.record_stream`).
     ///
     /// # Errors
-    /// The tensor is not of this stream's device.
+    /// The tensor is not on this stream's device.
     pub fn keep(self, tensor: &Tensor) -> Result<(), TorchError> {
         let Some(queue) = self.queue else {
             return Ok(());
@@ -158,15 +158,15 @@ impl Stream {
     }
 }
 
-/// A stream that is a thread's current one, on its current device; those before are again when this is
-/// dropped.
+/// A guard for the current stream and device of a thread. The previous stream and device are restored when it
+/// is dropped.
 #[derive(Debug)]
 pub struct Entered {
-    /// The stream before, of the same device.
+    /// The previous stream of the same device.
     stream: Option<Queue>,
-    /// The device before.
+    /// The previous device.
     device: Option<c_int>,
-    // The current stream is thread-local: this must be dropped where it was made.
+    // The current stream is thread-local: the guard must be dropped on the thread that created it.
     _not_send: PhantomData<*const ()>,
 }
 
@@ -174,30 +174,30 @@ impl Drop for Entered {
     fn drop(&mut self) {
         // A failure cannot be reported here.
         if let Some(queue) = self.stream {
-            let mut left = 0;
+            let mut replaced = 0;
             // SAFETY: the id came from libtorch, for this device.
-            unsafe { ffi::te_stream_exchange(queue.device, queue.id, &mut left) };
+            unsafe { ffi::te_stream_exchange(queue.device, queue.id, &mut replaced) };
         }
         if let Some(device) = self.device {
-            let mut left = 0;
-            // SAFETY: the device was the current one; `left` is valid for writes.
-            unsafe { ffi::te_device_exchange(device, &mut left) };
+            let mut replaced = 0;
+            // SAFETY: the device was the current one; `replaced` is valid for writes.
+            unsafe { ffi::te_device_exchange(device, &mut replaced) };
         }
     }
 }
 
-/// A mark in a stream.
+/// A point in a stream's queue of work.
 #[derive(Debug)]
 pub struct Event {
-    /// `None` on the CPU, where it has happened.
+    /// `None` on the CPU, where all queued work is done.
     raw: Option<*mut RawEvent>,
 }
 
 impl Event {
-    /// Makes the calling thread wait until it has happened.
+    /// Makes the calling thread wait until the event completes.
     ///
     /// # Errors
-    /// The device failed in work before it.
+    /// The device failed in work before the event.
     pub fn wait(&self) -> Result<(), TorchError> {
         match self.raw {
             // SAFETY: the event is live until it is dropped; libtorch only reads it here.
@@ -207,13 +207,13 @@ impl Event {
     }
 }
 
-// SAFETY: a CUDA event is tied to a device and to no thread, and only a reference to `self` reads it.
+// SAFETY: a CUDA event is tied to a device, not to a thread, and is accessed only through `self`.
 unsafe impl Send for Event {}
 
 impl Drop for Event {
     fn drop(&mut self) {
         if let Some(raw) = self.raw {
-            // SAFETY: made by `te_event_record`, freed once. Streams that wait for it still do.
+            // SAFETY: created by `te_event_record`, freed once. Streams that wait for it continue to wait.
             unsafe { ffi::te_event_free(raw) }
         }
     }
@@ -226,7 +226,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_cpu_has_one_stream_on_which_all_is_done() {
+    fn cpu_streams_are_equal_and_do_nothing() {
         let (main, side) = (
             Stream::current(Device::Cpu).unwrap(),
             Stream::from_pool(Device::Cpu).unwrap(),
@@ -237,7 +237,7 @@ mod tests {
         main.keep(&Tensor::zeros([2], (Kind::Float, Device::Cpu)))
             .unwrap();
         assert!(Stream::current(Device::Mps).is_err());
-        // No test of this pass has loaded CUDA.
+        // No test in this process has loaded CUDA.
         let cuda = Device::Cuda(0);
         assert!(Stream::current(cuda).is_err() && Stream::from_pool(cuda).is_err());
     }
@@ -247,7 +247,7 @@ mod tests {
 
         #[test]
         #[ignore = "needs a CUDA device: `cargo xtask test --cuda`"]
-        fn work_on_another_stream_is_done_before_what_waits_for_it() {
+        fn a_waiting_stream_starts_after_the_event() {
             let device = Device::Cuda(0);
             crate::device::load_cuda().unwrap();
             let (main, side) = (
@@ -262,7 +262,7 @@ mod tests {
                 let made = {
                     let _entered = side.enter().unwrap();
                     assert_eq!(Stream::current(device).unwrap(), side);
-                    // Long enough for a stream that does not wait to come too early.
+                    // Long enough that a stream that did not wait would read too early.
                     (0..10).fold(x.shallow_clone(), |y, _| y.matmul(&x)) * f64::from(round)
                 };
                 assert_eq!(Stream::current(device).unwrap(), main);
@@ -271,7 +271,7 @@ mod tests {
                 main.keep(&made).unwrap();
                 drop(event);
                 kept.push(made.mean(Kind::Float) * 2048.0);
-                // Its memory is free for the next round once `main` has read it, and not before.
+                // Its memory may be reused in the next round only after `main` has read it.
                 drop(made);
             }
             for (round, mean) in kept.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! What a function of one's own may rely on.
+//! Guarantees of custom autograd functions.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,10 +21,10 @@ fn close(left: &Tensor, right: &Tensor) -> bool {
     (left - right).abs().max().double_value(&[]) < 1e-12
 }
 
-/// A backward pass, as the tests below vary it.
+/// A backward pass that a test supplies.
 type Rule = fn(&Backward<'_>, &Gradients) -> Result<Gradients>;
 
-/// `(x * y, x + y)`, with counters of what is alive.
+/// `(x * y, x + y)`, with a counter of live functions.
 struct ProductAndSum {
     rule: Rule,
     twice: bool,
@@ -129,7 +129,7 @@ fn a_wrong_gradient_is_found() {
 }
 
 #[test]
-fn an_output_that_is_not_used_has_no_gradient() {
+fn an_unused_output_has_no_gradient() {
     fn only_the_sum(context: &Backward<'_>, gradients: &Gradients) -> Result<Gradients> {
         assert!(gradients[0].is_none() && gradients[1].is_some());
         product_and_sum(context, gradients)
@@ -141,7 +141,7 @@ fn an_output_that_is_not_used_has_no_gradient() {
 }
 
 #[test]
-fn a_gradient_that_nobody_wants_is_not_asked_for() {
+fn unneeded_gradients_are_not_requested() {
     fn first_alone(context: &Backward<'_>, gradients: &Gradients) -> Result<Gradients> {
         assert!(context.needs_input_grad(0) && !context.needs_input_grad(1));
         assert!(!context.needs_input_grad(2));
@@ -155,7 +155,7 @@ fn a_gradient_that_nobody_wants_is_not_asked_for() {
     let outputs = apply(ProductAndSum::with(first_alone), &[&x, &constant]).unwrap();
     outputs[0].sum(Kind::Double).f_backward().unwrap();
     assert!(close(&x.grad(), &y));
-    // ... and one that the caller leaves out.
+    // ... and an input for which the caller requests no gradient.
     let outputs = apply(ProductAndSum::with(first_alone), &[&x, &y]).unwrap();
     let gradients =
         Tensor::f_run_backward(&[outputs[0].sum(Kind::Double)], &[&x], false, false).unwrap();
@@ -202,7 +202,7 @@ fn outputs_may_be_constant() {
 }
 
 #[test]
-fn a_saved_tensor_that_changed_is_an_error() {
+fn a_changed_saved_tensor_is_an_error() {
     let (x, y) = pair();
     let x = &x * 1.0;
     let outputs = apply(ProductAndSum::new(), &[&x, &y]).unwrap();
@@ -217,7 +217,7 @@ fn a_saved_tensor_that_changed_is_an_error() {
 }
 
 #[test]
-fn errors_and_panics_surface_where_the_pass_was_called() {
+fn errors_and_panics_reach_the_caller_of_the_pass() {
     let (x, y) = pair();
     let message = |rule: Rule| {
         let outputs = apply(ProductAndSum::with(rule), &[&x, &y]).unwrap();
@@ -256,17 +256,17 @@ fn errors_and_panics_surface_where_the_pass_was_called() {
         error.to_string(),
         "autograd function `product and sum`, forward pass: two inputs"
     );
-    // Shapes that do not broadcast: libtorch's own words.
+    // Shapes that do not broadcast: the text is libtorch's.
     let other = leaf(3, &[5], Kind::Double);
     let error = apply(ProductAndSum::new(), &[&x, &other]).unwrap_err();
     assert!(error.to_string().contains("must match"), "{error}");
-    // The thread is as good as before.
+    // The thread still works.
     let outputs = apply(ProductAndSum::new(), &[&x, &y]).unwrap();
     outputs[0].sum(Kind::Double).f_backward().unwrap();
     assert!(close(&x.grad(), &y));
 }
 
-/// Returns what it must not, by number.
+/// A function whose forward pass breaks one of the rules, selected by number.
 struct Bad(u8);
 
 impl Function for Bad {
@@ -301,7 +301,7 @@ fn outputs_that_cannot_be_recorded_are_refused() {
     let x = &leaf(1, &[2], Kind::Double) * 1.0;
     for (bad, expected) in [
         (0, "it changed input 0 in place"),
-        // torch-sys makes a new handle of one tensor, which is still one tensor.
+        // `shallow_clone` returns a new handle, but still of the same tensor.
         (1, "one tensor as two outputs"),
         (2, "undefined tensor"),
         (3, "panicked: no output"),
@@ -309,7 +309,7 @@ fn outputs_that_cannot_be_recorded_are_refused() {
         let error = apply(Bad(bad), &[&x]).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
-    // An input may be returned as it is.
+    // An input may be returned unchanged.
     let leaf = leaf(2, &[2], Kind::Double);
     let same = apply(Bad(9), &[&leaf]).unwrap().remove(0);
     same.sum(Kind::Double).f_backward().unwrap();
@@ -328,16 +328,16 @@ fn memory_is_freed_with_the_graph() {
     drop(outputs);
     assert_eq!(count(), 0, "dropped without a backward pass");
 
-    // After a backward pass nothing is kept, though the outputs live ...
+    // After a backward pass nothing is kept, although the outputs are alive ...
     let outputs = run();
     let total = outputs[0].sum(Kind::Double);
     total.f_backward().unwrap();
     assert_eq!(count(), 0, "after the backward pass");
-    // ... and a second pass says so.
+    // ... and a second pass reports it.
     let error = outputs[1].sum(Kind::Double).f_backward().unwrap_err();
     assert!(error.to_string().contains("second time"), "{error}");
 
-    // With the graph kept, it may run again.
+    // If the graph is kept, the backward pass may run again.
     let outputs = run();
     let total = outputs[0].sum(Kind::Double);
     for _ in 0..2 {
@@ -362,7 +362,7 @@ fn memory_is_freed_with_the_graph() {
 }
 
 #[test]
-fn nothing_is_recorded_without_need() {
+fn nothing_is_recorded_without_gradients() {
     let alive = Arc::new(AtomicUsize::new(0));
     let (x, y) = pair();
     let outputs =
@@ -377,13 +377,13 @@ fn nothing_is_recorded_without_need() {
 }
 
 #[test]
-fn second_derivatives_are_right_or_refused() {
+fn second_derivatives_are_correct_or_an_error() {
     let (x, y) = pair();
     let first = |twice: bool| {
         let mut function = ProductAndSum::new();
         function.twice = twice;
         let outputs = apply(function, &[&x, &y]).unwrap();
-        // (x y)^2: its gradient by x is 2 x y^2, and that one's by y is 4 x y.
+        // The derivative of (x y)^2 by x is 2 x y^2, whose derivative by y is 4 x y.
         let total = outputs[0].square().sum(Kind::Double);
         Tensor::f_run_backward(&[total], &[&x], true, true)
             .unwrap()
@@ -404,7 +404,7 @@ fn second_derivatives_are_right_or_refused() {
     );
 }
 
-/// Saves a tensor of its own and its output.
+/// Saves an intermediate tensor and its output.
 struct Doubled;
 
 impl Function for Doubled {
@@ -422,7 +422,7 @@ impl Function for Doubled {
     fn backward(&self, context: &Backward<'_>, gradients: &Gradients) -> Result<Gradients> {
         assert!(
             context.take_saved(1)?.is_none(),
-            "an output is not the function's to overwrite"
+            "an output must not be overwritten"
         );
         let gradient = gradients[0].as_ref().ok_or("no gradient")?;
         let slope = context.take_saved(0)?;
@@ -437,10 +437,10 @@ impl Function for Doubled {
 }
 
 #[test]
-fn a_saved_tensor_is_overwritten_only_when_nobody_can_see_it() {
+fn a_saved_tensor_is_overwritten_only_if_unshared() {
     let x = leaf(4, &[3], Kind::Double);
     let total = apply(Doubled, &[&x]).unwrap()[0].square().sum(Kind::Double);
-    // Twice with the graph kept, then once without: the same gradient each time.
+    // The graph is kept twice, then not. The gradient is the same each time.
     let expected = &x * 8.0;
     for keep in [true, true, false] {
         let gradients = Tensor::f_run_backward(&[&total], &[&x], keep, false).unwrap();
@@ -474,7 +474,7 @@ fn a_graph_may_be_used_and_dropped_on_other_threads() {
 }
 
 #[test]
-fn a_failure_on_another_thread_is_an_error_there() {
+fn a_failure_on_another_thread_is_an_error_on_that_thread() {
     let (x, y) = pair();
     let outputs = apply(ProductAndSum::with(|_, _| panic!("here")), &[&x, &y]).unwrap();
     let total = outputs[0].sum(Kind::Double);
@@ -482,7 +482,7 @@ fn a_failure_on_another_thread_is_an_error_there() {
     assert!(error.join().unwrap().contains("panicked: here"));
 }
 
-/// A matrix product, in whatever precision autocast says.
+/// A matrix product, in the precision of the autocast region.
 struct Square;
 
 impl Function for Square {
@@ -500,7 +500,7 @@ impl Function for Square {
         let gradient = gradients[0].as_ref().ok_or("no gradient")?;
         let transposed = x.f_transpose(0, 1)?;
         let left = gradient.f_matmul(&transposed)?;
-        // The region of the forward pass is open here, though the caller has left it.
+        // The region of the forward pass applies here, although the caller has left it.
         assert_eq!(left.kind(), gradient.kind());
         assert_eq!(x.f_matmul(&x)?.kind(), gradient.kind());
         Ok(vec![Some(left.f_add(&transposed.f_matmul(gradient)?)?)])
@@ -508,21 +508,21 @@ impl Function for Square {
 }
 
 #[test]
-fn the_backward_pass_is_in_the_autocast_region_of_the_forward_pass() {
+fn the_backward_pass_uses_the_autocast_region_of_the_forward_pass() {
     for kind in [None, Some(Kind::BFloat16)] {
         let x = leaf(5, &[4, 4], Kind::Float);
         let y = autocast::run(CPU, kind, || apply(Square, &[&x]).unwrap().remove(0)).unwrap();
         assert_eq!(y.kind(), kind.unwrap_or(Kind::Float));
         y.sum(Kind::Float).f_backward().unwrap();
         assert_eq!(x.grad().kind(), Kind::Float);
-        // Outside, nothing has changed.
+        // Outside the region, nothing has changed.
         assert_eq!(x.matmul(&x).kind(), Kind::Float);
         let reference = x.detach().set_requires_grad(true);
         reference.matmul(&reference).sum(Kind::Float).backward();
         let error = (x.grad() - reference.grad()).abs().max().double_value(&[]);
         assert!(error < 0.1, "{error}");
     }
-    // The other way round: recorded outside, started from inside a region.
+    // The opposite case: recorded outside a region, backward pass started inside one.
     let x = leaf(6, &[4, 4], Kind::Float);
     let total = apply(Square, &[&x]).unwrap()[0].sum(Kind::Float);
     autocast::run(CPU, Some(Kind::BFloat16), || total.f_backward().unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! One test or more for each binding of the shim.
+//! At least one test for each binding of the shim.
 
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Generator, Init, Params, TorchError, autocast, device, optim};
@@ -17,7 +17,7 @@ fn max_difference(left: &Tensor, right: &Tensor) -> f64 {
 }
 
 #[test]
-fn generator_draws_pythons_numbers() {
+fn generator_returns_the_same_numbers_as_in_python() {
     // torch.Generator().manual_seed(42); torch.rand(3, generator=g)
     let drawn = Generator::new(CPU, 42)
         .unwrap()
@@ -107,7 +107,7 @@ fn gradients_flow_through_autocast_in_float32() {
 }
 
 #[test]
-fn a_model_computes_with_copies_of_weights_for_products() {
+fn a_model_uses_copies_of_cast_weights() {
     let params = Params::new(CPU, 0).unwrap();
     let scope = params.root();
     let weight = scope
@@ -132,7 +132,7 @@ fn a_model_computes_with_copies_of_weights_for_products() {
     assert!(!entries[0].tensor.requires_grad());
     assert!(entries[1].copy.is_none());
 
-    // A float32 whose bfloat16 rounds.
+    // A float32 number that is rounded in bfloat16.
     let loaded = Tensor::full([4, 4], 1.0 + 1.0 / 300.0, (Kind::Float, CPU));
     let other = vec![("weight".to_owned(), loaded.shallow_clone())];
     let _without_scale = params.load_partial(&other).unwrap();
@@ -140,7 +140,7 @@ fn a_model_computes_with_copies_of_weights_for_products() {
     assert_eq!(handle.detach(), loaded.to_kind(Kind::BFloat16));
 }
 
-/// The update as the paper (Loshchilov and Hutter) writes it, in float64.
+/// The update of the paper (Loshchilov and Hutter), in float64.
 fn adamw_by_hand(w: f64, grads: &[f64], s: &optim::AdamW) -> f64 {
     let (mut w, mut m, mut v) = (w, 0.0, 0.0);
     for (i, g) in grads.iter().enumerate() {
@@ -209,7 +209,10 @@ fn gradients_are_clipped_by_their_common_norm() {
     assert!((clipped - 1.0).abs() < 1e-5, "{clipped}");
     let before = grads[0].copy();
     optim::clip_grads_(&grads, &norm.full_like(0.5), 1.0).unwrap();
-    assert_eq!(grads[0], before, "a small norm leaves gradients alone");
+    assert_eq!(
+        grads[0], before,
+        "gradients with a small norm do not change"
+    );
 }
 
 #[test]
@@ -222,7 +225,7 @@ fn cleared_gradients_are_gone() {
 }
 
 #[test]
-fn lists_of_different_lengths_are_refused() {
+fn lists_of_different_lengths_are_an_error() {
     let one = [random(1, &[2])];
     assert!(matches!(
         optim::ema_(&one, &[], 0.5),
@@ -235,13 +238,13 @@ fn lists_of_different_lengths_are_refused() {
 }
 
 #[test]
-fn a_shape_mismatch_is_an_error_with_libtorchs_words() {
+fn a_shape_mismatch_is_an_error_with_libtorchs_text() {
     let error = optim::copy_(&[random(1, &[2])], &[random(1, &[3])]).unwrap_err();
     assert!(error.to_string().contains("size"), "{error}");
 }
 
 #[test]
-fn device_names_resolve_or_say_what_is_allowed() {
+fn device_names_resolve_or_the_error_lists_the_allowed_names() {
     assert_eq!(device::resolve("cpu").unwrap(), CPU);
     let error = device::resolve("gpu").unwrap_err().to_string();
     assert!(error.contains("auto, cpu, cuda or cuda:N"), "{error}");
@@ -258,7 +261,7 @@ fn device_names_resolve_or_say_what_is_allowed() {
 }
 
 #[test]
-fn libtorch_tells_where_it_is_and_which() {
+fn libtorchs_folder_and_version_are_known() {
     assert!(
         device::library_dir()
             .unwrap()
@@ -271,34 +274,34 @@ fn libtorch_tells_where_it_is_and_which() {
 }
 
 #[test]
-fn freed_memory_is_kept_where_the_c_library_can() {
+fn freed_memory_is_kept_if_the_c_library_supports_it() {
     assert_eq!(device::keep_freed_memory(), cfg!(target_env = "gnu"));
     // Still usable afterwards.
     assert_eq!(random(1, &[1 << 20]).size(), [1 << 20]);
 }
 
 #[test]
-fn the_peak_of_memory_leaves_out_what_was_freed_before() {
+fn peak_memory_excludes_memory_freed_before_the_reset() {
     const MIB: i64 = 1 << 20;
     let _kept = device::keep_freed_memory();
-    // Small enough for the allocator to keep them.
+    // Small enough for the allocator to keep their memory.
     let many: Vec<Tensor> = (0..40)
         .map(|_| Tensor::ones([8 * MIB], (Kind::Uint8, CPU)))
         .collect();
     let with = device::peak_memory(CPU).unwrap();
     drop(many);
     if !device::reset_peak_memory(CPU).unwrap() {
-        eprintln!("this system does not reset the peak of memory");
+        eprintln!("skipped, since this system cannot reset the peak memory");
         return;
     }
     let (Some(with), Some(after)) = (with, device::peak_memory(CPU).unwrap()) else {
-        panic!("no peak of memory");
+        panic!("no peak memory");
     };
     assert!(after + (200 << 20) < with, "{after} bytes after {with}");
 }
 
 #[test]
-fn params_of_one_seed_are_equal_and_named_in_order() {
+fn params_with_the_same_seed_are_equal_and_names_are_in_order() {
     let build = |seed| {
         let params = Params::new(CPU, seed).unwrap();
         let root = params.root();
@@ -322,7 +325,7 @@ fn params_of_one_seed_are_equal_and_named_in_order() {
 }
 
 #[test]
-fn xavier_stays_within_its_bound_and_fills_it() {
+fn xavier_weights_fill_the_range_within_the_bound() {
     let params = Params::new(CPU, 0).unwrap();
     let w = params
         .root()
@@ -334,7 +337,7 @@ fn xavier_stays_within_its_bound_and_fills_it() {
 }
 
 #[test]
-fn loading_is_strict_and_names_the_nearest() {
+fn loading_is_strict_and_errors_name_the_nearest_match() {
     let params = Params::new(CPU, 0).unwrap();
     let _weight = params
         .root()
@@ -371,19 +374,19 @@ fn loading_is_strict_and_names_the_nearest() {
 }
 
 #[test]
-fn a_partial_load_takes_what_fits_and_names_the_rest() {
+fn a_partial_load_copies_matching_entries_and_lists_the_rest() {
     let params = Params::new(Device::Cpu, 0).unwrap();
     let root = params.root();
     for name in ["fits", "reshaped", "missing"] {
         let _weight = root.var(name, &[2], Init::Ones).unwrap();
     }
     let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, Device::Cpu));
-    let given = [
+    let state_dict = [
         ("fits".to_owned(), zeros(&[2])),
         ("reshaped".to_owned(), zeros(&[3])),
         ("missin".to_owned(), zeros(&[2])),
     ];
-    let mismatch = params.load_partial(&given).unwrap();
+    let mismatch = params.load_partial(&state_dict).unwrap();
     assert_eq!(mismatch.missing, ["missing"]);
     assert_eq!(
         mismatch.unexpected,

@@ -1,5 +1,4 @@
-//! Kernels compiled at run time: for GPUs that need not be there, emulated on the host, and on a CUDA
-//! device.
+//! Kernels compiled at run time: compilation without a GPU, emulation on the host, and runs on a CUDA device.
 
 use std::process::Command;
 
@@ -63,7 +62,7 @@ mod needs_nvrtc {
 
     #[test]
     #[ignore = "needs NVRTC, which comes with the full set-up: `cargo xtask test --python`"]
-    fn a_source_compiles_for_a_gpu_that_is_not_here() {
+    fn a_source_compiles_without_a_gpu() {
         for (major, minor) in [(8, 0), (9, 0)] {
             let code = cuda::compile(
                 &program(&DOUBLED, layout(12)),
@@ -71,7 +70,7 @@ mod needs_nvrtc {
             );
             assert_eq!(code.unwrap()[..4], *b"\x7fELF");
         }
-        // Of an architecture still to come, PTX of the newest that is known.
+        // For an unknown future architecture, PTX of the newest known one.
         let newer = Architecture {
             major: 99,
             minor: 0,
@@ -95,11 +94,12 @@ mod needs_nvrtc {
     }
 }
 
-/// Set in a process that runs one test of this file.
+/// Environment variable that is set in a child process, which runs one test of this file.
 const CHILD: &str = "IREPA_TEST_CUDA_CHILD";
 
-/// What the test `name` prints in a process of its own, since what came of loading a library is kept.
-fn alone(name: &str, variable: &str, value: &str) -> String {
+/// Output of the test `name` in a separate process. It needs one because the result of loading a library is
+/// cached.
+fn run_in_child(name: &str, variable: &str, value: &str) -> String {
     let output = Command::new(std::env::current_exe().unwrap())
         .args([name, "--exact", "--nocapture"])
         .env(CHILD, "1")
@@ -112,16 +112,16 @@ fn alone(name: &str, variable: &str, value: &str) -> String {
 }
 
 #[test]
-fn a_missing_compiler_is_an_error_that_names_the_way_out() {
+fn a_missing_compiler_is_an_error_with_a_remedy() {
     if std::env::var_os(CHILD).is_some() {
         let program = program(&DOUBLED, layout(8));
         println!("error: {}", cuda::compile(&program, HOPPER).unwrap_err());
-        // With a GPU or without: those who can do without kernels are told that there are none.
+        // `usable` returns no kernels, with or without a GPU.
         assert!(cuda::usable(Device::Cuda(0), &program).is_none());
         return;
     }
-    let text = alone(
-        "a_missing_compiler_is_an_error_that_names_the_way_out",
+    let text = run_in_child(
+        "a_missing_compiler_is_an_error_with_a_remedy",
         "IREPA_NVRTC",
         "/nowhere/libnvrtc.so",
     );
@@ -135,7 +135,7 @@ fn a_missing_compiler_is_an_error_that_names_the_way_out() {
 }
 
 #[test]
-fn a_missing_driver_is_an_error_that_names_the_way_out() {
+fn a_missing_driver_is_an_error_with_a_remedy() {
     if std::env::var_os(CHILD).is_some() {
         let program = program(&DOUBLED, layout(8));
         let error = Kernels::load(Device::Cuda(0), &program).unwrap_err();
@@ -143,14 +143,14 @@ fn a_missing_driver_is_an_error_that_names_the_way_out() {
         assert!(cuda::usable(Device::Cuda(0), &program).is_none());
         return;
     }
-    // Hides the devices of a machine that has some.
-    let text = alone(
-        "a_missing_driver_is_an_error_that_names_the_way_out",
+    // Hides the CUDA devices of the machine, if it has any.
+    let text = run_in_child(
+        "a_missing_driver_is_an_error_with_a_remedy",
         "CUDA_VISIBLE_DEVICES",
         "",
     );
     assert!(text.contains("error: "), "{text}");
-    // A driver without a device is another case.
+    // On a machine with a driver but no device, the error differs.
     if text.contains("error: cannot load") {
         assert!(
             text.contains("libcuda.so.1") && text.contains("install NVIDIA's driver"),
@@ -176,15 +176,15 @@ fn doubled_on(kernels: &Kernels, layout: Layout, size: [i64; 2]) {
     let blocks = (size[0] + layout.tokens() - 1) / layout.tokens();
     kernels.launch("doubled", blocks, &arguments).unwrap();
     assert_eq!(y, &x * 2.0);
-    // Small enough integers over 4: any order gives the same sum.
+    // The numbers are small integers divided by 4, so any order of summation has the same result.
     assert_eq!(sums, x.sum_dim_intlist(1, false, Kind::Float));
 }
 
-/// Of one warp a token and of several, whole vectors and single numbers, some left over.
+/// Sizes with one or several warps per token, with vectors or single numbers, and with incomplete blocks.
 const SIZES: [[i64; 2]; 5] = [[1, 1], [9, 128], [5, 600], [3, 33], [2, 2044]];
 
 #[test]
-fn an_emulated_kernel_computes() {
+fn an_emulated_kernel_computes_the_result() {
     for size in SIZES {
         let layout = layout(size[1]);
         let kernels = Kernels::emulate(&program(&DOUBLED, layout)).unwrap();
@@ -197,7 +197,7 @@ mod needs_cuda {
 
     #[test]
     #[ignore = "needs a CUDA device: `cargo xtask test --cuda`"]
-    fn a_kernel_computes_on_a_cuda_device() {
+    fn a_kernel_computes_the_result_on_a_cuda_device() {
         device::load_cuda().unwrap();
         for size in SIZES {
             let layout = layout(size[1]);
@@ -218,7 +218,7 @@ fn a_barrier_that_some_threads_never_reach_is_an_error() {
 }
 
 #[test]
-fn what_a_kernel_cannot_take_is_refused() {
+fn invalid_arguments_of_a_kernel_are_errors() {
     let kernels = Kernels::emulate(&program(&DOUBLED, layout(8))).unwrap();
     let x = Tensor::zeros([2, 8], (Kind::Float, Device::Cpu));
     let launch = |blocks, argument| kernels.launch("doubled", blocks, &[argument]).unwrap_err();
@@ -226,7 +226,9 @@ fn what_a_kernel_cannot_take_is_refused() {
     let (transposed, undefined) = (x.transpose(0, 1), Tensor::new());
     assert!(message(launch(1, Argument::Tensor(&transposed))).contains("[8, 2] is not contiguous"));
     assert!(message(launch(1, Argument::Tensor(&undefined))).contains("not dense"));
-    assert!(message(launch(1, Argument::Int(1 << 40))).contains("1099511627776 is no `int`"));
+    assert!(
+        message(launch(1, Argument::Int(1 << 40))).contains("1099511627776 does not fit an `int`")
+    );
     assert!(message(launch(0, Argument::Null)).contains("0 blocks"));
     assert!(matches!(
         kernels.launch("tripled", 1, &[]),
@@ -237,7 +239,7 @@ fn what_a_kernel_cannot_take_is_refused() {
 }
 
 #[test]
-fn tokens_are_laid_out_in_vectors_that_divide_them() {
+fn the_vector_width_divides_the_token_width() {
     let defines = |width, bytes, limit| {
         let layout = Layout::new(width, bytes, limit)?;
         let values = layout.defines().into_iter().map(|(_, value)| value);
@@ -253,7 +255,7 @@ fn tokens_are_laid_out_in_vectors_that_divide_them() {
 }
 
 #[test]
-fn a_readable_tensor_begins_at_16_bytes() {
+fn readable_tensors_are_contiguous_and_aligned_to_16_bytes() {
     let x = Tensor::arange(12, (Kind::Float, Device::Cpu));
     let (rest, columns) = (x.narrow(0, 1, 8), x.view([3, 4]).transpose(0, 1));
     for tensor in [&x, &rest, &columns] {

@@ -1,4 +1,4 @@
-//! What a kernel in Rust may rely on.
+//! Guarantees of CPU kernels in Rust.
 
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,13 +15,13 @@ use torch_ext::kernel::{self, InPlace, Input, Output, Vectorised};
 const CPU: Device = Device::Cpu;
 
 #[test]
-fn memory_is_seen_in_row_major_order() {
+fn elements_are_in_row_major_order() {
     let x = Tensor::arange(6, (Kind::BFloat16, CPU)).view([2, 3]);
     let input = Input::<bf16>::new(&x).unwrap();
     let read: Vec<f32> =
         kernel::run(|scope| scope.read(&input).iter().map(|v| v.to_f32()).collect());
     assert_eq!(read, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
-    // A view of some rows is contiguous too, and starts at its own first element.
+    // A view of some rows is contiguous too, and its slice starts at its own first element.
     let tail = x.narrow(0, 1, 1);
     let input = Input::<bf16>::new(&tail).unwrap();
     let first = kernel::run(|scope| scope.read(&input)[0].to_f32());
@@ -32,7 +32,7 @@ fn memory_is_seen_in_row_major_order() {
 }
 
 #[test]
-fn memory_of_another_form_is_refused() {
+fn unsuitable_tensors_are_errors() {
     let x = Tensor::zeros([2, 3], (Kind::Float, CPU));
     let message = |outcome: Result<Input<'_, f32>, TorchError>| outcome.unwrap_err().to_string();
     assert!(message(Input::new(&x.transpose(0, 1))).contains("not contiguous"));
@@ -75,7 +75,7 @@ fn a_tensor_is_changed_in_place_through_its_view() {
 }
 
 #[test]
-fn no_memory_is_changed_that_somebody_else_has() {
+fn memory_with_another_borrow_is_not_writable() {
     let x = Tensor::zeros([4, 3], (Kind::Float, CPU));
     let rows = |start, count| x.narrow(0, start, count);
     let (all, top, middle, bottom) = (rows(0, 4), rows(0, 2), rows(1, 2), rows(2, 2));
@@ -108,7 +108,7 @@ fn no_memory_is_changed_that_somebody_else_has() {
 }
 
 #[test]
-fn no_kernel_is_given_what_another_changes() {
+fn no_kernel_accesses_memory_that_another_one_changes() {
     let x = Tensor::zeros([4, 3], (Kind::Float, CPU));
     let row = x.narrow(0, 1, 1);
     let (all, one) = (
@@ -121,7 +121,7 @@ fn no_kernel_is_given_what_another_changes() {
     );
     kernel::run_in_place(|scope| {
         let slice = scope.write(&one).unwrap();
-        // Neither within it nor on another thread, until it is done.
+        // Until this kernel is done, neither nested kernels nor other threads may access the memory.
         assert!(kernel::run_in_place(|inner| inner.write(&all).is_err()));
         assert!(kernel::run_in_place(|inner| inner
             .read(&reads_all)
@@ -137,7 +137,7 @@ fn no_kernel_is_given_what_another_changes() {
         slice.fill(1.0);
     });
     assert_eq!(kernel::run(|scope| scope.read(&reads_one)[0]), 1.0);
-    // Many may read, and each has to be done before it can be changed.
+    // Several kernels may read the same memory. All must be done before it can be changed.
     kernel::run(|scope| {
         let first = scope.read(&reads_all);
         kernel::run(|inner| assert_eq!(inner.read(&reads_all), first));
@@ -147,11 +147,11 @@ fn no_kernel_is_given_what_another_changes() {
 }
 
 #[test]
-fn a_graph_that_needs_the_old_values_notices() {
+fn a_backward_pass_that_needs_the_old_values_fails() {
     let x = Tensor::ones([3], (Kind::Float, CPU));
     let w = Tensor::ones([3], (Kind::Float, CPU)).set_requires_grad(true);
     let loss = (&x * &w).sum(Kind::Float);
-    let _changes = InPlace::<f32>::new(&x).unwrap();
+    let _in_place = InPlace::<f32>::new(&x).unwrap();
     let error = loss.f_backward().unwrap_err().to_string();
     assert!(
         error.contains("modified by an inplace operation"),
@@ -168,7 +168,7 @@ fn each_item_is_visited_once_on_libtorchs_threads() {
         let id = || thread::current().id();
         kernel::for_each_with(
             &mut visits,
-            || assert!(made.lock().unwrap().insert(id()), "one for each thread"),
+            || assert!(made.lock().unwrap().insert(id()), "one value per thread"),
             |visit, ()| {
                 *visit += 1;
                 ids.lock().unwrap().insert(id());
@@ -183,13 +183,13 @@ fn each_item_is_visited_once_on_libtorchs_threads() {
 }
 
 #[test]
-fn a_thread_that_is_held_up_does_not_hold_up_the_others() {
+fn a_delayed_thread_does_not_delay_the_others() {
     if tch::get_num_threads() < 2 {
         tch::set_num_threads(2);
     }
     let (others, count) = (AtomicUsize::new(0), 40);
     let mut items: Vec<usize> = (0..count).collect();
-    // The first item takes until all others are done, so nobody may have set some apart for its thread.
+    // The first item waits until all others are done, so no item may be reserved for its thread.
     kernel::for_each(&mut items, |&mut item| {
         if item > 0 {
             others.fetch_add(1, Ordering::SeqCst);
@@ -197,7 +197,10 @@ fn a_thread_that_is_held_up_does_not_hold_up_the_others() {
         }
         let start = Instant::now();
         while others.load(Ordering::SeqCst) < count - 1 {
-            assert!(start.elapsed() < Duration::from_secs(60), "it waits");
+            assert!(
+                start.elapsed() < Duration::from_secs(60),
+                "an item was reserved for the waiting thread"
+            );
             thread::yield_now();
         }
     })
@@ -205,7 +208,7 @@ fn a_thread_that_is_held_up_does_not_hold_up_the_others() {
 }
 
 #[test]
-fn a_panic_of_one_item_is_the_callers() {
+fn a_panic_in_one_item_reaches_the_caller() {
     let mut items: Vec<usize> = (0..50).collect();
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         kernel::for_each(&mut items, |item| assert!(*item != 33, "item 33"))
@@ -215,7 +218,7 @@ fn a_panic_of_one_item_is_the_callers() {
     assert_eq!(items[49], 50);
 }
 
-/// Writes numbers from `start` to `end` in arrays of `N`, and says what the memory holds then.
+/// Writes numbers to the elements from `start` to `end` in arrays of `N`, and returns the content of the memory.
 fn written_past_the_cache<const N: usize>(
     memory: &mut [f32],
     start: usize,
@@ -231,7 +234,7 @@ fn written_past_the_cache<const N: usize>(
 }
 
 #[test]
-fn what_is_written_past_the_cache_is_what_was_given() {
+fn values_written_past_the_cache_are_correct() {
     let mut memory = Output::<f32>::new(&[1000]).unwrap();
     let memory = memory.as_mut_slice();
     for (start, end) in [(0, 1000), (4, 990), (16, 800), (1, 3), (3, 3), (3, 400)] {
@@ -245,7 +248,7 @@ fn what_is_written_past_the_cache_is_what_was_given() {
         assert_eq!(written_past_the_cache::<4>(memory, start, end), expected);
         assert_eq!(written_past_the_cache::<3>(memory, start, end), expected);
     }
-    // Fewer values than places.
+    // Fewer values than elements.
     memory.fill(-1.0);
     kernel::past_cache(memory, |mut memory| {
         memory.write(0..1000, std::iter::once([1.0; 16]), |_| 2.0);
@@ -256,7 +259,7 @@ fn what_is_written_past_the_cache_is_what_was_given() {
 }
 
 #[test]
-fn nothing_is_wrong_with_prefetching_beyond_the_end() {
+fn prefetching_beyond_the_end_is_allowed() {
     kernel::prefetch(&[1f32, 2.0], 1);
     kernel::prefetch(&[1f32, 2.0], usize::MAX);
     kernel::prefetch::<f32>(&[], 5);
@@ -280,7 +283,7 @@ impl Vectorised for Sum<'_> {
 }
 
 #[test]
-fn a_vectorised_loop_gives_the_bits_of_the_plain_one() {
+fn a_vectorised_loop_has_the_same_bits_as_the_plain_one() {
     let values: Vec<f32> = (0..1001).map(|i| (i as f32 * 0.37).sin()).collect();
     assert_eq!(kernel::vectorised(Sum(&values)), Sum(&values).run());
 }

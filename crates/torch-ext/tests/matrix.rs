@@ -1,9 +1,9 @@
-//! Products of small matrices, and what goes with them.
+//! Products of small matrices, and related number types.
 
 use half::bf16;
 use torch_ext::kernel::{Columns, Operand, Packed, Real, Rows, Stored, multiply};
 
-/// Numbers between -1 and 1 that look random.
+/// Pseudo-random numbers between -1 and 1.
 fn numbers<E: Stored<A>, A: Real>(seed: usize, count: usize) -> Vec<E> {
     (0..count)
         .map(|index| {
@@ -13,7 +13,7 @@ fn numbers<E: Stored<A>, A: Real>(seed: usize, count: usize) -> Vec<E> {
         .collect()
 }
 
-/// The product and what float64 makes of it, for rows that lie `gap` elements apart.
+/// Compares the product with float64 arithmetic, for a left factor with `gap` unused elements between rows.
 fn assert_product<E>([rows, depth, columns]: [usize; 3], gap: usize, limit: f64)
 where
     E: Operand + Stored<E::Sum>,
@@ -43,7 +43,7 @@ where
         })
         .collect();
 
-    // What was packed before must not show.
+    // The previous content of a packed matrix must not affect the product.
     let mut packed = Packed::<E>::default();
     packed.pack_rows(Rows::new(&numbers::<E, E::Sum>(3, 70 * 130), 130, 70, 130));
     packed.pack_rows(Rows::new(&b, columns, depth, columns));
@@ -62,7 +62,7 @@ where
         for (c, expected) in c.iter().zip(&expected) {
             assert!((c.to_f64() - 2.0 * expected).abs() < 2.0 * limit, "{what}");
         }
-        // A row does not depend on which others are beside it.
+        // A row does not depend on the other rows.
         let mut single = vec![E::Sum::default(); columns];
         for row in 0..rows {
             multiply(a.part(row, 1), &packed, &mut single, false);
@@ -74,7 +74,7 @@ where
 }
 
 #[test]
-fn a_product_is_that_of_float64() {
+fn products_agree_with_float64() {
     for size in [
         [1, 1, 1],
         [4, 2, 32],
@@ -93,7 +93,7 @@ fn a_product_is_that_of_float64() {
 }
 
 #[test]
-fn without_depth_a_product_is_zero() {
+fn a_product_over_zero_elements_is_zero() {
     let mut packed = Packed::<f32>::default();
     packed.pack_rows(Rows::new(&[], 3, 0, 3));
     let mut c = [5.0; 6];
@@ -105,14 +105,14 @@ fn without_depth_a_product_is_zero() {
 
 #[test]
 #[should_panic(expected = "rows of 3 elements")]
-fn matrices_that_do_not_fit_are_refused() {
+fn mismatched_shapes_panic() {
     let mut packed = Packed::<f32>::default();
     packed.pack_rows(Rows::new(&[0.0; 8], 2, 4, 2));
     multiply(Rows::new(&[0.0; 6], 3, 2, 3), &packed, &mut [0.0; 4], false);
 }
 
 #[test]
-fn the_exponential_is_exact_to_two_units() {
+fn the_exponential_is_accurate_to_two_units_in_the_last_place() {
     for step in -8730..=8730 {
         let x = step as f32 / 100.0;
         let expected = f64::from(x).exp();
@@ -126,7 +126,7 @@ fn the_exponential_is_exact_to_two_units() {
 }
 
 #[test]
-fn columns_are_written_by_several_at_once() {
+fn blocks_of_columns_can_be_written_in_parallel() {
     let mut matrix = [0u8; 24];
     let mut blocks = Columns::split(&mut matrix, 6, 2);
     assert_eq!(blocks.len(), 3);

@@ -1,9 +1,9 @@
-//! Switches of the whole process: a program of its own, since other tests run beside each other.
+//! Process-wide settings. They have a test program of their own, since other tests run concurrently.
 
 use torch_ext::device::{Float32, deterministic, set_deterministic, set_tf32, tf32};
 
 #[test]
-fn switches_are_read_back_and_float32_is_undone() {
+fn settings_are_readable_and_float32_restores_them() {
     for enabled in [true, false] {
         set_tf32(enabled).unwrap();
         assert_eq!(tf32().unwrap(), (enabled, enabled));

@@ -68,17 +68,17 @@ impl<'de> Deserialize<'de> for Objective {
 /// A noised batch: the network's inputs and the target, with all random numbers of the step drawn.
 pub(crate) enum NoisyInputs {
     /// The noised batch, and the network's labels after label dropout, `[B]`.
-    Velocity(velocity::Noisy, Tensor),
-    XPrediction(x_prediction::Noisy),
-    Meanflow(meanflow::Noisy),
+    Velocity(velocity::NoisyBatch, Tensor),
+    XPrediction(x_prediction::NoisyBatch),
+    Meanflow(meanflow::NoisyBatch),
 }
 
 impl NoisyInputs {
     /// Returns the tensors, for [`NoisyInputs::with_tensors`]. `None` for objectives that do not support it.
     pub(crate) fn tensors(&self) -> Option<Vec<Tensor>> {
         let tensors = match self {
-            Self::Velocity(velocity::Noisy { x, t, target }, labels) => [x, t, target, labels],
-            Self::XPrediction(x_prediction::Noisy {
+            Self::Velocity(velocity::NoisyBatch { x, t, target }, labels) => [x, t, target, labels],
+            Self::XPrediction(x_prediction::NoisyBatch {
                 z,
                 t,
                 labels,
@@ -98,9 +98,9 @@ impl NoisyInputs {
         let inputs = match self {
             Self::Velocity(..) => {
                 let x = noisy;
-                Self::Velocity(velocity::Noisy { x, t, target }, labels)
+                Self::Velocity(velocity::NoisyBatch { x, t, target }, labels)
             }
-            Self::XPrediction(_) => Self::XPrediction(x_prediction::Noisy {
+            Self::XPrediction(_) => Self::XPrediction(x_prediction::NoisyBatch {
                 z: noisy,
                 t,
                 labels,

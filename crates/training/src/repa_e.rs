@@ -2,12 +2,12 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::path::Path as FilePath;
+use std::path::Path;
 
 use data::seed;
 use diffusion::Sit;
 use diffusion::autoencoder::KlAutoencoder;
-use diffusion::interpolant::{Path, TimeSampling};
+use diffusion::interpolant::{Interpolant, TimeSampling};
 use diffusion::objective::velocity::Velocity;
 use diffusion::repa_e::{
     AutoencoderLoss, AutoencoderLossConfig, AutoencoderPass, Discriminator, LatentNorm, Lpips,
@@ -31,7 +31,7 @@ use crate::{Autoencoder, Config, ConfigPath, Objective, TrainError, read_tensors
 #[serde(default, deny_unknown_fields)]
 pub struct JointTraining {
     /// The path from latents to noise.
-    pub path: Path,
+    pub path: Interpolant,
     /// The distribution of times.
     pub time: TimeSampling,
     /// Weight of the alignment loss in the autoencoder's loss. It is averaged over `alignment.losses`
@@ -63,7 +63,7 @@ pub struct JointTraining {
 impl Default for JointTraining {
     fn default() -> Self {
         Self {
-            path: Path::default(),
+            path: Interpolant::default(),
             time: TimeSampling::default(),
             autoencoder_alignment: RepaEConfig::default().autoencoder_alignment,
             autoencoder_lr: None,
@@ -80,10 +80,10 @@ impl Default for JointTraining {
 
 impl JointTraining {
     /// Returns the files that the objective reads, with the key of each.
-    pub fn files(&self) -> impl Iterator<Item = (&'static str, &FilePath)> {
+    pub fn files(&self) -> impl Iterator<Item = (&'static str, &Path)> {
         let lpips = match self.loss.perceptual_weight > 0.0 {
             true => &*self.lpips,
-            false => FilePath::new(""),
+            false => Path::new(""),
         };
         let files = [
             ("objective.lpips", lpips),

@@ -1,10 +1,12 @@
+//! The autoencoder for pixel-space diffusion: none.
+
 use tch::{Kind, Tensor};
 use torch_ext::Generator;
 
 use super::{Autoencoder, bytes};
 use crate::{DiffusionError, check};
 
-/// No autoencoder: the denoiser works on pixels in [-1, 1].
+/// An autoencoder that only rescales bytes: the denoiser works on pixels in [-1, 1].
 ///
 /// ```
 /// use diffusion::autoencoder::{Autoencoder, Identity};
@@ -21,9 +23,9 @@ use crate::{DiffusionError, check};
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Identity;
 
-/// Added to a byte before it is mapped to [-1, 1], in bytes: more than float32 loses on the way
-/// to the decoder (2e-5) and too little to matter. Without it, truncation would bring many bytes
-/// back one too low.
+/// Added to a byte before it is mapped to [-1, 1], in units of a byte. It exceeds the rounding error
+/// of float32 on the way to the decoder (2e-5) and is too small to matter otherwise. Without it,
+/// truncation in the decoder would return many bytes one too low.
 const HEADROOM: f64 = 1.0 / 4096.0;
 
 impl Autoencoder for Identity {

@@ -24,11 +24,11 @@ use crate::{DiffusionError, check};
 pub use config::KlConfig;
 pub use posterior::Posterior;
 
-/// The model: pixels in [-1, 1] to a [`Posterior`] over latents, and latents back to pixels.
+/// The KL autoencoder: maps pixels in [-1, 1] to a [`Posterior`] over latents, and latents to pixels.
 ///
-/// Its methods record gradients; through the trait [`Autoencoder`] it is frozen. Latents are as
-/// the encoder gives them: [`LatentScaling`](crate::latents::LatentScaling) or a
-/// [`LatentNorm`](crate::repa_e::LatentNorm) brings them to the denoiser's scale.
+/// Its own methods record gradients; those of the trait [`Autoencoder`] do not. Latents are not
+/// scaled: [`LatentScaling`](crate::latents::LatentScaling) or a
+/// [`LatentNorm`](crate::repa_e::LatentNorm) maps them to the denoiser's scale.
 ///
 /// ```
 /// use diffusion::autoencoder::{Autoencoder, KlAutoencoder, KlConfig};
@@ -60,10 +60,10 @@ pub struct KlAutoencoder {
 }
 
 impl KlAutoencoder {
-    /// Declares the weights below `scope` and draws them as PyTorch does by default.
+    /// Declares the weights below `scope` and initialises them with PyTorch's defaults.
     ///
     /// # Errors
-    /// Settings that [`KlConfig::validate`] refuses, or a name that is taken.
+    /// [`KlConfig::validate`] rejects the settings, or a weight name is already declared.
     pub fn new(scope: &Scope, config: &KlConfig) -> Result<Self, DiffusionError> {
         config.validate()?;
         let channels = config.latent_channels;
@@ -77,7 +77,7 @@ impl KlAutoencoder {
         })
     }
 
-    /// The settings it was built with.
+    /// The settings that the autoencoder was built with.
     pub fn config(&self) -> &KlConfig {
         &self.config
     }
@@ -85,7 +85,8 @@ impl KlAutoencoder {
     /// Moments `[B, 2 C, H / f, W / f]` of images `[B, 3, H, W]` in [-1, 1].
     ///
     /// # Errors
-    /// Another shape, or a side that is not a multiple of `f`.
+    /// `pixels` has another shape, or a side is not a multiple of `f`, which is
+    /// [`KlConfig::downsampling`].
     pub fn moments(&self, pixels: &Tensor) -> Result<Tensor, DiffusionError> {
         check::shape("the batch of images", pixels, &[-1, 3, -1, -1])?;
         let (_, _, height, width) = pixels.size4()?;
@@ -109,11 +110,11 @@ impl KlAutoencoder {
         self.posterior(&pixels(images)?)
     }
 
-    /// Images `[B, 3, f h, f w]` of latents `[B, C, h, w]`, nominally in [-1, 1]: nothing bounds
-    /// them.
+    /// Decodes latents `[B, C, h, w]` to images `[B, 3, f h, f w]`. Pixels are nominally in [-1, 1] but
+    /// not clamped.
     ///
     /// # Errors
-    /// Another shape.
+    /// `latents` has another shape.
     pub fn to_pixels(&self, latents: &Tensor) -> Result<Tensor, DiffusionError> {
         let channels = self.config.latent_channels;
         check::shape("the batch of latents", latents, &[-1, channels, -1, -1])?;
@@ -122,7 +123,7 @@ impl KlAutoencoder {
     }
 }
 
-/// Images as bytes `[B, 3, H, W]` to pixels in [-1, 1], float32.
+/// Maps images `[B, 3, H, W]`, bytes, to pixels in [-1, 1], float32.
 pub(crate) fn pixels(images: &Tensor) -> Result<Tensor, DiffusionError> {
     check::shape("the batch of images", images, &[-1, 3, -1, -1])?;
     check::dtype("the batch of images", images, Kind::Uint8)?;

@@ -1,4 +1,4 @@
-//! Between images as bytes and the space in which a denoiser works.
+//! Autoencoders: maps between images as bytes and the space in which a denoiser works.
 
 mod identity;
 pub(crate) mod kl;
@@ -18,25 +18,26 @@ pub trait Autoencoder: Debug + Send {
     /// `[C, h, w]` of the latents of images of `height` x `width` pixels.
     ///
     /// # Errors
-    /// A size it cannot take.
+    /// The autoencoder cannot take images of this size.
     fn latent_shape(&self, height: i64, width: i64) -> Result<[i64; 3], DiffusionError>;
 
-    /// Latents `[B, C, h, w]`, float32, of images `[B, 3, H, W]`, bytes. An encoder with a
-    /// posterior samples it from `generator`.
+    /// Encodes images `[B, 3, H, W]`, bytes, as latents `[B, C, h, w]`, float32. An encoder with a
+    /// posterior samples from it with numbers from `generator`.
     ///
     /// # Errors
-    /// Another shape or dtype.
+    /// `images` has another shape or dtype.
     fn encode(&self, images: &Tensor, generator: &mut Generator) -> Result<Tensor, DiffusionError>;
 
-    /// Images `[B, 3, H, W]`, bytes, of latents `[B, C, h, w]` of any floating-point dtype.
-    /// Levels between two bytes become the lower one, as upstream writes images.
+    /// Decodes latents `[B, C, h, w]` of any floating-point dtype to images `[B, 3, H, W]`, bytes.
+    /// Values between two bytes are rounded down, as upstream does.
     ///
     /// # Errors
-    /// Another shape; values that are NaN or infinite.
+    /// `latents` has another shape; decoded pixels are NaN or infinite.
     fn decode(&self, latents: &Tensor) -> Result<Tensor, DiffusionError>;
 }
 
-/// Pixels in [-1, 1] to bytes, truncated; what lies outside is clamped. NaN has no byte.
+/// Maps pixels in [-1, 1] to bytes by truncation, and clamps values outside. NaN and infinite values
+/// are an error.
 fn bytes(pixels: &Tensor) -> Result<Tensor, DiffusionError> {
     if pixels.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
         return Err(DiffusionError::NotFinite {

@@ -1,11 +1,13 @@
+//! The tangent of attention.
+
 use tch::{Device, Kind, Tensor};
 
 use super::Dual;
 use crate::DiffusionError;
 
-/// How many attention scores are held at once. Fused attention holds none, so that this bounds
-/// what the tangent adds to peak memory. On the CPU this many stay in the cache; other devices
-/// need more to be busy.
+/// Number of attention scores in memory at once. Fused attention keeps none, so this bounds what the
+/// tangent adds to peak memory. On the CPU, this number fits in the cache; other devices need more
+/// scores for full utilisation.
 fn scores_at_once(device: Device) -> i64 {
     match device {
         Device::Cpu => 1 << 20,
@@ -18,8 +20,8 @@ fn scores_at_once(device: Device) -> i64 {
 ///
 /// `ds = (dq k^T + q dk^T) / sqrt(d)`, `dp = p (ds - sum(p ds))`, `do = dp v + p dv`.
 ///
-/// The weights `p` are computed anew: fused attention does not keep them, and attention that does
-/// would hold them for the backward pass in every block.
+/// The weights `p` are recomputed: fused attention does not keep them, and attention that does would
+/// hold them in every block until the backward pass.
 pub(super) fn tangent(q: &Dual, k: &Dual, v: &Dual) -> Result<Tensor, DiffusionError> {
     let (batch, heads, count, width) = q.value.size4()?;
     let [dq, dk, dv] = [q, k, v].map(|x| x.tangent.compute());

@@ -1,3 +1,5 @@
+//! Deferred computation of a tangent.
+
 use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
@@ -6,15 +8,15 @@ use tch::Tensor;
 
 use crate::DiffusionError;
 
-/// A tangent that is computed when it is first asked for, without recording a gradient. Clones
-/// share the result; it is freed with the last of them.
+/// A tangent that is computed on first request, without recording a gradient. Clones share the result,
+/// which is freed with the last clone.
 #[derive(Clone)]
 pub(crate) struct Tangent(Rc<RefCell<State>>);
 
 enum State {
     Waiting(Box<dyn FnOnce() -> Result<Tensor, DiffusionError>>),
     Ready(Tensor),
-    /// While it is being computed, and for good if that failed.
+    /// During the computation, and permanently if it failed.
     Failed,
 }
 
@@ -31,7 +33,7 @@ impl Tangent {
             }
             State::Ready(tangent) => tangent,
             State::Failed => {
-                let message = "a tangent that could not be computed is asked for again";
+                let message = "a tangent was requested again after its computation failed";
                 return Err(tch::TchError::Torch(message.to_owned()).into());
             }
         };

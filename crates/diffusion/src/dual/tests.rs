@@ -1,4 +1,4 @@
-//! Each operation's tangent against the central difference of its value, in float64.
+//! Comparison of each operation's tangent with the central difference of its value, in float64.
 
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
@@ -10,7 +10,7 @@ use crate::embedding::TimestepEmbedder;
 use crate::layers::{Attention, Mlp};
 use torch_ext::{Generator, Params};
 
-/// Runs an operation on plain tensors and on duals: a closure cannot be generic.
+/// An operation on plain tensors and on duals; a trait, since closures cannot be generic.
 trait Operation {
     fn run<V: Activation>(&self, inputs: &[V]) -> Result<V, DiffusionError>;
 }
@@ -19,9 +19,9 @@ fn normal(size: &[i64], generator: &mut Generator) -> Tensor {
     generator.randn(size, Kind::Double).unwrap()
 }
 
-/// With and without a gradient, the tangent of the operation at random inputs of these sizes is
-/// the central difference.
-fn agrees(operation: &impl Operation, sizes: &[&[i64]], seed: u64) -> TestCaseResult {
+/// Checks that the tangent of the operation at random inputs of these sizes equals the central
+/// difference, with and without a gradient.
+fn check_tangent(operation: &impl Operation, sizes: &[&[i64]], seed: u64) -> TestCaseResult {
     let mut generator = Generator::new(Device::Cpu, seed).unwrap();
     let mut draw = |sizes: &[&[i64]]| -> Vec<Tensor> {
         sizes
@@ -60,7 +60,7 @@ fn agrees(operation: &impl Operation, sizes: &[&[i64]], seed: u64) -> TestCaseRe
     Ok(())
 }
 
-/// A layer with all its weights random and in float64.
+/// A layer whose weights are all random and float64.
 fn layer<T>(make: impl FnOnce(&Params) -> Result<T, DiffusionError>) -> T {
     let params = Params::new(Device::Cpu, 0).unwrap();
     let layer = make(&params).unwrap();
@@ -133,10 +133,10 @@ impl Operation for Modulate {
     }
 }
 
-struct Mixed {
+struct ScaledDotProduct {
     fused: bool,
 }
-impl Operation for Mixed {
+impl Operation for ScaledDotProduct {
     fn run<V: Activation>(&self, inputs: &[V]) -> Result<V, DiffusionError> {
         V::attention(&inputs[0], &inputs[1], &inputs[2], self.fused)
     }
@@ -186,17 +186,17 @@ proptest! {
     ) {
         let x: &[i64] = &[batch, count, width];
         let c: &[i64] = &[batch, 1, width];
-        agrees(&Linear(3), &[x], seed)?;
-        agrees(&Silu, &[x], seed)?;
+        check_tangent(&Linear(3), &[x], seed)?;
+        check_tangent(&Silu, &[x], seed)?;
         for fused in [false, true] {
-            agrees(&Gelu { fused }, &[x], seed)?;
+            check_tangent(&Gelu { fused }, &[x], seed)?;
             let mlp = layer(|params| Mlp::new(&params.root(), width, 2 * width, fused));
-            agrees(&mlp, &[x], seed)?;
+            check_tangent(&mlp, &[x], seed)?;
         }
-        agrees(&Sum, &[x, x], seed)?;
-        agrees(&AddProduct, &[x, c, x], seed)?;
-        agrees(&Modulate, &[x, c, c], seed)?;
-        agrees(&Rearranged, &[x], seed)?;
+        check_tangent(&Sum, &[x, x], seed)?;
+        check_tangent(&AddProduct, &[x, c, x], seed)?;
+        check_tangent(&Modulate, &[x, c, c], seed)?;
+        check_tangent(&Rearranged, &[x], seed)?;
     }
 
     #[test]
@@ -204,7 +204,7 @@ proptest! {
         batch in 1i64..4, count in 1i64..6, width in 4i64..17, seed in 0u64..1000,
     ) {
         for affine in [false, true] {
-            agrees(&LayerNorm { affine }, &[&[batch, count, width]], seed)?;
+            check_tangent(&LayerNorm { affine }, &[&[batch, count, width]], seed)?;
         }
     }
 
@@ -214,14 +214,14 @@ proptest! {
     ) {
         let size: &[i64] = &[batch, heads, count, 2 * half];
         for fused in [false, true] {
-            agrees(&Mixed { fused }, &[size; 3], seed)?;
+            check_tangent(&ScaledDotProduct { fused }, &[size; 3], seed)?;
         }
         let width = 2 * half * heads;
         for (qk_norm, fused) in [(false, false), (false, true), (true, true)] {
             let attention = layer(|params| {
                 Attention::new(&params.root(), width, heads, qk_norm, fused)
             });
-            agrees(&attention, &[&[batch, count, width]], seed)?;
+            check_tangent(&attention, &[&[batch, count, width]], seed)?;
         }
     }
 
@@ -229,13 +229,13 @@ proptest! {
     fn tangents_of_time_embeddings_are_central_differences(
         batch in 1i64..5, width in 2i64..9, seed in 0u64..1000,
     ) {
-        agrees(&Sinusoids(width), &[&[batch]], seed)?;
-        agrees(&layer(|params| TimestepEmbedder::new(&params.root(), width)), &[&[batch]], seed)?;
+        check_tangent(&Sinusoids(width), &[&[batch]], seed)?;
+        check_tangent(&layer(|params| TimestepEmbedder::new(&params.root(), width)), &[&[batch]], seed)?;
     }
 }
 
 #[test]
-fn a_tangent_that_failed_stays_an_error() {
+fn a_failed_tangent_stays_an_error() {
     let float = (Kind::Double, Device::Cpu);
     let x = Tensor::ones([2, 3], float).set_requires_grad(true);
     let wrong = Tensor::ones([2, 4], float);
@@ -244,5 +244,5 @@ fn a_tangent_that_failed_stays_an_error() {
     let dual = dual.linear(&weight, &Tensor::ones([5], float)).unwrap();
     assert!(dual.tangent.compute().is_err());
     let error = dual.tangent.compute().unwrap_err().to_string();
-    assert!(error.contains("asked for again"), "{error}");
+    assert!(error.contains("after its computation failed"), "{error}");
 }

@@ -1,19 +1,19 @@
-//! The tanh form of GELU, `x sigmoid(2 u)` with `u = sqrt(2 / pi) (x + 0.044715 x^3)`, on the CPU: what
-//! libtorch spends most of it on is the tanh.
+//! The tanh form of GELU on the CPU, computed as `x sigmoid(2 u)` with `u = sqrt(2 / pi) (x + 0.044715 x^3)`.
+//! libtorch's GELU spends most of its time on the tanh.
 
 use tch::Tensor;
 use torch_ext::autograd;
 use torch_ext::kernel::{self as cpu, Input, Output, Real, Vectorised, vectorised};
 
 use super::unary::{self, Unary};
-use super::{Number, sigmoid};
+use super::{KernelElement, sigmoid};
 use crate::DiffusionError;
 
-/// Elements that are worked on at once.
+/// Number of elements per work item.
 const PART: usize = 1 << 14;
 
-/// GELU of a tensor of any shape; `None` where there is no fused form: on other devices than the CPU, and
-/// for other dtypes than float32, bfloat16 and float64.
+/// GELU of a tensor of any shape. Returns `None` if there is no fused form: on devices other than the CPU, and
+/// for dtypes other than float32, bfloat16 and float64.
 pub(crate) fn gelu(x: &Tensor) -> Result<Option<Tensor>, DiffusionError> {
     unary::apply::<Gelu>(x)
 }
@@ -23,7 +23,7 @@ struct Gelu;
 impl Unary for Gelu {
     const NAME: &'static str = "fused GELU";
 
-    fn forward<E: Number>(x: &Tensor) -> autograd::Result<Tensor> {
+    fn forward<E: KernelElement>(x: &Tensor) -> autograd::Result<Tensor> {
         let mut y = Output::<E>::new(&x.size())?;
         let x = Input::<E>::new(x)?;
         let y_slice = y.as_mut_slice();
@@ -42,7 +42,7 @@ impl Unary for Gelu {
         Ok(y.into_tensor())
     }
 
-    fn backward<E: Number>(x: &Tensor, dy: &Tensor) -> autograd::Result<Tensor> {
+    fn backward<E: KernelElement>(x: &Tensor, dy: &Tensor) -> autograd::Result<Tensor> {
         let mut dx = Output::<E>::new(&x.size())?;
         let (x, dy) = (Input::<E>::new(x)?, Input::<E>::new(dy)?);
         let dx_slice = dx.as_mut_slice();
@@ -67,7 +67,7 @@ impl Unary for Gelu {
     }
 }
 
-/// `y = f(x, with)`, element by element.
+/// Computes `y = f(x, with)` for each element.
 struct Map<'a, E, F> {
     x: &'a [E],
     with: &'a [E],
@@ -75,7 +75,7 @@ struct Map<'a, E, F> {
     f: F,
 }
 
-impl<E: Number, F: Fn(E::Sum, E::Sum) -> E::Sum> Vectorised for Map<'_, E, F> {
+impl<E: KernelElement, F: Fn(E::Sum, E::Sum) -> E::Sum> Vectorised for Map<'_, E, F> {
     type Output = ();
 
     #[inline(always)]
@@ -88,7 +88,7 @@ impl<E: Number, F: Fn(E::Sum, E::Sum) -> E::Sum> Vectorised for Map<'_, E, F> {
 
 /// `2 sqrt(2 / pi)`.
 const SCALE: f64 = std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::SQRT_2;
-/// The weight of `x^3`.
+/// Coefficient of `x^3`.
 const CUBIC: f64 = 0.044715;
 
 #[inline(always)]
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn gradients_are_those_of_finite_differences() {
+    fn gradients_agree_with_finite_differences() {
         let function = |inputs: &[Tensor]| {
             let y = gelu(&inputs[0]).map_err(|error| TorchError::Libtorch(error.to_string()))?;
             Ok(vec![y.expect("a fused form")])
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn it_equals_libtorchs() {
+    fn it_agrees_with_libtorch() {
         for (kind, limit) in [(Kind::Float, 2e-6), (Kind::BFloat16, 8e-3)] {
             for (scale, size) in [(1.0, [3, 100, 200]), (8.0, [1, 1, 33]), (60.0, [1, 7, 9])] {
                 let x = [(random(1, size, kind) * scale).detach()];

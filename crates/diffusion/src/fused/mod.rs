@@ -1,6 +1,5 @@
-//! What a block consists of as one operation each: a norm, `(1 + scale)` and shift in one pass over the
-//! tokens; gated residuals; attention with its heads; norm and rotation of queries and keys; GELU and SwiGLU;
-//! and the gradients of each.
+//! Fused operations of a transformer block, with their gradients: norm with modulation, gated residuals,
+//! multi-head attention, norm and rotation of queries and keys, GELU and SwiGLU.
 
 mod attention;
 mod gelu;
@@ -16,27 +15,28 @@ use torch_ext::kernel::{LANES, Operand, Real, Stored, sum_lanes};
 pub(crate) use self::attention::{attention, attention_of_heads};
 pub(crate) use self::gelu::gelu;
 pub(crate) use self::modulation::{Norm, gate, norm_modulate};
-pub(crate) use self::norm_rotate::{Turns, norm_rotate};
+pub(crate) use self::norm_rotate::{Rotations, norm_rotate};
 pub(crate) use self::swiglu::swiglu;
 
-/// An element that is computed with in the dtype that its products are summed up in.
-trait Number: Operand + Stored<Self::Sum> {}
+/// An element type of kernels that compute in the dtype in which its products are summed.
+trait KernelElement: Operand + Stored<Self::Sum> {}
 
-impl<E: Operand + Stored<E::Sum>> Number for E {}
+impl<E: Operand + Stored<E::Sum>> KernelElement for E {}
 
-/// `values` cut into the parts of each image, each image of `len` values.
-fn cut<T>(values: &[T], len: usize, part: usize) -> impl Iterator<Item = &[T]> {
+/// Divides `values` into images of `len` values, and each image into parts of `part` values.
+fn image_parts<T>(values: &[T], len: usize, part: usize) -> impl Iterator<Item = &[T]> {
     values.chunks(len).flat_map(move |image| image.chunks(part))
 }
 
-fn cut_mut<T>(values: &mut [T], len: usize, part: usize) -> impl Iterator<Item = &mut [T]> {
+/// As [`image_parts`], for writing.
+fn image_parts_mut<T>(values: &mut [T], len: usize, part: usize) -> impl Iterator<Item = &mut [T]> {
     values
         .chunks_mut(len)
         .flat_map(move |image| image.chunks_mut(part))
 }
 
-/// `1 / (1 + e^-x)`, and 0 where the exponential is beyond its range: times a power of `x` that it should
-/// outweigh, what it is there would count.
+/// `1 / (1 + e^-x)`, and exactly 0 for `x` below -87, where the exponential is clamped: the clamped value,
+/// multiplied by a power of `x`, would not be negligible.
 #[inline(always)]
 fn sigmoid<A: Real>(x: A) -> A {
     let one = A::from_f64(1.0);
@@ -48,7 +48,7 @@ fn sigmoid<A: Real>(x: A) -> A {
     }
 }
 
-/// The sum of a function of each element.
+/// The sum of `term` over the elements of a row.
 #[inline(always)]
 fn sum<A: Real>(row: &[A], term: impl Fn(A) -> A) -> f64 {
     let (pieces, rest) = row.as_chunks::<LANES>();
@@ -64,9 +64,9 @@ fn sum<A: Real>(row: &[A], term: impl Fn(A) -> A) -> f64 {
     sum_lanes(lanes)
 }
 
-/// The sum of the products of two rows' elements.
+/// The dot product of two rows.
 #[inline(always)]
-fn product<A: Real>(left: &[A], right: &[A]) -> f64 {
+fn dot<A: Real>(left: &[A], right: &[A]) -> f64 {
     let ((left, left_rest), (right, right_rest)) =
         (left.as_chunks::<LANES>(), right.as_chunks::<LANES>());
     let mut lanes = [A::default(); LANES];

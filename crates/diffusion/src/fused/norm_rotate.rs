@@ -1,5 +1,5 @@
-//! RMS norm and rotation of queries and keys, on the CPU, from one tensor of queries, keys and values to
-//! another: what attention takes, without copies of the heads in between.
+//! RMS norm and rotation of queries and keys on the CPU. Input and result are one tensor of queries, keys and
+//! values, which attention takes without copying the heads.
 
 use half::bf16;
 use tch::{Device, Kind, Tensor};
@@ -8,31 +8,32 @@ use torch_ext::kernel::{
     self as cpu, Element, Input, LANES, Output, Real, Row, Vectorised, vectorised,
 };
 
-use super::{Number, cut, cut_mut, product, sum};
+use super::{KernelElement, dot, image_parts, image_parts_mut, sum};
 use crate::DiffusionError;
 
-/// Tokens that are worked on at once. Sums over the tokens are of these parts, whatever the number of
-/// threads.
+/// Number of tokens per work item. Sums over tokens are computed per item first, so they do not depend on the
+/// number of threads.
 const TOKENS: usize = 32;
 
-/// By what each number of a head is multiplied, and its neighbour in a pair: `y_i = x_i cos_i + x_j sin_i`,
-/// with `j` the other one. `[T, d]` each; float32.
+/// Factors of a rotation: `y_i = x_i cos_i + x_j sin_i`, where `j` is the other number of the pair of `i`.
+/// `[T, d]` each, float32.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Turns<'t> {
+pub(crate) struct Rotations<'t> {
     pub(crate) cosines: &'t Tensor,
-    /// The sine, negative for the first of a pair.
+    /// The sines, negated for the first number of each pair.
     pub(crate) sines: &'t Tensor,
 }
 
-/// Queries and keys of `qkv` `[B, T, 3 D]`, each head divided by its root mean square, times `weights` `[d]`
-/// (of queries and of keys), and turned; values as they are. `[B, T, 3 D]`, in the dtype of `qkv`.
+/// Normalises and rotates the queries and keys of `qkv` `[B, T, 3 D]`: divides each head by its root mean
+/// square, multiplies it by the `weights` `[d]` (of queries, of keys), and rotates it. Values do not change. The
+/// result is `[B, T, 3 D]`, in the dtype of `qkv`.
 ///
-/// `None` where there is no fused form: on other devices than the CPU, for other dtypes than float32 and
-/// bfloat16 with float32 weights, or float64 with such; and for other shapes.
+/// Returns `None` if there is no fused form: on devices other than the CPU; for dtypes other than float32 or
+/// bfloat16 with float32 weights, or float64 with float64 weights; and for other shapes.
 pub(crate) fn norm_rotate(
     qkv: &Tensor,
     weights: [&Tensor; 2],
-    turns: Turns<'_>,
+    rotations: Rotations<'_>,
     eps: f64,
 ) -> Result<Option<Tensor>, DiffusionError> {
     let size = qkv.size();
@@ -40,7 +41,7 @@ pub(crate) fn norm_rotate(
         return Ok(None);
     };
     let head = weights[0].numel() as i64;
-    let tables = [turns.cosines, turns.sines];
+    let tables = [rotations.cosines, rotations.sines];
     let fits = head > 0
         && head % 2 == 0
         && width % (3 * head) == 0
@@ -55,32 +56,38 @@ pub(crate) fn norm_rotate(
     if !fits {
         return Ok(None);
     }
-    let passes = match (qkv.f_kind()?, weights[0].f_kind()?, weights[1].f_kind()?) {
-        (Kind::Float, Kind::Float, Kind::Float) => Passes::of::<f32>(),
-        (Kind::BFloat16, Kind::Float, Kind::Float) => Passes::of::<bf16>(),
-        (Kind::Double, Kind::Double, Kind::Double) => Passes::of::<f64>(),
+    let implementation = match (qkv.f_kind()?, weights[0].f_kind()?, weights[1].f_kind()?) {
+        (Kind::Float, Kind::Float, Kind::Float) => Implementation::of::<f32>(),
+        (Kind::BFloat16, Kind::Float, Kind::Float) => Implementation::of::<bf16>(),
+        (Kind::Double, Kind::Double, Kind::Double) => Implementation::of::<f64>(),
         _ => return Ok(None),
     };
     let kind = weights[0].f_kind()?;
     let [cosines, sines] = [tables[0].f_to_kind(kind)?, tables[1].f_to_kind(kind)?];
     let inputs = [qkv, weights[0], weights[1], &cosines, &sines];
-    let rotated = autograd::apply(NormRotate { passes, eps }, &inputs)?;
+    let rotated = autograd::apply(
+        NormRotate {
+            implementation,
+            eps,
+        },
+        &inputs,
+    )?;
     Ok(rotated.into_iter().next())
 }
 
-/// Of queries, keys and values, two weights, cosines and sines.
+/// Arguments: `qkv`, two weights, cosines and sines; eps.
 type ForwardPass = fn(&[&Tensor; 5], f64) -> autograd::Result<Tensor>;
-/// Of these and the gradient of the result; to the gradients of the first three.
+/// Arguments: as [`ForwardPass`], and the gradient of the result. Returns the gradients of the first three tensors.
 type BackwardPass = fn(&[&Tensor; 5], f64, &Tensor) -> autograd::Result<[Tensor; 3]>;
 
-/// The passes for one dtype.
-struct Passes {
+/// Forward and backward pass for one dtype.
+struct Implementation {
     forward: ForwardPass,
     backward: BackwardPass,
 }
 
-impl Passes {
-    fn of<E: Number>() -> Self {
+impl Implementation {
+    fn of<E: KernelElement>() -> Self {
         Self {
             forward: forward::<E>,
             backward: backward::<E>,
@@ -89,7 +96,7 @@ impl Passes {
 }
 
 struct NormRotate {
-    passes: Passes,
+    implementation: Implementation,
     eps: f64,
 }
 
@@ -116,7 +123,7 @@ impl Function for NormRotate {
                 context.save(saved);
             }
         }
-        Ok(vec![(self.passes.forward)(&inputs, self.eps)?])
+        Ok(vec![(self.implementation.forward)(&inputs, self.eps)?])
     }
 
     fn backward(
@@ -131,14 +138,14 @@ impl Function for NormRotate {
         let (cosines, sines) = (context.saved(3)?, context.saved(4)?);
         let inputs = [&qkv, &of_queries, &of_keys, &cosines, &sines];
         let [dqkv, of_queries, of_keys] =
-            (self.passes.backward)(&inputs, self.eps, &dy.f_contiguous()?)?;
+            (self.implementation.backward)(&inputs, self.eps, &dy.f_contiguous()?)?;
         let gradients = [Some(dqkv), Some(of_queries), Some(of_keys), None, None];
         Ok(gradients.into())
     }
 }
 
-/// What both passes read.
-struct Inputs<'t, E: Number> {
+/// The inputs of both passes.
+struct Inputs<'t, E: KernelElement> {
     qkv: Input<'t, E>,
     weights: [Input<'t, E::Sum>; 2],
     tables: [Input<'t, E::Sum>; 2],
@@ -146,7 +153,7 @@ struct Inputs<'t, E: Number> {
     width: usize,
 }
 
-impl<'t, E: Number> Inputs<'t, E> {
+impl<'t, E: KernelElement> Inputs<'t, E> {
     fn new(inputs: &[&'t Tensor; 5]) -> autograd::Result<Self> {
         let (_, count, width) = inputs[0].size3()?;
         Ok(Self {
@@ -158,13 +165,13 @@ impl<'t, E: Number> Inputs<'t, E> {
         })
     }
 
-    /// Parts of an image.
+    /// Number of parts per image.
     fn parts(&self) -> usize {
         self.count.div_ceil(TOKENS)
     }
 }
 
-fn forward<E: Number>(inputs: &[&Tensor; 5], eps: f64) -> autograd::Result<Tensor> {
+fn forward<E: KernelElement>(inputs: &[&Tensor; 5], eps: f64) -> autograd::Result<Tensor> {
     let mut y = Output::<E>::new(&inputs[0].size())?;
     let inputs = Inputs::<E>::new(inputs)?;
     let y_slice = y.as_mut_slice();
@@ -172,8 +179,8 @@ fn forward<E: Number>(inputs: &[&Tensor; 5], eps: f64) -> autograd::Result<Tenso
         let (count, width) = (inputs.count, inputs.width);
         let weights = [0, 1].map(|index| scope.read(&inputs.weights[index]));
         let tables = [0, 1].map(|index| scope.read(&inputs.tables[index]));
-        let mut work: Vec<_> = cut(scope.read(&inputs.qkv), count * width, TOKENS * width)
-            .zip(cut_mut(y_slice, count * width, TOKENS * width))
+        let mut work: Vec<_> = image_parts(scope.read(&inputs.qkv), count * width, TOKENS * width)
+            .zip(image_parts_mut(y_slice, count * width, TOKENS * width))
             .enumerate()
             .collect();
         cpu::for_each(&mut work, |(index, (x, y))| {
@@ -187,7 +194,7 @@ fn forward<E: Number>(inputs: &[&Tensor; 5], eps: f64) -> autograd::Result<Tenso
     Ok(y.into_tensor())
 }
 
-fn backward<E: Number>(
+fn backward<E: KernelElement>(
     inputs: &[&Tensor; 5],
     eps: f64,
     dy: &Tensor,
@@ -204,9 +211,9 @@ fn backward<E: Number>(
         let (count, width) = (inputs.count, inputs.width);
         let weights = [0, 1].map(|index| scope.read(&inputs.weights[index]));
         let tables = [0, 1].map(|index| scope.read(&inputs.tables[index]));
-        let mut work: Vec<_> = cut(scope.read(&inputs.qkv), count * width, TOKENS * width)
-            .zip(cut(scope.read(&dy), count * width, TOKENS * width))
-            .zip(cut_mut(dx_slice, count * width, TOKENS * width))
+        let mut work: Vec<_> = image_parts(scope.read(&inputs.qkv), count * width, TOKENS * width)
+            .zip(image_parts(scope.read(&dy), count * width, TOKENS * width))
+            .zip(image_parts_mut(dx_slice, count * width, TOKENS * width))
             .zip(sums_slice.chunks_mut(2 * head))
             .enumerate()
             .collect();
@@ -226,14 +233,14 @@ fn backward<E: Number>(
     Ok([dx.into_tensor(), of(0)?, of(1)?])
 }
 
-/// How the tokens of a part are divided into heads, and what is done to each.
+/// The division of tokens into heads, with the parameters for each head.
 struct Heads<'a, A> {
-    /// Of queries and keys.
+    /// Weights of queries and keys.
     weights: [&'a [A]; 2],
-    /// From the part's first token on.
+    /// Cosines and sines, starting at the part's first token.
     cosines: &'a [A],
     sines: &'a [A],
-    /// Numbers of a token.
+    /// Number of numbers per token, `3 D`.
     width: usize,
     eps: f64,
 }
@@ -260,16 +267,16 @@ impl<'a, A: Real> Heads<'a, A> {
         self.weights[0].len()
     }
 
-    /// The turns of each token.
+    /// Cosines and sines of each token.
     #[inline(always)]
-    fn turns(&self) -> impl Iterator<Item = (&'a [A], &'a [A])> + use<'a, A> {
+    fn rotations(&self) -> impl Iterator<Item = (&'a [A], &'a [A])> + use<'a, A> {
         let head = self.head();
         self.cosines
             .chunks_exact(head)
             .zip(self.sines.chunks_exact(head))
     }
 
-    /// One over the root mean square.
+    /// The reciprocal of the root mean square.
     #[inline(always)]
     fn reciprocal(&self, x: &[A]) -> A {
         let mean = sum(x, |x| x * x) / x.len() as f64;
@@ -277,9 +284,9 @@ impl<'a, A: Real> Heads<'a, A> {
     }
 }
 
-/// Turns the pairs of a head: `x_i cos_i + x_j sin_i`, with `j` the other of the pair.
+/// Rotates the pairs of a head: `x_i cos_i + x_j sin_i`, where `j` is the other number of the pair of `i`.
 #[inline(always)]
-fn turn<A: Real>(x: &mut [A], cosines: &[A], sines: &[A]) {
+fn rotate<A: Real>(x: &mut [A], cosines: &[A], sines: &[A]) {
     let (pieces, rest) = x.as_chunks_mut::<LANES>();
     let (cosines, cosines_rest) = cosines.as_chunks::<LANES>();
     let (sines, sines_rest) = sines.as_chunks::<LANES>();
@@ -290,26 +297,26 @@ fn turn<A: Real>(x: &mut [A], cosines: &[A], sines: &[A]) {
         }
     }
     let pairs = rest.as_chunks_mut::<2>().0.iter_mut();
-    let turns = cosines_rest
+    let rotations = cosines_rest
         .as_chunks()
         .0
         .iter()
         .zip(sines_rest.as_chunks().0);
-    for (pair, (cosines, sines)) in pairs.zip(turns) {
+    for (pair, (cosines, sines)) in pairs.zip(rotations) {
         let ([x, y], [c, d]): (_, &[A; 2]) = (*pair, cosines);
         let [s, t]: &[A; 2] = sines;
         *pair = [x * *c + y * *s, y * *d + x * *t];
     }
 }
 
-/// Norm and rotation of some tokens.
-struct Rotate<'a, E: Number> {
+/// Norm and rotation of the tokens of one work item.
+struct Rotate<'a, E: KernelElement> {
     x: &'a [E],
     y: &'a mut [E],
     heads: Heads<'a, E::Sum>,
 }
 
-impl<E: Number> Vectorised for Rotate<'_, E> {
+impl<E: KernelElement> Vectorised for Rotate<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -321,7 +328,7 @@ impl<E: Number> Vectorised for Rotate<'_, E> {
         let tokens = x
             .chunks_exact(heads.width)
             .zip(y.chunks_exact_mut(heads.width));
-        for ((x, y), (cosines, sines)) in tokens.zip(heads.turns()) {
+        for ((x, y), (cosines, sines)) in tokens.zip(heads.rotations()) {
             let (x, values) = x.split_at(2 * all);
             let (y, out) = y.split_at_mut(2 * all);
             out.copy_from_slice(values);
@@ -335,7 +342,7 @@ impl<E: Number> Vectorised for Rotate<'_, E> {
                 for (row, &weight) in row.iter_mut().zip(weight) {
                     *row = *row * reciprocal * weight;
                 }
-                turn(row, cosines, sines);
+                rotate(row, cosines, sines);
                 for (y, &row) in y.iter_mut().zip(&*row) {
                     *y = E::narrow(row);
                 }
@@ -345,16 +352,16 @@ impl<E: Number> Vectorised for Rotate<'_, E> {
 }
 
 /// The gradients of [`Rotate`].
-struct RotateBackward<'a, E: Number> {
+struct RotateBackward<'a, E: KernelElement> {
     x: &'a [E],
     dy: &'a [E],
     dx: &'a mut [E],
-    /// Sums over the tokens: the gradients of both weights, one after the other.
+    /// Sums over the tokens: the gradient of the weight of queries, followed by that of keys.
     sums: &'a mut [E::Sum],
     heads: Heads<'a, E::Sum>,
 }
 
-impl<E: Number> Vectorised for RotateBackward<'_, E> {
+impl<E: KernelElement> Vectorised for RotateBackward<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -369,18 +376,18 @@ impl<E: Number> Vectorised for RotateBackward<'_, E> {
         let (head, all) = (heads.head(), heads.width / 3);
         sums.fill(E::Sum::default());
         let mut rows = [0.0; 3].map(|zero| Row::new(zero, head));
-        let [normal, slope, back] = rows.each_mut().map(|row| row.as_mut_slice());
+        let [normal, slope, negated_sines] = rows.each_mut().map(|row| row.as_mut_slice());
         let tokens = x
             .chunks_exact(heads.width)
             .zip(dy.chunks_exact(heads.width))
             .zip(dx.chunks_exact_mut(heads.width));
-        for (((x, dy), dx), (cosines, sines)) in tokens.zip(heads.turns()) {
+        for (((x, dy), dx), (cosines, sines)) in tokens.zip(heads.rotations()) {
             let (dy, values) = dy.split_at(2 * all);
             let (dx, out) = dx.split_at_mut(2 * all);
             out.copy_from_slice(values);
-            // Backwards, by the negative angle.
-            for (back, &sine) in back.iter_mut().zip(sines) {
-                *back = E::Sum::default() - sine;
+            // The gradient is rotated by the negative angle.
+            for (negated, &sine) in negated_sines.iter_mut().zip(sines) {
+                *negated = E::Sum::default() - sine;
             }
             let pairs = x.chunks_exact(head).zip(dy.chunks_exact(head));
             for (index, ((x, dy), dx)) in pairs.zip(dx.chunks_exact_mut(head)).enumerate() {
@@ -397,14 +404,14 @@ impl<E: Number> Vectorised for RotateBackward<'_, E> {
                 for normal in normal.iter_mut() {
                     *normal = *normal * reciprocal;
                 }
-                turn(slope, cosines, back);
+                rotate(slope, cosines, negated_sines);
                 for (((sum, slope), &normal), &weight) in
                     sums.iter_mut().zip(&mut *slope).zip(&*normal).zip(weight)
                 {
                     *sum += *slope * normal;
                     *slope = *slope * weight;
                 }
-                let along = E::Sum::from_f64(product(slope, normal) / head as f64);
+                let along = E::Sum::from_f64(dot(slope, normal) / head as f64);
                 for ((dx, &slope), &normal) in dx.iter_mut().zip(&*slope).zip(&*normal) {
                     *dx = E::narrow(reciprocal * (slope - normal * along));
                 }
@@ -424,7 +431,7 @@ mod tests {
 
     const EPS: f64 = 1e-6;
 
-    /// `[q, k, v]` of `heads`, and the weights of queries and keys.
+    /// Queries, keys and values in one tensor, and the weights of queries and keys.
     fn inputs(size: [i64; 2], heads: i64, head: i64, kind: Kind) -> [Tensor; 3] {
         let [batch, count] = size;
         let of_weights = match kind {
@@ -440,16 +447,16 @@ mod tests {
     }
 
     fn fused(i: &[Tensor], rotary: &Rotary) -> Tensor {
-        let [cosines, sines] = rotary.turns(i[0].size()[1]).unwrap();
-        let turns = Turns {
+        let [cosines, sines] = rotary.rotation_tables(i[0].size()[1]).unwrap();
+        let rotations = Rotations {
             cosines: &cosines,
             sines: &sines,
         };
-        let y = norm_rotate(&i[0], [&i[1], &i[2]], turns, EPS).unwrap();
+        let y = norm_rotate(&i[0], [&i[1], &i[2]], rotations, EPS).unwrap();
         y.expect("a fused form")
     }
 
-    /// Norm, rotation and values as the layers compute them.
+    /// The same with the layers' composed operators.
     fn composed(i: &[Tensor], rotary: &Rotary) -> Tensor {
         let (batch, count, width) = i[0].size3().unwrap();
         let head = i[1].size()[0];
@@ -468,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn gradients_are_those_of_finite_differences() {
+    fn gradients_agree_with_finite_differences() {
         for (heads, head, context) in [(2, 4, 2), (1, 20, 0)] {
             let rotary = Rotary::new(head, 3, context, Device::Cpu).unwrap();
             let inputs = inputs([2, 9 + context], heads, head, Kind::Double);
@@ -478,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn it_equals_the_composition() {
+    fn it_agrees_with_the_composed_form() {
         for (kind, limit) in [(Kind::Float, 4e-6), (Kind::BFloat16, 1.2e-2)] {
             for (batch, side, context, heads, head) in [
                 (2, 9, 0, 3, 64),
@@ -515,16 +522,16 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_fused_form_is_left_to_the_composition() {
+    fn unsupported_inputs_have_no_fused_form() {
         let rotary = Rotary::new(8, 2, 0, Device::Cpu).unwrap();
-        let [cosines, sines] = rotary.turns(4).unwrap();
-        let turns = Turns {
+        let [cosines, sines] = rotary.rotation_tables(4).unwrap();
+        let rotations = Rotations {
             cosines: &cosines,
             sines: &sines,
         };
         let [qkv, of_queries, of_keys] = inputs([1, 4], 2, 8, Kind::Float);
         let weights = [&of_queries, &of_keys];
-        let form = |qkv: &Tensor, weights| norm_rotate(qkv, weights, turns, EPS).unwrap();
+        let form = |qkv: &Tensor, weights| norm_rotate(qkv, weights, rotations, EPS).unwrap();
         assert!(form(&qkv, weights).is_some());
         assert!(form(&qkv.to_kind(Kind::Half), weights).is_none());
         assert!(form(&qkv.narrow(1, 0, 3), weights).is_none());

@@ -1,18 +1,19 @@
-//! `silu(a) b` for tokens `[a, b]`, on the CPU: without copies of the halves, and in one pass each way.
+//! SwiGLU, `silu(a) b` for tokens `[a, b]`, on the CPU: without copies of the halves, with one pass forward and
+//! one backward.
 
 use tch::Tensor;
 use torch_ext::autograd;
 use torch_ext::kernel::{self as cpu, Input, Output, Real, Vectorised, vectorised};
 
 use super::unary::{self, Unary};
-use super::{Number, sigmoid};
+use super::{KernelElement, sigmoid};
 use crate::DiffusionError;
 
-/// Tokens that are worked on at once.
+/// Number of tokens per work item.
 const TOKENS: usize = 16;
 
-/// `silu(a) b` `[.., I]` for `x` `[.., 2 I]`, whose first half is `a`; `None` where there is no fused form:
-/// on other devices than the CPU, for other dtypes than float32, bfloat16 and float64, and for an odd width.
+/// `silu(a) b` `[.., I]` for `x` `[.., 2 I]`, whose first half is `a`. Returns `None` if there is no fused form:
+/// on devices other than the CPU, for dtypes other than float32, bfloat16 and float64, and for odd widths.
 pub(crate) fn swiglu(x: &Tensor) -> Result<Option<Tensor>, DiffusionError> {
     let width = x.size().last().copied().unwrap_or_default();
     match width > 0 && width % 2 == 0 {
@@ -21,7 +22,7 @@ pub(crate) fn swiglu(x: &Tensor) -> Result<Option<Tensor>, DiffusionError> {
     }
 }
 
-/// The size of the result, for tokens of this size, and its width.
+/// The size of the result for tokens `x`, and the width of the result.
 fn halved(x: &Tensor) -> (Vec<i64>, usize) {
     let mut size = x.size();
     if let Some(width) = size.last_mut() {
@@ -36,7 +37,7 @@ struct Gated;
 impl Unary for Gated {
     const NAME: &'static str = "fused SwiGLU";
 
-    fn forward<E: Number>(x: &Tensor) -> autograd::Result<Tensor> {
+    fn forward<E: KernelElement>(x: &Tensor) -> autograd::Result<Tensor> {
         let (size, width) = halved(x);
         let mut y = Output::<E>::new(&size)?;
         let x = Input::<E>::new(x)?;
@@ -49,7 +50,7 @@ impl Unary for Gated {
         Ok(y.into_tensor())
     }
 
-    fn backward<E: Number>(x: &Tensor, dy: &Tensor) -> autograd::Result<Tensor> {
+    fn backward<E: KernelElement>(x: &Tensor, dy: &Tensor) -> autograd::Result<Tensor> {
         let (_, width) = halved(x);
         let mut dx = Output::<E>::new(&x.size())?;
         let (x, dy) = (Input::<E>::new(x)?, Input::<E>::new(dy)?);
@@ -67,14 +68,14 @@ impl Unary for Gated {
     }
 }
 
-/// Tokens `[a, b]` to `y`, rows of `width`.
+/// Computes `y` from tokens `[a, b]`, whose halves have width `width`.
 struct SwiGlu<'a, E> {
     x: &'a [E],
     y: &'a mut [E],
     width: usize,
 }
 
-impl<E: Number> Vectorised for SwiGlu<'_, E> {
+impl<E: KernelElement> Vectorised for SwiGlu<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -98,7 +99,7 @@ struct SwiGluBackward<'a, E> {
     width: usize,
 }
 
-impl<E: Number> Vectorised for SwiGluBackward<'_, E> {
+impl<E: KernelElement> Vectorised for SwiGluBackward<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -135,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn gradients_are_those_of_finite_differences() {
+    fn gradients_agree_with_finite_differences() {
         let function = |inputs: &[Tensor]| {
             let y = swiglu(&inputs[0]).map_err(|error| TorchError::Libtorch(error.to_string()))?;
             Ok(vec![y.expect("a fused form")])
@@ -144,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn it_equals_the_composition() {
+    fn it_agrees_with_the_composed_form() {
         for (kind, limit) in [(Kind::Float, 2e-6), (Kind::BFloat16, 1.2e-2)] {
             for (scale, size) in [(1.0, [3, 100, 200]), (8.0, [1, 1, 2]), (30.0, [1, 37, 18])] {
                 let x = [(random(1, size, kind) * scale).detach()];
@@ -156,7 +157,7 @@ mod tests {
                 assert_close(&fused, &run(&x, |i| composed(&i[0])), limit);
             }
         }
-        // Tokens and gradients that are not contiguous.
+        // Non-contiguous tokens and gradients.
         let x = [random(1, [4, 20, 6], Kind::Float)];
         let fused = run(&x, |i| {
             let y = swiglu(&i[0].transpose(1, 2)).unwrap();
@@ -173,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_beyond_all_bounds_are_libtorchs() {
+    fn extreme_numbers_agree_with_libtorch() {
         let a = [0f32, -0.0, 1e30, -1e30, f32::NEG_INFINITY, f32::NAN];
         let x: Vec<f32> = a.into_iter().chain([2.0; 6]).collect();
         let x = [Tensor::from_slice(&x).view([1, 1, 12])];

@@ -1,4 +1,4 @@
-//! What the tests of fused operations have in common.
+//! Helpers of the tests of fused operations.
 
 use tch::{Device, Kind, Tensor};
 use torch_ext::Generator;
@@ -9,7 +9,7 @@ pub(super) fn random(seed: u64, size: [i64; 3], kind: Kind) -> Tensor {
     tensor.set_requires_grad(true)
 }
 
-/// Value and gradients, in float32.
+/// The value of `function` and its gradients, in float32.
 pub(super) fn run(inputs: &[Tensor], function: impl Fn(&[Tensor]) -> Tensor) -> Vec<Tensor> {
     let inputs: Vec<Tensor> = inputs
         .iter()

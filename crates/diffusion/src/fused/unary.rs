@@ -1,24 +1,25 @@
-//! Functions of one tensor, whose derivative is computed from that tensor.
+//! Fused functions of one tensor whose derivative is computed from that tensor.
 
 use half::bf16;
 use tch::{Device, Kind, Tensor};
 use torch_ext::autograd::{self, Backward, Forward, Function, Gradients, Outputs};
 
-use super::Number;
+use super::KernelElement;
 use crate::DiffusionError;
 
 /// A function on the CPU, for each dtype. Tensors are contiguous.
 pub(super) trait Unary {
-    /// For messages.
+    /// Name for messages.
     const NAME: &'static str;
 
-    fn forward<E: Number>(x: &Tensor) -> autograd::Result<Tensor>;
+    fn forward<E: KernelElement>(x: &Tensor) -> autograd::Result<Tensor>;
 
-    /// The gradient of `x`, of `x` and the gradient of the result.
-    fn backward<E: Number>(x: &Tensor, dy: &Tensor) -> autograd::Result<Tensor>;
+    /// The gradient of `x`, computed from `x` and the gradient of the result.
+    fn backward<E: KernelElement>(x: &Tensor, dy: &Tensor) -> autograd::Result<Tensor>;
 }
 
-/// `U` of `x`; `None` on other devices than the CPU, and for other dtypes than float32, bfloat16 and float64.
+/// Applies `U` to `x`. Returns `None` on devices other than the CPU, and for dtypes other than float32, bfloat16
+/// and float64.
 pub(super) fn apply<U: Unary>(x: &Tensor) -> Result<Option<Tensor>, DiffusionError> {
     if x.device() != Device::Cpu {
         return Ok(None);
@@ -39,7 +40,7 @@ struct Fused {
 }
 
 impl Fused {
-    fn of<U: Unary, E: Number>() -> Self {
+    fn of<U: Unary, E: KernelElement>() -> Self {
         Self {
             name: U::NAME,
             forward: U::forward::<E>,

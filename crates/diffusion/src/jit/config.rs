@@ -1,14 +1,14 @@
-//! The sizes of JiT.
+//! Configuration of JiT, and its named sizes.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{DiffusionError, check};
 
-/// The sizes that have a name.
+/// A named size.
 struct Size {
     name: &'static str,
     patches: [i64; 2],
-    /// Patches along a side of the image.
+    /// Number of patches along a side of the image.
     side: i64,
     depth: i64,
     hidden_size: i64,
@@ -27,7 +27,7 @@ const SIZES: [Size; 4] = [
     Size { name: "JiT-H",  patches: [16, 32], side: 16, depth: 32, hidden_size: 1280, num_heads: 16, bottleneck_dim: 256, in_context_len: 32, in_context_start: 10, alignment_depth: 8 },
 ];
 
-/// The shape of a [`Jit`](crate::Jit).
+/// Configuration of a [`Jit`](crate::Jit).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct JitConfig {
@@ -37,22 +37,22 @@ pub struct JitConfig {
     pub patch_size: i64,
     /// Channels of the image.
     pub in_channels: i64,
-    /// Width of the tokens, a multiple of `4 num_heads`: rotary embedding turns pairs, one half
-    /// of a head by the row and the other by the column.
+    /// Width of the tokens, a multiple of `4 num_heads`: the rotary embedding rotates pairs, one half
+    /// of a head by the row and the other half by the column.
     pub hidden_size: i64,
     /// Number of blocks.
     pub depth: i64,
     /// Number of attention heads.
     pub num_heads: i64,
-    /// Width of a block's MLP in units of `hidden_size`, before SwiGLU takes two thirds of it.
+    /// Width of a block's MLP in units of `hidden_size`. SwiGLU uses two thirds of this width.
     pub mlp_ratio: f64,
     /// Number of classes, without the null class.
     pub num_classes: i64,
-    /// Width to which a patch is squeezed before it becomes a token.
+    /// Width to which a patch is reduced before it is projected to a token.
     pub bottleneck_dim: i64,
     /// Number of in-context class tokens; 0 for none.
     pub in_context_len: i64,
-    /// Index of the block, counted from 0, before which the in-context tokens are put in front.
+    /// Index of the block, counted from 0, before which the in-context tokens are prepended.
     pub in_context_start: i64,
     /// Dropout of attention weights in the middle half of the blocks, in [0, 1).
     pub attn_dropout: f64,
@@ -88,9 +88,9 @@ impl Default for JitConfig {
 }
 
 impl JitConfig {
-    /// The model of that name, for 1000 classes and without dropout: `JiT-B/16` or `JiT-L/32`, for
-    /// example, on images of 16 x 16 patches, or `JiT-XS/4`, a small one of this project's, on
-    /// images of 8 x 8 patches (32 pixels).
+    /// The model with this name, for 1000 classes and without dropout. Models such as `JiT-B/16` and
+    /// `JiT-L/32` take images of 16 x 16 patches. `JiT-XS`, a small size defined by this project, takes
+    /// images of 8 x 8 patches: 32 pixels for `JiT-XS/4`.
     ///
     /// # Errors
     /// No model has that name.
@@ -124,7 +124,7 @@ impl JitConfig {
             .collect()
     }
 
-    /// Patches along a side of the image.
+    /// Number of patches along a side of the image.
     pub(super) fn side(&self) -> i64 {
         self.input_size / self.patch_size
     }
@@ -133,7 +133,7 @@ impl JitConfig {
         self.hidden_size / self.num_heads
     }
 
-    /// Inner width of SwiGLU: two thirds, since it has three matrices where an MLP has two.
+    /// Inner width of SwiGLU: two thirds of an MLP's, since it has three matrices instead of two.
     pub(super) fn mlp_width(&self) -> i64 {
         (self.hidden_size as f64 * self.mlp_ratio) as i64 * 2 / 3
     }
@@ -150,7 +150,7 @@ impl JitConfig {
     /// Checks the settings against each other.
     ///
     /// # Errors
-    /// Names the first setting that does not fit.
+    /// The first setting with an invalid value, by name.
     pub fn validate(&self) -> Result<(), DiffusionError> {
         let Self {
             input_size,
@@ -198,9 +198,9 @@ impl JitConfig {
             in_context_len,
             "0 or more",
         )?;
-        // Past the last block, there would be no context to cut off at the end.
+        // After the last block there are no in-context tokens to remove.
         let fits = in_context_len == 0 || (0..depth).contains(&in_context_start);
-        let allowed = format!("a block's index, 0 to depth - 1 = {}", depth - 1);
+        let allowed = format!("the index of a block, 0 to depth - 1 = {}", depth - 1);
         check::setting(fits, "in_context_start", in_context_start, allowed)?;
         for (name, rate) in [
             ("attn_dropout", attn_dropout),
@@ -209,7 +209,7 @@ impl JitConfig {
             let fits = (0.0..1.0).contains(&rate);
             check::setting(fits, name, rate, "at least 0 and below 1")?;
         }
-        let allowed = format!("a block's number, 1 to depth = {depth}");
+        let allowed = format!("the number of a block, 1 to depth = {depth}");
         let fits = (1..=depth).contains(&alignment_depth);
         check::setting(fits, "alignment_depth", alignment_depth, allowed)
     }

@@ -6,11 +6,11 @@ use torch_ext::{Init, Scope};
 use super::{JitConfig, Rotary};
 use crate::denoiser::Mode;
 use crate::dual::Activation;
-use crate::fused::{self, Norm, Turns};
+use crate::fused::{self, Norm, Rotations};
 use crate::layers::{Linear, join_heads, split_heads};
 use crate::{DiffusionError, check};
 
-/// Images `[B, C, S, S]` to one token a patch `[B, T, D]`, row-major, by way of a narrow layer
+/// Maps images `[B, C, S, S]` to one token per patch `[B, T, D]`, row-major, through a narrow layer
 /// without activation (`BottleneckPatchEmbed` upstream).
 #[derive(Debug)]
 pub(super) struct BottleneckPatchEmbedder {
@@ -42,8 +42,8 @@ impl BottleneckPatchEmbedder {
         let (channels, size, patch) = (self.channels, self.size, self.patch);
         check::shape("the noisy image", x, &[-1, channels, size, size])?;
         let side = size / patch;
-        // Both of upstream's convolutions are linear layers on patches. As such, their tokens
-        // are contiguous, which a convolution's would not be in any block that follows.
+        // Both of upstream's convolutions are linear layers on patches. Linear layers return
+        // contiguous tokens; with convolutions, no later block would have them.
         let patches = x
             .f_reshape([-1, channels, side, patch, side, patch])?
             .f_permute([0, 2, 4, 1, 3, 5])?
@@ -53,7 +53,7 @@ impl BottleneckPatchEmbedder {
     }
 }
 
-/// Added to the mean square.
+/// Added to the mean square in RMS norms.
 const RMS_EPS: f64 = 1e-6;
 
 /// `x / sqrt(mean(x^2) + 1e-6) * weight` over the last dimension.
@@ -71,15 +71,15 @@ impl RmsNorm {
         })
     }
 
-    /// Computes in float32, whatever the dtype of `x`, and returns that dtype.
+    /// Computes in float32 and returns the dtype of `x`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor, DiffusionError> {
         Ok(x.f_to_kind(Kind::Float)?
             .f_rms_norm([self.width], Some(&self.weight), RMS_EPS)?
             .f_to_kind(x.kind())?)
     }
 
-    /// The norm of `x` `[B, T, D]`, times `1 + scale`, plus `shift`, `[B, 1, D]` each; in one pass where there
-    /// is one, unless `fused` is off.
+    /// `norm(x) (1 + scale) + shift` for `x` `[B, T, D]`, with `shift` and `scale` `[B, 1, D]`. Uses the
+    /// fused operation if `fused` is true and it is available.
     pub fn modulated(
         &self,
         x: &Tensor,
@@ -95,14 +95,14 @@ impl RmsNorm {
     }
 }
 
-/// Dropout in training, drawn from the generator of the mode.
+/// Dropout in training, with random numbers from the generator of [`Mode::Train`].
 #[derive(Debug)]
 struct Dropout {
     rate: f64,
 }
 
 impl Dropout {
-    fn acts(&self, mode: &Mode<'_>) -> bool {
+    fn is_active(&self, mode: &Mode<'_>) -> bool {
         self.rate > 0.0 && matches!(mode, Mode::Train(_))
     }
 
@@ -118,7 +118,7 @@ impl Dropout {
     }
 }
 
-/// Multi-head self-attention with normalised and rotated queries and keys.
+/// Multi-head self-attention with RMS norm and rotary embedding of queries and keys.
 #[derive(Debug)]
 pub(super) struct Attention {
     qkv: Linear,
@@ -162,7 +162,7 @@ impl Attention {
     ) -> Result<Tensor, DiffusionError> {
         let qkv = self.qkv.forward(x)?; // [B, T, 3 D]
         let mixed = match self.norm_rotate(&qkv, rotary)? {
-            Some(rotated) if !self.attn_drop.acts(mode) => {
+            Some(rotated) if !self.attn_drop.is_active(mode) => {
                 rotated.self_attention(self.heads, self.fused)?
             }
             Some(rotated) => {
@@ -173,7 +173,7 @@ impl Attention {
                 let [q, k, v] = split_heads(&qkv, self.heads)?;
                 let q = rotary.forward(&self.q_norm.forward(&q)?)?;
                 let k = rotary.forward(&self.k_norm.forward(&k)?)?;
-                // Rotation is in float32; under autocast, values are not.
+                // The rotation returns float32; under autocast, the values have another dtype.
                 let (q, k) = (q.f_to_kind(v.kind())?, k.f_to_kind(v.kind())?);
                 self.mix(&q, &k, &v, mode)?
             }
@@ -181,18 +181,19 @@ impl Attention {
         self.proj_drop.forward(self.proj.forward(&mixed)?, mode)
     }
 
-    /// `qkv` with its queries and keys normalised and rotated, if that is one operation here.
+    /// Normalises and rotates the queries and keys of `qkv` `[B, T, 3 D]` with the fused operation, or
+    /// returns `None` if it is not available.
     fn norm_rotate(&self, qkv: &Tensor, rotary: &Rotary) -> Result<Option<Tensor>, DiffusionError> {
         if !self.fused {
             return Ok(None);
         }
-        let [cosines, sines] = rotary.turns(qkv.size3()?.1)?;
-        let turns = Turns {
+        let [cosines, sines] = rotary.rotation_tables(qkv.size3()?.1)?;
+        let rotations = Rotations {
             cosines: &cosines,
             sines: &sines,
         };
         let weights = [&self.q_norm.weight, &self.k_norm.weight];
-        fused::norm_rotate(qkv, weights, turns, RMS_EPS)
+        fused::norm_rotate(qkv, weights, rotations, RMS_EPS)
     }
 
     fn mix(
@@ -202,10 +203,10 @@ impl Attention {
         v: &Tensor,
         mode: &mut Mode<'_>,
     ) -> Result<Tensor, DiffusionError> {
-        if !self.attn_drop.acts(mode) {
+        if !self.attn_drop.is_active(mode) {
             return Tensor::attention(q, k, v, self.fused);
         }
-        // The fused kernel would draw from the process-wide generator.
+        // libtorch's fused attention would draw dropout from the process-wide generator.
         let (.., head_width) = q.size4()?;
         let weights = q
             .f_matmul(&k.f_transpose(-2, -1)?)?

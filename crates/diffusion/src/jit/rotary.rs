@@ -1,4 +1,4 @@
-//! Rotary position embedding on a grid of tokens (arXiv 2104.09864).
+//! Rotary position embedding on a grid of tokens (RoPE, arXiv 2104.09864).
 
 use tch::{Device, Kind, Tensor};
 
@@ -7,13 +7,13 @@ use crate::{DiffusionError, check};
 /// Longest period of the angles.
 const THETA: f64 = 10_000.0;
 
-/// Turns queries and keys by angles that say where a token is (`VisionRotaryEmbeddingFast`
-/// upstream).
+/// Rotates queries and keys by angles that encode the position of a token
+/// (`VisionRotaryEmbeddingFast` upstream).
 ///
-/// Neighbouring numbers of a head are the real and the imaginary part of one complex number. The
-/// first half of a head turns by the token's row `i`, the second by its column `j`, number `k` of
-/// either half by `i theta^(-4 k / head_width)`. In-context tokens stand in front and do not turn.
-/// Nothing of this is in the state dict.
+/// Each pair of neighbouring numbers of a head is a complex number. The first half of a head is
+/// rotated according to the token's row, the second half according to its column: pair `k` of a half
+/// by the angle `p theta^(-4 k / head_width)` for row or column `p`, with `theta = 10000`. In-context
+/// tokens come first and are not rotated. The state dict contains none of these tables.
 ///
 /// ```
 /// use diffusion::jit::Rotary;
@@ -31,20 +31,20 @@ const THETA: f64 = 10_000.0;
 #[derive(Debug)]
 pub struct Rotary {
     /// `cos + i sin`, `[in_context + side * side, head_width / 2]`.
-    turns: Tensor,
-    /// By what each number of a head is multiplied, and what is added of the other one of its pair:
-    /// `[in_context + side * side, head_width]`.
-    real: [Tensor; 2],
+    rotations: Tensor,
+    /// The same rotations as factors of real numbers, `[in_context + side * side, head_width]` each:
+    /// cosines for the number itself, signed sines for the other number of its pair.
+    cosines_and_sines: [Tensor; 2],
     head_width: i64,
     patches: i64,
 }
 
 impl Rotary {
-    /// The turns of a grid of `side * side` tokens after `in_context` others, for heads of
-    /// `head_width`, a multiple of 4.
+    /// The rotations of `in_context` in-context tokens followed by a grid of `side * side` tokens, for
+    /// heads of width `head_width`, a multiple of 4.
     ///
     /// # Errors
-    /// Names the number that is out of range.
+    /// A number is out of range; the error names it.
     pub fn new(
         head_width: i64,
         side: i64,
@@ -60,7 +60,7 @@ impl Rotary {
         let exponents = Tensor::f_arange(quarter, cpu)?
             .f_mul_scalar(2.0)?
             .f_div_scalar(half)?;
-        // In float32 and in upstream's order: an angle of some radians shows each rounding.
+        // In float32 and in upstream's order: each rounding is visible in an angle of several radians.
         let frequencies = Tensor::f_pow_scalar(THETA, &exponents)?.f_reciprocal()?;
         let angles = Tensor::f_arange(side, cpu)?.f_outer(&frequencies)?; // [side, quarter]
         let rows = angles
@@ -73,57 +73,61 @@ impl Rotary {
         let context = Tensor::f_zeros([in_context, half], cpu)?;
         let angles = Tensor::f_cat(&[context, angles], 0)?;
         let (cosines, sines) = (angles.f_cos()?, angles.f_sin()?);
-        let turns = Tensor::f_complex(&cosines, &sines)?;
+        let rotations = Tensor::f_complex(&cosines, &sines)?;
         let pairs = |first: &Tensor, second: &Tensor| {
             let pairs = Tensor::f_stack(&[first, second], -1)?;
             pairs.f_flatten(-2, -1)?.f_to_device(device)
         };
         Ok(Self {
-            turns: turns.f_to_device(device)?,
-            real: [pairs(&cosines, &cosines)?, pairs(&sines.f_neg()?, &sines)?],
+            rotations: rotations.f_to_device(device)?,
+            cosines_and_sines: [pairs(&cosines, &cosines)?, pairs(&sines.f_neg()?, &sines)?],
             head_width,
             patches: side * side,
         })
     }
 
-    /// For `tokens` tokens, those of the grid or all: by what each number of a head is multiplied, and what
-    /// of the other one of its pair is added, `[T, head_width]` each, float32.
-    pub(crate) fn turns(&self, tokens: i64) -> Result<[Tensor; 2], DiffusionError> {
-        let all = self.turns.size2()?.0;
-        let [cosines, sines] = &self.real;
+    /// The factors of real numbers for the last `tokens` tokens, `[T, head_width]` each, float32: cosines
+    /// for each number of a head, and signed sines for the other number of its pair. `tokens` counts the
+    /// tokens of the grid, or all tokens.
+    pub(crate) fn rotation_tables(&self, tokens: i64) -> Result<[Tensor; 2], DiffusionError> {
+        let all = self.rotations.size2()?.0;
+        let [cosines, sines] = &self.cosines_and_sines;
         let of = |table: &Tensor| table.f_narrow(0, all - tokens, tokens);
         Ok([of(cosines)?, of(sines)?])
     }
 
-    /// Turns `x` `[B, heads, T, head_width]`, queries or keys of the grid's tokens alone or of all,
-    /// in-context ones first. The result is float32.
+    /// Rotates queries or keys `x` `[B, heads, T, head_width]` of the grid's tokens, or of all tokens
+    /// with the in-context tokens first. The result is float32.
     ///
     /// # Errors
-    /// Another shape than these.
+    /// `x` has another shape.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor, DiffusionError> {
-        let all = self.turns.size2()?.0;
+        let all = self.rotations.size2()?.0;
         let tokens = match x.size().get(2) {
             Some(&tokens) if tokens == self.patches => tokens,
             _ => all,
         };
         check::shape("queries or keys", x, &[-1, -1, tokens, self.head_width])?;
         let (batch, heads, ..) = x.size4()?;
-        let turns = self.turns.f_narrow(0, all - tokens, tokens)?;
+        let rotations = self.rotations.f_narrow(0, all - tokens, tokens)?;
         Ok(x.f_to_kind(Kind::Float)?
             .f_reshape([batch, heads, tokens, self.head_width / 2, 2])?
             .f_view_as_complex()?
-            .f_mul(&turns)?
+            .f_mul(&rotations)?
             .f_view_as_real()?
             .f_flatten(-2, -1)?)
     }
 
-    /// Cosines and sines as upstream keeps them (`freqs_cos`, `freqs_sin`), each
-    /// `[in_context + side * side, head_width]`, float32: every number twice in a row.
+    /// Cosines and sines as upstream stores them (`freqs_cos`, `freqs_sin`), each
+    /// `[in_context + side * side, head_width]`, float32. Every number appears twice in succession.
     ///
     /// # Errors
     /// libtorch failed.
     pub fn tables(&self) -> Result<(Tensor, Tensor), DiffusionError> {
         let twice = |table: Tensor| table.f_repeat_interleave_self_int(2, 1, None);
-        Ok((twice(self.turns.f_real()?)?, twice(self.turns.f_imag()?)?))
+        Ok((
+            twice(self.rotations.f_real()?)?,
+            twice(self.rotations.f_imag()?)?,
+        ))
     }
 }

@@ -1,13 +1,13 @@
 //! MeanFlow: predict the average velocity between two times (arXiv 2505.13447; `SILoss` of
 //! github.com/zhuyu-cs/MeanFlow).
 //!
-//! The average velocity `u` satisfies `u = v - (t - r) du/dt`, with the derivative along the path,
-//! that is in direction `(v, 0, 1)` of `(z, r, t)` (equation 6). The right-hand side, with the
-//! network's own `u` and without gradient, is its target.
+//! The average velocity `u` satisfies `u = v - (t - r) du/dt` (equation 6). The derivative is taken
+//! along the path, that is, in direction `(v, 0, 1)` of `(z, r, t)`. The target of the network is the
+//! right-hand side, computed from the network's own `u` without gradient.
 //!
-//! A step is in four parts, so that the network alone can run under autocast: [`MeanFlow::draw`];
+//! A step has four parts, so that only the network runs under autocast: [`MeanFlow::draw`];
 //! [`MeanFlow::guide`], which runs the network without gradient; [`MeanFlow::forward`], which runs
-//! it with; [`MeanFlow::loss`].
+//! it with gradient; [`MeanFlow::loss`].
 
 mod time;
 mod weighting;
@@ -17,14 +17,14 @@ use tch::{Kind, Tensor};
 use torch_ext::Generator;
 
 use crate::denoiser::Denoiser;
-use crate::interpolant::Path;
+use crate::interpolant::Interpolant;
 use crate::meanflow::{Direction, Jvp, MeanFlowSit};
 use crate::{DiffusionError, check};
 
 pub use time::{TimeDistribution, TimeSampling, Times};
 pub use weighting::Weighting;
 
-/// The objective's settings.
+/// The MeanFlow objective and its settings.
 ///
 /// ```
 /// use diffusion::SitConfig;
@@ -48,7 +48,7 @@ pub use weighting::Weighting;
 /// let output = objective.forward(&network, &noisy)?;
 /// let loss = objective.loss(&output, &noisy)?;
 /// assert_eq!(loss.value.size(), [2]);
-/// assert_eq!(output.hidden.size(), [2, 16, 128]); // for alignment, as of SiT
+/// assert_eq!(output.hidden.size(), [2, 16, 128]); // for alignment, as in SiT
 /// loss.value.mean(None).backward();
 /// # Ok(())
 /// # }
@@ -56,32 +56,32 @@ pub use weighting::Weighting;
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MeanFlow {
-    /// The path from images to noise.
-    pub path: Path,
+    /// The interpolant between images and noise.
+    pub path: Interpolant,
     /// How the two times are drawn.
     pub time: TimeSampling,
-    /// How much the error of a sample counts.
+    /// How the error of each sample is weighted.
     pub weighting: Weighting,
-    /// The power `p` of an adaptive weighting, 0 or more; 0 weighs all alike.
+    /// The power `p` of an adaptive weighting, 0 or more. At 0, all samples have the same weight.
     pub adaptive_p: f64,
-    /// Guidance in training: weight of the sample's own velocity (omega in the paper). 1, with
-    /// `cfg_kappa = 0`, is no guidance.
+    /// Guidance in training: weight of the sample's own velocity (omega in the paper). The value 1
+    /// with `cfg_kappa = 0` means no guidance.
     pub cfg_omega: f64,
-    /// Guidance in training: weight of the network's velocity for the class (kappa in
-    /// the paper). What is left to 1 is the weight of its velocity for no class.
+    /// Guidance in training: weight of the network's velocity for the class (kappa in the paper).
+    /// The weight of its velocity for the null class is `1 - cfg_omega - cfg_kappa`.
     pub cfg_kappa: f64,
-    /// Guidance acts at times `t` from here, inclusive.
+    /// Lower end of the guidance interval in `t`, inclusive.
     pub cfg_min_t: f64,
-    /// Guidance acts at times `t` up to here, inclusive.
+    /// Upper end of the guidance interval in `t`, inclusive.
     pub cfg_max_t: f64,
 }
 
 impl Default for MeanFlow {
-    /// The paper's: 25 % of samples with `r` apart from `t`, adaptive weighting with power 1, and
-    /// no guidance.
+    /// The paper's settings: `r` differs from `t` in 25 % of the samples, adaptive weighting with
+    /// power 1, and no guidance.
     fn default() -> Self {
         Self {
-            path: Path::Linear,
+            path: Interpolant::Linear,
             time: TimeSampling::default(),
             weighting: Weighting::Adaptive,
             adaptive_p: 1.0,
@@ -93,44 +93,45 @@ impl Default for MeanFlow {
     }
 }
 
-/// The random numbers of a step.
+/// The random inputs of a training step.
 #[derive(Debug)]
-pub struct Draws {
+pub struct RandomInputs {
     /// Which labels become the null class, `[B]` boolean.
     pub dropped: Tensor,
     /// Start times, `[B]`.
     pub r: Tensor,
-    /// End times, `[B]`, none before its start.
+    /// End times, `[B]`, not before the start times.
     pub t: Tensor,
-    /// Standard normal, of the images' shape.
+    /// Standard normal noise, `[B, C, H, W]`.
     pub noise: Tensor,
 }
 
-/// A noisy batch, and the direction in which the network is differentiated there.
+/// A noisy batch, and the direction in which the network is differentiated.
 #[derive(Debug)]
-pub struct Noisy {
+pub struct NoisyBatch {
     /// Noisy images at time `t`, `[B, C, H, W]`.
     pub z: Tensor,
     /// Start times, `[B]`.
     pub r: Tensor,
     /// End times, `[B]`.
     pub t: Tensor,
-    /// Classes that the network is given, `[B]`, with the null class where labels were dropped.
+    /// Classes for the network, `[B]`, with the null class in place of dropped labels.
     pub labels: Tensor,
-    /// Where guidance acts, `[B]` boolean: at times in the window, where the label was kept.
+    /// Which samples are guided, `[B]` boolean: those with `t` in the guidance interval whose label
+    /// was not dropped.
     pub guided: Tensor,
-    /// The velocity at `z`, of its shape: the path's, and after [`MeanFlow::guide`] the guided
-    /// one.
+    /// The velocity at `z`, `[B, C, H, W]`: that of the interpolant, or after [`MeanFlow::guide`]
+    /// the guided velocity.
     pub velocity: Tensor,
 }
 
 /// The loss of a batch.
 #[derive(Debug)]
 pub struct Loss {
-    /// What is minimised, for each sample, `[B]`.
+    /// The weighted loss to minimise, per sample, `[B]`.
     pub value: Tensor,
-    /// The squared error summed over a sample's C, H and W, `[B]`, without gradient. It tells
-    /// whether training gets on: the adaptively weighted loss is near 1 throughout.
+    /// The squared error summed over C, H and W, per sample, `[B]`, without gradient. It shows the
+    /// progress of training, which the adaptively weighted loss does not: that stays near 1.
     pub squared_error: Tensor,
 }
 
@@ -138,7 +139,7 @@ impl MeanFlow {
     /// Checks the settings.
     ///
     /// # Errors
-    /// Names the first setting with a value it may not have.
+    /// The first setting with an invalid value, by name.
     pub fn validate(&self) -> Result<(), DiffusionError> {
         self.time.validate()?;
         let (low, high) = (self.cfg_min_t, self.cfg_max_t);
@@ -154,24 +155,25 @@ impl MeanFlow {
         check::setting(fits, "cfg_max_t", high, allowed)
     }
 
-    /// Whether [`MeanFlow::guide`] changes anything; it then needs a network with a null class.
+    /// Whether [`MeanFlow::guide`] changes the velocity. If so, it needs a network with a null class.
     pub fn trains_with_guidance(&self) -> bool {
         self.cfg_omega != 1.0 || self.cfg_kappa != 0.0
     }
 
-    /// Makes images `x0` `[B, C, H, W]` of classes `labels` `[B]` noisy. Numbers are drawn in
-    /// upstream's order: label dropout at the network's rate, the two times, which samples have
-    /// `r = t`, noise; on the generator's device, and moved to the images'.
+    /// Draws the random inputs and adds noise to images `x0` `[B, C, H, W]` of classes `labels`
+    /// `[B]`. Numbers are drawn in upstream's order: label dropout at the network's rate, the two
+    /// times, which samples have `r = t`, noise. They are drawn on the generator's device and moved
+    /// to the device of the images.
     ///
     /// # Errors
-    /// Settings that [`MeanFlow::validate`] refuses; shapes that do not fit together.
+    /// [`MeanFlow::validate`] rejects the settings, or the shapes do not match.
     pub fn draw(
         &self,
         network: &MeanFlowSit,
         x0: &Tensor,
         labels: &Tensor,
         generator: &mut Generator,
-    ) -> Result<Noisy, DiffusionError> {
+    ) -> Result<NoisyBatch, DiffusionError> {
         check::shape("the batch of images", x0, &[-1, -1, -1, -1])?;
         self.validate()?;
         let (batch, ..) = x0.size4()?;
@@ -183,37 +185,41 @@ impl MeanFlow {
         };
         let Times { r, t, .. } = self.time.draw(batch, generator)?;
         let noise = generator.randn(&x0.size(), x0.kind())?;
-        let draws = Draws {
+        let random_inputs = RandomInputs {
             dropped,
             r,
             t,
             noise,
         };
-        self.given(network, x0, labels, &draws)
+        self.add_noise(network, x0, labels, &random_inputs)
     }
 
-    /// As [`MeanFlow::draw`], with the random numbers at hand.
+    /// As [`MeanFlow::draw`], but with the caller's random inputs. Labels are not dropped if the
+    /// network has no null class.
     ///
     /// # Errors
-    /// Shapes that do not fit together; dropped labels or guidance with a network that has no
-    /// null class.
-    pub fn given(
+    /// The shapes do not match.
+    pub fn add_noise(
         &self,
         network: &MeanFlowSit,
         x0: &Tensor,
         labels: &Tensor,
-        draws: &Draws,
-    ) -> Result<Noisy, DiffusionError> {
-        check::shape("labels", labels, &draws.t.size())?;
-        check::shape("r", &draws.r, &draws.t.size())?;
-        check::shape("the dropped labels", &draws.dropped, &draws.t.size())?;
+        random_inputs: &RandomInputs,
+    ) -> Result<NoisyBatch, DiffusionError> {
+        check::shape("labels", labels, &random_inputs.t.size())?;
+        check::shape("r", &random_inputs.r, &random_inputs.t.size())?;
+        check::shape(
+            "the dropped labels",
+            &random_inputs.dropped,
+            &random_inputs.t.size(),
+        )?;
         let (device, kind) = (x0.device(), x0.kind());
-        let noise = draws.noise.f_to_device(device)?;
-        let [r, t] = [&draws.r, &draws.t].map(|time| time.f_to_device(device));
+        let noise = random_inputs.noise.f_to_device(device)?;
+        let [r, t] = [&random_inputs.r, &random_inputs.t].map(|time| time.f_to_device(device));
         let (r, t) = (r?, t?);
-        let dropped = draws.dropped.f_to_device(device)?;
+        let dropped = random_inputs.dropped.f_to_device(device)?;
 
-        // An end of the window is compared in float32, so that t = 0.8 is not after 0.8.
+        // The ends of the interval are compared in float32, so that t = 0.8 is not above 0.8.
         let t32 = t.f_to_kind(Kind::Float)?;
         let guided = t32
             .f_ge(self.cfg_min_t)?
@@ -228,8 +234,8 @@ impl MeanFlow {
             None => labels.shallow_clone(),
         };
         let (r, t) = (r.f_to_kind(kind)?, t.f_to_kind(kind)?);
-        let (z, velocity) = self.path.at(x0, &noise, &t)?;
-        Ok(Noisy {
+        let (z, velocity) = self.path.interpolate(x0, &noise, &t)?;
+        Ok(NoisyBatch {
             z,
             r,
             t,
@@ -239,18 +245,22 @@ impl MeanFlow {
         })
     }
 
-    /// Replaces the velocity where guidance acts by
-    /// `omega v + kappa u(z, t, t, label) + (1 - omega - kappa) u(z, t, t, null)`,
-    /// computed without gradient; does nothing, and runs no network, for settings without
-    /// guidance.
+    /// Replaces the velocity of guided samples by
+    /// `omega v + kappa u(z, t, t, label) + (1 - omega - kappa) u(z, t, t, null)`, computed without
+    /// gradient. Without guidance in the settings, it returns `noisy` unchanged and does not run the
+    /// network.
     ///
-    /// Under autocast, this and [`MeanFlow::forward`] need a region each: a region caches the
-    /// casts of weights, and those made without gradient would be used again in the pass that
+    /// Under autocast, this and [`MeanFlow::forward`] need separate regions. A region caches the
+    /// casts of the weights, and casts made without gradient would be reused in the pass that
     /// records one.
     ///
     /// # Errors
     /// As [`MeanFlowSit::forward`]; guidance with a network that has no null class.
-    pub fn guide(&self, network: &MeanFlowSit, mut noisy: Noisy) -> Result<Noisy, DiffusionError> {
+    pub fn guide(
+        &self,
+        network: &MeanFlowSit,
+        mut noisy: NoisyBatch,
+    ) -> Result<NoisyBatch, DiffusionError> {
         if !self.trains_with_guidance() {
             return Ok(noisy);
         }
@@ -287,20 +297,24 @@ impl MeanFlow {
         Ok(noisy)
     }
 
-    /// The network's average velocity and its derivative along the path.
+    /// The network's average velocity `u` and its derivative along the path, `du/dt`.
     ///
     /// # Errors
     /// As [`MeanFlowSit::jvp`].
-    pub fn forward(&self, network: &MeanFlowSit, noisy: &Noisy) -> Result<Jvp, DiffusionError> {
+    pub fn forward(
+        &self,
+        network: &MeanFlowSit,
+        noisy: &NoisyBatch,
+    ) -> Result<Jvp, DiffusionError> {
         let direction = Direction::along(&noisy.velocity);
         network.jvp(&noisy.z, &noisy.r, &noisy.t, &noisy.labels, &direction)
     }
 
-    /// What `u` should be, `v - (t - r) du/dt`, of the images' shape and dtype, without gradient.
+    /// The target of `u`, `v - (t - r) du/dt`, in the images' shape and dtype, without gradient.
     ///
     /// # Errors
-    /// The derivative has another shape than the images.
-    pub fn target(&self, output: &Jvp, noisy: &Noisy) -> Result<Tensor, DiffusionError> {
+    /// The shapes of the derivative and the images differ.
+    pub fn target(&self, output: &Jvp, noisy: &NoisyBatch) -> Result<Tensor, DiffusionError> {
         check::shape("the derivative", &output.dudt, &noisy.velocity.size())?;
         let _no_grad = tch::no_grad_guard();
         let kind = noisy.velocity.kind();
@@ -309,11 +323,11 @@ impl MeanFlow {
         Ok(noisy.velocity.f_sub(&correction)?)
     }
 
-    /// The weighted squared error of `output.u` for each sample, in the images' dtype.
+    /// The weighted squared error of `output.u` per sample, in the images' dtype.
     ///
     /// # Errors
-    /// `output` has another shape than the images.
-    pub fn loss(&self, output: &Jvp, noisy: &Noisy) -> Result<Loss, DiffusionError> {
+    /// The shapes of `output` and the images differ.
+    pub fn loss(&self, output: &Jvp, noisy: &NoisyBatch) -> Result<Loss, DiffusionError> {
         check::shape("the prediction", &output.u, &noisy.velocity.size())?;
         let target = self.target(output, noisy)?;
         let error = output.u.f_to_kind(target.kind())?.f_sub(&target)?;

@@ -1,4 +1,4 @@
-//! What a denoiser is trained to predict, one objective a module.
+//! Training objectives of denoisers, one per module.
 
 pub mod meanflow;
 pub mod velocity;

@@ -1,17 +1,17 @@
 //! Flow matching: predict the velocity `d x_t / dt` (arXiv 2401.08740, equation 6; `SILoss`
 //! upstream).
 //!
-//! A step is in three parts, so that the network alone can run under autocast:
-//! [`Velocity::draw`], the network, [`Velocity::loss`].
+//! A step has three parts, so that only the network runs under autocast: [`Velocity::draw`], the
+//! network, [`Velocity::loss`].
 
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Reduction, Tensor};
 use torch_ext::Generator;
 
-use crate::interpolant::{Path, TimeSampling};
+use crate::interpolant::{Interpolant, TimeSampling};
 use crate::{DiffusionError, check};
 
-/// The objective's settings.
+/// The velocity objective and its settings.
 ///
 /// ```
 /// use diffusion::objective::velocity::Velocity;
@@ -39,55 +39,64 @@ use crate::{DiffusionError, check};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Velocity {
-    /// The path from images to noise.
-    pub path: Path,
+    /// The interpolant between images and noise.
+    pub path: Interpolant,
     /// How times are drawn.
     pub time: TimeSampling,
 }
 
-/// A noisy batch and what the network should say about it.
+/// A noisy batch and the network's target.
 #[derive(Debug)]
-pub struct Noisy {
+pub struct NoisyBatch {
     /// Noisy images `x_t`, `[B, C, H, W]`.
     pub x: Tensor,
     /// Times, `[B]`.
     pub t: Tensor,
-    /// The velocity at `x_t`, of its shape.
+    /// The velocity at `x_t`, `[B, C, H, W]`.
     pub target: Tensor,
 }
 
 impl Velocity {
-    /// Makes images `x0` `[B, C, H, W]` noisy. Times are drawn first, then noise, as upstream
-    /// does; the network's label dropout draws third. Numbers are drawn on the generator's
-    /// device and moved to the images'.
+    /// Draws times and noise, and adds the noise to images `x0` `[B, C, H, W]`. Times are drawn
+    /// first, then noise, as upstream does; the network's label dropout draws third. Numbers are
+    /// drawn on the generator's device and moved to the device of the images.
     ///
     /// # Errors
-    /// `x0` has another number of dimensions.
-    pub fn draw(&self, x0: &Tensor, generator: &mut Generator) -> Result<Noisy, DiffusionError> {
+    /// `x0` does not have four dimensions.
+    pub fn draw(
+        &self,
+        x0: &Tensor,
+        generator: &mut Generator,
+    ) -> Result<NoisyBatch, DiffusionError> {
         check::shape("the batch of images", x0, &[-1, -1, -1, -1])?;
         let (batch, ..) = x0.size4()?;
         let t = self.time.draw(self.path, batch, generator)?;
         let noise = generator.randn(&x0.size(), x0.kind())?;
         let device = x0.device();
-        self.given(x0, &t.f_to_device(device)?, &noise.f_to_device(device)?)
+        self.add_noise(x0, &t.f_to_device(device)?, &noise.f_to_device(device)?)
     }
 
-    /// As [`Velocity::draw`], with times `t` `[B]` and `noise` of the images' shape at hand.
+    /// As [`Velocity::draw`], but with the caller's times `t` `[B]` and `noise` `[B, C, H, W]`.
     ///
     /// # Errors
-    /// Shapes that do not fit together.
-    pub fn given(&self, x0: &Tensor, t: &Tensor, noise: &Tensor) -> Result<Noisy, DiffusionError> {
+    /// The shapes do not match.
+    pub fn add_noise(
+        &self,
+        x0: &Tensor,
+        t: &Tensor,
+        noise: &Tensor,
+    ) -> Result<NoisyBatch, DiffusionError> {
         let t = t.f_to_kind(x0.kind())?;
-        let (x, target) = self.path.at(x0, noise, &t)?;
-        Ok(Noisy { x, t, target })
+        let (x, target) = self.path.interpolate(x0, noise, &t)?;
+        Ok(NoisyBatch { x, t, target })
     }
 
-    /// The mean squared error of `prediction` `[B, C, H, W]` for each sample, `[B]`, in the
-    /// target's dtype.
+    /// The mean squared error of `prediction` `[B, C, H, W]` per sample, `[B]`, in the target's
+    /// dtype.
     ///
     /// # Errors
-    /// The prediction has another shape than the target.
-    pub fn loss(&self, prediction: &Tensor, noisy: &Noisy) -> Result<Tensor, DiffusionError> {
+    /// The shapes of the prediction and the target differ.
+    pub fn loss(&self, prediction: &Tensor, noisy: &NoisyBatch) -> Result<Tensor, DiffusionError> {
         check::shape("the prediction", prediction, &noisy.target.size())?;
         let kind = noisy.target.kind();
         let error = prediction

@@ -1,12 +1,13 @@
-//! JiT's objective: predict the clean image, compare velocities (arXiv 2511.13720, algorithm 1;
+//! JiT's objective: predict the clean image and compare velocities (arXiv 2511.13720, algorithm 1;
 //! `Denoiser.forward` upstream).
 //!
-//! On the path `z_t = t x + (1 - t) noise`, from noise at t = 0 to the image at t = 1, the velocity
-//! is `v = (x - z) / (1 - t)`. The network predicts `x`; the loss is the squared error of the
-//! velocity that follows from it, with `1 - t` not below `t_eps` in either.
+//! The interpolant `z_t = t x + (1 - t) noise` runs from noise at t = 0 to the image at t = 1, with
+//! velocity `v = (x - z) / (1 - t)`. The network predicts `x`. The loss is the squared error of the
+//! velocity that follows from the prediction; in both velocities, `1 - t` is clamped to at least
+//! `t_eps`.
 //!
-//! A step is in three parts, so that the network alone can run under autocast:
-//! [`XPrediction::draw`], the network, [`XPrediction::loss`].
+//! A step has three parts, so that only the network runs under autocast: [`XPrediction::draw`], the
+//! network, [`XPrediction::loss`].
 
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Reduction, Tensor};
@@ -16,7 +17,7 @@ use crate::denoiser::drop_labels;
 use crate::interpolant::per_sample;
 use crate::{DiffusionError, check};
 
-/// The objective's settings.
+/// The x-prediction objective and its settings.
 ///
 /// ```
 /// use diffusion::objective::x_prediction::XPrediction;
@@ -45,24 +46,24 @@ use crate::{DiffusionError, check};
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct XPrediction {
-    /// Mean of the normal number whose sigmoid is the time (`P_mean` upstream). Below 0, times are
-    /// mostly noisy.
+    /// Mean of the normal number whose sigmoid is the time (`P_mean` upstream). Below 0, most times
+    /// are closer to noise.
     pub time_mean: f64,
     /// Standard deviation of that number, at least 0 (`P_std` upstream).
     pub time_std: f64,
-    /// The least `1 - t` that a velocity is divided by, above 0.
+    /// Lower bound of the divisor `1 - t` of a velocity, above 0.
     pub t_eps: f64,
-    /// Standard deviation of the noise, above 0; in the paper it grows with the image, 1 at 256
+    /// Standard deviation of the noise, above 0. In the paper it grows with the image size: 1 at 256
     /// pixels and 2 at 512.
     pub noise_scale: f64,
-    /// Share of the labels that are replaced by the null class, in [0, 1]. Not part of the
+    /// Fraction of the labels that are replaced by the null class, in [0, 1]. It is not part of the
     /// objective's section in a file, since it is the same for every objective.
     #[serde(skip)]
     pub label_dropout: f64,
 }
 
 impl Default for XPrediction {
-    /// The paper's, for images of 256 x 256 pixels.
+    /// The paper's settings for images of 256 x 256 pixels.
     fn default() -> Self {
         Self {
             time_mean: -0.8,
@@ -74,16 +75,16 @@ impl Default for XPrediction {
     }
 }
 
-/// A noisy batch and what the network's prediction should mean.
+/// A noisy batch, with labels for the network and the target velocity.
 #[derive(Debug)]
-pub struct Noisy {
+pub struct NoisyBatch {
     /// Noisy images `z_t`, `[B, C, H, W]`.
     pub z: Tensor,
     /// Times, `[B]`.
     pub t: Tensor,
     /// Labels for the network, `[B]`, some of them the null class.
     pub labels: Tensor,
-    /// The velocity at `z_t`, of its shape.
+    /// The velocity at `z_t`, `[B, C, H, W]`.
     pub target: Tensor,
 }
 
@@ -91,7 +92,7 @@ impl XPrediction {
     /// Checks the settings.
     ///
     /// # Errors
-    /// Names the first setting with a value it may not have.
+    /// The first setting with an invalid value, by name.
     pub fn validate(&self) -> Result<(), DiffusionError> {
         let Self {
             time_mean,
@@ -123,20 +124,20 @@ impl XPrediction {
         Ok(())
     }
 
-    /// Makes images `x` `[B, C, H, W]` noisy and drops `labels` `[B]` for the network's
+    /// Adds noise to images `x` `[B, C, H, W]` and replaces some of `labels` `[B]` by the network's
     /// `null_class`. Label dropout draws first, then times, then noise, as upstream does; the
     /// network's own dropout draws after that. Numbers are drawn on the generator's device and
-    /// moved to the images'.
+    /// moved to the device of the images.
     ///
     /// # Errors
-    /// Settings that [`XPrediction::validate`] refuses, or shapes that do not fit together.
+    /// [`XPrediction::validate`] rejects the settings, or the shapes do not match.
     pub fn draw(
         &self,
         x: &Tensor,
         labels: &Tensor,
         null_class: i64,
         generator: &mut Generator,
-    ) -> Result<Noisy, DiffusionError> {
+    ) -> Result<NoisyBatch, DiffusionError> {
         self.validate()?;
         check::shape("the batch of images", x, &[-1, -1, -1, -1])?;
         let (batch, ..) = x.size4()?;
@@ -146,7 +147,7 @@ impl XPrediction {
         let t = self.times(&generator.randn(&[batch], Kind::Float)?)?;
         let noise = generator.randn(&x.size(), x.kind())?;
         let device = x.device();
-        self.given(
+        self.add_noise(
             x,
             &labels,
             &t.f_to_device(device)?,
@@ -154,11 +155,11 @@ impl XPrediction {
         )
     }
 
-    /// Times of standard normal numbers: `sigmoid(normal time_std + time_mean)`, of the same shape
+    /// Maps standard normal numbers to times `sigmoid(normal time_std + time_mean)` of the same shape
     /// (`sample_t` upstream).
     ///
     /// # Errors
-    /// libtorch refused `normal`.
+    /// libtorch rejects `normal`.
     pub fn times(&self, normal: &Tensor) -> Result<Tensor, DiffusionError> {
         Ok(normal
             .f_mul_scalar(self.time_std)?
@@ -166,27 +167,27 @@ impl XPrediction {
             .f_sigmoid()?)
     }
 
-    /// As [`XPrediction::draw`], with the network's `labels` `[B]`, times `t` `[B]` and standard
-    /// normal `noise` of the images' shape at hand.
+    /// As [`XPrediction::draw`], but with the caller's `labels` `[B]` after dropout, times `t` `[B]`
+    /// and standard normal `noise` `[B, C, H, W]`.
     ///
     /// # Errors
     /// As [`XPrediction::draw`].
-    pub fn given(
+    pub fn add_noise(
         &self,
         x: &Tensor,
         labels: &Tensor,
         t: &Tensor,
         noise: &Tensor,
-    ) -> Result<Noisy, DiffusionError> {
+    ) -> Result<NoisyBatch, DiffusionError> {
         self.validate()?;
         check::shape("the noise", noise, &x.size())?;
         let t = t.f_to_kind(x.kind())?;
-        let share = per_sample(&t, x)?;
+        let image_weight = per_sample(&t, x)?;
         let noise = noise.f_mul_scalar(self.noise_scale)?;
         let z = x
-            .f_mul(&share)?
-            .f_add_(&noise.f_mul(&share.f_rsub_scalar(1.0)?)?)?;
-        Ok(Noisy {
+            .f_mul(&image_weight)?
+            .f_add_(&noise.f_mul(&image_weight.f_rsub_scalar(1.0)?)?)?;
+        Ok(NoisyBatch {
             target: self.velocity(x, &z, &t)?,
             z,
             t,
@@ -194,11 +195,11 @@ impl XPrediction {
         })
     }
 
-    /// The velocity `(image - z) / max(1 - t, t_eps)` that leads from `z` `[B, C, H, W]` at times
-    /// `t` `[B]` to `image`, a clean image or a prediction of one.
+    /// The velocity `(image - z) / max(1 - t, t_eps)` from `z` `[B, C, H, W]` at times `t` `[B]` to
+    /// `image`, which is a clean image or a prediction of one.
     ///
     /// # Errors
-    /// Shapes that do not fit together.
+    /// The shapes do not match.
     pub fn velocity(
         &self,
         image: &Tensor,
@@ -206,18 +207,18 @@ impl XPrediction {
         t: &Tensor,
     ) -> Result<Tensor, DiffusionError> {
         check::shape("the image", image, &z.size())?;
-        let left = per_sample(t, z)?
+        let remaining_time = per_sample(t, z)?
             .f_rsub_scalar(1.0)?
             .f_clamp_min(self.t_eps)?;
-        Ok(image.f_sub(z)?.f_div(&left)?)
+        Ok(image.f_sub(z)?.f_div(&remaining_time)?)
     }
 
-    /// The mean squared error of the velocity that `prediction` `[B, C, H, W]`, an image, stands
-    /// for; of each sample, `[B]`, in the target's dtype.
+    /// The mean squared error per sample, `[B]`, of the velocity that follows from the predicted image
+    /// `prediction` `[B, C, H, W]`, in the target's dtype.
     ///
     /// # Errors
-    /// The prediction has another shape than the target.
-    pub fn loss(&self, prediction: &Tensor, noisy: &Noisy) -> Result<Tensor, DiffusionError> {
+    /// The shapes of the prediction and the target differ.
+    pub fn loss(&self, prediction: &Tensor, noisy: &NoisyBatch) -> Result<Tensor, DiffusionError> {
         check::shape("the prediction", prediction, &noisy.target.size())?;
         let prediction = prediction.f_to_kind(noisy.target.kind())?;
         let error = self

@@ -1,3 +1,5 @@
+//! The discriminator of the adversarial loss, and its losses.
+
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Init, Scope};
 
@@ -6,11 +8,11 @@ use crate::batch_norm::{BatchNorm2d, Statistics};
 use crate::conv::{Conv2d, default_init};
 use crate::{DiffusionError, check};
 
-/// Side of every kernel.
+/// Height and width of every kernel.
 const KERNEL: i64 = 4;
 
 /// The PatchGAN discriminator of pix2pix (arXiv 1611.07004; `NLayerDiscriminator` upstream):
-/// strided convolutions with batch norm and leaky ReLU, and one logit for each patch.
+/// strided convolutions with batch norm and leaky ReLU, and one logit per patch.
 ///
 /// ```
 /// use diffusion::repa_e::{Discriminator, Statistics, hinge_loss};
@@ -42,17 +44,18 @@ struct Layer {
 }
 
 impl Discriminator {
-    /// Channels of upstream's first layer.
+    /// Number of channels of upstream's first layer.
     pub const CHANNELS: i64 = 64;
     /// Upstream's number of strided layers.
     pub const LAYERS: i64 = 3;
 
-    /// Declares the weights as `main.N...` below `scope`. The first layer has `channels`
-    /// channels, doubled by every layer up to 8 times; `layers` of them have stride 2. Drawn as
-    /// upstream does: convolutions with deviation 0.02, norm scales around 1 with deviation 0.02.
+    /// Declares the weights as `main.N...` below `scope`. The first layer has `channels` channels;
+    /// every further layer doubles them, up to `8 channels`. `layers` layers have stride 2. Weights are
+    /// initialised as upstream does: normal with standard deviation 0.02, around 0 for convolutions and
+    /// around 1 for norm scales.
     ///
     /// # Errors
-    /// A number below 1 or more than 16 layers, or a name that is taken.
+    /// `channels` or `layers` is below 1, `layers` is above 16, or a weight name is already declared.
     pub fn new(scope: &Scope, channels: i64, layers: i64) -> Result<Self, DiffusionError> {
         check::setting(
             channels > 0,
@@ -64,7 +67,7 @@ impl Discriminator {
         check::setting(fits, "discriminator layers", layers, "between 1 and 16")?;
         let scope = scope.sub("main");
         let width = |layer: i64| channels * (1 << layer.min(3));
-        // Positions in upstream's `nn.Sequential`, activations counted.
+        // Names are positions in upstream's `nn.Sequential`, in which activations count.
         let mut main = vec![Layer {
             conv: convolution(&scope.sub(0), [channels, 3], 2, true)?,
             norm: None,
@@ -92,18 +95,18 @@ impl Discriminator {
         })
     }
 
-    /// Logits `[B, 1, h, w]` of `images` `[B, 3, H, W]`, float32; above 0 means real. With
-    /// [`Statistics::Batch`], as in all of training, every call moves the running statistics.
+    /// Logits `[B, 1, h, w]` of `images` `[B, 3, H, W]`, float32. A positive logit means real. With
+    /// [`Statistics::Batch`], as throughout training, every call updates the running statistics.
     ///
     /// # Errors
-    /// Another shape, or images too small for the strided layers.
+    /// `images` has another shape, or is too small for the strided layers.
     pub fn forward(
         &self,
         images: &Tensor,
         statistics: Statistics,
     ) -> Result<Tensor, DiffusionError> {
         check::shape("the discriminator's input", images, &[-1, 3, -1, -1])?;
-        // The two layers of stride 1 take a row and a column each, and must leave one.
+        // Each of the two layers with stride 1 removes a row and a column; at least one must remain.
         let smallest = 3 << self.strided_layers;
         let (_, _, height, width) = images.size4()?;
         let side = height.min(width);
@@ -114,7 +117,6 @@ impl Discriminator {
             if index > 0 {
                 x = x.f_prelu(&self.slope)?; // with one fixed slope: leaky ReLU
             }
-            // The activation of layer `index - 1` comes after its norm.
             x = conv.forward(&x)?;
             if let Some(norm) = norm {
                 x = norm.forward(&x, statistics)?;
@@ -123,8 +125,7 @@ impl Discriminator {
         Ok(x)
     }
 
-    /// As [`Discriminator::forward`] on the batch's statistics, with weights that record no
-    /// gradient.
+    /// As [`Discriminator::forward`] with [`Statistics::Batch`], but the weights record no gradient.
     pub(super) fn forward_frozen(&self, images: &Tensor) -> Result<Tensor, DiffusionError> {
         let _frozen = Frozen::new(&self.weights)?;
         self.forward(images, Statistics::Batch)
@@ -139,7 +140,7 @@ impl Layer {
     }
 }
 
-/// Channels are `[out, in]`.
+/// Declares a convolution with channels `[out, in]`.
 fn convolution(
     scope: &Scope,
     [out_channels, in_channels]: [i64; 2],
@@ -170,7 +171,7 @@ fn norm(scope: &Scope, channels: i64) -> Result<BatchNorm2d, DiffusionError> {
 /// (`hinge_d_loss` upstream).
 ///
 /// # Errors
-/// libtorch refused.
+/// libtorch failed.
 pub fn hinge_loss(real: &Tensor, fake: &Tensor) -> Result<Tensor, DiffusionError> {
     let real = real.f_rsub_scalar(1.0)?.f_relu()?.f_mean(None)?;
     let fake = fake.f_add_scalar(1.0)?.f_relu()?.f_mean(None)?;
@@ -178,11 +179,11 @@ pub fn hinge_loss(real: &Tensor, fake: &Tensor) -> Result<Tensor, DiffusionError
 }
 
 /// LeCam regularisation (arXiv 2104.03310; `compute_lecam_loss` upstream):
-/// `relu(real - average_fake)^2 + relu(average_real - fake)^2`, a scalar, for the means `real`
-/// and `fake` of a batch's logits and their moving averages, each of one element.
+/// `relu(real - average_fake)^2 + relu(average_real - fake)^2`, a scalar. `real` and `fake` are the means
+/// of a batch's logits; the averages are their moving averages. Each has one element.
 ///
 /// # Errors
-/// Shapes that do not fit together.
+/// The shapes do not match.
 pub fn lecam_loss(
     real: &Tensor,
     fake: &Tensor,

@@ -1,3 +1,5 @@
+//! Batch normalisation between the autoencoder and the denoiser.
+
 use tch::{Kind, Tensor};
 use torch_ext::{Scope, optim};
 
@@ -5,11 +7,11 @@ use crate::DiffusionError;
 use crate::batch_norm::{BatchNorm2d, Statistics};
 use crate::latents::LatentScaling;
 
-/// Batch normalisation between autoencoder and denoiser (`SiT.bn` upstream): no learned scale or
-/// shift, which the denoiser's loss would misuse; eps 1e-4; the running variance is unbiased.
+/// Batch normalisation of the denoiser's input latents (`SiT.bn` upstream), with eps 1e-4 and an unbiased
+/// running variance. It has no learned scale or shift, which the denoiser's loss would misuse.
 ///
-/// It belongs to the denoiser: its statistics are in the denoiser's state dict, and in the moving
-/// average of its weights.
+/// It belongs to the denoiser: its statistics are part of the denoiser's state dict and of the moving
+/// average of the denoiser's weights.
 ///
 /// ```
 /// use diffusion::repa_e::{LatentNorm, Statistics};
@@ -31,28 +33,28 @@ use crate::latents::LatentScaling;
 pub struct LatentNorm(BatchNorm2d);
 
 impl LatentNorm {
-    /// Upstream's share of the batch in the running statistics.
+    /// Upstream's momentum: the weight of the batch in an update of the running statistics.
     pub const MOMENTUM: f64 = 0.1;
-    /// Names of the statistics at the root of a state dict, which a moving average follows.
+    /// Names of the statistics in the denoiser's state dict. Moving averages of weights average them.
     pub const AVERAGED: [&str; 2] = ["bn.running_mean", "bn.running_var"];
-    /// Name of the number of batches seen, likewise, which a moving average copies.
+    /// Name of the number of batches seen. Moving averages of weights copy it.
     pub const COUNT: &str = "bn.num_batches_tracked";
 
     /// Declares the statistics as `bn.running_mean`, `bn.running_var` and
     /// `bn.num_batches_tracked` below `scope`, the denoiser's.
     ///
     /// # Errors
-    /// `momentum` outside (0, 1], or a name that is taken.
+    /// `momentum` is outside (0, 1], or a name is already declared.
     pub fn new(scope: &Scope, channels: i64, momentum: f64) -> Result<Self, DiffusionError> {
         let norm = BatchNorm2d::new(&scope.sub("bn"), channels, None, momentum, 1e-4)?;
         Ok(Self(norm))
     }
 
-    /// Sets the running statistics to those of a data set of latents, given as the scaling that
-    /// normalises it: mean = bias, variance = 1 / scale^2 (`init_bn` upstream).
+    /// Sets the running statistics from the scaling that normalises a data set of latents:
+    /// `mean = bias`, `variance = 1 / scale^2` (`init_bn` upstream).
     ///
     /// # Errors
-    /// Another number of channels.
+    /// The numbers of channels differ.
     pub fn set_statistics(&self, scaling: &LatentScaling) -> Result<(), DiffusionError> {
         let shape = self.0.running_mean.size();
         let flat = |tensor: &Tensor| tensor.f_flatten(0, -1)?.f_expand(&shape, false);
@@ -62,11 +64,11 @@ impl LatentNorm {
         Ok(optim::copy_(&targets, &[mean, variance])?)
     }
 
-    /// The scaling that the running statistics stand for: `scale = 1 / sqrt(variance)`, without
-    /// eps, `bias = mean` (`extract_latents_stats` upstream). Waits for the device.
+    /// The scaling that corresponds to the running statistics: `scale = 1 / sqrt(variance)` without
+    /// eps, and `bias = mean` (`extract_latents_stats` upstream). Waits for the device.
     ///
     /// # Errors
-    /// A running variance of zero, or statistics that are not finite.
+    /// A running variance is zero, or statistics are not finite.
     pub fn scaling(&self) -> Result<LatentScaling, DiffusionError> {
         let values = |tensor: &Tensor| -> Result<Vec<f64>, DiffusionError> {
             Ok(Vec::<f64>::try_from(tensor.f_to_kind(Kind::Double)?)?)
@@ -79,7 +81,7 @@ impl LatentNorm {
     /// Normalises `latents` `[B, C, h, w]`.
     ///
     /// # Errors
-    /// Another number of channels; a single value per channel with [`Statistics::Batch`].
+    /// The number of channels differs; a channel has a single value with [`Statistics::Batch`].
     pub fn forward(
         &self,
         latents: &Tensor,

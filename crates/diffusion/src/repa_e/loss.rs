@@ -1,3 +1,5 @@
+//! Losses of the autoencoder and its discriminator.
+
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Reduction, Tensor};
 use torch_ext::{Scope, optim};
@@ -8,7 +10,7 @@ use crate::autoencoder::Posterior;
 use crate::batch_norm::Statistics;
 use crate::{DiffusionError, check};
 
-/// How a reconstruction is compared with its image.
+/// The distance between a reconstruction and its image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Reconstruction {
@@ -23,26 +25,25 @@ pub enum Reconstruction {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AutoencoderLossConfig {
-    /// Which distance.
+    /// The distance between reconstruction and image.
     pub reconstruction: Reconstruction,
-    /// Weight of that distance.
+    /// Weight of the reconstruction distance.
     pub reconstruction_weight: f64,
-    /// The distance is divided by the exponential of this (`logvar_init` upstream, never
-    /// trained).
+    /// The distance is divided by `exp(log_variance)` (`logvar_init` upstream, which is never trained).
     pub log_variance: f64,
-    /// Weight of LPIPS. With 0 it is not computed, and needs no weights.
+    /// Weight of LPIPS. At 0, LPIPS is not computed and needs no weights file.
     pub perceptual_weight: f64,
-    /// Weight of the posterior's divergence, which is a sum over a latent.
+    /// Weight of the posterior's KL divergence, which is summed over a latent.
     pub kl_weight: f64,
-    /// Weight of the discriminator in the autoencoder's loss. It is fixed: nothing adapts it.
+    /// Weight of the discriminator in the autoencoder's loss. It is constant, not adaptive.
     pub discriminator_weight: f64,
-    /// Factor of the adversarial losses of both sides.
+    /// Factor of the adversarial losses of the autoencoder and of the discriminator.
     pub discriminator_factor: f64,
-    /// Number of the first step, counted from 0, with that factor; before it, it is 0.
+    /// First step, counted from 0, that uses `discriminator_factor`. Before it, the factor is 0.
     pub discriminator_start: u64,
     /// Weight of LeCam regularisation in the discriminator's loss.
     pub lecam_weight: f64,
-    /// Decay of the moving averages of logits that LeCam compares with.
+    /// Decay of LeCam's moving averages of logits.
     pub lecam_decay: f64,
 }
 
@@ -67,7 +68,7 @@ impl AutoencoderLossConfig {
     /// Checks the settings.
     ///
     /// # Errors
-    /// Names the first setting that does not fit.
+    /// The first setting with an invalid value, by name.
     pub fn validate(&self) -> Result<(), DiffusionError> {
         for (name, value) in [
             ("reconstruction_weight", self.reconstruction_weight),
@@ -97,10 +98,10 @@ impl AutoencoderLossConfig {
     }
 }
 
-/// The loss of the autoencoder and that of the discriminator it plays against
-/// (`ReconstructionLoss_Single_Stage` upstream, with `quantize_mode` `vae`).
+/// The losses of the autoencoder and of its discriminator (`ReconstructionLoss_Single_Stage` upstream,
+/// with `quantize_mode` `vae`).
 ///
-/// Both are computed in float32, whatever the dtype of the images; run them outside autocast.
+/// Both are computed in float32 for images of any dtype. Call them outside autocast.
 #[derive(Debug)]
 pub struct AutoencoderLoss {
     config: AutoencoderLossConfig,
@@ -109,36 +110,36 @@ pub struct AutoencoderLoss {
     lecam: Option<Averages>,
 }
 
-/// Moving averages of the mean logits, `[1]` each.
+/// Moving averages of the mean logits of images and reconstructions, `[1]` each.
 #[derive(Debug)]
 struct Averages {
     real: Tensor,
     fake: Tensor,
 }
 
-/// The autoencoder's loss. All but the total are detached, scalars, and still on the device.
+/// The autoencoder's loss and its terms, scalars on the device. All except the total are detached.
 #[derive(Debug)]
 pub struct GeneratorLoss {
-    /// The sum, to be differentiated.
+    /// The sum, which records gradients.
     pub total: Tensor,
-    /// Reconstruction, weighted and divided by the variance.
+    /// Reconstruction loss, weighted and divided by the variance.
     pub reconstruction: Tensor,
     /// LPIPS, weighted.
     pub perceptual: Tensor,
-    /// Divergence averaged over samples, weighted.
+    /// KL divergence averaged over samples, weighted.
     pub kl: Tensor,
-    /// Minus the mean logit of the reconstructions, not weighted.
+    /// Negative mean logit of the reconstructions, not weighted.
     pub gan: Tensor,
-    /// The same, times weight and factor.
+    /// The GAN loss times its weight and factor.
     pub weighted_gan: Tensor,
     /// The factor of the adversarial loss at this step.
     pub discriminator_factor: f64,
 }
 
-/// The discriminator's loss. All but the total are detached, scalars, and still on the device.
+/// The discriminator's loss and its terms, scalars on the device. All except the total are detached.
 #[derive(Debug)]
 pub struct DiscriminatorLoss {
-    /// The sum, to be differentiated.
+    /// The sum, which records gradients.
     pub total: Tensor,
     /// Mean logit of the images.
     pub logits_real: Tensor,
@@ -149,12 +150,12 @@ pub struct DiscriminatorLoss {
 }
 
 impl AutoencoderLoss {
-    /// Puts the losses together. With LeCam, its averages are declared below `scope` as
-    /// `ema_real_logits_mean` and `ema_fake_logits_mean`, zero.
+    /// Builds the losses. With LeCam, its moving averages are declared below `scope` as
+    /// `ema_real_logits_mean` and `ema_fake_logits_mean`, initially zero.
     ///
     /// # Errors
-    /// Settings that [`AutoencoderLossConfig::validate`] refuses; a perceptual weight without
-    /// LPIPS; a name that is taken.
+    /// [`AutoencoderLossConfig::validate`] rejects the settings; `perceptual_weight` is not 0 without
+    /// LPIPS; a name is already declared.
     pub fn new(
         scope: &Scope,
         config: AutoencoderLossConfig,
@@ -182,7 +183,7 @@ impl AutoencoderLoss {
         })
     }
 
-    /// The settings it was built with.
+    /// The settings that the losses were built with.
     pub fn config(&self) -> &AutoencoderLossConfig {
         &self.config
     }
@@ -194,11 +195,11 @@ impl AutoencoderLoss {
 
     /// The autoencoder's loss at step `step`, counted from 0, for `images` and their
     /// `reconstructions`, both `[B, 3, H, W]` in [-1, 1]. The discriminator's weights record no
-    /// gradient, but its batch norms take the reconstructions' statistics and move; it is not
-    /// called where its weight or factor is 0.
+    /// gradient, but its batch norms use the statistics of the reconstructions and update their
+    /// running statistics. The discriminator is not called if its weight or factor is 0.
     ///
     /// # Errors
-    /// Shapes that differ, or images too small for LPIPS or the discriminator.
+    /// The shapes differ, or the images are too small for LPIPS or the discriminator.
     pub fn generator(
         &self,
         images: &Tensor,
@@ -248,12 +249,12 @@ impl AutoencoderLoss {
     }
 
     /// The discriminator's loss at step `step`, counted from 0, for `images` and their
-    /// `reconstructions`, which are cut off from the autoencoder. Its batch norms see the images
-    /// first, then the reconstructions, also where the factor is 0 and all gradients are zero.
-    /// LeCam compares with the averages from before this call, and then moves them.
+    /// `reconstructions`, both detached. Its batch norms see the images first, then the
+    /// reconstructions, even if the factor is 0 and all gradients are zero. LeCam uses the averages
+    /// from before this call, and updates them afterwards.
     ///
     /// # Errors
-    /// Shapes that differ, or images too small for the discriminator.
+    /// The shapes differ, or the images are too small for the discriminator.
     pub fn discriminate(
         &self,
         images: &Tensor,
@@ -294,7 +295,7 @@ impl Averages {
     }
 }
 
-/// Both in float32, once they are of one shape.
+/// Checks that both have the same shape, and converts them to float32.
 fn floats(images: &Tensor, reconstructions: &Tensor) -> Result<(Tensor, Tensor), DiffusionError> {
     check::shape("the batch of images", images, &[-1, 3, -1, -1])?;
     check::shape("the reconstructions", reconstructions, &images.size())?;

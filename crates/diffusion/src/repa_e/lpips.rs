@@ -1,3 +1,5 @@
+//! The learned perceptual distance LPIPS.
+
 use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
@@ -9,7 +11,7 @@ use crate::{DiffusionError, check};
 #[cfg(test)]
 mod tests;
 
-/// Positions of the convolutions in torchvision's `vgg16().features`, by slice.
+/// Positions of the convolutions in torchvision's `vgg16().features`, per slice.
 const CONVOLUTIONS: [&[i64]; 5] = [
     &[0, 2],
     &[5, 7],
@@ -18,19 +20,19 @@ const CONVOLUTIONS: [&[i64]; 5] = [
     &[24, 26, 28],
 ];
 
-/// Lower bound of the sum of squares whose root a feature is divided by. Its root is nothing
-/// beside [`NORM_EPS`], so that no value changes; but the root's derivative stays finite where
-/// all channels are zero.
+/// Lower bound of a feature's sum of squares, before the square root. The root of the bound is negligible
+/// next to [`NORM_EPS`], so no value changes, but the derivative of the root stays finite where all
+/// channels are zero.
 const SQUARES_EPS: f64 = 1e-30;
 
-/// Added to the length of a feature before it is divided by it.
+/// Added to the length of a feature before the feature is divided by it.
 const NORM_EPS: f64 = 1e-10;
 
 /// The learned perceptual distance of two images (arXiv 1801.03924; `LPIPS` upstream): weighted
 /// squared differences of the features of a VGG16. Its weights are frozen.
 ///
-/// As upstream, it maps its input `x` to `2 x - 1` first, for images in [0, 1]; and as upstream,
-/// REPA-E gives it images in [-1, 1].
+/// As upstream, it first maps its input `x` to `2 x - 1`, which suits images in [0, 1]; also as upstream,
+/// REPA-E passes images in [-1, 1].
 ///
 /// ```
 /// use diffusion::repa_e::Lpips;
@@ -38,7 +40,7 @@ const NORM_EPS: f64 = 1e-10;
 /// use torch_ext::Params;
 ///
 /// # fn main() -> Result<(), diffusion::DiffusionError> {
-/// // In earnest: `Lpips::load(path, device)`.
+/// // Real use: `Lpips::load(path, device)`.
 /// let params = Params::new(Device::Cpu, 0)?;
 /// let lpips = Lpips::new(&params.root(), [4, 8, 8, 8, 8])?;
 /// let images = Tensor::rand([2, 3, 32, 32], (Kind::Float, Device::Cpu));
@@ -55,16 +57,16 @@ pub struct Lpips {
 }
 
 impl Lpips {
-    /// Channels of VGG16's five slices.
+    /// Numbers of channels of VGG16's five slices.
     pub const VGG16: [i64; 5] = [64, 128, 256, 512, 512];
-    /// The least side of an image: VGG16 halves it four times.
+    /// Smallest height and width of an image: VGG16 halves both four times.
     pub const SMALLEST_SIDE: u32 = 16;
 
-    /// Declares the frozen weights below `scope`, zero until they are loaded. `widths` are the
-    /// channels of the five slices.
+    /// Declares the frozen weights below `scope`, zero until they are loaded. `widths` are the numbers
+    /// of channels of the five slices.
     ///
     /// # Errors
-    /// A width below 1, or a name that is taken.
+    /// A width is below 1, or a name is already declared.
     pub fn new(scope: &Scope, widths: [i64; 5]) -> Result<Self, DiffusionError> {
         let constants = scope.sub("scaling_layer");
         let constant = |name, values: [f32; 3]| -> Result<Tensor, DiffusionError> {
@@ -97,10 +99,10 @@ impl Lpips {
 
     /// Reads the weights of VGG16 and of LPIPS' heads from a safetensors file with the names of
     /// upstream's state dict: `net.slice1.0.weight`, ..., `lin0.model.1.weight`, ...,
-    /// `scaling_layer.shift`. `crates/diffusion/python/convert_lpips.py` makes it.
+    /// `scaling_layer.shift`. `crates/diffusion/python/convert_lpips.py` writes this file.
     ///
     /// # Errors
-    /// No such file, or one with other names or shapes.
+    /// The file is missing, or its names or shapes differ.
     pub fn load(path: &Path, device: Device) -> Result<Self, DiffusionError> {
         if !path.is_file() {
             let path = path.to_owned();
@@ -118,11 +120,11 @@ impl Lpips {
         Ok(lpips)
     }
 
-    /// The distance of each pair of images, `[B, 1, 1, 1]`, for `left` and `right`
-    /// `[B, 3, H, W]`, float32, nominally in [0, 1].
+    /// The distance per pair of images, `[B, 1, 1, 1]`, for `left` and `right` `[B, 3, H, W]`, float32,
+    /// nominally in [0, 1].
     ///
     /// # Errors
-    /// Shapes that differ, or a side below 16.
+    /// The shapes differ, or a side is below 16.
     pub fn forward(&self, left: &Tensor, right: &Tensor) -> Result<Tensor, DiffusionError> {
         check::shape("the second image of LPIPS", right, &left.size())?;
         let (left, right) = (self.features(left)?, self.features(right)?);
@@ -167,15 +169,15 @@ impl Lpips {
         Ok(features)
     }
 
-    /// What VGG takes.
+    /// Maps images from [0, 1] to the normalised input of VGG.
     fn scaled(&self, images: &Tensor) -> Result<Tensor, DiffusionError> {
         let x = images.f_mul_scalar(2.0)?.f_sub_scalar(1.0)?;
         Ok(x.f_sub(&self.shift)?.f_div(&self.scale)?)
     }
 }
 
-/// A convolution that is in the state dict but not trained. Channels are `[out, in]`; a 1x1 one
-/// has no bias.
+/// Declares a convolution that is in the state dict but not trained. Channels are `[out, in]`. A 1x1
+/// convolution has no bias.
 fn frozen(scope: &Scope, [out, input]: [i64; 2], kernel: i64) -> Result<Conv2d, DiffusionError> {
     let cpu = (Kind::Float, Device::Cpu);
     let weight = Tensor::f_zeros([out, input, kernel, kernel], cpu)?;
@@ -191,7 +193,7 @@ fn frozen(scope: &Scope, [out, input]: [i64; 2], kernel: i64) -> Result<Conv2d, 
     })
 }
 
-/// Features `[B, C, H, W]` divided by their length over the channels.
+/// Divides features `[B, C, H, W]` by their length over the channels.
 fn unit(features: &Tensor) -> Result<Tensor, DiffusionError> {
     let length = features
         .f_square()?
@@ -206,7 +208,7 @@ fn difference(left: &Tensor, right: &Tensor) -> Result<Tensor, DiffusionError> {
     Ok(unit(left)?.f_sub(&unit(right)?)?.f_square()?)
 }
 
-/// What one slice adds to the distance, `[B, 1, 1, 1]`.
+/// The contribution of one slice to the distance, `[B, 1, 1, 1]`.
 fn term(head: &Conv2d, difference: &Tensor) -> Result<Tensor, DiffusionError> {
     let weighted = head.forward(difference)?;
     Ok(weighted.f_mean_dim([2, 3].as_slice(), true, None)?)

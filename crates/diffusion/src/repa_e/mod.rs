@@ -1,16 +1,16 @@
-//! REPA-E: autoencoder and denoiser trained together (arXiv 2504.10483).
+//! REPA-E: joint training of autoencoder and denoiser (arXiv 2504.10483).
 //!
-//! The denoiser's loss does not reach the autoencoder, which it would teach to make latents easy;
-//! the alignment loss does. A step has three passes, each with an optimiser of its own:
+//! The alignment loss trains the autoencoder, but the denoiser's loss does not: it would teach the
+//! autoencoder to make latents easy to denoise. A step has three passes, each with its own optimiser:
 //!
 //! 1. the autoencoder learns from its reconstruction ([`AutoencoderLoss`]: L1, [`Lpips`], KL, and
 //!    a [`Discriminator`]) and from the alignment of the denoiser's hidden tokens;
-//! 2. the discriminator learns to tell images from reconstructions;
-//! 3. the denoiser and its heads learn from the objective and from alignment, on latents that are
-//!    cut off from the autoencoder.
+//! 2. the discriminator learns to distinguish images from reconstructions;
+//! 3. the denoiser and its projection heads learn from the objective and from alignment, on latents
+//!    that are detached from the autoencoder.
 //!
-//! [`RepaE`] holds the networks and makes the passes' losses; the caller steps the optimisers in
-//! between. A [`LatentNorm`] keeps latents at unit scale while the autoencoder moves them.
+//! [`RepaE`] borrows the networks and computes the losses of the passes; the caller runs the
+//! optimisers between them. A [`LatentNorm`] keeps latents at unit scale while the autoencoder changes.
 //!
 //! ```
 //! use diffusion::autoencoder::{KlAutoencoder, KlConfig};
@@ -23,7 +23,7 @@
 //! use torch_ext::{Generator, Params};
 //!
 //! # fn main() -> Result<(), DiffusionError> {
-//! // Three sets of weights, for three optimisers.
+//! // Three sets of weights for three optimisers.
 //! let [of_autoencoder, of_discriminator, of_denoiser] =
 //!     [0, 1, 2].map(|seed| Params::new(Device::Cpu, seed));
 //! let (of_autoencoder, of_discriminator, of_denoiser) =
@@ -51,20 +51,20 @@
 //! let mut generator = Generator::new(Device::Cpu, 0)?;
 //! let images = Tensor::randint(256, [2, 3, 32, 32], (Kind::Uint8, Device::Cpu));
 //! let labels = Tensor::from_slice(&[0i64, 1]);
-//! // A loss on the hidden tokens: here their size; in earnest, heads and encoder tokens.
+//! // A loss on the hidden tokens: here their mean square; in real use, heads and encoder tokens.
 //! let align = |hidden: &Tensor| -> Result<Tensor, DiffusionError> {
 //!     Ok(hidden.f_square()?.f_mean(None)?)
 //! };
 //!
-//! let draws = repa_e.draw(&images, &mut generator)?;
-//! let first = repa_e.autoencoder_pass(&images, &labels, &draws, 0, align)?;
+//! let random_inputs = repa_e.draw(&images, &mut generator)?;
+//! let first = repa_e.autoencoder_pass(&images, &labels, &random_inputs, 0, align)?;
 //! first.total.backward(); // then: clip, step and clear the autoencoder's gradients
 //! let second = repa_e.discriminator_pass(&first, 0)?;
 //! second.total.backward(); // then the discriminator's
 //! let third = repa_e.denoiser_pass(&first, &labels, Mode::Train(&mut generator), align)?;
 //! third.total.backward(); // then the denoiser's
 //!
-//! // Latents that the denoiser samples go back to the autoencoder's scale first.
+//! // Latents that the denoiser samples are mapped to the autoencoder's scale before decoding.
 //! let z = generator.randn(&[2, 4, 4, 4], Kind::Float)?;
 //! let pixels = autoencoder.to_pixels(&latent_norm.scaling()?.to_decoder(&z)?)?;
 //! assert_eq!(pixels.size(), [2, 3, 32, 32]);
@@ -86,4 +86,4 @@ pub use loss::{
     AutoencoderLoss, AutoencoderLossConfig, DiscriminatorLoss, GeneratorLoss, Reconstruction,
 };
 pub use lpips::Lpips;
-pub use step::{AutoencoderPass, DenoiserPass, Draws, RepaE, RepaEConfig};
+pub use step::{AutoencoderPass, DenoiserPass, RandomInputs, RepaE, RepaEConfig};

@@ -1,3 +1,5 @@
+//! The three passes of REPA-E's training step.
+
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Generator, autocast};
@@ -10,13 +12,13 @@ use crate::batch_norm::Statistics;
 use crate::objective::velocity::Velocity;
 use crate::{Denoiser, DiffusionError, Mode, check};
 
-/// How much alignment counts.
+/// Coefficients of the alignment loss.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RepaEConfig {
-    /// In the autoencoder's loss (`vae_align_proj_coeff` upstream).
+    /// Coefficient in the autoencoder's loss (`vae_align_proj_coeff` upstream).
     pub autoencoder_alignment: f64,
-    /// In the denoiser's loss (`proj_coeff` upstream).
+    /// Coefficient in the denoiser's loss (`proj_coeff` upstream).
     pub denoiser_alignment: f64,
 }
 
@@ -31,87 +33,87 @@ impl Default for RepaEConfig {
 
 /// The networks of REPA-E and the three passes of its training step (`train_repae.py` upstream).
 ///
-/// It owns neither networks nor optimisers. The caller runs, in this order and with one batch:
-/// [`RepaE::autoencoder_pass`], backward, the autoencoder's optimiser; then
-/// [`RepaE::discriminator_pass`] likewise; then [`RepaE::denoiser_pass`]. The later passes work
-/// on the latents and the reconstructions of the first, from before the autoencoder's update.
-/// Each pass records gradients of its own network's weights only. See the
-/// [module](crate::repa_e) for an example.
+/// It owns neither networks nor optimisers. For each batch, the caller runs, in this order:
+/// [`RepaE::autoencoder_pass`], the backward pass, the autoencoder's optimiser; then
+/// [`RepaE::discriminator_pass`] likewise; then [`RepaE::denoiser_pass`] likewise. The later passes use
+/// the latents and the reconstructions of the first pass, from before the autoencoder's update. Each
+/// pass records gradients only for the weights of its own network. See the [module](crate::repa_e) for
+/// an example.
 #[derive(Debug)]
 pub struct RepaE<'a, D> {
     /// The autoencoder.
     pub autoencoder: &'a KlAutoencoder,
-    /// Its losses, and the discriminator.
+    /// The losses of the autoencoder, and the discriminator.
     pub loss: &'a AutoencoderLoss,
     /// The denoiser.
     pub denoiser: &'a D,
-    /// The normalisation of its input.
+    /// The normalisation of the denoiser's input.
     pub latent_norm: &'a LatentNorm,
-    /// The trained weights of the denoiser and of the heads that `align` uses, which must record
-    /// no gradient while the autoencoder learns.
+    /// The trained weights of the denoiser and of the heads that `align` uses. They record no gradient
+    /// in the autoencoder's pass.
     pub denoiser_weights: &'a [Tensor],
     /// The denoiser's objective.
     pub objective: Velocity,
-    /// How much alignment counts.
+    /// Coefficients of the alignment loss.
     pub config: RepaEConfig,
-    /// Dtype in which autoencoder and denoiser run under autocast; `None` is float32 throughout.
-    /// Posterior and losses are computed outside autocast in float32 in any case; `align` gets
-    /// the hidden tokens as the denoiser made them, and runs in what precision it chooses.
+    /// Autocast dtype of autoencoder and denoiser; `None` means float32 throughout. Posterior and
+    /// losses are always computed outside autocast, in float32. `align` receives the hidden tokens in
+    /// the dtype that the denoiser returns, and chooses its own precision.
     pub precision: Option<Kind>,
 }
 
-/// The random numbers of a step but for label dropout.
+/// The random inputs of a training step, except label dropout.
 #[derive(Debug)]
-pub struct Draws {
-    /// Standard normal, of the latents' shape `[B, C, h, w]`: the sample of the posterior.
+pub struct RandomInputs {
+    /// Standard normal noise `[B, C, h, w]` for the sample from the posterior.
     pub posterior_noise: Tensor,
-    /// Times `[B]`, the same in the autoencoder's and the denoiser's pass.
+    /// Times `[B]`, for both the autoencoder's and the denoiser's pass.
     pub t: Tensor,
-    /// Noise of the path, of the latents' shape, the same in both passes.
+    /// Noise of the interpolant, `[B, C, h, w]`, for both passes.
     pub noise: Tensor,
 }
 
-/// What [`RepaE::autoencoder_pass`] returns. All but the two totals are detached.
+/// Result of [`RepaE::autoencoder_pass`]. All tensors except the two totals are detached.
 #[derive(Debug)]
 pub struct AutoencoderPass {
-    /// The loss of the autoencoder, to be differentiated.
+    /// The autoencoder's loss, which records gradients.
     pub total: Tensor,
-    /// The part of it without alignment.
+    /// The terms of the loss without alignment.
     pub generator: GeneratorLoss,
-    /// The alignment loss, before its coefficient.
+    /// The alignment loss, without its coefficient.
     pub alignment: Tensor,
     /// The images in [-1, 1], `[B, 3, H, W]`.
     pub pixels: Tensor,
-    /// Their reconstructions, `[B, 3, H, W]`.
+    /// The reconstructions of the images, `[B, 3, H, W]`.
     pub reconstructions: Tensor,
-    /// Their latents, not normalised, `[B, C, h, w]`.
+    /// The latents of the images, not normalised, `[B, C, h, w]`.
     pub latents: Tensor,
     t: Tensor,
     noise: Tensor,
 }
 
-/// What [`RepaE::denoiser_pass`] returns. All but the total are detached.
+/// Result of [`RepaE::denoiser_pass`]. All tensors except the total are detached.
 #[derive(Debug)]
 pub struct DenoiserPass {
-    /// The loss of denoiser and heads, to be differentiated.
+    /// The loss of the denoiser and the heads, which records gradients.
     pub total: Tensor,
-    /// The objective's loss of each sample, `[B]`.
+    /// The objective's loss per sample, `[B]`.
     pub denoising: Tensor,
-    /// The alignment loss, before its coefficient.
+    /// The alignment loss, without its coefficient.
     pub alignment: Tensor,
 }
 
 impl<D: Denoiser> RepaE<'_, D> {
-    /// Draws a step's numbers for `images` `[B, 3, H, W]`, bytes, in upstream's order: the
-    /// posterior's noise, times, the path's noise. Label dropout draws after them.
+    /// Draws the random inputs of a step for `images` `[B, 3, H, W]`, bytes, in upstream's order:
+    /// the posterior's noise, times, the interpolant's noise. Label dropout draws after them.
     ///
     /// # Errors
-    /// Images of another shape, or of a size that the autoencoder cannot take.
+    /// `images` has another shape, or a size that the autoencoder cannot take.
     pub fn draw(
         &self,
         images: &Tensor,
         generator: &mut Generator,
-    ) -> Result<Draws, DiffusionError> {
+    ) -> Result<RandomInputs, DiffusionError> {
         check::shape("the batch of images", images, &[-1, 3, -1, -1])?;
         let (batch, _, height, width) = images.size4()?;
         let [channels, rows, columns] = self.autoencoder.latent_shape(height, width)?;
@@ -123,7 +125,7 @@ impl<D: Denoiser> RepaE<'_, D> {
             .time
             .draw(self.objective.path, batch, generator)?;
         let noise = generator.randn(&shape, Kind::Float)?;
-        Ok(Draws {
+        Ok(RandomInputs {
             posterior_noise: posterior_noise.f_to_device(device)?,
             t: t.f_to_device(device)?,
             noise: noise.f_to_device(device)?,
@@ -133,19 +135,19 @@ impl<D: Denoiser> RepaE<'_, D> {
     /// The autoencoder's loss on `images` `[B, 3, H, W]`, bytes, with `labels` `[B]`, at step
     /// `step`, counted from 0.
     ///
-    /// Alignment reaches the autoencoder through the latents: they are normalised by the running
-    /// statistics, made noisy and taken through the denoiser to its hidden tokens `[B, T, D]`, of
-    /// which `align` makes the alignment loss, a scalar. The denoiser is in evaluation mode, so
-    /// that no label is dropped and no statistic moves, and neither its weights nor the heads'
-    /// record gradients. Without a coefficient, `align` is not called.
+    /// The gradient of the alignment loss reaches the autoencoder through the latents. They are
+    /// normalised with the running statistics, noise is added, and the denoiser maps them to hidden
+    /// tokens `[B, T, D]`, from which `align` computes the alignment loss, a scalar. The denoiser runs
+    /// in evaluation mode: no labels are dropped and no statistics are updated. Neither the denoiser's
+    /// weights nor those of the heads record gradients. `align` is not called if the coefficient is 0.
     ///
     /// # Errors
-    /// Shapes or dtypes that do not fit; what `align` refuses.
+    /// Shapes or dtypes do not match; the error that `align` returns.
     pub fn autoencoder_pass<E: From<DiffusionError>>(
         &self,
         images: &Tensor,
         labels: &Tensor,
-        draws: &Draws,
+        random_inputs: &RandomInputs,
         step: u64,
         align: impl FnOnce(&Tensor) -> Result<Tensor, E>,
     ) -> Result<AutoencoderPass, E> {
@@ -153,7 +155,7 @@ impl<D: Denoiser> RepaE<'_, D> {
         let device = pixels.device();
         let moments = self.mixed(device, || self.autoencoder.moments(&pixels))?;
         let posterior = Posterior::new(&float(&moments)?)?;
-        let latents = posterior.at(&draws.posterior_noise)?;
+        let latents = posterior.sample_with_noise(&random_inputs.posterior_noise)?;
         let reconstructions = self.mixed(device, || self.autoencoder.to_pixels(&latents))?;
         let generator = self
             .loss
@@ -166,7 +168,9 @@ impl<D: Denoiser> RepaE<'_, D> {
         } else {
             let _frozen = Frozen::new(self.denoiser_weights)?;
             let x0 = self.latent_norm.forward(&latents, Statistics::Running)?;
-            let noisy = self.objective.given(&x0, &draws.t, &draws.noise)?;
+            let noisy = self
+                .objective
+                .add_noise(&x0, &random_inputs.t, &random_inputs.noise)?;
             let hidden = self.mixed(device, || {
                 self.denoiser.hidden(&noisy.x, &noisy.t, labels, Mode::Eval)
             })?;
@@ -183,8 +187,8 @@ impl<D: Denoiser> RepaE<'_, D> {
             pixels,
             reconstructions: detached(&float(&reconstructions)?)?,
             latents: detached(&latents)?,
-            t: draws.t.shallow_clone(),
-            noise: draws.noise.shallow_clone(),
+            t: random_inputs.t.shallow_clone(),
+            noise: random_inputs.noise.shallow_clone(),
         })
     }
 
@@ -201,12 +205,13 @@ impl<D: Denoiser> RepaE<'_, D> {
             .discriminate(&first.pixels, &first.reconstructions, step)
     }
 
-    /// The loss of the denoiser and the heads on the latents of the first pass, with its times
-    /// and noise. The latents are normalised by their own statistics, and the running ones move;
-    /// `mode` says whether labels are dropped; `align` is as in the first pass.
+    /// The loss of the denoiser and the heads on the latents of the first pass, with the same times
+    /// and noise. The latents are normalised with the statistics of the batch, and the running
+    /// statistics are updated. `mode` determines whether labels are dropped. `align` is as in the
+    /// first pass.
     ///
     /// # Errors
-    /// Labels that do not fit; what `align` refuses.
+    /// The denoiser rejects the labels; the error that `align` returns.
     pub fn denoiser_pass<E: From<DiffusionError>>(
         &self,
         first: &AutoencoderPass,
@@ -217,7 +222,7 @@ impl<D: Denoiser> RepaE<'_, D> {
         let x0 = self
             .latent_norm
             .forward(&first.latents, Statistics::Batch)?;
-        let noisy = self.objective.given(&x0, &first.t, &first.noise)?;
+        let noisy = self.objective.add_noise(&x0, &first.t, &first.noise)?;
         let output = self.mixed(noisy.x.device(), || {
             self.denoiser.forward(&noisy.x, &noisy.t, labels, mode)
         })?;
@@ -231,7 +236,7 @@ impl<D: Denoiser> RepaE<'_, D> {
         })
     }
 
-    /// Runs a network in the precision asked for.
+    /// Runs a network under autocast to the configured precision.
     fn mixed<T>(
         &self,
         device: Device,

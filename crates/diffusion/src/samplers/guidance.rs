@@ -1,13 +1,15 @@
+//! Classifier-free guidance of denoisers that predict a velocity.
+
 use tch::{Kind, Tensor};
 
 use super::SamplerConfig;
 use crate::DiffusionError;
 use crate::denoiser::{Denoiser, Mode};
 
-/// A denoiser with its labels, run twice as wide where guidance acts: the first half of such a
-/// batch has the labels, the second the null class.
+/// A denoiser with its labels and guidance settings. A guided batch has twice the size: the first
+/// half has the labels, the second half the null class.
 #[derive(Debug)]
-pub(super) struct Guided<'a> {
+pub(super) struct GuidedDenoiser<'a> {
     denoiser: &'a dyn Denoiser,
     labels: Tensor,
     doubled_labels: Option<Tensor>,
@@ -17,7 +19,7 @@ pub(super) struct Guided<'a> {
     kind: Kind,
 }
 
-impl<'a> Guided<'a> {
+impl<'a> GuidedDenoiser<'a> {
     /// `kind` is the dtype in which the denoiser runs.
     pub fn new(
         denoiser: &'a dyn Denoiser,
@@ -45,12 +47,12 @@ impl<'a> Guided<'a> {
         })
     }
 
-    /// Whether guidance acts at time `t`.
-    pub fn acts_at(&self, t: f64) -> bool {
+    /// Whether guidance is on and `t` is in the guidance interval.
+    pub fn guides_at(&self, t: f64) -> bool {
         self.doubled_labels.is_some() && (self.low..=self.high).contains(&t)
     }
 
-    /// The batch to run at state `x`: twice `x` for guidance.
+    /// The denoiser's batch for state `x`: two copies of `x` if `guide` is true.
     pub fn batch(&self, x: &Tensor, guide: bool) -> Result<Tensor, DiffusionError> {
         match guide {
             true => Ok(Tensor::f_cat(&[x, x], 0)?),
@@ -58,7 +60,7 @@ impl<'a> Guided<'a> {
         }
     }
 
-    /// The velocity in float64 of a batch made by [`Guided::batch`] with the same `guide`.
+    /// The velocity, float64, for a batch from [`GuidedDenoiser::batch`] with the same `guide`.
     pub fn velocity(&self, batch: &Tensor, t: f64, guide: bool) -> Result<Tensor, DiffusionError> {
         let labels = match &self.doubled_labels {
             Some(doubled) if guide => doubled,
@@ -70,7 +72,8 @@ impl<'a> Guided<'a> {
         Ok(output.prediction.f_to_kind(Kind::Double)?)
     }
 
-    /// One drift of the two halves, or the only one.
+    /// Combines the two halves of a guided drift: `uncond + scale (cond - uncond)`. Returns an unguided
+    /// drift unchanged.
     pub fn combine(&self, drift: Tensor, guide: bool) -> Result<Tensor, DiffusionError> {
         if !guide {
             return Ok(drift);

@@ -1,23 +1,23 @@
-//! From noise to images with a network that predicts the clean image (`Denoiser.generate`
-//! upstream).
+//! Sampler for networks that predict the clean image (`Denoiser.generate` upstream).
 //!
-//! Time runs from 0 (noise) to 1 (image). Unlike [`Sampler`](super::Sampler)'s, the state has the
-//! dtype of the noise and times are float32, as upstream's are.
+//! Time runs from 0 (noise) to 1 (image). Unlike in [`Sampler`](super::Sampler), the state has the
+//! dtype of the noise, and times are float32, as upstream.
 
 use tch::{Device, Kind, Tensor};
 
-use super::{Method, Progress, SamplerConfig, Verdict};
+use super::{Method, Progress, ProgressResult, SamplerConfig};
 use crate::denoiser::{Denoiser, Mode};
 use crate::objective::x_prediction::XPrediction;
 use crate::{DiffusionError, check};
 
-/// A sampler with checked settings.
+/// A sampler with validated settings, for networks that predict the clean image.
 ///
-/// Guidance acts on predicted images, `uncond + scale (cond - uncond)`. The interval of [`SamplerConfig`] is in
-/// the time of the other samplers, `1 - t` here: with upstream's `interval_min` and `interval_max`,
-/// `guidance_low` is `1 - interval_max` and `guidance_high` is `1 - interval_min`. Both ends are exclusive, as
-/// upstream's are, but a `guidance_high` of 1 includes the noise. Each of Heun's two evaluations is guided or
-/// not by its own time. The last step is Euler's.
+/// Guidance is applied to predicted images, `uncond + scale (cond - uncond)`. The interval of
+/// [`SamplerConfig`] is in the time of the other samplers, which is `1 - t` here: with upstream's
+/// `interval_min` and `interval_max`, `guidance_low` is `1 - interval_max` and `guidance_high` is
+/// `1 - interval_min`. Both ends are exclusive, as upstream, except that a `guidance_high` of 1 includes
+/// pure noise. Each of Heun's two evaluations is guided according to its own time. The last step is an
+/// Euler step.
 ///
 /// ```
 /// use diffusion::objective::x_prediction::XPrediction;
@@ -56,11 +56,11 @@ pub struct JitSampler {
 }
 
 impl JitSampler {
-    /// A sampler for a network that was trained by `objective`, whose `t_eps` and `noise_scale` it
-    /// takes over.
+    /// A sampler for a network that was trained with `objective`. It uses the objective's `t_eps` and
+    /// `noise_scale`.
     ///
     /// # Errors
-    /// Names the first setting with a value it may not have; the Euler-Maruyama method is one.
+    /// The first setting with an invalid value, by name. The Euler-Maruyama method is invalid.
     pub fn new(config: SamplerConfig, objective: XPrediction) -> Result<Self, DiffusionError> {
         config.validate()?;
         objective.validate()?;
@@ -69,7 +69,7 @@ impl JitSampler {
         Ok(Self { config, objective })
     }
 
-    /// The times it visits, from 0 to 1, one more than there are steps.
+    /// The `num_steps + 1` times from 0 to 1 between which the sampler steps.
     ///
     /// # Errors
     /// libtorch failed.
@@ -79,13 +79,13 @@ impl JitSampler {
         Ok(Vec::<f32>::try_from(times)?)
     }
 
-    /// Turns standard normal `noise` `[B, C, H, W]` into images of the classes `labels` `[B]`, of
-    /// the noise's dtype. No gradient is recorded, and nothing random is drawn.
+    /// Integrates from standard normal `noise` `[B, C, H, W]` to images of the classes `labels` `[B]`,
+    /// in the dtype of the noise. It records no gradient and draws no random numbers.
     ///
     /// # Errors
-    /// Shapes or labels that the denoiser does not take; guidance of a denoiser without a null
-    /// class.
-    pub fn sample<V: Verdict>(
+    /// The denoiser rejects the shapes or labels; guidance of a denoiser without a null class; the
+    /// error that `progress` returns.
+    pub fn sample<V: ProgressResult>(
         &self,
         denoiser: &dyn Denoiser,
         noise: &Tensor,
@@ -95,7 +95,7 @@ impl JitSampler {
         let [channels, height, width] = denoiser.image_shape();
         check::shape("the noise", noise, &[-1, channels, height, width])?;
         check::shape("labels", labels, &[noise.size4()?.0])?;
-        let velocity = Velocity::new(self, denoiser, labels)?;
+        let velocity = GuidedVelocity::new(self, denoiser, labels)?;
 
         let _no_grad = tch::no_grad_guard();
         let times = self.times()?;
@@ -105,11 +105,11 @@ impl JitSampler {
             let &[from, to] = pair else { continue };
             let last = step + 1 == steps;
             let dt = f64::from(to - from);
-            let mut slope = velocity.at(&z, from)?;
+            let mut slope = velocity.evaluate(&z, from)?;
             if self.config.method == Method::Heun && !last {
                 let predicted = slope.f_mul_scalar(dt)?.f_add_(&z)?;
                 slope = slope
-                    .f_add(&velocity.at(&predicted, to)?)?
+                    .f_add(&velocity.evaluate(&predicted, to)?)?
                     .f_mul_scalar_(0.5)?;
             }
             z = slope.f_mul_scalar_(dt)?.f_add_(&z)?;
@@ -119,22 +119,22 @@ impl JitSampler {
                 time: f64::from(to),
                 state: &z,
             })
-            .verdict()?;
+            .into_result()?;
         }
         Ok(z)
     }
 }
 
-/// The velocity that a denoiser's images stand for, guided where guidance acts.
-struct Velocity<'a> {
+/// The velocity that follows from a denoiser's predicted images, guided within the interval.
+struct GuidedVelocity<'a> {
     sampler: &'a JitSampler,
     denoiser: &'a dyn Denoiser,
     labels: &'a Tensor,
-    /// The labels, then as many null classes; without guidance there are none.
+    /// The labels, followed by the null class for each of them; `None` without guidance.
     doubled_labels: Option<Tensor>,
 }
 
-impl<'a> Velocity<'a> {
+impl<'a> GuidedVelocity<'a> {
     fn new(
         sampler: &'a JitSampler,
         denoiser: &'a dyn Denoiser,
@@ -158,9 +158,9 @@ impl<'a> Velocity<'a> {
         })
     }
 
-    fn at(&self, z: &Tensor, t: f32) -> Result<Tensor, DiffusionError> {
+    fn evaluate(&self, z: &Tensor, t: f32) -> Result<Tensor, DiffusionError> {
         let image = match &self.doubled_labels {
-            Some(labels) if self.guidance_acts_at(t) => {
+            Some(labels) if self.guides_at(t) => {
                 let images = self.image(&Tensor::f_cat(&[z, z], 0)?, t, labels)?;
                 let (count, ..) = z.size4()?;
                 let conditional = images.f_narrow(0, 0, count)?;
@@ -175,9 +175,9 @@ impl<'a> Velocity<'a> {
         self.sampler.objective.velocity(&image, z, &times(z, t)?)
     }
 
-    /// In float32, as upstream compares: in float64, a bound that is one of the times could be
-    /// taken for a later one.
-    fn guidance_acts_at(&self, t: f32) -> bool {
+    /// Whether `t` is in the guidance interval. The comparison is in float32, as upstream: in float64, a
+    /// bound that equals one of the times could compare as later.
+    fn guides_at(&self, t: f32) -> bool {
         let low = (1.0 - self.sampler.config.guidance_high) as f32;
         let high = (1.0 - self.sampler.config.guidance_low) as f32;
         t < high && (low == 0.0 || t > low)

@@ -1,27 +1,28 @@
-//! One or a few long steps by an average velocity, `z_r = z_t - (t - r) u(z_t, r, t)`
-//! (`meanflow_sampler` of github.com/zhuyu-cs/MeanFlow; arXiv 2505.13447, equation 12).
+//! Sampler that takes one or a few long steps with an average velocity,
+//! `z_r = z_t - (t - r) u(z_t, r, t)` (`meanflow_sampler` of github.com/zhuyu-cs/MeanFlow;
+//! arXiv 2505.13447, equation 12).
 
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::{Progress, Verdict, linspace};
+use super::{Progress, ProgressResult, linspace};
 use crate::denoiser::Denoiser;
 use crate::meanflow::MeanFlowSit;
 use crate::{DiffusionError, check};
 
-/// How many steps, and how strongly guided.
+/// Settings of a [`MeanFlowSampler`].
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MeanFlowSamplerConfig {
-    /// Number of steps, at least 1: calls of the network, on twice the batch with guidance.
+    /// Number of steps, at least 1. Each step calls the network once, with guidance on twice the batch.
     pub num_steps: usize,
-    /// Strength of classifier-free guidance, `uncond + scale (cond - uncond)`; 1 is none, and is
-    /// right for a network that was trained with guidance.
+    /// Scale of classifier-free guidance, `uncond + scale (cond - uncond)`. The value 1 means no
+    /// guidance; use it for a network that was trained with guidance.
     pub cfg_scale: f64,
 }
 
 impl Default for MeanFlowSamplerConfig {
-    /// The paper's: one step, no guidance but that of training.
+    /// The paper's settings: one step, and no guidance besides that of training.
     fn default() -> Self {
         Self {
             num_steps: 1,
@@ -30,7 +31,7 @@ impl Default for MeanFlowSamplerConfig {
     }
 }
 
-/// A sampler with checked settings.
+/// A sampler with validated settings, for networks that predict an average velocity.
 ///
 /// ```
 /// use diffusion::SitConfig;
@@ -61,7 +62,7 @@ impl MeanFlowSampler {
     /// Checks the settings.
     ///
     /// # Errors
-    /// Names the first setting with a value it may not have.
+    /// The first setting with an invalid value, by name.
     pub fn new(config: MeanFlowSamplerConfig) -> Result<Self, DiffusionError> {
         let MeanFlowSamplerConfig {
             num_steps,
@@ -73,19 +74,19 @@ impl MeanFlowSampler {
         Ok(Self { config })
     }
 
-    /// The times it visits, from 1 to 0, one more than there are steps.
+    /// The `num_steps + 1` times from 1 to 0 between which the sampler steps.
     pub fn times(&self) -> Vec<f64> {
         linspace(1.0, 0.0, self.config.num_steps + 1)
     }
 
-    /// Turns `latents` `[B, C, H, W]`, standard normal, into images of the classes `labels`
-    /// `[B]`. The state and the result are float64, as those of the other samplers; the network
-    /// sees it, and the times, in the dtype of the latents. No gradient is recorded.
+    /// Integrates from standard normal `latents` `[B, C, H, W]` to images of the classes `labels`
+    /// `[B]`. The state and the result are float64, as in [`Sampler`](super::Sampler); the network
+    /// receives the state and the times in the dtype of the latents. No gradient is recorded.
     ///
     /// # Errors
-    /// Shapes or labels that the network does not take; guidance of a network without a null
-    /// class.
-    pub fn sample<V: Verdict>(
+    /// The network rejects the shapes or labels; guidance of a network without a null class; the
+    /// error that `progress` returns.
+    pub fn sample<V: ProgressResult>(
         &self,
         network: &MeanFlowSit,
         latents: &Tensor,
@@ -138,7 +139,7 @@ impl MeanFlowSampler {
                 time: r,
                 state: &z,
             })
-            .verdict()?;
+            .into_result()?;
         }
         Ok(z)
     }

@@ -1,9 +1,10 @@
-//! From noise to images: ODE and SDE samplers with classifier-free guidance (`ldm/samplers.py`
-//! upstream).
+//! ODE and SDE samplers that integrate from noise to images, with classifier-free guidance
+//! (`ldm/samplers.py` upstream).
 //!
-//! [`Sampler`] is for networks that predict a velocity, [`jit::JitSampler`] for those that predict
-//! the image. [`Sampler`]'s state is float64. The denoiser sees it, and the time, in the dtype of the latents it
-//! started from.
+//! [`Sampler`] is for networks that predict a velocity, [`jit::JitSampler`] for networks that predict
+//! the image, [`meanflow::MeanFlowSampler`] for networks that predict an average velocity. The state of
+//! [`Sampler`] is float64. The denoiser receives the state and the time in the dtype of the initial
+//! latents.
 
 mod guidance;
 pub mod jit;
@@ -16,11 +17,11 @@ use tch::{Kind, Tensor};
 use torch_ext::Generator;
 
 use crate::denoiser::Denoiser;
-use crate::interpolant::Path;
+use crate::interpolant::Interpolant;
 use crate::{DiffusionError, check};
-use guidance::Guided;
+use guidance::GuidedDenoiser;
 
-/// Which sampler, how fine, and how strongly guided.
+/// Integrator, number of steps and guidance of a sampler.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SamplerConfig {
@@ -28,18 +29,19 @@ pub struct SamplerConfig {
     pub method: Method,
     /// Number of steps, at least 1.
     pub num_steps: usize,
-    /// Strength of classifier-free guidance, `uncond + scale (cond - uncond)`; 1 is none.
+    /// Scale of classifier-free guidance, `uncond + scale (cond - uncond)`, at least 1. The value 1 means
+    /// no guidance.
     pub cfg_scale: f64,
-    /// Guidance acts at times from here, inclusive. Time runs from 1 (noise) to 0 (image), for every
-    /// sampler: [`jit::JitSampler`], whose own time runs the other way, converts both bounds, and takes
+    /// Lower end of the guidance interval, inclusive. Time runs from 1 (noise) to 0 (image) for every
+    /// sampler. [`jit::JitSampler`], whose own time runs the other way, converts both ends and treats
     /// them as exclusive.
     pub guidance_low: f64,
-    /// Guidance acts at times up to here, inclusive.
+    /// Upper end of the guidance interval, inclusive.
     pub guidance_high: f64,
 }
 
 impl Default for SamplerConfig {
-    /// The paper's evaluation: Euler-Maruyama, 250 steps, no guidance.
+    /// The settings of the paper's evaluation: Euler-Maruyama, 250 steps, no guidance.
     fn default() -> Self {
         Self {
             method: Method::EulerMaruyama,
@@ -55,7 +57,7 @@ impl SamplerConfig {
     /// Checks the settings.
     ///
     /// # Errors
-    /// Names the first setting with a value it may not have.
+    /// The first setting with an invalid value, by name.
     pub fn validate(&self) -> Result<(), DiffusionError> {
         let Self {
             method: _,
@@ -79,55 +81,54 @@ impl SamplerConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
-    /// Euler's method on the probability-flow ODE: one call of the denoiser a step.
+    /// Euler's method on the probability-flow ODE: one call of the denoiser per step.
     Euler,
-    /// Heun's method on the probability-flow ODE: two calls a step, but one in the last.
+    /// Heun's method on the probability-flow ODE: two calls per step, one in the last step.
     Heun,
-    /// Euler-Maruyama on the reverse SDE with diffusion `2 t`: one call a step. The last step,
+    /// Euler-Maruyama on the reverse SDE with diffusion `2 t`: one call per step. The last step,
     /// from t = 0.04, adds no noise.
     EulerMaruyama,
 }
 
-/// How far a sampler is, after each step.
+/// The state of a sampler after a step.
 #[derive(Debug)]
 pub struct Progress<'a> {
-    /// Steps done.
+    /// Number of completed steps.
     pub step: usize,
-    /// Steps in all.
+    /// Total number of steps.
     pub steps: usize,
-    /// Time reached.
+    /// Time of the state.
     pub time: f64,
-    /// The state there, `[B, C, H, W]`; in float64 for [`Sampler`].
+    /// The state, `[B, C, H, W]`; float64 for [`Sampler`].
     pub state: &'a Tensor,
 }
 
-/// What a function that is told of a sampler's progress may return: nothing, or a `Result` whose error ends
-/// the sampling.
-pub trait Verdict {
-    /// Whether to go on.
+/// Return type of a progress callback: `()`, or a `Result` whose error stops the sampling.
+pub trait ProgressResult {
+    /// `Ok` to continue the sampling.
     ///
     /// # Errors
-    /// The reason to stop.
-    fn verdict(self) -> Result<(), DiffusionError>;
+    /// The error that stops the sampling.
+    fn into_result(self) -> Result<(), DiffusionError>;
 }
 
-impl Verdict for () {
-    fn verdict(self) -> Result<(), DiffusionError> {
+impl ProgressResult for () {
+    fn into_result(self) -> Result<(), DiffusionError> {
         Ok(())
     }
 }
 
-impl Verdict for Result<(), DiffusionError> {
-    fn verdict(self) -> Result<(), DiffusionError> {
+impl ProgressResult for Result<(), DiffusionError> {
+    fn into_result(self) -> Result<(), DiffusionError> {
         self
     }
 }
 
-/// A sampler with checked settings.
+/// A sampler with validated settings, for denoisers that predict a velocity.
 ///
 /// ```
 /// use diffusion::samplers::{Method, Sampler, SamplerConfig};
-/// use diffusion::{Path, Sit, SitConfig};
+/// use diffusion::{Interpolant, Sit, SitConfig};
 /// use tch::{Device, Kind, Tensor};
 /// use torch_ext::{Generator, Params};
 ///
@@ -140,7 +141,7 @@ impl Verdict for Result<(), DiffusionError> {
 /// let latents = generator.randn(&[2, 4, 16, 16], Kind::Float)?;
 /// let labels = Tensor::from_slice(&[1i64, 2]);
 /// let config = SamplerConfig { method: Method::Heun, num_steps: 4, ..Default::default() };
-/// let sampler = Sampler::new(config, Path::Linear)?;
+/// let sampler = Sampler::new(config, Interpolant::Linear)?;
 /// let images = sampler.sample(&sit, &latents, &labels, &mut generator, |progress| {
 ///     println!("{} of {}", progress.step, progress.steps);
 /// })?;
@@ -151,20 +152,23 @@ impl Verdict for Result<(), DiffusionError> {
 #[derive(Debug, Clone, Copy)]
 pub struct Sampler {
     config: SamplerConfig,
-    path: Path,
+    interpolant: Interpolant,
 }
 
 impl Sampler {
-    /// A sampler for a denoiser that predicts velocities on `path`.
+    /// A sampler for a denoiser that was trained to predict the velocity of `interpolant`.
     ///
     /// # Errors
-    /// Names the first setting with a value it may not have.
-    pub fn new(config: SamplerConfig, path: Path) -> Result<Self, DiffusionError> {
+    /// The first setting with an invalid value, by name.
+    pub fn new(config: SamplerConfig, interpolant: Interpolant) -> Result<Self, DiffusionError> {
         config.validate()?;
-        Ok(Self { config, path })
+        Ok(Self {
+            config,
+            interpolant,
+        })
     }
 
-    /// The times it visits, from 1 to 0, one more than there are steps.
+    /// The `num_steps + 1` times from 1 to 0 between which the sampler steps.
     pub fn times(&self) -> Vec<f64> {
         let steps = self.config.num_steps;
         match self.config.method {
@@ -177,14 +181,14 @@ impl Sampler {
         }
     }
 
-    /// Turns `latents` `[B, C, H, W]`, standard normal, into images of the classes `labels`
-    /// `[B]`; the result is float64. No gradient is recorded. `generator` is drawn from by
-    /// Euler-Maruyama only, in float64, before each noisy step.
+    /// Integrates from standard normal `latents` `[B, C, H, W]` to images of the classes `labels`
+    /// `[B]`. The result is float64. No gradient is recorded. Only Euler-Maruyama draws from
+    /// `generator`: float64 noise before each noisy step.
     ///
     /// # Errors
-    /// Shapes or labels that the denoiser does not take; guidance of a denoiser without a null
-    /// class.
-    pub fn sample<V: Verdict>(
+    /// The denoiser rejects the shapes or labels; guidance of a denoiser without a null class; the
+    /// error that `progress` returns.
+    pub fn sample<V: ProgressResult>(
         &self,
         denoiser: &dyn Denoiser,
         latents: &Tensor,
@@ -200,12 +204,12 @@ impl Sampler {
         self.sample_with(denoiser, latents, labels, noise, progress)
     }
 
-    /// As [`Sampler::sample`], with a function that returns the standard normal noise of the
-    /// next step, float64, of the shape it is given.
+    /// As [`Sampler::sample`], but with the caller's noise: `noise` receives a shape and returns the
+    /// standard normal noise of the next step in that shape, float64.
     ///
     /// # Errors
-    /// As [`Sampler::sample`], and those of `noise`.
-    pub fn sample_with<V: Verdict>(
+    /// As [`Sampler::sample`]; the error that `noise` returns.
+    pub fn sample_with<V: ProgressResult>(
         &self,
         denoiser: &dyn Denoiser,
         latents: &Tensor,
@@ -216,7 +220,7 @@ impl Sampler {
         let [channels, height, width] = denoiser.image_shape();
         check::shape("the latents", latents, &[-1, channels, height, width])?;
         check::shape("labels", labels, &[latents.size4()?.0])?;
-        let guided = Guided::new(denoiser, &self.config, labels, latents.kind())?;
+        let guided = GuidedDenoiser::new(denoiser, &self.config, labels, latents.kind())?;
 
         let _no_grad = tch::no_grad_guard();
         let times = self.times();
@@ -230,12 +234,12 @@ impl Sampler {
                 Method::Heun if last => ode::euler(&guided, &x, from, to)?,
                 Method::Heun => ode::heun(&guided, &x, from, to)?,
                 Method::EulerMaruyama if last => {
-                    sde::euler_maruyama(&guided, self.path, &x, from, to, None)?
+                    sde::euler_maruyama(&guided, self.interpolant, &x, from, to, None)?
                 }
                 Method::EulerMaruyama => {
                     let noise = noise(&x.size())?;
                     check::shape("the noise", &noise, &x.size())?;
-                    sde::euler_maruyama(&guided, self.path, &x, from, to, Some(&noise))?
+                    sde::euler_maruyama(&guided, self.interpolant, &x, from, to, Some(&noise))?
                 }
             };
             progress(Progress {
@@ -244,14 +248,14 @@ impl Sampler {
                 time: to,
                 state: &x,
             })
-            .verdict()?;
+            .into_result()?;
         }
         Ok(x)
     }
 }
 
-/// `count` numbers from `start` to `end`, counted from both ends as `torch.linspace` does. Steps
-/// added up would miss an end of the guidance interval by rounding.
+/// `count` equally spaced numbers from `start` to `end`, computed from the nearer end as
+/// `torch.linspace` does. Accumulated steps could miss an end of the guidance interval by rounding.
 fn linspace(start: f64, end: f64, count: usize) -> Vec<f64> {
     if count == 1 {
         return vec![start];

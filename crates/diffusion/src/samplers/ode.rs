@@ -2,29 +2,29 @@
 
 use tch::Tensor;
 
-use super::guidance::Guided;
+use super::guidance::GuidedDenoiser;
 use crate::DiffusionError;
 
-/// `x + dt v(x, t)`.
+/// An Euler step: `x + dt v(x, t)`.
 pub(super) fn euler(
-    guided: &Guided<'_>,
+    guided: &GuidedDenoiser<'_>,
     x: &Tensor,
     from: f64,
     to: f64,
 ) -> Result<Tensor, DiffusionError> {
-    let slope = slope(guided, x, from, guided.acts_at(from))?;
+    let slope = slope(guided, x, from, guided.guides_at(from))?;
     Ok(slope.f_mul_scalar(to - from)?.f_add_(x)?)
 }
 
-/// Euler's step, corrected by the slope at its end. Both slopes are guided when the start of the
-/// step is in the interval.
+/// A step with the mean of the slopes at its start and at the end of an Euler step. Both slopes are
+/// guided if the start of the step is in the guidance interval.
 pub(super) fn heun(
-    guided: &Guided<'_>,
+    guided: &GuidedDenoiser<'_>,
     x: &Tensor,
     from: f64,
     to: f64,
 ) -> Result<Tensor, DiffusionError> {
-    let guide = guided.acts_at(from);
+    let guide = guided.guides_at(from);
     let first = slope(guided, x, from, guide)?;
     let predicted = first.f_mul_scalar(to - from)?.f_add_(x)?;
     let second = slope(guided, &predicted, to, guide)?;
@@ -34,7 +34,12 @@ pub(super) fn heun(
     Ok(mean.f_mul_scalar(to - from)?.f_add_(x)?)
 }
 
-fn slope(guided: &Guided<'_>, x: &Tensor, t: f64, guide: bool) -> Result<Tensor, DiffusionError> {
+fn slope(
+    guided: &GuidedDenoiser<'_>,
+    x: &Tensor,
+    t: f64,
+    guide: bool,
+) -> Result<Tensor, DiffusionError> {
     let velocity = guided.velocity(&guided.batch(x, guide)?, t, guide)?;
     guided.combine(velocity, guide)
 }

@@ -2,30 +2,30 @@
 
 use tch::{Kind, Tensor};
 
-use super::guidance::Guided;
+use super::guidance::GuidedDenoiser;
 use crate::DiffusionError;
-use crate::interpolant::Path;
+use crate::interpolant::Interpolant;
 
-/// The time of the last step, which is without noise: the score grows without bound towards 0.
+/// Start time of the last step, which adds no noise: the score is unbounded as t approaches 0.
 pub(super) const LAST_TIME: f64 = 0.04;
 
-/// `x + d dt + sqrt(w |dt|) noise` with the drift `d = v - w / 2 score`. Guidance acts on the
-/// drift; without `noise` the step is deterministic.
+/// An Euler-Maruyama step: `x + d dt + sqrt(w |dt|) noise` with the drift `d = v - w / 2 score`.
+/// Guidance is applied to the drift. Without `noise` the step is deterministic.
 pub(super) fn euler_maruyama(
-    guided: &Guided<'_>,
-    path: Path,
+    guided: &GuidedDenoiser<'_>,
+    interpolant: Interpolant,
     x: &Tensor,
     from: f64,
     to: f64,
     noise: Option<&Tensor>,
 ) -> Result<Tensor, DiffusionError> {
-    let guide = guided.acts_at(from);
+    let guide = guided.guides_at(from);
     let diffusion = 2.0 * from;
     let dt = to - from;
     let batch = guided.batch(x, guide)?;
     let velocity = guided.velocity(&batch, from, guide)?;
     let times = Tensor::f_full([batch.size4()?.0], from, (Kind::Double, batch.device()))?;
-    let score = path.score(&velocity, &batch, &times)?;
+    let score = interpolant.score(&velocity, &batch, &times)?;
     let drift = velocity.f_sub(&score.f_mul_scalar(0.5 * diffusion)?)?;
     let drift = guided.combine(drift, guide)?;
     let mut next = drift.f_mul_scalar(dt)?.f_add_(x)?;

@@ -1,10 +1,10 @@
-//! The sizes of SiT.
+//! Configuration of SiT, and its named sizes.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{DiffusionError, check};
 
-/// The sizes that have a name.
+/// A named size.
 struct Size {
     name: &'static str,
     depth: i64,
@@ -24,7 +24,7 @@ const SIZES: [Size; 5] = [
 
 const PATCHES: [i64; 3] = [2, 4, 8];
 
-/// The shape of a [`Sit`](crate::Sit).
+/// Configuration of a [`Sit`](crate::Sit).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SitConfig {
@@ -44,19 +44,19 @@ pub struct SitConfig {
     pub mlp_ratio: f64,
     /// Number of classes, without the null class.
     pub num_classes: i64,
-    /// Share of the labels that training replaces by the null class, in [0, 1]. With 0 there is
-    /// no null class, and no guidance.
+    /// Fraction of the labels that training replaces by the null class, in [0, 1]. At 0 the model
+    /// has no null class, and guidance is not possible.
     pub class_dropout: f64,
     /// Number of the block, counted from 1, whose output is aligned.
     pub alignment_depth: i64,
     /// Layer norm of queries and keys in each head.
     pub qk_norm: bool,
-    /// Train the position embedding too, from its fixed values on. REPA-E's published models were
-    /// trained so, by a slip of its code.
+    /// Train the position embedding, starting from its sinusoidal values. REPA-E's published models
+    /// were trained this way, through an error in its code.
     pub train_pos_embed: bool,
-    /// Compute modulated layer norms and gated residuals in one operation each, and on the CPU attention and
-    /// GELU in forms of our own. Off, they are composed of libtorch's; results differ by roundings. The
-    /// tangents of MeanFlow always are.
+    /// Use fused operations for modulated layer norms and gated residuals, and on the CPU also for
+    /// attention and GELU. If false, they are composed of libtorch's operators; results differ by
+    /// rounding. The tangents of MeanFlow are always composed.
     pub fused: bool,
 }
 
@@ -82,8 +82,8 @@ impl Default for SitConfig {
 }
 
 impl SitConfig {
-    /// The model of that name, `SiT-B/2` for example, and otherwise the default's settings:
-    /// latents of ImageNet at 256 x 256. The alignment depth is the paper's.
+    /// The model with this name, such as `SiT-B/2`. All other settings are the defaults: latents of
+    /// ImageNet at 256 x 256. The alignment depth follows the paper.
     ///
     /// # Errors
     /// No model has that name.
@@ -116,7 +116,7 @@ impl SitConfig {
     /// Checks the settings against each other.
     ///
     /// # Errors
-    /// Names the first setting that does not fit.
+    /// The first setting with an invalid value, by name.
     pub fn validate(&self) -> Result<(), DiffusionError> {
         let Self {
             input_size,
@@ -158,7 +158,7 @@ impl SitConfig {
         check::setting(fits, "mlp_ratio", mlp_ratio, "a positive number, usually 4")?;
         let fits = (0.0..=1.0).contains(&class_dropout);
         check::setting(fits, "class_dropout", class_dropout, "between 0 and 1")?;
-        let allowed = format!("a block's number, 1 to depth = {depth}");
+        let allowed = format!("the number of a block, 1 to depth = {depth}");
         let fits = (1..=depth).contains(&alignment_depth);
         check::setting(fits, "alignment_depth", alignment_depth, allowed)
     }

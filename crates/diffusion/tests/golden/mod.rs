@@ -1,5 +1,5 @@
-//! Golden cases: inputs, weights, outputs and gradients computed by upstream's Python, each with
-//! a JSON page that states the configuration and the tolerances.
+//! Golden cases: inputs, weights, outputs and gradients computed by upstream's Python code. Each case has a
+//! JSON page with the configuration and the tolerances.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use tch::{Kind, Tensor};
 
-/// One case. When it is dropped, every `out.` and `grad.` tensor must have been compared, so that
-/// no result of upstream's is left out by mistake.
+/// One case. Dropping it panics if an `out.` or `grad.` tensor has not been compared, so that no result of
+/// upstream is left out by mistake.
 pub struct Golden {
     name: String,
     page: Value,
@@ -17,17 +17,17 @@ pub struct Golden {
     compared: RefCell<BTreeSet<String>>,
 }
 
-// Two crates test with this module, and neither needs all of it.
+// Two crates use this module in tests, and neither needs all of it.
 #[allow(dead_code)]
 impl Golden {
-    /// Reads `tests/data/NAME.safetensors` and `NAME.json` of the crate under test. A case that is not part of
-    /// the project for its size is read from the folder in `IREPA_GOLDEN`; its test is ignored by name, and
-    /// `cargo test -- --ignored` runs it.
+    /// Reads `tests/data/NAME.safetensors` and `NAME.json` of the crate under test. Cases that are too large for
+    /// the repository are read from the folder in `IREPA_GOLDEN`; their tests are marked as ignored, and
+    /// `cargo test -- --ignored` runs them.
     pub fn open(name: &str) -> Self {
         let path = data(name, "json");
         let page = std::fs::read_to_string(&path).unwrap_or_else(|error| {
             panic!(
-                "{}: {error}; {FOLDER} names a folder that has it",
+                "{}: {error}; {FOLDER} names a folder that contains it",
                 path.display()
             )
         });
@@ -40,7 +40,7 @@ impl Golden {
         }
     }
 
-    /// The tensor of that key, `in.x` for example.
+    /// The tensor with this key, for example `in.x`.
     pub fn tensor(&self, key: &str) -> Tensor {
         let tensor = self.tensors.get(key);
         tensor
@@ -48,7 +48,7 @@ impl Golden {
             .shallow_clone()
     }
 
-    /// Weights under upstream's names; of the case that the page refers to, if it does.
+    /// The weights, under upstream's names. They are those of another case if the page refers to one.
     pub fn weights(&self) -> Vec<(String, Tensor)> {
         let case = self.page["weights_from"].as_str().unwrap_or(&self.name);
         Tensor::read_safetensors(data(case, "safetensors"))
@@ -61,7 +61,7 @@ impl Golden {
             .collect()
     }
 
-    /// The page.
+    /// The JSON page.
     pub fn page(&self) -> &Value {
         &self.page
     }
@@ -71,7 +71,7 @@ impl Golden {
         &self.page["config"][key]
     }
 
-    /// Compares shape, dtype and values with the tensor of that key, within the page's tolerance.
+    /// Compares shape, dtype and values with the tensor with this key, within the page's tolerance.
     pub fn check(&self, key: &str, actual: &Tensor) {
         let tolerance = &self.page["tolerance"];
         if tolerance["rule"].is_string() {
@@ -86,8 +86,8 @@ impl Golden {
         self.check_within(key, actual, abs.unwrap(), rel.unwrap());
     }
 
-    /// As [`Golden::check`], where the page has the rule `max|a-b| <= atol + rtol*max|b|`, with
-    /// numbers of its own for gradients and for some tensors, and integers are equal.
+    /// As [`Golden::check`], for pages with the rule `max|a-b| <= atol + rtol*max|b|`. Gradients and some tensors
+    /// have their own tolerances. Integers must be equal.
     fn check_by_rule(&self, key: &str, actual: &Tensor) {
         let tolerance = &self.page["tolerance"];
         let number = |name: &str| {
@@ -95,8 +95,8 @@ impl Golden {
                 true => &tolerance[format!("grad_{name}")],
                 false => &tolerance[name],
             };
-            let own = tolerance["overrides"][key][name].as_f64();
-            own.or(general.as_f64()).unwrap()
+            let specific = tolerance["overrides"][key][name].as_f64();
+            specific.or(general.as_f64()).unwrap()
         };
         let expected = self.tensor(key);
         let allowed = match expected.is_floating_point() {
@@ -106,15 +106,15 @@ impl Golden {
         self.check_within(key, actual, allowed, 0.0);
     }
 
-    /// Leaves a tensor out that states something of upstream's making which ours does otherwise,
-    /// once the test has seen what it states.
-    pub fn departs(&self, key: &str, stated: f64) {
+    /// Marks a tensor as compared in which this implementation deliberately differs from upstream, after checking
+    /// that upstream's value is `stated`.
+    pub fn differs_deliberately(&self, key: &str, stated: f64) {
         let found = self.tensor(key).double_value(&[]);
         assert_eq!(found, stated, "{}: {key}", self.name);
         self.compared.borrow_mut().insert(key.to_owned());
     }
 
-    /// As [`Golden::check`], where the page states the tolerance in words.
+    /// As [`Golden::check`], with the tolerance of the caller, for pages that state it in words.
     pub fn check_within(&self, key: &str, actual: &Tensor, abs: f64, rel: f64) {
         let name = &self.name;
         let expected = self.tensor(key);
@@ -127,13 +127,14 @@ impl Golden {
         let worst = error.max().double_value(&[]);
         assert!(
             excess <= abs,
-            "{name}: {key} is off by {worst:e}, allowed are {abs:e} + {rel:e} * |reference|"
+            "{name}: {key} differs by {worst:e}, allowed: {abs:e} + {rel:e} * |reference|"
         );
         self.compared.borrow_mut().insert(key.to_owned());
     }
 }
 
-/// Names a folder with all cases, in sub-folders as below `tests/data`, SiT's in `sit`.
+/// Environment variable that names a folder with all cases, in sub-folders as in `tests/data`, those of SiT in
+/// `sit`.
 const FOLDER: &str = "IREPA_GOLDEN";
 
 fn data(name: &str, extension: &str) -> PathBuf {
@@ -144,9 +145,9 @@ fn data(name: &str, extension: &str) -> PathBuf {
     match std::env::var_os(FOLDER) {
         Some(folder) if !own.is_file() => {
             let folder = PathBuf::from(folder);
-            let there = folder.join(&file);
-            match there.is_file() {
-                true => there,
+            let path = folder.join(&file);
+            match path.is_file() {
+                true => path,
                 false => folder.join("sit").join(file),
             }
         }

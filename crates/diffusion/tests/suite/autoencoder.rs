@@ -32,7 +32,7 @@ fn latents_from_moments_follow_upstream() {
 }
 
 #[test]
-fn scaling_refuses_what_cannot_be_undone_or_does_not_fit() {
+fn scaling_rejects_zeros_and_mismatched_channels() {
     for (scale, bias) in [
         (vec![], vec![0.0]),
         (vec![0.0], vec![0.0]),
@@ -54,7 +54,7 @@ fn scaling_refuses_what_cannot_be_undone_or_does_not_fit() {
     );
 }
 
-/// An image that holds every byte.
+/// An image that contains every byte.
 fn all_bytes() -> Tensor {
     Tensor::arange(256 * 3, (Kind::Int64, Device::Cpu))
         .remainder(256)
@@ -63,7 +63,7 @@ fn all_bytes() -> Tensor {
 }
 
 #[test]
-fn every_byte_comes_back_through_the_identity() {
+fn the_identity_autoencoder_restores_every_byte() {
     let images = all_bytes();
     let pixels = Identity.encode(&images, &mut generator()).unwrap();
     assert_eq!(pixels.kind(), Kind::Float);
@@ -78,7 +78,7 @@ fn every_byte_comes_back_through_the_identity() {
 }
 
 #[test]
-fn levels_between_bytes_are_truncated_and_those_outside_clamped() {
+fn values_between_bytes_are_truncated_and_values_outside_are_clamped() {
     let level = |value: f64| {
         let pixel = Tensor::full(
             [1, 3, 1, 1],
@@ -118,7 +118,7 @@ fn kl(config: &KlConfig) -> KlAutoencoder {
 }
 
 #[test]
-fn a_seed_decides_the_sample_of_the_posterior() {
+fn the_sample_of_the_posterior_depends_on_the_seed() {
     let model = kl(&narrow());
     let images = all_bytes();
     let encode = |seed| {
@@ -127,20 +127,20 @@ fn a_seed_decides_the_sample_of_the_posterior() {
     };
     assert_eq!(encode(3), encode(3));
     assert_ne!(encode(3), encode(4));
-    // The trait's methods are those of a frozen autoencoder.
+    // The methods of the trait record no gradients.
     assert!(!encode(3).requires_grad());
 
     let pixels = images.to_kind(Kind::Float) / 127.5 - 1.0;
     let posterior = model.posterior(&pixels).unwrap();
     let noise = generator().randn(&[1, 4, 2, 2], Kind::Float).unwrap();
-    let by_hand = posterior.at(&noise).unwrap();
+    let by_hand = posterior.sample_with_noise(&noise).unwrap();
     assert!(by_hand.requires_grad());
     assert_eq!(posterior.sample(&mut generator()).unwrap(), by_hand);
     assert_eq!(model.encode(&images, &mut generator()).unwrap(), by_hand);
 }
 
 #[test]
-fn decoded_images_are_bytes_of_the_pixels() {
+fn decoded_images_are_the_pixels_as_bytes() {
     let model = kl(&narrow());
     let latents = generator().randn(&[2, 4, 2, 3], Kind::Float).unwrap();
     let images = model.decode(&latents).unwrap();
@@ -157,7 +157,7 @@ fn decoded_images_are_bytes_of_the_pixels() {
 }
 
 #[test]
-fn images_that_cannot_be_halved_are_refused() {
+fn image_sizes_that_cannot_be_halved_are_errors() {
     let model = kl(&narrow());
     assert_eq!(model.latent_shape(64, 48).unwrap(), [4, 8, 6]);
     let image = |height, width| Tensor::zeros([1, 3, height, width], (Kind::Uint8, Device::Cpu));
@@ -177,7 +177,7 @@ fn images_that_cannot_be_halved_are_refused() {
 }
 
 #[test]
-fn moments_of_a_wrong_shape_are_refused() {
+fn moments_with_a_wrong_shape_are_errors() {
     let zeros = |size: &[i64]| Tensor::zeros(size, (Kind::Float, Device::Cpu));
     let error = Posterior::new(&zeros(&[2, 8, 4]));
     assert!(matches!(error, Err(DiffusionError::Shape { .. })));
@@ -186,7 +186,7 @@ fn moments_of_a_wrong_shape_are_refused() {
         assert!(matches!(error, Err(DiffusionError::Setting { .. })));
     }
     let posterior = Posterior::new(&zeros(&[2, 8, 4, 4])).unwrap();
-    let error = posterior.at(&zeros(&[2, 8, 4, 4]));
+    let error = posterior.sample_with_noise(&zeros(&[2, 8, 4, 4]));
     assert!(matches!(error, Err(DiffusionError::Shape { .. })));
 }
 
@@ -197,16 +197,16 @@ fn the_log_variance_is_clamped() {
     assert_eq!(entries(posterior.log_variance()), [20.0, -30.0]);
     assert_eq!(entries(posterior.mode()), [1.0, 2.0]);
     assert!(posterior.kl().unwrap().double_value(&[0]).is_finite());
-    // What is stored for later is the deviation, not the logarithm.
+    // Stored moments contain the standard deviation, not its logarithm.
     let stored = posterior.to_stored().unwrap();
     let scaling = LatentScaling::new(&[1.0], &[0.0], Device::Cpu).unwrap();
     let noise = Tensor::ones([1, 2, 1, 1], (Kind::Float, Device::Cpu));
     let z = scaling.sample_posterior(&stored, &noise).unwrap();
-    assert_eq!(z, posterior.at(&noise).unwrap());
+    assert_eq!(z, posterior.sample_with_noise(&noise).unwrap());
 }
 
 #[test]
-fn layouts_that_do_not_fit_together_are_refused() {
+fn invalid_layouts_are_errors() {
     let wrong = [
         (
             KlConfig {

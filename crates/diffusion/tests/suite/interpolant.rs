@@ -1,17 +1,20 @@
-use diffusion::interpolant::{Path, TimeSampling};
+use diffusion::interpolant::{Interpolant, TimeSampling};
 use diffusion::{DiffusionError, sincos_2d, timestep_sinusoids};
 use tch::{Device, Kind, Tensor};
 use torch_ext::Generator;
 
 use crate::golden::Golden;
 
-const PATHS: [(&str, Path); 2] = [("linear", Path::Linear), ("cosine", Path::Cosine)];
+const INTERPOLANTS: [(&str, Interpolant); 2] = [
+    ("linear", Interpolant::Linear),
+    ("cosine", Interpolant::Cosine),
+];
 
 #[test]
 fn coefficients_follow_upstream() {
     let golden = Golden::open("interpolant");
-    for (name, path) in PATHS {
-        let c = path.coefficients(&golden.tensor("in.t")).unwrap();
+    for (name, interpolant) in INTERPOLANTS {
+        let c = interpolant.coefficients(&golden.tensor("in.t")).unwrap();
         golden.check(&format!("out.{name}.alpha"), &c.alpha);
         golden.check(&format!("out.{name}.sigma"), &c.sigma);
         golden.check(&format!("out.{name}.d_alpha"), &c.d_alpha);
@@ -23,8 +26,8 @@ fn coefficients_follow_upstream() {
 fn lognormal_times_follow_upstream() {
     let golden = Golden::open("lognormal_time");
     let normal = golden.tensor("in.rnd_normal");
-    for (name, path) in PATHS {
-        let t = path.lognormal_time(&normal).unwrap();
+    for (name, interpolant) in INTERPOLANTS {
+        let t = interpolant.lognormal_time(&normal).unwrap();
         golden.check(&format!("out.t_{name}"), &t);
     }
 }
@@ -33,8 +36,8 @@ fn lognormal_times_follow_upstream() {
 fn scores_follow_upstream() {
     let golden = Golden::open("score_from_velocity");
     let [velocity, x, t] = ["in.velocity", "in.x", "in.t"].map(|key| golden.tensor(key));
-    for (name, path) in PATHS {
-        let score = path.score(&velocity, &x, &t).unwrap();
+    for (name, interpolant) in INTERPOLANTS {
+        let score = interpolant.score(&velocity, &x, &t).unwrap();
         golden.check(&format!("out.score_{name}"), &score);
     }
 }
@@ -57,43 +60,46 @@ fn embeddings_of_positions_and_times_follow_upstream() {
 }
 
 #[test]
-fn the_score_undoes_the_velocity() {
-    // On the path, the score is -noise / sigma.
+fn the_score_of_the_velocity_is_the_negative_noise_over_sigma() {
     let mut generator = Generator::new(Device::Cpu, 0).unwrap();
     let x0 = generator.randn(&[5, 2, 3, 3], Kind::Double).unwrap();
     let noise = generator.randn(&[5, 2, 3, 3], Kind::Double).unwrap();
     let t = Tensor::from_slice(&[0.1, 0.3, 0.5, 0.8, 0.99]);
-    for (name, path) in PATHS {
-        let (x, velocity) = path.at(&x0, &noise, &t).unwrap();
-        let sigma = path.coefficients(&t).unwrap().sigma.view([5, 1, 1, 1]);
-        let difference = path.score(&velocity, &x, &t).unwrap() + &noise / sigma;
+    for (name, interpolant) in INTERPOLANTS {
+        let (x, velocity) = interpolant.interpolate(&x0, &noise, &t).unwrap();
+        let sigma = interpolant
+            .coefficients(&t)
+            .unwrap()
+            .sigma
+            .view([5, 1, 1, 1]);
+        let difference = interpolant.score(&velocity, &x, &t).unwrap() + &noise / sigma;
         assert!(difference.abs().max().double_value(&[]) < 1e-11, "{name}");
     }
 }
 
 #[test]
-fn the_velocity_is_the_derivative_of_the_path() {
+fn the_velocity_is_the_derivative_of_the_interpolant() {
     let mut generator = Generator::new(Device::Cpu, 0).unwrap();
     let x0 = generator.randn(&[4, 1, 2, 2], Kind::Double).unwrap();
     let noise = generator.randn(&[4, 1, 2, 2], Kind::Double).unwrap();
     let t = generator.rand(&[4], Kind::Double).unwrap();
     let half = 1e-5;
-    for (name, path) in PATHS {
-        let (_, velocity) = path.at(&x0, &noise, &t).unwrap();
-        let (before, _) = path.at(&x0, &noise, &(&t - half)).unwrap();
-        let (after, _) = path.at(&x0, &noise, &(&t + half)).unwrap();
+    for (name, interpolant) in INTERPOLANTS {
+        let (_, velocity) = interpolant.interpolate(&x0, &noise, &t).unwrap();
+        let (before, _) = interpolant.interpolate(&x0, &noise, &(&t - half)).unwrap();
+        let (after, _) = interpolant.interpolate(&x0, &noise, &(&t + half)).unwrap();
         let difference = (after - before) / (2.0 * half) - velocity;
         assert!(difference.abs().max().double_value(&[]) < 1e-8, "{name}");
     }
 }
 
 #[test]
-fn times_are_drawn_in_their_range_and_reproducibly() {
-    for (_, path) in PATHS {
+fn times_are_in_range_and_reproducible() {
+    for (_, interpolant) in INTERPOLANTS {
         for sampling in [TimeSampling::Uniform, TimeSampling::LogNormal] {
             let draw = |seed| {
                 let mut generator = Generator::new(Device::Cpu, seed).unwrap();
-                sampling.draw(path, 1000, &mut generator).unwrap()
+                sampling.draw(interpolant, 1000, &mut generator).unwrap()
             };
             let t = draw(1);
             assert_eq!((t.size(), t.kind()), (vec![1000], Kind::Float));
@@ -106,22 +112,22 @@ fn times_are_drawn_in_their_range_and_reproducibly() {
 }
 
 #[test]
-fn shapes_that_do_not_fit_are_named() {
+fn mismatched_shapes_are_named() {
     let ones = |size: &[i64]| Tensor::ones(size, (Kind::Float, Device::Cpu));
     let x0 = ones(&[2, 3, 4, 4]);
-    let error = Path::Linear.at(&x0, &ones(&[2, 3, 4, 5]), &ones(&[2]));
+    let error = Interpolant::Linear.interpolate(&x0, &ones(&[2, 3, 4, 5]), &ones(&[2]));
     assert_eq!(
         error.unwrap_err().to_string(),
         "shape of the noise is [2, 3, 4, 5], expected [2, 3, 4, 4]"
     );
     for t in [ones(&[3]), ones(&[2, 1]), ones(&[])] {
-        let error = Path::Linear.at(&x0, &x0, &t);
+        let error = Interpolant::Linear.interpolate(&x0, &x0, &t);
         assert!(matches!(
             error,
             Err(DiffusionError::Shape { what: "t", .. })
         ));
     }
-    let error = Path::Linear.score(&x0, &ones(&[1]), &ones(&[1]));
+    let error = Interpolant::Linear.score(&x0, &ones(&[1]), &ones(&[1]));
     assert!(matches!(error, Err(DiffusionError::Shape { .. })));
     assert!(timestep_sinusoids(&ones(&[2, 2]), 8).is_err());
     assert!(timestep_sinusoids(&ones(&[2]), 1).is_err());

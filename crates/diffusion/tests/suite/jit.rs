@@ -54,7 +54,7 @@ impl Case {
         let root = params.root();
         let jit = Jit::new(&root, &config).unwrap();
         let heads = Head::projectors(&root, &head, config.hidden_size, &widths).unwrap();
-        // Strict: the names and shapes are upstream's, no more and no less.
+        // Loading is strict: names and shapes must be exactly upstream's.
         params.load(&golden.weights()).unwrap();
         Self { params, jit, heads }
     }
@@ -84,24 +84,24 @@ fn forward(name: &str) {
 }
 
 #[test]
-fn forward_aligned_before_the_context_follows_upstream() {
+fn forward_aligned_before_the_in_context_tokens_follows_upstream() {
     forward("jit/jit_forward_small_enc1_mlp");
 }
 
 #[test]
-fn forward_aligned_among_the_context_follows_upstream() {
+fn forward_aligned_after_the_in_context_tokens_start_follows_upstream() {
     forward("jit/jit_forward_small_enc2_conv");
 }
 
 #[test]
-#[ignore = "its data is not in the tree; IREPA_GOLDEN names a folder that has it"]
-fn a_larger_forward_aligned_before_the_context_follows_upstream() {
+#[ignore = "its data is not in the repository; IREPA_GOLDEN names a folder that contains it"]
+fn a_larger_forward_aligned_before_the_in_context_tokens_follows_upstream() {
     forward("jit/jit_forward_enc2_mlp");
 }
 
 #[test]
-#[ignore = "its data is not in the tree; IREPA_GOLDEN names a folder that has it"]
-fn a_larger_forward_aligned_among_the_context_follows_upstream() {
+#[ignore = "its data is not in the repository; IREPA_GOLDEN names a folder that contains it"]
+fn a_larger_forward_aligned_after_the_in_context_tokens_start_follows_upstream() {
     forward("jit/jit_forward_enc3_conv");
 }
 
@@ -122,15 +122,15 @@ pub fn tiny() -> JitConfig {
     }
 }
 
-/// A fresh model.
+/// An untrained model.
 pub fn built(config: &JitConfig) -> (Params, Jit) {
     let params = Params::new(Device::Cpu, 0).unwrap();
     let jit = Jit::new(&params.root(), config).unwrap();
     (params, jit)
 }
 
-/// A model whose weights are all random, unlike a fresh one, whose output is zero.
-pub fn awake(config: &JitConfig) -> (Params, Jit) {
+/// A model whose weights are all random, since the output of an untrained one is zero.
+pub fn randomised(config: &JitConfig) -> (Params, Jit) {
     let (params, jit) = built(config);
     let mut generator = Generator::new(Device::Cpu, 1).unwrap();
     for mut weight in params.trainable() {
@@ -149,7 +149,7 @@ fn batch(config: &JitConfig, size: i64) -> (Tensor, Tensor, Tensor) {
     (x, t, labels)
 }
 
-/// The output and every block's.
+/// The output of the model and of every block.
 fn observed(
     jit: &Jit,
     (x, t, labels): &(Tensor, Tensor, Tensor),
@@ -169,7 +169,7 @@ fn largest(tensor: &Tensor) -> f64 {
 }
 
 #[test]
-fn weights_are_drawn_as_upstream_draws_them() {
+fn weights_are_initialised_as_upstream() {
     let (params, jit) = built(&JitConfig::named("JiT-XS/4").unwrap());
     let weight = |name| params.get(name).unwrap();
     for (name, fans) in [
@@ -209,18 +209,18 @@ fn weights_are_drawn_as_upstream_draws_them() {
     let input = batch(jit.config(), 2);
     let (output, _) = observed(&jit, &input, Mode::Eval);
     assert_eq!(largest(&output.prediction), 0.0);
-    // Its blocks do nothing: what is aligned are the embedded patches.
+    // The blocks of an untrained model do nothing: the hidden tokens are the embedded patches.
     assert_eq!(output.hidden, jit.tokens(&input.0).unwrap());
 }
 
 #[test]
-fn hidden_tokens_are_the_patches_after_the_block_at_alignment_depth() {
+fn hidden_tokens_are_the_patch_tokens_at_the_alignment_depth() {
     for alignment_depth in 1..=4 {
         let config = JitConfig {
             alignment_depth,
             ..tiny()
         };
-        let (_params, jit) = awake(&config);
+        let (_params, jit) = randomised(&config);
         let (output, blocks) = observed(&jit, &batch(&config, 2), Mode::Eval);
         let lengths: Vec<i64> = blocks.iter().map(|block| block.size()[1]).collect();
         assert_eq!(lengths, [16, 16, 19, 19]);
@@ -234,14 +234,14 @@ fn hidden_tokens_are_the_patches_after_the_block_at_alignment_depth() {
 }
 
 #[test]
-fn context_can_start_anywhere_or_not_be_there() {
+fn in_context_tokens_are_optional_and_can_start_at_any_block() {
     for (in_context_len, in_context_start) in [(0, 2), (3, 0), (1, 3)] {
         let config = JitConfig {
             in_context_len,
             in_context_start,
             ..tiny()
         };
-        let (params, jit) = awake(&config);
+        let (params, jit) = randomised(&config);
         let (output, blocks) = observed(&jit, &batch(&config, 2), Mode::Eval);
         assert_eq!(blocks[3].size(), [2, 16 + in_context_len, 32]);
         assert_eq!(output.prediction.size(), [2, 3, 8, 8]);
@@ -253,9 +253,9 @@ fn context_can_start_anywhere_or_not_be_there() {
 }
 
 #[test]
-fn samples_of_a_batch_do_not_see_each_other() {
+fn samples_of_a_batch_are_independent() {
     let config = tiny();
-    let (_params, jit) = awake(&config);
+    let (_params, jit) = randomised(&config);
     let (x, t, labels) = batch(&config, 3);
     let all = jit.forward(&x, &t, &labels, Mode::Eval).unwrap().prediction;
     for index in 0..3 {
@@ -273,7 +273,7 @@ fn bfloat16_autocast_stays_near_float32() {
             attn_dropout,
             ..tiny()
         };
-        let (params, jit) = awake(&config);
+        let (params, jit) = randomised(&config);
         let (x, t, labels) = batch(&config, 4);
         let full = jit.forward(&x, &t, &labels, Mode::Eval).unwrap();
         let mut generator = Generator::new(Device::Cpu, 0).unwrap();
@@ -281,7 +281,7 @@ fn bfloat16_autocast_stays_near_float32() {
         let half = torch_ext::autocast::run(Device::Cpu, Some(Kind::BFloat16), run);
         let half = half.unwrap().unwrap();
         assert_eq!(half.prediction.kind(), Kind::BFloat16);
-        // The residual stream stays in float32, as it does upstream.
+        // The residual stream stays in float32, as upstream.
         assert_eq!(half.hidden.kind(), Kind::Float);
         for (full, half) in [
             (&full.prediction, &half.prediction),
@@ -300,24 +300,24 @@ fn bfloat16_autocast_stays_near_float32() {
 #[test]
 fn training_without_dropout_draws_nothing_and_equals_evaluation() {
     let config = tiny();
-    let (_params, jit) = awake(&config);
+    let (_params, jit) = randomised(&config);
     let input = batch(&config, 4);
     let mut generator = Generator::new(Device::Cpu, 9).unwrap();
     let before = generator.state().unwrap();
     let (trained, _) = observed(&jit, &input, Mode::Train(&mut generator));
-    let (given, _) = observed(&jit, &input, Mode::Eval);
-    assert_eq!(trained.prediction, given.prediction);
+    let (evaluated, _) = observed(&jit, &input, Mode::Eval);
+    assert_eq!(trained.prediction, evaluated.prediction);
     assert_eq!(generator.state().unwrap(), before);
 }
 
 #[test]
-fn dropout_draws_in_the_middle_blocks_only_and_in_order_of_use() {
+fn only_the_middle_blocks_draw_dropout_in_order_of_use() {
     let config = JitConfig {
         attn_dropout: 0.3,
         proj_dropout: 0.2,
         ..tiny()
     };
-    let (_params, jit) = awake(&config);
+    let (_params, jit) = randomised(&config);
     let input = batch(&config, 2);
     let train = |seed| {
         let mut generator = Generator::new(Device::Cpu, seed).unwrap();
@@ -326,7 +326,7 @@ fn dropout_draws_in_the_middle_blocks_only_and_in_order_of_use() {
     };
     let (output, blocks, state) = train(4);
     let (kept, undropped) = observed(&jit, &input, Mode::Eval);
-    // Of four blocks, the second and the third drop.
+    // Of four blocks, the second and the third have dropout.
     assert_eq!(blocks[0], undropped[0]);
     assert_ne!(blocks[1], undropped[1]);
     assert_ne!(output.prediction, kept.prediction);
@@ -345,20 +345,20 @@ fn dropout_draws_in_the_middle_blocks_only_and_in_order_of_use() {
 
     assert_eq!(train(4).0.prediction, output.prediction);
     assert_ne!(train(5).0.prediction, output.prediction);
-    // In evaluation, rates do not matter.
-    let (_params, plain) = awake(&tiny());
+    // In evaluation, the rates have no effect.
+    let (_params, plain) = randomised(&tiny());
     let (plain, _) = observed(&plain, &input, Mode::Eval);
     assert_eq!(kept.prediction, plain.prediction);
 }
 
 #[test]
-fn dropout_of_almost_nothing_changes_almost_nothing() {
+fn a_tiny_dropout_rate_has_almost_no_effect() {
     let config = JitConfig {
         attn_dropout: 1e-9,
         proj_dropout: 1e-9,
         ..tiny()
     };
-    let (_params, jit) = awake(&config);
+    let (_params, jit) = randomised(&config);
     let input = batch(&config, 2);
     let mut generator = Generator::new(Device::Cpu, 3).unwrap();
     let (dropped, _) = observed(&jit, &input, Mode::Train(&mut generator));
@@ -367,9 +367,9 @@ fn dropout_of_almost_nothing_changes_almost_nothing() {
 }
 
 #[test]
-fn wrong_input_is_named() {
+fn invalid_inputs_are_named() {
     let config = tiny();
-    let (_params, jit) = awake(&config);
+    let (_params, jit) = randomised(&config);
     let (x, t, labels) = batch(&config, 2);
     let refused = |x: &Tensor, t: &Tensor, labels: &Tensor| {
         let error = jit.forward(x, t, labels, Mode::Eval).unwrap_err();

@@ -4,7 +4,7 @@ use torch_ext::Params;
 
 use crate::jit::{built, tiny};
 
-/// The number of weights, from the shapes in the paper.
+/// The number of weights, computed from the shapes in the paper.
 fn count(config: &JitConfig) -> i64 {
     let (width, head) = (config.hidden_size, config.hidden_size / config.num_heads);
     let linear = |from: i64, to: i64| from * to + to;
@@ -73,7 +73,7 @@ fn every_name_is_a_valid_model_of_the_published_shape() {
 }
 
 #[test]
-fn an_unknown_model_is_told_the_nearest_name() {
+fn an_unknown_model_error_names_the_nearest_model() {
     for (name, nearest) in [
         ("JiT-B16", "JiT-B/16"),
         ("jit-h/32", "JiT-H/32"),
@@ -81,13 +81,13 @@ fn an_unknown_model_is_told_the_nearest_name() {
     ] {
         let error = JitConfig::named(name).unwrap_err().to_string();
         let expected =
-            format!("unknown model {name:?}; did you mean {nearest:?}? known are JiT-XS/4,");
+            format!("unknown model {name:?}; did you mean {nearest:?}? known models: JiT-XS/4,");
         assert!(error.starts_with(&expected), "{error}");
     }
 }
 
 #[test]
-fn settings_that_do_not_fit_are_named() {
+fn invalid_settings_are_named() {
     let change = |name: &str, value: f64| -> JitConfig {
         let mut settings = serde_json::to_value(tiny()).unwrap();
         settings[name] = match settings[name].is_f64() {
@@ -136,7 +136,7 @@ fn settings_that_do_not_fit_are_named() {
 }
 
 #[test]
-fn configuration_refuses_unknown_keys() {
+fn configuration_rejects_unknown_keys() {
     let config: JitConfig = serde_json::from_str(r#"{"depth": 16}"#).unwrap();
     assert_eq!(
         config,

@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 use torch_ext::Generator;
 
 use crate::golden::Golden;
-use crate::jit::{Case, awake, tiny};
+use crate::jit::{Case, randomised, tiny};
 use crate::samplers::Counted;
 use crate::x_prediction::objective;
 
@@ -20,7 +20,7 @@ fn follows_upstream(name: &str, method: Method) {
             method,
             num_steps: number("steps") as usize,
             cfg_scale,
-            // Upstream counts time from the noise.
+            // Upstream's time starts at the noise.
             guidance_low: 1.0 - number("interval_max"),
             guidance_high: 1.0 - number("interval_min"),
         };
@@ -52,7 +52,7 @@ fn heun_follows_upstream() {
     follows_upstream("jit/jit_sample_heun", Method::Heun);
 }
 
-/// A denoiser that knows the only image there is, and ignores labels.
+/// A denoiser that always predicts the same image, and ignores labels.
 #[derive(Debug)]
 struct OneImage(f64);
 
@@ -105,7 +105,7 @@ fn sampler(config: SamplerConfig) -> JitSampler {
 }
 
 #[test]
-fn every_method_arrives_at_the_only_image() {
+fn every_method_reaches_the_only_image() {
     let labels = Tensor::from_slice(&[0i64, 0, 0]);
     for method in [Method::Euler, Method::Heun] {
         for steps in [1, 2, 20] {
@@ -134,17 +134,17 @@ fn the_state_starts_as_scaled_noise_and_keeps_its_dtype() {
         })
         .unwrap();
     assert_eq!(images.kind(), Kind::Double);
-    // Towards an image of zeros, a quarter of the way leaves three quarters of the noise.
+    // The image is zero, so a quarter of the way leaves three quarters of the noise.
     let (time, state) = &states[0];
     assert_eq!(*time, 0.25);
     let error = (state - &start * 1.5).abs().max().double_value(&[]);
     assert!(error < 1e-12, "{error}");
-    // What was given is left alone.
+    // The input has not changed.
     assert_eq!(start, noise(&[2, 1, 2, 2]).to_kind(Kind::Double));
 }
 
 fn batches(settings: SamplerConfig) -> Vec<i64> {
-    let jit = Counted::new(awake(&tiny()).1);
+    let jit = Counted::new(randomised(&tiny()).1);
     let labels = Tensor::from_slice(&[1i64]);
     let images = sampler(settings)
         .sample(&jit, &noise(&[1, 3, 8, 8]), &labels, |_| {})
@@ -154,7 +154,7 @@ fn batches(settings: SamplerConfig) -> Vec<i64> {
 }
 
 #[test]
-fn both_ends_of_the_guidance_interval_are_outside_but_the_noise_is_inside() {
+fn the_guidance_interval_excludes_its_ends_but_includes_pure_noise() {
     let guided = SamplerConfig {
         cfg_scale: 2.0,
         guidance_low: 0.1,
@@ -176,8 +176,8 @@ fn both_ends_of_the_guidance_interval_are_outside_but_the_noise_is_inside() {
 }
 
 #[test]
-fn the_guidance_interval_counts_from_the_image_as_the_other_samplers_do() {
-    // The paper's [0.1, 1], counted from the noise.
+fn the_guidance_interval_uses_the_time_of_the_other_samplers() {
+    // The paper's interval [0.1, 1], in which 0 is noise.
     let early = SamplerConfig {
         cfg_scale: 2.0,
         guidance_high: 0.9,
@@ -200,12 +200,12 @@ fn each_evaluation_of_heun_is_guided_by_its_own_time() {
         guidance_high: 1.0,
         ..config(Method::Heun, 4)
     };
-    // At times 1, 0.75 | 0.75, 0.5 | 0.5, 0.25 | 0.25.
+    // Evaluations at times 1, 0.75 | 0.75, 0.5 | 0.5, 0.25 | 0.25.
     assert_eq!(batches(guided), [2, 2, 2, 1, 1, 1, 1]);
 }
 
 #[test]
-fn times_are_float32_and_meet_both_ends() {
+fn times_include_both_ends_exactly() {
     for steps in 1..100 {
         let times = sampler(config(Method::Euler, steps)).times().unwrap();
         assert_eq!(times.len(), steps + 1);
@@ -214,7 +214,7 @@ fn times_are_float32_and_meet_both_ends() {
 }
 
 #[test]
-fn what_cannot_be_sampled_is_refused() {
+fn invalid_settings_and_inputs_are_errors() {
     let refused = |config| JitSampler::new(config, XPrediction::default()).unwrap_err();
     assert_eq!(
         refused(config(Method::EulerMaruyama, 4)).to_string(),

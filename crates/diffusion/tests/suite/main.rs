@@ -1,4 +1,4 @@
-//! Tests of the public interface, against upstream's numbers and on bad input.
+//! Tests of the public interface: agreement with upstream's numbers, and errors for invalid input.
 
 mod autoencoder;
 #[path = "../golden/mod.rs"]

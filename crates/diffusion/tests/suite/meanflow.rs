@@ -1,4 +1,4 @@
-//! MeanFlow: the network and its derivative, the objective, the sampler.
+//! Tests of MeanFlow: the network and its derivative, the objective, the sampler.
 
 mod network;
 mod objective;
@@ -16,7 +16,7 @@ fn open(case: &str) -> Golden {
     Golden::open(&format!("meanflow/meanflow_{case}"))
 }
 
-/// The network of a golden case, with its weights, aligned at that depth.
+/// The network of a golden case with its weights, aligned at depth `alignment_depth`.
 fn build(golden: &Golden, alignment_depth: i64) -> (Params, MeanFlowSit) {
     let net = golden.config("net");
     let number = |key: &str| net[key].as_i64().unwrap();
@@ -41,14 +41,14 @@ fn build(golden: &Golden, alignment_depth: i64) -> (Params, MeanFlowSit) {
     let (_, upstream) = weights.iter().find(|(n, _)| n == "pos_embed").unwrap();
     let error = (params.get("pos_embed").unwrap() - upstream).abs().max();
     assert!(error.double_value(&[]) < 1e-7);
-    // Strict: the names and shapes are upstream's, no more and no less.
+    // Loading is strict: names and shapes must be exactly upstream's.
     params.load(&weights).unwrap();
     (params, network)
 }
 
 /// A network whose weights are all random, in float64.
 fn in_double(config: &SitConfig) -> (Params, MeanFlowSit) {
-    let (params, network) = awake(config);
+    let (params, network) = randomised(config);
     for param in params.entries().iter() {
         let mut tensor = param.tensor.shallow_clone();
         let double = tensor.detach().to_kind(Kind::Double);
@@ -57,8 +57,8 @@ fn in_double(config: &SitConfig) -> (Params, MeanFlowSit) {
     (params, network)
 }
 
-/// A network whose weights are all random, unlike a fresh one, whose output is zero.
-fn awake(config: &SitConfig) -> (Params, MeanFlowSit) {
+/// A network whose weights are all random, since the output of an untrained one is zero.
+fn randomised(config: &SitConfig) -> (Params, MeanFlowSit) {
     let params = Params::new(Device::Cpu, 0).unwrap();
     let network = MeanFlowSit::new(&params.root(), config).unwrap();
     let mut generator = generator(1);

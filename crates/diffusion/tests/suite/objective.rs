@@ -1,21 +1,21 @@
 use alignment::{AlignmentLoss, LossConfig, LossKind, SpatialNorm};
-use diffusion::interpolant::{Path, TimeSampling};
+use diffusion::interpolant::{Interpolant, TimeSampling};
 use diffusion::objective::velocity::Velocity;
 use diffusion::{Denoiser, DiffusionError, Mode, Sit, drop_labels};
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Generator, Params};
 
 use crate::golden::Golden;
-use crate::sit::{Case, awake, tiny};
+use crate::sit::{Case, randomised, tiny};
 
-fn loss(name: &str, path: Path, spatial_norm: SpatialNorm) {
+fn loss(name: &str, path: Interpolant, spatial_norm: SpatialNorm) {
     let golden = Golden::open(name);
     for fused in [true, false] {
         loss_in_form(&golden, path, spatial_norm, fused);
     }
 }
 
-fn loss_in_form(golden: &Golden, path: Path, spatial_norm: SpatialNorm, fused: bool) {
+fn loss_in_form(golden: &Golden, path: Interpolant, spatial_norm: SpatialNorm, fused: bool) {
     let case = Case::with_fused(golden, fused);
     let objective = Velocity {
         path,
@@ -29,7 +29,7 @@ fn loss_in_form(golden: &Golden, path: Path, spatial_norm: SpatialNorm, fused: b
     .with_fused(fused);
     let [x0, noise, t, y] = ["in.images", "in.noise", "in.t", "in.y"].map(|key| golden.tensor(key));
 
-    let noisy = objective.given(&x0, &t, &noise).unwrap();
+    let noisy = objective.add_noise(&x0, &t, &noise).unwrap();
     let output = case
         .sit
         .forward(&noisy.x, &noisy.t, &y, Mode::Eval)
@@ -53,8 +53,8 @@ fn loss_in_form(golden: &Golden, path: Path, spatial_norm: SpatialNorm, fused: b
     golden.check("out.projection_loss", &aligned.terms[0].value);
     golden.check("out.projection_loss_weighted", &aligned.total);
     golden.check("out.total", &total);
-    // The page of the cosine case leaves the gradients of the middle block out.
-    let left_out = |name: &str| path == Path::Cosine && name.starts_with("blocks.1.");
+    // The page of the cosine case omits the gradients of the middle block.
+    let left_out = |name: &str| path == Interpolant::Cosine && name.starts_with("blocks.1.");
     for param in case.params.entries().iter() {
         if param.trainable && !left_out(&param.name) {
             golden.check(&format!("grad.{}", param.name), &param.tensor.grad());
@@ -64,12 +64,16 @@ fn loss_in_form(golden: &Golden, path: Path, spatial_norm: SpatialNorm, fused: b
 
 #[test]
 fn the_repa_loss_and_all_its_gradients_follow_upstream() {
-    loss("sit_loss_repa", Path::Linear, SpatialNorm::None);
+    loss("sit_loss_repa", Interpolant::Linear, SpatialNorm::None);
 }
 
 #[test]
 fn the_irepa_loss_and_all_its_gradients_follow_upstream() {
-    loss("sit_loss_irepa", Path::Linear, SpatialNorm::default());
+    loss(
+        "sit_loss_irepa",
+        Interpolant::Linear,
+        SpatialNorm::default(),
+    );
 }
 
 #[test]
@@ -78,7 +82,7 @@ fn the_loss_on_the_cosine_path_and_its_gradients_follow_upstream() {
         alpha: 1.0,
         eps: 1e-6,
     };
-    loss("sit_loss_cosine_path", Path::Cosine, norm);
+    loss("sit_loss_cosine_path", Interpolant::Cosine, norm);
 }
 
 fn generator(seed: u64) -> Generator {
@@ -90,8 +94,8 @@ fn images() -> Tensor {
 }
 
 #[test]
-fn numbers_are_drawn_in_upstreams_order() {
-    let (_params, sit) = awake(&tiny());
+fn random_numbers_are_drawn_in_upstreams_order() {
+    let (_params, sit) = randomised(&tiny());
     let labels = Tensor::from_slice(&[0i64, 1, 2, 0]);
     let x0 = images();
     let objective = Velocity::default();
@@ -110,7 +114,7 @@ fn numbers_are_drawn_in_upstreams_order() {
         .flatten(0, -1);
     let noise = source.randn(&[4, 3, 8, 8], Kind::Float).unwrap();
     let draws = source.rand(&[4], Kind::Float).unwrap();
-    let by_hand = objective.given(&x0, &t, &noise).unwrap();
+    let by_hand = objective.add_noise(&x0, &t, &noise).unwrap();
     assert_eq!((&noisy.x, &noisy.t), (&by_hand.x, &by_hand.t));
     assert_eq!(noisy.target, &noise - &x0);
     let dropped = drop_labels(&labels, &draws, 0.1, 3).unwrap();
@@ -119,8 +123,8 @@ fn numbers_are_drawn_in_upstreams_order() {
 }
 
 #[test]
-fn the_loss_of_the_right_velocity_is_zero() {
-    for path in [Path::Linear, Path::Cosine] {
+fn the_loss_of_the_true_velocity_is_zero() {
+    for path in [Interpolant::Linear, Interpolant::Cosine] {
         for time in [TimeSampling::Uniform, TimeSampling::LogNormal] {
             let objective = Velocity { path, time };
             let noisy = objective.draw(&images(), &mut generator(0)).unwrap();
@@ -131,7 +135,7 @@ fn the_loss_of_the_right_velocity_is_zero() {
 }
 
 #[test]
-fn the_loss_is_of_each_sample() {
+fn the_loss_is_per_sample() {
     let objective = Velocity::default();
     let noisy = objective.draw(&images(), &mut generator(0)).unwrap();
     let offset = Tensor::from_slice(&[0f32, 1., 2., 3.]).view([4, 1, 1, 1]);
@@ -143,7 +147,7 @@ fn the_loss_is_of_each_sample() {
 }
 
 #[test]
-fn dtype_of_the_images_is_kept() {
+fn the_dtype_of_the_images_is_kept() {
     let objective = Velocity::default();
     let noisy = objective
         .draw(&images().to_kind(Kind::Double), &mut generator(0))
@@ -151,7 +155,7 @@ fn dtype_of_the_images_is_kept() {
     for tensor in [&noisy.x, &noisy.t, &noisy.target] {
         assert_eq!(tensor.kind(), Kind::Double);
     }
-    // A prediction made under autocast is compared in the images' precision.
+    // A prediction from autocast is compared in the precision of the images.
     let prediction = noisy.target.to_kind(Kind::BFloat16);
     let loss = objective.loss(&prediction, &noisy).unwrap();
     assert_eq!(loss.kind(), Kind::Double);
@@ -178,7 +182,7 @@ fn configuration_reads_by_name() {
     assert_eq!(
         config,
         Velocity {
-            path: Path::Cosine,
+            path: Interpolant::Cosine,
             time: TimeSampling::LogNormal,
         }
     );
@@ -195,7 +199,7 @@ fn train(seed: u64) -> (f64, f64, Vec<f64>) {
     let labels = Tensor::from_slice(&[0i64, 1, 2, 0]);
     let x0 = images();
     let mut source = generator(seed);
-    // One noisy batch throughout, so that the loss can only fall by learning.
+    // The same noisy batch in every step, so that only learning can lower the loss.
     let noisy = objective.draw(&x0, &mut source).unwrap();
     let mut losses = Vec::new();
     for _ in 0..30 {

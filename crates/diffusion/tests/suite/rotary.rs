@@ -23,8 +23,8 @@ fn rotary_tables_and_rotations_follow_upstream() {
         golden.check(&format!("out.sin.{index}"), &sin);
         if index < 2 {
             let queries = golden.tensor(&format!("in.q.{index}"));
-            let turned = rotary.forward(&queries).unwrap();
-            golden.check(&format!("out.q_rot.{index}"), &turned);
+            let rotated = rotary.forward(&queries).unwrap();
+            golden.check(&format!("out.q_rot.{index}"), &rotated);
         }
     }
     let tables = golden.config("pos_embed").as_array().unwrap().clone();
@@ -37,21 +37,21 @@ fn rotary_tables_and_rotations_follow_upstream() {
 }
 
 #[test]
-fn turned_products_depend_on_the_distance_alone() {
+fn products_of_rotated_vectors_depend_only_on_the_distance() {
     let rotary = Rotary::new(8, 4, 2, Device::Cpu).unwrap();
     let mut generator = Generator::new(Device::Cpu, 0).unwrap();
-    let mut turned = || {
+    let mut rotated = || {
         let one = generator.randn(&[1, 1, 1, 8], Kind::Float).unwrap();
         let all = one.expand([1, 1, 18, 8], false);
-        let turned = rotary.forward(&all).unwrap();
-        // In-context tokens do not turn.
-        assert_eq!(turned.narrow(2, 0, 2), all.narrow(2, 0, 2));
-        // The tokens of the grid turn alike, whether context stands before them or not.
+        let rotated = rotary.forward(&all).unwrap();
+        // In-context tokens are not rotated.
+        assert_eq!(rotated.narrow(2, 0, 2), all.narrow(2, 0, 2));
+        // The rotation of the grid's tokens does not depend on whether in-context tokens precede them.
         let patches = rotary.forward(&all.narrow(2, 2, 16)).unwrap();
-        assert_eq!(turned.narrow(2, 2, 16), patches);
+        assert_eq!(rotated.narrow(2, 2, 16), patches);
         patches
     };
-    let (queries, keys) = (turned(), turned());
+    let (queries, keys) = (rotated(), rotated());
     let products = queries.matmul(&keys.transpose(2, 3));
     let product = |query: [i64; 2], key: [i64; 2]| {
         let index = |[row, column]: [i64; 2]| 4 * row + column;
@@ -64,7 +64,7 @@ fn turned_products_depend_on_the_distance_alone() {
 }
 
 #[test]
-fn queries_of_another_shape_are_refused() {
+fn invalid_shapes_and_sizes_are_errors() {
     let rotary = Rotary::new(8, 4, 2, Device::Cpu).unwrap();
     for size in [
         &[1, 1, 17, 8][..],

@@ -1,14 +1,14 @@
 use std::cell::RefCell;
 
 use diffusion::samplers::{Method, Sampler, SamplerConfig};
-use diffusion::{Denoiser, DiffusionError, Mode, Output, Path, SitConfig};
+use diffusion::{Denoiser, DiffusionError, Interpolant, Mode, Output, SitConfig};
 use tch::{Device, Kind, Tensor};
 use torch_ext::Generator;
 
 use crate::golden::Golden;
-use crate::sit::{Case, awake, tiny};
+use crate::sit::{Case, randomised, tiny};
 
-/// Counts the calls of a denoiser and how large their batches are.
+/// A denoiser that records the batch size of each call.
 #[derive(Debug)]
 pub struct Counted<D> {
     inner: D,
@@ -61,7 +61,7 @@ fn follows_upstream(name: &str, method: Method) {
         guidance_low: number("guidance_low"),
         guidance_high: number("guidance_high"),
     };
-    let sampler = Sampler::new(config, Path::Linear).unwrap();
+    let sampler = Sampler::new(config, Interpolant::Linear).unwrap();
     let [latents, labels] = ["in.latents", "in.y"].map(|key| golden.tensor(key));
     let sit = Counted::new(case.sit);
 
@@ -128,8 +128,8 @@ fn guided_euler_maruyama_follows_upstream() {
     follows_upstream("sampler_em_cfg", Method::EulerMaruyama);
 }
 
-/// A denoiser that knows the exact velocity of data that is all one image, `mean`, and ignores
-/// labels: `v = (x - mean) / t`.
+/// A denoiser with the exact velocity for data that consists of a single image, whose pixels are all `mean`:
+/// `v = (x - mean) / t`. It ignores labels.
 #[derive(Debug)]
 struct OneImage {
     mean: f64,
@@ -181,11 +181,11 @@ fn sampler(method: Method, num_steps: usize) -> Sampler {
         num_steps,
         ..SamplerConfig::default()
     };
-    Sampler::new(config, Path::Linear).unwrap()
+    Sampler::new(config, Interpolant::Linear).unwrap()
 }
 
 #[test]
-fn every_method_arrives_at_the_only_image() {
+fn every_method_reaches_the_only_image() {
     let start = latents(&[3, 1, 2, 2]);
     let denoiser = OneImage { mean: 2.5 };
     for (method, allowed) in [
@@ -227,8 +227,8 @@ fn a_single_step_works_in_every_method() {
 }
 
 #[test]
-fn samples_are_float64_without_gradient_and_follow_the_seed() {
-    let (_params, sit) = awake(&tiny());
+fn samples_are_float64_without_gradient_and_depend_on_the_seed() {
+    let (_params, sit) = randomised(&tiny());
     let start = latents(&[2, 3, 8, 8]);
     let draw = |seed| {
         let mut generator = Generator::new(Device::Cpu, seed).unwrap();
@@ -241,7 +241,7 @@ fn samples_are_float64_without_gradient_and_follow_the_seed() {
     assert!(!image.requires_grad());
     assert_eq!(image, draw(1));
     assert_ne!(image, draw(2));
-    // What was given is left alone.
+    // The input has not changed.
     assert_eq!(start, latents(&[2, 3, 8, 8]));
 }
 
@@ -251,14 +251,14 @@ fn guidance_needs_a_null_class() {
         class_dropout: 0.0,
         ..tiny()
     };
-    let (_params, sit) = awake(&config);
+    let (_params, sit) = randomised(&config);
     let guided = SamplerConfig {
         cfg_scale: 1.5,
         num_steps: 2,
         ..SamplerConfig::default()
     };
     let mut generator = Generator::new(Device::Cpu, 0).unwrap();
-    let error = Sampler::new(guided, Path::Linear)
+    let error = Sampler::new(guided, Interpolant::Linear)
         .unwrap()
         .sample(
             &sit,
@@ -273,7 +273,7 @@ fn guidance_needs_a_null_class() {
 
 #[test]
 fn shapes_and_labels_are_checked() {
-    let (_params, sit) = awake(&tiny());
+    let (_params, sit) = randomised(&tiny());
     let mut generator = Generator::new(Device::Cpu, 0).unwrap();
     let mut refused = |size: &[i64], classes: &[i64]| {
         sampler(Method::Euler, 2)
@@ -349,7 +349,7 @@ fn settings_out_of_range_are_named() {
             },
         ),
     ] {
-        match Sampler::new(config, Path::Linear) {
+        match Sampler::new(config, Interpolant::Linear) {
             Err(DiffusionError::Setting { name, .. }) => assert_eq!(name, expected),
             other => panic!("{other:?}"),
         }
@@ -357,7 +357,7 @@ fn settings_out_of_range_are_named() {
 }
 
 #[test]
-fn configuration_reads_by_name_and_refuses_unknown_keys() {
+fn configuration_reads_by_name_and_rejects_unknown_keys() {
     let read = serde_json::from_str::<SamplerConfig>;
     let config = read(r#"{"method": "euler-maruyama", "num_steps": 250}"#).unwrap();
     assert_eq!(config, SamplerConfig::default());

@@ -53,11 +53,11 @@ impl Case {
         let sit = Sit::new(&root, &config).unwrap();
         let mut heads = Head::projectors(&root, &head, config.hidden_size, &widths).unwrap();
         let weights = golden.weights();
-        // The fixed embedding must be computed right, not only loaded.
+        // The computed position embedding is compared before loading replaces it.
         let (_, upstream) = weights.iter().find(|(n, _)| n == "pos_embed").unwrap();
         let error = (params.get("pos_embed").unwrap() - upstream).abs().max();
         assert!(error.double_value(&[]) < 1e-7);
-        // Strict: the names and shapes are upstream's, no more and no less.
+        // Loading is strict: names and shapes must be exactly upstream's.
         params.load(&weights).unwrap();
         Self {
             sit,
@@ -85,7 +85,7 @@ fn forward(name: &str, with_tokens: bool) {
 }
 
 #[test]
-#[ignore = "its data is not in the tree; IREPA_GOLDEN names a folder that has it"]
+#[ignore = "its data is not in the repository; IREPA_GOLDEN names a folder that contains it"]
 fn forward_with_a_1x1_convolution_follows_upstream() {
     forward("sit_forward_conv1", false);
 }
@@ -96,7 +96,7 @@ fn forward_with_a_3x3_convolution_follows_upstream() {
 }
 
 #[test]
-#[ignore = "its data is not in the tree; IREPA_GOLDEN names a folder that has it"]
+#[ignore = "its data is not in the repository; IREPA_GOLDEN names a folder that contains it"]
 fn forward_with_a_5x5_convolution_follows_upstream() {
     forward("sit_forward_conv5", true);
 }
@@ -131,8 +131,8 @@ pub fn tiny() -> SitConfig {
     }
 }
 
-/// A model whose weights are all random, unlike a fresh one, whose output is zero.
-pub fn awake(config: &SitConfig) -> (Params, Sit) {
+/// A model whose weights are all random, since the output of an untrained one is zero.
+pub fn randomised(config: &SitConfig) -> (Params, Sit) {
     let params = Params::new(Device::Cpu, 0).unwrap();
     let sit = Sit::new(&params.root(), config).unwrap();
     let mut generator = Generator::new(Device::Cpu, 1).unwrap();
@@ -161,7 +161,7 @@ fn largest(tensor: &Tensor) -> f64 {
 }
 
 #[test]
-fn a_fresh_model_predicts_zero_and_its_blocks_do_nothing() {
+fn an_untrained_model_predicts_zero_and_its_blocks_do_nothing() {
     let config = tiny();
     let params = Params::new(Device::Cpu, 0).unwrap();
     let sit = Sit::new(&params.root(), &config).unwrap();
@@ -172,7 +172,7 @@ fn a_fresh_model_predicts_zero_and_its_blocks_do_nothing() {
 }
 
 #[test]
-fn weights_are_drawn_as_upstream_draws_them() {
+fn weights_are_initialised_as_upstream() {
     let config = SitConfig {
         input_size: 16,
         ..SitConfig::named("SiT-XS/2").unwrap()
@@ -248,7 +248,7 @@ fn xs_models_work_on_pixels_and_latents() {
             in_channels,
             ..SitConfig::named(name).unwrap()
         };
-        let (_params, sit) = awake(&config);
+        let (_params, sit) = randomised(&config);
         let (x, t, labels) = batch(&config, 2);
         let output = sit.forward(&x, &t, &labels, Mode::Eval).unwrap();
         let side = 16 / config.patch_size;
@@ -261,9 +261,9 @@ fn xs_models_work_on_pixels_and_latents() {
 }
 
 #[test]
-fn samples_of_a_batch_do_not_see_each_other() {
+fn samples_of_a_batch_are_independent() {
     let config = tiny();
-    let (_params, sit) = awake(&config);
+    let (_params, sit) = randomised(&config);
     let (x, t, labels) = batch(&config, 3);
     let all = sit.forward(&x, &t, &labels, Mode::Eval).unwrap().prediction;
     for index in 0..3 {
@@ -275,9 +275,9 @@ fn samples_of_a_batch_do_not_see_each_other() {
 }
 
 #[test]
-fn an_image_that_is_not_contiguous_gives_the_same() {
+fn a_non_contiguous_image_has_the_same_prediction() {
     let config = tiny();
-    let (_params, sit) = awake(&config);
+    let (_params, sit) = randomised(&config);
     let (x, t, labels) = batch(&config, 2);
     let strided = x.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
     let [plain, strided] = [x, strided].map(|x| {
@@ -290,14 +290,14 @@ fn an_image_that_is_not_contiguous_gives_the_same() {
 #[test]
 fn bfloat16_autocast_stays_near_float32() {
     let config = tiny();
-    let (params, sit) = awake(&config);
+    let (params, sit) = randomised(&config);
     let (x, t, labels) = batch(&config, 4);
     let full = sit.forward(&x, &t, &labels, Mode::Eval).unwrap();
     let run = || sit.forward(&x, &t, &labels, Mode::Eval);
     let half = torch_ext::autocast::run(Device::Cpu, Some(Kind::BFloat16), run);
     let half = half.unwrap().unwrap();
     assert_eq!(half.prediction.kind(), Kind::BFloat16);
-    // The residual stream stays in float32, as it does upstream.
+    // The residual stream stays in float32, as upstream.
     assert_eq!(half.hidden.kind(), Kind::Float);
     for (full, half) in [
         (&full.prediction, &half.prediction),
@@ -316,12 +316,12 @@ fn bfloat16_autocast_stays_near_float32() {
 }
 
 #[test]
-fn training_drops_labels_as_the_generators_draws_say() {
+fn training_drops_labels_according_to_the_generator() {
     let config = SitConfig {
         class_dropout: 0.5,
         ..tiny()
     };
-    let (_params, sit) = awake(&config);
+    let (_params, sit) = randomised(&config);
     let (x, t, labels) = batch(&config, 16);
     let generator = || Generator::new(Device::Cpu, 9).unwrap();
 
@@ -337,14 +337,14 @@ fn training_drops_labels_as_the_generators_draws_say() {
     let trained = sit
         .forward(&x, &t, &labels, Mode::Train(&mut generator()))
         .unwrap();
-    let given = sit.forward(&x, &t, &dropped, Mode::Eval).unwrap();
-    assert_eq!(trained.prediction, given.prediction);
+    let expected = sit.forward(&x, &t, &dropped, Mode::Eval).unwrap();
+    assert_eq!(trained.prediction, expected.prediction);
     let kept = sit.forward(&x, &t, &labels, Mode::Eval).unwrap();
     assert_ne!(trained.prediction, kept.prediction);
 }
 
 #[test]
-fn labels_are_dropped_below_the_probability_only() {
+fn labels_are_dropped_only_below_the_probability() {
     let labels = Tensor::from_slice(&[0i64, 1, 2, 0]);
     let draws = Tensor::from_slice(&[0.0f32, 0.25, 0.5, 0.75]);
     let dropped = |probability| {
@@ -364,7 +364,7 @@ fn without_dropout_there_is_no_null_class_and_nothing_is_drawn() {
         class_dropout: 0.0,
         ..tiny()
     };
-    let (params, sit) = awake(&config);
+    let (params, sit) = randomised(&config);
     assert_eq!(sit.null_class(), None);
     let table = params.get("y_embedder.embedding_table.weight").unwrap();
     assert_eq!(table.size(), [3, 32]);
@@ -381,9 +381,9 @@ fn without_dropout_there_is_no_null_class_and_nothing_is_drawn() {
 }
 
 #[test]
-fn wrong_input_is_named() {
+fn invalid_inputs_are_named() {
     let config = tiny();
-    let (_params, sit) = awake(&config);
+    let (_params, sit) = randomised(&config);
     let (x, t, labels) = batch(&config, 2);
     let refused = |x: &Tensor, t: &Tensor, labels: &Tensor| {
         let error = sit.forward(x, t, labels, Mode::Eval).unwrap_err();
@@ -415,7 +415,7 @@ fn wrong_input_is_named() {
 }
 
 #[test]
-fn settings_that_do_not_fit_are_named() {
+fn invalid_settings_are_named() {
     let name = |config: SitConfig| match config.validate() {
         Err(DiffusionError::Setting { name, .. }) => name,
         other => panic!("{other:?}"),
@@ -529,7 +529,7 @@ fn settings_that_do_not_fit_are_named() {
 }
 
 #[test]
-fn an_unknown_model_is_told_the_nearest_name() {
+fn an_unknown_model_error_names_the_nearest_model() {
     for (name, nearest) in [
         ("SiT-XL2", "SiT-XL/2"),
         ("sit-b/2", "SiT-B/2"),
@@ -539,18 +539,18 @@ fn an_unknown_model_is_told_the_nearest_name() {
     ] {
         let error = SitConfig::named(name).unwrap_err().to_string();
         let expected =
-            format!("unknown model {name:?}; did you mean {nearest:?}? known are SiT-XS/2,");
+            format!("unknown model {name:?}; did you mean {nearest:?}? known models: SiT-XS/2,");
         assert!(error.starts_with(&expected), "{error}");
     }
     let error = SitConfig::named("UNet").unwrap_err().to_string();
     assert!(
-        error.starts_with("unknown model \"UNet\"; known are"),
+        error.starts_with("unknown model \"UNet\"; known models:"),
         "{error}"
     );
 }
 
 #[test]
-fn configuration_refuses_unknown_keys() {
+fn configuration_rejects_unknown_keys() {
     let config: SitConfig = serde_json::from_str(r#"{"depth": 3}"#).unwrap();
     assert_eq!(
         config,

@@ -5,7 +5,7 @@ use tch::{Device, Kind, Tensor};
 use torch_ext::{Generator, Params};
 
 use crate::golden::Golden;
-use crate::jit::{Case, awake, tiny};
+use crate::jit::{Case, randomised, tiny};
 
 /// The objective of a golden case.
 pub fn objective(golden: &Golden) -> XPrediction {
@@ -36,7 +36,7 @@ fn loss(name: &str) {
     let labels = drop_labels(&y, &draws, objective.label_dropout, null_class).unwrap();
     assert_eq!(labels, golden.tensor("in.y_final"));
     let t = objective.times(&golden.tensor("in.t_normal")).unwrap();
-    let noisy = objective.given(&x, &labels, &t, &noise).unwrap();
+    let noisy = objective.add_noise(&x, &labels, &t, &noise).unwrap();
     let mut generator = Generator::new(Device::Cpu, 0).unwrap();
     let output = case
         .jit
@@ -78,13 +78,13 @@ fn loss(name: &str) {
 }
 
 #[test]
-#[ignore = "its data is not in the tree; IREPA_GOLDEN names a folder that has it"]
-fn loss_and_gradients_aligned_before_the_context_follow_upstream() {
+#[ignore = "its data is not in the repository; IREPA_GOLDEN names a folder that contains it"]
+fn loss_and_gradients_aligned_before_the_in_context_tokens_follow_upstream() {
     loss("jit/jit_loss_enc2_mlp");
 }
 
 #[test]
-fn the_loss_aligned_among_the_context_and_its_gradients_follow_upstream() {
+fn the_loss_aligned_after_the_in_context_tokens_start_and_its_gradients_follow_upstream() {
     loss("jit/jit_loss_enc3_conv");
 }
 
@@ -101,7 +101,7 @@ fn labels() -> Tensor {
 }
 
 #[test]
-fn numbers_are_drawn_in_upstreams_order() {
+fn random_numbers_are_drawn_in_upstreams_order() {
     let objective = XPrediction {
         label_dropout: 0.5,
         noise_scale: 2.0,
@@ -120,8 +120,8 @@ fn numbers_are_drawn_in_upstreams_order() {
     let t = (normal * 0.8 - 0.8).sigmoid();
     assert_eq!(noisy.labels, dropped);
     assert_eq!(noisy.t, t);
-    let share = t.view([4, 1, 1, 1]);
-    let z = &share * images() + (1.0 - &share) * noise * 2.0;
+    let image_weight = t.view([4, 1, 1, 1]);
+    let z = &image_weight * images() + (1.0 - &image_weight) * noise * 2.0;
     let error: Tensor = noisy.z - z;
     assert!(error.abs().max().double_value(&[]) < 1e-6);
 }
@@ -137,27 +137,29 @@ fn the_loss_of_the_image_itself_is_zero() {
 }
 
 #[test]
-fn an_error_counts_by_the_time_left_down_to_t_eps() {
+fn errors_are_weighted_by_the_remaining_time_clamped_to_t_eps() {
     let objective = XPrediction::default();
     let t = Tensor::from_slice(&[0.0f32, 0.5, 0.95, 1.0]);
     let noise = images().flip([0]);
-    let noisy = objective.given(&images(), &labels(), &t, &noise).unwrap();
+    let noisy = objective
+        .add_noise(&images(), &labels(), &t, &noise)
+        .unwrap();
     let loss = objective.loss(&(images() + 1.0), &noisy).unwrap();
     let loss = Vec::<f32>::try_from(loss).unwrap();
     for (found, expected) in loss.iter().zip([1.0, 4.0, 400.0, 400.0]) {
         assert!((found / expected - 1.0).abs() < 1e-4, "{loss:?}");
     }
-    // Where nothing is clamped, the velocity is the image less the noise.
+    // Where nothing is clamped, the velocity is the image minus the noise.
     let velocity = images() - &noise;
     let error = (&noisy.target - velocity).narrow(0, 0, 2).abs().max();
     assert!(error.double_value(&[]) < 1e-5);
-    // The last image is without noise, and so without velocity.
+    // The last image has no noise, so its velocity is zero.
     let last = noisy.target.get(3).abs().max();
     assert_eq!(last.double_value(&[]), 0.0);
 }
 
 #[test]
-fn dtype_of_the_images_is_kept() {
+fn the_dtype_of_the_images_is_kept() {
     let objective = XPrediction::default();
     let images = images().to_kind(Kind::Double);
     let noisy = objective
@@ -166,7 +168,7 @@ fn dtype_of_the_images_is_kept() {
     for tensor in [&noisy.z, &noisy.t, &noisy.target] {
         assert_eq!(tensor.kind(), Kind::Double);
     }
-    // A prediction made under autocast is compared in the images' precision.
+    // A prediction from autocast is compared in the precision of the images.
     let loss = objective.loss(&images.to_kind(Kind::BFloat16), &noisy);
     assert_eq!(loss.unwrap().kind(), Kind::Double);
 }
@@ -251,7 +253,7 @@ fn train(seed: u64) -> Vec<f64> {
 }
 
 #[test]
-fn gradient_descent_lowers_the_loss_and_a_seed_gives_the_same_bits() {
+fn gradient_descent_lowers_the_loss_and_is_reproducible() {
     let losses = train(7);
     assert!(losses.iter().all(|loss| loss.is_finite()), "{losses:?}");
     assert!(losses[29] < 0.9 * losses[0], "{losses:?}");
@@ -260,8 +262,8 @@ fn gradient_descent_lowers_the_loss_and_a_seed_gives_the_same_bits() {
 }
 
 #[test]
-fn every_weight_gets_a_gradient() {
-    let (params, jit) = awake(&tiny());
+fn every_weight_has_a_gradient() {
+    let (params, jit) = randomised(&tiny());
     let objective = XPrediction::default();
     let noisy = objective
         .draw(&images(), &labels(), 3, &mut generator(0))

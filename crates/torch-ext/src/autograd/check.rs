@@ -1,16 +1,18 @@
+//! Numerical checks of gradients.
+
 use tch::{Kind, Tensor};
 use thiserror::Error;
 
 use crate::TorchError;
 
-/// Why [`check_gradients`] does not accept a function.
+/// The result of a failed [`check_gradients`].
 #[derive(Debug, Error)]
 pub enum GradientError {
     /// The function failed, or libtorch did.
     #[error(transparent)]
     Torch(#[from] TorchError),
 
-    /// Finite differences in float32 say nothing.
+    /// An input is not float64: finite differences in float32 are too inaccurate.
     #[error("input {index} is {kind:?}; gradients are checked in Double")]
     Kind {
         /// Which input.
@@ -19,7 +21,7 @@ pub enum GradientError {
         kind: Kind,
     },
 
-    /// The two derivatives differ.
+    /// The backward pass and finite differences disagree.
     #[error(
         "derivative of output {output} by element {element} of input {input}: {found} from the \
          backward pass, {expected} from finite differences"
@@ -27,13 +29,13 @@ pub enum GradientError {
     Differs {
         /// Which input.
         input: usize,
-        /// Which element of it, counted flat.
+        /// Index of the element in the flattened input.
         element: i64,
         /// Which output.
         output: usize,
-        /// What the backward pass gives, weighted with the direction in which the output was probed.
+        /// Derivative from the backward pass, projected on the direction in which the output was probed.
         found: f64,
-        /// What finite differences give.
+        /// The same from finite differences.
         expected: f64,
     },
 }
@@ -41,11 +43,12 @@ pub enum GradientError {
 /// Compares the gradients of `function` at `inputs` with central differences of `step`
 /// (`torch.autograd.gradcheck`), for every input that requires a gradient and every output that has one.
 ///
-/// Each output is probed in one direction that weights its elements unequally. Derivatives may differ by
-/// `tolerance * (1 + |expected|)`. Inputs are float64; 1e-6 suits both numbers where values are near 1.
+/// Each output is projected on one direction that weights its elements unequally. Derivatives may differ by
+/// `tolerance * (1 + |expected|)`. Inputs that require a gradient must be float64. For values near 1, use 1e-6
+/// for both `step` and `tolerance`.
 ///
 /// # Errors
-/// The first difference found; an input that requires a gradient and is not float64; the function's own.
+/// The first difference; an input that requires a gradient and is not float64; errors of `function`.
 pub fn check_gradients(
     function: impl Fn(&[Tensor]) -> Result<Vec<Tensor>, TorchError>,
     inputs: &[Tensor],
@@ -79,7 +82,7 @@ pub fn check_gradients(
             let gradient = Tensor::f_run_backward(&[&probed], &[input], true, false)
                 .map_err(TorchError::from)?
                 .remove(0);
-            // Undefined where the output does not depend on the input.
+            // The gradient is undefined if the output does not depend on the input.
             let gradient = match gradient.defined() {
                 true => gradient,
                 false => input.f_zeros_like().map_err(TorchError::from)?,

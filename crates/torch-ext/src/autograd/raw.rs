@@ -1,12 +1,13 @@
-//! Between [`Function`] and the shim's node (`cpp/autograd.cpp`).
+//! Connects [`Function`] to the shim's graph node (`cpp/autograd.cpp`).
 //!
-//! Safety, beyond the rules in `ffi.rs`:
+//! Safety rules in addition to those in `ffi.rs`:
 //!
-//! - The function goes over as a `Box` turned into a pointer. The shim owns it from the call on and
-//!   gives it back to [`drop_function`] exactly once, on any thread: `F: Send`.
-//! - [`backward`] borrows it, on any thread and perhaps on two at once: `F: Sync`. It is not called
-//!   after [`drop_function`]: the node gives the function away under the lock under which it calls it.
-//! - A handle in [`BackwardCall::results`] is a tensor that Rust has given up; the shim deletes it.
+//! - The function is passed as a pointer from `Box::into_raw`. The shim owns it from the call on and
+//!   passes it to [`drop_function`] exactly once, on any thread: `F: Send`.
+//! - [`backward`] borrows it, on any thread and possibly on two at once: `F: Sync`. It is not called
+//!   after [`drop_function`]: the node releases the function under the same lock under which it calls it.
+//! - A handle in [`BackwardCall::results`] is a tensor whose ownership Rust has given up; the shim
+//!   deletes it.
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -22,7 +23,7 @@ use super::{Backward, Forward, Function, Outputs, Result};
 use crate::TorchError;
 use crate::ffi::{self, BackwardCall, RawFunction, handles};
 
-/// What the node owns.
+/// The Rust value that the node owns.
 struct Boxed<F> {
     name: &'static str,
     function: F,
@@ -39,7 +40,7 @@ pub(super) fn apply<F: Function>(
         reason,
     };
     let before = versions(inputs)?;
-    // SAFETY: no argument; it reads a thread-local flag.
+    // SAFETY: the function takes no argument and reads a thread-local flag.
     let recording = unsafe { ffi::te_is_recording() } != 0;
     let needs_input_grad: Vec<bool> = inputs
         .iter()
@@ -67,8 +68,8 @@ pub(super) fn apply<F: Function>(
         backward: backward::<F>,
         drop: drop_function::<F>,
     };
-    // SAFETY: the lists have the lengths given and live for the call; `results` has room for a
-    // handle an output; `raw` is as the module says.
+    // SAFETY: the lists have the passed lengths and live for the call; `results` has room for one
+    // handle per output; `raw` is as the module describes.
     ffi::check(unsafe {
         ffi::te_autograd_record(
             c_name.as_ptr(),
@@ -87,20 +88,20 @@ pub(super) fn apply<F: Function>(
     })?;
     Ok(results
         .into_iter()
-        // SAFETY: on success each entry is a fresh handle that nobody else owns.
+        // SAFETY: on success each entry is a new handle that has no other owner.
         .map(|handle| unsafe { Tensor::from_ptr(handle) })
         .collect())
 }
 
-/// In-place changes of each tensor so far.
+/// libtorch's counter of in-place changes, for each tensor.
 fn versions(tensors: &[&Tensor]) -> std::result::Result<Vec<i64>, TorchError> {
     let versions = tensors.iter().map(|tensor| tensor.f_internal_version());
     Ok(versions.collect::<std::result::Result<_, _>>()?)
 }
 
-/// Runs code of the user; a panic becomes an error.
+/// Runs user code and converts a panic to an error.
 fn guarded<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
-    // What a panic leaves half done is the function, whose graph fails with it.
+    // Only the function may be in an inconsistent state after a panic, and its graph fails with it.
     catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| Err(panic_text(&*panic).into()))
 }
 
@@ -114,7 +115,7 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
 }
 
 /// # Safety
-/// `data` is a live `Boxed<F>`, `call` as the shim describes it.
+/// `data` is a live `Boxed<F>`; `call` is as the shim describes it.
 unsafe extern "C" fn backward<F: Function>(
     data: *const c_void,
     call: *const BackwardCall,
@@ -122,7 +123,7 @@ unsafe extern "C" fn backward<F: Function>(
     // SAFETY: by contract; see the module.
     let (boxed, call) = unsafe { (&*data.cast::<Boxed<F>>(), &*call) };
     let outcome = guarded(|| {
-        // SAFETY: the lists of a call of the shim.
+        // SAFETY: `call` comes from the shim.
         unsafe { run(&boxed.function, call) }.map_err(|error| error.to_string().into())
     });
     match outcome {
@@ -137,8 +138,8 @@ unsafe extern "C" fn backward<F: Function>(
 /// # Safety
 /// As [`backward`].
 unsafe fn run<F: Function>(function: &F, call: &BackwardCall) -> Result<()> {
-    // SAFETY: each list has the length beside it and lives for the call; a handle in it is null or
-    // that of a live tensor, of which `clone_from_ptr` makes a handle of our own.
+    // SAFETY: each list has the length that is passed with it and lives for the call. A handle is null or
+    // belongs to a live tensor, from which `clone_from_ptr` creates a new handle.
     let (gradients, saved, overwritable, needed) = unsafe {
         (
             list(call.gradients, call.outputs)
@@ -168,18 +169,18 @@ unsafe fn run<F: Function>(function: &F, call: &BackwardCall) -> Result<()> {
         .into());
     }
     for (index, gradient) in results.into_iter().enumerate() {
-        // An undefined tensor is how C++ spells `None`.
+        // In C++, an undefined tensor stands for `None`.
         let Some(gradient) = gradient.filter(Tensor::defined) else {
             continue;
         };
-        // SAFETY: `results` has room for a handle an input, as counted above.
+        // SAFETY: `results` has room for one handle per input, as checked above.
         unsafe { *call.results.add(index) = ManuallyDrop::new(gradient).as_mut_ptr() };
     }
     Ok(())
 }
 
 /// # Safety
-/// `len` entries at `start`, which may be null when there are none; they outlive `'a`.
+/// There are `len` entries at `start`, which may be null if `len` is 0. They outlive `'a`.
 unsafe fn list<'a, T>(start: *const T, len: usize) -> &'a [T] {
     if len == 0 {
         return &[];
@@ -199,17 +200,17 @@ unsafe fn flags(start: *const u8, len: usize) -> Vec<bool> {
 }
 
 /// # Safety
-/// Null, or the handle of a live tensor.
+/// `handle` is null, or belongs to a live tensor.
 unsafe fn clone(handle: *const C_tensor) -> Option<Tensor> {
     // SAFETY: by contract; the callee only reads through the pointer.
     (!handle.is_null()).then(|| unsafe { Tensor::clone_from_ptr(handle.cast_mut()) })
 }
 
 /// # Safety
-/// `data` is a `Boxed<F>` that nobody uses any more.
+/// `data` is a `Boxed<F>` that is no longer in use.
 unsafe extern "C" fn drop_function<F: Function>(data: *mut c_void) {
-    // SAFETY: by contract; it was made by `Box::into_raw`.
+    // SAFETY: by contract; `data` comes from `Box::into_raw`.
     let boxed = unsafe { Box::from_raw(data.cast::<Boxed<F>>()) };
-    // A destructor that panics has no caller to tell.
+    // The panic of a destructor cannot be reported.
     let _ = catch_unwind(AssertUnwindSafe(|| drop(boxed)));
 }

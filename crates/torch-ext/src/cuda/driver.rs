@@ -1,4 +1,4 @@
-//! The part of the CUDA driver that is used, on the primary contexts that libtorch uses too.
+//! The functions of the CUDA driver that this crate uses, on the primary contexts that libtorch uses too.
 
 use std::ffi::{CStr, CString, OsString, c_char, c_int, c_uint, c_void};
 use std::ptr;
@@ -39,7 +39,7 @@ struct Driver {
         *mut *mut c_void,
     ) -> Status,
     error_string: unsafe extern "C" fn(Status, *mut *const c_char) -> Status,
-    /// Keeps the functions above loaded.
+    /// Keeps the library of these functions loaded.
     _library: Loaded,
 }
 
@@ -56,8 +56,8 @@ impl Driver {
         let candidates = ["libcuda.so.1", "libcuda.so"].map(OsString::from);
         let remedy = "install NVIDIA's driver";
         let library = Loaded::first("the CUDA driver", candidates, remedy)?;
-        // SAFETY: the types are those of `cuda.h`, in the versions that the suffixes name; the library is
-        // kept beside them, in a static.
+        // SAFETY: the types are those of `cuda.h`, in the versions that the suffixes name. The library is
+        // stored with the functions in a static.
         let driver = unsafe {
             Self {
                 device_get: library.function("cuDeviceGet")?,
@@ -72,10 +72,10 @@ impl Driver {
                 _library: library,
             }
         };
-        // SAFETY: its type in `cuda.h`.
+        // SAFETY: the type is that of `cuda.h`.
         let init: unsafe extern "C" fn(c_uint) -> Status =
             unsafe { driver._library.function("cuInit")? };
-        // SAFETY: the one allowed argument; it may be called again and again.
+        // SAFETY: 0 is the only allowed argument; repeated calls are allowed.
         driver.check("cuInit", unsafe { init(0) })?;
         Ok(driver)
     }
@@ -85,7 +85,7 @@ impl Driver {
             return Ok(());
         }
         let mut text = ptr::null();
-        // SAFETY: it writes the address of a string literal, or null for an unknown status.
+        // SAFETY: the function writes the address of a string literal, or null for an unknown status.
         unsafe { (self.error_string)(status, &mut text) };
         let message = if text.is_null() {
             format!("error {status}")
@@ -113,16 +113,16 @@ unsafe impl Send for Primary {}
 unsafe impl Sync for Primary {}
 
 impl Primary {
-    /// Device number `index`, as libtorch counts.
+    /// Device number `index` in libtorch's numbering.
     pub(super) fn new(index: usize) -> Result<Self, CudaError> {
         let driver = driver()?;
         let mut device = 0;
-        // SAFETY: it writes one integer.
+        // SAFETY: the function writes one integer.
         let status = unsafe { (driver.device_get)(&mut device, index as c_int) };
         driver.check("cuDeviceGet", status)?;
         let attribute = |which| {
             let mut value = 0;
-            // SAFETY: it writes one integer; `device` is the driver's.
+            // SAFETY: the function writes one integer; `device` comes from the driver.
             let status = unsafe { (driver.device_attribute)(&mut value, which, device) };
             driver.check("cuDeviceGetAttribute", status).map(|()| value)
         };
@@ -132,7 +132,7 @@ impl Primary {
         };
         let multiprocessors = attribute(MULTIPROCESSORS)?.max(1) as u32;
         let mut context = ptr::null_mut();
-        // SAFETY: it writes one handle. The primary context is the one that libtorch's runtime uses.
+        // SAFETY: the function writes one handle. libtorch's runtime uses the primary context too.
         let status = unsafe { (driver.retain_primary)(&mut context, device) };
         driver.check("cuDevicePrimaryCtxRetain", status)?;
         Ok(Self {
@@ -142,7 +142,7 @@ impl Primary {
         })
     }
 
-    /// Calls `body` with the context current on this thread, and leaves what was current before.
+    /// Calls `body` with this context current on this thread, and restores the previous context.
     fn within<T>(
         &self,
         driver: &Driver,
@@ -154,14 +154,14 @@ impl Primary {
         })?;
         let outcome = body();
         let mut popped = ptr::null_mut();
-        // SAFETY: it writes one handle, of the context pushed above.
+        // SAFETY: the function writes the handle of the context that was pushed above.
         let status = unsafe { (driver.pop_context)(&mut popped) };
         driver.check("cuCtxPopCurrent", status)?;
         outcome
     }
 }
 
-/// Machine code that is loaded on a device, until the process ends.
+/// Machine code that stays loaded on a device until the process ends.
 #[derive(Debug)]
 pub(super) struct Module {
     primary: Primary,
@@ -174,14 +174,14 @@ unsafe impl Send for Module {}
 unsafe impl Sync for Module {}
 
 impl Module {
-    /// Loads what [`super::compile`] made.
+    /// Loads machine code from [`super::compile`].
     pub(super) fn load(primary: Primary, code: &[u8]) -> Result<Self, CudaError> {
         let driver = driver()?;
-        // PTX ends with a NUL as NVRTC gives it; a second one does no harm, and none is needed by a cubin.
+        // PTX must end with NUL. NVRTC's already does, a second one is harmless, and a cubin needs none.
         let code = [code, &[0]].concat();
         let mut handle = ptr::null_mut();
         primary.within(driver, || {
-            // SAFETY: `code` is a whole cubin, whose header tells its length, or NUL-terminated PTX. The
+            // SAFETY: `code` is a complete cubin, whose header states its length, or NUL-terminated PTX. The
             // driver copies it.
             let status = unsafe { (driver.module_load)(&mut handle, code.as_ptr().cast()) };
             driver.check("cuModuleLoadData", status)
@@ -193,11 +193,11 @@ impl Module {
         self.primary.multiprocessors
     }
 
-    /// Puts `blocks` blocks of kernel `name` onto `stream`.
+    /// Queues kernel `name` with `blocks` blocks on `stream`.
     ///
     /// # Safety
-    /// `arguments` point to values of the kernel's parameters, in their order and types. `stream` is one
-    /// of the device, or null for its default one.
+    /// `arguments` point to values in the order and with the types of the kernel's parameters. `stream`
+    /// belongs to the device, or is null for its default stream.
     pub(super) unsafe fn launch(
         &self,
         name: &CString,

@@ -1,6 +1,6 @@
-// CUDA's execution model on the host: threads of a block are fibers that switch at barriers, blocks
-// run one after another on a few threads. Slow, and only for tests of arithmetic: it knows one-dimensional
-// grids, and barriers that all threads of a block (or warp) reach.
+// Emulates CUDA's execution model on the host. The threads of a block are fibers that switch at barriers;
+// blocks run one after another on a few threads. It is slow and meant only for tests of arithmetic. It
+// supports one-dimensional grids, and barriers that all threads of a block (or warp) reach.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +15,7 @@
 
 #include <ucontext.h>
 
-// All else is hidden: two libraries with functions of one name would share their static variables.
+// All other symbols are hidden: libraries with functions of the same name would share static variables.
 #define EXPORTED __attribute__((visibility("default")))
 
 #define __global__
@@ -70,10 +70,10 @@ inline void enter() {
   block->kernel(block->arguments);
   block->finished[threadIdx.x] = 1;
   block->moved = true;
-  // Going on at `uc_link`.
+  // Execution continues at `uc_link`.
 }
 
-// Whether all threads came to their end; false is a barrier that some never reach.
+// Runs one block. Returns false if some threads never reach a barrier.
 inline bool run(Block &own, unsigned index, unsigned threads) {
   block = &own;
   blockIdx.x = index;
@@ -114,13 +114,13 @@ template <typename... A> void call(void (*kernel)(A...), void **arguments) {
 
 } // namespace emulator
 
-// The kernel, and its entry for `emulate`, whose arguments are those of `cuLaunchKernel`.
+// Defines the kernel and its entry for `emulate`, which takes the arguments of `cuLaunchKernel`.
 #define KERNEL(name, parameters)                                                                   \
   static void name parameters;                                                                     \
   extern "C" EXPORTED void emulated_##name(void **arguments) { emulator::call(name, arguments); }  \
   static void name parameters
 
-// 0, or 1 if a barrier was not reached by all.
+// Returns 0, or 1 if some threads of a block never reach a barrier.
 extern "C" EXPORTED int emulate(void (*kernel)(void **), unsigned blocks, unsigned threads, void **arguments) {
   constexpr unsigned WORKERS = 3;
   std::atomic<int> failed{0};

@@ -1,5 +1,5 @@
-//! Kernels compiled by the host's C++ compiler and run block by block on the CPU, to test their arithmetic
-//! where there is no GPU.
+//! Emulation of CUDA kernels on the CPU, compiled by the host's C++ compiler, to test their arithmetic
+//! without a GPU.
 
 use std::env;
 use std::ffi::{c_int, c_uint, c_void};
@@ -15,7 +15,7 @@ const HEADER: &str = include_str!("emulator.h");
 
 type Entry = unsafe extern "C" fn(*mut *mut c_void);
 
-/// A program as a shared object.
+/// A program, compiled to a shared library for the host.
 #[derive(Debug)]
 pub(super) struct Emulated {
     library: Loaded,
@@ -63,7 +63,7 @@ impl Emulated {
             });
         }
         let library = Loaded::first("the emulated kernels", [library.into()], "see the reason")?;
-        // SAFETY: its type in `emulator.h`; kept beside its library.
+        // SAFETY: the type is that of `emulator.h`; the function is stored with its library.
         let emulate = unsafe { library.function("emulate")? };
         Ok(Self { library, emulate })
     }
@@ -71,7 +71,7 @@ impl Emulated {
     /// Runs a kernel.
     ///
     /// # Safety
-    /// As [`super::driver::Module::launch`], for memory of the host.
+    /// As [`super::driver::Module::launch`], for host memory.
     pub(super) unsafe fn launch(
         &self,
         name: &str,
@@ -79,7 +79,7 @@ impl Emulated {
         threads: u32,
         arguments: &mut [*mut c_void],
     ) -> Result<(), CudaError> {
-        // SAFETY: the macro `KERNEL` gives every kernel an entry of this type.
+        // SAFETY: the macro `KERNEL` defines an entry of this type for every kernel.
         let entry: Entry = unsafe { self.library.function(&format!("emulated_{name}"))? };
         // SAFETY: the caller's promise.
         match unsafe { (self.emulate)(entry, blocks, threads, arguments.as_mut_ptr()) } {
@@ -98,7 +98,7 @@ fn failed(message: String) -> CudaError {
     }
 }
 
-/// A temporary folder; a loaded library may be deleted.
+/// A temporary folder, deleted on drop. A loaded library may be deleted.
 struct Folder(PathBuf);
 
 impl Folder {

@@ -1,3 +1,5 @@
+//! Errors of CUDA kernels.
+
 use thiserror::Error;
 
 /// Why a CUDA kernel could not be compiled, loaded or launched.
@@ -8,18 +10,18 @@ pub enum CudaError {
     Library {
         /// Which library.
         library: &'static str,
-        /// What was tried, and what the dynamic linker said.
+        /// The dynamic linker's messages for each candidate.
         reason: String,
-        /// The way out.
+        /// What to do about it.
         remedy: &'static str,
     },
 
-    /// A source does not compile.
+    /// The source does not compile.
     #[error("{program} does not compile for {architecture}:\n{log}")]
     Compile {
-        /// Name of the source, and what was defined for it.
+        /// Name of the source and its macros.
         program: String,
-        /// What it was compiled for, such as `sm_90`.
+        /// The target of the compilation, such as `sm_90`.
         architecture: String,
         /// The compiler's log.
         log: String,
@@ -30,11 +32,11 @@ pub enum CudaError {
     Call {
         /// The function.
         call: &'static str,
-        /// What the library says of its status.
+        /// The library's description of the status.
         message: String,
     },
 
-    /// A kernel was given what it cannot take.
+    /// A kernel received an invalid argument.
     #[error("kernel `{kernel}`: {reason}")]
     Argument {
         /// Name of the kernel.

@@ -1,3 +1,5 @@
+//! CUDA graphs: recorded work that is queued as a whole.
+
 use std::mem::ManuallyDrop;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,20 +10,19 @@ use crate::ffi::{self, RawGraph, handles};
 use crate::stream::Stream;
 use crate::{TorchError, device};
 
-/// Runs before a capture, in which libraries choose their algorithms and take their workspaces; PyTorch's
-/// documentation of whole-network capture has as many.
+/// Number of runs before a capture, in which libraries select algorithms and allocate workspaces. PyTorch's
+/// documentation of whole-network capture uses the same number.
 const WARM_UPS: usize = 3;
 
-/// Whether a recording could not be ended as it should. libtorch's allocator then takes it for one that still
-/// goes on: it asks it about each allocation, and refuses to begin another or to give back what it keeps.
+/// Whether ending a recording failed. libtorch's allocator then treats it as still in progress: it queries it at
+/// each allocation, and refuses to start another recording or to release cached memory.
 static BROKEN: AtomicBool = AtomicBool::new(false);
 
-/// Work that was recorded once and is queued as a whole, without the host's cost of each operator (a CUDA
-/// graph).
+/// A CUDA graph: work that was recorded once and is queued as a whole, without the host's overhead per operator.
 ///
-/// A replay runs the same kernels on the same memory. The tensors that were read or written must be kept, and
-/// be given new contents in place; those that were made are in memory of the graph, and each
-/// replay writes them anew. Nothing in it may be drawn at random, wait for the device, or copy from host memory
+/// A replay runs the same kernels on the same memory. Tensors that the recorded work reads or writes must be kept
+/// alive, and receive new contents in place. Tensors that it creates are in the graph's memory, and each replay
+/// overwrites them. The recorded work must not draw random numbers, wait for the device, or copy from host memory
 /// that is not page-locked.
 #[derive(Debug)]
 pub struct Graph {
@@ -29,18 +30,18 @@ pub struct Graph {
     device: Device,
 }
 
-// SAFETY: libtorch ties a graph to a device and to no thread; only `capture` uses it before it is given out.
+// SAFETY: libtorch ties a graph to a device, not to a thread; before it is returned, only `capture` uses it.
 unsafe impl Send for Graph {}
 
 impl Graph {
-    /// Runs `body` a few times on a stream beside the current one of `device`, then records it once more;
-    /// gives back what the recorded run returned, whose contents the first replay makes.
+    /// Runs `body` three times to warm up, on a stream other than the current one of `device`, then records it
+    /// once. Returns the graph and the result of the recorded run, whose tensors are computed by the first replay.
     ///
     /// Other threads may use the device meanwhile.
     ///
     /// # Errors
-    /// `device` is not a CUDA device; `body`'s own; it did what cannot be recorded, after which this process
-    /// cannot record anything more.
+    /// `device` is not a CUDA device; errors of `body`; `body` runs work that cannot be recorded, after which this
+    /// process cannot record graphs any more.
     pub fn capture<T, E: From<TorchError>>(
         device: Device,
         mut body: impl FnMut() -> Result<T, E>,
@@ -51,8 +52,8 @@ impl Graph {
         if BROKEN.load(Ordering::Relaxed) {
             return Err(TorchError::Recording.into());
         }
-        // Of high priority, as no other stream here is: one from the pool that others take theirs from could
-        // be another thread's, whose work would be recorded too.
+        // A high-priority stream, since nothing else uses one: a stream of the normal pool could be in use by
+        // another thread, whose work would be recorded too.
         let (main, side) = (Stream::current(device)?, Stream::with_priority(device)?);
         side.wait(&main.record()?)?;
         let captured = {
@@ -71,31 +72,31 @@ impl Graph {
             drop(body()?);
         }
         device::synchronize(device)?;
-        // What the warm-up took is free for the graph, which takes memory of its own.
+        // Releases the memory of the warm-up runs, since the graph allocates its own.
         device::empty_cache(device)?;
         let mut raw = ptr::null_mut();
         // SAFETY: `raw` is valid for writes.
         ffi::check(unsafe { ffi::te_graph_new(&mut raw) })?;
         let graph = Self { raw, device };
         let recording = Recording::begin(graph)?;
-        let made = body();
+        let result = body();
         let ended = recording.end();
-        let made = made?;
-        Ok((ended?, made))
+        let result = result?;
+        Ok((ended?, result))
     }
 
-    /// Queues the work on the current stream.
+    /// Queues the recorded work on the current stream.
     ///
     /// # Errors
-    /// The device failed, perhaps in earlier work.
+    /// The device failed, possibly in earlier work.
     pub fn replay(&self) -> Result<(), TorchError> {
-        // SAFETY: the graph is live until it is dropped, and was captured whole.
+        // SAFETY: the graph is live until it is dropped, and its capture is complete.
         ffi::check(unsafe { ffi::te_graph_replay(self.raw) })
     }
 }
 
-/// A graph that is being recorded. It is ended in any case, also by a panic: the stream would stay in
-/// recording.
+/// A graph that is being recorded. Dropping it ends the recording, also during a panic: otherwise the stream
+/// would stay in recording mode.
 struct Recording {
     graph: ManuallyDrop<Graph>,
 }
@@ -116,9 +117,9 @@ impl Recording {
         Ok(unsafe { ManuallyDrop::take(&mut this.graph) })
     }
 
-    /// On an error the graph is never freed: the allocator goes on asking it.
+    /// Ends the recording. On an error the graph is never freed, since the allocator continues to query it.
     fn end_here(&mut self) -> Result<(), TorchError> {
-        // SAFETY: the graph is live, and recording since `begin`; both callers come here once.
+        // SAFETY: the graph is live and has been recording since `begin`; each caller calls this once.
         let ended = ffi::check(unsafe { ffi::te_graph_end(self.graph.raw) });
         if ended.is_err() {
             BROKEN.store(true, Ordering::Relaxed);
@@ -138,20 +139,20 @@ impl Drop for Recording {
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        // Its memory goes to others, and a replay may still be using it.
+        // The graph's memory is reused, and a replay may still be using it.
         if let Err(error) = device::synchronize(self.device) {
-            tracing::debug!("a CUDA graph is dropped: {error}");
+            tracing::debug!("error before freeing a CUDA graph: {error}");
         }
-        // SAFETY: made by `te_graph_new`, freed once.
+        // SAFETY: created by `te_graph_new`, freed once.
         unsafe { ffi::te_graph_free(self.raw) }
     }
 }
 
-/// Makes `grads` the gradients of `params`, in pairs; an undefined tensor is none. A replay of a backward pass
-/// writes the gradients' memory, but leaves no trace of it in the parameters.
+/// Sets the gradients of `params` to `grads`, in pairs; an undefined tensor removes the gradient. A replay of a
+/// backward pass writes the memory of the gradients but does not attach them to the parameters.
 ///
 /// # Errors
-/// Lists of different lengths.
+/// The lengths of the lists differ.
 pub fn set_grads(params: &[Tensor], grads: &[Tensor]) -> Result<(), TorchError> {
     if params.len() != grads.len() {
         return Err(TorchError::Length {
@@ -160,7 +161,7 @@ pub fn set_grads(params: &[Tensor], grads: &[Tensor]) -> Result<(), TorchError> 
             right: grads.len(),
         });
     }
-    // SAFETY: both lists have the length given and live for the call.
+    // SAFETY: both lists have the passed length and live for the call.
     ffi::check(unsafe {
         ffi::te_set_grads(
             handles(params).as_ptr(),
@@ -186,7 +187,7 @@ mod tests {
 
         #[test]
         #[ignore = "needs a CUDA device: `cargo xtask test --cuda`"]
-        fn a_graph_replays_what_it_recorded_on_new_contents() {
+        fn a_graph_replays_recorded_work_on_new_contents() {
             let gpu = Device::Cuda(0);
             device::load_cuda().unwrap();
             let mut x = Tensor::ones([4], (Kind::Float, gpu));
@@ -208,31 +209,31 @@ mod tests {
                 assert_eq!(loss.double_value(&[]), 16.0 * scale * scale);
                 assert_eq!(weight.grad().double_value(&[0]), 4.0 * scale * scale);
             }
-            what_cannot_be_recorded_is_an_error_and_leaves_the_device_usable(gpu);
+            unrecordable_work_is_an_error_and_leaves_the_device_usable(gpu);
         }
     }
 
-    /// After this no graph can be recorded in the process, so it comes last in the one test that records.
-    fn what_cannot_be_recorded_is_an_error_and_leaves_the_device_usable(gpu: Device) {
+    /// After this, no graph can be recorded in this process, so it runs at the end of the only test that records.
+    fn unrecordable_work_is_an_error_and_leaves_the_device_usable(gpu: Device) {
         let x = Tensor::ones([4], (Kind::Float, gpu));
         let mut runs = 0;
         let mut waits = || {
             Graph::capture(gpu, || {
                 runs += 1;
-                // To wait for the device is fine in the warm-up only.
+                // Waiting for the device is allowed only in the warm-up runs.
                 x.f_sum(Kind::Float)?.f_double_value(&[])?;
                 Ok::<_, TorchError>(())
             })
         };
         assert!(waits().is_err());
         let again = waits().unwrap_err().to_string();
-        assert!(again.contains("after a recording that failed"), "{again}");
+        assert!(again.contains("after a failed recording"), "{again}");
         assert_eq!(runs, WARM_UPS + 1);
         assert_eq!((&x + 1.0).sum(Kind::Float).double_value(&[]), 8.0);
     }
 
     #[test]
-    fn libtorch_has_the_functions_that_are_looked_up() {
+    fn libtorch_exports_the_functions_that_the_shim_looks_up() {
         assert!(matches!(
             Graph::capture(Device::Cpu, || Ok::<_, TorchError>(())),
             Err(TorchError::Device(Device::Cpu))
@@ -242,7 +243,7 @@ mod tests {
         let names: BTreeSet<&str> = names.filter_map(|rest| rest.split('"').next()).collect();
         assert_eq!(names.len(), 5);
 
-        // Read, not loaded: the lean set-up has the file, but not the libraries that it needs.
+        // The file is read, not loaded: the lean set-up has the file, but not the libraries that it needs.
         let library = device::library_dir().unwrap().join("libtorch_cuda.so");
         let Ok(file) = File::open(&library) else {
             // A libtorch that was built without CUDA.
@@ -261,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn gradients_are_set_and_taken_away() {
+    fn gradients_are_set_and_removed() {
         let weight = Tensor::ones([2], (Kind::Float, Device::Cpu)).set_requires_grad(true);
         let grad = Tensor::from_slice(&[3f32, 4.0]);
         let weights = [weight.shallow_clone()];

@@ -1,4 +1,4 @@
-//! Libraries that are there at run time or not.
+//! Shared libraries that are optional at run time.
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -17,7 +17,7 @@ pub(super) struct Loaded {
 }
 
 impl Loaded {
-    /// Opens the first of `candidates` that can be.
+    /// Opens the first of `candidates` that can be loaded.
     pub(super) fn first(
         name: &'static str,
         candidates: impl IntoIterator<Item = OsString>,
@@ -25,8 +25,8 @@ impl Loaded {
     ) -> Result<Self, CudaError> {
         let mut reasons = Vec::new();
         for candidate in candidates {
-            // SAFETY: initialisers of NVIDIA's libraries run, which may be loaded at any time, from any
-            // thread. The handle is kept for ever, so no finaliser runs while code is in use.
+            // SAFETY: this runs initialisers of NVIDIA's libraries, which may be loaded at any time from any
+            // thread. The handle is never dropped, so no finaliser runs while code is in use.
             match unsafe { Library::new(&candidate) } {
                 Ok(library) => return Ok(Self { name, library }),
                 Err(error) => reasons.push(reason(&error)),
@@ -39,7 +39,7 @@ impl Loaded {
         })
     }
 
-    /// The function `symbol`, of C type `F`.
+    /// The function `symbol` with C type `F`.
     ///
     /// # Safety
     /// `F` is the function's type, an `unsafe extern "C" fn`. It is called only while `self` lives.
@@ -51,20 +51,20 @@ impl Loaded {
             .map_err(|error| CudaError::Library {
                 library: self.name,
                 reason: reason(&error),
-                remedy: "CUDA 12 and newer have it",
+                remedy: "use CUDA 12 or newer",
             })
     }
 }
 
-/// What the dynamic linker said.
+/// The dynamic linker's message.
 fn reason(error: &libloading::Error) -> String {
     error
         .source()
         .map_or_else(|| error.to_string(), ToString::to_string)
 }
 
-/// Where NVRTC may be, best first: what `IREPA_NVRTC` names and nothing else, or libtorch's folder, the
-/// packages that its wheel depends on, and wherever the dynamic linker looks.
+/// Candidate paths of NVRTC in order of preference: only the library that `IREPA_NVRTC` names, if set;
+/// otherwise libtorch's folder, the packages that its wheel depends on, and the dynamic linker's search path.
 pub(super) fn nvrtc_candidates(
     named: Option<OsString>,
     libtorch: Option<PathBuf>,
@@ -87,7 +87,7 @@ pub(super) fn nvrtc_candidates(
     found
 }
 
-/// NVRTC's own library of built-in functions beside it, which it opens by name and would not find.
+/// NVRTC's library of built-in functions in the same folder, which NVRTC opens by name and would not find.
 pub(super) fn builtins_beside(nvrtc: &Path) -> Option<PathBuf> {
     libraries(nvrtc.parent()?, "libnvrtc-builtins").next()
 }
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_compiler_is_told_from_what_lies_beside_it() {
+    fn nvrtc_is_distinguished_from_similar_files() {
         let folder = std::env::temp_dir().join(format!("torch-ext-nvrtc-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
         for name in [

@@ -1,19 +1,19 @@
-//! CUDA kernels of one's own, compiled at run time: nothing of CUDA is needed to build or to start.
+//! Custom CUDA kernels, compiled at run time: CUDA is not needed to build the binary or to start it.
 //!
 //! A [`Program`] is CUDA C++ with macros that adapt it to dtypes and sizes. [`Kernels::load`] compiles it
-//! with NVRTC for the device's architecture, once a process, and [`Kernels::launch`] runs one of its
-//! kernels on the stream that libtorch's operators run on. NVRTC comes with the Python packages that
-//! libtorch's CUDA wheel depends on, and is looked for beside libtorch, in those packages' folder, and by
-//! the dynamic linker; `IREPA_NVRTC` names another one. [`compile`] alone needs no GPU, and
-//! [`Kernels::emulate`] none either: there the host's compiler and CPU stand in, for tests.
+//! with NVRTC for the device's architecture, once per process. [`Kernels::launch`] runs one of its kernels
+//! on the stream on which libtorch's operators run. NVRTC comes with the Python packages that libtorch's
+//! CUDA wheel depends on. It is searched for beside libtorch, in the folders of those packages, and by the
+//! dynamic linker; `IREPA_NVRTC` names another library. [`compile`] needs no GPU. [`Kernels::emulate`]
+//! needs none either: it uses the host's compiler and CPU, for tests.
 //!
-//! Sources write `KERNEL(name, (parameters))` for `extern "C" __global__ void name(parameters)`, include
-//! `prelude.cuh`, and are launched with [`BLOCK`] threads a block.
+//! Sources include `prelude.cuh` and write `KERNEL(name, (parameters))` for
+//! `extern "C" __global__ void name(parameters)`. They are launched with [`BLOCK`] threads per block.
 //!
 //! A [`Graph`] queues recorded work as a whole.
 //!
-//! Why not `cudarc`: it ends the process with a panic where a library or symbol is missing, and takes no
-//! path to one.
+//! `cudarc` is not used because it panics if a library or symbol is missing, and cannot load a library from
+//! a given path.
 
 mod driver;
 mod emulator;
@@ -36,7 +36,7 @@ pub use error::CudaError;
 pub use graph::{Graph, set_grads};
 pub use nvrtc::{compile, compiler_version};
 
-/// Threads of a block.
+/// Number of threads per block.
 pub const BLOCK: i64 = 256;
 
 const PRELUDE: &str = include_str!("prelude.cuh");
@@ -54,9 +54,9 @@ pub struct Architecture {
 /// A file of CUDA C++.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub struct Source {
-    /// Its file name, for messages.
+    /// File name, for messages.
     pub name: &'static str,
-    /// Its text.
+    /// Content of the file.
     pub text: &'static str,
 }
 
@@ -65,7 +65,7 @@ pub struct Source {
 pub struct Program {
     /// The source.
     pub source: &'static Source,
-    /// Names and values.
+    /// Names and values of the macros.
     pub defines: Vec<(&'static str, String)>,
 }
 
@@ -87,7 +87,7 @@ impl fmt::Display for Program {
     }
 }
 
-/// What a kernel is given, in the order of its parameters.
+/// An argument of a kernel.
 #[derive(Debug, Clone, Copy)]
 pub enum Argument<'a> {
     /// The address of a contiguous tensor's first element.
@@ -102,7 +102,7 @@ pub enum Argument<'a> {
     Double(f64),
 }
 
-/// Machine code of a program, on one device.
+/// The compiled kernels of a program on one device.
 #[derive(Debug)]
 pub struct Kernels {
     device: Device,
@@ -118,10 +118,10 @@ enum Code {
 type Cache = HashMap<(Device, Program), Result<Arc<Kernels>, CudaError>>;
 
 impl Kernels {
-    /// Compiles and loads `program` for a CUDA device. What came of it is kept, success or failure.
+    /// Compiles and loads `program` for a CUDA device. The result is cached, also if it is an error.
     ///
     /// # Errors
-    /// NVRTC or the driver is not there or fails, or the source does not compile.
+    /// NVRTC or the driver is missing or fails, or the source does not compile.
     pub fn load(device: Device, program: &Program) -> Result<Arc<Self>, CudaError> {
         let Device::Cuda(index) = device else {
             return Err(CudaError::Call {
@@ -136,11 +136,11 @@ impl Kernels {
         })
     }
 
-    /// Compiles `program` with the host's C++ compiler (`CXX`, or `c++`), to be run on CPU tensors, slowly,
-    /// by tests. Blocks run in an order of their own, as on a GPU.
+    /// Compiles `program` with the host's C++ compiler (`CXX`, or `c++`) to run on CPU tensors. It is slow and
+    /// meant for tests. As on a GPU, the order of blocks is unspecified.
     ///
     /// # Errors
-    /// There is no such compiler, or it does not take the source.
+    /// The compiler is missing, or the source does not compile.
     pub fn emulate(program: &Program) -> Result<Arc<Self>, CudaError> {
         Self::cached(Device::Cpu, program, || {
             Ok(Code::Emulated(emulator::Emulated::compile(program)?))
@@ -153,7 +153,7 @@ impl Kernels {
         make: impl FnOnce() -> Result<Code, CudaError>,
     ) -> Result<Arc<Self>, CudaError> {
         static CACHE: Mutex<Option<Cache>> = Mutex::new(None);
-        // Held while it compiles: whoever else wants the program would only compile it again.
+        // The lock is held during compilation: other threads would only compile the same program again.
         let mut cache = CACHE.lock().unwrap_or_else(PoisonError::into_inner);
         cache
             .get_or_insert_default()
@@ -167,12 +167,12 @@ impl Kernels {
             .clone()
     }
 
-    /// Where its tensors are.
+    /// The device of the kernels and their tensors.
     pub fn device(&self) -> Device {
         self.device
     }
 
-    /// Blocks that the device works on at once, if two fit on a multiprocessor, as the prelude asks for.
+    /// Number of blocks that run on the device at once, with two per multiprocessor as the prelude requests.
     pub fn resident_blocks(&self) -> i64 {
         match &self.code {
             Code::Device(module) => 2 * i64::from(module.multiprocessors()),
@@ -180,15 +180,16 @@ impl Kernels {
         }
     }
 
-    /// Puts kernel `name` onto the current stream of the device.
+    /// Queues kernel `name` on the current stream of the device, with `arguments` in the order of its
+    /// parameters.
     ///
-    /// As with libtorch's own kernels, it is the source's affair to stay within the tensors, and the
-    /// caller's to give what the kernel's parameters ask for; a mistake damages memory of the device, or
-    /// fails as an error of a later call.
+    /// As with libtorch's own kernels, the source must stay within the tensors, and the caller must pass the
+    /// arguments that the kernel expects. A mistake corrupts memory of the device, or causes an error in a
+    /// later call.
     ///
     /// # Errors
-    /// A tensor that is undefined, on another device, or not contiguous; a number out of range; no such
-    /// kernel; the launch fails.
+    /// A tensor is undefined, on another device or not contiguous; a number is out of range; the kernel does
+    /// not exist; the launch fails.
     pub fn launch(
         &self,
         name: &str,
@@ -213,16 +214,16 @@ impl Kernels {
             Code::Device(module) => {
                 let name = CString::new(name).unwrap_or_default();
                 let stream = current_stream(self.device)?;
-                // SAFETY: the pointers are to `values`, which outlive the call. The stream is libtorch's,
-                // on this device. That the values are what the kernel's parameters ask for is a matter
-                // of the sources of this project, which are compiled into it like its C++; they are
-                // addresses of the device, so that no memory of Rust's is at stake. The allocator frees
-                // in the order of the stream, so a tensor may be dropped before the kernel has run.
+                // SAFETY: the pointers refer to `values`, which outlive the call. The stream is libtorch's,
+                // on this device. The sources of this project, which are compiled into it like its C++,
+                // are responsible for passing the values that the kernel expects. The values are device
+                // addresses, so no memory of Rust is affected. The allocator reuses memory in stream order,
+                // so a tensor may be dropped before the kernel has run.
                 unsafe { module.launch(&name, blocks, BLOCK as u32, stream, &mut pointers)? };
             }
             Code::Emulated(library) => {
-                // SAFETY: as above, but for addresses on the host, of tensors that are borrowed until
-                // the kernel has ended. Only tests emulate.
+                // SAFETY: as above, but the values are host addresses of tensors that are borrowed until the
+                // kernel has ended. Only tests emulate kernels.
                 unsafe { library.launch(name, blocks, BLOCK as u32, &mut pointers)? };
             }
         }
@@ -241,9 +242,9 @@ impl Kernels {
                 Value::Pointer(tensor.data_ptr())
             }
             Argument::Null => Value::Pointer(ptr::null_mut()),
-            Argument::Int(value) => {
-                Value::Int(i32::try_from(value).map_err(|_| format!("{value} is no `int`"))?)
-            }
+            Argument::Int(value) => Value::Int(
+                i32::try_from(value).map_err(|_| format!("{value} does not fit an `int`"))?,
+            ),
             Argument::Float(value) => Value::Float(value as f32),
             Argument::Double(value) => Value::Double(value),
         })
@@ -258,7 +259,7 @@ fn current_stream(device: Device) -> Result<*mut c_void, TorchError> {
     Ok(stream)
 }
 
-/// An argument as it lies in memory.
+/// An argument in its memory representation.
 enum Value {
     Pointer(*mut c_void),
     Int(i32),
@@ -277,7 +278,7 @@ impl Value {
     }
 }
 
-/// [`Kernels::load`] for those who can do without: the first failure of a process is logged.
+/// [`Kernels::load`] for callers that have a fallback. The first failure in a process is logged as a warning.
 pub fn usable(device: Device, program: &Program) -> Option<Arc<Kernels>> {
     static WARNED: Once = Once::new();
     match Kernels::load(device, program) {
@@ -285,7 +286,7 @@ pub fn usable(device: Device, program: &Program) -> Option<Arc<Kernels>> {
         Err(error) => {
             WARNED.call_once(|| {
                 tracing::warn!(
-                    "fused operations on {device:?} are composed of libtorch's: {error}"
+                    "fused operations on {device:?} fall back to libtorch operators: {error}"
                 );
             });
             None
@@ -293,11 +294,11 @@ pub fn usable(device: Device, program: &Program) -> Option<Arc<Kernels>> {
     }
 }
 
-/// `tensor` as a kernel can read it: contiguous, and beginning where a 16-byte load may. A copy if it is
-/// not so.
+/// `tensor` in a form that kernels can read: contiguous, and aligned for 16-byte loads. Returns a copy if
+/// `tensor` is not.
 ///
 /// # Errors
-/// Out of memory.
+/// Memory is exhausted.
 pub fn readable(tensor: &Tensor) -> Result<Tensor, TorchError> {
     let tensor = tensor.f_contiguous()?;
     if tensor.data_ptr().addr().is_multiple_of(16) {
@@ -308,7 +309,7 @@ pub fn readable(tensor: &Tensor) -> Result<Tensor, TorchError> {
     Ok(copy)
 }
 
-/// How the tokens of a program lie in registers, as the prelude wants to know.
+/// The layout of a program's tokens in registers, which the prelude's macros describe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Layout {
     width: i64,
@@ -317,8 +318,8 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// For tokens of `width` numbers, the widest of which takes `bytes` bytes, of which a thread holds at
-    /// most `limit`. `None` for tokens that are too wide.
+    /// A layout for tokens of `width` numbers of at most `bytes` bytes each, of which a thread holds at most
+    /// `limit`. `None` if tokens are too wide.
     pub fn new(width: i64, bytes: i64, limit: i64) -> Option<Self> {
         let vector = [16 / bytes, 4, 2, 1]
             .into_iter()
@@ -334,17 +335,17 @@ impl Layout {
         })
     }
 
-    /// Tokens that a block works on at once.
+    /// Number of tokens that a block processes at once.
     pub fn tokens(&self) -> i64 {
         BLOCK / (32 * self.warps)
     }
 
-    /// Numbers that are read at once.
+    /// Number of numbers that a thread reads at once.
     pub fn vector(&self) -> i64 {
         self.vector
     }
 
-    /// The prelude's macros.
+    /// Definitions of the prelude's macros.
     pub fn defines(&self) -> Vec<(&'static str, String)> {
         let Self {
             width,
@@ -377,7 +378,7 @@ mod tests {
         #[ignore = "needs a CUDA device: `cargo xtask test --cuda`"]
         fn the_current_stream_is_the_default_one() {
             crate::device::load_cuda().unwrap();
-            // Its handle is null.
+            // The handle of the default stream is null.
             assert!(current_stream(Device::Cuda(0)).unwrap().is_null());
         }
     }

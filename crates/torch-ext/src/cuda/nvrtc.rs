@@ -1,4 +1,4 @@
-//! CUDA C++ to machine code, by the run-time compiler.
+//! Compilation of CUDA C++ to machine code with NVRTC, the run-time compiler.
 
 use std::env;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -14,7 +14,7 @@ type Handle = *mut c_void;
 type Status = c_int;
 type Text = *const c_char;
 
-/// The part of NVRTC that is used (`nvrtc.h`; the same since CUDA 11.2).
+/// The functions of NVRTC that this crate uses (`nvrtc.h`; unchanged since CUDA 11.2).
 struct Nvrtc {
     create_program:
         unsafe extern "C" fn(*mut Handle, Text, Text, c_int, *const Text, *const Text) -> Status,
@@ -30,11 +30,11 @@ struct Nvrtc {
     architecture_count: unsafe extern "C" fn(*mut c_int) -> Status,
     architectures: unsafe extern "C" fn(*mut c_int) -> Status,
     error_string: unsafe extern "C" fn(Status) -> Text,
-    /// Keeps the functions above loaded.
+    /// Keeps the library of these functions loaded.
     _library: Loaded,
 }
 
-/// A function that gives the size of something, and one that writes it.
+/// A function that returns the size of some data, and a function that writes the data.
 type Pair = (
     unsafe extern "C" fn(Handle, *mut usize) -> Status,
     unsafe extern "C" fn(Handle, *mut c_char) -> Status,
@@ -56,7 +56,7 @@ impl Nvrtc {
         let candidates = nvrtc_candidates(env::var_os("IREPA_NVRTC"), device::library_dir().ok());
         for candidate in &candidates {
             if let Some(builtins) = builtins_beside(Path::new(candidate)) {
-                // NVRTC finds it by name then. Where it cannot be loaded, compiling says so.
+                // Once loaded, NVRTC finds it by name. If it cannot be loaded, compilation reports an error.
                 if let Ok(builtins) = Loaded::first("NVRTC's built-ins", [builtins.into()], REMEDY)
                 {
                     std::mem::forget(builtins);
@@ -65,8 +65,8 @@ impl Nvrtc {
             }
         }
         let library = Loaded::first("NVRTC", candidates, REMEDY)?;
-        // SAFETY: the types are those of `nvrtc.h`, where every function takes and returns what is
-        // written in the struct's fields; the library is kept beside them, in a static.
+        // SAFETY: the types of the fields are those of `nvrtc.h`. The library is stored with the functions in
+        // a static.
         unsafe {
             Ok(Self {
                 create_program: library.function("nvrtcCreateProgram")?,
@@ -91,7 +91,7 @@ impl Nvrtc {
         if status == 0 {
             return Ok(());
         }
-        // SAFETY: it returns a string literal for any status.
+        // SAFETY: the function returns a string literal for any status.
         let message = unsafe { CStr::from_ptr((self.error_string)(status)) };
         Err(CudaError::Call {
             call,
@@ -99,14 +99,14 @@ impl Nvrtc {
         })
     }
 
-    /// What it can make machine code for, as 10 times major plus minor, in ascending order.
+    /// Supported architectures as `10 * major + minor`, in ascending order.
     fn architectures(&self) -> Result<Vec<c_int>, CudaError> {
         let mut count = 0;
-        // SAFETY: it writes one integer.
+        // SAFETY: the function writes one integer.
         let status = unsafe { (self.architecture_count)(&mut count) };
         self.check("nvrtcGetNumSupportedArchs", status)?;
         let mut found = vec![0; usize::try_from(count).unwrap_or(0)];
-        // SAFETY: it writes as many integers as it said.
+        // SAFETY: the function writes as many integers as it reported.
         let status = unsafe { (self.architectures)(found.as_mut_ptr()) };
         self.check("nvrtcGetSupportedArchs", status)?;
         Ok(found)
@@ -114,10 +114,10 @@ impl Nvrtc {
 
     fn read(&self, call: &'static str, handle: Handle, pair: Pair) -> Result<Vec<u8>, CudaError> {
         let mut size = 0;
-        // SAFETY: `handle` is a live program, and it writes one size.
+        // SAFETY: `handle` is a live program, and the function writes one size.
         self.check(call, unsafe { pair.0(handle, &mut size) })?;
         let mut bytes = vec![0u8; size];
-        // SAFETY: as above; it writes as many bytes as it said.
+        // SAFETY: as above; the function writes as many bytes as it reported.
         self.check(call, unsafe { pair.1(handle, bytes.as_mut_ptr().cast()) })?;
         Ok(bytes)
     }
@@ -126,21 +126,21 @@ impl Nvrtc {
 /// The version of NVRTC, such as 13.0.
 ///
 /// # Errors
-/// NVRTC is not there.
+/// NVRTC is missing.
 pub fn compiler_version() -> Result<(i32, i32), CudaError> {
     let nvrtc = nvrtc()?;
     let (mut major, mut minor) = (0, 0);
-    // SAFETY: it writes two integers.
+    // SAFETY: the function writes two integers.
     let status = unsafe { (nvrtc.version)(&mut major, &mut minor) };
     nvrtc.check("nvrtcVersion", status)?;
     Ok((major, minor))
 }
 
-/// Machine code of `program` (a cubin, or PTX for a device that is newer than NVRTC), for the driver to
-/// load. Needs no GPU.
+/// Compiles `program` to machine code that the driver can load: a cubin, or PTX for a device that is newer than
+/// NVRTC. It needs no GPU.
 ///
 /// # Errors
-/// NVRTC is not there, or the source does not compile; then the error holds the compiler's log.
+/// NVRTC is missing, or the source does not compile; that error contains the compiler's log.
 pub fn compile(program: &Program, architecture: Architecture) -> Result<Vec<u8>, CudaError> {
     let nvrtc = nvrtc()?;
     let wanted = architecture.major * 10 + architecture.minor;
@@ -220,6 +220,6 @@ fn compile_program(
 fn c_string(program: &Program, text: &str) -> Result<CString, CudaError> {
     CString::new(text).map_err(|_| CudaError::Call {
         call: "nvrtcCreateProgram",
-        message: format!("{program} has a NUL character"),
+        message: format!("{program} contains a NUL character"),
     })
 }

@@ -1,8 +1,8 @@
-// What kernels over tokens share. A token is WIDTH numbers; WARPS warps of a block hold one in their
-// registers, so that a block works on TOKENS tokens at once. Each thread has PIECES vectors of VEC
-// numbers, every STRIDE-th of the token: neighbours read neighbouring addresses.
+// Shared code of kernels over tokens. A token has WIDTH numbers. WARPS warps of a block hold one token in
+// their registers, so a block processes TOKENS tokens at once. Each thread holds PIECES vectors of VEC
+// numbers: every STRIDE-th vector of the token, so that neighbouring threads read neighbouring addresses.
 //
-// Defined for each program: WIDTH, VEC (divides WIDTH), WARPS (1, 2, 4 or 8).
+// Each program defines WIDTH, VEC (a divisor of WIDTH) and WARPS (1, 2, 4 or 8).
 #pragma once
 
 constexpr int WARP = 32;
@@ -14,7 +14,7 @@ constexpr int PIECES = (VECTORS + STRIDE - 1) / STRIDE;
 constexpr unsigned ALL = 0xffffffffu;
 
 #ifndef KERNEL
-// At least two blocks a multiprocessor: while one waits at a barrier, the other loads.
+// At least two blocks per multiprocessor: while one waits at a barrier, the other loads.
 #define KERNEL(name, parameters) extern "C" __global__ void __launch_bounds__(BLOCK, 2) name parameters
 #endif
 
@@ -40,7 +40,7 @@ template <> __device__ inline bf16 narrow<bf16>(float x) {
   return y;
 }
 
-// What is read or written by one instruction.
+// Types that one instruction reads or writes.
 template <int BYTES> struct Raw;
 template <> struct Raw<2> { typedef unsigned short type; };
 template <> struct Raw<4> { typedef unsigned type; };
@@ -51,7 +51,7 @@ template <typename T> union Vector {
   T values[VEC];
 };
 
-// Vector `index` of a row that will be read again.
+// Loads vector `index` of a row that is read again later.
 template <typename T> __device__ inline void load(const T *row, int index, float (&x)[VEC]) {
   Vector<T> vector;
   vector.raw = reinterpret_cast<const typename Raw<VEC * sizeof(T)>::type *>(row)[index];
@@ -59,7 +59,7 @@ template <typename T> __device__ inline void load(const T *row, int index, float
     x[i] = widen(vector.values[i]);
 }
 
-// Vector `index` of a row that will not be: it is the first to leave the cache.
+// Loads vector `index` of a row that is not read again; it is evicted from the cache first.
 template <typename T> __device__ inline void load_once(const T *row, int index, float (&x)[VEC]) {
   Vector<T> vector;
   vector.raw = __ldcs(reinterpret_cast<const typename Raw<VEC * sizeof(T)>::type *>(row) + index);
@@ -67,7 +67,7 @@ template <typename T> __device__ inline void load_once(const T *row, int index, 
     x[i] = widen(vector.values[i]);
 }
 
-// Writes vector `index` of a row.
+// Stores vector `index` of a row.
 template <typename T> __device__ inline void store(T *row, int index, const float (&x)[VEC]) {
   Vector<T> vector;
   for (int i = 0; i < VEC; ++i)
@@ -75,11 +75,11 @@ template <typename T> __device__ inline void store(T *row, int index, const floa
   __stcs(reinterpret_cast<typename Raw<VEC * sizeof(T)>::type *>(row) + index, vector.raw);
 }
 
-// Which of the block's tokens this thread works on, and the first of its vectors.
+// Index of this thread's token within the block, and of the thread's first vector within the token.
 __device__ inline int own_token() { return threadIdx.x / STRIDE; }
 __device__ inline int own_vector() { return threadIdx.x % STRIDE; }
 
-// Sums over the threads of a token; each gets the same bits. All threads of the block come here.
+// Sums over the threads of a token; each thread receives the same bits. All threads of the block must call it.
 template <int N> __device__ inline void sum_over_token(float (&x)[N]) {
   for (int n = 0; n < N; ++n)
     for (int lane = WARP / 2; lane > 0; lane /= 2)
@@ -101,7 +101,7 @@ template <int N> __device__ inline void sum_over_token(float (&x)[N]) {
 }
 
 #ifdef __CUDACC_RTC__
-// What another block may be writing.
+// Reads a value that another block may be writing.
 __device__ inline unsigned load_volatile(const unsigned *from) {
   return *static_cast<const volatile unsigned *>(from);
 }

@@ -1,27 +1,30 @@
+//! Non-temporal stores and prefetching.
+
 use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::Element;
 
-/// Memory that is written past the cache; see [`past_cache`].
+/// Memory that is written without going through the cache; see [`past_cache`].
 #[derive(Debug)]
 pub struct PastCache<'s, T> {
     memory: &'s mut [T],
-    /// The processor writes 64 bytes at once (it has AVX-512F), and not 16 only.
+    /// Whether the processor can write 64 bytes at once (AVX-512F) instead of 16.
     lines: bool,
-    /// Not sent: the thread that writes is the one that waits.
+    /// Makes the type `!Send`: the thread that writes must execute the fence.
     own_thread: PhantomData<*mut ()>,
 }
 
-/// Runs `work`, which may write `memory` past the cache; on other processors than x86-64 it goes through it.
+/// Runs `work`, which may write `memory` with non-temporal stores, without going through the cache. On
+/// processors other than x86-64, ordinary stores are used.
 ///
-/// Memory is then written without being read first, and what lies in the cache stays there: right for
-/// more memory than the cache would keep until somebody reads it, and slower for less.
+/// Non-temporal stores do not read the memory first and do not evict data from the cache. They are faster
+/// for more memory than the cache would keep until it is read, and slower for less.
 pub fn past_cache<T: Element, R>(
     memory: &mut [T],
     work: impl for<'s> FnOnce(PastCache<'s, T>) -> R,
 ) -> R {
-    let _in_order = InOrder;
+    let _fence = FenceOnDrop;
     #[cfg(target_arch = "x86_64")]
     let lines = is_x86_feature_detected!("avx512f");
     #[cfg(not(target_arch = "x86_64"))]
@@ -34,14 +37,14 @@ pub fn past_cache<T: Element, R>(
 }
 
 impl<T: Element> PastCache<'_, T> {
-    /// Writes `values`, one after the other, to the elements of `range`, which is cut into arrays; `rest` is
-    /// asked for each of the last elements, which are no whole array, and given their places in `range`.
+    /// Writes `values` in order to the elements of `range`, one array of `N` elements after another. The
+    /// last elements, fewer than `N`, are computed by `rest` from their index in `range`.
     ///
-    /// Past the cache go arrays whose address and size are multiples of what the processor writes at once, 16
-    /// or 64 bytes.
+    /// Arrays go past the cache if their address and size are multiples of the width that the processor writes
+    /// at once, 16 or 64 bytes.
     ///
     /// # Panics
-    /// There are no such elements.
+    /// `range` is outside the memory.
     #[inline(always)]
     pub fn write<const N: usize>(
         &mut self,
@@ -54,22 +57,22 @@ impl<T: Element> PastCache<'_, T> {
         for (index, to) in last.iter_mut().enumerate() {
             *to = rest(done + index);
         }
-        // A loop for each width, as they are compiled to vectors of it.
+        // One loop per width, so that the compiler uses vectors of that width.
         #[cfg(target_arch = "x86_64")]
         {
             let (address, size) = (to.as_ptr().addr(), size_of::<[T; N]>());
             let fits = |width| address.is_multiple_of(width) && size.is_multiple_of(width);
             if self.lines && fits(64) {
                 for (to, values) in to.iter_mut().zip(values) {
-                    // SAFETY: the processor has AVX-512F, and `to` is aligned to `fits`'s 64 bytes. Nobody
-                    // reads it before `InOrder` has waited: `memory` is borrowed for longer.
+                    // SAFETY: the processor has AVX-512F, and `fits` checked the alignment of `to` to 64 bytes.
+                    // Nothing reads it before the fence of `FenceOnDrop`: `memory` is borrowed for longer.
                     unsafe { write_lines(&values, to) };
                 }
                 return;
             }
             if fits(16) {
                 for (to, values) in to.iter_mut().zip(values) {
-                    // SAFETY: `to` is aligned to `fits`'s 16 bytes; as above.
+                    // SAFETY: `fits` checked the alignment of `to` to 16 bytes; as above.
                     unsafe { write_parts(&values, to) };
                 }
                 return;
@@ -81,29 +84,29 @@ impl<T: Element> PastCache<'_, T> {
     }
 }
 
-/// Asks for the memory around element `index`, to have it in the second cache when it is read. A hint: it
-/// may lie beyond the end.
+/// Prefetches the memory around element `index` into the second-level cache. This is only a hint: `index` may
+/// be beyond the end.
 #[inline(always)]
 pub fn prefetch<T: Element>(from: &[T], index: usize) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         let address = from.as_ptr().wrapping_add(index).cast();
-        // SAFETY: every x86-64 processor has SSE, and no address is wrong for it.
+        // SAFETY: every x86-64 processor has SSE, and prefetching any address is allowed.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(address) };
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (from, index);
 }
 
-/// Waits, when it is dropped, for what was written past the cache: until then it might become visible to
-/// other threads after what this one writes next, such as the word that it is done.
+/// Executes a store fence when it is dropped. Without it, non-temporal stores might become visible to other
+/// threads after this thread's later stores, such as a flag that the work is done.
 ///
-/// Nobody can read it before: [`PastCache`], which does not, has the only reference to the memory, cannot
-/// leave the closure, and [`past_cache`] borrows the memory until this is dropped.
-struct InOrder;
+/// No code can read the memory before the fence: [`PastCache`] has the only reference to it, does not read
+/// it, and cannot leave the closure, and [`past_cache`] borrows the memory until this is dropped.
+struct FenceOnDrop;
 
-impl Drop for InOrder {
+impl Drop for FenceOnDrop {
     fn drop(&mut self) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: every x86-64 processor has SSE.
@@ -114,7 +117,7 @@ impl Drop for InOrder {
 }
 
 /// # Safety
-/// The processor has AVX-512F. `to` is aligned to 64 bytes, and its size is a multiple.
+/// The processor has AVX-512F. `to` is aligned to 64 bytes, and its size is a multiple of 64 bytes.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 #[inline]
@@ -123,7 +126,7 @@ unsafe fn write_lines<T: Element, const N: usize>(values: &[T; N], to: &mut [T; 
     let from: *const __m512i = values.as_ptr().cast();
     let to: *mut __m512i = to.as_mut_ptr().cast();
     for line in 0..size_of::<[T; N]>() / 64 {
-        // SAFETY: within the arrays; by contract. The elements are plain numbers.
+        // SAFETY: by contract, the accesses are within the arrays. The elements are plain numbers.
         unsafe {
             let values = _mm512_loadu_si512(from.wrapping_add(line));
             _mm512_stream_si512(to.wrapping_add(line), values);
@@ -132,7 +135,7 @@ unsafe fn write_lines<T: Element, const N: usize>(values: &[T; N], to: &mut [T; 
 }
 
 /// # Safety
-/// `to` is aligned to 16 bytes, and its size is a multiple.
+/// `to` is aligned to 16 bytes, and its size is a multiple of 16 bytes.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 unsafe fn write_parts<T: Element, const N: usize>(values: &[T; N], to: &mut [T; N]) {
@@ -140,8 +143,8 @@ unsafe fn write_parts<T: Element, const N: usize>(values: &[T; N], to: &mut [T; 
     let from: *const __m128i = values.as_ptr().cast();
     let to: *mut __m128i = to.as_mut_ptr().cast();
     for part in 0..size_of::<[T; N]>() / 16 {
-        // SAFETY: every x86-64 processor has SSE2. Within the arrays; by contract. The elements are plain
-        // numbers.
+        // SAFETY: every x86-64 processor has SSE2. By contract, the accesses are within the arrays. The
+        // elements are plain numbers.
         unsafe {
             let values = _mm_loadu_si128(from.wrapping_add(part));
             _mm_stream_si128(to.wrapping_add(part), values);

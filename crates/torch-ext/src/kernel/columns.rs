@@ -1,7 +1,9 @@
+//! A matrix divided into blocks of columns that can be written in parallel.
+
 use std::marker::PhantomData;
 use std::slice;
 
-/// Some columns of a matrix, which are this value's alone to write.
+/// Exclusive access to a block of columns of a matrix.
 #[derive(Debug)]
 pub struct Columns<'a, T> {
     start: *mut T,
@@ -11,16 +13,16 @@ pub struct Columns<'a, T> {
     matrix: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: as a `&mut [T]`: no other value has its elements.
+// SAFETY: like `&mut [T]`: no other value has access to its elements.
 unsafe impl<T: Send> Send for Columns<'_, T> {}
-// SAFETY: as above; `&self` gives nothing of the elements.
+// SAFETY: as above; `&self` gives no access to the elements.
 unsafe impl<T: Sync> Sync for Columns<'_, T> {}
 
 impl<'a, T> Columns<'a, T> {
-    /// Cuts a matrix with rows of `row` elements into blocks of `width` columns, from left to right.
+    /// Divides a matrix with rows of `row` elements into blocks of `width` columns, from left to right.
     ///
     /// # Panics
-    /// The matrix does not consist of whole rows, or a row of whole blocks.
+    /// The length of `matrix` is not a multiple of `row`, or `row` is not a multiple of `width`.
     pub fn split(matrix: &'a mut [T], row: usize, width: usize) -> Vec<Self> {
         assert!(
             row > 0 && width > 0 && matrix.len().is_multiple_of(row) && row.is_multiple_of(width),
@@ -42,7 +44,7 @@ impl<'a, T> Columns<'a, T> {
             .collect()
     }
 
-    /// Rows of the matrix.
+    /// Number of rows of the matrix.
     pub fn rows(&self) -> usize {
         self.rows
     }
@@ -50,12 +52,13 @@ impl<'a, T> Columns<'a, T> {
     /// These columns of row `index`.
     ///
     /// # Panics
-    /// There is no such row.
+    /// `index` is not below the number of rows.
     #[inline(always)]
     pub fn row_mut(&mut self, index: usize) -> &mut [T] {
         assert!(index < self.rows, "row {index} of {}", self.rows);
-        // SAFETY: `split` made sure that row `index` has `width` elements from here on within the matrix,
-        // which is borrowed for `'a`. Blocks are disjoint, and `&mut self` keeps the rows of this one apart.
+        // SAFETY: `split` ensured that the `width` elements of row `index` in this block are within the
+        // matrix, which is borrowed for `'a`. Blocks are disjoint, and `&mut self` prevents two references
+        // to rows of this block.
         unsafe { slice::from_raw_parts_mut(self.start.add(index * self.stride), self.width) }
     }
 }

@@ -1,9 +1,11 @@
+//! Kernels that change tensors in place.
+
 use std::marker::PhantomData;
 use std::slice;
 
 use tch::Tensor;
 
-use super::lent::Lent;
+use super::borrows::Borrows;
 use super::memory::{Element, Input, elements};
 use crate::{TorchError, autograd};
 
@@ -15,20 +17,19 @@ pub struct InPlace<'t, T> {
     tensor: PhantomData<&'t Tensor>,
 }
 
-// SAFETY: it gives slices only in an `InPlaceScope`, which gives no two that share memory; the elements
-// are plain numbers.
+// SAFETY: slices are created only by an `InPlaceScope`, which creates no two that share memory; the
+// elements are plain numbers.
 unsafe impl<T: Element> Send for InPlace<'_, T> {}
 // SAFETY: as above.
 unsafe impl<T: Element> Sync for InPlace<'_, T> {}
 
 impl<'t, T: Element> InPlace<'t, T> {
-    /// The elements of `tensor`, in row-major order.
+    /// Gives kernels write access to `tensor`; its elements are in row-major order.
     ///
-    /// As with libtorch's operators that work in place, a graph that needs the old values notices in its
-    /// backward pass.
+    /// As with libtorch's in-place operators, a backward pass that needs the old values fails.
     ///
     /// # Errors
-    /// Another device or dtype, or not contiguous.
+    /// The tensor is on another device, has another dtype, or is not contiguous.
     pub fn new(tensor: &'t Tensor) -> Result<Self, TorchError> {
         let (start, len) = elements::<T>(tensor)?;
         autograd::bump_version(tensor)?;
@@ -40,10 +41,10 @@ impl<'t, T: Element> InPlace<'t, T> {
     }
 }
 
-/// The right to change tensors, for as long as a kernel runs; see [`run_in_place`].
+/// Access to tensors that may be changed while a kernel runs; see [`run_in_place`].
 #[derive(Debug)]
 pub struct InPlaceScope<'scope, 'env: 'scope> {
-    lent: Lent,
+    borrows: Borrows,
     // As in `Scope`.
     scope: PhantomData<&'scope mut &'scope ()>,
     env: PhantomData<&'env mut &'env ()>,
@@ -53,54 +54,54 @@ impl<'scope, 'env> InPlaceScope<'scope, 'env> {
     /// The elements of `input`.
     ///
     /// # Errors
-    /// A kernel changes some of them, this one or another.
+    /// This kernel or another one has write access to some of them.
     pub fn read<T: Element>(
         &'scope self,
         input: &'env Input<'_, T>,
     ) -> Result<&'scope [T], TorchError> {
-        if !self.lent.read(input.start, input.len) {
+        if !self.borrows.borrow(input.start, input.len) {
             return Err(shared());
         }
         // SAFETY: `Input::new` checked start and length against a tensor that is borrowed for longer than
-        // the kernel runs, so the memory lives. Until its scope ends, no kernel is given any of it to change,
-        // and none has been. Nobody else writes to it: see `run_in_place`.
+        // the kernel runs, so the memory lives. `borrow` ensures that no kernel has write access to any of
+        // it until the scope ends. No other code writes to it: see `run_in_place`.
         Ok(unsafe { slice::from_raw_parts(input.start, input.len) })
     }
 
-    /// The elements of `tensor`, to be changed.
+    /// The elements of `tensor`, for writing.
     ///
     /// # Errors
-    /// A kernel has some of them already, this one or another.
-    // That no two of them share memory is checked when it runs, as `RefCell` does.
+    /// This kernel or another one has access to some of them.
+    // `Borrows` checks at run time that no two slices share memory, as `RefCell` does.
     #[allow(clippy::mut_from_ref)]
     pub fn write<T: Element>(
         &'scope self,
         tensor: &'env InPlace<'_, T>,
     ) -> Result<&'scope mut [T], TorchError> {
-        if !self.lent.change(tensor.start, tensor.len) {
+        if !self.borrows.borrow_mut(tensor.start, tensor.len) {
             return Err(shared());
         }
-        // SAFETY: as in `read`; and no other slice of any kernel has any of this memory, or will until the
-        // scope ends.
+        // SAFETY: as in `read`; `borrow_mut` ensures that no other slice of any kernel refers to this memory
+        // until the scope ends.
         Ok(unsafe { slice::from_raw_parts_mut(tensor.start, tensor.len) })
     }
 }
 
 fn shared() -> TorchError {
-    TorchError::Memory("shares memory with another that a kernel changes".to_owned())
+    TorchError::Memory("shares memory with another tensor that a kernel changes".to_owned())
 }
 
 /// Runs a kernel that changes tensors in place.
 ///
-/// What kernels are given never overlaps, unless it is read only. As with any operator of
-/// libtorch, no other thread may use the tensors meanwhile, nor may the kernel use them in other ways than
-/// through its scope; `tch` lets a program do so through a second handle, and no binding can see it.
+/// Slices in kernels never overlap unless all of them are read-only. As with any operator of libtorch, no
+/// other thread may use the tensors meanwhile, and the kernel may use them only through its scope. `tch`
+/// allows a program to break this rule through a second handle, which no binding can detect.
 pub fn run_in_place<'env, R, K>(kernel: K) -> R
 where
     K: for<'scope> FnOnce(&'scope InPlaceScope<'scope, 'env>) -> R + Sync,
 {
     kernel(&InPlaceScope {
-        lent: Lent::default(),
+        borrows: Borrows::default(),
         scope: PhantomData,
         env: PhantomData,
     })

@@ -1,16 +1,19 @@
+//! Tensor memory as slices: inputs that kernels read, and new tensors that they write.
+
 use std::marker::PhantomData;
 use std::slice;
 
 use half::{bf16, f16};
 use tch::{Device, Kind, Tensor};
 
-use super::lent::Lent;
+use super::borrows::Borrows;
 use crate::TorchError;
 
-/// Types that a tensor's elements are in memory.
+/// Rust types of tensor elements.
 ///
 /// # Safety
-/// Any bit pattern is a value of the type, and it has the size and alignment of `KIND`'s elements.
+/// Any bit pattern is a valid value of the type, and the type has the size and alignment of `KIND`'s
+/// elements.
 pub unsafe trait Element: Copy + Send + Sync + 'static {
     /// The dtype.
     const KIND: Kind;
@@ -19,7 +22,7 @@ pub unsafe trait Element: Copy + Send + Sync + 'static {
 macro_rules! element {
     ($($type:ty => $kind:ident),*) => {
         $(
-            // SAFETY: a plain number of the width that libtorch's dtype has.
+            // SAFETY: a plain number of the same size as libtorch's dtype.
             unsafe impl Element for $type {
                 const KIND: Kind = Kind::$kind;
             }
@@ -37,16 +40,16 @@ pub struct Input<'t, T> {
     tensor: PhantomData<&'t Tensor>,
 }
 
-// SAFETY: it gives shared slices only, and only in a `Scope`; `T: Sync` lets threads share them.
+// SAFETY: only a scope creates slices from it, and only shared ones; `T: Sync` lets threads share them.
 unsafe impl<T: Sync> Send for Input<'_, T> {}
 // SAFETY: as above.
 unsafe impl<T: Sync> Sync for Input<'_, T> {}
 
 impl<'t, T: Element> Input<'t, T> {
-    /// The elements of `tensor`, in row-major order.
+    /// Gives kernels read access to `tensor`; its elements are in row-major order.
     ///
     /// # Errors
-    /// Another device or dtype, or not contiguous.
+    /// The tensor is on another device, has another dtype, or is not contiguous.
     pub fn new(tensor: &'t Tensor) -> Result<Self, TorchError> {
         let (start, len) = elements::<T>(tensor)?;
         Ok(Self {
@@ -57,7 +60,7 @@ impl<'t, T: Element> Input<'t, T> {
     }
 }
 
-/// A new tensor that a kernel writes; nobody else has a handle of it.
+/// A new tensor that a kernel writes, and that has no other handle.
 #[derive(Debug)]
 pub struct Output<T> {
     tensor: Tensor,
@@ -66,22 +69,22 @@ pub struct Output<T> {
 }
 
 impl<T: Element> Output<T> {
-    /// A tensor of `size` on the CPU, with arbitrary elements.
+    /// A tensor of `size` on the CPU with arbitrary elements.
     ///
     /// # Errors
-    /// A negative size, or out of memory.
+    /// A size is negative, or memory is exhausted.
     pub fn new(size: &[i64]) -> Result<Self, TorchError> {
         let tensor = Tensor::f_empty(size, (T::KIND, Device::Cpu))?;
         let (start, len) = elements::<T>(&tensor)?;
         Ok(Self { tensor, start, len })
     }
 
-    /// Its elements, in row-major order; arbitrary until written.
+    /// The elements, in row-major order; arbitrary until written.
     pub fn as_mut_slice(&mut self) -> &mut [T] {
-        // SAFETY: `start` and `len` were checked by `elements`, and the memory lives as long as
-        // `tensor`, the only handle there is, which `&mut self` borrows. The bytes come from an
-        // allocator behind a C function that the compiler cannot see into, so they have values, if
-        // arbitrary ones, and any is a valid `T`.
+        // SAFETY: `start` and `len` were checked by `elements`. The memory lives as long as `tensor`,
+        // the only handle, which `&mut self` borrows. The bytes come from an allocator behind a C
+        // function that is opaque to the compiler, so they have arbitrary but initialised values, and
+        // every value is a valid `T`.
         unsafe { slice::from_raw_parts_mut(self.start, self.len) }
     }
 
@@ -91,7 +94,7 @@ impl<T: Element> Output<T> {
     }
 }
 
-/// Start and number of the elements of `tensor`.
+/// Address of the first element of `tensor`, and the number of elements.
 pub(super) fn elements<T: Element>(tensor: &Tensor) -> Result<(*mut T, usize), TorchError> {
     let refused = |reason: String| Err(TorchError::Memory(reason));
     if !tensor.defined() {
@@ -112,18 +115,18 @@ pub(super) fn elements<T: Element>(tensor: &Tensor) -> Result<(*mut T, usize), T
         return Ok((std::ptr::NonNull::dangling().as_ptr(), 0));
     }
     if start.is_null() || !start.is_aligned() {
-        return refused("has no memory of its own, or is not aligned".to_owned());
+        return refused("has no memory, or its memory is not aligned".to_owned());
     }
     Ok((start, len))
 }
 
-/// The right to read inputs, for as long as a kernel runs (`'scope`); the inputs were made before it
+/// Access to inputs while a kernel runs (`'scope`). The inputs exist before the kernel and outlive it
 /// (`'env`).
 #[derive(Debug)]
 pub struct Scope<'scope, 'env: 'scope> {
-    lent: Lent,
-    // Invariant in both, as `std::thread::Scope` is: no slice outlives the kernel, and no input is
-    // dropped within it.
+    borrows: Borrows,
+    // Invariant in both lifetimes, like `std::thread::Scope`: no slice outlives the kernel, and no input
+    // is dropped within it.
     scope: PhantomData<&'scope mut &'scope ()>,
     env: PhantomData<&'env mut &'env ()>,
 }
@@ -132,28 +135,31 @@ impl<'scope, 'env> Scope<'scope, 'env> {
     /// The elements of `input`.
     ///
     /// # Panics
-    /// Another kernel changes some of them ([`run_in_place`](super::run_in_place)).
+    /// Another kernel has write access to some of them ([`run_in_place`](super::run_in_place)).
     pub fn read<T: Element>(&'scope self, input: &'env Input<'_, T>) -> &'scope [T] {
-        let lent = self.lent.read(input.start, input.len);
-        assert!(lent, "a kernel reads what another changes");
+        let borrowed = self.borrows.borrow(input.start, input.len);
+        assert!(
+            borrowed,
+            "a kernel reads memory that another kernel changes"
+        );
         // SAFETY: `Input::new` checked start and length against a tensor that is borrowed for longer
-        // than the kernel runs, so the memory lives. Until its scope ends no kernel is given any of it to
-        // change, and none has been. Nobody else writes to it: see `run`.
+        // than the kernel runs, so the memory lives. `borrow` ensures that no kernel has write access to
+        // any of it until the scope ends. No other code writes to it: see `run`.
         unsafe { slice::from_raw_parts(input.start, input.len) }
     }
 }
 
-/// Runs a kernel, in which inputs can be read.
+/// Runs a kernel that reads inputs.
 ///
-/// As with any operator of libtorch, no other thread may write to its inputs meanwhile; `tch` lets a
-/// program do so through a second handle, and no binding can see it. Within the kernel itself the bound
-/// `Sync` keeps tensors out, so that it cannot change in place what it reads.
+/// As with any operator of libtorch, no other thread may write to the inputs meanwhile. `tch` allows a
+/// program to break this rule through a second handle, which no binding can detect. Tensors are not
+/// `Sync`, so the bound `K: Sync` prevents the kernel itself from changing its inputs through a tensor.
 pub fn run<'env, R, K>(kernel: K) -> R
 where
     K: for<'scope> FnOnce(&'scope Scope<'scope, 'env>) -> R + Sync,
 {
     kernel(&Scope {
-        lent: Lent::default(),
+        borrows: Borrows::default(),
         scope: PhantomData,
         env: PhantomData,
     })

@@ -1,18 +1,19 @@
-//! Kernels in Rust: tensors' memory as slices, libtorch's threads, and the processor's widest vectors.
+//! CPU kernels in Rust: tensor memory as slices, libtorch's threads, and the processor's widest vector
+//! instructions.
 //!
-//! Its parts, each of use alone:
+//! The parts can be used independently:
 //!
-//! - [`run`] opens a scope in which an [`Input`] is a slice; an [`Output`] is a tensor in the making,
-//!   whose elements are the caller's alone until it becomes a tensor;
-//! - [`run_in_place`] opens one in which an [`InPlace`] is a mutable slice of a tensor that exists;
-//! - [`for_each`] shares work among libtorch's own threads, so that there is one pool, of the size that
-//!   libtorch was told, and not two that spin against each other;
-//! - [`vectorised`] compiles a loop for AVX-512, AVX2 and the baseline, and picks when it runs;
-//! - [`Real`] and [`Stored`] let one loop be written for float32, float64 and bfloat16;
-//! - [`past_cache`] lets a kernel write past the cache what is too large for it, and [`prefetch`] asks for
-//!   what it reads next;
-//! - [`multiply`] multiplies small matrices, of rows in memory with what is [`Packed`] for it, and
-//!   [`Columns`] are a matrix cut up for several to write.
+//! - [`run`] opens a scope in which an [`Input`] is a slice; an [`Output`] is a new tensor whose elements
+//!   only its owner can access until it is finished;
+//! - [`run_in_place`] opens a scope in which an [`InPlace`] is a mutable slice of an existing tensor;
+//! - [`for_each`] distributes work over libtorch's own threads. There is one pool, of the size that
+//!   libtorch is configured with, instead of two that compete;
+//! - [`vectorised`] compiles a loop for AVX-512, AVX2 and the baseline, and selects one at run time;
+//! - [`Real`] and [`Stored`] allow one loop for float32, float64 and bfloat16;
+//! - [`past_cache`] writes data that is too large for the cache directly to memory, and [`prefetch`]
+//!   requests data before it is read;
+//! - [`multiply`] multiplies small matrices, the right one in [`Packed`] form, and [`Columns`] divides a
+//!   matrix into blocks of columns that can be written independently.
 //!
 //! ```
 //! use tch::{Device, Kind, Tensor};
@@ -31,10 +32,10 @@
 //! # }
 //! ```
 
+mod borrows;
 mod cache;
 mod columns;
 mod in_place;
-mod lent;
 mod matrix;
 mod memory;
 mod number;

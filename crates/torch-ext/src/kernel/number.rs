@@ -1,10 +1,12 @@
+//! Number types of kernels, and vectorisable functions on them.
+
 use std::ops::{Add, AddAssign, Div, Mul, Sub};
 
 use half::bf16;
 
 use super::Element;
 
-/// What a kernel computes in: float32 or float64.
+/// A type that kernels compute in: float32 or float64.
 pub trait Real:
     Element
     + Default
@@ -15,16 +17,16 @@ pub trait Real:
     + Div<Output = Self>
     + AddAssign
 {
-    /// The nearest number.
+    /// The nearest number of this type.
     fn from_f64(value: f64) -> Self;
-    /// The number itself.
+    /// The same number as float64.
     fn to_f64(self) -> f64;
-    /// Its square root.
+    /// The square root.
     fn sqrt(self) -> Self;
-    /// `self a + b`, rounded once.
+    /// `self * a + b`, rounded once.
     fn mul_add(self, a: Self, b: Self) -> Self;
-    /// `e` to its power. In float32 within two units of the last place, for exponents between -87.3 and
-    /// 87.3; what is beyond is taken for these, and NaN for NaN.
+    /// The exponential function. In float32, the error is at most two units in the last place, and arguments
+    /// are clamped to [-87.3, 87.3]; NaN stays NaN.
     fn exp(self) -> Self;
 }
 
@@ -63,12 +65,12 @@ macro_rules! real {
 
 real!(f32, exp; f64, f64::exp);
 
-/// Without a call or a branch, so that a loop of it is vectorised.
+/// The exponential function without calls or branches, so that loops of it are vectorised.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
-    /// Added to a number of less than 22 bits, it leaves the nearest integer in the lowest bits.
+    /// Adding this to a number of fewer than 22 bits leaves the nearest integer in the lowest bits.
     const TO_INTEGER: f32 = 12_582_912.0;
-    /// The logarithm of 2 in two parts; a small integer times the first is exact.
+    /// ln(2) as the sum of two parts. The product of a small integer and the first part is exact.
     const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
     /// `(e^r - 1 - r) / r^2` for `|r| <= ln(2) / 2`: the minimax polynomial of Cephes' `expf`.
     const POLYNOMIAL: [f32; 6] = [
@@ -88,16 +90,16 @@ fn exp(x: f32) -> f32 {
         sum = sum.mul_add(rest, factor);
     }
     let fraction = sum.mul_add(rest * rest, rest) + 1.0;
-    // 2 to the power of `whole`: its bits are its exponent's, which begins at 127.
+    // 2^whole: only the bits of the exponent are set, which has a bias of 127.
     let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
     fraction * power
 }
 
-/// An element that is stored in one dtype and computed with in `A`: itself, or bfloat16 in float32.
+/// An element type whose values are computed with in `A`: `A` itself, or bfloat16 with float32.
 pub trait Stored<A>: Element {
-    /// The element as it is computed with; exact.
+    /// Converts the element to `A`, exactly.
     fn widen(self) -> A;
-    /// The nearest element; ties to even, and NaN stays NaN.
+    /// Rounds to the nearest element, ties to even; NaN stays NaN.
     fn narrow(value: A) -> Self;
 }
 
@@ -121,8 +123,8 @@ impl Stored<f32> for bf16 {
 
     #[inline(always)]
     fn narrow(value: f32) -> Self {
-        // `bf16::from_f32` without its branches, which would keep a loop from being vectorised. A NaN
-        // whose upper half overflows is replaced, so the sum may wrap.
+        // `bf16::from_f32` without its branches, which prevent vectorisation. The addition may wrap for
+        // some NaNs, whose result is replaced below.
         let bits = value.to_bits();
         let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
         let quiet = (bits >> 16) | 0x40;
@@ -131,10 +133,10 @@ impl Stored<f32> for bf16 {
     }
 }
 
-/// Partial sums of a row, in which vector instructions add it up.
+/// Number of partial sums with which vector instructions sum a row.
 pub const LANES: usize = 16;
 
-/// The sum of partial sums, in float64: halves onto each other, as a processor's vectors are summed.
+/// The sum of partial sums in float64, by repeatedly adding the upper half to the lower half.
 #[inline(always)]
 pub fn sum_lanes<A: Real>(lanes: [A; LANES]) -> f64 {
     let mut lanes = lanes.map(A::to_f64);
@@ -148,8 +150,8 @@ pub fn sum_lanes<A: Real>(lanes: [A; LANES]) -> f64 {
     lanes[0]
 }
 
-/// Numbers for a kernel to keep in the cache. They begin where a cache line does, as tensors do, so
-/// that no vector lies in two.
+/// Scratch memory for one row of numbers. It starts at a cache line, like tensors, so that no vector
+/// crosses two lines.
 #[derive(Debug)]
 pub struct Row<A> {
     numbers: Vec<A>,
@@ -158,7 +160,7 @@ pub struct Row<A> {
 }
 
 impl<A: Real> Row<A> {
-    /// `width` times `value`.
+    /// A row of `width` numbers, all equal to `value`.
     pub fn new(value: f64, width: usize) -> Self {
         const LINE: usize = 64;
         let numbers = vec![A::from_f64(value); width + LINE / size_of::<A>()];

@@ -1,18 +1,20 @@
-/// A loop that is worth compiling for several processors.
+//! Loops that are compiled for several instruction sets.
+
+/// A loop that is compiled for several instruction sets.
 ///
-/// `run`, and all that it calls in its inner loops, must be `#[inline(always)]`: only what is inlined is
-/// compiled anew. A sum whose order is written down, over an array of lanes, gives the same bits on each
-/// of them, since nothing is reassociated, and a multiplication is fused with an addition only where
-/// `mul_add` says so. (That is one instruction with AVX-512 and AVX2, and slow without.)
+/// `run`, and everything that it calls in its inner loops, must be `#[inline(always)]`: only inlined code is
+/// compiled for each instruction set. A sum with an explicit order over an array of lanes has the same bits
+/// with each of them: the compiler does not reassociate it, and fuses a multiplication with an addition only
+/// where the code calls `mul_add`. (`mul_add` is one instruction with AVX-512 and AVX2, and slow without.)
 pub trait Vectorised {
-    /// What it returns.
+    /// Result of the loop.
     type Output;
 
-    /// The loop.
+    /// Runs the loop.
     fn run(self) -> Self::Output;
 }
 
-/// Runs `kernel` as compiled for the widest vectors that the processor has.
+/// Runs `kernel`, compiled for the widest vectors that the processor supports.
 pub fn vectorised<K: Vectorised>(kernel: K) -> K::Output {
     #[cfg(target_arch = "x86_64")]
     {
@@ -34,7 +36,7 @@ pub fn vectorised<K: Vectorised>(kernel: K) -> K::Output {
             && is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
         {
-            // SAFETY: the processor has what the function was compiled for.
+            // SAFETY: the processor has the features that the function was compiled for.
             return unsafe { avx512(kernel) };
         }
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {

@@ -1,4 +1,4 @@
-//! What encoder and decoder are made of.
+//! Building blocks of the encoder and the decoder.
 
 use tch::Tensor;
 use torch_ext::{Init, Scope};
@@ -30,8 +30,8 @@ impl GroupNorm {
     }
 }
 
-/// Two convolutions and a residual connection, through a 1x1 convolution where the number of
-/// channels changes (`ResnetBlock` upstream).
+/// Two convolutions with a residual connection (`ResnetBlock` upstream). The residual connection has
+/// a 1x1 convolution if the number of channels changes.
 #[derive(Debug)]
 pub(super) struct ResidualBlock {
     norm1: GroupNorm,
@@ -72,7 +72,7 @@ impl ResidualBlock {
     }
 }
 
-/// Attention of one head over all pixels, with a residual connection (`AttnBlock` upstream).
+/// Single-head attention over all pixels, with a residual connection (`AttnBlock` upstream).
 #[derive(Debug)]
 pub(super) struct AttentionBlock {
     norm: GroupNorm,
@@ -113,8 +113,7 @@ impl AttentionBlock {
     }
 }
 
-/// The residual blocks of one resolution, each with attention after it where the configuration
-/// says so.
+/// The residual blocks of one resolution, each followed by attention if the configuration asks for it.
 #[derive(Debug)]
 pub(super) struct Level {
     block: Vec<ResidualBlock>,
@@ -160,7 +159,7 @@ impl Level {
     }
 }
 
-/// What lies between the levels of encoder and decoder, at the lowest resolution.
+/// The middle blocks of an encoder or a decoder, at the lowest resolution.
 #[derive(Debug)]
 pub(super) struct Middle {
     pub block_1: ResidualBlock,
@@ -185,8 +184,8 @@ impl Middle {
     }
 }
 
-/// Halves an image: one row and column of zeros at the bottom and right, then a 3x3 convolution
-/// of stride 2.
+/// Halves height and width: pads one row and one column of zeros at the bottom and right, then applies a
+/// 3x3 convolution with stride 2.
 #[derive(Debug)]
 pub(super) struct Downsample(Conv2d);
 
@@ -207,7 +206,7 @@ impl Downsample {
     }
 }
 
-/// Doubles an image: every pixel four times, then a 3x3 convolution.
+/// Doubles height and width by nearest-neighbour interpolation, then applies a 3x3 convolution.
 #[derive(Debug)]
 pub(super) struct Upsample(Conv2d);
 

@@ -1,10 +1,10 @@
-//! The layouts of the autoencoder.
+//! Configuration of the KL autoencoder, and its published layouts.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{DiffusionError, check};
 
-/// The shape of a [`KlAutoencoder`](super::KlAutoencoder).
+/// Configuration of a [`KlAutoencoder`](super::KlAutoencoder).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct KlConfig {
@@ -15,12 +15,12 @@ pub struct KlConfig {
     /// Channels of each level in units of `base_channels`, finest level first (`ch_mult`
     /// upstream). Every level but the last halves the image.
     pub channel_multipliers: Vec<i64>,
-    /// Residual blocks of an encoder's level; a decoder's level has one more.
+    /// Number of residual blocks per level of the encoder; a level of the decoder has one more.
     pub num_res_blocks: i64,
-    /// Levels, counted from 0, in which every residual block is followed by attention. Upstream
-    /// names resolutions instead: a level has attention where `256 / 2^level` is 16.
+    /// Levels, counted from 0, in which attention follows every residual block. Upstream lists
+    /// resolutions instead: a level has attention where `256 / 2^level` is 16.
     pub attention_levels: Vec<usize>,
-    /// Groups of the group norms, a divisor of every level's channels.
+    /// Number of groups of the group norms; divides the number of channels of every level.
     pub norm_groups: i64,
 }
 
@@ -32,7 +32,8 @@ impl Default for KlConfig {
 }
 
 impl KlConfig {
-    /// Stable Diffusion's: 8 pixels a latent pixel, 4 channels (`f8d4` upstream).
+    /// Stable Diffusion's layout: 8 image pixels per latent pixel along each side, 4 channels (`f8d4`
+    /// upstream).
     pub fn f8d4() -> Self {
         Self {
             latent_channels: 4,
@@ -44,8 +45,8 @@ impl KlConfig {
         }
     }
 
-    /// That of VA-VAE and of REPA-E's best models: 16 pixels a latent pixel, 32 channels,
-    /// attention in the lowest level (`f16d32` upstream).
+    /// The layout of VA-VAE and of REPA-E's best models: 16 image pixels per latent pixel along each
+    /// side, 32 channels, attention at the lowest resolution (`f16d32` upstream).
     pub fn f16d32() -> Self {
         Self {
             latent_channels: 32,
@@ -57,7 +58,7 @@ impl KlConfig {
         }
     }
 
-    /// Image pixels a latent pixel stands for, along one side.
+    /// Number of image pixels per latent pixel along one side.
     pub fn downsampling(&self) -> i64 {
         let halvings = self.channel_multipliers.len().saturating_sub(1);
         1_i64.checked_shl(halvings as u32).unwrap_or(i64::MAX)
@@ -66,7 +67,7 @@ impl KlConfig {
     /// `[C, h, w]` of the latents of images of `height` x `width` pixels.
     ///
     /// # Errors
-    /// A side that is not a multiple of [`KlConfig::downsampling`].
+    /// A side is not a positive multiple of [`KlConfig::downsampling`].
     pub fn latent_shape(&self, height: i64, width: i64) -> Result<[i64; 3], DiffusionError> {
         let factor = self.downsampling();
         let fits = |side: i64| side > 0 && side % factor == 0;
@@ -80,7 +81,7 @@ impl KlConfig {
         Ok([self.latent_channels, height / factor, width / factor])
     }
 
-    /// Channels of level `level`, and of the finest one past the end of the list.
+    /// Number of channels of level `level`; `base_channels` for a level past the end of the list.
     pub(super) fn channels(&self, level: usize) -> i64 {
         let multiplier = self.channel_multipliers.get(level).copied().unwrap_or(1);
         self.base_channels * multiplier
@@ -94,7 +95,7 @@ impl KlConfig {
     /// Checks the settings against each other.
     ///
     /// # Errors
-    /// Names the first setting that does not fit.
+    /// The first setting with an invalid value, by name.
     pub fn validate(&self) -> Result<(), DiffusionError> {
         for (name, value) in [
             ("latent_channels", self.latent_channels),
@@ -118,7 +119,7 @@ impl KlConfig {
         let found = format!("{:?}", self.attention_levels);
         let last = self.levels() - 1;
         let fits = self.attention_levels.iter().all(|&level| level <= last);
-        let allowed = format!("levels' numbers, 0 to {last}");
+        let allowed = format!("level numbers, 0 to {last}");
         check::setting(fits, "attention_levels", found, allowed)
     }
 }

@@ -1,4 +1,4 @@
-//! Latents to pixels.
+//! The decoder of the KL autoencoder: latents to pixels.
 
 use tch::Tensor;
 use torch_ext::Scope;
@@ -8,12 +8,12 @@ use super::blocks::{GroupNorm, Level, Middle, Upsample};
 use crate::DiffusionError;
 use crate::conv::Conv2d;
 
-/// `Decoder` upstream: `[B, C, h, w]` to `[B, 3, f h, f w]`.
+/// Maps latents `[B, C, h, w]` to pixels `[B, 3, f h, f w]` (`Decoder` upstream).
 #[derive(Debug)]
 pub(super) struct Decoder {
     pub conv_in: Conv2d,
     pub mid: Middle,
-    /// By level, finest first, as in the state dict; run from the last to the first.
+    /// One entry per level, finest first as in the state dict. Levels run from last to first.
     up: Vec<(Level, Option<Upsample>)>,
     norm_out: GroupNorm,
     conv_out: Conv2d,

@@ -1,4 +1,4 @@
-//! Pixels to what the moments are made of.
+//! The encoder of the KL autoencoder: pixels to the input of the `quant_conv` that returns moments.
 
 use tch::Tensor;
 use torch_ext::Scope;
@@ -8,7 +8,7 @@ use super::blocks::{Downsample, GroupNorm, Level, Middle};
 use crate::DiffusionError;
 use crate::conv::Conv2d;
 
-/// `Encoder` upstream: `[B, 3, H, W]` to `[B, 2 C, H / f, W / f]`.
+/// Maps pixels `[B, 3, H, W]` to `[B, 2 C, H / f, W / f]` (`Encoder` upstream).
 #[derive(Debug)]
 pub(super) struct Encoder {
     conv_in: Conv2d,
@@ -54,7 +54,7 @@ impl Encoder {
         self.head(&self.mid.forward(&self.levels(pixels)?)?)
     }
 
-    /// Everything before the middle.
+    /// Runs the layers before the middle blocks.
     pub fn levels(&self, pixels: &Tensor) -> Result<Tensor, DiffusionError> {
         let mut x = self.conv_in.forward(pixels)?;
         for (level, downsample) in &self.down {

@@ -1,11 +1,11 @@
-//! What the encoder says of a latent: a Gaussian with a diagonal covariance.
+//! The posterior over latents: a Gaussian with a diagonal covariance.
 
 use tch::{Kind, Tensor};
 use torch_ext::Generator;
 
 use crate::{DiffusionError, check};
 
-/// Least and greatest logarithm of a variance; moments beyond them are clamped.
+/// Range to which the logarithm of the variance is clamped.
 const LOG_VARIANCE: (f64, f64) = (-30.0, 20.0);
 
 /// The Gaussian `q(z | image)` (`DiagonalGaussianDistribution` upstream).
@@ -16,11 +16,11 @@ pub struct Posterior {
 }
 
 impl Posterior {
-    /// From moments `[B, 2 C, h, w]`: the first half of the channels is the mean, the second the
-    /// logarithm of the variance, which is clamped to [-30, 20].
+    /// The posterior with these moments `[B, 2 C, h, w]`: the first half of the channels is the mean,
+    /// the second half the logarithm of the variance, which is clamped to [-30, 20].
     ///
     /// # Errors
-    /// Not four dimensions, or an odd number of channels.
+    /// `moments` does not have four dimensions, or the number of channels is odd or 0.
     pub fn new(moments: &Tensor) -> Result<Self, DiffusionError> {
         check::shape("the moments", moments, &[-1, -1, -1, -1])?;
         let (_, channels, ..) = moments.size4()?;
@@ -53,35 +53,35 @@ impl Posterior {
     /// The standard deviation, `[B, C, h, w]`.
     ///
     /// # Errors
-    /// libtorch refused.
+    /// libtorch failed.
     pub fn std(&self) -> Result<Tensor, DiffusionError> {
         Ok(self.log_variance.f_mul_scalar(0.5)?.f_exp()?)
     }
 
-    /// A sample `[B, C, h, w]`. Numbers are drawn in float32 on the generator's device and moved
-    /// to the moments'.
+    /// A random sample `[B, C, h, w]`. Numbers are drawn in float32 on the generator's device and moved
+    /// to the device of the moments.
     ///
     /// # Errors
     /// Out of memory.
     pub fn sample(&self, generator: &mut Generator) -> Result<Tensor, DiffusionError> {
         let noise = generator.randn(&self.mean.size(), Kind::Float)?;
-        self.at(&noise.f_to_device(self.mean.device())?)
+        self.sample_with_noise(&noise.f_to_device(self.mean.device())?)
     }
 
-    /// The sample that standard normal `noise` `[B, C, h, w]` stands for: `mean + std noise`.
+    /// The sample `mean + std noise` for standard normal `noise` `[B, C, h, w]`.
     ///
     /// # Errors
-    /// Noise of another shape.
-    pub fn at(&self, noise: &Tensor) -> Result<Tensor, DiffusionError> {
+    /// `noise` has another shape.
+    pub fn sample_with_noise(&self, noise: &Tensor) -> Result<Tensor, DiffusionError> {
         check::shape("the posterior's noise", noise, &self.mean.size())?;
         Ok(self.mean.f_addcmul(&self.std()?, noise)?)
     }
 
-    /// The divergence from a standard normal for each sample, `[B]`, in nats:
+    /// The KL divergence from a standard normal per sample, `[B]`, in nats:
     /// `0.5 sum(mean^2 + var - 1 - log var)`.
     ///
     /// # Errors
-    /// libtorch refused.
+    /// libtorch failed.
     pub fn kl(&self) -> Result<Tensor, DiffusionError> {
         let terms = self
             .mean
@@ -93,9 +93,9 @@ impl Posterior {
         Ok(sum.f_mul_scalar(0.5)?)
     }
 
-    /// Mean and standard deviation side by side, `[B, 2 C, h, w]`: what a latent data set stores
-    /// and [`LatentScaling::sample_posterior`](crate::latents::LatentScaling::sample_posterior)
-    /// takes.
+    /// Mean and standard deviation, concatenated along the channels, `[B, 2 C, h, w]`. A latent data set
+    /// stores these moments, and
+    /// [`LatentScaling::sample_posterior`](crate::latents::LatentScaling::sample_posterior) takes them.
     ///
     /// # Errors
     /// Out of memory.

@@ -1,4 +1,4 @@
-//! Against upstream's numbers, with what lies inside encoder and decoder.
+//! Comparison with upstream's numbers, including intermediate results of encoder and decoder.
 
 use serde_json::Value;
 use tch::{Device, Reduction};
@@ -38,7 +38,9 @@ fn follows_upstream(name: &str) {
     let x = golden.tensor("in.x").set_requires_grad(true);
     let moments = model.moments(&x).unwrap();
     let posterior = Posterior::new(&moments).unwrap();
-    let z = posterior.at(&golden.tensor("in.noise")).unwrap();
+    let z = posterior
+        .sample_with_noise(&golden.tensor("in.noise"))
+        .unwrap();
     let recon = model.to_pixels(&z).unwrap();
     let kl = posterior.kl().unwrap();
     let weight = golden.config("kl_weight").as_f64().unwrap();
@@ -64,7 +66,7 @@ fn follows_upstream(name: &str) {
         "out.encoder_mid_attn",
         &encoder.mid.attn_1.forward(&h).unwrap(),
     );
-    // Upstream's hook kept what it saw last, and the mode was decoded after the sample.
+    // Upstream's hook kept the last call's result, and the mode was decoded after the sample.
     let h = model.post_quant_conv.forward(posterior.mode()).unwrap();
     let h = decoder.conv_in.forward(&h).unwrap();
     let h = decoder.mid.block_1.forward(&h).unwrap();
@@ -77,7 +79,9 @@ fn follows_upstream(name: &str) {
     golden.check("out.raw.mean", raw.mode());
     golden.check("out.raw.logvar", raw.log_variance());
     golden.check("out.raw.std", &raw.std().unwrap());
-    let sample = raw.at(&golden.tensor("in.raw_noise")).unwrap();
+    let sample = raw
+        .sample_with_noise(&golden.tensor("in.raw_noise"))
+        .unwrap();
     golden.check("out.raw.sample", &sample);
     golden.check("out.raw.kl", &raw.kl().unwrap());
 
@@ -95,13 +99,13 @@ fn f8_follows_upstream() {
 }
 
 #[test]
-#[ignore = "its data is not in the tree; IREPA_GOLDEN names a folder that has it"]
+#[ignore = "its data is not in the repository; IREPA_GOLDEN names a folder that contains it"]
 fn f16_with_attention_in_the_lowest_level_follows_upstream() {
     follows_upstream("repae/repae_vae_f16");
 }
 
 #[test]
-#[ignore = "its data is not in the tree; IREPA_GOLDEN names a folder that has it"]
+#[ignore = "its data is not in the repository; IREPA_GOLDEN names a folder that contains it"]
 fn thirty_two_norm_groups_follow_upstream() {
     follows_upstream("repae/repae_vae_g32");
 }

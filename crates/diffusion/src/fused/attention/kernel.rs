@@ -1,16 +1,16 @@
-//! Attention of one head of one image. Scores are computed for a few rows at a time and never stored as
-//! a whole; the backward pass computes them again, from the logarithms of their sums.
+//! Attention of one head of one image. Scores are computed for a few rows at a time and never stored as a
+//! whole. The backward pass recomputes the softmax from the stored logarithms of its sums.
 
-// Lanes of several rows, one index for all: what becomes a vector instruction.
+// Indexing several rows with one lane index lets the compiler generate vector instructions.
 #![allow(clippy::needless_range_loop)]
 
 use torch_ext::kernel::{
     Columns, LANES, Operand, Packed, Real, Rows, Vectorised, multiply, sum_lanes, vectorised,
 };
 
-use super::super::Number;
+use super::super::KernelElement;
 
-/// Rows of scores that are computed at once. Even, as pairs of bfloat16 are.
+/// Number of rows of scores that are computed at once; even, since bfloat16 is multiplied in pairs.
 const BLOCK: usize = 32;
 
 /// Queries, keys and values of a head, `[T, d]` each.
@@ -21,13 +21,13 @@ pub(super) struct Head<'a, E> {
     pub(super) v: Rows<'a, E>,
 }
 
-impl<E: Number> Head<'_, E> {
+impl<E: KernelElement> Head<'_, E> {
     fn scale(&self) -> f64 {
         (self.q.width() as f64).powf(-0.5)
     }
 }
 
-/// What a head works in; worth keeping from one to the next.
+/// Scratch memory for a head, reused for the next head.
 #[derive(Default)]
 pub(super) struct Scratch<E: Operand> {
     packed: [Packed<E>; 5],
@@ -40,11 +40,11 @@ pub(super) struct Forward<'a, E: Operand> {
     pub(super) head: Head<'a, E>,
     /// `[T, d]`.
     pub(super) o: Columns<'a, E>,
-    /// Of each query, the logarithm of the sum of its exponentials.
+    /// For each query, the logarithm of the sum of its exponentials.
     pub(super) log_sums: &'a mut [E::Sum],
 }
 
-impl<E: Number> Forward<'_, E> {
+impl<E: KernelElement> Forward<'_, E> {
     pub(super) fn run(&mut self, scratch: &mut Scratch<E>) {
         let Head { q, k, v } = self.head;
         let (count, width) = (q.count(), q.width());
@@ -84,7 +84,7 @@ impl<E: Number> Forward<'_, E> {
     }
 }
 
-/// Gradients of queries, keys and values.
+/// Computes the gradients of queries, keys and values.
 pub(super) struct Backward<'a, E: Operand> {
     pub(super) head: Head<'a, E>,
     pub(super) o: Rows<'a, E>,
@@ -96,10 +96,10 @@ pub(super) struct Backward<'a, E: Operand> {
     pub(super) dv: Columns<'a, E>,
 }
 
-impl<E: Number> Backward<'_, E> {
+impl<E: KernelElement> Backward<'_, E> {
     /// With `p = softmax(q k^T / sqrt(d))`: `dv = p^T do`, `ds = p (do v^T - sum(do o)) / sqrt(d)`,
-    /// `dk = ds^T q`, `dq = ds k`. Scores are transposed, a row for each key, so that all that is
-    /// multiplied lies in memory as it is computed.
+    /// `dk = ds^T q`, `dq = ds k`. Scores are transposed, with one row per key, so that all products use
+    /// their operands in the order in which they are computed.
     pub(super) fn run(&mut self, scratch: &mut Scratch<E>) {
         let Head { q, k, v } = self.head;
         let (count, width) = (q.count(), q.width());
@@ -167,7 +167,7 @@ impl<E: Number> Backward<'_, E> {
     }
 }
 
-/// The first `len` elements, after making sure that there are as many.
+/// The first `len` elements, after extending `values` if needed.
 fn resized<T: Clone + Default>(values: &mut Vec<T>, len: usize) -> &mut [T] {
     if values.len() < len {
         values.resize(len, T::default());
@@ -175,7 +175,12 @@ fn resized<T: Clone + Default>(values: &mut Vec<T>, len: usize) -> &mut [T] {
     &mut values[..len]
 }
 
-fn narrow_rows<E: Number>(sums: &[E::Sum], width: usize, out: &mut Columns<'_, E>, first: usize) {
+fn narrow_rows<E: KernelElement>(
+    sums: &[E::Sum],
+    width: usize,
+    out: &mut Columns<'_, E>,
+    first: usize,
+) {
     for (row, sums) in sums.chunks_exact(width).enumerate() {
         for (out, &sum) in out.row_mut(first + row).iter_mut().zip(sums) {
             *out = E::narrow(sum);
@@ -183,19 +188,19 @@ fn narrow_rows<E: Number>(sums: &[E::Sum], width: usize, out: &mut Columns<'_, E
     }
 }
 
-/// Exponentials of scores, for rows of as many scores as there are tokens.
+/// Computes the exponentials of scores, in rows of as many scores as there are tokens.
 struct Softmax<'a, E: Operand> {
     scores: &'a [E::Sum],
     scale: f64,
-    /// `exp(scale (score - largest))`, in rows of whole units.
+    /// `exp(scale (score - largest))`, in rows padded to whole units.
     weights: &'a mut [E],
-    /// Their sums.
+    /// Sums of the weights of each row.
     totals: &'a mut [E::Sum],
     /// `log(sum(exp(scale score)))`.
     log_sums: &'a mut [E::Sum],
 }
 
-impl<E: Number> Vectorised for Softmax<'_, E> {
+impl<E: KernelElement> Vectorised for Softmax<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -235,22 +240,22 @@ impl<E: Number> Vectorised for Softmax<'_, E> {
     }
 }
 
-/// Of one row of scores for each key: the weights again, and the gradient of the scores.
+/// Recomputes the weights from rows of scores, one per key, and computes the gradients of the scores.
 struct SoftmaxBackward<'a, E: Operand> {
     scores: &'a [E::Sum],
     /// Gradients of the weights.
     others: &'a [E::Sum],
     scale: f64,
-    /// One a column, that is, a query.
+    /// One per column, that is, per query.
     log_sums: &'a [E::Sum],
-    /// Sums of `do o`.
+    /// Sums of `do o`, one per query.
     deltas: &'a [E::Sum],
-    /// In rows of whole units, as the gradients.
+    /// In rows padded to whole units, as are the gradients `slopes`.
     weights: &'a mut [E],
     slopes: &'a mut [E],
 }
 
-impl<E: Number> Vectorised for SoftmaxBackward<'_, E> {
+impl<E: KernelElement> Vectorised for SoftmaxBackward<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -281,10 +286,10 @@ impl<E: Number> Vectorised for SoftmaxBackward<'_, E> {
     }
 }
 
-/// The sum of the products of two rows.
+/// The dot product of two rows.
 struct Product<'a, E>(&'a [E], &'a [E]);
 
-impl<E: Number> Vectorised for Product<'_, E> {
+impl<E: KernelElement> Vectorised for Product<'_, E> {
     type Output = E::Sum;
 
     #[inline(always)]
@@ -304,7 +309,7 @@ impl<E: Number> Vectorised for Product<'_, E> {
     }
 }
 
-/// The largest number; NaNs are passed over.
+/// The largest number, ignoring NaNs.
 #[inline(always)]
 fn largest<A: Real>(values: &[A]) -> A {
     let larger = |a, b| if b > a { b } else { a };

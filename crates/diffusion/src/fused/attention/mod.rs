@@ -1,8 +1,8 @@
-//! Self-attention on the CPU, from queries, keys and values as the linear layer leaves them, or as heads, to
-//! the tokens as the next one takes them.
+//! Self-attention on the CPU. It takes queries, keys and values as the linear layer returns them, or as
+//! separate heads, and returns tokens as the next linear layer takes them.
 //!
-//! libtorch's form wants the heads apart: it copies gradients together again, and its products of blocks
-//! are slow in bfloat16.
+//! libtorch's attention needs separate heads, whose gradients it copies together, and its block products are
+//! slow in bfloat16.
 
 mod kernel;
 #[cfg(test)]
@@ -14,14 +14,15 @@ use torch_ext::autograd::{self, Backward, Forward, Function, Gradients, Outputs}
 use torch_ext::kernel::{self as cpu, Columns, Input, Output, Rows};
 
 use self::kernel::{Head, Scratch};
-use super::Number;
+use super::KernelElement;
 use crate::DiffusionError;
 
-/// `softmax(q k^T / sqrt(d)) v` of every head, for `qkv` `[B, T, 3 D]` with the heads of the queries first,
-/// then those of keys and values; `[B, T, D]`.
+/// `softmax(q k^T / sqrt(d)) v` of every head, `[B, T, D]`, for `qkv` `[B, T, 3 D]` with the heads of the
+/// queries, then of the keys, then of the values.
 ///
-/// `None` where there is no fused form: on other devices than the CPU, for other dtypes than float32,
-/// bfloat16 and float64, for bfloat16 heads of an odd width; and where our products of matrices are slow.
+/// Returns `None` if there is no fused form: on devices other than the CPU, for dtypes other than float32,
+/// bfloat16 and float64, for bfloat16 heads of an odd width, and on processors where
+/// [`cpu::multiplies_fast`] is false.
 pub(crate) fn attention(qkv: &Tensor, heads: i64) -> Result<Option<Tensor>, DiffusionError> {
     let size = qkv.size();
     let &[batch, count, width] = size.as_slice() else {
@@ -33,7 +34,7 @@ pub(crate) fn attention(qkv: &Tensor, heads: i64) -> Result<Option<Tensor>, Diff
     apply(&[qkv], [batch, count, heads, width / (3 * heads)])
 }
 
-/// [`attention`] for `q`, `k` and `v` `[B, heads, T, d]` each, in one dtype; `[B, T, heads d]`.
+/// [`attention`], `[B, T, heads d]`, for `q`, `k` and `v` `[B, heads, T, d]` of the same dtype.
 pub(crate) fn attention_of_heads(
     q: &Tensor,
     k: &Tensor,
@@ -54,15 +55,15 @@ fn apply(
     inputs: &[&Tensor],
     [batch, count, heads, width]: [i64; 4],
 ) -> Result<Option<Tensor>, DiffusionError> {
-    // Tests run it everywhere.
+    // Tests run it on all processors.
     let fast = cpu::multiplies_fast() || cfg!(test);
     if !fast || inputs[0].device() != Device::Cpu || inputs[0].numel() == 0 {
         return Ok(None);
     }
-    let passes = match inputs[0].f_kind()? {
-        Kind::Float => Passes::of::<f32>(),
-        Kind::Double => Passes::of::<f64>(),
-        Kind::BFloat16 if width % 2 == 0 => Passes::of::<bf16>(),
+    let implementation = match inputs[0].f_kind()? {
+        Kind::Float => Implementation::of::<f32>(),
+        Kind::Double => Implementation::of::<f64>(),
+        Kind::BFloat16 if width % 2 == 0 => Implementation::of::<bf16>(),
         _ => return Ok(None),
     };
     let [batch, count, heads, width] = [batch, count, heads, width].map(|size| size as usize);
@@ -73,22 +74,25 @@ fn apply(
         width,
         packed: inputs.len() == 1,
     };
-    let function = FusedAttention { layout, passes };
+    let function = FusedAttention {
+        layout,
+        implementation,
+    };
     Ok(Some(autograd::apply(function, inputs)?.remove(0)))
 }
 
 type ForwardPass = fn(&[Tensor], Layout) -> autograd::Result<[Tensor; 2]>;
 type BackwardPass = fn(&[Tensor], &[&Tensor; 3], Layout) -> autograd::Result<Vec<Tensor>>;
 
-/// The passes for one dtype.
+/// Forward and backward pass for one dtype.
 #[derive(Clone, Copy)]
-struct Passes {
+struct Implementation {
     forward: ForwardPass,
     backward: BackwardPass,
 }
 
-impl Passes {
-    fn of<E: Number>() -> Self {
+impl Implementation {
+    fn of<E: KernelElement>() -> Self {
         Self {
             forward: forward::<E>,
             backward: backward::<E>,
@@ -98,7 +102,7 @@ impl Passes {
 
 struct FusedAttention {
     layout: Layout,
-    passes: Passes,
+    implementation: Implementation,
 }
 
 impl Function for FusedAttention {
@@ -115,7 +119,7 @@ impl Function for FusedAttention {
             .iter()
             .map(|input| input.f_contiguous())
             .collect::<Result<_, _>>()?;
-        let [o, log_sums] = (self.passes.forward)(&inputs, self.layout)?;
+        let [o, log_sums] = (self.implementation.forward)(&inputs, self.layout)?;
         if context.needs_any_grad() {
             for saved in inputs.iter().chain([&o, &log_sums]) {
                 context.save(saved);
@@ -138,40 +142,40 @@ impl Function for FusedAttention {
             .collect::<Result<_, _>>()?;
         let (o, log_sums) = (context.saved(count)?, context.saved(count + 1)?);
         let results = [&o, &log_sums, &d_o.f_contiguous()?];
-        let gradients = (self.passes.backward)(&inputs, &results, self.layout)?;
+        let gradients = (self.implementation.backward)(&inputs, &results, self.layout)?;
         Ok(gradients.into_iter().map(Some).collect())
     }
 }
 
-/// Images, tokens, heads, and the width of a head.
+/// Numbers of images, tokens and heads, and the width of a head.
 #[derive(Clone, Copy)]
 struct Layout {
     batch: usize,
     count: usize,
     heads: usize,
     width: usize,
-    /// Queries, keys and values are one tensor `[B, T, 3 D]`, not three `[B, heads, T, d]`.
+    /// Whether queries, keys and values are one tensor `[B, T, 3 D]` instead of three `[B, heads, T, d]`.
     packed: bool,
 }
 
 impl Layout {
-    /// Elements of a token of the result.
+    /// Number of elements of a token of the result.
     fn token(&self) -> usize {
         self.heads * self.width
     }
 
-    /// `[B, T, D]`.
+    /// Shape of the result, `[B, T, D]`.
     fn result(&self) -> [i64; 3] {
         [self.batch, self.count, self.token()].map(|size| size as i64)
     }
 
-    /// The images and heads in turn.
+    /// All pairs of image and head, ordered by image.
     fn each(&self) -> impl Iterator<Item = (usize, usize)> {
         let heads = self.heads;
         (0..self.batch).flat_map(move |image| (0..heads).map(move |head| (image, head)))
     }
 
-    /// Block `block` of an image, in tensors whose tokens consist of `blocks` blocks of a head's width.
+    /// Block number `block` of an image, in a tensor whose tokens consist of `blocks` blocks of a head's width.
     fn rows<'a, E>(
         &self,
         values: &'a [E],
@@ -183,7 +187,7 @@ impl Layout {
         Rows::new(&values[first..], stride, self.count, self.width)
     }
 
-    /// A head of an image, of the inputs.
+    /// Queries, keys and values of one head of one image, from the inputs.
     fn head<'a, E>(&self, inputs: &[&'a [E]], (image, head): (usize, usize)) -> Head<'a, E> {
         let [q, k, v] = std::array::from_fn(|kind| match inputs {
             [qkv] => self.rows(qkv, (image, kind * self.heads + head), 3 * self.heads),
@@ -192,14 +196,14 @@ impl Layout {
         Head { q, k, v }
     }
 
-    /// The heads of each image in turn, of gradients of the inputs.
+    /// Divides the gradients of the inputs into those of each head, ordered by image, then by head.
     fn split<'a, E>(&self, gradients: Vec<&'a mut [E]>) -> Vec<[Columns<'a, E>; 3]> {
         let mut columns: Vec<_> = if self.packed {
             let token = 3 * self.token();
             let images = gradients
                 .into_iter()
                 .flat_map(|gradient| gradient.chunks_mut(self.count * token));
-            // For each image the heads of the queries, of the keys, of the values.
+            // Order within an image: heads of the queries, of the keys, of the values.
             images
                 .flat_map(|image| Columns::split(image, token, self.width))
                 .collect()
@@ -211,7 +215,7 @@ impl Layout {
                 .flat_map(|head| Columns::split(head, self.width, self.width))
                 .collect()
         };
-        // From groups of one kind to one of each kind.
+        // Regroups columns of one kind into triples of queries, keys and values.
         let group = if self.packed {
             self.heads
         } else {
@@ -229,12 +233,12 @@ impl Layout {
     }
 }
 
-/// Tensors as a kernel reads them.
-fn readable<E: Number>(tensors: &[Tensor]) -> autograd::Result<Vec<Input<'_, E>>> {
+/// Gives kernels read access to tensors.
+fn readable<E: KernelElement>(tensors: &[Tensor]) -> autograd::Result<Vec<Input<'_, E>>> {
     Ok(tensors.iter().map(Input::new).collect::<Result<_, _>>()?)
 }
 
-fn forward<E: Number>(inputs: &[Tensor], layout: Layout) -> autograd::Result<[Tensor; 2]> {
+fn forward<E: KernelElement>(inputs: &[Tensor], layout: Layout) -> autograd::Result<[Tensor; 2]> {
     let [batch, count, heads] = [layout.batch, layout.count, layout.heads].map(|size| size as i64);
     let mut o = Output::<E>::new(&layout.result())?;
     let mut log_sums = Output::<E::Sum>::new(&[batch, heads, count])?;
@@ -259,9 +263,9 @@ fn forward<E: Number>(inputs: &[Tensor], layout: Layout) -> autograd::Result<[Te
     Ok([o.into_tensor(), log_sums.into_tensor()])
 }
 
-/// The gradients of the inputs, of these and the result, the logarithms of sums and the gradient of the
-/// result.
-fn backward<E: Number>(
+/// The gradients of the inputs, computed from the inputs, the result, the logarithms of sums and the gradient of
+/// the result.
+fn backward<E: KernelElement>(
     inputs: &[Tensor],
     &[o, log_sums, d_o]: &[&Tensor; 3],
     layout: Layout,

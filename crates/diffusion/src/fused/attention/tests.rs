@@ -17,7 +17,7 @@ fn composed(qkv: &Tensor, heads: i64) -> Tensor {
 }
 
 #[test]
-fn gradients_are_those_of_finite_differences() {
+fn gradients_agree_with_finite_differences() {
     let qkv = random(1, [1, 34, 12], Kind::Double);
     let function = |inputs: &[Tensor]| {
         let o = attention(&inputs[0], 2);
@@ -28,7 +28,7 @@ fn gradients_are_those_of_finite_differences() {
 }
 
 #[test]
-fn it_equals_the_composition() {
+fn it_agrees_with_the_composed_form() {
     for (batch, count, heads, width) in [
         (1, 1, 1, 2),
         (2, 33, 3, 8),
@@ -48,7 +48,7 @@ fn it_equals_the_composition() {
                 );
                 o
             });
-            // In float32 also where the tensors are not: two roundings of a sum tell little.
+            // The reference is in float32: a reference in bfloat16 would have rounding errors of its own.
             let exact = run(&[what[0].detach().to_kind(Kind::Float)], |i| {
                 composed(&i[0], heads)
             });
@@ -58,7 +58,7 @@ fn it_equals_the_composition() {
 }
 
 #[test]
-fn heads_of_their_own_give_the_same_bits() {
+fn separate_heads_have_the_same_bits() {
     for kind in [Kind::Float, Kind::BFloat16] {
         let packed = [random(1, [2, 37, 72], kind)];
         let apart = split_heads(&packed[0].detach(), 3).unwrap();
@@ -90,7 +90,7 @@ fn large_scores_do_not_overflow() {
     let qkv = [qkv.detach()];
     let fused = run(&qkv, |i| fused(&i[0], 2));
     let plain = run(&qkv, |i| composed(&i[0], 2));
-    // The logarithms of sums are some thousands, whose roundings are of that size.
+    // The logarithms of sums are several thousand, with rounding errors of this size.
     assert_close(&fused, &plain, 1e-3);
 }
 
@@ -99,12 +99,12 @@ fn nan_stays_nan() {
     let qkv = random(1, [1, 40, 48], Kind::Float).detach();
     let _ = qkv.narrow(1, 7, 1).narrow(2, 16, 1).fill_(f64::NAN);
     let o = fused(&qkv, 2);
-    // A key of the first head: all its queries, and none of the second's.
+    // A key of the first head is NaN, which affects all queries of the first head and none of the second.
     assert_eq!(o.isnan().sum(Kind::Int64).int64_value(&[]), 40 * 8);
 }
 
 #[test]
-fn the_bits_depend_on_neither_threads_nor_other_images() {
+fn the_bits_do_not_depend_on_threads_or_other_images() {
     let before = tch::get_num_threads();
     for kind in [Kind::Float, Kind::BFloat16] {
         let qkv = [random(1, [3, 50, 72], kind)];
@@ -121,7 +121,7 @@ fn the_bits_depend_on_neither_threads_nor_other_images() {
 }
 
 #[test]
-fn without_gradients_nothing_is_kept() {
+fn nothing_is_recorded_without_gradients() {
     let qkv = random(1, [2, 20, 24], Kind::Float);
     let recorded = fused(&qkv, 2);
     let plain = tch::no_grad(|| fused(&qkv, 2));
@@ -130,7 +130,7 @@ fn without_gradients_nothing_is_kept() {
 }
 
 #[test]
-fn what_has_no_fused_form_is_left_to_the_composition() {
+fn unsupported_inputs_have_no_fused_form() {
     let none = |qkv: &Tensor, heads| assert!(attention(qkv, heads).unwrap().is_none());
     let qkv = random(1, [2, 4, 18], Kind::Float);
     none(&qkv.to_kind(Kind::Half), 2);

@@ -1,4 +1,4 @@
-//! The operations on a CUDA device, by the kernels in `modulation.cu`.
+//! Norm with modulation and gated residuals on CUDA devices, with the kernels in `modulation.cu`.
 
 use std::sync::Arc;
 
@@ -11,11 +11,11 @@ static MODULATION: Source = Source {
     text: include_str!("modulation.cu"),
 };
 
-/// Numbers of a token that a thread holds: four such arrays leave enough of the 128 registers that a
-/// thread has when two blocks share a multiprocessor.
+/// Number of a token's numbers that a thread holds. Four such arrays fit in the 128 registers that a thread has
+/// when two blocks share a multiprocessor.
 const HELD: i64 = 20;
 
-/// The kernels for tokens of one width, and modulation of one dtype.
+/// The kernels for one width of tokens and one dtype of modulation.
 #[derive(Debug, Clone)]
 pub(super) struct Modulation {
     kernels: Arc<Kernels>,
@@ -23,8 +23,8 @@ pub(super) struct Modulation {
     condition: Kind,
 }
 
-/// How the tokens of an image are shared out among blocks, so that their sums over tokens are few. It
-/// depends on shapes only, and so do the bits.
+/// The division of an image's tokens among blocks, which keeps the number of partial sums small. It depends
+/// only on shapes, and so do the bits of the result.
 struct Parts {
     batch: i64,
     count: i64,
@@ -33,7 +33,7 @@ struct Parts {
 }
 
 impl Modulation {
-    /// `None` where there is no kernel, or it cannot be compiled and loaded; the latter is logged.
+    /// Returns `None` if there is no kernel, or if it cannot be compiled or loaded, which is logged.
     pub(super) fn new(device: Device, condition: Kind, width: i64) -> Option<Self> {
         let (program, layout) = program(condition, width)?;
         Some(Self {
@@ -43,7 +43,7 @@ impl Modulation {
         })
     }
 
-    /// On the CPU, for tests.
+    /// Emulated kernels on the CPU, for tests.
     #[cfg(test)]
     pub(super) fn emulated(condition: Kind, width: i64) -> Option<Self> {
         let (program, layout) = program(condition, width)?;
@@ -59,7 +59,7 @@ impl Modulation {
     }
 
     fn parts(&self, x: &Tensor) -> autograd::Result<Parts> {
-        // Blocks of one launch that keep the largest GPUs busy.
+        // Number of blocks that keeps the largest GPUs busy.
         const BLOCKS: i64 = 1024;
         let (batch, count, _) = x.size3()?;
         let at_once = self.layout.tokens();
@@ -72,7 +72,7 @@ impl Modulation {
         })
     }
 
-    /// `y` and statistics, of tokens, shift and scale, and the weights of an RMS norm.
+    /// The result `y` and the statistics `[B, T, 2]`, from tokens, shift and scale, and the weights of an RMS norm.
     pub(super) fn norm_modulate(
         &self,
         inputs: &[&Tensor; 3],
@@ -102,8 +102,8 @@ impl Modulation {
         Ok([y, statistics])
     }
 
-    /// The gradient of the tokens and the sums over them, of tokens, scale, statistics and the gradient of
-    /// `y`, and the weights of an RMS norm.
+    /// The gradient of the tokens and the sums over tokens, from tokens, scale, statistics and the gradient of `y`,
+    /// and the weights of an RMS norm.
     pub(super) fn norm_modulate_backward(
         &self,
         inputs: &[&Tensor; 4],
@@ -136,7 +136,7 @@ impl Modulation {
         Ok([dx, of_images])
     }
 
-    /// `x + gate y`, of tokens, gate and what is gated.
+    /// `x + gate y`, from `x`, `gate` and `y`.
     pub(super) fn gate(&self, inputs: &[&Tensor; 3]) -> autograd::Result<Tensor> {
         let [x, gate, y] = readable(inputs)?;
         let (batch, count, _) = x.size3()?;
@@ -156,7 +156,7 @@ impl Modulation {
         Ok(z)
     }
 
-    /// Gradients of gate and what is gated, of gate, what is gated and the gradient of the sum.
+    /// The gradients of `gate` and `y`, from `gate`, `y` and the gradient of the result.
     pub(super) fn gate_backward(&self, inputs: &[&Tensor; 3]) -> autograd::Result<[Tensor; 2]> {
         let [gate, y, gradient] = readable(inputs)?;
         let parts = self.parts(&y)?;
@@ -182,7 +182,7 @@ impl Modulation {
         Ok([dgate.f_to_kind(self.condition)?, dy])
     }
 
-    /// From `[B, parts, kinds, D]` to `[B, kinds, D]`.
+    /// Sums `[B, parts, kinds, D]` over the parts to `[B, kinds, D]`.
     fn sum_parts(&self, sums: &Tensor, result: &Tensor, parts: &Parts) -> autograd::Result<()> {
         let (_, kinds, width) = result.size3()?;
         Ok(self.kernels.launch(
@@ -218,7 +218,7 @@ fn readable<const N: usize>(inputs: &[&Tensor; N]) -> autograd::Result<[Tensor; 
         .collect::<Result<_, _>>()?;
     readable
         .try_into()
-        .map_err(|_| "as many as there were".into())
+        .map_err(|_| "the number of tensors changed".into())
 }
 
 fn ceil(count: i64, part: i64) -> i64 {

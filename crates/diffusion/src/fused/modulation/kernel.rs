@@ -1,12 +1,12 @@
-//! Norm and modulation of some tokens of one image, forward and backward. Sums are over a fixed number of
+//! CPU kernels for norm, modulation and gated residuals of some tokens of one image. Sums use a fixed number of
 //! partial sums in a fixed order.
 
 use torch_ext::kernel::{Real, Row, Stored, Vectorised};
 
-use super::super::{product, sum};
+use super::super::{dot, sum};
 
-/// `y = (x - mean) r weight (1 + scale) + shift`, for rows of `x` of the width of `shift`. With a weight it is
-/// an RMS norm: the mean is taken for 0.
+/// `y = (x - mean) r weight (1 + scale) + shift`, for rows of `x` with the width of `shift`. With a weight, this
+/// is an RMS norm: the mean is replaced by 0.
 pub(super) struct NormModulate<'a, C, A> {
     pub(super) x: &'a [A],
     pub(super) shift: &'a [C],
@@ -14,7 +14,7 @@ pub(super) struct NormModulate<'a, C, A> {
     pub(super) weight: Option<&'a [A]>,
     pub(super) eps: f64,
     pub(super) y: &'a mut [C],
-    /// Mean and reciprocal deviation `r` of each row.
+    /// Mean and reciprocal standard deviation `r` of each row.
     pub(super) statistics: &'a mut [A],
 }
 
@@ -50,7 +50,7 @@ impl<C: Stored<A>, A: Real> Vectorised for NormModulate<'_, C, A> {
     }
 }
 
-/// `weight (1 + scale)`.
+/// Computes `weight (1 + scale)`.
 #[inline(always)]
 fn factors<C: Stored<A>, A: Real>(scale: &[C], weight: Option<&[A]>, factor: &mut [A]) {
     let one = A::from_f64(1.0);
@@ -70,8 +70,8 @@ pub(super) struct NormModulateBackward<'a, C, A> {
     pub(super) statistics: &'a [A],
     pub(super) dy: &'a [C],
     pub(super) dx: &'a mut [A],
-    /// Sums over these rows: the gradients of shift and, but for the weight as a factor, scale, one after the
-    /// other.
+    /// Sums over these rows: the gradient of the shift, followed by the gradient of the scale without the factor
+    /// of the weight.
     pub(super) sums: &'a mut [A],
 }
 
@@ -104,7 +104,7 @@ impl<C: Stored<A>, A: Real> Vectorised for NormModulateBackward<'_, C, A> {
                 None => A::from_f64(sum(slope, |slope| slope) / count),
                 Some(_) => A::default(),
             };
-            let along = A::from_f64(product(slope, normal) / count);
+            let along = A::from_f64(dot(slope, normal) / count);
             for ((dx, &slope), &normal) in dx.iter_mut().zip(&*slope).zip(&*normal) {
                 *dx = reciprocal * (slope - average - normal * along);
             }
@@ -119,7 +119,7 @@ impl<C: Stored<A>, A: Real> Vectorised for NormModulateBackward<'_, C, A> {
     }
 }
 
-/// `z = x + gate y`, for rows of the width of `gate`.
+/// `z = x + gate y`, for rows with the width of `gate`.
 pub(super) struct Gate<'a, C, A> {
     pub(super) x: &'a [A],
     pub(super) gate: &'a [C],
@@ -148,7 +148,7 @@ pub(super) struct GateBackward<'a, C, A> {
     pub(super) gate: &'a [C],
     pub(super) gradient: &'a [A],
     pub(super) dy: &'a mut [C],
-    /// The sum over these rows.
+    /// Sum over these rows.
     pub(super) dgate: &'a mut [A],
 }
 

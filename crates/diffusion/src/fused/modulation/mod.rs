@@ -1,4 +1,5 @@
-//! A norm with modulation, `(1 + scale)` and shift, in one pass over the tokens, and gated residuals.
+//! Fused norm with modulation, `norm(x) (1 + scale) + shift`, in one pass over the tokens, and fused gated
+//! residuals, `x + gate y`.
 
 mod cuda;
 mod kernel;
@@ -12,28 +13,28 @@ use torch_ext::kernel::{self as cpu, Element, Input, Output, Real, Stored};
 
 use self::cuda::Modulation;
 use self::kernel::{Gate, GateBackward, NormModulate, NormModulateBackward};
-use super::{cut, cut_mut};
+use super::{image_parts, image_parts_mut};
 use crate::DiffusionError;
 
-/// Tokens that are worked on at once. Sums over the tokens are of these parts, whatever the number of
-/// threads.
+/// Number of tokens per work item. Sums over tokens are computed per item first, so they do not depend on the
+/// number of threads.
 const PART: i64 = 64;
 
-/// What is done to tokens before they are modulated.
+/// The norm of tokens before modulation.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Norm<'w> {
-    /// Layer norm, without weights.
+    /// Layer norm without weights.
     Layer,
-    /// RMS norm, with the weights `[D]`, of the tokens' dtype.
+    /// RMS norm with weights `[D]` in the dtype of the tokens.
     Rms(&'w Tensor),
 }
 
-/// The norm of each token of `x` `[B, T, D]`, times `1 + scale`, plus `shift`, `[B, 1, D]` each.
+/// `norm(x) (1 + scale) + shift` for tokens `x` `[B, T, D]`, with `shift` and `scale` `[B, 1, D]`.
 ///
-/// The result has the dtype of `scale`: under autocast it goes to a linear layer, which would cast it.
-/// `None` where there is no fused form: for other dtypes than float32 tokens with float32 or bfloat16
-/// modulation, or (on the CPU) float64, and on devices other than the CPU and CUDA; on CUDA also for tokens
-/// wider than 5,120, and where kernels cannot be compiled.
+/// The result has the dtype of `scale`: under autocast, the next linear layer would cast it to that dtype.
+/// Returns `None` if there is no fused form: for dtypes other than float32 tokens with float32 or bfloat16
+/// modulation, or (on the CPU) float64; on devices other than the CPU and CUDA; on CUDA also for tokens
+/// wider than 5,120, and if the kernels cannot be compiled.
 pub(crate) fn norm_modulate(
     x: &Tensor,
     norm: Norm<'_>,
@@ -41,7 +42,7 @@ pub(crate) fn norm_modulate(
     scale: &Tensor,
     eps: f64,
 ) -> Result<Option<Tensor>, DiffusionError> {
-    let Some(passes) = passes(x, &[shift, scale])? else {
+    let Some(implementation) = implementation(x, &[shift, scale])? else {
         return Ok(None);
     };
     let mut inputs = vec![x, shift, scale];
@@ -55,12 +56,12 @@ pub(crate) fn norm_modulate(
     let function = FusedNormModulate {
         weighted: inputs.len() == 4,
         eps,
-        passes,
+        implementation,
     };
     Ok(Some(autograd::apply(function, &inputs)?.remove(0)))
 }
 
-/// `x + gate y` for `x` and `y` `[B, T, D]` and `gate` `[B, 1, D]`, with the dtype of `x`; `None` as
+/// `x + gate y` for `x` and `y` `[B, T, D]` and `gate` `[B, 1, D]`, in the dtype of `x`. Returns `None` like
 /// [`norm_modulate`].
 pub(crate) fn gate(
     x: &Tensor,
@@ -70,16 +71,19 @@ pub(crate) fn gate(
     if y.size() != x.size() || y.kind() != gate.kind() || y.device() != x.device() {
         return Ok(None);
     }
-    let Some(passes) = passes(x, &[gate])? else {
+    let Some(implementation) = implementation(x, &[gate])? else {
         return Ok(None);
     };
     Ok(Some(
-        autograd::apply(FusedGate { passes }, &[x, gate, y])?.remove(0),
+        autograd::apply(FusedGate { implementation }, &[x, gate, y])?.remove(0),
     ))
 }
 
-/// The passes for these dtypes, if the tensors have the shapes and the device.
-fn passes(x: &Tensor, conditions: &[&Tensor]) -> Result<Option<Passes>, DiffusionError> {
+/// The implementation for these dtypes, if shapes and devices are suitable.
+fn implementation(
+    x: &Tensor,
+    conditions: &[&Tensor],
+) -> Result<Option<Implementation>, DiffusionError> {
     let size = x.size();
     let &[batch, _, width] = size.as_slice() else {
         return Ok(None);
@@ -100,25 +104,26 @@ fn passes(x: &Tensor, conditions: &[&Tensor]) -> Result<Option<Passes>, Diffusio
     };
     Ok(match (device, x.f_kind()?, condition) {
         (Device::Cuda(_), Kind::Float, _) => {
-            Modulation::new(device, condition, width).map(Passes::Cuda)
+            Modulation::new(device, condition, width).map(Implementation::Cuda)
         }
-        (Device::Cpu, Kind::Float, Kind::Float) => Some(Passes::cpu::<f32, f32>()),
-        (Device::Cpu, Kind::Float, Kind::BFloat16) => Some(Passes::cpu::<bf16, f32>()),
-        (Device::Cpu, Kind::Double, Kind::Double) => Some(Passes::cpu::<f64, f64>()),
+        (Device::Cpu, Kind::Float, Kind::Float) => Some(Implementation::cpu::<f32, f32>()),
+        (Device::Cpu, Kind::Float, Kind::BFloat16) => Some(Implementation::cpu::<bf16, f32>()),
+        (Device::Cpu, Kind::Double, Kind::Double) => Some(Implementation::cpu::<f64, f64>()),
         _ => None,
     })
 }
 
-/// Result and statistics `[B, T, 2]`, of tokens, shift and scale, and the weights of an RMS norm.
+/// Returns the result and the statistics `[B, T, 2]`, from tokens, shift and scale, the weights of an RMS norm, and
+/// eps.
 type NormPass = fn(&[&Tensor; 3], Option<&Tensor>, f64) -> autograd::Result<[Tensor; 2]>;
-/// The gradient of the tokens, and in float32 or float64 the sums over them, `[B, 2, D]`, of the gradient of
-/// the result, and of that times the normalised token; of tokens, scale, statistics and the gradient of
-/// the result.
+/// Returns the gradient of the tokens and, in float32 or float64, two sums over tokens `[B, 2, D]`: of the gradient
+/// of the result, and of that gradient times the normalised token. Arguments: tokens, scale, statistics and the
+/// gradient of the result; the weights of an RMS norm.
 type NormBackwardPass = fn(&[&Tensor; 4], Option<&Tensor>) -> autograd::Result<[Tensor; 2]>;
 
-/// The passes as compiled for one pair of dtypes, and on CUDA for one width.
+/// Forward and backward passes, compiled for one pair of dtypes and, on CUDA, for one width.
 #[derive(Clone)]
-enum Passes {
+enum Implementation {
     Cpu {
         norm_modulate: NormPass,
         norm_modulate_backward: NormBackwardPass,
@@ -128,7 +133,7 @@ enum Passes {
     Cuda(Modulation),
 }
 
-impl Passes {
+impl Implementation {
     fn cpu<C: Stored<A>, A: Real + Stored<A>>() -> Self {
         Self::Cpu {
             norm_modulate: norm_modulate_pass::<C, A>,
@@ -180,10 +185,10 @@ impl Passes {
 }
 
 struct FusedNormModulate {
-    /// Whether it is an RMS norm, whose weights come fourth.
+    /// Whether it is an RMS norm, whose weights are the fourth input.
     weighted: bool,
     eps: f64,
-    passes: Passes,
+    implementation: Implementation,
 }
 
 impl Function for FusedNormModulate {
@@ -206,9 +211,9 @@ impl Function for FusedNormModulate {
         );
         let weight = weight.first().map(|w| w.f_contiguous()).transpose()?;
         let inputs = [&x, &shift, &scale];
-        let [y, statistics] = self
-            .passes
-            .norm_modulate(&inputs, weight.as_ref(), self.eps)?;
+        let [y, statistics] =
+            self.implementation
+                .norm_modulate(&inputs, weight.as_ref(), self.eps)?;
         if context.needs_any_grad() {
             for saved in [&x, &scale, &statistics].into_iter().chain(&weight) {
                 context.save(saved);
@@ -229,7 +234,7 @@ impl Function for FusedNormModulate {
         let weight = self.weighted.then(|| context.saved(3)).transpose()?;
         let inputs = [&x, &scale, &statistics, &dy.f_contiguous()?];
         let [dx, sums] = self
-            .passes
+            .implementation
             .norm_modulate_backward(&inputs, weight.as_ref())?;
         let of = |index| sums.f_narrow(1, index, 1);
         let (dshift, along) = (of(0)?.f_to_kind(scale.kind())?, of(1)?);
@@ -248,7 +253,7 @@ impl Function for FusedNormModulate {
 }
 
 struct FusedGate {
-    passes: Passes,
+    implementation: Implementation,
 }
 
 impl Function for FusedGate {
@@ -262,14 +267,14 @@ impl Function for FusedGate {
         inputs: &[&Tensor],
     ) -> autograd::Result<Outputs> {
         let &[x, gate, y] = inputs else {
-            return Err("it takes tokens, gate and what is gated".into());
+            return Err("it takes tokens, gate and the tensor to gate".into());
         };
         let (x, gate, y) = (x.f_contiguous()?, gate.f_contiguous()?, y.f_contiguous()?);
         if context.needs_any_grad() {
             context.save(&gate);
             context.save(&y);
         }
-        Ok(vec![self.passes.gate(&[&x, &gate, &y])?])
+        Ok(vec![self.implementation.gate(&[&x, &gate, &y])?])
     }
 
     fn backward(
@@ -282,12 +287,12 @@ impl Function for FusedGate {
         };
         let (gate, y) = (context.saved(0)?, context.saved(1)?);
         let inputs = [&gate, &y, &gradient.f_contiguous()?];
-        let [dgate, dy] = self.passes.gate_backward(&inputs)?;
+        let [dgate, dy] = self.implementation.gate_backward(&inputs)?;
         Ok(vec![Some(gradient.shallow_clone()), Some(dgate), Some(dy)])
     }
 }
 
-/// Parts of an image, and elements of a part.
+/// Number of parts per image, and number of elements per part.
 fn parts(count: i64, width: i64) -> (usize, usize) {
     (
         (count as usize).div_ceil(PART as usize),
@@ -312,9 +317,9 @@ fn norm_modulate_pass<C: Stored<A>, A: Real + Stored<A>>(
         let (len, width) = ((count * width) as usize, width as usize);
         let (shift, scale) = (scope.read(&shift), scope.read(&scale));
         let weight = weight.as_ref().map(|weight| scope.read(weight));
-        let mut work: Vec<_> = cut(scope.read(&x), len, part)
-            .zip(cut_mut(y_slice, len, part))
-            .zip(cut_mut(
+        let mut work: Vec<_> = image_parts(scope.read(&x), len, part)
+            .zip(image_parts_mut(y_slice, len, part))
+            .zip(image_parts_mut(
                 statistics_slice,
                 2 * count as usize,
                 2 * PART as usize,
@@ -358,14 +363,14 @@ fn norm_modulate_backward<C: Stored<A>, A: Real + Stored<A>>(
         let (len, width) = ((count * width) as usize, width as usize);
         let scale = scope.read(&scale);
         let weight = weight.as_ref().map(|weight| scope.read(weight));
-        let mut work: Vec<_> = cut(scope.read(&x), len, part)
-            .zip(cut(scope.read(&dy), len, part))
-            .zip(cut(
+        let mut work: Vec<_> = image_parts(scope.read(&x), len, part)
+            .zip(image_parts(scope.read(&dy), len, part))
+            .zip(image_parts(
                 scope.read(&statistics),
                 2 * count as usize,
                 2 * PART as usize,
             ))
-            .zip(cut_mut(dx_slice, len, part))
+            .zip(image_parts_mut(dx_slice, len, part))
             .zip(sums_slice.chunks_mut(2 * width))
             .enumerate()
             .map(|(index, ((((x, dy), statistics), dx), sums))| {
@@ -400,9 +405,9 @@ fn gate_pass<C: Stored<A>, A: Real + Stored<A>>(inputs: &[&Tensor; 3]) -> autogr
         let (parts, part) = parts(count, width);
         let (len, width) = ((count * width) as usize, width as usize);
         let gate = scope.read(&gate);
-        let mut work: Vec<_> = cut(scope.read(&x), len, part)
-            .zip(cut(scope.read(&y), len, part))
-            .zip(cut_mut(z_slice, len, part))
+        let mut work: Vec<_> = image_parts(scope.read(&x), len, part)
+            .zip(image_parts(scope.read(&y), len, part))
+            .zip(image_parts_mut(z_slice, len, part))
             .enumerate()
             .map(|(index, ((x, y), z))| {
                 Some(Gate {
@@ -435,9 +440,9 @@ fn gate_backward<C: Stored<A>, A: Real + Stored<A>>(
     cpu::run(|scope| {
         let (len, width) = ((count * width) as usize, width as usize);
         let gate = scope.read(&gate);
-        let mut work: Vec<_> = cut(scope.read(&y), len, part)
-            .zip(cut(scope.read(&gradient), len, part))
-            .zip(cut_mut(dy_slice, len, part))
+        let mut work: Vec<_> = image_parts(scope.read(&y), len, part)
+            .zip(image_parts(scope.read(&gradient), len, part))
+            .zip(image_parts_mut(dy_slice, len, part))
             .zip(dgate_slice.chunks_mut(width))
             .enumerate()
             .map(|(index, (((y, gradient), dy), dgate))| {

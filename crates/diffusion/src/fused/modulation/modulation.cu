@@ -1,12 +1,12 @@
-// Norm with modulation, gated residuals, and the gradients of both, in one pass over the tokens each.
-// The formulas are those of `kernel.rs`. Sums over tokens are of parts of an image first, then of the parts in
-// order, so that they have the same bits each time.
+// Norm with modulation, gated residuals, and the gradients of both, each in one pass over the tokens.
+// The formulas are those of `kernel.rs`. Sums over tokens are computed per part of an image first, then over the
+// parts in order, so that they have the same bits each time.
 //
-// Defined besides the prelude's: CONDITION, float or bf16, the dtype of modulation and of what goes to the
-// linear layers; tokens are float.
+// Besides the prelude's macros, each program defines CONDITION, float or bf16: the dtype of the modulation and of
+// the inputs of linear layers. Tokens are float.
 #include "prelude.cuh"
 
-// From `scale` to `weight (1 + scale)`.
+// Replaces `scale` by `weight (1 + scale)`; a missing weight counts as 1.
 __device__ inline void factors(const float *weight, int vector, float (&scale)[VEC]) {
   float of[VEC];
   if (weight)
@@ -16,8 +16,8 @@ __device__ inline void factors(const float *weight, int vector, float (&scale)[V
     scale[i] = weight ? (1.0f + scale[i]) * of[i] : 1.0f + scale[i];
 }
 
-// `y = (x - mean) r weight (1 + scale) + shift` for `tokens` tokens, `count` an image; `statistics`
-// [tokens, 2] takes mean and `r`. Without a weight it is 1; with one, the mean is taken for 0.
+// `y = (x - mean) r weight (1 + scale) + shift` for `tokens` tokens, `count` per image. Writes mean and `r` to
+// `statistics` [tokens, 2]. A missing weight counts as 1; with a weight, the mean is replaced by 0.
 KERNEL(norm_modulate, (const float *x, const CONDITION *shift, const CONDITION *scale, const float *weight,
                        CONDITION *y, float *statistics, int tokens, int count, float eps)) {
   const int token = blockIdx.x * TOKENS + own_token();
@@ -68,8 +68,8 @@ KERNEL(norm_modulate, (const float *x, const CONDITION *shift, const CONDITION *
   }
 }
 
-// Writes N sums over a block's tokens to `out` [N, WIDTH], of what each thread summed over its own ones:
-// token after token.
+// Writes N sums over a block's tokens to `out` [N, WIDTH], from each thread's sums over its own tokens, in a fixed
+// order.
 template <int N> __device__ inline void sum_over_block(const float (&own)[N][PIECES][VEC], float *out) {
   __shared__ float columns[WIDTH];
   for (int n = 0; n < N; ++n) {
@@ -94,9 +94,9 @@ template <int N> __device__ inline void sum_over_block(const float (&own)[N][PIE
   }
 }
 
-// The gradients of `norm_modulate`. A block has one of `parts` parts of an image, of `tokens_of_part`
-// tokens; `sums` [batch, parts, 2, WIDTH] takes its share of the gradients of shift and, but for the weight,
-// scale.
+// The gradients of `norm_modulate`. Each block processes one of `parts` parts of an image, with `tokens_of_part`
+// tokens, and writes its partial sums of the gradients of the shift and, without the factor of the weight, of the
+// scale to `sums` [batch, parts, 2, WIDTH].
 KERNEL(norm_modulate_backward, (const float *x, const CONDITION *scale, const float *weight,
                                 const float *statistics, const CONDITION *dy, float *dx, float *sums,
                                 int count, int parts, int tokens_of_part)) {
@@ -109,7 +109,7 @@ KERNEL(norm_modulate_backward, (const float *x, const CONDITION *scale, const fl
     const size_t token = image * count + (valid ? first + own_token() : begin);
     const float mean = statistics[2 * token], reciprocal = statistics[2 * token + 1];
     float normal[PIECES][VEC] = {}, slope[PIECES][VEC] = {};
-    // Of the slopes, and along the normalised token.
+    // Sum of the slopes, and their dot product with the normalised token.
     float products[2] = {};
 #pragma unroll
     for (int k = 0; k < PIECES; ++k) {
@@ -148,7 +148,7 @@ KERNEL(norm_modulate_backward, (const float *x, const CONDITION *scale, const fl
   sum_over_block(own, sums + size_t(blockIdx.x) * 2 * WIDTH);
 }
 
-// `z = x + gate y` for `tokens` tokens, `count` an image.
+// `z = x + gate y` for `tokens` tokens, `count` per image.
 KERNEL(gate, (const float *x, const CONDITION *gate, const CONDITION *y, float *z, int tokens, int count)) {
   const int token = blockIdx.x * TOKENS + own_token();
   if (token >= tokens)
@@ -170,7 +170,7 @@ KERNEL(gate, (const float *x, const CONDITION *gate, const CONDITION *y, float *
   }
 }
 
-// The gradients of `x + gate y` with respect to `y` and `gate`; parts as above, `sums` [batch, parts, 1,
+// The gradients of `x + gate y` with respect to `y` and `gate`. Parts are as above; `sums` is [batch, parts, 1,
 // WIDTH].
 KERNEL(gate_backward, (const CONDITION *y, const CONDITION *gate, const float *gradient, CONDITION *dy,
                        float *sums, int count, int parts, int tokens_of_part)) {
@@ -200,8 +200,8 @@ KERNEL(gate_backward, (const CONDITION *y, const CONDITION *gate, const float *g
   sum_over_block(own, sums + size_t(blockIdx.x) * WIDTH);
 }
 
-// The sums of `sums` [batch, parts, kinds, WIDTH] over the parts, in their order, to `result` [batch, kinds,
-// WIDTH]. A block has BLOCK columns of one kind of one image.
+// Sums `sums` [batch, parts, kinds, WIDTH] over the parts, in order, to `result` [batch, kinds, WIDTH]. Each block
+// processes BLOCK columns of one kind of one image.
 KERNEL(sum_parts, (const float *sums, float *result, int parts, int kinds)) {
   const int pieces = (WIDTH + BLOCK - 1) / BLOCK;
   const int column = blockIdx.x % pieces * BLOCK + threadIdx.x;

@@ -4,7 +4,7 @@ use torch_ext::{TorchError, device};
 
 use super::super::tests::{assert_close, random, run};
 use super::cuda::Modulation;
-use super::{FusedGate, FusedNormModulate, Norm, Passes, gate, norm_modulate};
+use super::{FusedGate, FusedNormModulate, Implementation, Norm, gate, norm_modulate};
 use crate::DiffusionError;
 use crate::dual::Activation;
 
@@ -12,13 +12,13 @@ fn torch(error: DiffusionError) -> TorchError {
     TorchError::Libtorch(error.to_string())
 }
 
-/// Of an RMS norm.
+/// Weights of an RMS norm.
 fn weights(width: i64, kind: Kind) -> Tensor {
     let weights = random(5, [1, 1, width], kind) * 0.3 + 1.0;
     weights.view(width).detach().set_requires_grad(true)
 }
 
-/// Tokens, shift and scale, and the weights of an RMS norm if there are any, as layers compute them.
+/// The composed form for tokens, shift and scale, and optionally the weights of an RMS norm.
 fn composed(i: &[Tensor]) -> Tensor {
     let width = i[0].size()[2];
     let normal = match i.get(3) {
@@ -28,7 +28,7 @@ fn composed(i: &[Tensor]) -> Tensor {
     normal.modulate(&i[1], &i[2]).unwrap()
 }
 
-/// The same, fused.
+/// The fused form for the same inputs.
 fn fused(i: &[Tensor]) -> Tensor {
     let norm = i.get(3).map_or(Norm::Layer, Norm::Rms);
     let y = norm_modulate(&i[0], norm, &i[1], &i[2], 1e-6).unwrap();
@@ -37,7 +37,7 @@ fn fused(i: &[Tensor]) -> Tensor {
     y
 }
 
-/// With and without the weights of an RMS norm.
+/// The inputs without and with the weights of an RMS norm.
 fn both_norms(inputs: [Tensor; 3]) -> [Vec<Tensor>; 2] {
     let layer = Vec::from(inputs);
     let mut rms: Vec<Tensor> = layer.iter().map(Tensor::shallow_clone).collect();
@@ -46,7 +46,7 @@ fn both_norms(inputs: [Tensor; 3]) -> [Vec<Tensor>; 2] {
 }
 
 #[test]
-fn gradients_are_those_of_finite_differences() {
+fn gradients_agree_with_finite_differences() {
     let (x, y) = (
         random(1, [2, 3, 17], Kind::Double),
         random(2, [2, 3, 17], Kind::Double),
@@ -63,7 +63,7 @@ fn gradients_are_those_of_finite_differences() {
 }
 
 #[test]
-fn they_equal_the_composition() {
+fn they_agree_with_the_composed_form() {
     for size @ [batch, _, width] in [[1, 1, 1], [2, 65, 24], [3, 200, 48], [2, 64, 33]] {
         for (kind, limit) in [(Kind::Float, 3e-6), (Kind::BFloat16, 8e-3)] {
             let [a, b] = [3, 4].map(|seed| random(seed, [batch, 1, width], kind));
@@ -79,7 +79,8 @@ fn they_equal_the_composition() {
     }
 }
 
-/// Slices of a modulation, and tokens that are not contiguous; the result as the tokens lie.
+/// Applies `function` to slices of a modulation and to non-contiguous tokens; returns the result in the layout of the
+/// tokens.
 fn slices(on: Device, function: impl Fn(&[Tensor]) -> Tensor) -> Vec<Tensor> {
     let inputs = [
         random(2, [4, 24, 6], Kind::Float).to_device(on),
@@ -94,7 +95,7 @@ fn slices(on: Device, function: impl Fn(&[Tensor]) -> Tensor) -> Vec<Tensor> {
 }
 
 #[test]
-fn slices_of_a_modulation_are_taken_as_they_are() {
+fn slices_and_non_contiguous_tokens_are_supported() {
     let (found, plain) = (slices(Device::Cpu, fused), slices(Device::Cpu, composed));
     assert_close(&found, &plain, 3e-6);
 }
@@ -119,7 +120,7 @@ fn the_bits_do_not_depend_on_the_number_of_threads() {
 }
 
 #[test]
-fn what_has_no_fused_form_is_left_to_the_composition() {
+fn unsupported_inputs_have_no_fused_form() {
     let (x, a) = (
         random(1, [2, 3, 8], Kind::Float),
         random(2, [2, 1, 8], Kind::Float),
@@ -141,8 +142,7 @@ fn what_has_no_fused_form_is_left_to_the_composition() {
     assert!(gate(&x, &a, &x.to_kind(Kind::BFloat16)).unwrap().is_none());
 }
 
-/// Widths of one and of several warps, of whole vectors and single numbers; parts of an image that are
-/// not full.
+/// Sizes with one or several warps per token, with vectors or single numbers, and with incomplete parts of an image.
 const CUDA_SIZES: [[i64; 3]; 5] = [
     [1, 1, 1],
     [2, 65, 24],
@@ -151,7 +151,7 @@ const CUDA_SIZES: [[i64; 3]; 5] = [
     [2, 7, 33],
 ];
 
-/// Fused by `norm` and `gated`, against the composition; where they return the tensors is all the same.
+/// Compares the fused forms `norm` and `gated` with the composed forms, and checks that they are reproducible.
 fn assert_cuda_agrees(
     size: [i64; 3],
     kind: Kind,
@@ -179,13 +179,14 @@ fn assert_cuda_agrees(
 }
 
 #[test]
-fn emulated_cuda_kernels_equal_the_composition() {
-    let passes = |kind, width| Passes::Cuda(Modulation::emulated(kind, width).unwrap());
+fn emulated_cuda_kernels_agree_with_the_composed_form() {
+    let implementation =
+        |kind, width| Implementation::Cuda(Modulation::emulated(kind, width).unwrap());
     let apply = |i: &[Tensor]| {
         let function = FusedNormModulate {
             weighted: i.len() == 4,
             eps: 1e-6,
-            passes: passes(i[1].kind(), i[0].size()[2]),
+            implementation: implementation(i[1].kind(), i[0].size()[2]),
         };
         let inputs: Vec<&Tensor> = i.iter().collect();
         let y = autograd::apply(function, &inputs).unwrap().remove(0);
@@ -196,7 +197,7 @@ fn emulated_cuda_kernels_equal_the_composition() {
         for kind in [Kind::Float, Kind::BFloat16] {
             let apply_gate = |i: &[Tensor]| {
                 let function = FusedGate {
-                    passes: passes(kind, size[2]),
+                    implementation: implementation(kind, size[2]),
                 };
                 let y = autograd::apply(function, &[&i[0], &i[1], &i[2]]);
                 y.unwrap().remove(0)
@@ -215,7 +216,7 @@ mod needs_cuda {
 
     #[test]
     #[ignore = "needs a CUDA device: `cargo xtask test --cuda`"]
-    fn a_cuda_device_computes_what_the_composition_does() {
+    fn kernels_on_a_cuda_device_agree_with_the_composed_form() {
         device::load_cuda().unwrap();
         let on = Device::Cuda(0);
         let gated = |i: &[Tensor]| gate(&i[0], &i[1], &i[2]).unwrap().expect("a fused form");

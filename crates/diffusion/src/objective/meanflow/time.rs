@@ -6,8 +6,8 @@ use crate::{DiffusionError, check};
 
 /// How the times `r <= t` of a step are drawn (`sample_time_steps` upstream).
 ///
-/// Two numbers are drawn for a sample; the smaller is `r`, the larger `t`. For a share of the
-/// samples, `r` is then moved to `t`: there the objective is plain flow matching.
+/// Two numbers are drawn per sample: the smaller is `r`, the larger is `t`. For a fraction of the
+/// samples, `r` is then set to `t`; there the objective is plain flow matching.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TimeSampling {
@@ -17,12 +17,12 @@ pub struct TimeSampling {
     pub mu: f64,
     /// Logit-normal: the standard deviation before the sigmoid, 0 or more.
     pub sigma: f64,
-    /// The share of samples with `r` apart from `t`, in [0, 1].
+    /// The fraction of samples in which `r` differs from `t`, in [0, 1].
     pub ratio_r_not_equal_t: f64,
 }
 
 impl Default for TimeSampling {
-    /// The paper's: logit-normal(-0.4, 1), 25 % of samples with `r` apart from `t`.
+    /// The paper's settings: logit-normal(-0.4, 1), and `r` differs from `t` in 25 % of the samples.
     fn default() -> Self {
         Self {
             distribution: TimeDistribution::LogitNormal,
@@ -50,7 +50,7 @@ pub struct Times {
     pub r: Tensor,
     /// End times, `[B]`.
     pub t: Tensor,
-    /// Where `r` was moved to `t`, `[B]` boolean.
+    /// Where `r` was set to `t`, `[B]` boolean.
     pub equal: Tensor,
 }
 
@@ -58,7 +58,7 @@ impl TimeSampling {
     /// Checks the settings.
     ///
     /// # Errors
-    /// Names the first setting with a value it may not have.
+    /// The first setting with an invalid value, by name.
     pub fn validate(&self) -> Result<(), DiffusionError> {
         let Self {
             mu,
@@ -73,26 +73,26 @@ impl TimeSampling {
         check::setting(fits, "ratio_r_not_equal_t", ratio, "between 0 and 1")
     }
 
-    /// Draws the times of `batch` samples, float32 on the generator's device: first all times,
-    /// then which samples have `r = t`.
+    /// Draws the times of `batch` samples, float32 on the generator's device: first the times of all
+    /// samples, then which samples have `r = t`.
     ///
     /// # Errors
-    /// A negative batch.
+    /// `batch` is negative.
     pub fn draw(&self, batch: i64, generator: &mut Generator) -> Result<Times, DiffusionError> {
         let size = [batch, 2];
         let numbers = match self.distribution {
             TimeDistribution::Uniform => generator.rand(&size, Kind::Float)?,
             TimeDistribution::LogitNormal => generator.randn(&size, Kind::Float)?,
         };
-        self.given(&numbers, &generator.rand(&[batch], Kind::Float)?)
+        self.times_from(&numbers, &generator.rand(&[batch], Kind::Float)?)
     }
 
-    /// The times that the `numbers` `[B, 2]`, uniform or standard normal as the distribution is,
-    /// and the uniform numbers `mask` `[B]` stand for.
+    /// Maps random numbers to times. `numbers` `[B, 2]` are uniform or standard normal, according to
+    /// the distribution; `mask` `[B]` is uniform and decides which samples have `r = t`.
     ///
     /// # Errors
-    /// Shapes that do not fit together.
-    pub fn given(&self, numbers: &Tensor, mask: &Tensor) -> Result<Times, DiffusionError> {
+    /// The shapes do not match.
+    pub fn times_from(&self, numbers: &Tensor, mask: &Tensor) -> Result<Times, DiffusionError> {
         check::shape("the numbers for times", numbers, &[-1, 2])?;
         let (batch, _) = numbers.size2()?;
         check::shape("the numbers for r = t", mask, &[batch])?;

@@ -3,14 +3,14 @@ use tch::Tensor;
 
 use crate::DiffusionError;
 
-/// What becomes of a sample's squared error `e`, a sum over C, H and W. Denominators are held
-/// constant: no gradient passes through them.
+/// The weighting of a sample's squared error `e`, a sum over C, H and W. Denominators are constants:
+/// no gradient passes through them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Weighting {
-    /// `e / (e + 0.01)^p`: the paper's and its official code's.
+    /// `e / (e + 0.01)^p`, as in the paper and its official code.
     Adaptive,
-    /// `e^2 / (e^2 + 0.001)^p`: that of github.com/zhuyu-cs/MeanFlow, which squares once more.
+    /// `e^2 / (e^2 + 0.001)^p`, as in github.com/zhuyu-cs/MeanFlow, which squares the error once more.
     AdaptiveSquared,
     /// `e`.
     Uniform,

@@ -1,4 +1,4 @@
-//! Against upstream's numbers, with what lies between the images and the distance.
+//! Comparison with upstream's numbers, including intermediate results.
 
 use tch::{Device, Kind, Tensor};
 use torch_ext::Params;
@@ -13,7 +13,7 @@ fn every_stage_and_the_gradient_follow_upstream() {
     let widths = [0, 1, 2, 3, 4].map(|index: usize| widths[index].as_i64().unwrap());
     let params = Params::new(Device::Cpu, 0).unwrap();
     let lpips = Lpips::new(&params.root(), widths).unwrap();
-    // The constants must be right, not only loaded.
+    // The constants are checked before loading, which would overwrite wrong ones.
     let constants = params.state_dict().into_iter().take(2);
     for ((name, ours), (_, theirs)) in constants.zip(["shift", "scale"].map(|name| {
         let name = format!("scaling_layer.{name}");
@@ -49,7 +49,7 @@ fn every_stage_and_the_gradient_follow_upstream() {
     }
 }
 
-/// Two channels of three pixels: all zero, below the bound, and ordinary.
+/// Two channels of three pixels: one is all zero, one below the bound, one ordinary.
 fn features() -> Tensor {
     let features = Tensor::from_slice(&[0f32, 1e-16, 1., 0., 3e-16, 2.]).view([1, 2, 3, 1]);
     features.set_requires_grad(true)

@@ -1,10 +1,10 @@
 use diffusion::meanflow::{Direction, MeanFlowSit};
 use diffusion::samplers::{Method, Sampler, SamplerConfig};
-use diffusion::{Denoiser, DiffusionError, Mode, Path, SitConfig, drop_labels};
+use diffusion::{Denoiser, DiffusionError, Interpolant, Mode, SitConfig, drop_labels};
 use tch::{Device, Kind, Tensor};
 use torch_ext::autocast;
 
-use super::{awake, batch, build, generator, in_double, largest, open, tiny};
+use super::{batch, build, generator, in_double, largest, open, randomised, tiny};
 
 #[test]
 fn forward_follows_upstream() {
@@ -12,7 +12,7 @@ fn forward_follows_upstream() {
 }
 
 #[test]
-#[ignore = "its data is not in the tree; IREPA_GOLDEN names a folder that has it"]
+#[ignore = "its data is not in the repository; IREPA_GOLDEN names a folder that contains it"]
 fn a_larger_forward_follows_upstream() {
     forward("forward");
 }
@@ -84,8 +84,8 @@ fn the_derivative_equals_a_finite_difference_in_float64() {
 }
 
 #[test]
-fn the_value_and_its_gradients_are_those_of_the_plain_network_and_the_tangent_has_none() {
-    let (params, network) = awake(&tiny());
+fn the_value_and_its_gradients_equal_the_plain_network_and_the_tangent_has_no_gradient() {
+    let (params, network) = randomised(&tiny());
     let [z, r, t, y, v] = batch(Kind::Float);
     let direction = Direction::along(&v);
     let gradients = |u: &Tensor, hidden: &Tensor| {
@@ -112,7 +112,7 @@ fn the_value_and_its_gradients_are_those_of_the_plain_network_and_the_tangent_ha
 
 #[test]
 fn without_gradients_the_derivative_is_the_same() {
-    let (_params, network) = awake(&tiny());
+    let (_params, network) = randomised(&tiny());
     let [z, r, t, y, v] = batch(Kind::Float);
     let run = || network.jvp(&z, &r, &t, &y, &Direction::along(&v)).unwrap();
     let recorded = run();
@@ -122,8 +122,8 @@ fn without_gradients_the_derivative_is_the_same() {
 }
 
 #[test]
-fn samples_of_a_batch_do_not_see_each_other() {
-    // More scores than are held at once, so that attention goes through the batch in parts.
+fn samples_of_a_batch_are_independent() {
+    // The batch has more attention scores than are computed at once, so the tangent is computed in parts.
     let config = SitConfig {
         input_size: 32,
         num_heads: 8,
@@ -149,7 +149,7 @@ fn samples_of_a_batch_do_not_see_each_other() {
 
 #[test]
 fn bfloat16_autocast_stays_near_float32() {
-    let (params, network) = awake(&tiny());
+    let (params, network) = randomised(&tiny());
     for mut weight in params.trainable() {
         let _ = tch::no_grad(|| weight.f_mul_scalar_(0.5).unwrap());
     }
@@ -169,8 +169,8 @@ fn bfloat16_autocast_stays_near_float32() {
 }
 
 #[test]
-fn as_a_denoiser_it_is_the_velocity_at_t() {
-    let (_params, network) = awake(&tiny());
+fn as_a_denoiser_it_predicts_the_velocity_at_t() {
+    let (_params, network) = randomised(&tiny());
     let [z, _, t, y, _] = batch(Kind::Float);
     let expected = network.forward(&z, &t, &t, &y).unwrap();
     let denoiser: &dyn Denoiser = &network;
@@ -197,14 +197,14 @@ fn as_a_denoiser_it_is_the_velocity_at_t() {
         num_steps: 2,
         ..SamplerConfig::default()
     };
-    let sampler = Sampler::new(config, Path::Linear).unwrap();
+    let sampler = Sampler::new(config, Interpolant::Linear).unwrap();
     let images = sampler.sample(denoiser, &z, &y, &mut generator(0), |_| {});
     assert_eq!(images.unwrap().size(), z.size());
 }
 
 #[test]
 fn wrong_shapes_and_labels_are_named() {
-    let (_params, network) = awake(&tiny());
+    let (_params, network) = randomised(&tiny());
     let [z, r, t, y, v] = batch(Kind::Float);
     let message = |result: Result<_, DiffusionError>| result.err().unwrap().to_string();
     let forward = |z: &Tensor, r: &Tensor, t: &Tensor, y: &Tensor| {

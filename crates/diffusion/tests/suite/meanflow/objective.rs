@@ -1,16 +1,16 @@
 use diffusion::meanflow::MeanFlowSit;
 use diffusion::objective::meanflow::{
-    Draws, MeanFlow, Noisy, TimeDistribution, TimeSampling, Weighting,
+    MeanFlow, NoisyBatch, RandomInputs, TimeDistribution, TimeSampling, Weighting,
 };
-use diffusion::{Denoiser, DiffusionError, Path, SitConfig, drop_labels};
+use diffusion::{Denoiser, DiffusionError, Interpolant, SitConfig, drop_labels};
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Params, autocast};
 
-use super::{awake, batch, build, generator, largest, open, tiny};
+use super::{batch, build, generator, largest, open, randomised, tiny};
 use crate::golden::Golden;
 
-/// The settings of a golden case and of its random numbers, which the page holds.
-fn settings(golden: &Golden) -> (MeanFlow, Draws) {
+/// The settings and the random inputs of a golden case.
+fn settings(golden: &Golden) -> (MeanFlow, RandomInputs) {
     let loss = golden.config("loss");
     let number = |key: &str| loss[key].as_f64().unwrap();
     let objective = MeanFlow {
@@ -25,7 +25,7 @@ fn settings(golden: &Golden) -> (MeanFlow, Draws) {
         cfg_max_t: number("cfg_max_t"),
         ..MeanFlow::default()
     };
-    let draws = Draws {
+    let random_inputs = RandomInputs {
         dropped: golden
             .tensor("in.drop_uniform")
             .lt(number("label_dropout_prob")),
@@ -33,16 +33,18 @@ fn settings(golden: &Golden) -> (MeanFlow, Draws) {
         t: golden.tensor("in.t"),
         noise: golden.tensor("in.noise"),
     };
-    (objective, draws)
+    (objective, random_inputs)
 }
 
 fn loss_follows_upstream(case: &str) {
     let golden = open(case);
     let (params, network) = build(&golden, 2);
-    let (objective, draws) = settings(&golden);
+    let (objective, random_inputs) = settings(&golden);
     let [x, y] = ["in.x", "in.y"].map(|key| golden.tensor(key));
 
-    let noisy = objective.given(&network, &x, &y, &draws).unwrap();
+    let noisy = objective
+        .add_noise(&network, &x, &y, &random_inputs)
+        .unwrap();
     golden.check("out.z_t", &noisy.z);
     golden.check("out.v_t", &noisy.velocity);
     golden.check("out.labels_dropped", &noisy.labels);
@@ -51,7 +53,7 @@ fn loss_follows_upstream(case: &str) {
 
     let rows = |mask: &Tensor| mask.nonzero().flatten(0, -1);
     let (guided, others) = (rows(&noisy.guided), rows(&noisy.guided.logical_not()));
-    // The same calls make up upstream's step; ours takes both derivatives in the pass of u.
+    // Upstream's step consists of these calls; this implementation computes both derivatives in the pass of u.
     let (batch, count) = (x.size()[0], guided.size()[0]);
     let sizes = [batch, 2 * count, count, batch - count];
     golden.check("out.model_batch_sizes", &Tensor::from_slice(&sizes));
@@ -103,13 +105,13 @@ fn the_guided_loss_weighted_adaptively_and_its_gradients_follow_upstream() {
 }
 
 #[test]
-#[ignore = "its data is not in the tree; IREPA_GOLDEN names a folder that has it"]
+#[ignore = "its data is not in the repository; IREPA_GOLDEN names a folder that contains it"]
 fn the_guided_loss_and_its_gradients_follow_upstream() {
     loss_follows_upstream("loss_cfg_uniform");
 }
 
 #[test]
-#[ignore = "its data is not in the tree; IREPA_GOLDEN names a folder that has it"]
+#[ignore = "its data is not in the repository; IREPA_GOLDEN names a folder that contains it"]
 fn the_loss_weighted_adaptively_and_its_gradients_follow_upstream() {
     loss_follows_upstream("loss_nocfg_adaptive");
 }
@@ -136,7 +138,7 @@ fn times_follow_upstream() {
             ratio_r_not_equal_t: number("ratio_r_not_equal_t"),
         };
         let mask = golden.tensor("in.mask_uniform");
-        let times = sampling.given(&golden.tensor(numbers), &mask).unwrap();
+        let times = sampling.times_from(&golden.tensor(numbers), &mask).unwrap();
         golden.check(&format!("out.r.{index}"), &times.r);
         golden.check(&format!("out.t.{index}"), &times.t);
         let equal = times.equal.to_kind(Kind::Int64);
@@ -150,7 +152,7 @@ fn images() -> (Tensor, Tensor) {
     (x0, Tensor::from_slice(&[0i64, 1, 2, 0]))
 }
 
-/// Guided as the paper guides its largest model.
+/// The guidance settings of the paper's largest model.
 fn guided() -> MeanFlow {
     MeanFlow {
         cfg_omega: 0.2,
@@ -160,8 +162,8 @@ fn guided() -> MeanFlow {
 }
 
 #[test]
-fn numbers_are_drawn_in_upstreams_order() {
-    let (_params, network) = awake(&SitConfig {
+fn random_numbers_are_drawn_in_upstreams_order() {
+    let (_params, network) = randomised(&SitConfig {
         class_dropout: 0.5,
         ..tiny()
     });
@@ -170,16 +172,16 @@ fn numbers_are_drawn_in_upstreams_order() {
     let mut source = generator(11);
     let noisy = objective.draw(&network, &x0, &labels, &mut source).unwrap();
 
-    // Label dropout, times, which of them are equal, noise.
+    // Label dropout, times, which samples have equal times, noise.
     let mut again = generator(11);
     let drop = again.rand(&[4], Kind::Float).unwrap();
     let normal = again.randn(&[4, 2], Kind::Float).unwrap();
     let mask = again.rand(&[4], Kind::Float).unwrap();
     let noise = again.randn(&[4, 3, 8, 8], Kind::Float).unwrap();
     assert_eq!(source.state().unwrap(), again.state().unwrap());
-    let times = objective.time.given(&normal, &mask).unwrap();
+    let times = objective.time.times_from(&normal, &mask).unwrap();
     assert_eq!((noisy.r, &noisy.t), (times.r, &times.t));
-    let (z, velocity) = objective.path.at(&x0, &noise, &times.t).unwrap();
+    let (z, velocity) = objective.path.interpolate(&x0, &noise, &times.t).unwrap();
     assert_eq!((noisy.z, noisy.velocity), (z, velocity));
     let dropped = drop_labels(&labels, &drop, 0.5, 3).unwrap();
     assert_eq!(noisy.labels, dropped);
@@ -188,7 +190,7 @@ fn numbers_are_drawn_in_upstreams_order() {
 
 #[test]
 fn the_loss_has_the_gradients_of_the_two_pass_form() {
-    let (params, network) = awake(&tiny());
+    let (params, network) = randomised(&tiny());
     let (x0, labels) = images();
     let objective = guided();
     let noisy = objective.draw(&network, &x0, &labels, &mut generator(4));
@@ -213,7 +215,7 @@ fn the_loss_has_the_gradients_of_the_two_pass_form() {
 
 #[test]
 fn where_r_equals_t_the_target_is_the_velocity() {
-    let (_params, network) = awake(&tiny());
+    let (_params, network) = randomised(&tiny());
     let (x0, labels) = images();
     let objective = MeanFlow {
         time: TimeSampling {
@@ -230,8 +232,8 @@ fn where_r_equals_t_the_target_is_the_velocity() {
 }
 
 #[test]
-fn a_share_of_the_samples_has_r_before_t() {
-    let share = |ratio_r_not_equal_t| {
+fn the_configured_fraction_of_samples_has_r_before_t() {
+    let fraction = |ratio_r_not_equal_t| {
         let sampling = TimeSampling {
             ratio_r_not_equal_t,
             ..TimeSampling::default()
@@ -241,13 +243,13 @@ fn a_share_of_the_samples_has_r_before_t() {
         let apart = times.r.lt_tensor(&times.t).to_kind(Kind::Float);
         apart.mean(None).double_value(&[])
     };
-    assert_eq!((share(0.0), share(1.0)), (0.0, 1.0));
-    assert!((share(0.25) - 0.25).abs() < 0.02);
+    assert_eq!((fraction(0.0), fraction(1.0)), (0.0, 1.0));
+    assert!((fraction(0.25) - 0.25).abs() < 0.02);
 }
 
 #[test]
-fn the_window_of_guidance_has_both_ends_and_no_dropped_labels() {
-    let (_params, network) = awake(&tiny());
+fn the_guidance_interval_includes_both_ends_and_excludes_dropped_labels() {
+    let (_params, network) = randomised(&tiny());
     let objective = MeanFlow {
         cfg_min_t: 0.1,
         cfg_max_t: 0.8,
@@ -255,14 +257,16 @@ fn the_window_of_guidance_has_both_ends_and_no_dropped_labels() {
     };
     let t = Tensor::from_slice(&[0.1f32, 0.8, 0.8 + 1e-7, 0.1 - 1e-8, 0.5]);
     let x0 = Tensor::ones([5, 3, 8, 8], (Kind::Float, Device::Cpu));
-    let draws = Draws {
+    let random_inputs = RandomInputs {
         dropped: Tensor::from_slice(&[false, false, false, false, true]),
         r: &t * 0.5,
         t,
         noise: x0.zeros_like(),
     };
     let labels = Tensor::from_slice(&[0i64; 5]);
-    let noisy = objective.given(&network, &x0, &labels, &draws).unwrap();
+    let noisy = objective
+        .add_noise(&network, &x0, &labels, &random_inputs)
+        .unwrap();
     let expected = Tensor::from_slice(&[true, true, false, false, false]);
     assert_eq!(noisy.guided, expected);
     assert_eq!(noisy.labels, Tensor::from_slice(&[0i64, 0, 0, 0, 3]));
@@ -276,8 +280,8 @@ fn the_window_of_guidance_has_both_ends_and_no_dropped_labels() {
 }
 
 #[test]
-fn guidance_that_acts_nowhere_changes_nothing() {
-    let (_params, network) = awake(&tiny());
+fn guidance_without_guided_samples_changes_nothing() {
+    let (_params, network) = randomised(&tiny());
     let (x0, labels) = images();
     let none = MeanFlow::default();
     let outside = MeanFlow {
@@ -294,7 +298,7 @@ fn guidance_that_acts_nowhere_changes_nothing() {
 
 #[test]
 fn autocast_trains_all_weights_with_float32_losses() {
-    let (params, network) = awake(&tiny());
+    let (params, network) = randomised(&tiny());
     let (x0, labels) = images();
     let objective = guided();
     let noisy = objective.draw(&network, &x0, &labels, &mut generator(4));
@@ -320,7 +324,7 @@ fn autocast_trains_all_weights_with_float32_losses() {
 #[test]
 fn the_adaptive_loss_does_not_pass_gradients_through_its_weight() {
     let error = Tensor::from_slice(&[0.5f64, 4.0]).set_requires_grad(true);
-    let noisy = |velocity: Tensor| Noisy {
+    let noisy = |velocity: Tensor| NoisyBatch {
         z: velocity.shallow_clone(),
         r: Tensor::from_slice(&[0.0, 0.0]),
         t: Tensor::from_slice(&[1.0, 1.0]),
@@ -413,7 +417,7 @@ fn settings_out_of_range_are_named() {
     ] {
         assert_eq!(message(objective), expected);
     }
-    let (_params, network) = awake(&tiny());
+    let (_params, network) = randomised(&tiny());
     let (x0, labels) = images();
     let bad = MeanFlow {
         adaptive_p: -1.0,
@@ -424,7 +428,7 @@ fn settings_out_of_range_are_named() {
 }
 
 #[test]
-fn guidance_and_dropped_labels_need_a_null_class() {
+fn guidance_needs_a_null_class() {
     let params = Params::new(Device::Cpu, 0).unwrap();
     let config = SitConfig {
         class_dropout: 0.0,
@@ -446,7 +450,7 @@ fn guidance_and_dropped_labels_need_a_null_class() {
 
 #[test]
 fn wrong_shapes_are_named() {
-    let (_params, network) = awake(&tiny());
+    let (_params, network) = randomised(&tiny());
     let (x0, labels) = images();
     let objective = MeanFlow::default();
     let message = |error: DiffusionError| error.to_string();
@@ -461,7 +465,7 @@ fn wrong_shapes_are_named() {
         "shape of labels is [2], expected [4]"
     );
     let sampling = TimeSampling::default();
-    let error = sampling.given(&Tensor::from_slice(&[1f32]), &Tensor::from_slice(&[1f32]));
+    let error = sampling.times_from(&Tensor::from_slice(&[1f32]), &Tensor::from_slice(&[1f32]));
     assert!(matches!(error, Err(DiffusionError::Shape { .. })));
     let noisy = objective.draw(&network, &x0, &labels, &mut generator(0));
     let noisy = noisy.unwrap();
@@ -476,7 +480,7 @@ fn wrong_shapes_are_named() {
 }
 
 #[test]
-fn configuration_reads_by_name_and_defaults_to_the_papers() {
+fn configuration_reads_by_name_and_defaults_to_the_paper() {
     let read = serde_json::from_str::<MeanFlow>;
     assert_eq!(read("{}").unwrap(), MeanFlow::default());
     let config = read(
@@ -486,7 +490,7 @@ fn configuration_reads_by_name_and_defaults_to_the_papers() {
     assert_eq!(
         config.unwrap(),
         MeanFlow {
-            path: Path::Cosine,
+            path: Interpolant::Cosine,
             weighting: Weighting::AdaptiveSquared,
             cfg_omega: 0.2,
             time: TimeSampling {

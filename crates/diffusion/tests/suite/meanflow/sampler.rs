@@ -4,7 +4,7 @@ use diffusion::{DiffusionError, SitConfig};
 use tch::{Device, Kind, Tensor};
 use torch_ext::Params;
 
-use super::{awake, batch, build, open, tiny};
+use super::{batch, build, open, randomised, tiny};
 
 fn sampler(num_steps: usize, cfg_scale: f64) -> Result<MeanFlowSampler, DiffusionError> {
     MeanFlowSampler::new(MeanFlowSamplerConfig {
@@ -19,7 +19,7 @@ fn samples_follow_upstream() {
 }
 
 #[test]
-#[ignore = "its data is not in the tree; IREPA_GOLDEN names a folder that has it"]
+#[ignore = "its data is not in the repository; IREPA_GOLDEN names a folder that contains it"]
 fn samples_of_a_larger_model_follow_upstream() {
     samples("sample");
 }
@@ -53,8 +53,8 @@ fn samples(case: &str) {
 }
 
 #[test]
-fn one_step_is_the_average_velocity_subtracted() {
-    let (_params, network) = awake(&tiny());
+fn one_step_subtracts_the_average_velocity() {
+    let (_params, network) = randomised(&tiny());
     let [z, _, _, labels, _] = batch(Kind::Float);
     let zero = Tensor::zeros([4], (Kind::Float, Device::Cpu));
     let u = network
@@ -81,7 +81,7 @@ fn settings_out_of_range_are_named() {
 }
 
 #[test]
-fn guidance_without_a_null_class_and_wrong_shapes_are_refused() {
+fn guidance_without_a_null_class_and_wrong_shapes_are_errors() {
     let [z, _, _, labels, _] = batch(Kind::Float);
     let params = Params::new(Device::Cpu, 0).unwrap();
     let config = SitConfig {

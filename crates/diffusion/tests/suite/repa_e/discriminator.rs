@@ -41,8 +41,8 @@ fn logits_losses_gradients_and_statistics_follow_upstream() {
     golden.check("out.generator_loss", &loss);
     loss.backward();
     golden.check("grad.generator.in.fake", &fake.grad());
-    // Upstream's script did not clear the gradients in between: they are of both losses. Those of
-    // the hinge loss alone are in the case `repae_vae_loss`.
+    // Upstream's script did not clear the gradients in between, so they are sums over both losses. The case
+    // `repae_vae_loss` has the gradients of the hinge loss alone.
     for param in params.entries().iter().filter(|param| param.trainable) {
         golden.check(&format!("grad.{}", param.name), &param.tensor.grad());
     }
@@ -53,7 +53,7 @@ fn logits_losses_gradients_and_statistics_follow_upstream() {
 }
 
 #[test]
-fn weights_are_drawn_as_upstream_draws_them() {
+fn weights_are_initialised_as_upstream() {
     let params = Params::new(Device::Cpu, 0).unwrap();
     Discriminator::new(
         &params.root(),
@@ -89,7 +89,7 @@ fn other_depths_keep_upstreams_names() {
 }
 
 #[test]
-fn images_too_small_for_a_patch_are_refused() {
+fn images_too_small_for_a_patch_are_errors() {
     let params = Params::new(Device::Cpu, 0).unwrap();
     let model = discriminator(&params);
     assert!(model.forward(&images(2, 24), Statistics::Batch).is_ok());

@@ -1,4 +1,4 @@
-//! What a step draws, and what its passes reach, on small networks of one's own.
+//! The random numbers of a step, and the gradients and statistics that each pass may change.
 
 use diffusion::autoencoder::{KlAutoencoder, KlConfig};
 use diffusion::objective::velocity::Velocity;
@@ -50,7 +50,7 @@ fn setup() -> Setup {
     let root = of_denoiser.root();
     let denoiser = Sit::new(&root, &config).unwrap();
     let latent_norm = LatentNorm::new(&root, 4, LatentNorm::MOMENTUM).unwrap();
-    // A fresh model does nothing: its blocks are closed.
+    // The blocks of an untrained model do nothing.
     let mut generator = Generator::new(Device::Cpu, 1).unwrap();
     for mut weight in of_denoiser.trainable() {
         generator.normal_(&mut weight, 0.0, 0.1).unwrap();
@@ -96,15 +96,15 @@ impl Setup {
 
     fn first(&self, seed: u64) -> AutoencoderPass {
         let mut generator = Generator::new(Device::Cpu, seed).unwrap();
-        let draws = self.repa_e().draw(&images(), &mut generator).unwrap();
+        let random_inputs = self.repa_e().draw(&images(), &mut generator).unwrap();
         self.repa_e()
-            .autoencoder_pass(&images(), &labels(), &draws, 0, align)
+            .autoencoder_pass(&images(), &labels(), &random_inputs, 0, align)
             .unwrap()
     }
 }
 
-/// Names of the weights that have a gradient, cleared.
-fn reached(params: &Params) -> usize {
+/// Number of weights that have a gradient; clears the gradients.
+fn count_and_clear_gradients(params: &Params) -> usize {
     let weights = params.trainable();
     let count = weights.iter().filter(|w| w.grad().defined()).count();
     torch_ext::optim::clear_grads(&weights).unwrap();
@@ -112,14 +112,14 @@ fn reached(params: &Params) -> usize {
 }
 
 #[test]
-fn each_pass_reaches_its_own_network_only() {
+fn each_pass_has_gradients_only_for_its_own_network() {
     let setup = setup();
     let all = |params: &Params| params.trainable().len();
     let found = || {
         [
-            reached(&setup.of_autoencoder),
-            reached(&setup.of_discriminator),
-            reached(&setup.of_denoiser),
+            count_and_clear_gradients(&setup.of_autoencoder),
+            count_and_clear_gradients(&setup.of_discriminator),
+            count_and_clear_gradients(&setup.of_denoiser),
         ]
     };
     let first = setup.first(0);
@@ -144,15 +144,15 @@ fn each_pass_reaches_its_own_network_only() {
 }
 
 #[test]
-fn weights_are_trained_again_when_alignment_fails() {
+fn weights_require_gradients_again_after_alignment_fails() {
     let setup = setup();
     let mut generator = Generator::new(Device::Cpu, 0).unwrap();
-    let draws = setup.repa_e().draw(&images(), &mut generator).unwrap();
+    let random_inputs = setup.repa_e().draw(&images(), &mut generator).unwrap();
     let failing =
         |_: &Tensor| -> Result<Tensor, DiffusionError> { Err(DiffusionError::NoNullClass(2.0)) };
     let error = setup
         .repa_e()
-        .autoencoder_pass(&images(), &labels(), &draws, 0, failing);
+        .autoencoder_pass(&images(), &labels(), &random_inputs, 0, failing);
     assert!(matches!(error, Err(DiffusionError::NoNullClass(_))));
     assert!(
         setup
@@ -164,7 +164,7 @@ fn weights_are_trained_again_when_alignment_fails() {
 }
 
 #[test]
-fn the_denoisers_pass_takes_the_latents_from_before_the_update() {
+fn the_denoisers_pass_uses_the_latents_from_before_the_update() {
     let setup = setup();
     let first = setup.first(0);
     let third = || {
@@ -182,7 +182,7 @@ fn the_denoisers_pass_takes_the_latents_from_before_the_update() {
 }
 
 #[test]
-fn latent_statistics_move_in_the_denoisers_pass_only() {
+fn only_the_denoisers_pass_updates_the_latent_statistics() {
     let setup = setup();
     let count = || state(&setup.of_denoiser, "bn.num_batches_tracked").int64_value(&[]);
     let first = setup.first(0);
@@ -193,25 +193,28 @@ fn latent_statistics_move_in_the_denoisers_pass_only() {
         .denoiser_pass(&first, &labels(), Mode::Eval, align)
         .unwrap();
     assert_eq!(count(), 1);
-    // The discriminator's moved with every call: one, then two.
+    // The discriminator's statistics are updated by every call: one in the first pass, two in the second.
     let name = "main.3.num_batches_tracked";
     assert_eq!(state(&setup.of_discriminator, name).int64_value(&[]), 3);
 }
 
 #[test]
-fn numbers_are_drawn_in_upstreams_order_and_decided_by_the_seed() {
+fn random_numbers_are_drawn_in_upstreams_order_and_depend_on_the_seed() {
     let networks = setup();
     let repa_e = networks.repa_e();
     let generator = |seed| Generator::new(Device::Cpu, seed).unwrap();
-    let draws = repa_e.draw(&images(), &mut generator(5)).unwrap();
+    let random_inputs = repa_e.draw(&images(), &mut generator(5)).unwrap();
     let mut source = generator(5);
     let shape = [3, 4, 4, 4];
     assert_eq!(
-        draws.posterior_noise,
+        random_inputs.posterior_noise,
         source.randn(&shape, Kind::Float).unwrap()
     );
-    assert_eq!(draws.t, source.rand(&[3], Kind::Float).unwrap());
-    assert_eq!(draws.noise, source.randn(&shape, Kind::Float).unwrap());
+    assert_eq!(random_inputs.t, source.rand(&[3], Kind::Float).unwrap());
+    assert_eq!(
+        random_inputs.noise,
+        source.randn(&shape, Kind::Float).unwrap()
+    );
     let odd = Tensor::zeros([3, 3, 36, 32], (Kind::Uint8, Device::Cpu));
     let error = repa_e.draw(&odd, &mut generator(5));
     assert!(matches!(error, Err(DiffusionError::ImageSize { .. })));
@@ -227,14 +230,14 @@ fn losses_are_float32_when_the_networks_run_in_bfloat16() {
     let mut mixed = setup();
     mixed.precision = Some(Kind::BFloat16);
     let mut generator = Generator::new(Device::Cpu, 0).unwrap();
-    let draws = mixed.repa_e().draw(&images(), &mut generator).unwrap();
+    let random_inputs = mixed.repa_e().draw(&images(), &mut generator).unwrap();
     let first = mixed
         .repa_e()
-        .autoencoder_pass(&images(), &labels(), &draws, 0, align)
+        .autoencoder_pass(&images(), &labels(), &random_inputs, 0, align)
         .unwrap();
     first.total.backward();
     assert_eq!(
-        reached(&mixed.of_autoencoder),
+        count_and_clear_gradients(&mixed.of_autoencoder),
         mixed.of_autoencoder.trainable().len()
     );
     for tensor in [&first.total, &first.latents, &first.reconstructions] {
@@ -252,7 +255,7 @@ fn losses_are_float32_when_the_networks_run_in_bfloat16() {
     third.total.backward();
     assert_eq!(third.denoising.kind(), Kind::Float);
     assert_eq!(
-        reached(&mixed.of_denoiser),
+        count_and_clear_gradients(&mixed.of_denoiser),
         mixed.of_denoiser.trainable().len()
     );
 }
@@ -268,10 +271,10 @@ fn without_a_coefficient_alignment_is_not_computed() {
         ..setup.repa_e()
     };
     let mut generator = Generator::new(Device::Cpu, 5).unwrap();
-    let draws = repa_e.draw(&images(), &mut generator).unwrap();
-    let align = |_: &Tensor| -> Result<Tensor, DiffusionError> { panic!("it was called") };
+    let random_inputs = repa_e.draw(&images(), &mut generator).unwrap();
+    let align = |_: &Tensor| -> Result<Tensor, DiffusionError> { panic!("`align` was called") };
     let first = repa_e
-        .autoencoder_pass(&images(), &labels(), &draws, 0, align)
+        .autoencoder_pass(&images(), &labels(), &random_inputs, 0, align)
         .unwrap();
     assert_eq!(first.total, first.generator.total);
     assert_eq!(first.alignment.double_value(&[]), 0.0);

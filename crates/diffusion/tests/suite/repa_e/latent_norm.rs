@@ -56,7 +56,7 @@ fn outputs_and_statistics_follow_upstream() {
 }
 
 #[test]
-fn statistics_are_state_and_not_weights() {
+fn statistics_are_buffers_and_not_weights() {
     let (params, _norm) = norm(4);
     assert!(params.trainable().is_empty());
     let names: Vec<String> = params.state_dict().into_iter().map(|(n, _)| n).collect();
@@ -69,7 +69,7 @@ fn statistics_are_state_and_not_weights() {
 }
 
 #[test]
-fn its_scaling_undoes_it_but_for_eps() {
+fn its_scaling_inverts_it_up_to_eps() {
     let (_params, norm) = norm(2);
     let scaling = LatentScaling::new(&[0.5, 0.25], &[1.0, -2.0], Device::Cpu).unwrap();
     norm.set_statistics(&scaling).unwrap();
@@ -87,7 +87,7 @@ fn its_scaling_undoes_it_but_for_eps() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused() {
+fn invalid_settings_and_inputs_are_errors() {
     let (params, norm) = norm(4);
     let error = LatentNorm::new(&params.root().sub("other"), 4, 0.0).unwrap_err();
     assert!(error.to_string().contains("momentum"), "{error}");

@@ -7,7 +7,7 @@ use torch_ext::{Params, optim};
 use super::{below, discriminator, images, lpips, state};
 use crate::golden::Golden;
 
-/// The settings of a run, upstream's names to ours.
+/// The settings of a run, converted from upstream's names.
 fn config(defaults: &Value, run: &Value, log_variance: f64) -> AutoencoderLossConfig {
     let entry = |key: &str| match &run[key] {
         Value::Null => defaults[key].clone(),
@@ -36,7 +36,7 @@ fn scalar(value: f64) -> Tensor {
     Tensor::full([0; 0], value, (Kind::Float, Device::Cpu))
 }
 
-/// One run of the case: its calls in order, from the stored weights on.
+/// One run of the case: its calls in order, starting from the stored weights.
 fn run(golden: &Golden, index: usize) {
     let weights = golden.weights();
     let log_variance = below(&weights, "logvar")[0].1.double_value(&[]);
@@ -76,11 +76,10 @@ fn run(golden: &Golden, index: usize) {
                     .iter()
                     .all(|weight| !weight.grad().defined())
             );
-            // Upstream leaves a discriminator frozen that it has called; ours records gradients
-            // again once the call is over.
+            // Upstream leaves the discriminator frozen after the call; here it records gradients again.
             let frozen = found.discriminator_factor > 0.0;
             let stated = f64::from(u8::from(!frozen));
-            golden.departs(&format!("out.{}", key("requires_grad_after")), stated);
+            golden.differs_deliberately(&format!("out.{}", key("requires_grad_after")), stated);
             assert!(params.trainable().iter().all(Tensor::requires_grad));
         } else {
             let found = loss.discriminate(&image, &recon, step).unwrap();
@@ -91,7 +90,7 @@ fn run(golden: &Golden, index: usize) {
             out("logits_fake", &found.logits_fake);
             out("lecam_loss", &found.lecam);
             assert!(!recon.grad().defined());
-            // The page leaves the norm out where it holds the gradients themselves.
+            // The page omits the norm if it contains the gradients themselves.
             if page["store_grads"] != true {
                 let grads: Vec<Tensor> = params.trainable().iter().map(Tensor::grad).collect();
                 out("grad_norm", &optim::grad_norm(&grads).unwrap());
@@ -136,7 +135,7 @@ fn without_lpips() -> AutoencoderLossConfig {
 }
 
 #[test]
-fn lpips_is_off_by_configuration_and_needs_weights_otherwise() {
+fn lpips_needs_weights_unless_its_weight_is_zero() {
     let params = Params::new(Device::Cpu, 0).unwrap();
     let build = |config, name: &str| {
         let scope = params.root().sub(name);
@@ -162,7 +161,7 @@ fn lpips_is_off_by_configuration_and_needs_weights_otherwise() {
 }
 
 #[test]
-fn losses_are_float32_whatever_the_images_are() {
+fn losses_are_float32_for_images_of_any_dtype() {
     let params = Params::new(Device::Cpu, 0).unwrap();
     let discriminator = discriminator(&params);
     let loss = AutoencoderLoss::new(&params.root(), without_lpips(), discriminator, None).unwrap();

@@ -11,7 +11,7 @@ fn folder() -> &'static Path {
     Path::new(env!("CARGO_TARGET_TMPDIR"))
 }
 
-/// Weights of a VGG16, all zero but for heads of one.
+/// Weights of a full VGG16: ones in the heads, zeros elsewhere.
 fn full() -> Params {
     let params = Params::new(Device::Cpu, 0).unwrap();
     Lpips::new(&params.root(), Lpips::VGG16).unwrap();
@@ -24,12 +24,12 @@ fn full() -> Params {
 }
 
 #[test]
-fn dead_features_leave_the_gradient_of_the_image_finite() {
+fn zero_features_keep_the_gradient_of_the_image_finite() {
     let params = Params::new(Device::Cpu, 0).unwrap();
     let lpips = Lpips::new(&params.root(), [4, 8, 8, 8, 8]).unwrap();
-    // The first slice is alive; weights of zero make all later features zero.
-    let _live = state(&params, "net.slice1.0.weight").fill_(0.1);
-    let _live = state(&params, "net.slice1.2.weight").fill_(0.1);
+    // The first slice has nonzero features; zero weights make all later features zero.
+    let _nonzero = state(&params, "net.slice1.0.weight").fill_(0.1);
+    let _nonzero = state(&params, "net.slice1.2.weight").fill_(0.1);
     for layer in 0..5 {
         let _ones = state(&params, &format!("lin{layer}.model.1.weight")).fill_(1.0);
     }
@@ -41,7 +41,7 @@ fn dead_features_leave_the_gradient_of_the_image_finite() {
 }
 
 #[test]
-fn equal_images_have_no_distance() {
+fn the_distance_of_equal_images_is_zero() {
     let params = Params::new(Device::Cpu, 0).unwrap();
     let lpips = Lpips::new(&params.root(), [4, 8, 8, 8, 8]).unwrap();
     let distance = lpips.forward(&images(2, 16), &images(2, 16)).unwrap();
@@ -56,7 +56,7 @@ fn equal_images_have_no_distance() {
 }
 
 #[test]
-fn weights_come_from_a_file() {
+fn weights_are_loaded_from_a_file() {
     let path = folder().join("lpips.safetensors");
     Tensor::write_safetensors(&full().state_dict(), &path).unwrap();
     let lpips = Lpips::load(&path, Device::Cpu).unwrap();
@@ -65,7 +65,7 @@ fn weights_come_from_a_file() {
 }
 
 #[test]
-fn a_missing_file_is_named_with_the_way_out() {
+fn the_error_for_a_missing_file_names_it_and_a_remedy() {
     let path = folder().join("nowhere/lpips.safetensors");
     let error = Lpips::load(&path, Device::Cpu).unwrap_err();
     assert!(matches!(error, DiffusionError::NoLpips { .. }));
@@ -80,7 +80,7 @@ fn a_missing_file_is_named_with_the_way_out() {
 }
 
 #[test]
-fn a_file_with_other_weights_is_named_with_what_is_missing() {
+fn the_error_for_incomplete_weights_names_the_file_and_the_missing_weight() {
     let path = folder().join("lpips_incomplete.safetensors");
     let mut weights = full().state_dict();
     weights.retain(|(name, _)| name != "lin3.model.1.weight");

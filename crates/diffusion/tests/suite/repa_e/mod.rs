@@ -1,4 +1,4 @@
-//! REPA-E: the parts of its step, and the step.
+//! Tests of REPA-E: the parts of its step, and the whole step.
 
 mod discriminator;
 mod isolation;
@@ -15,7 +15,7 @@ use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Generator, Params};
 
-/// The weights whose names start with `prefix`, without it.
+/// The weights whose names start with `prefix`, which is removed.
 fn below(weights: &[(String, Tensor)], prefix: &str) -> Vec<(String, Tensor)> {
     let named = weights.iter().filter_map(|(name, tensor)| {
         let rest = name.strip_prefix(prefix)?;
@@ -48,7 +48,7 @@ fn discriminator(params: &Params) -> Discriminator {
     Discriminator::new(&params.root(), 8, 3).unwrap()
 }
 
-/// LPIPS on the cases' narrow VGG, with the weights below `prefix`.
+/// LPIPS with the narrow VGG of the golden cases, and the weights below `prefix`.
 fn lpips(weights: &[(String, Tensor)], prefix: &str) -> Lpips {
     let params = Params::new(Device::Cpu, 0).unwrap();
     let lpips = Lpips::new(&params.root(), [4, 8, 16, 32, 32]).unwrap();
@@ -56,7 +56,7 @@ fn lpips(weights: &[(String, Tensor)], prefix: &str) -> Lpips {
     lpips
 }
 
-/// Upstream's SiT: denoiser, latent norm and heads in one state dict.
+/// Upstream's SiT, whose state dict contains denoiser, latent norm and heads.
 struct Model {
     params: Params,
     sit: Sit,
@@ -64,7 +64,7 @@ struct Model {
     heads: Vec<Head>,
 }
 
-/// The settings of a case's denoiser, with a trained position embedding as upstream has it.
+/// The settings of a case's denoiser, with a trained position embedding as upstream.
 fn sit_config(net: &Value) -> SitConfig {
     let number = |key: &str| net[key].as_i64().unwrap();
     SitConfig {
@@ -83,8 +83,8 @@ fn sit_config(net: &Value) -> SitConfig {
     }
 }
 
-/// Heads are `projectors.0.0` in REPA-E's state dicts and `projectors.0.projection_layer.0` in
-/// iREPA's, which the heads follow.
+/// Converts a name of REPA-E's state dict to a name here. Heads are `projectors.0.0` in REPA-E and
+/// `projectors.0.projection_layer.0` in iREPA, which this project follows.
 fn head_name(name: &str) -> String {
     match *name.splitn(3, '.').collect::<Vec<_>>() {
         ["projectors", index, rest] => format!("projectors.{index}.projection_layer.{rest}"),

@@ -1,4 +1,4 @@
-//! Alignment through a frozen denoiser, and the denoiser's own pass.
+//! Alignment through a frozen denoiser, and the denoiser's training pass.
 
 use alignment::{AlignmentLoss, LossConfig, LossKind};
 use diffusion::objective::velocity::Velocity;
@@ -59,13 +59,13 @@ fn check_statistics(golden: &Golden, model: &Model) {
 }
 
 #[test]
-fn alignment_reaches_the_latents_as_upstream() {
+fn the_gradient_of_alignment_at_the_latents_follows_upstream() {
     alignment("repae/repae_sit_align_small");
 }
 
 #[test]
-#[ignore = "its data is not in the tree; IREPA_GOLDEN names a folder that has it"]
-fn alignment_through_a_larger_model_reaches_the_latents_as_upstream() {
+#[ignore = "its data is not in the repository; IREPA_GOLDEN names a folder that contains it"]
+fn the_gradient_of_alignment_through_a_larger_model_follows_upstream() {
     alignment("repae/repae_sit_align");
 }
 
@@ -81,7 +81,7 @@ fn alignment(case: &str) {
         .forward(&input.x, Statistics::Running)
         .unwrap();
     let noisy = Velocity::default()
-        .given(&x0, &input.t, &input.noise)
+        .add_noise(&x0, &input.t, &input.noise)
         .unwrap();
     let hidden = model
         .sit
@@ -123,8 +123,8 @@ fn alignment(case: &str) {
     let alignment = cosine(&input.targets, &project(&output.hidden));
     golden.check("out.full.proj_loss", &alignment);
 
-    // Upstream's `model_output` of this pass is the final layer on the hidden tokens: what a
-    // model predicts that ends at the alignment depth.
+    // Upstream's `model_output` of this pass is the final layer applied to the hidden tokens, which is the
+    // prediction of a model that ends at the alignment depth.
     let short = SitConfig {
         depth: config.alignment_depth,
         ..config
@@ -144,7 +144,7 @@ fn the_denoisers_pass_and_all_its_gradients_follow_upstream() {
 }
 
 #[test]
-#[ignore = "its data is not in the tree; IREPA_GOLDEN names a folder that has it"]
+#[ignore = "its data is not in the repository; IREPA_GOLDEN names a folder that contains it"]
 fn a_larger_denoisers_pass_and_all_its_gradients_follow_upstream() {
     training("repae/repae_sit_train");
 }
@@ -164,7 +164,7 @@ fn training(case: &str) {
         .forward(&input.x, Statistics::Batch)
         .unwrap();
     let noisy = Velocity::default()
-        .given(&x0, &input.t, &input.noise)
+        .add_noise(&x0, &input.t, &input.noise)
         .unwrap();
     let output = model
         .sit
@@ -199,7 +199,7 @@ fn training(case: &str) {
 }
 
 #[test]
-fn the_position_embedding_is_fixed_unless_asked() {
+fn the_position_embedding_is_trained_only_if_configured() {
     use torch_ext::Params;
     let build = |train_pos_embed| {
         let config = SitConfig {
@@ -215,7 +215,7 @@ fn the_position_embedding_is_fixed_unless_asked() {
     assert!(!state(&fixed, "pos_embed").requires_grad());
     assert!(state(&trained, "pos_embed").requires_grad());
     assert_eq!(trained.trainable().len(), fixed.trainable().len() + 1);
-    // Nothing else is drawn otherwise.
+    // All other weights are the same.
     let (fixed, trained) = (fixed.state_dict(), trained.state_dict());
     assert_eq!(fixed, trained);
 }

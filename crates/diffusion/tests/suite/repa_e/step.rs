@@ -1,4 +1,4 @@
-//! Two whole training steps, and what each pass may and may not reach.
+//! Two whole training steps, compared with upstream.
 
 use std::collections::HashMap;
 
@@ -6,7 +6,7 @@ use diffusion::autoencoder::{KlAutoencoder, KlConfig};
 use diffusion::latents::LatentScaling;
 use diffusion::objective::velocity::Velocity;
 use diffusion::repa_e::{
-    AutoencoderLoss, AutoencoderLossConfig, Draws, LatentNorm, RepaE, RepaEConfig,
+    AutoencoderLoss, AutoencoderLossConfig, LatentNorm, RandomInputs, RepaE, RepaEConfig,
 };
 use diffusion::{Denoiser, DiffusionError, Mode, Sit, drop_labels};
 use serde_json::Value;
@@ -74,8 +74,8 @@ struct Network<'a> {
     /// Prefix of the page's names.
     prefix: &'static str,
     params: &'a Params,
-    /// Upstream's names. The page leaves the biases of keys out of its sums: their gradient is a
-    /// rounding, which Adam turns into steps of any sign.
+    /// Upstream's names. The page's sums exclude the biases of keys: their gradients are rounding errors, from
+    /// which Adam makes steps of arbitrary sign.
     summed: Vec<String>,
     before: HashMap<String, Tensor>,
 }
@@ -107,6 +107,7 @@ impl<'a> Network<'a> {
         self.summed.iter().flat_map(with_bias).collect()
     }
 
+    /// Stores the parameters before the step.
     fn remember(&mut self) {
         let copies = self.summed.iter();
         self.before = copies
@@ -157,7 +158,7 @@ impl<'a> Network<'a> {
     }
 }
 
-/// The state that upstream's `update_ema` averages; whole numbers are copied.
+/// Updates a moving average as upstream's `update_ema`: averages floats, copies integers.
 fn update_average(average: &Params, params: &Params, decay: f64) {
     let floats = |params: &Params| -> Vec<Tensor> {
         let state = params.state_dict().into_iter().map(|(_, tensor)| tensor);
@@ -180,7 +181,7 @@ fn kl_config(page: &Value) -> KlConfig {
     }
 }
 
-/// The case's networks, ready to train.
+/// The networks of the case, ready for training.
 struct Setup {
     of_autoencoder: Params,
     of_discriminator: Params,
@@ -287,7 +288,7 @@ fn two_steps_follow_upstream() {
             let projected = setup.heads[0].forward(hidden).unwrap();
             Ok(cosine(&[input("zs.0")], &[projected]))
         };
-        let draws = Draws {
+        let random_inputs = RandomInputs {
             posterior_noise: input("posterior_noise"),
             t: input("time").flatten(0, -1),
             noise: input("noise"),
@@ -298,7 +299,7 @@ fn two_steps_follow_upstream() {
 
         let number_of_step = step as u64;
         let first = repa_e
-            .autoencoder_pass(&images, &labels, &draws, number_of_step, align)
+            .autoencoder_pass(&images, &labels, &random_inputs, number_of_step, align)
             .unwrap();
         first.total.backward();
         assert!(no_gradient(&setup.of_denoiser) && no_gradient(&setup.of_discriminator));
@@ -349,7 +350,7 @@ fn two_steps_follow_upstream() {
             .collect();
         out("sit_trainable_after", &Tensor::from_slice(&trained));
 
-        // The page names another decay; its numbers are of upstream's default.
+        // The page states another decay, but its numbers were computed with upstream's default.
         update_average(&setup.average.params, &setup.of_denoiser, 0.9999);
         for network in [&autoencoder, &discriminator, &denoiser] {
             network.check_parameters(&golden, step);

@@ -1,39 +1,39 @@
-//! Products of matrices that lie in the cache, for kernels that are made of several.
+//! Products of small matrices that fit in the cache, for kernels that combine several products.
 
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-/// No processor but this has instructions of its own here.
+/// Other architectures have no native implementation.
 #[cfg(not(target_arch = "x86_64"))]
 mod x86 {
-    pub(super) use super::tile::{nothing as bfloat16, nothing as float32};
+    pub(super) use super::tile::{no_native_product as bfloat16, no_native_product as float32};
 }
 
 use half::bf16;
 
 use super::{Element, Real};
 
-/// Columns of a panel: what the products of a few rows are summed up for at once, in registers.
+/// Number of columns of a panel. The sums of a few rows and one panel are computed at once, in registers.
 pub(super) const PANEL: usize = 32;
 
-/// Elements that can be multiplied.
+/// Element types of matrices that can be multiplied.
 pub trait Operand: Element + Default {
-    /// What products are summed up in: float32, for float64 float64.
+    /// Type in which products are summed: float64 for float64, otherwise float32.
     type Sum: Real;
-    /// What a step of a product takes of a row: a number, or two of 16 bits.
+    /// Elements of a row that one step of a product uses: one number, or a pair of 16-bit numbers.
     type Unit: Copy + Default + std::fmt::Debug + Send + Sync + 'static;
-    /// Elements of a unit.
+    /// Number of elements of a unit.
     const UNIT: usize;
 
-    /// A unit of as many elements.
+    /// The unit that consists of these `UNIT` elements.
     fn unit(elements: &[Self]) -> Self::Unit;
 
-    /// `sum + a b`, for pairs the sum of both products. `FUSED`: rounded once where it can be; only where
-    /// the processor does so itself.
+    /// `sum + a b`; for pairs, both products are added. With `FUSED`, each step is rounded once; use it only
+    /// if the processor has a fused instruction.
     fn multiply_add<const FUSED: bool>(sum: Self::Sum, a: Self::Unit, b: Self::Unit) -> Self::Sum;
 
-    /// [`multiply`] with instructions of its own, where the processor has some; whether it has.
+    /// [`multiply`] with native instructions of the processor, if it has any; returns whether it has.
     #[doc(hidden)]
     fn multiply_natively(_: &mut Product<'_, Self>) -> bool {
         false
@@ -66,11 +66,11 @@ macro_rules! operand {
     };
 }
 
-operand!(f32, x86::float32; f64, tile::nothing);
+operand!(f32, x86::float32; f64, tile::no_native_product);
 
 impl Operand for bf16 {
     type Sum = f32;
-    /// The first in the lower half, as in memory.
+    /// The first element is in the lower half, as in memory.
     type Unit = u32;
     const UNIT: usize = 2;
 
@@ -92,7 +92,7 @@ impl Operand for bf16 {
     }
 }
 
-/// Rows of a matrix in memory, each `stride` elements after the one before.
+/// A matrix in memory whose rows start `stride` elements apart.
 #[derive(Debug, Clone, Copy)]
 pub struct Rows<'a, E> {
     values: &'a [E],
@@ -102,10 +102,10 @@ pub struct Rows<'a, E> {
 }
 
 impl<'a, E> Rows<'a, E> {
-    /// `count` rows of `width` elements; the first begins at the first of `values`.
+    /// `count` rows of `width` elements. The first row starts at the first element of `values`.
     ///
     /// # Panics
-    /// `values` end before the last row does.
+    /// The last row ends beyond the end of `values`.
     pub fn new(values: &'a [E], stride: usize, count: usize, width: usize) -> Self {
         let last = count.saturating_sub(1) * stride + width;
         assert!(
@@ -121,12 +121,12 @@ impl<'a, E> Rows<'a, E> {
         }
     }
 
-    /// How many there are.
+    /// Number of rows.
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// Elements of each.
+    /// Number of elements of each row.
     pub fn width(&self) -> usize {
         self.width
     }
@@ -137,10 +137,10 @@ impl<'a, E> Rows<'a, E> {
         &self.values[index * self.stride..][..self.width]
     }
 
-    /// `count` of them, from `first` on.
+    /// `count` rows, starting at row `first`.
     ///
     /// # Panics
-    /// There are not as many.
+    /// There are fewer rows.
     pub fn part(&self, first: usize, count: usize) -> Self {
         assert!(
             first + count <= self.count,
@@ -156,13 +156,13 @@ impl<'a, E> Rows<'a, E> {
     }
 }
 
-/// The right factor `[K, N]` of products, in the order in which they read it; filled up with zeros to
-/// whole panels and units.
+/// The right factor `[K, N]` of products, stored in the order in which products read it and padded with
+/// zeros to whole panels and units.
 #[derive(Debug)]
 pub struct Packed<E: Operand> {
-    /// Panel after panel, in each step after step.
+    /// Ordered by panel, then by step.
     units: Vec<[E::Unit; PANEL]>,
-    /// Units of a column.
+    /// Number of units of a column.
     depth: usize,
     columns: usize,
 }
@@ -185,7 +185,7 @@ impl<E: Operand> Packed<E> {
         self.units.resize(len, [E::Unit::default(); PANEL]);
     }
 
-    /// Takes the matrix whose rows are `rows`; what it held before is gone.
+    /// Stores the matrix whose rows are `rows`, and replaces the previous content.
     pub fn pack_rows(&mut self, rows: Rows<'_, E>) {
         self.resize(rows.count, rows.width);
         let depth = self.depth;
@@ -204,12 +204,15 @@ impl<E: Operand> Packed<E> {
         }
     }
 
-    /// Takes the matrix whose columns are `columns`; what it held before is gone.
+    /// Stores the matrix whose columns are `columns`, and replaces the previous content.
     ///
     /// # Panics
-    /// Columns that are not whole units.
+    /// Columns do not consist of whole units.
     pub fn pack_columns(&mut self, columns: Rows<'_, E>) {
-        assert!(columns.width.is_multiple_of(E::UNIT), "half a unit");
+        assert!(
+            columns.width.is_multiple_of(E::UNIT),
+            "columns are not whole units"
+        );
         self.resize(columns.width, columns.count);
         let depth = self.depth;
         for (index, panel) in self.units.chunks_mut(depth.max(1)).enumerate() {
@@ -227,19 +230,19 @@ impl<E: Operand> Packed<E> {
         }
     }
 
-    /// Columns of the matrix.
+    /// Number of columns of the matrix.
     pub fn columns(&self) -> usize {
         self.columns
     }
 
-    /// The panels, each of `depth` steps.
+    /// The panels, with `depth` steps each.
     fn panels(&self) -> impl Iterator<Item = &[[E::Unit; PANEL]]> {
         self.units.chunks_exact(self.depth.max(1))
     }
 }
 
-/// Whether [`multiply`] is about as fast here as a library for matrix products: on a processor with AVX2 or
-/// AVX-512. Of float64 it never is.
+/// Whether [`multiply`] is about as fast as a library for matrix products, which it is on processors with AVX2
+/// or AVX-512. For float64 it never is.
 pub fn multiplies_fast() -> bool {
     #[cfg(target_arch = "x86_64")]
     return is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
@@ -247,7 +250,7 @@ pub fn multiplies_fast() -> bool {
     false
 }
 
-/// A product that is to be computed.
+/// The operands and the result of a product.
 #[derive(Debug)]
 #[doc(hidden)]
 pub struct Product<'a, E: Operand> {
@@ -257,12 +260,12 @@ pub struct Product<'a, E: Operand> {
     add: bool,
 }
 
-/// `c = a b`, or `c += a b` if `add`: `a` `[M, K]`, `b` `[K, N]`, `c` `[M, N]` without gaps. Every element
-/// is a sum over `K` in ascending order; its bits depend on its row and column alone, and on what the
-/// processor can do.
+/// Computes `c = a b`, or `c += a b` if `add` is true, for `a` `[M, K]`, `b` `[K, N]` and a contiguous `c`
+/// `[M, N]`. Every element is a sum over `K` in ascending order. Its bits depend only on its row, its column
+/// and the instruction set of the processor.
 ///
 /// # Panics
-/// The matrices do not fit together, or the rows of `a` are not whole units.
+/// The shapes do not match, or the rows of `a` do not consist of whole units.
 pub fn multiply<E: Operand>(a: Rows<'_, E>, b: &Packed<E>, c: &mut [E::Sum], add: bool) {
     assert!(
         a.width.is_multiple_of(E::UNIT) && a.width / E::UNIT == b.depth,

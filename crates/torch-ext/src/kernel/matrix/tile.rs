@@ -1,22 +1,22 @@
-//! The product in tiles, for any processor.
+//! Matrix products in tiles, for any processor.
 
-// Lanes of several rows, one index for all: what becomes a vector instruction.
+// Indexing several rows with one lane index lets the compiler generate vector instructions.
 #![allow(clippy::needless_range_loop)]
 
 use super::{Operand, PANEL, Product};
 use crate::kernel::Real;
 
-/// Rows of a tile.
+/// Number of rows of a tile.
 const ROWS: usize = 4;
-/// Columns of a tile; as many sums as AVX2 has room for.
+/// Number of columns of a tile, such that the sums fit in the registers of AVX2.
 const LANES: usize = 16;
 
-/// For [`Operand::multiply_natively`]: there is nothing.
-pub(super) fn nothing<E: Operand>(_: &mut Product<'_, E>) -> bool {
+/// [`Operand::multiply_natively`] for types without a native implementation.
+pub(super) fn no_native_product<E: Operand>(_: &mut Product<'_, E>) -> bool {
     false
 }
 
-/// The units of two rows, of which the second may be missing.
+/// Combines the elements of two rows to units. A missing second row counts as zeros.
 #[inline(always)]
 pub(super) fn interleave<E: Operand>(
     units: &mut [E::Unit; PANEL],
@@ -38,7 +38,7 @@ pub(super) fn interleave<E: Operand>(
     }
 }
 
-/// As [`super::multiply`], for matrices that fit together.
+/// As [`super::multiply`], for operands with matching shapes.
 pub(super) fn multiply<E: Operand>(product: &mut Product<'_, E>) {
     #[cfg(target_arch = "x86_64")]
     {
@@ -58,7 +58,7 @@ pub(super) fn multiply<E: Operand>(product: &mut Product<'_, E>) {
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl")
             {
-                // SAFETY: the processor has what the function was compiled for.
+                // SAFETY: the processor has the features that the function was compiled for.
                 return unsafe { avx512(product) };
             }
             // SAFETY: as above.
@@ -74,7 +74,7 @@ fn tiles<E: Operand, const FUSED: bool>(product: &mut Product<'_, E>) {
     for (index, panel) in product.b.panels().enumerate() {
         let mut first = 0;
         while first < count {
-            // The last tile repeats the last row.
+            // An incomplete last tile repeats the last row.
             let rows: [&[E]; ROWS] =
                 std::array::from_fn(|row| product.a.row((first + row).min(count - 1)));
             for half in 0..PANEL / LANES {
@@ -94,7 +94,7 @@ fn tiles<E: Operand, const FUSED: bool>(product: &mut Product<'_, E>) {
     }
 }
 
-/// The sums of a tile, whose columns begin at `lane` of the panel.
+/// The sums of a tile whose columns start at `lane` of the panel.
 #[inline(always)]
 fn tile<E: Operand, const FUSED: bool>(
     rows: [&[E]; ROWS],
@@ -115,7 +115,7 @@ fn tile<E: Operand, const FUSED: bool>(
     sums
 }
 
-/// Writes sums to `c`, or adds them.
+/// Writes sums to `c`, or adds them if `add` is true.
 #[inline(always)]
 pub(super) fn store<A: Real>(c: &mut [A], sums: &[A], add: bool) {
     for (c, &sum) in c.iter_mut().zip(sums) {

@@ -1,5 +1,5 @@
-//! The product with vector instructions: float32 with AVX-512 or AVX2, and bfloat16 where the processor
-//! multiplies pairs of it.
+//! Matrix products with vector instructions: float32 with AVX-512 or AVX2, and bfloat16 on processors that
+//! have instructions for pairs of bfloat16.
 
 use std::arch::x86_64::{
     __m256, __m512, __m512bh, __m512i, _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps,
@@ -13,17 +13,18 @@ use half::bf16;
 use super::tile::store;
 use super::{Operand, PANEL, Product};
 
-/// Rows of a tile, with two vectors of sums each: half of AVX-512's 32 registers.
+/// Number of rows of a tile with AVX-512. With two vectors of sums per row, a tile uses half of the 32
+/// registers.
 const ROWS: usize = 8;
-/// The same with AVX2, which has 16.
+/// Number of rows of a tile with AVX2, which has 16 registers.
 const FEW_ROWS: usize = 6;
-/// Columns of a tile with AVX2.
+/// Number of columns of a tile with AVX2.
 const HALF: usize = PANEL / 2;
 
-/// Whether there are instructions for it; then it is done.
+/// Computes the product if the processor has the instructions; returns whether it has.
 pub(super) fn float32(product: &mut Product<'_, f32>) -> bool {
     if is_x86_feature_detected!("avx512f") {
-        // SAFETY: the processor has what the function was compiled for.
+        // SAFETY: the processor has the features that the function was compiled for.
         unsafe { float32_avx512(product) };
         return true;
     }
@@ -121,12 +122,13 @@ fn float32_avx2(product: &mut Product<'_, f32>) {
 
 #[inline(always)]
 fn pairs(vector: __m512i) -> __m512bh {
-    // SAFETY: both are 512 bits, of which any are a value.
+    // SAFETY: both types have 512 bits, and every bit pattern is valid.
     unsafe { std::mem::transmute(vector) }
 }
 
-/// All tiles of `R` rows and `C` columns. `tile` computes the sums of rows that have as many units as the
-/// panel has steps, for the columns of the panel from a lane on; `put` writes a row of them, or adds it.
+/// Computes a product in tiles of `R` rows and `C` columns. `tile` computes the sums of rows, which have as many
+/// units as the panel has steps, for `C` columns of the panel from a lane on. `put` writes a row of sums, or adds
+/// it.
 #[inline(always)]
 fn tiles<E: Operand<Sum = f32>, V, const R: usize, const C: usize>(
     product: &mut Product<'_, E>,
@@ -142,7 +144,7 @@ fn tiles<E: Operand<Sum = f32>, V, const R: usize, const C: usize>(
             }
             let width = C.min(columns - column);
             for first in (0..count).step_by(R) {
-                // The last tile repeats the last row.
+                // An incomplete last tile repeats the last row.
                 let rows: [&[E]; R] = std::array::from_fn(|row| {
                     &product.a.row((first + row).min(count - 1))[..panel.len() * E::UNIT]
                 });
@@ -166,7 +168,7 @@ fn tiles<E: Operand<Sum = f32>, V, const R: usize, const C: usize>(
 #[inline(always)]
 fn put_avx512(c: &mut [f32; PANEL], sums: &[__m512; 2], add: bool) {
     for (half, &sum) in sums.iter().enumerate() {
-        // SAFETY: half a panel are 16 numbers. AVX-512 is there: only functions compiled for it call this.
+        // SAFETY: half a panel has 16 numbers. Only functions compiled for AVX-512 call this.
         unsafe {
             let c = c.as_mut_ptr().add(half * HALF);
             let sum = match add {

@@ -1,26 +1,28 @@
+//! Run-time borrow checking of the tensor memory that kernels access, as `RefCell` does for values.
+
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Memory that slices of this process's kernels refer to.
-static LENT: Mutex<All> = Mutex::new(All {
+/// Memory that kernels of this process have borrowed.
+static BORROWED: Mutex<ProcessBorrows> = Mutex::new(ProcessBorrows {
     read: BTreeMap::new(),
     changed: BTreeMap::new(),
 });
 
 #[derive(Debug)]
-struct All {
-    /// How often each range is read.
+struct ProcessBorrows {
+    /// Number of shared borrows of each range.
     read: BTreeMap<Range, usize>,
-    /// These do not overlap.
+    /// Start and end of each exclusive borrow. These do not overlap.
     changed: BTreeMap<usize, usize>,
 }
 
-/// From the first to behind the last byte.
+/// Addresses of the first byte and of the byte after the last.
 type Range = (usize, usize);
 
-impl All {
+impl ProcessBorrows {
     fn is_changed(&self, (start, end): Range) -> bool {
-        // Only the last that begins before `end` can reach so far.
+        // Ranges are disjoint, so only the last one that starts before `end` can overlap.
         let last = self.changed.range(..end).next_back();
         last.is_some_and(|(_, &other)| other > start)
     }
@@ -31,25 +33,25 @@ impl All {
     }
 }
 
-/// What one kernel has been lent; it is given back when this is dropped.
+/// The borrows of one kernel, which end when this is dropped.
 #[derive(Debug, Default)]
-pub(super) struct Lent {
-    own: Mutex<Own>,
+pub(super) struct Borrows {
+    own: Mutex<KernelBorrows>,
 }
 
 #[derive(Debug, Default)]
-struct Own {
+struct KernelBorrows {
     read: Vec<Range>,
     changed: Vec<Range>,
 }
 
-impl Lent {
-    /// Lends memory to be read, unless it is being changed.
-    pub(super) fn read<T>(&self, start: *const T, len: usize) -> bool {
+impl Borrows {
+    /// Borrows memory for reading. Returns false if a kernel has borrowed some of it for writing.
+    pub(super) fn borrow<T>(&self, start: *const T, len: usize) -> bool {
         let Some(range) = range(start, len) else {
             return true;
         };
-        let mut all = lock(&LENT);
+        let mut all = lock(&BORROWED);
         if all.is_changed(range) {
             return false;
         }
@@ -58,12 +60,12 @@ impl Lent {
         true
     }
 
-    /// Lends memory to be changed, unless somebody has it.
-    pub(super) fn change<T>(&self, start: *const T, len: usize) -> bool {
+    /// Borrows memory for writing. Returns false if a kernel has borrowed some of it.
+    pub(super) fn borrow_mut<T>(&self, start: *const T, len: usize) -> bool {
         let Some(range) = range(start, len) else {
             return true;
         };
-        let mut all = lock(&LENT);
+        let mut all = lock(&BORROWED);
         if all.is_changed(range) || all.is_read(range) {
             return false;
         }
@@ -73,13 +75,13 @@ impl Lent {
     }
 }
 
-impl Drop for Lent {
+impl Drop for Borrows {
     fn drop(&mut self) {
         let own = self.own.get_mut().unwrap_or_else(PoisonError::into_inner);
         if own.read.is_empty() && own.changed.is_empty() {
             return;
         }
-        let mut all = lock(&LENT);
+        let mut all = lock(&BORROWED);
         for (start, _) in own.changed.drain(..) {
             all.changed.remove(&start);
         }
@@ -94,7 +96,7 @@ impl Drop for Lent {
     }
 }
 
-/// Nothing that could be lent where it is empty.
+/// The bytes of `len` elements at `start`; `None` if there are none.
 fn range<T>(start: *const T, len: usize) -> Option<Range> {
     let bytes = size_of::<T>() * len;
     (bytes > 0).then(|| (start.addr(), start.addr() + bytes))

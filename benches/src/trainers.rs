@@ -1,4 +1,4 @@
-//! Trainers, and batches for them.
+//! Trainers for benchmarks, with batches and encoder tokens for them.
 
 use data::Cursor;
 use diffusion::objective::x_prediction::XPrediction;
@@ -9,31 +9,31 @@ use training::{
     Config, DeviceBatch, EncoderShape, Inputs, Objective, TrainError, TrainPrecision, Trainer,
 };
 
-/// Width of the encoder's tokens, ViT-B's.
+/// Width of the encoder's tokens: that of ViT-B.
 pub const WIDTH: i64 = 768;
 /// Rows and columns of the encoder's tokens.
 pub const GRID: (i64, i64) = (16, 16);
 
-/// What is trained: a model with iREPA, on images without autoencoder.
+/// A training setup: a model with iREPA on images, without autoencoder.
 #[derive(Debug, Clone)]
-pub struct Cell {
-    /// Its name.
+pub struct TrainerSpec {
+    /// Name of the model.
     pub model: &'static str,
-    /// Pixels along a side.
+    /// Height and width of the images, in pixels.
     pub resolution: u32,
-    /// Images of a step.
+    /// Number of images per step.
     pub batch: i64,
     /// Precision of matrix products.
     pub precision: TrainPrecision,
-    /// `train.fused`.
+    /// The setting `train.fused`.
     pub fused: bool,
-    /// `train.cuda_graphs`.
+    /// The setting `train.cuda_graphs`.
     pub graphs: bool,
-    /// Where.
+    /// The device to train on.
     pub device: Device,
 }
 
-impl Default for Cell {
+impl Default for TrainerSpec {
     /// SiT-S/2 on 8 images of 32 pixels (256 tokens), in float32 on the CPU.
     fn default() -> Self {
         Self {
@@ -48,11 +48,10 @@ impl Default for Cell {
     }
 }
 
-impl Cell {
-    /// Its trainer, for tokens that are given.
+impl TrainerSpec {
+    /// The trainer, which takes precomputed encoder tokens.
     ///
     /// # Errors
-    ///
     /// As [`Trainer::new`].
     pub fn trainer(&self) -> Result<Trainer, TrainError> {
         let mut config = Config::default();
@@ -66,12 +65,12 @@ impl Cell {
         config.train.precision = self.precision;
         config.train.fused = self.fused;
         config.train.cuda_graphs = self.graphs;
-        config.alignment.encoder = "given".to_owned();
+        config.alignment.encoder = "precomputed".to_owned();
         let inputs = Inputs {
             device: self.device,
             num_classes: 1000,
             encoders: vec![EncoderShape {
-                name: "given".to_owned(),
+                name: "precomputed".to_owned(),
                 width: WIDTH,
                 grid: GRID,
             }],
@@ -80,11 +79,10 @@ impl Cell {
         Trainer::new(&config, inputs)
     }
 
-    /// A batch for it, of noise.
+    /// A batch of noise images for the trainer.
     ///
     /// # Errors
-    ///
-    /// libtorch's.
+    /// libtorch failed.
     pub fn images(&self) -> Result<DeviceBatch, TorchError> {
         let (count, side) = (self.batch, i64::from(self.resolution));
         let noise = Generator::new(self.device, 0)?.randn(&[count, 3, side, side], Kind::Float)?;
@@ -99,11 +97,10 @@ impl Cell {
         })
     }
 
-    /// An encoder's tokens for that batch, `[B, T, D]`, of noise.
+    /// Noise in place of an encoder's tokens for the batch, `[B, T, D]`.
     ///
     /// # Errors
-    ///
-    /// libtorch's.
+    /// libtorch failed.
     pub fn tokens(&self) -> Result<Tensor, TorchError> {
         let size = [self.batch, GRID.0 * GRID.1, WIDTH];
         Generator::new(self.device, 2)?.randn(&size, Kind::Float)
