@@ -404,7 +404,7 @@ fn broken_and_odd_images_among_samples_are_refused() {
     fs::create_dir(bench.playground.path("empty")).unwrap();
     bench
         .evaluate(&["empty", "--reference", "real"])
-        .expect(2, &["holds no image"]);
+        .expect(2, &["has no image"]);
     bench
         .evaluate(&["none", "--reference", "real"])
         .expect(2, &["none"]);

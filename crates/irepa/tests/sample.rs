@@ -235,7 +235,7 @@ fn what_does_not_go_together_is_refused() {
     }
     sample(&place, "new", "0", &[]).expect(2, &["--count"]);
     place.write("file", "");
-    sample(&place, "file", "1", &[]).expect(2, &["file"]);
+    sample(&place, "file", "1", &[]).expect(2, &["--out file", "folder"]);
 }
 
 #[test]

@@ -64,6 +64,12 @@ pub fn run(arguments: &SampleArgs) -> Result<ExitCode, Failure> {
         true => arguments.out.with_extension("npz.partial"),
         false => arguments.out.clone(),
     };
+    if path.is_file() {
+        return Err(Failure::usage(anyhow!(
+            "--out {}: this is a file; name a folder, or a file that ends in .npz",
+            path.display()
+        )));
+    }
     // A whole file beside an unfinished folder is being drawn anew.
     if npz && arguments.out.exists() && !arguments.fresh && !path.exists() {
         return Err(Failure::usage(anyhow!(
