@@ -103,15 +103,15 @@ pub struct SweepArgs {
     /// Run the i-th of n parts of the selected cells, for machines that share no folder. Processes that share one need
     /// no parts: each takes the cells that no other has.
     #[arg(long, value_name = "I/N", value_parser = parse_shard)]
-    pub shard: Option<irepa::sweep::Shard>,
+    pub shard: Option<sweep::Shard>,
 }
 
-fn parse_shard(text: &str) -> Result<irepa::sweep::Shard, String> {
+fn parse_shard(text: &str) -> Result<sweep::Shard, String> {
     let parts = text
         .split_once('/')
         .and_then(|(index, count)| Some((index.parse().ok()?, count.parse().ok()?)));
     match parts {
-        Some((index, count)) if (1..=count).contains(&index) => Ok(irepa::sweep::Shard {
+        Some((index, count)) if (1..=count).contains(&index) => Ok(sweep::Shard {
             index: index - 1,
             count,
         }),
@@ -224,7 +224,7 @@ pub struct EvaluateArgs {
     /// Measures: fid, sfid, inception-score, kid, precision-recall, or fd of an encoder. By default those that
     /// keep no features in memory.
     #[arg(long, value_delimiter = ',', value_name = "NAME,...")]
-    pub metrics: Vec<irepa::evaluation::Metric>,
+    pub metrics: Vec<evaluation::Metric>,
     /// Side to which the samples of a folder are cropped and resized; as they are by default. Reference images
     /// always get the samples' size.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=8192))]
@@ -314,7 +314,7 @@ pub struct MetricsArgs {
         require_equals = true,
         default_missing_value = "lds"
     )]
-    pub rank: Option<irepa::ranking::Metric>,
+    pub rank: Option<report::ranking::Metric>,
     /// Also write the order to a JSON file. As ranking.json in a run folder, it is compared with
     /// the results of the sweep by `runner report`.
     #[arg(long, value_name = "FILE", requires = "rank")]
@@ -374,7 +374,7 @@ pub struct VisualizeArgs {
     /// shares of the image from 0.0 to 1.0, or auto: by the image's mask the centre of the foreground and
     /// a corner of the background, without a mask the centre of the image.
     #[arg(long, value_name = "ROW,COLUMN", num_args = 1.., default_value = "auto")]
-    pub anchors: Vec<irepa::visualize::Anchor>,
+    pub anchors: Vec<evaluation::visualize::Anchor>,
     /// Share of the tokens' mean that spatial normalisation takes away.
     #[arg(long, default_value_t = 0.6)]
     pub alpha: f64,

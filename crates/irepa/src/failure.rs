@@ -2,9 +2,9 @@ use std::fmt;
 use std::process::ExitCode;
 
 use data::DataError;
-use irepa::config_file::ConfigError;
-use irepa::evaluation::EvaluationError;
-use irepa::sweep::SweepError;
+use evaluation::EvaluationError;
+use sweep::SweepError;
+use sweep::config_file::ConfigError;
 use training::CheckpointError;
 
 /// Why the program ends with another code than 0.

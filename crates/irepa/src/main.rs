@@ -14,9 +14,9 @@ use signal_hook::low_level;
 use tracing_subscriber::EnvFilter;
 
 use cli::{Cli, Command, EncodersCommand, PrepareCommand};
+use console::interruptible::has_abandoned_work;
+use console::{errln, output};
 use failure::Failure;
-use irepa::interruptible::has_abandoned_work;
-use irepa::{errln, output};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();

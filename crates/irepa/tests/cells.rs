@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use common::{Outcome, Playground, end_of, interrupt, trained, wait_until};
 use data::{Cursor, Loader};
-use irepa::cell_folder::CellFolder;
-use irepa::config_file;
-use irepa::results::{ResultRow, Status, read_csv};
+use report::results::{ResultRow, Status, read_csv};
+use sweep::cell_folder::CellFolder;
+use sweep::config_file;
 use training::checkpoint;
 
 #[test]

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use common::{Playground, end_of, interrupt};
-use irepa::cell_folder::CellFolder;
-use irepa::results::{ResultRow, Status, read_csv};
+use report::results::{ResultRow, Status, read_csv};
+use sweep::cell_folder::CellFolder;
 
 const BASELINE: &str = "sit-xs4.none.s0";
 const HOG: &str = "sit-xs4.irepa.hog-vit-g4_d128.s0";

@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 
 use common::{Playground, repository};
-use irepa::results::{ResultRow, read_csv};
+use report::results::{ResultRow, read_csv};
 use serde_json::Value;
 use training::{MetricsLog, checkpoint};
 

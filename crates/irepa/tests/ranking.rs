@@ -3,7 +3,7 @@
 mod common;
 
 use common::Playground;
-use irepa::ranking::{Metric, Ranking};
+use report::ranking::{Metric, Ranking};
 
 fn rank<'a>(data: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let mut all = vec![

@@ -18,7 +18,7 @@ const CELLS: [&str; 3] = [
 
 /// `(cell, status, reason)` of each row of results.csv.
 fn results(place: &Playground) -> Vec<(String, String, String)> {
-    let rows = irepa::results::read_csv(&place.path("runs/small/results.csv")).unwrap();
+    let rows = report::results::read_csv(&place.path("runs/small/results.csv")).unwrap();
     rows.into_iter()
         .map(|row| (row.cell, row.status.name().to_owned(), row.reason))
         .collect()
@@ -42,7 +42,7 @@ fn a_sweep_finishes_every_cell_and_writes_results_and_report() {
     let results = results(&place);
     let cells: Vec<&str> = results.iter().map(|(cell, ..)| cell.as_str()).collect();
     assert_eq!(cells, CELLS);
-    let rows = irepa::results::read_csv(&place.path("runs/small/results.csv")).unwrap();
+    let rows = report::results::read_csv(&place.path("runs/small/results.csv")).unwrap();
     for row in &rows {
         assert_eq!(row.steps, Some(6));
         assert!(
@@ -420,7 +420,7 @@ fn cells_of_a_cohort_train_as_they_would_alone() {
     place.edit("experiment.toml", "\"hog-vit-g4_d128\", ", "");
     place.sweep(&[]).expect(0, &["2 done"]);
     let memory = |out: &str| -> Vec<Option<f64>> {
-        let rows = irepa::results::read_csv(&place.path(out).join("small/results.csv")).unwrap();
+        let rows = report::results::read_csv(&place.path(out).join("small/results.csv")).unwrap();
         rows.iter().map(|row| row.peak_memory_mib).collect()
     };
     // What the process took is neither's.

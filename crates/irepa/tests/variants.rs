@@ -6,8 +6,8 @@ use std::fs;
 
 use common::{Playground, repository};
 use encoders::Registry;
-use irepa::config_file;
-use irepa::experiment::{DeviceKind, Plan};
+use sweep::config_file;
+use sweep::experiment::{DeviceKind, Plan};
 
 /// SiT, MeanFlow, JiT and REPA-E, without alignment and with iREPA.
 fn playground() -> Playground {
@@ -51,7 +51,7 @@ fn playground() -> Playground {
 fn every_variant_trains_with_every_recipe_and_draws_samples() {
     let place = playground();
     place.sweep(&[]).expect(0, &["8 done, 0 failed"]);
-    let rows = irepa::results::read_csv(&place.path("runs/small/results.csv")).unwrap();
+    let rows = report::results::read_csv(&place.path("runs/small/results.csv")).unwrap();
     let found: Vec<(&str, &str, &str)> = rows
         .iter()
         .map(|row| (&*row.cell, &*row.variant, &*row.model))
@@ -147,7 +147,7 @@ fn repa_e_without_its_files_is_skipped_and_the_others_run() {
     place
         .sweep(&["--only", "*.none.*"])
         .expect(0, &["3 done, 0 failed", "2 skipped"]);
-    let rows = irepa::results::read_csv(&place.path("runs/small/results.csv")).unwrap();
+    let rows = report::results::read_csv(&place.path("runs/small/results.csv")).unwrap();
     let skipped = rows.iter().find(|row| row.variant == "repa-e").unwrap();
     assert!(
         skipped.reason.contains("variants/lpips.safetensors"),

@@ -6,7 +6,7 @@ use tch::{Cuda, Device};
 use torch_ext::{cuda, device};
 
 use crate::failure::Failure;
-use irepa::outln;
+use console::outln;
 
 /// Says what was found. Nothing that is missing here is an error: each line says what it means.
 pub fn run() -> Result<ExitCode, Failure> {

@@ -1,11 +1,11 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use console::{errln, outln};
 use data::Background;
 use encoders::check::{CheckOptions, CheckReport, check as check_encoder};
 use encoders::{LoadOptions, Registry, Status};
-use irepa::encoder_bank::EncoderBank;
-use irepa::{errln, outln};
+use evaluation::encoder_bank::EncoderBank;
 use tch::Device;
 
 use super::metrics::{Images, spatial};

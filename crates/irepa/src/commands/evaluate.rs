@@ -2,14 +2,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow};
+use console::image_progress::ImageProgress;
+use console::{errln, out, outln};
 use encoders::Inception;
-use irepa::encoder_bank::EncoderBank;
-use irepa::evaluation::{
+use evaluation::encoder_bank::EncoderBank;
+use evaluation::{
     EvaluationError, Extractor, ImageOptions, ImageSet, QualityOptions, Reference, Scoring, Stage,
     evaluate,
 };
-use irepa::image_progress::ImageProgress;
-use irepa::{errln, out, outln};
 use metrics::quality::{KidOptions, Splits};
 
 use crate::cli::EvaluateArgs;

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, anyhow};
+use console::{errln, out, outln};
 use data::{Background, Dataset};
 use encoders::Encoder;
-use irepa::encoder_bank::EncoderBank;
-use irepa::evaluation::{self, EvaluationError, ProbeAccuracy, ProbeData};
-use irepa::ranking::Ranking;
-use irepa::{errln, out, outln};
+use evaluation::encoder_bank::EncoderBank;
+use evaluation::{self, EvaluationError, ProbeAccuracy, ProbeData};
 use metrics::spatial::SpatialMetrics;
+use report::ranking::Ranking;
 use tch::Device;
 use training::Config;
 

@@ -23,7 +23,7 @@ use signal_hook::iterator::Signals;
 use tch::Device;
 
 use crate::failure::Failure;
-use irepa::errln;
+use console::errln;
 
 /// Set by the first Ctrl-C: runs are saved and the program ends.
 static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);

@@ -2,10 +2,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::anyhow;
+use console::{errln, outln};
 use encoders::Registry;
-use irepa::config_file;
-use irepa::prepare::{self, FeatureOptions, LatentOptions, PrepareError};
-use irepa::{errln, outln};
+use sweep::config_file;
+use sweep::prepare::{self, FeatureOptions, LatentOptions, PrepareError};
 use training::{Config, TrainError};
 
 use crate::cli::{PrepareFeaturesArgs, PrepareLatentsArgs};

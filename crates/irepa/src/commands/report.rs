@@ -2,10 +2,10 @@ use std::process::ExitCode;
 
 use crate::cli::ReportArgs;
 use crate::failure::Failure;
-use irepa::{errln, outln};
+use console::{errln, outln};
 
 pub fn run(arguments: &ReportArgs) -> Result<ExitCode, Failure> {
-    let report = irepa::report::build(&arguments.folder)?;
+    let report = report::build(&arguments.folder)?;
     for note in &report.notes {
         errln!("note: {note}");
     }

@@ -5,12 +5,12 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
+use console::{errln, outln};
+use evaluation::sampling::{self, ClassOrder, ClassRule, Recipe, SampleFolder, SamplingError};
 use indicatif::{ProgressBar, ProgressStyle};
-use irepa::config_file;
-use irepa::image_grid::{GridLayout, write_grid};
-use irepa::sampling::{self, ClassOrder, ClassRule, Recipe, SampleFolder, SamplingError};
-use irepa::{errln, outln};
 use ndarray::{Array4, Axis};
+use report::image_grid::{GridLayout, write_grid};
+use sweep::config_file;
 use tch::{Device, Tensor};
 use training::checkpoint::VAE;
 use training::{Checkpoint, Config, Sampling, checkpoint, read_tensors};

@@ -1,7 +1,7 @@
 use std::process::ExitCode;
 
-use irepa::sweep::{self, Options};
-use irepa::{errln, outln};
+use console::{errln, outln};
+use sweep::{self, Options};
 
 use crate::cli::SweepArgs;
 use crate::failure::Failure;

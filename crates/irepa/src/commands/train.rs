@@ -2,10 +2,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::anyhow;
-use irepa::config_file;
-use irepa::results::Status;
-use irepa::sweep::{self, InitialWeights, TrainOptions};
-use irepa::{errln, outln};
+use console::{errln, outln};
+use report::results::Status;
+use sweep::config_file;
+use sweep::{self, InitialWeights, TrainOptions};
 use training::{checkpoint, read_tensors};
 
 use crate::cli::TrainArgs;

@@ -2,12 +2,12 @@ use std::process::ExitCode;
 
 use alignment::SpatialNorm;
 use anyhow::anyhow;
+use console::{errln, outln};
 use data::OpenOptions;
 use encoders::{Registry, split_names};
-use irepa::encoder_bank::EncoderBank;
-use irepa::evaluation::evenly_spaced;
-use irepa::visualize::{Format, Images, Row, Sheet, VisualizeError, check_size};
-use irepa::{errln, outln};
+use evaluation::encoder_bank::EncoderBank;
+use evaluation::evenly_spaced;
+use evaluation::visualize::{Format, Images, Row, Sheet, VisualizeError, check_size};
 
 use crate::cli::VisualizeArgs;
 use crate::failure::Failure;

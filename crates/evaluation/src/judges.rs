@@ -1,0 +1,291 @@
+//! What samples of a sweep's cells are measured by.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use data::{Dataset, seed};
+use encoders::Inception;
+use training::{Config, Quality, Trainer};
+
+use crate::classes::ReferenceClasses;
+use crate::encoder_bank::EncoderBank;
+use crate::error::{EvaluationError, go_on};
+use crate::features::Extractor;
+use crate::images::ImageSet;
+use crate::measure::Pass;
+use crate::metric::Metric;
+use crate::quality::{Scoring, results, wanted};
+use crate::statistics::ReferenceStatistics;
+use crate::statistics::of_images;
+use crate::subset::{BATCH, evenly_spaced};
+
+/// Samples drawn before they are measured: a trainer loads its autoencoder once for so many. A multiple of
+/// [`BATCH`], so that `runner evaluate` of the same images gives the same bits.
+const CHUNK: usize = 32 * BATCH;
+
+/// Classes of samples as the model knows them, with the frequencies of `reference`: those of images evenly
+/// spaced over it. In a random order, as a data set is often sorted by class, and a part of the Inception score
+/// then has few of the classes.
+fn sample_labels(
+    reference: &dyn Dataset,
+    classes: &ReferenceClasses,
+    count: usize,
+    seed: u64,
+) -> Result<Vec<i64>, EvaluationError> {
+    let indices = evenly_spaced(count as u64, reference.len());
+    let order = seed::permutation(seed::derive(seed, "order of sample classes", &[]), count);
+    order
+        .into_iter()
+        .filter_map(|place| indices.get(place as usize))
+        .map(|&index| classes.training_label(reference.label(index)?))
+        .collect()
+}
+
+/// How far judges have come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JudgeStage {
+    /// Features of real images, so many of so many.
+    Reference(usize, usize),
+    /// Samples drawn, so many of so many.
+    Samples(usize, usize),
+    /// Features of samples, so many of so many.
+    Features(usize, usize),
+}
+
+/// The networks that measure samples, each with what it finds in real images.
+///
+/// They are `evaluate.fd_encoder` and, where it is on the machine, Inception.
+pub struct Judges {
+    judges: Vec<Judge>,
+    /// Classes of the samples, with the frequencies of the real images, in a random order.
+    labels: Vec<i64>,
+}
+
+struct Judge {
+    extractor: Extractor,
+    metrics: BTreeSet<Metric>,
+    reference: ReferenceStatistics,
+}
+
+impl Judges {
+    /// The judges of `config`, which compare with images of `reference`; statistics of these are kept in the
+    /// folder `cache`. There are none without samples.
+    ///
+    /// # Errors
+    /// A network's file is not what its sidecar says, an image cannot be read, `reference` has a class that
+    /// `training` lacks, or `interrupted` was set.
+    pub fn load(
+        bank: &EncoderBank,
+        config: &Config,
+        [training, reference]: [&Arc<dyn Dataset>; 2],
+        cache: &Path,
+        interrupted: &AtomicBool,
+        mut progress: impl FnMut(JudgeStage),
+    ) -> Result<Self, EvaluationError> {
+        let (evaluate, count) = (&config.evaluate, config.sample.count);
+        let mut judges = Self {
+            judges: Vec::new(),
+            labels: Vec::new(),
+        };
+        if count == 0 {
+            return Ok(judges);
+        }
+        let mut networks = Vec::new();
+        if !evaluate.fd_encoder.is_empty() {
+            networks.push((
+                evaluate.fd_encoder.as_str(),
+                BTreeSet::from([Metric::Frechet]),
+            ));
+        }
+        if !evaluate.inception.is_empty() && Inception::identity(bank.registry())?.is_some() {
+            let metrics = evaluate.inception.iter().copied().map(Metric::from);
+            networks.push((Inception::NAMES[0], metrics.collect()));
+        }
+        let data = &config.data;
+        for (name, metrics) in networks {
+            go_on(interrupted)?;
+            let extractor = Extractor::load(bank, name, data.resolution, interrupted)?;
+            let images = ImageSet::spaced(
+                Arc::clone(reference),
+                evaluate.reference_images,
+                data.resolution,
+                data.background,
+            );
+            let features = wanted(&metrics, &Scoring::default()).features;
+            let statistics = of_images(
+                &images,
+                (features, cache),
+                &extractor,
+                interrupted,
+                |done, total| progress(JudgeStage::Reference(done, total)),
+            )?;
+            judges.judges.push(Judge {
+                extractor,
+                metrics,
+                reference: statistics,
+            });
+        }
+        if !judges.judges.is_empty() {
+            let classes = ReferenceClasses::new(training.as_ref(), reference.as_ref())?;
+            judges.labels = sample_labels(reference.as_ref(), &classes, count, config.sample.seed)?;
+        }
+        Ok(judges)
+    }
+
+    /// What samples of the averaged weights are like: the first `sample.count`. Nothing without judges.
+    ///
+    /// # Errors
+    /// A sample cannot be drawn, a feature is not finite, or `interrupted` was set.
+    pub fn measure(
+        &self,
+        trainer: &Trainer,
+        interrupted: &AtomicBool,
+        mut progress: impl FnMut(JudgeStage),
+    ) -> Result<Quality, EvaluationError> {
+        let scoring = Scoring::default();
+        let total = self.labels.len();
+        let mut passes = self
+            .judges
+            .iter()
+            .map(|judge| {
+                let wanted = wanted(&judge.metrics, &scoring);
+                Pass::new(&judge.extractor, wanted, total)
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut first = 0;
+        for labels in self.labels.chunks(CHUNK) {
+            let samples = trainer.sample_until(interrupted, first as u64, labels, |done| {
+                progress(JudgeStage::Samples(first + done, total));
+            })?;
+            for start in (0..labels.len()).step_by(BATCH) {
+                let length = BATCH.min(labels.len() - start);
+                let batch = samples.f_narrow(0, start as i64, length as i64)?;
+                for pass in &mut passes {
+                    pass.push(&batch, interrupted)?;
+                }
+                progress(JudgeStage::Features(first + start + length, total));
+            }
+            first += labels.len();
+        }
+        let mut quality = Quality::default();
+        for (judge, pass) in self.judges.iter().zip(passes) {
+            let Judge {
+                extractor,
+                metrics,
+                reference,
+            } = judge;
+            go_on(interrupted)?;
+            let found = results(
+                metrics,
+                extractor,
+                reference,
+                &pass.finish()?,
+                &scoring,
+                interrupted,
+            )?;
+            match extractor.inception() {
+                Some(_) => {
+                    quality = Quality {
+                        fid: found.fid,
+                        sfid: found.sfid,
+                        inception_score: found.inception_score,
+                        precision: found.precision,
+                        recall: found.recall,
+                        kid: found.kid,
+                        ..quality
+                    }
+                }
+                None => quality.fd = found.fd,
+            }
+        }
+        Ok(quality)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use data::{DataError, Sample};
+
+    use super::*;
+
+    /// A thousand images of four classes, sorted by class, with 1, 2, 3 and 4 tenths of the images.
+    struct Sorted(Vec<String>);
+
+    impl Sorted {
+        fn new(names: &[&str]) -> Self {
+            Self(names.iter().map(|name| (*name).to_owned()).collect())
+        }
+
+        fn labels(&self, training: &[&str], seed: u64) -> Vec<i64> {
+            let classes = ReferenceClasses::new(&Self::new(training), self).unwrap();
+            sample_labels(self, &classes, 500, seed).unwrap()
+        }
+    }
+
+    impl Dataset for Sorted {
+        fn name(&self) -> &str {
+            "sorted"
+        }
+
+        fn len(&self) -> u64 {
+            1000
+        }
+
+        fn class_names(&self) -> &[String] {
+            &self.0
+        }
+
+        fn read(&self, index: u64) -> Result<Sample, DataError> {
+            Err(DataError::Index {
+                dataset: "sorted".to_owned(),
+                index,
+                len: 1000,
+            })
+        }
+
+        fn label(&self, index: u64) -> Result<i64, DataError> {
+            let ends = [100, 300, 600];
+            Ok(ends.iter().filter(|&&end| index >= end).count() as i64)
+        }
+
+        fn fingerprint(&self) -> &str {
+            ""
+        }
+    }
+
+    fn share(labels: &[i64], class: i64) -> f64 {
+        let count = labels.iter().filter(|&&label| label == class).count();
+        count as f64 / labels.len() as f64
+    }
+
+    const NAMES: [&str; 4] = ["ant", "bee", "cat", "dog"];
+
+    #[test]
+    fn samples_have_the_references_classes_in_a_random_order() {
+        let labels = Sorted::new(&NAMES).labels(&NAMES, 3);
+        for (class, expected) in [0.1, 0.2, 0.3, 0.4].into_iter().enumerate() {
+            assert_eq!(share(&labels, class as i64), expected);
+            // Each fifth has all classes: the share among 100 has a deviation of at most 0.05.
+            for part in labels.chunks(100) {
+                let share = share(part, class as i64);
+                assert!(share > 0.0 && (share - expected).abs() < 0.2, "{share}");
+            }
+        }
+        assert_eq!(labels, Sorted::new(&NAMES).labels(&NAMES, 3));
+        assert_ne!(labels, Sorted::new(&NAMES).labels(&NAMES, 4));
+    }
+
+    #[test]
+    fn samples_have_the_models_numbers_of_the_references_classes() {
+        let reference = Sorted::new(&NAMES);
+        let labels = reference.labels(&["dog", "ape", "cat", "bee", "ant"], 3);
+        let shares = [0, 1, 2, 3, 4].map(|class| share(&labels, class));
+        assert_eq!(shares, [0.4, 0.0, 0.3, 0.2, 0.1]);
+        // A model of one class has no other.
+        assert_eq!(share(&reference.labels(&["all"], 3), 0), 1.0);
+        let flat = ReferenceClasses::new(&reference, &Sorted::new(&["all"]));
+        assert!(flat.is_err());
+    }
+}

@@ -1,0 +1,44 @@
+//! Measures of encoders and of samples.
+//!
+//! [`evaluate`] compares an [`ImageSet`] of samples with a [`Reference`] and returns a [`QualityReport`]: FID, sFID,
+//! Inception score, KID, precision and recall, from one pass with an [`Extractor`]. [`Judges`] measure the samples of a
+//! training run the same way. [`spatial_metrics`] and [`probe`] measure encoders.
+//!
+//! [`sampling`] draws many samples of a checkpoint, each from its index. [`visualize`] draws what encoders see in an
+//! image. [`encoder_bank`] and [`autoencoder_files`] find and load the networks that a configuration names.
+
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
+pub mod autoencoder_files;
+mod classes;
+pub mod encoder_bank;
+mod error;
+mod features;
+mod images;
+mod judges;
+mod measure;
+mod metric;
+mod probe;
+mod quality;
+pub mod sampling;
+mod spatial;
+mod statistics;
+mod subset;
+mod tensors;
+pub mod visualize;
+
+pub use classes::{ReferenceClasses, uses_reference_classes};
+pub use error::EvaluationError;
+pub use features::{Extractor, Features};
+pub use images::{Batches, ImageOptions, ImageSet};
+pub use judges::{JudgeStage, Judges};
+pub use measure::{Measured, Pass, Wanted, measure};
+pub use metric::Metric;
+pub use probe::{ProbeAccuracy, ProbeData, probe};
+pub use quality::{
+    FeatureReport, QualityOptions, QualityReport, Results, Scoring, SetReport, Stage, evaluate,
+};
+pub use spatial::spatial_metrics;
+pub use statistics::{Reference, ReferenceStatistics};
+pub use subset::evenly_spaced;
+pub use tensors::images as image_array;

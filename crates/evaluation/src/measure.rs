@@ -1,0 +1,158 @@
+//! One pass over images: everything that is computed from their features.
+
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc;
+use std::thread;
+
+use metrics::quality::{InceptionScore, InceptionScores, Moments, Splits};
+use ndarray::Array2;
+use tch::Tensor;
+
+use crate::error::EvaluationError;
+use crate::features::Extractor;
+use crate::images::ImageSet;
+
+/// Batches that are decoded ahead of the network.
+const AHEAD: usize = 2;
+
+/// What is wanted beside the moments of the pooled features.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wanted {
+    /// The Inception score, over these parts.
+    pub splits: Option<Splits>,
+    /// All pooled features, for KID, precision and recall: `N D` numbers in memory.
+    pub features: bool,
+}
+
+/// What a pass found.
+pub struct Measured {
+    /// Of the pooled features.
+    pub pooled: Moments,
+    /// Of Inception's spatial features.
+    pub spatial: Option<Moments>,
+    /// Of Inception's logits, if it was wanted.
+    pub score: Option<InceptionScore>,
+    /// Pooled features `[N, D]`, if they were wanted.
+    pub features: Option<Array2<f32>>,
+}
+
+/// A pass over images that come a batch at a time, in batches of any kind as long as they are the same
+/// every time: sums round by batch.
+pub struct Pass<'a> {
+    extractor: &'a Extractor,
+    count: usize,
+    pooled: Moments,
+    spatial: Option<Moments>,
+    scores: Option<InceptionScores>,
+    rows: Option<Vec<f32>>,
+}
+
+impl<'a> Pass<'a> {
+    /// A pass over `count` images.
+    ///
+    /// # Errors
+    /// Parts of the Inception score that so few images cannot fill.
+    pub fn new(
+        extractor: &'a Extractor,
+        wanted: Wanted,
+        count: usize,
+    ) -> Result<Self, EvaluationError> {
+        let mut spatial = None;
+        let mut scores = None;
+        if let Some((spatial_dimension, classes)) = extractor.inception() {
+            spatial = Some(Moments::new(spatial_dimension));
+            scores = wanted
+                .splits
+                .map(|splits| InceptionScores::new(classes, splits, count))
+                .transpose()?;
+        }
+        let dimension = extractor.dimension();
+        Ok(Self {
+            extractor,
+            count,
+            pooled: Moments::new(dimension),
+            spatial,
+            scores,
+            rows: wanted
+                .features
+                .then(|| Vec::with_capacity(count * dimension)),
+        })
+    }
+
+    /// Adds images u8 `[B, 3, H, W]`, and says how many they were.
+    ///
+    /// # Errors
+    /// The network failed, a feature is not finite, or `interrupted` was set.
+    pub fn push(
+        &mut self,
+        images: &Tensor,
+        interrupted: &AtomicBool,
+    ) -> Result<usize, EvaluationError> {
+        let features = self.extractor.features(images, interrupted)?;
+        self.pooled.push(features.pooled.view())?;
+        if let (Some(moments), Some(features)) = (&mut self.spatial, &features.spatial) {
+            moments.push(features.view())?;
+        }
+        if let (Some(scores), Some(logits)) = (&mut self.scores, &features.logits) {
+            scores.push(logits.view())?;
+        }
+        let count = features.pooled.nrows();
+        if let Some(rows) = &mut self.rows {
+            rows.extend(features.pooled);
+        }
+        Ok(count)
+    }
+
+    /// What was found.
+    ///
+    /// # Errors
+    /// Other images came than were announced.
+    pub fn finish(self) -> Result<Measured, EvaluationError> {
+        let shape = (self.count, self.extractor.dimension());
+        let features = self
+            .rows
+            .map(|rows| Array2::from_shape_vec(shape, rows))
+            .transpose()
+            .map_err(|error| tch::TchError::Shape(error.to_string()))?;
+        Ok(Measured {
+            pooled: self.pooled,
+            spatial: self.spatial,
+            score: self.scores.map(InceptionScores::finish).transpose()?,
+            features,
+        })
+    }
+}
+
+/// Measures images in one pass, in their order and in fixed batches, so that the same images give the same
+/// bits. Memory does not grow with their number unless the features are wanted.
+///
+/// # Errors
+/// An image cannot be read, the network failed, a feature is not finite, or `interrupted` was set.
+pub fn measure(
+    images: &ImageSet,
+    extractor: &Extractor,
+    wanted: Wanted,
+    interrupted: &AtomicBool,
+    mut progress: impl FnMut(usize),
+) -> Result<Measured, EvaluationError> {
+    let mut pass = Pass::new(extractor, wanted, images.len())?;
+    let batches = images.batches()?;
+    let (send, receive) = mpsc::sync_channel(AHEAD);
+    thread::scope(|scope| {
+        // Gone with this closure, however it ends: the thread would wait for ever otherwise.
+        let receive = receive;
+        scope.spawn(move || {
+            for batch in batches {
+                // The other end is gone when something failed or was interrupted.
+                if send.send(batch).is_err() {
+                    return;
+                }
+            }
+        });
+        for batch in receive {
+            progress(pass.push(&batch?, interrupted)?);
+        }
+        Ok::<_, EvaluationError>(())
+    })?;
+    pass.finish()
+}

@@ -1,0 +1,286 @@
+//! What samples are compared with: statistics of a file, or of images, kept for the next time.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use data::Background;
+use metrics::npz::{NpzError, ReferenceFile, Statistics, write_statistics};
+use ndarray::Array2;
+
+use crate::error::EvaluationError;
+use crate::features::Extractor;
+use crate::images::is_npz;
+use crate::images::{ImageOptions, ImageSet};
+use crate::measure::{Wanted, measure};
+
+/// Name of the features in a kept file.
+const FEATURES: &str = "features";
+
+/// Statistics of real images.
+pub struct ReferenceStatistics {
+    /// Of the pooled features.
+    pub pooled: Statistics,
+    /// Of Inception's spatial features, where the file has them.
+    pub spatial: Option<Statistics>,
+    /// Pooled features `[N, D]`, where they were wanted.
+    pub features: Option<Array2<f32>>,
+    /// Where the statistics are or were put, if they were computed.
+    pub kept: Option<PathBuf>,
+}
+
+/// What samples are compared with, opened: statistics are read, images only listed.
+pub struct Reference {
+    path: PathBuf,
+    content: Content,
+}
+
+enum Content {
+    Images(ImageSet),
+    Stored(Box<Stored>),
+}
+
+/// What a file of statistics holds.
+struct Stored {
+    pooled: Statistics,
+    spatial: Option<Statistics>,
+    images: Option<ImageSet>,
+}
+
+impl Reference {
+    /// Opens an `.npz` of statistics or images, a folder, or a data set, whose `split` is taken. The images of
+    /// a folder or data set are brought to the size of `samples`, on `background`.
+    ///
+    /// # Errors
+    /// Nothing usable at the path; samples that are not square and images that would have to be cropped to
+    /// their shape.
+    pub fn open(
+        path: &Path,
+        samples: &ImageSet,
+        split: Option<String>,
+        background: Background,
+    ) -> Result<Self, EvaluationError> {
+        let content = match is_npz(path) {
+            true => Self::file(path)?,
+            false => {
+                let (height, width) = samples.size();
+                if height != width {
+                    return Err(EvaluationError::Size {
+                        path: samples.path().to_owned(),
+                        found: (height, width),
+                        expected: (height, height),
+                        way_out: "images of a folder can only be cropped to squares: give statistics as the \
+                                  reference",
+                    });
+                }
+                let options = ImageOptions {
+                    split,
+                    resolution: Some(height),
+                    background,
+                };
+                Content::Images(ImageSet::open(path, &options)?)
+            }
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            content,
+        })
+    }
+
+    fn file(path: &Path) -> Result<Content, EvaluationError> {
+        let file = ReferenceFile::open(path)?;
+        let (pooled, spatial) = (file.pooled()?, file.spatial()?);
+        let images = match file.images()? {
+            Some(_) => Some(ImageSet::open(path, &ImageOptions::default())?),
+            None => None,
+        };
+        match (pooled, images) {
+            (Some(pooled), images) => Ok(Content::Stored(Box::new(Stored {
+                pooled,
+                spatial,
+                images,
+            }))),
+            (None, Some(images)) => Ok(Content::Images(images)),
+            (None, None) => Err(EvaluationError::NoStatistics {
+                path: path.to_owned(),
+                found: file.names().join(", "),
+            }),
+        }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The statistics, and the `features` of its images if they are wanted and there are images. Statistics of
+    /// images are computed once and kept in the folder `cache`; a file that was kept and can no longer be read
+    /// is made again.
+    ///
+    /// Computed statistics take the way through their file, so that the second call has the bits of the first.
+    ///
+    /// # Errors
+    /// Statistics of another number of features than the network gives, an image that cannot be read, or
+    /// `interrupted` was set.
+    pub fn statistics(
+        &self,
+        (features, cache): (bool, &Path),
+        extractor: &Extractor,
+        interrupted: &AtomicBool,
+        progress: impl FnMut(usize, usize),
+    ) -> Result<ReferenceStatistics, EvaluationError> {
+        let Stored {
+            pooled,
+            spatial,
+            images,
+        } = match &self.content {
+            Content::Images(images) => {
+                return of_images(images, (features, cache), extractor, interrupted, progress);
+            }
+            Content::Stored(stored) => stored.as_ref(),
+        };
+        let dimension = extractor.dimension();
+        check_width(&self.path, "mu", pooled.dimension(), dimension)?;
+        if let (Some(spatial), Some((width, _))) = (spatial, extractor.inception()) {
+            check_width(&self.path, "mu_s", spatial.dimension(), width)?;
+        }
+        let features = match images.as_ref().filter(|_| features) {
+            Some(images) => {
+                of_images(images, (true, cache), extractor, interrupted, progress)?.features
+            }
+            None => None,
+        };
+        Ok(ReferenceStatistics {
+            pooled: pooled.clone(),
+            spatial: spatial.clone(),
+            features,
+            kept: None,
+        })
+    }
+}
+
+fn check_width(
+    path: &Path,
+    name: &'static str,
+    found: usize,
+    expected: usize,
+) -> Result<(), EvaluationError> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(EvaluationError::Width {
+        path: path.to_owned(),
+        name,
+        found,
+        expected,
+    })
+}
+
+/// The statistics of images, and their features if `wanted`, kept in the folder `cache`.
+pub(crate) fn of_images(
+    images: &ImageSet,
+    (wanted, cache): (bool, &Path),
+    extractor: &Extractor,
+    interrupted: &AtomicBool,
+    mut progress: impl FnMut(usize, usize),
+) -> Result<ReferenceStatistics, EvaluationError> {
+    let kept = kept_at(cache, images, extractor);
+    if let Some(found) = read_kept(&kept, wanted, extractor)? {
+        return Ok(found);
+    }
+    let wanted = Wanted {
+        splits: None,
+        features: wanted,
+    };
+    let (mut done, total) = (0, images.len());
+    progress(done, total);
+    let measured = measure(images, extractor, wanted, interrupted, |count| {
+        done += count;
+        progress(done, total);
+    })?;
+    let spatial = measured
+        .spatial
+        .as_ref()
+        .map(Statistics::from_moments)
+        .transpose()?;
+    let found = ReferenceStatistics {
+        pooled: Statistics::from_moments(&measured.pooled)?,
+        spatial,
+        features: measured.features,
+        kept: Some(kept),
+    };
+    keep(&found);
+    Ok(found)
+}
+
+/// The file's name says what it depends on: the network, the images, their size.
+fn kept_at(cache: &Path, images: &ImageSet, extractor: &Extractor) -> PathBuf {
+    let identity: String = extractor.identity().chars().take(16).collect();
+    cache.join(format!(
+        "{}-{identity}-{}.npz",
+        extractor.name(),
+        images.identity()
+    ))
+}
+
+/// The statistics that are kept at `path`; `None` if there are none, or if the file is damaged or incomplete.
+fn read_kept(
+    path: &Path,
+    features: bool,
+    extractor: &Extractor,
+) -> Result<Option<ReferenceStatistics>, EvaluationError> {
+    let read = || -> Result<ReferenceStatistics, EvaluationError> {
+        let file = ReferenceFile::open(path)?;
+        let pooled = file.pooled()?;
+        Ok(ReferenceStatistics {
+            pooled: pooled.ok_or_else(|| EvaluationError::NoStatistics {
+                path: path.to_owned(),
+                found: file.names().join(", "),
+            })?,
+            spatial: file.spatial()?,
+            features: match features {
+                true => file.features(FEATURES)?,
+                false => None,
+            },
+            kept: Some(path.to_owned()),
+        })
+    };
+    let is_there = path.try_exists().map_err(|source| NpzError::Io {
+        action: "look for",
+        path: path.to_owned(),
+        source,
+    })?;
+    if !is_there {
+        return Ok(None);
+    }
+    match read() {
+        Ok(found) => {
+            let complete = found.pooled.dimension() == extractor.dimension()
+                && found.spatial.is_some() == extractor.inception().is_some()
+                && found.features.is_some() == features;
+            Ok(complete.then_some(found))
+        }
+        Err(EvaluationError::Npz(error)) if !error.is_damage() => Err(error.into()),
+        Err(error) => {
+            tracing::warn!("statistics that were kept are computed again: {error}");
+            Ok(None)
+        }
+    }
+}
+
+/// What cannot be kept costs time, not the result.
+fn keep(found: &ReferenceStatistics) {
+    let Some(path) = &found.kept else { return };
+    let features: Vec<(&str, &Array2<f32>)> =
+        found.features.iter().map(|f| (FEATURES, f)).collect();
+    let written = path
+        .parent()
+        .map_or(Ok(()), std::fs::create_dir_all)
+        .map_err(|error| error.to_string())
+        .and_then(|()| {
+            write_statistics(path, &found.pooled, found.spatial.as_ref(), &features)
+                .map_err(|error| error.to_string())
+        });
+    if let Err(error) = written {
+        tracing::warn!("statistics of the reference are not kept: {error}");
+    }
+}

@@ -1,0 +1,190 @@
+//! Encoders by recipes, and what was known of the encoders before.
+
+use std::fmt::Write as _;
+
+use crate::columns::{Column, DENOISING_LOSS, frechet};
+use crate::comparison::{Group, Mean, groups};
+use crate::correlation::{Agreement, predictions};
+use crate::escape::escape;
+use crate::number::{decimals, plain, signed};
+use crate::run_folder::Run;
+use crate::words::capital;
+
+/// One table a group and figure: a row an encoder, a column a recipe, the better of them marked.
+pub(super) fn recipes_by_encoder(run: &Run) -> String {
+    let mut html = String::new();
+    for group in groups(run) {
+        for column in [frechet(run), DENOISING_LOSS] {
+            html += &table(&group, &column);
+        }
+    }
+    if html.is_empty() {
+        return html;
+    }
+    html + "<p class=\"note\">The better recipe of each encoder is bold and marked \u{25cf}. \
+            With several seeds it is their mean, and their number stands in brackets. A difference \
+            below that between seeds means nothing.</p>\n"
+}
+
+fn table(group: &Group<'_>, column: &Column) -> String {
+    let recipes = group.recipes();
+    let rows: Vec<(&str, Vec<Option<Mean>>)> = group
+        .encoders()
+        .into_iter()
+        .map(|encoder| {
+            let means = recipes.iter();
+            let means = means.map(|recipe| group.mean(column, encoder, recipe));
+            (encoder, means.collect())
+        })
+        .filter(|(_, means): &(_, Vec<Option<Mean>>)| means.iter().any(Option::is_some))
+        .collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    let baseline = group.baseline_mean(column);
+    let values = rows.iter().flat_map(|(_, means)| means).flatten();
+    let digits = decimals(values.chain(&baseline).map(|mean| mean.value));
+    let mut html = format!(
+        "<h3>{}, {}</h3>\n<div class=\"table\"><table class=\"matrix\">\n<thead><tr><th>encoder</th>",
+        escape(&capital(column.title)),
+        escape(&group.label)
+    );
+    for recipe in &recipes {
+        let _ = write!(html, "<th class=\"number\">{}</th>", escape(recipe));
+    }
+    let pair = match recipes.as_slice() {
+        [left, right] => {
+            let _ = write!(
+                html,
+                "<th class=\"number\">{} \u{2212} {}</th>",
+                escape(left),
+                escape(right)
+            );
+            true
+        }
+        _ => false,
+    };
+    html += "</tr></thead>\n<tbody>\n";
+    for (encoder, means) in &rows {
+        let _ = write!(html, "<tr><td>{}</td>", escape(encoder));
+        for mean in means {
+            html += &cell(mean.as_ref(), means, column, digits);
+        }
+        if pair {
+            html += &match means.as_slice() {
+                [Some(left), Some(right)] => {
+                    let difference = left.value - right.value;
+                    number(difference, &signed(difference, digits), "")
+                }
+                _ => "<td class=\"number\"></td>".to_owned(),
+            };
+        }
+        html += "</tr>\n";
+    }
+    html += "</tbody></table></div>\n";
+    if let Some(baseline) = baseline {
+        let _ = writeln!(
+            html,
+            "<p class=\"note\">Baseline without alignment: {}{}.</p>",
+            plain(baseline.value, digits),
+            seeds(&baseline)
+        );
+    }
+    html
+}
+
+fn cell(mean: Option<&Mean>, row: &[Option<Mean>], column: &Column, digits: usize) -> String {
+    let Some(mean) = mean else {
+        return "<td class=\"number\"></td>".to_owned();
+    };
+    let others: Vec<f64> = row.iter().flatten().map(|other| other.value).collect();
+    let beaten = others
+        .iter()
+        .any(|other| column.improves(*other, mean.value));
+    let differs = others.iter().any(|other| *other != mean.value);
+    let text = format!("{}{}", plain(mean.value, digits), seeds(mean));
+    if differs && !beaten {
+        number(mean.value, &format!("\u{25cf} {text}"), " best")
+    } else {
+        number(mean.value, &text, "")
+    }
+}
+
+fn seeds(mean: &Mean) -> String {
+    match mean.seeds {
+        1 => String::new(),
+        seeds => format!(" ({seeds})"),
+    }
+}
+
+fn number(value: f64, text: &str, class: &str) -> String {
+    format!("<td class=\"number{class}\" data-value=\"{value}\">{text}</td>")
+}
+
+/// How well the order of encoders by each spatial metric predicted the order of the results.
+pub(super) fn ranking(run: &Run) -> String {
+    let frechet = frechet(run);
+    let mut html = String::new();
+    for group in groups(run) {
+        let found = predictions(run, &group, &frechet);
+        if found.is_empty() {
+            continue;
+        }
+        let _ = writeln!(
+            html,
+            "<h3>The order before training, {}</h3>\n<div class=\"table\"><table>\n<thead><tr>\
+             <th>recipe</th><th>ordered by</th><th class=\"number\">encoders</th>\
+             <th class=\"number\">Spearman's \u{3c1}</th><th>95 % interval</th>\
+             <th>put first</th><th class=\"number\">came in as</th></tr></thead>\n<tbody>",
+            escape(&group.label)
+        );
+        for prediction in found {
+            let (rho, interval) = match prediction.agreement {
+                Agreement::Known { rho, interval } => (
+                    number(rho, &plain(rho, 2), ""),
+                    match interval {
+                        Some((low, high)) => format!("{} to {}", plain(low, 2), plain(high, 2)),
+                        None => "none".to_owned(),
+                    },
+                ),
+                Agreement::TooFew => (
+                    "<td class=\"number\"></td>".to_owned(),
+                    "too few encoders".to_owned(),
+                ),
+                Agreement::Undefined => (
+                    "<td class=\"number\"></td>".to_owned(),
+                    "all values equal".to_owned(),
+                ),
+            };
+            let (first, place) = prediction.first;
+            let _ = writeln!(
+                html,
+                "<tr><td>{}</td><td>{}</td>{}{rho}<td>{interval}</td><td>{}</td>{}</tr>",
+                escape(&prediction.recipe),
+                prediction.metric,
+                number(prediction.n as f64, &prediction.n.to_string(), ""),
+                escape(&first),
+                number(place as f64, &format!("{place} of {}", prediction.n), ""),
+            );
+        }
+        html += "</tbody></table></div>\n";
+    }
+    if html.is_empty() {
+        return html;
+    }
+    let source = match &run.ranking {
+        Some(ranking) => format!(
+            "The order is that of <code>ranking.json</code>, made from {} images of {}.",
+            ranking.images,
+            escape(&ranking.data)
+        ),
+        None => "The order is that of the table's metrics, which need no training; \
+                 <code>runner metrics --rank</code> gives it beforehand."
+            .to_owned(),
+    };
+    html + &format!(
+        "<p class=\"note\">{source} More structure is expected to give a lower {}: \u{3c1} is 1 \
+         where the order came true and \u{2212}1 where its reverse did.</p>\n",
+        escape(frechet.title)
+    )
+}

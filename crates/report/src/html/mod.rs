@@ -1,0 +1,391 @@
+//! The page: one file with everything in it, readable without a network and without scripts.
+
+mod matrix;
+mod table;
+
+use std::fmt::Write as _;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+
+use crate::escape::escape;
+use crate::results::Status;
+
+use super::columns::{DENOISING_LOSS, frechet, frechet_features};
+use super::comparison::distinct;
+use super::correlation::{FEWEST, LEVEL, RESAMPLES};
+use super::curve::SMOOTHING;
+use super::findings::findings;
+use super::number::short;
+use super::plots::{Plot, Plots, dark_rules};
+use super::run_folder::{Cell, Run, Sample};
+use super::words::{capital, counted};
+
+const CSS: &str = include_str!("page.css");
+/// Sample grids of more pixels than this get half the page each.
+const WIDE: u32 = 800;
+/// More reasons why cells were skipped than this are folded.
+const MOST_REASONS: usize = 3;
+const SORT: &str = include_str!("sort.js");
+
+/// The whole page.
+pub(super) fn page(run: &Run, plots: &Plots) -> String {
+    let sections: Vec<(&str, &str, String)> = [
+        ("findings", "Findings", findings_section(run)),
+        ("quality", "Quality", figures(&plots.quality)),
+        ("results", "Results", results_section(run)),
+        ("convergence", "Convergence", figures(&plots.convergence)),
+        (
+            "metrics",
+            "What predicts quality",
+            metrics_section(run, plots),
+        ),
+        ("samples", "Samples", samples_section(run)),
+        ("encoders", "What the encoders see", encoders_section(run)),
+        (
+            "configurations",
+            "Configurations",
+            configurations_section(run),
+        ),
+        ("methods", "Methods", methods_section(run)),
+    ]
+    .into_iter()
+    .filter(|(_, _, body)| !body.is_empty())
+    .collect();
+
+    let dark = dark_rules(".plot");
+    let mut html = format!(
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <link rel=\"icon\" href=\"data:,\">\n<title>{}</title>\n<style>\n{CSS}\
+         @media screen and (prefers-color-scheme: dark) {{\n{dark}}}\n</style>\n</head>\n<body>\n",
+        escape(&run.name)
+    );
+    html += &header(run);
+    html += "<nav>";
+    for (id, title, _) in &sections {
+        let _ = write!(html, "<a href=\"#{id}\">{title}</a>");
+    }
+    html += "</nav>\n</header>\n<main>\n";
+    html += &notes(run);
+    for (id, title, body) in &sections {
+        let _ = write!(
+            html,
+            "<section id=\"{id}\">\n<h2>{title}</h2>\n{body}</section>\n"
+        );
+    }
+    let _ = write!(
+        html,
+        "</main>\n<footer>Made from <code>results.csv</code> and the folders of the cells; the \
+         plots are also in <code>plots/</code>. Rebuild with <code>runner report</code>.</footer>\n\
+         <script>\n{SORT}</script>\n</body>\n</html>\n"
+    );
+    html
+}
+
+fn header(run: &Run) -> String {
+    let mut html = format!("<header>\n<h1>{}</h1>\n", escape(&run.name));
+    if !run.description.is_empty() {
+        let _ = writeln!(html, "<p class=\"lead\">{}</p>", escape(&run.description));
+    }
+    let mut facts = vec![format!("<strong>{}</strong> done", run.count(Status::Done))];
+    let failed = run.count(Status::Failed);
+    facts.push(if failed > 0 {
+        format!("<strong class=\"bad\">{failed} failed</strong>")
+    } else {
+        "0 failed".to_owned()
+    });
+    facts.push(format!("{} skipped", run.count(Status::Skipped)));
+    if !run.stale.is_empty() {
+        facts.push(format!("{} stale", run.stale.len()));
+    }
+    let _ = write!(html, "<p class=\"facts\">Cells: {}", facts.join(", "));
+    match (&run.started, &run.finished) {
+        (Some(started), Some(finished)) if started != finished => {
+            let _ = write!(html, " · {} to {}", escape(started), escape(finished));
+        }
+        (Some(time), _) | (None, Some(time)) => {
+            let _ = write!(html, " · {}", escape(time));
+        }
+        (None, None) => {}
+    }
+    for hardware in &run.hardware {
+        let _ = write!(html, "<br>{}", escape(hardware));
+    }
+    html + "</p>\n"
+}
+
+fn notes(run: &Run) -> String {
+    if run.notes.is_empty() {
+        return String::new();
+    }
+    let mut html =
+        "<div class=\"notes note\">Not everything could be read; the report is made from the rest.\
+         <ul>\n"
+            .to_owned();
+    for note in &run.notes {
+        let _ = writeln!(html, "<li>{}</li>", escape(note));
+    }
+    html + "</ul></div>\n"
+}
+
+fn findings_section(run: &Run) -> String {
+    let mut html = "<dl class=\"findings\">\n".to_owned();
+    for finding in findings(run) {
+        let _ = writeln!(
+            html,
+            "<dt>{}</dt><dd>{}</dd>",
+            escape(&finding.topic),
+            escape(&finding.text)
+        );
+    }
+    html + "</dl>\n"
+}
+
+/// Escaped `text`, what stands between backticks as code.
+fn with_code(text: &str) -> String {
+    let mut html = String::new();
+    let mut parts = text.split('`').peekable();
+    let mut code = false;
+    while let Some(part) = parts.next() {
+        let closed = parts.peek().is_some();
+        html += &match (code, closed) {
+            (true, true) => format!("<code>{}</code>", escape(part)),
+            (true, false) => format!("`{}", escape(part)),
+            (false, _) => escape(part),
+        };
+        code = !code;
+    }
+    html
+}
+
+fn figures(plots: &[Plot]) -> String {
+    let mut html = String::new();
+    for plot in plots {
+        let _ = write!(
+            html,
+            "<figure>\n<h3>{}</h3>\n<div class=\"plot\">{}</div>\n<figcaption>{}</figcaption>\n</figure>\n",
+            escape(&plot.title),
+            plot.svg,
+            escape(&plot.caption)
+        );
+    }
+    html
+}
+
+fn results_section(run: &Run) -> String {
+    let mut html = matrix::recipes_by_encoder(run);
+    let all = table::results(run);
+    if !html.is_empty() && !all.is_empty() {
+        html += "<h3>All cells</h3>\n";
+    }
+    html += &all;
+    html += &table::failed(run);
+    html += &table::stale(run);
+    html += &skipped(run);
+    if html.is_empty() {
+        html += "<p>The sweep has no cells.</p>\n";
+    }
+    html
+}
+
+/// Skipped cells, one line a reason: encoders whose reasons differ only by their own name share it.
+fn skipped(run: &Run) -> String {
+    const NAME: &str = "NAME";
+    let skipped: Vec<(String, &Cell)> = run
+        .with_status(Status::Skipped)
+        .map(|cell| {
+            let (reason, encoder) = (cell.row.reason.trim(), cell.row.encoder.as_str());
+            let template = if encoder.is_empty() {
+                reason.to_owned()
+            } else {
+                reason.replace(encoder, NAME)
+            };
+            (template, cell)
+        })
+        .collect();
+    let mut html = String::new();
+    let templates = distinct(skipped.iter().map(|(template, _)| template));
+    let folded = templates.len() > MOST_REASONS;
+    for template in templates {
+        let cells = skipped.iter().filter(|(other, _)| other == template);
+        let names = distinct(cells.clone().map(|(_, cell)| {
+            if cell.row.encoder.is_empty() {
+                cell.row.cell.as_str()
+            } else {
+                cell.row.encoder.as_str()
+            }
+        }));
+        let reason = match (template.as_str(), names.as_slice()) {
+            ("", _) => "no reason given".to_owned(),
+            (template, [name]) => template.replace(NAME, name),
+            (template, _) => template.to_owned(),
+        };
+        let _ = writeln!(
+            html,
+            "<p class=\"note\"><strong>Skipped</strong> ({}): {}. {}</p>",
+            counted(cells.count(), "cell"),
+            escape(&names.join(", ")),
+            with_code(&capital(&reason))
+        );
+    }
+    if folded {
+        return format!(
+            "<details><summary>{} skipped</summary>\n{html}</details>\n",
+            counted(skipped.len(), "cell")
+        );
+    }
+    html
+}
+
+fn samples_section(run: &Run) -> String {
+    let frechet = frechet(run);
+    let mut html = String::new();
+    for cell in &run.cells {
+        let Some(sample) = &cell.sample else { continue };
+        let row = &cell.row;
+        let mut lines: Vec<String> = [&frechet, &DENOISING_LOSS]
+            .into_iter()
+            .filter_map(|column| Some(format!("{} {}", column.title, short(column.of(row)?))))
+            .collect();
+        lines.push(sample.file_name.clone());
+        let status = match row.status {
+            Status::Done => "",
+            Status::Failed => " (failed)",
+            Status::Skipped => " (skipped)",
+            Status::Stale => " (stale)",
+        };
+        let _ = writeln!(
+            html,
+            "<figure>{}<figcaption><strong>{}</strong>{status}<br>{}</figcaption></figure>",
+            image(sample, &format!("Samples of {}", row.cell)),
+            escape(&row.cell),
+            escape(&lines.join("\n")).replace('\n', "<br>"),
+        );
+    }
+    if html.is_empty() {
+        return html;
+    }
+    let samples = run.cells.iter().filter_map(|cell| cell.sample.as_ref());
+    let class = match samples.map(|sample| sample.width).max() {
+        Some(width) if width > WIDE => "samples wide",
+        _ => "samples",
+    };
+    format!(
+        "<p class=\"note\">The newest picture of each cell.</p>\n\
+         <div class=\"{class}\">\n{html}</div>\n"
+    )
+}
+
+fn metrics_section(run: &Run, plots: &Plots) -> String {
+    figures(&plots.metrics) + &matrix::ranking(run)
+}
+
+fn encoders_section(run: &Run) -> String {
+    let mut html = String::new();
+    for sheet in &run.sheets {
+        let _ = writeln!(
+            html,
+            "<figure><h3>{}</h3>{}</figure>",
+            escape(&sheet.encoder),
+            image(&sheet.picture, &format!("Maps of {}", sheet.encoder))
+        );
+    }
+    if html.is_empty() {
+        return html;
+    }
+    format!(
+        "<p class=\"note\">Cosine similarity of each patch token with the marked patch, and the \
+         first three principal components as colours, of the tokens as they are and after spatial \
+         normalisation.</p>\n<div class=\"sheets\">\n{html}</div>\n"
+    )
+}
+
+/// An `<img>` with the picture in it.
+fn image(picture: &Sample, description: &str) -> String {
+    format!(
+        "<img width=\"{}\" height=\"{}\" alt=\"{}\" src=\"data:image/png;base64,{}\">",
+        picture.width,
+        picture.height,
+        escape(description),
+        BASE64.encode(&picture.png)
+    )
+}
+
+/// What each cell was computed from: hashes, and the configurations folded.
+fn configurations_section(run: &Run) -> String {
+    let mut hashes = String::new();
+    let mut html = String::new();
+    for cell in &run.cells {
+        let id = escape(&cell.row.cell);
+        if let Some(hash) = &cell.hash {
+            let _ = writeln!(
+                hashes,
+                "<tr><td>{id}</td><td><code>{}</code></td></tr>",
+                escape(hash)
+            );
+        }
+        if let Some(config) = &cell.config {
+            let _ = writeln!(
+                html,
+                "<details><summary><code>{id}</code></summary><pre>{}</pre></details>",
+                escape(config)
+            );
+        }
+    }
+    if !hashes.is_empty() {
+        html += &format!(
+            "<div class=\"table\"><table>\n<thead><tr><th>cell</th><th>hash of configuration, \
+             data set and encoder files</th></tr></thead>\n<tbody>\n{hashes}</tbody></table></div>\n"
+        );
+    }
+    html
+}
+
+fn methods_section(run: &Run) -> String {
+    let frechet = frechet(run);
+    let features = match frechet_features(run, &frechet) {
+        Some(features) => format!("on {} features", escape(&features)),
+        None => "on the features named in the table".to_owned(),
+    };
+    format!(
+        "<p>An aligned cell is compared with the cell without alignment that has the same model, \
+         variant and seed. Both see the same samples in the same order.</p>\n\
+         <p>Curves are smoothed by an exponential moving average over training steps with a time \
+         constant of {} % of the run, forwards and backwards so that they do not lag. Losses in the table are the \
+         cell's own figures and not smoothed here.</p>\n\
+         <p>Frechet distances are computed {features}, between generated and real images; they \
+         depend on the number of images, and compare only within this report. LDS, CDS, SRSS and \
+         RMSC describe the spatial structure of the encoder's patch tokens; higher means more \
+         of it. Linear probes are softmax regressions on the mean patch token; their accuracy is that \
+         on images held out.</p>\n\
+         <p>Correlations are Pearson's r over encoders, each averaged over its seeds first, for \
+         every recipe by itself, and from {FEWEST} encoders on. Intervals are the {:.0} % percentile \
+         bootstrap with {RESAMPLES} resamples of encoders and a fixed seed. Encoders are few and not \
+         drawn at random, so intervals describe this selection. The order before training is compared \
+         with the result by Spearman's rank correlation, with the same bootstrap.</p>\n\
+         <p>In the table the best value of each column is bold, among the cells of one model and \
+         variant.</p>\n",
+        SMOOTHING * 100.0,
+        LEVEL * 100.0,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn markup_is_escaped() {
+        assert_eq!(
+            escape("<a href='x'>\"&\"</a>\u{1b}"),
+            "&lt;a href=&#39;x&#39;&gt;&quot;&amp;&quot;&lt;/a&gt;\u{fffd}"
+        );
+    }
+
+    #[test]
+    fn commands_between_backticks_are_code() {
+        assert_eq!(with_code("run `a<b` now"), "run <code>a&lt;b</code> now");
+        assert_eq!(with_code("one ` alone"), "one ` alone");
+    }
+}

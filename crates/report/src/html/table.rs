@@ -1,0 +1,215 @@
+//! The tables of finished and of failed cells.
+
+use std::fmt::Write as _;
+
+use crate::columns::{Better, COLUMNS, Column};
+use crate::comparison::distinct;
+use crate::escape::escape;
+use crate::number::{decimals, plain};
+use crate::results::{ResultRow, Status};
+use crate::run_folder::Run;
+
+/// A column of words or of seeds.
+struct Text {
+    name: &'static str,
+    number: bool,
+    get: fn(&ResultRow) -> String,
+}
+
+const TEXTS: [Text; 6] = [
+    Text {
+        name: "cell",
+        number: false,
+        get: |row| row.cell.clone(),
+    },
+    Text {
+        name: "encoder",
+        number: false,
+        get: |row| row.encoder.clone(),
+    },
+    Text {
+        name: "recipe",
+        number: false,
+        get: |row| row.recipe.clone(),
+    },
+    Text {
+        name: "model",
+        number: false,
+        get: |row| row.model.clone(),
+    },
+    Text {
+        name: "variant",
+        number: false,
+        get: |row| row.variant.clone(),
+    },
+    Text {
+        name: "seed",
+        number: true,
+        get: |row| row.seed.to_string(),
+    },
+];
+
+/// Finished cells; columns that say the same in all of them stand above the table instead.
+pub(super) fn results(run: &Run) -> String {
+    let rows: Vec<&ResultRow> = run
+        .with_status(Status::Done)
+        .map(|cell| &cell.row)
+        .collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    let mut common = Vec::new();
+    let texts: Vec<&Text> = TEXTS
+        .iter()
+        .filter(|text| {
+            let values = distinct(rows.iter().map(|row| (text.get)(row)));
+            match values.as_slice() {
+                [value] if rows.len() > 1 => {
+                    if !value.is_empty() {
+                        common.push(format!("{} {value}", text.name));
+                    }
+                    false
+                }
+                _ => true,
+            }
+        })
+        .collect();
+    let numbers: Vec<&Column> = COLUMNS
+        .iter()
+        .filter(|column| {
+            let values = distinct(rows.iter().map(|row| column.of(row)));
+            match values.as_slice() {
+                [Some(value)] if rows.len() > 1 && column.better == Better::Neither => {
+                    let digits = if value.fract() == 0.0 {
+                        0
+                    } else {
+                        decimals([*value])
+                    };
+                    common.push(format!("{} {}", column.name, plain(*value, digits)));
+                    false
+                }
+                values => values.iter().any(Option::is_some),
+            }
+        })
+        .collect();
+    let digits: Vec<usize> = numbers
+        .iter()
+        .map(|column| {
+            let values: Vec<f64> = rows.iter().filter_map(|row| column.of(row)).collect();
+            if values.iter().all(|value| value.fract() == 0.0) {
+                0
+            } else {
+                decimals(values)
+            }
+        })
+        .collect();
+
+    let mut html = String::new();
+    if !common.is_empty() {
+        let _ = writeln!(
+            html,
+            "<p class=\"note\">All cells: {}.</p>",
+            escape(&common.join(", "))
+        );
+    }
+    html += "<div class=\"table\"><table>\n<thead><tr>";
+    for text in &texts {
+        let class = if text.number { " class=\"number\"" } else { "" };
+        let _ = write!(html, "<th{class}>{}</th>", text.name);
+    }
+    for column in &numbers {
+        let arrow = match column.better {
+            Better::Lower => "&nbsp;\u{2193}",
+            Better::Higher => "&nbsp;\u{2191}",
+            Better::Neither => "",
+        };
+        let _ = write!(
+            html,
+            "<th class=\"number\" title=\"{}\">{}{arrow}</th>",
+            escape(column.title),
+            column.name.replace('_', "_<wbr>")
+        );
+    }
+    html += "</tr></thead>\n<tbody>\n";
+    for row in &rows {
+        html += if row.is_baseline() {
+            "<tr class=\"baseline\">"
+        } else {
+            "<tr>"
+        };
+        for text in &texts {
+            let value = (text.get)(row);
+            let value = escape(&value);
+            let _ = if text.number {
+                write!(
+                    html,
+                    "<td class=\"number\" data-value=\"{value}\">{value}</td>"
+                )
+            } else {
+                write!(html, "<td>{value}</td>")
+            };
+        }
+        for (column, digits) in numbers.iter().zip(&digits) {
+            html += &number(row, &rows, column, *digits);
+        }
+        html += "</tr>\n";
+    }
+    html + "</tbody></table></div>\n\
+         <p class=\"note\">\u{2193} lower is better, \u{2191} higher is better; the best value of a \
+         column is bold. Click a heading to sort.</p>\n"
+}
+
+fn number(row: &ResultRow, rows: &[&ResultRow], column: &Column, digits: usize) -> String {
+    let Some(value) = column.of(row) else {
+        return "<td class=\"number\"></td>".to_owned();
+    };
+    let comparable = rows
+        .iter()
+        .filter(|other| other.model == row.model && other.variant == row.variant);
+    let others: Vec<f64> = comparable.filter_map(|other| column.of(other)).collect();
+    let beaten = others.iter().any(|other| column.improves(*other, value));
+    let differs = others.iter().any(|other| *other != value);
+    let best = column.better != Better::Neither && differs && !beaten;
+    format!(
+        "<td class=\"number{}\" data-value=\"{value}\">{}</td>",
+        if best { " best" } else { "" },
+        plain(value, digits)
+    )
+}
+
+/// Failed cells with the reason; nothing where none failed.
+pub(super) fn failed(run: &Run) -> String {
+    let rows = run.with_status(Status::Failed).map(|cell| &cell.row);
+    with_reasons("Failed", rows)
+}
+
+/// Results of other settings with what differs; nothing where there are none.
+pub(super) fn stale(run: &Run) -> String {
+    let title = "Stale: results of other settings, which are compared with nothing here";
+    with_reasons(title, run.stale.iter())
+}
+
+fn with_reasons<'a>(title: &str, rows: impl Iterator<Item = &'a ResultRow>) -> String {
+    let mut html = String::new();
+    for row in rows {
+        let steps = row.steps.map(|steps| steps.to_string()).unwrap_or_default();
+        let reason = match row.reason.trim() {
+            "" => "no reason given",
+            reason => reason,
+        };
+        let _ = writeln!(
+            html,
+            "<tr><td>{}</td><td class=\"number\" data-value=\"{steps}\">{steps}</td>\
+             <td class=\"reason\">{}</td></tr>",
+            escape(&row.cell),
+            escape(reason)
+        );
+    }
+    if html.is_empty() {
+        return html;
+    }
+    format!(
+        "<h3>{title}</h3>\n<div class=\"table\"><table>\n<thead><tr><th>cell</th>\
+         <th class=\"number\">steps</th><th>reason</th></tr></thead>\n<tbody>\n{html}</tbody></table></div>\n"
+    )
+}

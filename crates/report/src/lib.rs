@@ -1,0 +1,143 @@
+//! From the folder of a run to tables, plots and a page; no libtorch.
+//!
+//! [`results`] reads and writes `results.csv`, [`ranking`] an order of encoders, [`image_grid`] pictures of many images.
+//!
+//! The report of a sweep is `report.html`, one self-contained page, and `plots/*.svg`.
+//!
+//! [`build`] reads the folder of a run and nothing else, so the same folder gives the same bytes.
+//! Only `results.csv` must be sound. Whatever else is missing or broken is named in
+//! [`Report::notes`] and on the page, and the report is made from the rest:
+//!
+//! | file | used for |
+//! |---|---|
+//! | `results.csv` | the table, the findings, Frechet distances, encoder metrics |
+//! | `plan.toml` | `name` and `description` |
+//! | `cells/ID/metrics.jsonl` | curves: `step`, `denoising_loss`, `alignment_loss`, `fd` |
+//! | `cells/ID/samples/*.png` | the last picture by name; pictures with `grid` in their name first |
+//! | `encoders/NAME.png` | what an encoder sees |
+//! | `ranking.json` | the order of encoders that `runner metrics --rank` gave |
+//! | `cells/ID/config.toml` | shown folded |
+//! | `cells/ID/result.json` | `hash`, `hardware` (text), `started_at` and `finished_at` (text, or seconds since 1970) |
+
+mod columns;
+mod comparison;
+mod correlation;
+mod curve;
+mod escape;
+mod findings;
+mod html;
+pub mod image_grid;
+mod number;
+mod plots;
+pub mod ranking;
+pub mod results;
+mod run_folder;
+mod time;
+mod words;
+
+pub use escape::escape;
+pub use run_folder::encoder_sheet;
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use crate::results::{ResultsError, Status};
+use plots::Plots;
+use run_folder::Run;
+
+/// What [`build`] wrote and found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// The page.
+    pub html: PathBuf,
+    /// The plots, in the order of the page.
+    pub plots: Vec<PathBuf>,
+    /// Finished cells.
+    pub done: usize,
+    /// Failed cells.
+    pub failed: usize,
+    /// Skipped cells.
+    pub skipped: usize,
+    /// Cells whose results are of other settings; they are listed, and in no table, finding or plot.
+    pub stale: usize,
+    /// Files that were missing or broken, one sentence each; also on the page.
+    pub notes: Vec<String>,
+}
+
+/// Why there is no report.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    /// `results.csv` is missing or broken.
+    #[error(
+        "no report without results.csv; a sweep writes it, and running the sweep again repairs it"
+    )]
+    Results(#[from] ResultsError),
+    /// A file of the report could not be written.
+    #[error("cannot write {}: check that the run folder is writable and has space left", path.display())]
+    Write {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A plot could not be drawn.
+    #[error("cannot draw the plots")]
+    Draw(#[source] plotters::drawing::DrawingAreaErrorKind<io::Error>),
+}
+
+/// Reads the run folder `run_dir` and writes `report.html` and `plots/*.svg` into it, each file
+/// whole or not at all.
+///
+/// # Errors
+/// [`ReportError::Results`] when `results.csv` is missing or broken, [`ReportError::Write`] when
+/// the folder is not writable or the disk is full.
+///
+/// # Example
+/// ```
+/// use report::results::write_csv;
+///
+/// let run = tempfile::tempdir()?;
+/// write_csv(&run.path().join("results.csv"), &[])?;
+/// let report = report::build(run.path())?;
+/// assert!(report.html.ends_with("report.html"));
+/// assert_eq!(report.done, 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn build(run_dir: &Path) -> Result<Report, ReportError> {
+    let run = Run::read(run_dir)?;
+    let plots = Plots::draw(&run).map_err(ReportError::Draw)?;
+
+    let folder = run_dir.join("plots");
+    fs::create_dir_all(&folder).map_err(|source| ReportError::Write {
+        path: folder.clone(),
+        source,
+    })?;
+    let mut written = Vec::new();
+    for plot in plots.all() {
+        let path = folder.join(format!("{}.svg", plot.file_stem));
+        write(&path, &plot.standalone())?;
+        written.push(path);
+    }
+    let page = run_dir.join("report.html");
+    write(&page, &html::page(&run, &plots))?;
+    Ok(Report {
+        html: page,
+        plots: written,
+        done: run.count(Status::Done),
+        failed: run.count(Status::Failed),
+        skipped: run.count(Status::Skipped),
+        stale: run.stale.len(),
+        notes: run.notes,
+    })
+}
+
+fn write(path: &Path, text: &str) -> Result<(), ReportError> {
+    files::write(path, |file| file.write_all(text.as_bytes())).map_err(|source| {
+        ReportError::Write {
+            path: path.to_owned(),
+            source,
+        }
+    })
+}

@@ -1,0 +1,303 @@
+//! Drawing in pixels on plotters' SVG backend, and the colours of all plots.
+
+use std::fmt::Write as _;
+
+use plotters::coord::Shift;
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+
+use crate::escape::escape;
+
+/// An error of plotters; drawing into a string gives none in practice.
+pub(crate) type DrawError = DrawingAreaErrorKind<std::io::Error>;
+
+/// Plotters rounds to whole pixels, so pictures are drawn this much larger than they are shown.
+const SCALE: f64 = 10.0;
+/// Plotters divides a font's size by this on its way into the SVG.
+const FONT_SCALE: f64 = 1.24;
+/// Mean width of a letter, as a share of the font's size.
+const LETTER: f64 = 0.56;
+
+/// Size of ordinary text, in pixels.
+pub(super) const TEXT: f64 = 11.5;
+/// Size of ticks and other secondary text, in pixels.
+pub(super) const SMALL: f64 = 10.5;
+
+const PAGE: RGBColor = RGBColor(0xFF, 0xFF, 0xFF);
+/// Text.
+pub(super) const INK: RGBColor = RGBColor(0x1B, 0x1F, 0x24);
+/// Secondary text and helper lines.
+pub(super) const MUTED: RGBColor = RGBColor(0x59, 0x63, 0x6E);
+/// Axis lines.
+pub(super) const AXIS: RGBColor = RGBColor(0x9A, 0xA3, 0xAD);
+/// Grid lines.
+pub(super) const GRID: RGBColor = RGBColor(0xE6, 0xE9, 0xED);
+/// The baseline without alignment.
+pub(super) const BASELINE: RGBColor = RGBColor(0x3C, 0x43, 0x4B);
+/// Recipes, in this order: Okabe and Ito's colours, darkened until text in them can be read.
+pub(super) const RECIPES: [RGBColor; 6] = [
+    RGBColor(0x00, 0x64, 0xA6),
+    RGBColor(0xBF, 0x4E, 0x00),
+    RGBColor(0x00, 0x75, 0x57),
+    RGBColor(0xA4, 0x42, 0x7B),
+    RGBColor(0x86, 0x5E, 0x00),
+    RGBColor(0x2B, 0x83, 0xB8),
+];
+
+/// Each colour, and what it becomes on a dark page.
+const DARK: [(RGBColor, &str); 12] = [
+    (PAGE, "#15181C"),
+    (INK, "#E6E8EB"),
+    (MUTED, "#A0A9B4"),
+    (AXIS, "#5C6570"),
+    (GRID, "#2A3037"),
+    (BASELINE, "#CBD1D8"),
+    (RECIPES[0], "#5AB0F0"),
+    (RECIPES[1], "#FF9248"),
+    (RECIPES[2], "#35C79B"),
+    (RECIPES[3], "#E79BC6"),
+    (RECIPES[4], "#E0B040"),
+    (RECIPES[5], "#8CCBEF"),
+];
+
+/// Style rules that turn the plots below `scope` (a CSS selector) dark.
+pub(crate) fn dark_rules(scope: &str) -> String {
+    let mut rules = String::new();
+    for (RGBColor(r, g, b), dark) in DARK {
+        let light = format!("#{r:02X}{g:02X}{b:02X}");
+        for property in ["fill", "stroke"] {
+            let _ = writeln!(
+                rules,
+                "{scope} [{property}=\"{light}\"] {{ {property}: {dark}; }}"
+            );
+        }
+    }
+    rules
+}
+
+/// Horizontal alignment of a text about its point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Align {
+    Left,
+    Centre,
+    Right,
+}
+
+/// How a text looks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Look {
+    pub size: f64,
+    pub colour: RGBColor,
+    pub bold: bool,
+    pub align: Align,
+    pub vertical: bool,
+}
+
+impl Look {
+    pub fn new(size: f64, colour: RGBColor) -> Self {
+        Look {
+            size,
+            colour,
+            bold: false,
+            align: Align::Left,
+            vertical: false,
+        }
+    }
+
+    pub fn bold(self) -> Self {
+        Look { bold: true, ..self }
+    }
+
+    pub fn align(self, align: Align) -> Self {
+        Look { align, ..self }
+    }
+
+    /// Reads from bottom to top.
+    pub fn vertical(self) -> Self {
+        Look {
+            vertical: true,
+            ..self
+        }
+    }
+}
+
+/// Shape of a data point, so that recipes can be told apart without colour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Marker {
+    Circle,
+    Triangle,
+    Square,
+    Diamond,
+}
+
+/// A rectangle in pixels from the top left corner.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Rect {
+    pub x: f64,
+    pub y: f64,
+    pub width: f64,
+    pub height: f64,
+}
+
+impl Rect {
+    pub fn right(&self) -> f64 {
+        self.x + self.width
+    }
+
+    pub fn bottom(&self) -> f64 {
+        self.y + self.height
+    }
+}
+
+/// Estimated width of `text` in pixels.
+pub(super) fn text_width(text: &str, size: f64) -> f64 {
+    text.chars().count() as f64 * size * LETTER
+}
+
+/// A picture being drawn. All coordinates are pixels from the top left corner.
+pub(super) struct Canvas<'a> {
+    pub(super) root: DrawingArea<SVGBackend<'a>, Shift>,
+}
+
+/// Draws a picture of `width` x `height` pixels; `description` is read out in its place.
+pub(super) fn picture(
+    (width, height): (f64, f64),
+    description: &str,
+    draw: impl FnOnce(&Canvas<'_>) -> Result<(), DrawError>,
+) -> Result<String, DrawError> {
+    let mut svg = String::new();
+    {
+        let size = (pixel(width).unsigned_abs(), pixel(height).unsigned_abs());
+        let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
+        root.fill(&PAGE)?;
+        let canvas = Canvas { root };
+        draw(&canvas)?;
+        canvas.root.present()?;
+    }
+    let drawn = svg.find('>').map_or("", |end| &svg[end + 1..]);
+    Ok(format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width:.0}\" height=\"{height:.0}\" \
+         viewBox=\"0 0 {} {}\" role=\"img\" stroke-linejoin=\"round\" stroke-linecap=\"round\">\
+         <title>{}</title>{drawn}",
+        pixel(width),
+        pixel(height),
+        escape(description),
+    ))
+}
+
+/// Pixels as shown to pixels as drawn.
+pub(super) fn pixel(value: f64) -> i32 {
+    (value * SCALE).round() as i32
+}
+
+/// As [`pixel`], for both coordinates.
+pub(super) fn point((x, y): (f64, f64)) -> (i32, i32) {
+    (pixel(x), pixel(y))
+}
+
+pub(super) fn stroke(colour: RGBColor, width: f64, opacity: f64) -> ShapeStyle {
+    colour
+        .mix(opacity)
+        .stroke_width(pixel(width).unsigned_abs())
+}
+
+pub(super) fn text_style(look: Look) -> TextStyle<'static> {
+    let style = if look.bold {
+        FontStyle::Bold
+    } else {
+        FontStyle::Normal
+    };
+    let mut font = FontDesc::new(FontFamily::SansSerif, look.size * SCALE * FONT_SCALE, style);
+    if look.vertical {
+        font = font.transform(FontTransform::Rotate270);
+    }
+    let h_pos = match look.align {
+        Align::Left => HPos::Left,
+        Align::Centre => HPos::Center,
+        Align::Right => HPos::Right,
+    };
+    TextStyle {
+        font,
+        color: look.colour.to_backend_color(),
+        pos: Pos::new(h_pos, VPos::Center),
+    }
+}
+
+impl Canvas<'_> {
+    /// A polyline.
+    pub fn line(
+        &self,
+        points: &[(f64, f64)],
+        colour: RGBColor,
+        width: f64,
+        opacity: f64,
+    ) -> Result<(), DrawError> {
+        if points.len() < 2 {
+            return Ok(());
+        }
+        let points: Vec<(i32, i32)> = points.iter().copied().map(point).collect();
+        self.root
+            .draw(&PathElement::new(points, stroke(colour, width, opacity)))
+    }
+
+    /// A broken straight line.
+    pub fn dashed(
+        &self,
+        from: (f64, f64),
+        to: (f64, f64),
+        colour: RGBColor,
+        width: f64,
+    ) -> Result<(), DrawError> {
+        let length = (to.0 - from.0).hypot(to.1 - from.1);
+        let at = |distance: f64| {
+            let share = distance / length;
+            (
+                from.0 + (to.0 - from.0) * share,
+                from.1 + (to.1 - from.1) * share,
+            )
+        };
+        let (dash, gap) = (4.0, 4.0);
+        let mut start = 0.0;
+        while start < length {
+            let end = (start + dash).min(length);
+            self.line(&[at(start), at(end)], colour, width, 1.0)?;
+            start += dash + gap;
+        }
+        Ok(())
+    }
+
+    /// A text, centred vertically on its point.
+    pub fn text(&self, text: &str, at: (f64, f64), look: Look) -> Result<(), DrawError> {
+        self.root
+            .draw(&Text::new(text.to_owned(), point(at), text_style(look)))
+    }
+
+    /// A data point.
+    pub fn marker(
+        &self,
+        (x, y): (f64, f64),
+        marker: Marker,
+        radius: f64,
+        colour: RGBColor,
+        opacity: f64,
+    ) -> Result<(), DrawError> {
+        let filled = colour.mix(opacity).filled();
+        let around = |corners: &[(f64, f64)]| -> Vec<(i32, i32)> {
+            let corners = corners.iter();
+            corners
+                .map(|(dx, dy)| point((x + dx * radius, y + dy * radius)))
+                .collect()
+        };
+        // Sizes give all four shapes about the same area.
+        let corners = match marker {
+            Marker::Circle => {
+                let circle = Circle::new(point((x, y)), pixel(radius), filled);
+                return self.root.draw(&circle);
+            }
+            Marker::Triangle => around(&[(0.0, -1.3), (1.2, 0.85), (-1.2, 0.85)]),
+            Marker::Square => around(&[(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)]),
+            Marker::Diamond => around(&[(0.0, -1.3), (1.3, 0.0), (0.0, 1.3), (-1.3, 0.0)]),
+        };
+        self.root.draw(&Polygon::new(corners, filled))
+    }
+}

@@ -1,0 +1,439 @@
+//! Reads the folder of a sweep. Only `results.csv` must be sound: whatever else is missing or
+//! broken becomes a note, and the report is made from the rest.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::ranking::Ranking;
+use crate::results::{ResultRow, ResultsError, Status, read_csv};
+
+use super::comparison::distinct;
+use super::time;
+
+/// A sample grid larger than this stays out of the page, which is meant to be sent by mail.
+const MAX_SAMPLE_BYTES: usize = 4 << 20;
+
+/// Everything the report is made from.
+#[derive(Debug)]
+pub(super) struct Run {
+    pub name: String,
+    pub description: String,
+    /// In the order of `results.csv`, without those whose results are of other settings.
+    pub cells: Vec<Cell>,
+    /// The rows of those.
+    pub stale: Vec<ResultRow>,
+    /// Distinct `hardware` lines of the cells' `result.json`.
+    pub hardware: Vec<String>,
+    /// Earliest start and latest end of the cells, as text.
+    pub started: Option<String>,
+    pub finished: Option<String>,
+    /// What encoders see, in the order of their first cell.
+    pub sheets: Vec<Sheet>,
+    /// The order of encoders that was made before the sweep, if there is one.
+    pub ranking: Option<Ranking>,
+    /// What could not be read.
+    pub notes: Vec<String>,
+}
+
+/// The sheet of an encoder.
+#[derive(Debug)]
+pub(super) struct Sheet {
+    pub encoder: String,
+    pub picture: Sample,
+}
+
+/// One cell with what its folder holds.
+#[derive(Debug)]
+pub(super) struct Cell {
+    pub row: ResultRow,
+    /// By ascending step.
+    pub curve: Vec<LoggedStep>,
+    pub sample: Option<Sample>,
+    pub config: Option<String>,
+    /// Hash of configuration, data set and encoder files.
+    pub hash: Option<String>,
+}
+
+/// The part of a line of `metrics.jsonl` that is plotted.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+pub(super) struct LoggedStep {
+    pub step: u64,
+    #[serde(default)]
+    pub denoising_loss: Option<f64>,
+    #[serde(default)]
+    pub alignment_loss: Option<f64>,
+    #[serde(default)]
+    pub fid: Option<f64>,
+    #[serde(default)]
+    pub fd: Option<f64>,
+}
+
+/// A picture, such as the newest in a cell's `samples` folder.
+#[derive(Debug)]
+pub(super) struct Sample {
+    pub file_name: String,
+    pub png: Vec<u8>,
+    pub width: u32,
+    pub height: u32,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct ResultJson {
+    #[serde(default)]
+    hash: Option<String>,
+    #[serde(default)]
+    hardware: Option<String>,
+    #[serde(default)]
+    started_at: Option<serde_json::Value>,
+    #[serde(default)]
+    finished_at: Option<serde_json::Value>,
+}
+
+impl Run {
+    /// Reads `run_dir`.
+    pub fn read(run_dir: &Path) -> Result<Self, ResultsError> {
+        let rows = read_csv(&run_dir.join("results.csv"))?;
+        let mut notes = Vec::new();
+        let (name, description) = read_plan(run_dir, &mut notes);
+        let mut hardware = BTreeSet::new();
+        let (mut starts, mut ends) = (BTreeSet::new(), BTreeSet::new());
+        let mut seen = BTreeSet::new();
+        let mut cells = Vec::with_capacity(rows.len());
+        let mut stale = Vec::new();
+        for row in rows {
+            if !seen.insert(row.cell.clone()) {
+                notes.push(format!(
+                    "results.csv: cell `{}` stands there more than once",
+                    row.cell
+                ));
+            }
+            if row.status == Status::Stale {
+                stale.push(row);
+                continue;
+            }
+            let mut folder = CellFolder::of(run_dir, &row, &mut notes);
+            let result = folder.result();
+            hardware.extend(result.hardware.filter(|line| !line.trim().is_empty()));
+            starts.extend(result.started_at.as_ref().and_then(time::readable));
+            ends.extend(result.finished_at.as_ref().and_then(time::readable));
+            let curve = folder.curve();
+            let sample = folder.sample();
+            let config = folder.config();
+            cells.push(Cell {
+                row,
+                curve,
+                sample,
+                config,
+                hash: result.hash,
+            });
+        }
+        let encoders = cells.iter().map(|cell: &Cell| cell.row.encoder.as_str());
+        let sheets = distinct(encoders)
+            .into_iter()
+            .filter_map(|encoder| read_sheet(run_dir, encoder, &mut notes))
+            .collect();
+        Ok(Run {
+            name,
+            description,
+            sheets,
+            ranking: read_ranking(run_dir, &mut notes),
+            cells,
+            stale,
+            hardware: hardware.into_iter().collect(),
+            started: starts.pop_first(),
+            finished: ends.pop_last(),
+            notes,
+        })
+    }
+
+    pub fn count(&self, status: Status) -> usize {
+        self.with_status(status).count()
+    }
+
+    pub fn with_status(&self, status: Status) -> impl Iterator<Item = &Cell> {
+        self.cells
+            .iter()
+            .filter(move |cell| cell.row.status == status)
+    }
+}
+
+fn read_plan(run_dir: &Path, notes: &mut Vec<String>) -> (String, String) {
+    let folder_name = || {
+        let name = run_dir.file_name();
+        name.map_or_else(
+            || "sweep".into(),
+            |name| name.to_string_lossy().into_owned(),
+        )
+    };
+    let plan = match fs::read_to_string(run_dir.join("plan.toml")) {
+        Ok(text) => text.parse::<toml::Table>().unwrap_or_else(|error| {
+            notes.push(format!("plan.toml: {}", error.message()));
+            toml::Table::new()
+        }),
+        Err(error) => {
+            notes.push(format!("plan.toml: {error}"));
+            toml::Table::new()
+        }
+    };
+    let text = |key: &str| {
+        let value = plan.get(key)?.as_str()?.trim();
+        (!value.is_empty()).then(|| value.to_owned())
+    };
+    (
+        text("name").unwrap_or_else(folder_name),
+        text("description").unwrap_or_default(),
+    )
+}
+
+/// Where the sheet of `encoder` is in a run folder.
+pub fn encoder_sheet(run_dir: &Path, encoder: &str) -> PathBuf {
+    // Names of encoders are plain; a `/` in one must not lead out of the folder.
+    let name = encoder.replace(['/', '\\'], "-");
+    run_dir.join("encoders").join(format!("{name}.png"))
+}
+
+fn read_sheet(run_dir: &Path, encoder: &str, notes: &mut Vec<String>) -> Option<Sheet> {
+    let path = encoder_sheet(run_dir, encoder);
+    let png = fs::read(&path).ok()?;
+    let file = format!("encoders/{}", path.file_name()?.to_string_lossy());
+    match picture(file.clone(), png) {
+        Ok(picture) => Some(Sheet {
+            encoder: encoder.to_owned(),
+            picture,
+        }),
+        Err(problem) => {
+            notes.push(format!("{file}: {problem}"));
+            None
+        }
+    }
+}
+
+fn read_ranking(run_dir: &Path, notes: &mut Vec<String>) -> Option<Ranking> {
+    let bytes = fs::read(run_dir.join("ranking.json")).ok()?;
+    match serde_json::from_slice(&bytes) {
+        Ok(ranking) => Some(ranking),
+        Err(error) => {
+            notes.push(format!("ranking.json: {error}"));
+            None
+        }
+    }
+}
+
+/// A PNG that fits on the page, or what is wrong with it.
+fn picture(file_name: String, png: Vec<u8>) -> Result<Sample, String> {
+    if png.len() > MAX_SAMPLE_BYTES {
+        return Err(format!(
+            "{} MiB, left out of the report (at most {} MiB)",
+            png.len() >> 20,
+            MAX_SAMPLE_BYTES >> 20
+        ));
+    }
+    let picture = image::load_from_memory_with_format(&png, image::ImageFormat::Png);
+    let picture = picture.map_err(|error| error.to_string())?;
+    Ok(Sample {
+        file_name,
+        width: picture.width(),
+        height: picture.height(),
+        png,
+    })
+}
+
+/// One folder below `cells/`, and where to note what is wrong in it.
+struct CellFolder<'a> {
+    /// `None` for a cell that has no folder, or an id that is no plain folder name.
+    path: Option<std::path::PathBuf>,
+    id: &'a str,
+    status: Status,
+    notes: &'a mut Vec<String>,
+}
+
+impl<'a> CellFolder<'a> {
+    fn of(run_dir: &Path, row: &'a ResultRow, notes: &'a mut Vec<String>) -> Self {
+        let id = row.cell.as_str();
+        // An id such as `../x` must not make the report read outside the run's folder.
+        let plain = Path::new(id).file_name() == Some(id.as_ref());
+        if !plain {
+            notes.push(format!("results.csv: `{id}` is not the name of a folder"));
+        }
+        let path = run_dir.join("cells").join(id);
+        let path = (plain && path.is_dir()).then_some(path);
+        if path.is_none() && plain && row.status == Status::Done {
+            notes.push(format!("cells/{id}: the folder is missing"));
+        }
+        CellFolder {
+            path,
+            id,
+            status: row.status,
+            notes,
+        }
+    }
+
+    fn note(&mut self, file: &str, problem: impl std::fmt::Display) {
+        self.notes
+            .push(format!("cells/{}/{file}: {problem}", self.id));
+    }
+
+    /// The bytes of `file`; a missing file is noted only where a finished cell must have it.
+    fn read(&mut self, file: &str, expected: bool) -> Option<Vec<u8>> {
+        match fs::read(self.path.as_ref()?.join(file)) {
+            Ok(bytes) => Some(bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if expected && self.status == Status::Done {
+                    self.note(file, "missing");
+                }
+                None
+            }
+            Err(error) => {
+                self.note(file, error);
+                None
+            }
+        }
+    }
+
+    fn result(&mut self) -> ResultJson {
+        let Some(bytes) = self.read("result.json", false) else {
+            return ResultJson::default();
+        };
+        serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+            self.note("result.json", error);
+            ResultJson::default()
+        })
+    }
+
+    fn config(&mut self) -> Option<String> {
+        let bytes = self.read("config.toml", true)?;
+        Some(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    fn curve(&mut self) -> Vec<LoggedStep> {
+        let Some(bytes) = self.read("metrics.jsonl", true) else {
+            return Vec::new();
+        };
+        let parsed = parse_curve(&bytes);
+        if let Some(line) = parsed.torn {
+            self.note(
+                "metrics.jsonl",
+                format_args!("line {line}, the last, is torn and left out"),
+            );
+        }
+        if let Some(first) = parsed.broken.first() {
+            self.note(
+                "metrics.jsonl",
+                format_args!(
+                    "{} unreadable lines left out, the first is line {first}",
+                    parsed.broken.len()
+                ),
+            );
+        }
+        parsed.steps
+    }
+
+    fn sample(&mut self) -> Option<Sample> {
+        let folder = self.path.as_ref()?.join("samples");
+        let mut names: Vec<String> = match fs::read_dir(&folder) {
+            Ok(entries) => entries
+                .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+                .filter(|name| name.ends_with(".png") && !name.starts_with('.'))
+                .collect(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+            Err(error) => {
+                self.note("samples", error);
+                return None;
+            }
+        };
+        // Single images may lie beside grids, whose names tell them apart.
+        if names.iter().any(|name| name.contains("grid")) {
+            names.retain(|name| name.contains("grid"));
+        }
+        let file_name = names.into_iter().max()?;
+        let file = format!("samples/{file_name}");
+        let png = self.read(&file, true)?;
+        match picture(file_name, png) {
+            Ok(sample) => Some(sample),
+            Err(problem) => {
+                self.note(&file, problem);
+                None
+            }
+        }
+    }
+}
+
+struct ParsedCurve {
+    steps: Vec<LoggedStep>,
+    torn: Option<usize>,
+    broken: Vec<usize>,
+}
+
+/// A line without its newline that does not parse is one that was being written when the process
+/// ended. Steps that a resumed run wrote again replace the earlier ones.
+fn parse_curve(bytes: &[u8]) -> ParsedCurve {
+    let mut parsed = ParsedCurve {
+        steps: Vec::new(),
+        torn: None,
+        broken: Vec::new(),
+    };
+    for (index, line) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
+        if line.trim_ascii().is_empty() {
+            continue;
+        }
+        match serde_json::from_slice::<LoggedStep>(line) {
+            Ok(logged) => {
+                while parsed
+                    .steps
+                    .last()
+                    .is_some_and(|last| last.step >= logged.step)
+                {
+                    parsed.steps.pop();
+                }
+                parsed.steps.push(logged);
+            }
+            Err(_) if !line.ends_with(b"\n") => parsed.torn = Some(index + 1),
+            Err(_) => parsed.broken.push(index + 1),
+        }
+    }
+    parsed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn steps(parsed: &ParsedCurve) -> Vec<u64> {
+        parsed.steps.iter().map(|logged| logged.step).collect()
+    }
+
+    #[test]
+    fn a_torn_last_line_is_left_out() {
+        let parsed = parse_curve(b"{\"step\":1,\"loss\":2.0}\n{\"step\":2,\"lo");
+        assert_eq!(steps(&parsed), [1]);
+        assert_eq!(parsed.torn, Some(2));
+        assert!(parsed.broken.is_empty());
+    }
+
+    #[test]
+    fn a_whole_last_line_without_newline_counts() {
+        let parsed = parse_curve(b"{\"step\":1}\n{\"step\":2}");
+        assert_eq!(steps(&parsed), [1, 2]);
+        assert_eq!(parsed.torn, None);
+    }
+
+    #[test]
+    fn broken_lines_are_counted_and_the_rest_is_kept() {
+        let parsed = parse_curve(b"{\"step\":1}\nnonsense\n\xff\xfe\n\n{\"step\":4}\n");
+        assert_eq!(steps(&parsed), [1, 4]);
+        assert_eq!(parsed.broken, [2, 3]);
+    }
+
+    #[test]
+    fn steps_written_again_replace_the_earlier_ones() {
+        let parsed = parse_curve(
+            b"{\"step\":1}\n{\"step\":2}\n{\"step\":3}\n{\"step\":2,\"denoising_loss\":0.5}\n",
+        );
+        assert_eq!(steps(&parsed), [1, 2]);
+        assert_eq!(parsed.steps[1].denoising_loss, Some(0.5));
+    }
+}

@@ -1,0 +1,124 @@
+//! What a cohort's encoder and samples are measured by.
+
+use std::path::PathBuf;
+
+use metrics::spatial::SpatialMetrics;
+
+use crate::context::Context;
+use crate::planned::Planned;
+use crate::progress::CellProgress;
+use crate::sheet;
+use crate::token_source::TokenSource;
+use evaluation::{self, EvaluationError, JudgeStage, Judges, ProbeData};
+
+/// The judges of a cell's cohort.
+pub(crate) fn judges(
+    context: &Context,
+    planned: &Planned,
+    progress: &CellProgress,
+) -> Result<Judges, EvaluationError> {
+    Judges::load(
+        context.bank,
+        &planned.cell.config,
+        [&planned.training, &planned.reference],
+        &reference_folder(context),
+        context.interrupted,
+        |stage| context.progress.stage(progress, &described(stage)),
+    )
+}
+
+/// Where what is found in real images is kept in a run folder.
+fn reference_folder(context: &Context) -> PathBuf {
+    context.folder.join("reference")
+}
+
+pub(crate) fn described(stage: JudgeStage) -> String {
+    match stage {
+        JudgeStage::Reference(done, total) => format!("reference features {done}/{total}"),
+        JudgeStage::Samples(done, total) => format!("samples {done}/{total}"),
+        JudgeStage::Features(done, total) => format!("features of samples {done}/{total}"),
+    }
+}
+
+/// What is measured of a cohort's encoder.
+#[derive(Default)]
+pub(crate) struct EncoderFigures {
+    pub(crate) spatial: Option<SpatialMetrics>,
+    pub(crate) linear_probe: Option<f64>,
+}
+
+/// LDS, CDS, SRSS, RMSC and the accuracy of a linear probe of the encoder that the cells align with, and
+/// its sheet.
+pub(crate) fn measure_encoder(
+    context: &Context,
+    planned: &Planned,
+    progress: &CellProgress,
+    source: &TokenSource,
+) -> Result<EncoderFigures, EvaluationError> {
+    let Planned {
+        cell,
+        training,
+        reference,
+        ..
+    } = planned;
+    let config = &cell.config;
+    let evaluate = &config.evaluate;
+    let mut figures = EncoderFigures::default();
+    // Tokens of several encoders together have no grid of their own.
+    let names = config.alignment.encoders();
+    let [name] = names.as_slice() else {
+        return Ok(figures);
+    };
+    if evaluate.spatial_images == 0 && evaluate.probe_images == 0 {
+        return Ok(figures);
+    }
+    let stage = |text: &str| context.progress.stage(progress, text);
+    stage("spatial metrics");
+    let from_bank;
+    let encoder = match source.loaded().next() {
+        Some(encoder) => encoder,
+        None => {
+            let precision = config.alignment.encoder_precision;
+            from_bank = context
+                .bank
+                .load_until(context.interrupted, name, config.data.resolution, precision)?
+                .ok_or(EvaluationError::Interrupted)?;
+            from_bank.as_ref()
+        }
+    };
+    sheet::draw(context, planned, encoder);
+    if evaluate.spatial_images > 0 {
+        figures.spatial = Some(evaluation::spatial_metrics(
+            encoder,
+            reference,
+            config,
+            evaluate.spatial_images,
+            context.device,
+            context.interrupted,
+        )?);
+    }
+    if evaluate.probe_images > 0 {
+        let identity = format!(
+            "{}-{:?}",
+            context.bank.identity(&names, config.data.resolution)?,
+            config.alignment.encoder_precision
+        );
+        let data = ProbeData {
+            training,
+            held_out: reference,
+            images: evaluate.probe_images,
+            cache: Some(&reference_folder(context)),
+        };
+        figures.linear_probe = evaluation::probe(
+            encoder,
+            &identity,
+            data,
+            config,
+            context.device,
+            context.interrupted,
+            |done, total| stage(&format!("linear probe {done}/{total}")),
+        )?
+        .map(|accuracy| accuracy.patch);
+    }
+    Ok(figures)
+}

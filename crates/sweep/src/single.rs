@@ -1,0 +1,134 @@
+//! One configuration, trained as a sweep trains a cell.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use encoders::Registry;
+
+use crate::cell_folder::CellFolder;
+use crate::cohort::{self, Cohort};
+use crate::config_file::ConfigError;
+use crate::context::{Context, InitialWeights};
+use crate::experiment::{Cell, PLAIN_VARIANT};
+use crate::failure::leave;
+use crate::planned::{Datasets, empty_row, prepare};
+use crate::progress::Progress;
+use crate::{SweepError, resume};
+use evaluation::autoencoder_files::AutoencoderFiles;
+use evaluation::encoder_bank::EncoderBank;
+use report::results::{ResultRow, Status};
+
+/// What `runner train` was asked to do.
+#[derive(Debug)]
+pub struct TrainOptions {
+    /// The configuration.
+    pub config: training::Config,
+    /// The file it comes from, for messages.
+    pub origin: PathBuf,
+    /// The run's folder.
+    pub folder: PathBuf,
+    /// `auto`, `cpu`, `cuda` or `cuda:N`.
+    pub device: String,
+    /// Weights to start from instead of drawn ones.
+    pub init: Option<InitialWeights>,
+}
+
+/// Trains one configuration, as a sweep trains a cell. `None` when it was interrupted.
+///
+/// # Errors
+/// The configuration, the device, the data or the folder is wrong; a failure of the run itself is
+/// a row with status `failed`.
+pub fn train(
+    options: &TrainOptions,
+    registry: Registry,
+    interrupted: &AtomicBool,
+) -> Result<Option<ResultRow>, SweepError> {
+    let device =
+        torch_ext::device::resolve(&options.device).map_err(|source| SweepError::Device {
+            name: options.device.clone(),
+            source,
+        })?;
+    let config = &options.config;
+    let judge = Some(config.evaluate.fd_encoder.clone()).filter(|name| !name.is_empty());
+    for name in config.alignment.encoders().into_iter().chain(judge) {
+        registry
+            .check_name(&name)
+            .map_err(|error| ConfigError::Name {
+                origin: format!(
+                    "{}: `alignment.encoder` or `evaluate.fd_encoder`",
+                    options.origin.display()
+                ),
+                message: error.to_string(),
+            })?;
+    }
+    let bank = EncoderBank::new(registry, device);
+    if let Some(message) = bank.missing(config) {
+        let origin = options.origin.display();
+        let origin = match AutoencoderFiles::missing(config) {
+            // It names its key itself.
+            Some(_) => origin.to_string(),
+            None => format!("{origin}: `alignment.encoder`"),
+        };
+        return Err(SweepError::Config(ConfigError::Name { origin, message }));
+    }
+    let cell = Cell {
+        id: options.folder.file_name().map_or_else(
+            || "run".to_owned(),
+            |name| name.to_string_lossy().into_owned(),
+        ),
+        encoder: config.alignment.encoder.clone(),
+        recipe: String::new(),
+        model: config.model.name.clone(),
+        variant: PLAIN_VARIANT.to_owned(),
+        seed: config.train.seed,
+        config: config.clone(),
+    };
+    let mut planned = prepare(
+        &cell,
+        &options.folder,
+        &bank,
+        &mut Datasets::default(),
+        &options.origin,
+    )?;
+    planned.folder = CellFolder::at(&options.folder);
+    planned.found = planned.folder.result()?;
+    if let Some(reason) = resume::obstacle(&planned)? {
+        let folder = options.folder.clone();
+        return Err(SweepError::Resume { folder, reason });
+    }
+    fs::create_dir_all(&options.folder).map_err(|source| SweepError::Out {
+        path: options.folder.clone(),
+        source,
+    })?;
+    let folder = planned.folder.clone();
+    let cohorts = Cohort::group(vec![planned]);
+    let context = Context {
+        device,
+        bank: &bank,
+        progress: Progress::new(1),
+        folder: options.folder.clone(),
+        interrupted,
+        init: options.init.as_ref(),
+        memory_limit: None,
+        failures: Mutex::default(),
+    };
+    for cohort in &cohorts {
+        for held in cohort::run(&context, cohort.cells.iter().collect()) {
+            leave(&context, held.planned, &held.reason);
+        }
+    }
+    context.progress.finish();
+    if interrupted.load(Ordering::Relaxed) {
+        return Ok(None);
+    }
+    let failure = context.into_failures().remove(&cell.id);
+    Ok(match failure {
+        None => folder.result()?.map(|result| result.row),
+        Some(reason) => Some(ResultRow {
+            reason,
+            ..empty_row(&cell, Status::Failed)
+        }),
+    })
+}
