@@ -19,39 +19,25 @@ fn main() {
     // For the build scripts of the crates that link libtorch: see `run_path.rs`.
     println!("cargo::metadata=libtorch_lib={}", lib.display());
     println!("cargo::rustc-link-arg=-Wl,-rpath,{}", lib.display());
-    let compiler = || {
-        let mut build = cc::Build::new();
-        build
-            .cpp(true)
-            .std("c++17")
-            .warnings(false)
-            .define("_GLIBCXX_USE_CXX11_ABI", "1")
-            .include(&include)
-            .include(include.join("torch/csrc/api/include"));
-        build
-    };
     // `at::parallel_for` is a template that is compiled here. It must use libtorch's OpenMP runtime:
     // another runtime would have its own threads.
-    compiler()
-        .flag("-fopenmp")
-        .file("cpp/parallel.cpp")
-        .compile("torch_ext_parallel");
     if lib.join("libgomp.so.1").exists() {
         println!("cargo::rustc-link-lib=dylib:+verbatim=libgomp.so.1");
     } else {
         println!("cargo::rustc-link-lib=dylib=gomp");
     }
-    compiler()
-        .files([
-            "cpp/autocast.cpp",
-            "cpp/autograd.cpp",
-            "cpp/device.cpp",
-            "cpp/generator.cpp",
-            "cpp/graph.cpp",
-            "cpp/optim.cpp",
-            "cpp/shim.cpp",
-            "cpp/stream.cpp",
-        ])
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .warnings(false)
+        .define("_GLIBCXX_USE_CXX11_ABI", "1")
+        .include(&include)
+        .include(include.join("torch/csrc/api/include"))
+        .flag("-fopenmp")
+        // The shim only passes calls on. Debug information about libtorch's headers would double the time.
+        .debug(false)
+        .opt_level(2)
+        .file("cpp/all.cpp")
         .compile("torch_ext_shim");
 }
 

@@ -1,0 +1,10 @@
+// The one translation unit of the shim: reading libtorch's headers takes most of the time of a compilation.
+#include "autocast.cpp"
+#include "autograd.cpp"
+#include "device.cpp"
+#include "generator.cpp"
+#include "graph.cpp"
+#include "optim.cpp"
+#include "parallel.cpp"
+#include "shim.cpp"
+#include "stream.cpp"
