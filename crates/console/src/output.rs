@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use std::sync::{Mutex, PoisonError};
 
 /// Why standard output did not take everything, other than that its reader went away.
-static LOST: Mutex<Option<io::Error>> = Mutex::new(None);
+static FIRST_ERROR: Mutex<Option<io::Error>> = Mutex::new(None);
 
 /// Writes a line to standard output.
 #[macro_export]
@@ -29,16 +29,16 @@ macro_rules! out {
 /// Writes a line to standard error.
 #[macro_export]
 macro_rules! errln {
-    ($($text:tt)*) => { $crate::output::say(::std::format_args!($($text)*)) };
+    ($($text:tt)*) => { $crate::output::print_line_to_stderr(::std::format_args!($($text)*)) };
 }
 
 /// Writes to standard output; see [`out!`](crate::out).
 pub fn print(text: Arguments<'_>) {
-    note(io::stdout().write_fmt(text));
+    record_error(io::stdout().write_fmt(text));
 }
 
 /// Writes a line to standard error; see [`errln!`](crate::errln).
-pub fn say(text: Arguments<'_>) {
+pub fn print_line_to_stderr(text: Arguments<'_>) {
     // There is no place left to say that it failed. One write, so that lines of several threads stay whole.
     let _closed = io::stderr().write_all(format!("{text}\n").as_bytes());
 }
@@ -46,16 +46,19 @@ pub fn say(text: Arguments<'_>) {
 /// Ends the output. `Some` says why results were lost: the disk behind standard output is full, for example.
 /// That its reader went away is no error.
 pub fn finish() -> Option<io::Error> {
-    note(io::stdout().flush());
-    LOST.lock().unwrap_or_else(PoisonError::into_inner).take()
+    record_error(io::stdout().flush());
+    FIRST_ERROR
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take()
 }
 
-fn note(written: io::Result<()>) {
+fn record_error(written: io::Result<()>) {
     if let Err(error) = written
         && error.kind() != io::ErrorKind::BrokenPipe
     {
-        let mut lost = LOST.lock().unwrap_or_else(PoisonError::into_inner);
-        lost.get_or_insert(error);
+        let mut first = FIRST_ERROR.lock().unwrap_or_else(PoisonError::into_inner);
+        first.get_or_insert(error);
     }
 }
 
