@@ -11,7 +11,7 @@ use tch::TchError;
 use thiserror::Error;
 use training::TrainError;
 
-use crate::metric::Metric;
+use crate::metric::SampleMetric;
 
 /// Why something could not be measured.
 #[derive(Debug, Error)]
@@ -102,7 +102,7 @@ pub enum EvaluationError {
     #[error("{metric} cannot be computed: {reason}")]
     NotAllowed {
         /// The measure.
-        metric: Metric,
+        metric: SampleMetric,
         /// Why.
         reason: String,
     },
@@ -144,7 +144,7 @@ impl EvaluationError {
 }
 
 /// `Err` once `interrupted` is set.
-pub(crate) fn go_on(interrupted: &AtomicBool) -> Result<(), EvaluationError> {
+pub(crate) fn check_interrupted(interrupted: &AtomicBool) -> Result<(), EvaluationError> {
     match interrupted.load(Ordering::Relaxed) {
         true => Err(EvaluationError::Interrupted),
         false => Ok(()),

@@ -7,7 +7,7 @@ use ndarray::Array2;
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::encoder_bank::EncoderBank;
-use crate::error::{EvaluationError, go_on};
+use crate::error::{EvaluationError, check_interrupted};
 use crate::tensors;
 use console::interruptible::interruptible;
 
@@ -117,7 +117,7 @@ impl Extractor {
             Self::Inception(inception) => {
                 let mut found = Vec::new();
                 for part in parts(images, inception.device())? {
-                    go_on(interrupted)?;
+                    check_interrupted(interrupted)?;
                     found.push(inception.features(&part)?);
                 }
                 let joined = |of: fn(&InceptionFeatures) -> &Tensor| {
@@ -168,7 +168,7 @@ pub(crate) fn encode(
 ) -> Result<Tokens, EvaluationError> {
     let mut found = Vec::new();
     for part in parts(images, device)? {
-        go_on(interrupted)?;
+        check_interrupted(interrupted)?;
         found.push(encoder.encode(&part)?);
     }
     let patch: Vec<&Tensor> = found.iter().map(|tokens| &tokens.patch).collect();

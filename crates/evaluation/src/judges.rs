@@ -11,12 +11,12 @@ use training::{Config, Quality, Trainer};
 
 use crate::classes::ReferenceClasses;
 use crate::encoder_bank::EncoderBank;
-use crate::error::{EvaluationError, go_on};
+use crate::error::{EvaluationError, check_interrupted};
 use crate::features::Extractor;
 use crate::images::ImageSet;
-use crate::measure::Pass;
-use crate::metric::Metric;
-use crate::quality::{Scoring, results, wanted};
+use crate::measure::FeaturePass;
+use crate::metric::SampleMetric;
+use crate::quality::{Scoring, pass_options, results};
 use crate::statistics::ReferenceStatistics;
 use crate::statistics::of_images;
 use crate::subset::{BATCH, evenly_spaced};
@@ -65,7 +65,7 @@ pub struct Judges {
 
 struct Judge {
     extractor: Extractor,
-    metrics: BTreeSet<Metric>,
+    metrics: BTreeSet<SampleMetric>,
     reference: ReferenceStatistics,
 }
 
@@ -96,16 +96,16 @@ impl Judges {
         if !evaluate.fd_encoder.is_empty() {
             networks.push((
                 evaluate.fd_encoder.as_str(),
-                BTreeSet::from([Metric::Frechet]),
+                BTreeSet::from([SampleMetric::Frechet]),
             ));
         }
         if !evaluate.inception.is_empty() && Inception::identity(bank.registry())?.is_some() {
-            let metrics = evaluate.inception.iter().copied().map(Metric::from);
+            let metrics = evaluate.inception.iter().copied().map(SampleMetric::from);
             networks.push((Inception::NAMES[0], metrics.collect()));
         }
         let data = &config.data;
         for (name, metrics) in networks {
-            go_on(interrupted)?;
+            check_interrupted(interrupted)?;
             let extractor = Extractor::load(bank, name, data.resolution, interrupted)?;
             let images = ImageSet::spaced(
                 Arc::clone(reference),
@@ -113,7 +113,7 @@ impl Judges {
                 data.resolution,
                 data.background,
             );
-            let features = wanted(&metrics, &Scoring::default()).features;
+            let features = pass_options(&metrics, &Scoring::default()).features;
             let statistics = of_images(
                 &images,
                 (features, cache),
@@ -150,8 +150,8 @@ impl Judges {
             .judges
             .iter()
             .map(|judge| {
-                let wanted = wanted(&judge.metrics, &scoring);
-                Pass::new(&judge.extractor, wanted, total)
+                let options = pass_options(&judge.metrics, &scoring);
+                FeaturePass::new(&judge.extractor, options, total)
             })
             .collect::<Result<Vec<_>, _>>()?;
         let mut first = 0;
@@ -176,7 +176,7 @@ impl Judges {
                 metrics,
                 reference,
             } = judge;
-            go_on(interrupted)?;
+            check_interrupted(interrupted)?;
             let found = results(
                 metrics,
                 extractor,

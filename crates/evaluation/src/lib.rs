@@ -32,8 +32,8 @@ pub use error::EvaluationError;
 pub use features::{Extractor, Features};
 pub use images::{Batches, ImageOptions, ImageSet};
 pub use judges::{JudgeStage, Judges};
-pub use measure::{Measured, Pass, Wanted, measure};
-pub use metric::Metric;
+pub use measure::{FeaturePass, PassOptions, PassResult, measure};
+pub use metric::SampleMetric;
 pub use probe::{ProbeAccuracy, ProbeData, probe};
 pub use quality::{
     FeatureReport, QualityOptions, QualityReport, Results, Scoring, SetReport, Stage, evaluate,

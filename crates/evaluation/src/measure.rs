@@ -17,7 +17,7 @@ const AHEAD: usize = 2;
 
 /// What is wanted beside the moments of the pooled features.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Wanted {
+pub struct PassOptions {
     /// The Inception score, over these parts.
     pub splits: Option<Splits>,
     /// All pooled features, for KID, precision and recall: `N D` numbers in memory.
@@ -25,7 +25,7 @@ pub struct Wanted {
 }
 
 /// What a pass found.
-pub struct Measured {
+pub struct PassResult {
     /// Of the pooled features.
     pub pooled: Moments,
     /// Of Inception's spatial features.
@@ -38,7 +38,7 @@ pub struct Measured {
 
 /// A pass over images that come a batch at a time, in batches of any kind as long as they are the same
 /// every time: sums round by batch.
-pub struct Pass<'a> {
+pub struct FeaturePass<'a> {
     extractor: &'a Extractor,
     count: usize,
     pooled: Moments,
@@ -47,21 +47,21 @@ pub struct Pass<'a> {
     rows: Option<Vec<f32>>,
 }
 
-impl<'a> Pass<'a> {
+impl<'a> FeaturePass<'a> {
     /// A pass over `count` images.
     ///
     /// # Errors
     /// Parts of the Inception score that so few images cannot fill.
     pub fn new(
         extractor: &'a Extractor,
-        wanted: Wanted,
+        options: PassOptions,
         count: usize,
     ) -> Result<Self, EvaluationError> {
         let mut spatial = None;
         let mut scores = None;
         if let Some((spatial_dimension, classes)) = extractor.inception() {
             spatial = Some(Moments::new(spatial_dimension));
-            scores = wanted
+            scores = options
                 .splits
                 .map(|splits| InceptionScores::new(classes, splits, count))
                 .transpose()?;
@@ -73,7 +73,7 @@ impl<'a> Pass<'a> {
             pooled: Moments::new(dimension),
             spatial,
             scores,
-            rows: wanted
+            rows: options
                 .features
                 .then(|| Vec::with_capacity(count * dimension)),
         })
@@ -107,14 +107,14 @@ impl<'a> Pass<'a> {
     ///
     /// # Errors
     /// Other images came than were announced.
-    pub fn finish(self) -> Result<Measured, EvaluationError> {
+    pub fn finish(self) -> Result<PassResult, EvaluationError> {
         let shape = (self.count, self.extractor.dimension());
         let features = self
             .rows
             .map(|rows| Array2::from_shape_vec(shape, rows))
             .transpose()
             .map_err(|error| tch::TchError::Shape(error.to_string()))?;
-        Ok(Measured {
+        Ok(PassResult {
             pooled: self.pooled,
             spatial: self.spatial,
             score: self.scores.map(InceptionScores::finish).transpose()?,
@@ -131,11 +131,11 @@ impl<'a> Pass<'a> {
 pub fn measure(
     images: &ImageSet,
     extractor: &Extractor,
-    wanted: Wanted,
+    options: PassOptions,
     interrupted: &AtomicBool,
     mut progress: impl FnMut(usize),
-) -> Result<Measured, EvaluationError> {
-    let mut pass = Pass::new(extractor, wanted, images.len())?;
+) -> Result<PassResult, EvaluationError> {
+    let mut pass = FeaturePass::new(extractor, options, images.len())?;
     let batches = images.batches()?;
     let (send, receive) = mpsc::sync_channel(AHEAD);
     thread::scope(|scope| {

@@ -7,7 +7,7 @@ use training::InceptionMetric;
 
 /// A measure of samples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Metric {
+pub enum SampleMetric {
     /// Frechet distance of the pooled features; of Inception's it is the FID.
     Frechet,
     /// Frechet distance of Inception's spatial features.
@@ -20,7 +20,7 @@ pub enum Metric {
     PrecisionRecall,
 }
 
-impl Metric {
+impl SampleMetric {
     const NAMES: [(&'static str, Self); 6] = [
         ("fid", Self::Frechet),
         ("fd", Self::Frechet),
@@ -41,7 +41,7 @@ impl Metric {
     }
 }
 
-impl FromStr for Metric {
+impl FromStr for SampleMetric {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -53,14 +53,14 @@ impl FromStr for Metric {
     }
 }
 
-impl fmt::Display for Metric {
+impl fmt::Display for SampleMetric {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let known = Self::NAMES.iter().find(|(_, metric)| metric == self);
         f.write_str(known.map_or("", |(name, _)| name))
     }
 }
 
-impl From<InceptionMetric> for Metric {
+impl From<InceptionMetric> for SampleMetric {
     fn from(metric: InceptionMetric) -> Self {
         match metric {
             InceptionMetric::Fid => Self::Frechet,

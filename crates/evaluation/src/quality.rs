@@ -15,8 +15,8 @@ use serde::Serialize;
 use crate::error::EvaluationError;
 use crate::features::Extractor;
 use crate::images::ImageSet;
-use crate::measure::{Measured, Wanted, measure};
-use crate::metric::Metric;
+use crate::measure::{PassOptions, PassResult, measure};
+use crate::metric::SampleMetric;
 use crate::statistics::{Reference, ReferenceStatistics};
 use console::interruptible::interruptible;
 
@@ -46,7 +46,7 @@ impl Default for Scoring {
 #[derive(Debug, Clone)]
 pub struct QualityOptions {
     /// Measures; without any those that need no features in memory and that the reference allows.
-    pub metrics: Vec<Metric>,
+    pub metrics: Vec<SampleMetric>,
     /// How they are computed.
     pub scoring: Scoring,
     /// Folder where statistics of reference images are kept.
@@ -167,16 +167,16 @@ pub fn evaluate(
             ),
         });
     }
-    let mut metrics: BTreeSet<Metric> = options.metrics.iter().copied().collect();
+    let mut metrics: BTreeSet<SampleMetric> = options.metrics.iter().copied().collect();
     if metrics.is_empty() {
-        metrics.insert(Metric::Frechet);
+        metrics.insert(SampleMetric::Frechet);
         if inception {
-            metrics.extend([Metric::Sfid, Metric::InceptionScore]);
+            metrics.extend([SampleMetric::Sfid, SampleMetric::InceptionScore]);
         }
     }
-    let keep = wanted(&metrics, &options.scoring);
+    let pass_options = pass_options(&metrics, &options.scoring);
     let reference = against.statistics(
-        (keep.features, &options.cache),
+        (pass_options.features, &options.cache),
         extractor,
         interrupted,
         |done, total| progress(Stage::Reference, done, total),
@@ -187,7 +187,7 @@ pub fn evaluate(
 
     let mut done = 0;
     progress(Stage::Samples, done, images.len());
-    let measured = measure(images, extractor, keep, interrupted, |count| {
+    let measured = measure(images, extractor, pass_options, interrupted, |count| {
         done += count;
         progress(Stage::Samples, done, images.len());
     })?;
@@ -199,7 +199,7 @@ pub fn evaluate(
         &options.scoring,
         interrupted,
     )?;
-    if metrics.contains(&Metric::Kid)
+    if metrics.contains(&SampleMetric::Kid)
         && let Some(real) = &reference.features
     {
         warnings.extend(subset_warning(
@@ -281,42 +281,42 @@ fn order_warning(score: &InceptionScore) -> Option<String> {
 /// # Errors
 /// Too few images for a measure, or `interrupted` was set.
 pub(crate) fn results(
-    metrics: &BTreeSet<Metric>,
+    metrics: &BTreeSet<SampleMetric>,
     extractor: &Extractor,
     reference: &ReferenceStatistics,
-    measured: &Measured,
+    measured: &PassResult,
     scoring: &Scoring,
     interrupted: &AtomicBool,
 ) -> Result<Results, EvaluationError> {
     let mut results = Results::default();
     for &metric in metrics {
         match metric {
-            Metric::Frechet => {
+            SampleMetric::Frechet => {
                 let distance = distance(&reference.pooled, &measured.pooled, interrupted)?;
                 match extractor.inception() {
                     Some(_) => results.fid = Some(distance),
                     None => results.fd = Some(distance),
                 }
             }
-            Metric::Sfid => {
+            SampleMetric::Sfid => {
                 if let (Some(real), Some(fake)) = (&reference.spatial, &measured.spatial) {
                     results.sfid = Some(distance(real, fake, interrupted)?);
                 }
             }
-            Metric::InceptionScore => {
+            SampleMetric::InceptionScore => {
                 if let Some(score) = &measured.score {
                     results.inception_score = Some(score.mean);
                     results.inception_score_deviation = Some(score.deviation);
                 }
             }
-            Metric::Kid => {
+            SampleMetric::Kid => {
                 if let (Some(real), Some(fake)) = (&reference.features, &measured.features) {
                     let kid = kid_until(interrupted, real.view(), fake.view(), &scoring.kid)?;
                     results.kid = Some(kid.mean);
                     results.kid_deviation = kid.deviation;
                 }
             }
-            Metric::PrecisionRecall => {
+            SampleMetric::PrecisionRecall => {
                 if let (Some(real), Some(fake)) = (&reference.features, &measured.features) {
                     let found = precision_recall_until(
                         interrupted,
@@ -336,10 +336,10 @@ pub(crate) fn results(
 }
 
 /// What a pass must keep for `metrics`.
-pub(crate) fn wanted(metrics: &BTreeSet<Metric>, scoring: &Scoring) -> Wanted {
-    Wanted {
+pub(crate) fn pass_options(metrics: &BTreeSet<SampleMetric>, scoring: &Scoring) -> PassOptions {
+    PassOptions {
         splits: metrics
-            .contains(&Metric::InceptionScore)
+            .contains(&SampleMetric::InceptionScore)
             .then_some(scoring.splits),
         features: metrics.iter().any(|metric| metric.needs_features()),
     }
@@ -358,22 +358,24 @@ fn distance(
 
 /// Takes away what the reference does not allow; an error if it was asked for.
 fn check(
-    metrics: &mut BTreeSet<Metric>,
+    metrics: &mut BTreeSet<SampleMetric>,
     options: &QualityOptions,
     reference: &ReferenceStatistics,
     path: &Path,
     warnings: &mut Vec<String>,
 ) -> Result<(), EvaluationError> {
-    let reason = |metric: Metric| match metric {
-        Metric::Sfid if reference.spatial.is_none() => Some(format!(
+    let reason = |metric: SampleMetric| match metric {
+        SampleMetric::Sfid if reference.spatial.is_none() => Some(format!(
             "{} has no statistics of spatial features (mu_s, sigma_s)",
             path.display()
         )),
-        Metric::Kid | Metric::PrecisionRecall if reference.features.is_none() => Some(format!(
-            "it compares single images, and {} has statistics only; give a folder, a data set, or an .npz with \
+        SampleMetric::Kid | SampleMetric::PrecisionRecall if reference.features.is_none() => {
+            Some(format!(
+                "it compares single images, and {} has statistics only; give a folder, a data set, or an .npz with \
              arr_0",
-            path.display()
-        )),
+                path.display()
+            ))
+        }
         _ => None,
     };
     for metric in metrics.clone() {

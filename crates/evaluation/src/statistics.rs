@@ -11,7 +11,7 @@ use crate::error::EvaluationError;
 use crate::features::Extractor;
 use crate::images::is_npz;
 use crate::images::{ImageOptions, ImageSet};
-use crate::measure::{Wanted, measure};
+use crate::measure::{PassOptions, measure};
 
 /// Name of the features in a kept file.
 const FEATURES: &str = "features";
@@ -25,7 +25,7 @@ pub struct ReferenceStatistics {
     /// Pooled features `[N, D]`, where they were wanted.
     pub features: Option<Array2<f32>>,
     /// Where the statistics are or were put, if they were computed.
-    pub kept: Option<PathBuf>,
+    pub cache_file: Option<PathBuf>,
 }
 
 /// What samples are compared with, opened: statistics are read, images only listed.
@@ -153,7 +153,7 @@ impl Reference {
             pooled: pooled.clone(),
             spatial: spatial.clone(),
             features,
-            kept: None,
+            cache_file: None,
         })
     }
 }
@@ -178,22 +178,22 @@ fn check_width(
 /// The statistics of images, and their features if `wanted`, kept in the folder `cache`.
 pub(crate) fn of_images(
     images: &ImageSet,
-    (wanted, cache): (bool, &Path),
+    (keep_features, cache): (bool, &Path),
     extractor: &Extractor,
     interrupted: &AtomicBool,
     mut progress: impl FnMut(usize, usize),
 ) -> Result<ReferenceStatistics, EvaluationError> {
-    let kept = kept_at(cache, images, extractor);
-    if let Some(found) = read_kept(&kept, wanted, extractor)? {
+    let cache_file = cache_path(cache, images, extractor);
+    if let Some(found) = read_cache(&cache_file, keep_features, extractor)? {
         return Ok(found);
     }
-    let wanted = Wanted {
+    let options = PassOptions {
         splits: None,
-        features: wanted,
+        features: keep_features,
     };
     let (mut done, total) = (0, images.len());
     progress(done, total);
-    let measured = measure(images, extractor, wanted, interrupted, |count| {
+    let measured = measure(images, extractor, options, interrupted, |count| {
         done += count;
         progress(done, total);
     })?;
@@ -206,14 +206,14 @@ pub(crate) fn of_images(
         pooled: Statistics::from_moments(&measured.pooled)?,
         spatial,
         features: measured.features,
-        kept: Some(kept),
+        cache_file: Some(cache_file),
     };
-    keep(&found);
+    write_cache(&found);
     Ok(found)
 }
 
 /// The file's name says what it depends on: the network, the images, their size.
-fn kept_at(cache: &Path, images: &ImageSet, extractor: &Extractor) -> PathBuf {
+fn cache_path(cache: &Path, images: &ImageSet, extractor: &Extractor) -> PathBuf {
     let identity: String = extractor.identity().chars().take(16).collect();
     cache.join(format!(
         "{}-{identity}-{}.npz",
@@ -223,7 +223,7 @@ fn kept_at(cache: &Path, images: &ImageSet, extractor: &Extractor) -> PathBuf {
 }
 
 /// The statistics that are kept at `path`; `None` if there are none, or if the file is damaged or incomplete.
-fn read_kept(
+fn read_cache(
     path: &Path,
     features: bool,
     extractor: &Extractor,
@@ -241,7 +241,7 @@ fn read_kept(
                 true => file.features(FEATURES)?,
                 false => None,
             },
-            kept: Some(path.to_owned()),
+            cache_file: Some(path.to_owned()),
         })
     };
     let is_there = path.try_exists().map_err(|source| NpzError::Io {
@@ -268,8 +268,10 @@ fn read_kept(
 }
 
 /// What cannot be kept costs time, not the result.
-fn keep(found: &ReferenceStatistics) {
-    let Some(path) = &found.kept else { return };
+fn write_cache(found: &ReferenceStatistics) {
+    let Some(path) = &found.cache_file else {
+        return;
+    };
     let features: Vec<(&str, &Array2<f32>)> =
         found.features.iter().map(|f| (FEATURES, f)).collect();
     let written = path

@@ -2,7 +2,7 @@
 
 use crate::results::ResultRow;
 
-use super::run_folder::Run;
+use super::run_folder::RunFolder;
 
 /// Which direction is good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,7 +95,7 @@ pub(super) const ENCODER_METRICS: [Column; 5] = [LINEAR_PROBE, LDS, CDS, SRSS, R
 pub(super) const SPATIAL_METRICS: [Column; 4] = [LDS, CDS, SRSS, RMSC];
 
 /// The Frechet distance that more finished cells have: `fid`, or else `fd`.
-pub(super) fn frechet(run: &Run) -> Column {
+pub(super) fn frechet(run: &RunFolder) -> Column {
     let count = |column: &Column| {
         let cells = run.cells.iter();
         cells.filter(|cell| column.of(&cell.row).is_some()).count()
@@ -108,7 +108,7 @@ pub(super) fn frechet(run: &Run) -> Column {
 }
 
 /// On which features [`frechet`] is computed, where one answer holds for all cells.
-pub(super) fn frechet_features(run: &Run, column: &Column) -> Option<String> {
+pub(super) fn frechet_features(run: &RunFolder, column: &Column) -> Option<String> {
     if column.name == FID.name {
         return Some("Inception".to_owned());
     }

@@ -2,7 +2,7 @@
 //! own seed, and encoders averaged over seeds.
 
 use super::columns::Column;
-use super::run_folder::{Cell, Run};
+use super::run_folder::{Cell, RunFolder};
 use crate::results::Status;
 
 /// The cells of one model and variant, in the order of `results.csv`, without the skipped ones.
@@ -23,7 +23,7 @@ pub(super) struct Mean {
 }
 
 /// Groups in the order of their first cell.
-pub(super) fn groups(run: &Run) -> Vec<Group<'_>> {
+pub(super) fn groups(run: &RunFolder) -> Vec<Group<'_>> {
     let started = || {
         let cells = run.cells.iter();
         cells.filter(|cell| cell.row.status != Status::Skipped)

@@ -4,10 +4,10 @@ use metrics::statistics::{bootstrap_interval, fit_line, pearson, spearman};
 
 use super::columns::{Column, SPATIAL_METRICS};
 use super::comparison::Group;
-use super::run_folder::Run;
+use super::run_folder::RunFolder;
 
 /// Below this number of encoders no correlation is claimed.
-pub(super) const FEWEST: usize = 4;
+pub(super) const MIN_ENCODERS: usize = 4;
 /// Resamples of the bootstrap.
 pub(super) const RESAMPLES: usize = 2000;
 /// Coverage of the bootstrap interval.
@@ -64,7 +64,7 @@ pub(super) fn points(
 /// Pearson's r with its interval, and the least-squares line.
 pub(super) fn relation(points: &[Point]) -> Relation {
     let n = points.len();
-    if n < FEWEST {
+    if n < MIN_ENCODERS {
         return Relation::TooFew { n };
     }
     let x: Vec<f64> = points.iter().map(|point| point.x).collect();
@@ -119,7 +119,7 @@ pub(super) enum Agreement {
 }
 
 /// The predictions of a group, for every recipe and metric that has points.
-pub(super) fn predictions(run: &Run, group: &Group<'_>, frechet: &Column) -> Vec<Prediction> {
+pub(super) fn predictions(run: &RunFolder, group: &Group<'_>, frechet: &Column) -> Vec<Prediction> {
     let mut predictions = Vec::new();
     for recipe in group.recipes() {
         for metric in SPATIAL_METRICS {
@@ -144,7 +144,7 @@ fn prediction(metric: &'static str, recipe: &str, points: &[Point]) -> Option<Pr
     let better = points.iter().filter(|other| other.y < first.y).count();
     let x: Vec<f64> = points.iter().map(|point| point.x).collect();
     let y: Vec<f64> = points.iter().map(|point| -point.y).collect();
-    let agreement = if points.len() < FEWEST {
+    let agreement = if points.len() < MIN_ENCODERS {
         Agreement::TooFew
     } else {
         match spearman(&x, &y) {

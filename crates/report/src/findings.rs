@@ -7,11 +7,11 @@ use super::comparison::{Group, distinct, groups, mean};
 use super::correlation::{Relation, points, relation};
 use super::curve::{denoising_loss, smooth, stays_below};
 use super::number::{decimals, plain, short, signed};
-use super::run_folder::{Cell, Run};
+use super::run_folder::{Cell, RunFolder};
 use super::words::counted;
 
 /// With fewer encoders than this, a bootstrap interval is rough.
-const FEW: usize = 10;
+const ROUGH_BELOW: usize = 10;
 
 /// One statement.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub(super) struct Finding {
 }
 
 /// What the run shows, most important first. Never empty.
-pub(super) fn findings(run: &Run) -> Vec<Finding> {
+pub(super) fn findings(run: &RunFolder) -> Vec<Finding> {
     if run.count(Status::Done) == 0 {
         return vec![Finding {
             topic: "Nothing to compare".to_owned(),
@@ -53,13 +53,13 @@ pub(super) fn findings(run: &Run) -> Vec<Finding> {
         );
         add("Lowest denoising loss", best(group, &DENOISING_LOSS));
         for recipe in group.recipes() {
-            add(recipe, gains(group, recipe, &frechet));
+            add(recipe, gain_over_baseline(group, recipe, &frechet));
         }
         for (index, left) in group.recipes().into_iter().enumerate() {
             for right in group.recipes().into_iter().skip(index + 1) {
                 add(
                     &format!("{left} against {right}"),
-                    duel(group, left, right, &frechet),
+                    compare_recipes(group, left, right, &frechet),
                 );
             }
         }
@@ -116,7 +116,7 @@ fn change(value: f64, from: f64) -> String {
     }
 }
 
-fn gains(group: &Group<'_>, recipe: &str, frechet: &Column) -> Option<String> {
+fn gain_over_baseline(group: &Group<'_>, recipe: &str, frechet: &Column) -> Option<String> {
     let pairs: Vec<(&Cell, &Cell)> = group
         .pairs()
         .into_iter()
@@ -196,7 +196,7 @@ fn fastest(pairs: &[(&Cell, &Cell)], training: f64) -> Option<String> {
     ))
 }
 
-fn duel(group: &Group<'_>, left: &str, right: &str, frechet: &Column) -> Option<String> {
+fn compare_recipes(group: &Group<'_>, left: &str, right: &str, frechet: &Column) -> Option<String> {
     let tallies: Vec<String> = [frechet, &DENOISING_LOSS]
         .into_iter()
         .filter_map(|column| {
@@ -260,7 +260,7 @@ fn strongest_relation(group: &Group<'_>, frechet: &Column) -> Option<String> {
         );
     }
     text.push('.');
-    if n < FEW {
+    if n < ROUGH_BELOW {
         text += &format!(" With {n} encoders the interval itself is rough.");
     }
     if candidates > 1 {

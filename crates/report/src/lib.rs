@@ -44,7 +44,7 @@ use std::path::{Path, PathBuf};
 
 use crate::results::{ResultsError, Status};
 use plots::Plots;
-use run_folder::Run;
+use run_folder::RunFolder;
 
 /// What [`build`] wrote and found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,7 +106,7 @@ pub enum ReportError {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn build(run_dir: &Path) -> Result<Report, ReportError> {
-    let run = Run::read(run_dir)?;
+    let run = RunFolder::read(run_dir)?;
     let plots = Plots::draw(&run).map_err(ReportError::Draw)?;
 
     let folder = run_dir.join("plots");

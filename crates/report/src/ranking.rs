@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 /// A spatial metric. Higher is more structure in all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Metric {
+pub enum SpatialMetric {
     /// Local against distant similarity.
     Lds,
     /// Correlation decay slope.
@@ -23,7 +23,7 @@ pub enum Metric {
     Rmsc,
 }
 
-impl Metric {
+impl SpatialMetric {
     /// All of them, in the order of the paper.
     pub const ALL: [Self; 4] = [Self::Lds, Self::Cds, Self::Srss, Self::Rmsc];
 
@@ -37,7 +37,7 @@ impl Metric {
     }
 }
 
-impl fmt::Display for Metric {
+impl fmt::Display for SpatialMetric {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Lds => "lds",
@@ -48,7 +48,7 @@ impl fmt::Display for Metric {
     }
 }
 
-impl std::str::FromStr for Metric {
+impl std::str::FromStr for SpatialMetric {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -64,7 +64,7 @@ impl std::str::FromStr for Metric {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Ranking {
     /// What decides the order.
-    pub by: Metric,
+    pub by: SpatialMetric,
     /// The data set.
     pub data: String,
     /// Fingerprint of its images.
@@ -86,19 +86,19 @@ pub struct Ranked {
     #[serde(flatten)]
     pub metrics: SpatialMetrics,
     /// Its place by each metric, from 1; equal values share the better place.
-    pub places: BTreeMap<Metric, usize>,
+    pub places: BTreeMap<SpatialMetric, usize>,
 }
 
 impl Ranking {
     /// Puts `measured` encoders, by name, in the order of `by`.
     pub fn new(
-        by: Metric,
+        by: SpatialMetric,
         (data, fingerprint): (&str, &str),
         images: usize,
         resolution: u32,
         measured: Vec<(String, SpatialMetrics)>,
     ) -> Self {
-        let place = |metric: Metric, metrics: &SpatialMetrics| {
+        let place = |metric: SpatialMetric, metrics: &SpatialMetrics| {
             let own = metric.of(metrics)?;
             let others = measured.iter().filter_map(|(_, other)| metric.of(other));
             Some(1 + others.filter(|other| *other > own).count())
@@ -108,7 +108,7 @@ impl Ranking {
             .map(|(encoder, metrics)| Ranked {
                 encoder: encoder.clone(),
                 metrics: *metrics,
-                places: Metric::ALL
+                places: SpatialMetric::ALL
                     .into_iter()
                     .filter_map(|metric| Some((metric, place(metric, metrics)?)))
                     .collect(),
@@ -131,7 +131,7 @@ impl Ranking {
         let width = self.encoders.iter().map(name).max().unwrap_or(0).max(7);
         // Writing to a String cannot fail.
         let mut text = format!("place  {:width$}", "encoder");
-        for metric in Metric::ALL {
+        for metric in SpatialMetric::ALL {
             let mark = if metric == self.by { "*" } else { "" };
             let _infallible = write!(text, "  {:>12}", format!("{metric}{mark}"));
         }
@@ -139,7 +139,7 @@ impl Ranking {
             let place = ranked.place(self.by).map(|place| place.to_string());
             let place = place.unwrap_or_else(|| "-".to_owned());
             let _infallible = write!(text, "\n{place:>5}  {:width$}", ranked.encoder);
-            for metric in Metric::ALL {
+            for metric in SpatialMetric::ALL {
                 let figure = match (metric.of(&ranked.metrics), ranked.place(metric)) {
                     (Some(value), Some(place)) => format!("{value:.4} ({place})"),
                     _ => "-".to_owned(),
@@ -163,7 +163,7 @@ impl Ranking {
 
     /// The figure of an encoder by the name of a metric.
     pub(crate) fn figure(&self, encoder: &str, metric: &str) -> Option<f64> {
-        let metric: Metric = metric.parse().ok()?;
+        let metric: SpatialMetric = metric.parse().ok()?;
         let mut encoders = self.encoders.iter();
         metric.of(&encoders.find(|ranked| ranked.encoder == encoder)?.metrics)
     }
@@ -171,7 +171,7 @@ impl Ranking {
 
 impl Ranked {
     /// Its place by a metric.
-    pub fn place(&self, metric: Metric) -> Option<usize> {
+    pub fn place(&self, metric: SpatialMetric) -> Option<usize> {
         self.places.get(&metric).copied()
     }
 }
@@ -180,7 +180,7 @@ impl Ranked {
 mod tests {
     use super::*;
 
-    fn ranking(by: Metric) -> Ranking {
+    fn ranking(by: SpatialMetric) -> Ranking {
         let metrics = |lds, srss| SpatialMetrics {
             lds,
             cds: 1.0,
@@ -195,26 +195,26 @@ mod tests {
         Ranking::new(by, ("data", "hash"), 3, 64, measured)
     }
 
-    fn order(by: Metric) -> Vec<String> {
+    fn order(by: SpatialMetric) -> Vec<String> {
         let encoders = ranking(by).encoders.into_iter();
         encoders.map(|ranked| ranked.encoder).collect()
     }
 
     #[test]
     fn more_structure_comes_first_and_none_last() {
-        assert_eq!(order(Metric::Lds), ["high", "middle", "low"]);
-        assert_eq!(order(Metric::Rmsc), ["low", "middle", "high"]);
-        assert_eq!(order(Metric::Srss), ["middle", "low", "high"]);
+        assert_eq!(order(SpatialMetric::Lds), ["high", "middle", "low"]);
+        assert_eq!(order(SpatialMetric::Rmsc), ["low", "middle", "high"]);
+        assert_eq!(order(SpatialMetric::Srss), ["middle", "low", "high"]);
         // Equal values keep the order in which they were asked for.
-        assert_eq!(order(Metric::Cds), ["low", "high", "middle"]);
-        let ranking = ranking(Metric::Lds);
-        assert_eq!(ranking.encoders[2].place(Metric::Cds), Some(1));
-        assert_eq!(ranking.encoders[0].place(Metric::Srss), None);
+        assert_eq!(order(SpatialMetric::Cds), ["low", "high", "middle"]);
+        let ranking = ranking(SpatialMetric::Lds);
+        assert_eq!(ranking.encoders[2].place(SpatialMetric::Cds), Some(1));
+        assert_eq!(ranking.encoders[0].place(SpatialMetric::Srss), None);
     }
 
     #[test]
     fn the_table_marks_what_decides() {
-        let table = ranking(Metric::Srss).table();
+        let table = ranking(SpatialMetric::Srss).table();
         let lines: Vec<&str> = table.lines().collect();
         assert!(lines[0].contains("srss*") && !lines[0].contains("lds*"));
         assert!(lines[1].contains("middle") && lines[1].contains("0.7000 (1)"));
@@ -225,7 +225,7 @@ mod tests {
     fn what_is_written_is_read() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ranking.json");
-        let ranking = ranking(Metric::Lds);
+        let ranking = ranking(SpatialMetric::Lds);
         ranking.write(&path).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(serde_json::from_str::<Ranking>(&text).unwrap(), ranking);

@@ -19,7 +19,7 @@ const MAX_SAMPLE_BYTES: usize = 4 << 20;
 
 /// Everything the report is made from.
 #[derive(Debug)]
-pub(super) struct Run {
+pub(super) struct RunFolder {
     pub name: String,
     pub description: String,
     /// In the order of `results.csv`, without those whose results are of other settings.
@@ -43,7 +43,7 @@ pub(super) struct Run {
 #[derive(Debug)]
 pub(super) struct Sheet {
     pub encoder: String,
-    pub picture: Sample,
+    pub picture: Picture,
 }
 
 /// One cell with what its folder holds.
@@ -52,7 +52,7 @@ pub(super) struct Cell {
     pub row: ResultRow,
     /// By ascending step.
     pub curve: Vec<LoggedStep>,
-    pub sample: Option<Sample>,
+    pub sample: Option<Picture>,
     pub config: Option<String>,
     /// Hash of configuration, data set and encoder files.
     pub hash: Option<String>,
@@ -74,7 +74,7 @@ pub(super) struct LoggedStep {
 
 /// A picture, such as the newest in a cell's `samples` folder.
 #[derive(Debug)]
-pub(super) struct Sample {
+pub(super) struct Picture {
     pub file_name: String,
     pub png: Vec<u8>,
     pub width: u32,
@@ -93,7 +93,7 @@ struct ResultJson {
     finished_at: Option<serde_json::Value>,
 }
 
-impl Run {
+impl RunFolder {
     /// Reads `run_dir`.
     pub fn read(run_dir: &Path) -> Result<Self, ResultsError> {
         let rows = read_csv(&run_dir.join("results.csv"))?;
@@ -136,7 +136,7 @@ impl Run {
             .into_iter()
             .filter_map(|encoder| read_sheet(run_dir, encoder, &mut notes))
             .collect();
-        Ok(Run {
+        Ok(RunFolder {
             name,
             description,
             sheets,
@@ -224,7 +224,7 @@ fn read_ranking(run_dir: &Path, notes: &mut Vec<String>) -> Option<Ranking> {
 }
 
 /// A PNG that fits on the page, or what is wrong with it.
-fn picture(file_name: String, png: Vec<u8>) -> Result<Sample, String> {
+fn picture(file_name: String, png: Vec<u8>) -> Result<Picture, String> {
     if png.len() > MAX_SAMPLE_BYTES {
         return Err(format!(
             "{} MiB, left out of the report (at most {} MiB)",
@@ -234,7 +234,7 @@ fn picture(file_name: String, png: Vec<u8>) -> Result<Sample, String> {
     }
     let picture = image::load_from_memory_with_format(&png, image::ImageFormat::Png);
     let picture = picture.map_err(|error| error.to_string())?;
-    Ok(Sample {
+    Ok(Picture {
         file_name,
         width: picture.width(),
         height: picture.height(),
@@ -332,7 +332,7 @@ impl<'a> CellFolder<'a> {
         parsed.steps
     }
 
-    fn sample(&mut self) -> Option<Sample> {
+    fn sample(&mut self) -> Option<Picture> {
         let folder = self.path.as_ref()?.join("samples");
         let mut names: Vec<String> = match fs::read_dir(&folder) {
             Ok(entries) => entries

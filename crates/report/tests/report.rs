@@ -4,10 +4,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use report::results::{ResultRow, Status, read_csv, write_csv};
-use report::{ReportError, build};
 use ndarray::Array4;
 use report::image_grid::{GridLayout, write_grid};
+use report::results::{ResultRow, Status, read_csv, write_csv};
+use report::{ReportError, build};
 
 const STEPS: u64 = 1000;
 const JUDGE: &str = "efficientnet-lite2";

@@ -8,12 +8,12 @@ use super::VisualizeError;
 
 /// Images on white, u8 `[N, 3, R, R]`, each with a title.
 #[derive(Debug)]
-pub struct Images {
+pub struct TitledImages {
     pub(super) batch: Batch,
     pub(super) titles: Vec<String>,
 }
 
-impl Images {
+impl TitledImages {
     /// The samples `ids` of a data set, cropped and resized to `resolution` pixels a side.
     ///
     /// # Errors

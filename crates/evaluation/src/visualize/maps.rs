@@ -7,7 +7,7 @@ use ndarray::{Array1, Array2, ArrayView2};
 use tch::Device;
 use training::images_to_device;
 
-use super::{Anchor, Images, Patch, VisualizeError};
+use super::{Anchor, Patch, TitledImages, VisualizeError};
 use crate::tensors;
 
 /// Images that an encoder sees at once.
@@ -54,7 +54,7 @@ impl Row {
     /// or its tokens are not finite.
     pub fn new(
         encoder: &dyn Encoder,
-        images: &Images,
+        images: &TitledImages,
         anchors: &[Anchor],
         norm: &SpatialNorm,
         device: Device,
@@ -189,12 +189,12 @@ mod tests {
         }
     }
 
-    fn images(count: u64) -> Images {
+    fn images(count: u64) -> TitledImages {
         let ids: Vec<u64> = (0..count).collect();
-        Images::of_dataset(&Ramp, &ids, 12).unwrap()
+        TitledImages::of_dataset(&Ramp, &ids, 12).unwrap()
     }
 
-    fn row(divisor: f64, images: &Images, anchors: &[Anchor]) -> Result<Row, VisualizeError> {
+    fn row(divisor: f64, images: &TitledImages, anchors: &[Anchor]) -> Result<Row, VisualizeError> {
         let norm = SpatialNorm::default();
         Row::new(
             &PatchMeans::new(divisor),

@@ -1,6 +1,6 @@
 //! What encoders see in an image: maps of their patch tokens, as one sheet.
 //!
-//! For each image of [`Images`] and each encoder, [`Row::new`] computes the cosine similarity of every
+//! For each image of [`TitledImages`] and each encoder, [`Row::new`] computes the cosine similarity of every
 //! token with the token of each anchor patch, and the first three principal components of the
 //! tokens as colours; both of the tokens as they are and after spatial normalisation. A [`Sheet`]
 //! lays them out as the figures of arXiv 2512.10794 do, and writes a PNG or an SVG.
@@ -39,7 +39,7 @@ use font::Fonts;
 use report::image_grid::{Compression, ImageGridError, MAX_SIDE, visible_upscale, write_png};
 
 pub use anchor::{Anchor, Patch};
-pub use images::Images;
+pub use images::TitledImages;
 pub use maps::{Maps, Row, TokenMaps};
 
 /// Why there is no sheet, or no row of one.
@@ -125,7 +125,7 @@ impl Format {
 #[derive(Debug)]
 pub struct Sheet {
     /// The images, in the order of the blocks.
-    pub images: Images,
+    pub images: TitledImages,
     /// The encoders, each with maps of all images.
     pub rows: Vec<Row>,
     /// What the normalised maps are normalised with; for the legend.

@@ -7,11 +7,11 @@ use crate::comparison::{Group, Mean, groups};
 use crate::correlation::{Agreement, predictions};
 use crate::escape::escape;
 use crate::number::{decimals, plain, signed};
-use crate::run_folder::Run;
+use crate::run_folder::RunFolder;
 use crate::words::capital;
 
 /// One table a group and figure: a row an encoder, a column a recipe, the better of them marked.
-pub(super) fn recipes_by_encoder(run: &Run) -> String {
+pub(super) fn recipes_by_encoder(run: &RunFolder) -> String {
     let mut html = String::new();
     for group in groups(run) {
         for column in [frechet(run), DENOISING_LOSS] {
@@ -122,7 +122,7 @@ fn number(value: f64, text: &str, class: &str) -> String {
 }
 
 /// How well the order of encoders by each spatial metric predicted the order of the results.
-pub(super) fn ranking(run: &Run) -> String {
+pub(super) fn ranking(run: &RunFolder) -> String {
     let frechet = frechet(run);
     let mut html = String::new();
     for group in groups(run) {

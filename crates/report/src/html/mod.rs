@@ -13,23 +13,23 @@ use crate::results::Status;
 
 use super::columns::{DENOISING_LOSS, frechet, frechet_features};
 use super::comparison::distinct;
-use super::correlation::{FEWEST, LEVEL, RESAMPLES};
+use super::correlation::{LEVEL, MIN_ENCODERS, RESAMPLES};
 use super::curve::SMOOTHING;
 use super::findings::findings;
 use super::number::short;
 use super::plots::{Plot, Plots, dark_rules};
-use super::run_folder::{Cell, Run, Sample};
+use super::run_folder::{Cell, Picture, RunFolder};
 use super::words::{capital, counted};
 
 const CSS: &str = include_str!("page.css");
-/// Sample grids of more pixels than this get half the page each.
-const WIDE: u32 = 800;
+/// Sample grids wider than this, in pixels, take half the page each.
+const WIDE_SAMPLE: u32 = 800;
 /// More reasons why cells were skipped than this are folded.
-const MOST_REASONS: usize = 3;
+const MAX_OPEN_REASONS: usize = 3;
 const SORT: &str = include_str!("sort.js");
 
 /// The whole page.
-pub(super) fn page(run: &Run, plots: &Plots) -> String {
+pub(super) fn page(run: &RunFolder, plots: &Plots) -> String {
     let sections: Vec<(&str, &str, String)> = [
         ("findings", "Findings", findings_section(run)),
         ("quality", "Quality", figures(&plots.quality)),
@@ -83,7 +83,7 @@ pub(super) fn page(run: &Run, plots: &Plots) -> String {
     html
 }
 
-fn header(run: &Run) -> String {
+fn header(run: &RunFolder) -> String {
     let mut html = format!("<header>\n<h1>{}</h1>\n", escape(&run.name));
     if !run.description.is_empty() {
         let _ = writeln!(html, "<p class=\"lead\">{}</p>", escape(&run.description));
@@ -115,7 +115,7 @@ fn header(run: &Run) -> String {
     html + "</p>\n"
 }
 
-fn notes(run: &Run) -> String {
+fn notes(run: &RunFolder) -> String {
     if run.notes.is_empty() {
         return String::new();
     }
@@ -129,7 +129,7 @@ fn notes(run: &Run) -> String {
     html + "</ul></div>\n"
 }
 
-fn findings_section(run: &Run) -> String {
+fn findings_section(run: &RunFolder) -> String {
     let mut html = "<dl class=\"findings\">\n".to_owned();
     for finding in findings(run) {
         let _ = writeln!(
@@ -173,7 +173,7 @@ fn figures(plots: &[Plot]) -> String {
     html
 }
 
-fn results_section(run: &Run) -> String {
+fn results_section(run: &RunFolder) -> String {
     let mut html = matrix::recipes_by_encoder(run);
     let all = table::results(run);
     if !html.is_empty() && !all.is_empty() {
@@ -190,7 +190,7 @@ fn results_section(run: &Run) -> String {
 }
 
 /// Skipped cells, one line a reason: encoders whose reasons differ only by their own name share it.
-fn skipped(run: &Run) -> String {
+fn skipped(run: &RunFolder) -> String {
     const NAME: &str = "NAME";
     let skipped: Vec<(String, &Cell)> = run
         .with_status(Status::Skipped)
@@ -206,7 +206,7 @@ fn skipped(run: &Run) -> String {
         .collect();
     let mut html = String::new();
     let templates = distinct(skipped.iter().map(|(template, _)| template));
-    let folded = templates.len() > MOST_REASONS;
+    let folded = templates.len() > MAX_OPEN_REASONS;
     for template in templates {
         let cells = skipped.iter().filter(|(other, _)| other == template);
         let names = distinct(cells.clone().map(|(_, cell)| {
@@ -238,7 +238,7 @@ fn skipped(run: &Run) -> String {
     html
 }
 
-fn samples_section(run: &Run) -> String {
+fn samples_section(run: &RunFolder) -> String {
     let frechet = frechet(run);
     let mut html = String::new();
     for cell in &run.cells {
@@ -268,7 +268,7 @@ fn samples_section(run: &Run) -> String {
     }
     let samples = run.cells.iter().filter_map(|cell| cell.sample.as_ref());
     let class = match samples.map(|sample| sample.width).max() {
-        Some(width) if width > WIDE => "samples wide",
+        Some(width) if width > WIDE_SAMPLE => "samples wide",
         _ => "samples",
     };
     format!(
@@ -277,11 +277,11 @@ fn samples_section(run: &Run) -> String {
     )
 }
 
-fn metrics_section(run: &Run, plots: &Plots) -> String {
+fn metrics_section(run: &RunFolder, plots: &Plots) -> String {
     figures(&plots.metrics) + &matrix::ranking(run)
 }
 
-fn encoders_section(run: &Run) -> String {
+fn encoders_section(run: &RunFolder) -> String {
     let mut html = String::new();
     for sheet in &run.sheets {
         let _ = writeln!(
@@ -302,7 +302,7 @@ fn encoders_section(run: &Run) -> String {
 }
 
 /// An `<img>` with the picture in it.
-fn image(picture: &Sample, description: &str) -> String {
+fn image(picture: &Picture, description: &str) -> String {
     format!(
         "<img width=\"{}\" height=\"{}\" alt=\"{}\" src=\"data:image/png;base64,{}\">",
         picture.width,
@@ -313,7 +313,7 @@ fn image(picture: &Sample, description: &str) -> String {
 }
 
 /// What each cell was computed from: hashes, and the configurations folded.
-fn configurations_section(run: &Run) -> String {
+fn configurations_section(run: &RunFolder) -> String {
     let mut hashes = String::new();
     let mut html = String::new();
     for cell in &run.cells {
@@ -342,7 +342,7 @@ fn configurations_section(run: &Run) -> String {
     html
 }
 
-fn methods_section(run: &Run) -> String {
+fn methods_section(run: &RunFolder) -> String {
     let frechet = frechet(run);
     let features = match frechet_features(run, &frechet) {
         Some(features) => format!("on {} features", escape(&features)),
@@ -360,7 +360,7 @@ fn methods_section(run: &Run) -> String {
          of it. Linear probes are softmax regressions on the mean patch token; their accuracy is that \
          on images held out.</p>\n\
          <p>Correlations are Pearson's r over encoders, each averaged over its seeds first, for \
-         every recipe by itself, and from {FEWEST} encoders on. Intervals are the {:.0} % percentile \
+         every recipe by itself, and from {MIN_ENCODERS} encoders on. Intervals are the {:.0} % percentile \
          bootstrap with {RESAMPLES} resamples of encoders and a fixed seed. Encoders are few and not \
          drawn at random, so intervals describe this selection. The order before training is compared \
          with the result by Spearman's rank correlation, with the same bootstrap.</p>\n\

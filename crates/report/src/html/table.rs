@@ -7,7 +7,7 @@ use crate::comparison::distinct;
 use crate::escape::escape;
 use crate::number::{decimals, plain};
 use crate::results::{ResultRow, Status};
-use crate::run_folder::Run;
+use crate::run_folder::RunFolder;
 
 /// A column of words or of seeds.
 struct Text {
@@ -50,7 +50,7 @@ const TEXTS: [Text; 6] = [
 ];
 
 /// Finished cells; columns that say the same in all of them stand above the table instead.
-pub(super) fn results(run: &Run) -> String {
+pub(super) fn results(run: &RunFolder) -> String {
     let rows: Vec<&ResultRow> = run
         .with_status(Status::Done)
         .map(|cell| &cell.row)
@@ -178,13 +178,13 @@ fn number(row: &ResultRow, rows: &[&ResultRow], column: &Column, digits: usize) 
 }
 
 /// Failed cells with the reason; nothing where none failed.
-pub(super) fn failed(run: &Run) -> String {
+pub(super) fn failed(run: &RunFolder) -> String {
     let rows = run.with_status(Status::Failed).map(|cell| &cell.row);
     with_reasons("Failed", rows)
 }
 
 /// Results of other settings with what differs; nothing where there are none.
-pub(super) fn stale(run: &Run) -> String {
+pub(super) fn stale(run: &RunFolder) -> String {
     let title = "Stale: results of other settings, which are compared with nothing here";
     with_reasons(title, run.stale.iter())
 }

@@ -19,7 +19,7 @@ const BELOW: f64 = 46.0;
 const GAP: f64 = 13.5;
 const POINTS: usize = 250;
 /// With more curves than this, the raw ones would cover the smoothed ones.
-const MOST_RAW: usize = 16;
+const MAX_RAW_CURVES: usize = 16;
 /// The first share of training does not set the range of the loss axis.
 const START: f64 = 0.2;
 
@@ -30,17 +30,17 @@ struct Line<'a> {
 }
 
 /// What is drawn.
-pub(super) struct Subject {
+pub(super) struct Quantity {
     file_stem: &'static str,
     title: &'static str,
-    /// [`Subject::title`] in a sentence.
+    /// [`Quantity::title`] in a sentence.
     name: &'static str,
     curve: fn(&Cell) -> Curve,
     /// Whether the values are noisy: smoothed curves then lie in front of the raw ones.
     noisy: bool,
 }
 
-pub(super) const LOSS: Subject = Subject {
+pub(super) const LOSS: Quantity = Quantity {
     file_stem: "denoising-loss",
     title: "Denoising loss",
     name: "denoising loss",
@@ -48,7 +48,7 @@ pub(super) const LOSS: Subject = Subject {
     noisy: true,
 };
 
-pub(super) const DISTANCE: Subject = Subject {
+pub(super) const DISTANCE: Quantity = Quantity {
     file_stem: "distance",
     title: "Frechet distance during training",
     name: "Frechet distance",
@@ -58,7 +58,7 @@ pub(super) const DISTANCE: Subject = Subject {
 
 /// A line a cell; `None` where no cell has logged the figure twice.
 pub(super) fn plot(
-    subject: &Subject,
+    quantity: &Quantity,
     group: &Group<'_>,
     recipes: &Recipes,
 ) -> Result<Option<Plot>, DrawError> {
@@ -66,8 +66,8 @@ pub(super) fn plot(
         .cells
         .iter()
         .map(|cell| {
-            let raw = (subject.curve)(cell);
-            let smooth = match subject.noisy {
+            let raw = (quantity.curve)(cell);
+            let smooth = match quantity.noisy {
                 true => smooth(&raw, group.last_step()),
                 false => raw.clone(),
             };
@@ -98,8 +98,8 @@ pub(super) fn plot(
         width: WIDTH - LEFT - right,
         height,
     };
-    let description = format!("{} against training step, {}", subject.title, group.label);
-    let raw_behind = subject.noisy && lines.len() <= MOST_RAW;
+    let description = format!("{} against training step, {}", quantity.title, group.label);
+    let raw_behind = quantity.noisy && lines.len() <= MAX_RAW_CURVES;
     let svg = picture((WIDTH, TOP + height + BELOW), &description, |canvas| {
         let panel = Panel::draw(canvas, plot, (&x, &y), true)?;
         if raw_behind {
@@ -111,7 +111,7 @@ pub(super) fn plot(
         for line in &lines {
             let width = match line.cell.row.is_baseline() {
                 true => 2.4,
-                false if lines.len() <= MOST_RAW => 1.5,
+                false if lines.len() <= MAX_RAW_CURVES => 1.5,
                 false => 0.8,
             };
             let colour = recipes.style(&line.cell.row.recipe).colour;
@@ -133,13 +133,13 @@ pub(super) fn plot(
             look.bold = label.recipe_is_baseline;
             canvas.text(&label.text, (plot.right() + 24.0, row), look)?;
         }
-        recipes.key(canvas, (LEFT, 14.0), &group.recipes(), None)?;
+        recipes.legend(canvas, (LEFT, 14.0), &group.recipes(), None)?;
         let scale = if y.is_logarithmic() {
             ", log scale"
         } else {
             ""
         };
-        let title = format!("{}{scale}", subject.name);
+        let title = format!("{}{scale}", quantity.name);
         let middle = plot.y + plot.height / 2.0;
         let look = Look::new(TEXT, INK).align(Align::Centre);
         canvas.text(&title, (12.0, middle), look.vertical())?;
@@ -153,11 +153,11 @@ pub(super) fn plot(
         Ok(())
     })?;
     Ok(Some(Plot {
-        file_stem: format!("{}-{}", subject.file_stem, group.slug),
-        title: format!("{}, {}", subject.title, group.label),
+        file_stem: format!("{}-{}", quantity.file_stem, group.slug),
+        title: format!("{}, {}", quantity.title, group.label),
         caption: format!(
             "Each line is a cell{}; labels give the last value, from the highest to the lowest.",
-            match (subject.noisy, raw_behind) {
+            match (quantity.noisy, raw_behind) {
                 (true, true) => ", smoothed, its logged values faint behind it",
                 (true, false) => ", smoothed",
                 (false, _) => ", measured on samples of its averaged weights",

@@ -45,7 +45,7 @@ pub(super) type Segment = ((f64, f64), (f64, f64));
 
 /// A label looking for its place: its size, and the points any one of which it may stand beside.
 #[derive(Debug, Clone)]
-pub(super) struct Wish {
+pub(super) struct LabelRequest {
     pub width: f64,
     pub height: f64,
     pub anchors: Vec<(f64, f64)>,
@@ -64,15 +64,15 @@ pub(super) struct Placement {
 /// Places labels one after another, each where it covers least of `obstacles`, of the labels
 /// before it and of `lines`, inside `bounds`.
 pub(super) fn place(
-    wishes: &[Wish],
+    requests: &[LabelRequest],
     obstacles: &[Rect],
     lines: &[Segment],
     bounds: Rect,
 ) -> Vec<Option<Placement>> {
     let mut taken = obstacles.to_vec();
-    let crowding = |wish: &Wish| {
-        let near = wishes.iter().flat_map(|other| &other.anchors);
-        let anchors = &wish.anchors;
+    let crowding = |request: &LabelRequest| {
+        let near = requests.iter().flat_map(|other| &other.anchors);
+        let anchors = &request.anchors;
         near.filter(|point| {
             anchors
                 .iter()
@@ -81,12 +81,12 @@ pub(super) fn place(
         .count()
     };
     // The crowded ones choose first, while there is room.
-    let mut order: Vec<usize> = (0..wishes.len()).collect();
-    order.sort_by_key(|index| std::cmp::Reverse(crowding(&wishes[*index])));
-    let mut placements = vec![None; wishes.len()];
+    let mut order: Vec<usize> = (0..requests.len()).collect();
+    order.sort_by_key(|index| std::cmp::Reverse(crowding(&requests[*index])));
+    let mut placements = vec![None; requests.len()];
     for index in order {
-        let wish = &wishes[index];
-        let best = candidates(wish)
+        let request = &requests[index];
+        let best = candidates(request)
             .filter(|candidate| contains(bounds, candidate.rect))
             .map(|candidate| (cost(&candidate, &taken, lines), candidate))
             .min_by(|left, right| left.0.total_cmp(&right.0));
@@ -99,25 +99,25 @@ pub(super) fn place(
 }
 
 /// Places around each anchor, near ones first.
-fn candidates(wish: &Wish) -> impl Iterator<Item = Placement> + '_ {
+fn candidates(request: &LabelRequest) -> impl Iterator<Item = Placement> + '_ {
     const RINGS: [f64; 6] = [8.0, 12.0, 18.0, 26.0, 36.0, 48.0];
     const DIRECTIONS: usize = 12;
     RINGS.into_iter().flat_map(move |distance| {
-        wish.anchors.iter().flat_map(move |&anchor| {
+        request.anchors.iter().flat_map(move |&anchor| {
             (0..DIRECTIONS).map(move |direction| {
                 let angle = direction as f64 / DIRECTIONS as f64 * std::f64::consts::TAU;
                 let (dx, dy) = (angle.cos(), -angle.sin());
                 // The nearest point of the label, not its centre, lies at `distance`.
                 let centre = (
-                    anchor.0 + dx * (distance + wish.width / 2.0),
-                    anchor.1 + dy * (distance + wish.height / 2.0),
+                    anchor.0 + dx * (distance + request.width / 2.0),
+                    anchor.1 + dy * (distance + request.height / 2.0),
                 );
                 Placement {
                     rect: Rect {
-                        x: centre.0 - wish.width / 2.0,
-                        y: centre.1 - wish.height / 2.0,
-                        width: wish.width,
-                        height: wish.height,
+                        x: centre.0 - request.width / 2.0,
+                        y: centre.1 - request.height / 2.0,
+                        width: request.width,
+                        height: request.height,
                     },
                     anchor,
                     leader: distance > 12.0,
@@ -206,14 +206,14 @@ mod tests {
             width: 400.0,
             height: 300.0,
         };
-        let wishes: Vec<Wish> = (0..12)
-            .map(|index| Wish {
+        let requests: Vec<LabelRequest> = (0..12)
+            .map(|index| LabelRequest {
                 width: 60.0,
                 height: 12.0,
                 anchors: vec![(200.0 + f64::from(index) * 3.0, 150.0)],
             })
             .collect();
-        let placed: Vec<Rect> = place(&wishes, &[], &[], bounds)
+        let placed: Vec<Rect> = place(&requests, &[], &[], bounds)
             .into_iter()
             .map(|placement| placement.unwrap().rect)
             .collect();

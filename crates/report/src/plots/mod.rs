@@ -17,7 +17,7 @@ pub(super) use canvas::{DrawError, dark_rules};
 
 use super::columns::{frechet, frechet_features};
 use super::comparison::groups;
-use super::run_folder::Run;
+use super::run_folder::RunFolder;
 use recipes::Recipes;
 
 /// Width of a full picture, in pixels.
@@ -59,13 +59,13 @@ pub(super) struct Plots {
 
 impl Plots {
     /// Draws all plots for which `run` has data.
-    pub fn draw(run: &Run) -> Result<Self, DrawError> {
+    pub fn draw(run: &RunFolder) -> Result<Self, DrawError> {
         let recipes = Recipes::of(run);
         let mut plots = Plots::default();
         for group in groups(run) {
             plots.quality.extend(quality::plot(run, &group, &recipes)?);
-            for subject in [convergence::LOSS, convergence::DISTANCE] {
-                let plot = convergence::plot(&subject, &group, &recipes)?;
+            for quantity in [convergence::LOSS, convergence::DISTANCE] {
+                let plot = convergence::plot(&quantity, &group, &recipes)?;
                 plots.convergence.extend(plot);
             }
             plots
@@ -89,7 +89,7 @@ impl Plots {
 }
 
 /// The Frechet distance of this run with its features, for an axis.
-fn frechet_title(run: &Run) -> String {
+fn frechet_title(run: &RunFolder) -> String {
     let column = frechet(run);
     match frechet_features(run, &column) {
         Some(features) => format!("{}, {features} features", column.title),

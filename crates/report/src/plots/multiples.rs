@@ -20,7 +20,7 @@ const TICKS: f64 = 26.0;
 const HEIGHT: f64 = 128.0;
 /// Room for final values to the right of each panel.
 const VALUES: f64 = 52.0;
-const MOST_COLUMNS: usize = 5;
+const MAX_COLUMNS: usize = 5;
 const POINTS: usize = 160;
 const START: f64 = 0.05;
 
@@ -131,7 +131,7 @@ fn draw(
         return Ok(None);
     };
 
-    let rows = encoders.len().div_ceil(MOST_COLUMNS);
+    let rows = encoders.len().div_ceil(MAX_COLUMNS);
     let columns = encoders.len().div_ceil(rows);
     let pitch = ((WIDTH - LEFT) / columns as f64).min(330.0);
     let row_height = TITLE + HEIGHT + TICKS;
@@ -147,7 +147,7 @@ fn draw(
     let svg = picture(size, description, |canvas| {
         let shown = group.recipes();
         let baseline = figure.zero.then_some("baseline");
-        recipes.key(canvas, (LEFT, 14.0), &shown, baseline)?;
+        recipes.legend(canvas, (LEFT, 14.0), &shown, baseline)?;
         for (index, encoder) in encoders.iter().enumerate() {
             let (row, column) = (index / columns, index % columns);
             let plot = Rect {

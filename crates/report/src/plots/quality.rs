@@ -9,7 +9,7 @@ use super::recipes::Recipes;
 use super::{Plot, WIDTH, frechet_title};
 use crate::columns::{Column, DENOISING_LOSS, frechet};
 use crate::comparison::Group;
-use crate::run_folder::Run;
+use crate::run_folder::RunFolder;
 
 const ROW: f64 = 21.0;
 const TOP: f64 = 58.0;
@@ -18,7 +18,7 @@ const BETWEEN: f64 = 36.0;
 
 /// Dots of all recipes, one row an encoder, best encoder on top; `None` where nothing is finished.
 pub(super) fn plot(
-    run: &Run,
+    run: &RunFolder,
     group: &Group<'_>,
     recipes: &Recipes,
 ) -> Result<Option<Plot>, DrawError> {
@@ -56,7 +56,7 @@ pub(super) fn plot(
         let baseline = columns
             .iter()
             .any(|(column, _)| group.baseline_mean(column).is_some());
-        recipes.key(
+        recipes.legend(
             canvas,
             (left, 14.0),
             &shown,

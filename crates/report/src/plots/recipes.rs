@@ -4,7 +4,7 @@ use plotters::style::RGBColor;
 
 use super::canvas::{BASELINE, Canvas, DrawError, INK, Look, Marker, RECIPES, TEXT, text_width};
 use crate::comparison::recipes;
-use crate::run_folder::Run;
+use crate::run_folder::RunFolder;
 
 const MARKERS: [Marker; 4] = [
     Marker::Circle,
@@ -27,7 +27,7 @@ pub(super) struct Recipes {
 }
 
 impl Recipes {
-    pub fn of(run: &Run) -> Self {
+    pub fn of(run: &RunFolder) -> Self {
         let names = recipes(run.cells.iter());
         Recipes {
             names: names.into_iter().map(str::to_owned).collect(),
@@ -49,7 +49,7 @@ impl Recipes {
     }
 
     /// Draws the names in their colours in one line from `at` on, and then `baseline` if given.
-    pub fn key(
+    pub fn legend(
         &self,
         canvas: &Canvas<'_>,
         at: (f64, f64),

@@ -5,7 +5,7 @@ use super::canvas::{
     Align, BASELINE, Canvas, DrawError, GRID, INK, Look, MUTED, Rect, SMALL, TEXT, picture,
     text_width,
 };
-use super::labels::{Wish, place};
+use super::labels::{LabelRequest, place};
 use super::panel::Panel;
 use super::recipes::Recipes;
 use super::{Plot, WIDTH, frechet_title};
@@ -13,7 +13,7 @@ use crate::columns::{Column, ENCODER_METRICS, frechet};
 use crate::comparison::{Group, distinct};
 use crate::correlation::{Point, Relation, points, relation};
 use crate::number::{plain, short};
-use crate::run_folder::Run;
+use crate::run_folder::RunFolder;
 
 const LEFT: f64 = 70.0;
 const RIGHT: f64 = 14.0;
@@ -35,7 +35,7 @@ struct Series<'a> {
 
 /// One panel a metric, of which those without points say why; `None` where no panel has any.
 pub(super) fn plot(
-    run: &Run,
+    run: &RunFolder,
     group: &Group<'_>,
     recipes: &Recipes,
 ) -> Result<Option<Plot>, DrawError> {
@@ -261,7 +261,7 @@ fn panel(
         }
     }
     let encoders = distinct(all().map(|point| point.encoder.as_str()));
-    let mut wishes = Vec::new();
+    let mut requests = Vec::new();
     for encoder in &encoders {
         let anchors: Vec<(f64, f64)> = all()
             .filter(|point| point.encoder == *encoder)
@@ -274,7 +274,7 @@ fn panel(
             width: 12.0,
             height: 12.0,
         }));
-        wishes.push(Wish {
+        requests.push(LabelRequest {
             width: text_width(encoder, SMALL),
             height: 12.0,
             anchors,
@@ -287,7 +287,7 @@ fn panel(
             canvas.marker(at, style.marker, 4.6, style.colour, 0.95)?;
         }
     }
-    let placed = place(&wishes, &obstacles, &lines, plot);
+    let placed = place(&requests, &obstacles, &lines, plot);
     for (encoder, placement) in encoders.iter().zip(placed) {
         let Some(placement) = placement else { continue };
         let rect = placement.rect;
