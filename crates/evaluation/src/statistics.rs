@@ -1,4 +1,4 @@
-//! What samples are compared with: statistics of a file, or of images, kept for the next time.
+//! Provides the statistics that samples are compared with, from a file or from images, and caches the latter.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -13,22 +13,22 @@ use crate::images::is_npz;
 use crate::images::{ImageOptions, ImageSet};
 use crate::measure::{PassOptions, measure};
 
-/// Name of the features in a kept file.
+/// Name of the array of features in a cache file.
 const FEATURES: &str = "features";
 
 /// Statistics of real images.
 pub struct ReferenceStatistics {
-    /// Of the pooled features.
+    /// Statistics of the pooled features.
     pub pooled: Statistics,
-    /// Of Inception's spatial features, where the file has them.
+    /// Statistics of Inception's spatial features, if available.
     pub spatial: Option<Statistics>,
-    /// Pooled features `[N, D]`, where they were wanted.
+    /// Pooled features `[N, D]`, if they were requested and there are images.
     pub features: Option<Array2<f32>>,
-    /// Where the statistics are or were put, if they were computed.
+    /// The cache file of the statistics; `None` if they were read from a file of the user.
     pub cache_file: Option<PathBuf>,
 }
 
-/// What samples are compared with, opened: statistics are read, images only listed.
+/// An opened reference that samples are compared with. Statistics are read, images are only listed.
 pub struct Reference {
     path: PathBuf,
     content: Content,
@@ -39,7 +39,7 @@ enum Content {
     Stored(Box<Stored>),
 }
 
-/// What a file of statistics holds.
+/// The contents of a file of statistics.
 struct Stored {
     pooled: Statistics,
     spatial: Option<Statistics>,
@@ -47,12 +47,11 @@ struct Stored {
 }
 
 impl Reference {
-    /// Opens an `.npz` of statistics or images, a folder, or a data set, whose `split` is taken. The images of
-    /// a folder or data set are brought to the size of `samples`, on `background`.
+    /// Opens an `.npz` of statistics or images, a folder, or the `split` of a data set. The images of a folder or data
+    /// set are cropped and resized to the size of `samples`, on `background`.
     ///
     /// # Errors
-    /// Nothing usable at the path; samples that are not square and images that would have to be cropped to
-    /// their shape.
+    /// The path has neither statistics nor images, or it is a folder or data set and the samples are not square.
     pub fn open(
         path: &Path,
         samples: &ImageSet,
@@ -68,7 +67,7 @@ impl Reference {
                         path: samples.path().to_owned(),
                         found: (height, width),
                         expected: (height, height),
-                        way_out: "images of a folder can only be cropped to squares: give statistics as the \
+                        way_out: "images of a folder can only be cropped to squares; use statistics as the \
                                   reference",
                     });
                 }
@@ -107,20 +106,19 @@ impl Reference {
         }
     }
 
-    /// Where it is.
+    /// The path of the reference.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The statistics, and the `features` of its images if they are wanted and there are images. Statistics of
-    /// images are computed once and kept in the folder `cache`; a file that was kept and can no longer be read
-    /// is made again.
+    /// Returns the statistics and, if `features` is set and there are images, the features of the images. Statistics of
+    /// images are computed once and cached in the folder `cache`; a damaged cache file is written again.
     ///
-    /// Computed statistics take the way through their file, so that the second call has the bits of the first.
+    /// Computed statistics are rounded as in their file, so that later calls return the same bits.
     ///
     /// # Errors
-    /// Statistics of another number of features than the network gives, an image that cannot be read, or
-    /// `interrupted` was set.
+    /// The statistics have another number of features than the network, an image cannot be read, or `interrupted` was
+    /// set.
     pub fn statistics(
         &self,
         (features, cache): (bool, &Path),
@@ -175,7 +173,7 @@ fn check_width(
     })
 }
 
-/// The statistics of images, and their features if `wanted`, kept in the folder `cache`.
+/// Returns the statistics of images and, if `keep_features` is set, their features. Both are cached in the folder `cache`.
 pub(crate) fn of_images(
     images: &ImageSet,
     (keep_features, cache): (bool, &Path),
@@ -212,7 +210,7 @@ pub(crate) fn of_images(
     Ok(found)
 }
 
-/// The file's name says what it depends on: the network, the images, their size.
+/// The cache file. Its name identifies what it depends on: the network, the images and their size.
 fn cache_path(cache: &Path, images: &ImageSet, extractor: &Extractor) -> PathBuf {
     let identity: String = extractor.identity().chars().take(16).collect();
     cache.join(format!(
@@ -222,7 +220,7 @@ fn cache_path(cache: &Path, images: &ImageSet, extractor: &Extractor) -> PathBuf
     ))
 }
 
-/// The statistics that are kept at `path`; `None` if there are none, or if the file is damaged or incomplete.
+/// Reads the statistics that are cached at `path`; `None` if there is no file, or if it is damaged or incomplete.
 fn read_cache(
     path: &Path,
     features: bool,
@@ -244,12 +242,12 @@ fn read_cache(
             cache_file: Some(path.to_owned()),
         })
     };
-    let is_there = path.try_exists().map_err(|source| NpzError::Io {
+    let exists = path.try_exists().map_err(|source| NpzError::Io {
         action: "look for",
         path: path.to_owned(),
         source,
     })?;
-    if !is_there {
+    if !exists {
         return Ok(None);
     }
     match read() {
@@ -261,13 +259,13 @@ fn read_cache(
         }
         Err(EvaluationError::Npz(error)) if !error.is_damage() => Err(error.into()),
         Err(error) => {
-            tracing::warn!("statistics that were kept are computed again: {error}");
+            tracing::warn!("cached statistics are computed again: {error}");
             Ok(None)
         }
     }
 }
 
-/// What cannot be kept costs time, not the result.
+/// Writes the cache. A failure is only a warning, because it costs time but not the result.
 fn write_cache(found: &ReferenceStatistics) {
     let Some(path) = &found.cache_file else {
         return;
@@ -283,6 +281,6 @@ fn write_cache(found: &ReferenceStatistics) {
                 .map_err(|error| error.to_string())
         });
     if let Err(error) = written {
-        tracing::warn!("statistics of the reference are not kept: {error}");
+        tracing::warn!("statistics of the reference are not cached: {error}");
     }
 }
