@@ -373,7 +373,7 @@ fn remove_unsupported(
         SampleMetric::Kid | SampleMetric::PrecisionRecall if reference.features.is_none() => {
             Some(format!(
                 "it compares individual images, but {} contains only statistics; use a folder, a data set or an \
-             .npz with arr_0",
+                 .npz with arr_0",
                 path.display()
             ))
         }
