@@ -1,4 +1,4 @@
-//! The page: one file with everything in it, readable without a network and without scripts.
+//! Writes the HTML page: one self-contained file that needs no network and no scripts to be read.
 
 mod matrix;
 mod table;
@@ -24,11 +24,11 @@ use super::words::{capital, counted};
 const CSS: &str = include_str!("page.css");
 /// Sample grids wider than this, in pixels, take half the page each.
 const WIDE_SAMPLE: u32 = 800;
-/// More reasons why cells were skipped than this are folded.
+/// If cells were skipped for more reasons than this, the list is collapsed.
 const MAX_OPEN_REASONS: usize = 3;
 const SORT: &str = include_str!("sort.js");
 
-/// The whole page.
+/// Builds the whole page.
 pub(super) fn page(run: &RunFolder, plots: &Plots) -> String {
     let sections: Vec<(&str, &str, String)> = [
         ("findings", "Findings", findings_section(run)),
@@ -120,7 +120,7 @@ fn notes(run: &RunFolder) -> String {
         return String::new();
     }
     let mut html =
-        "<div class=\"notes note\">Not everything could be read; the report is made from the rest.\
+        "<div class=\"notes note\">Some files could not be read; the report uses the rest.\
          <ul>\n"
             .to_owned();
     for note in &run.notes {
@@ -142,7 +142,7 @@ fn findings_section(run: &RunFolder) -> String {
     html + "</dl>\n"
 }
 
-/// Escaped `text`, what stands between backticks as code.
+/// Escapes `text` and marks text between backticks as code.
 fn with_code(text: &str) -> String {
     let mut html = String::new();
     let mut parts = text.split('`').peekable();
@@ -189,7 +189,7 @@ fn results_section(run: &RunFolder) -> String {
     html
 }
 
-/// Skipped cells, one line a reason: encoders whose reasons differ only by their own name share it.
+/// Skipped cells, one line per reason. Encoders whose reasons differ only in the encoder's name share a line.
 fn skipped(run: &RunFolder) -> String {
     const NAME: &str = "NAME";
     let skipped: Vec<(String, &Cell)> = run
@@ -272,7 +272,7 @@ fn samples_section(run: &RunFolder) -> String {
         _ => "samples",
     };
     format!(
-        "<p class=\"note\">The newest picture of each cell.</p>\n\
+        "<p class=\"note\">The newest samples of each cell.</p>\n\
          <div class=\"{class}\">\n{html}</div>\n"
     )
 }
@@ -295,13 +295,13 @@ fn encoders_section(run: &RunFolder) -> String {
         return html;
     }
     format!(
-        "<p class=\"note\">Cosine similarity of each patch token with the marked patch, and the \
-         first three principal components as colours, of the tokens as they are and after spatial \
+        "<p class=\"note\">Cosine similarity of each patch token to the marked patch, and the \
+         first three principal components as colours, for the unchanged tokens and after spatial \
          normalisation.</p>\n<div class=\"sheets\">\n{html}</div>\n"
     )
 }
 
-/// An `<img>` with the picture in it.
+/// An `<img>` element that contains the picture.
 fn image(picture: &Picture, description: &str) -> String {
     format!(
         "<img width=\"{}\" height=\"{}\" alt=\"{}\" src=\"data:image/png;base64,{}\">",
@@ -312,7 +312,7 @@ fn image(picture: &Picture, description: &str) -> String {
     )
 }
 
-/// What each cell was computed from: hashes, and the configurations folded.
+/// The hash of each cell's inputs, and its configuration, collapsed.
 fn configurations_section(run: &RunFolder) -> String {
     let mut hashes = String::new();
     let mut html = String::new();
@@ -350,22 +350,22 @@ fn methods_section(run: &RunFolder) -> String {
     };
     format!(
         "<p>An aligned cell is compared with the cell without alignment that has the same model, \
-         variant and seed. Both see the same samples in the same order.</p>\n\
+         variant and seed. Both are trained on the same samples in the same order.</p>\n\
          <p>Curves are smoothed by an exponential moving average over training steps with a time \
-         constant of {} % of the run, forwards and backwards so that they do not lag. Losses in the table are the \
-         cell's own figures and not smoothed here.</p>\n\
+         constant of {} % of the run, computed forwards and backwards so that they do not lag. Losses in the table are \
+         those that the cell recorded and are not smoothed here.</p>\n\
          <p>Frechet distances are computed {features}, between generated and real images; they \
-         depend on the number of images, and compare only within this report. LDS, CDS, SRSS and \
+         depend on the number of images and are comparable only within this report. LDS, CDS, SRSS and \
          RMSC describe the spatial structure of the encoder's patch tokens; higher means more \
-         of it. Linear probes are softmax regressions on the mean patch token; their accuracy is that \
-         on images held out.</p>\n\
-         <p>Correlations are Pearson's r over encoders, each averaged over its seeds first, for \
-         every recipe by itself, and from {MIN_ENCODERS} encoders on. Intervals are the {:.0} % percentile \
-         bootstrap with {RESAMPLES} resamples of encoders and a fixed seed. Encoders are few and not \
-         drawn at random, so intervals describe this selection. The order before training is compared \
-         with the result by Spearman's rank correlation, with the same bootstrap.</p>\n\
-         <p>In the table the best value of each column is bold, among the cells of one model and \
-         variant.</p>\n",
+         of it. Linear probes are softmax regressions on the mean patch token; their accuracy is measured \
+         on held-out images.</p>\n\
+         <p>Correlations are Pearson's r over encoders. Each encoder is first averaged over its seeds, \
+         each recipe is treated separately, and at least {MIN_ENCODERS} encoders are required. Intervals are \
+         {:.0} % percentile bootstrap intervals with {RESAMPLES} resamples of encoders and a fixed seed. The \
+         encoders are few and not a random sample, so the intervals describe only this selection. The order \
+         before training is compared with the results by Spearman's rank correlation, with the same bootstrap.</p>\n\
+         <p>In the table, the best value of each column among the cells of one model and variant is \
+         bold.</p>\n",
         SMOOTHING * 100.0,
         LEVEL * 100.0,
     )
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn commands_between_backticks_are_code() {
+    fn text_between_backticks_is_code() {
         assert_eq!(with_code("run `a<b` now"), "run <code>a&lt;b</code> now");
         assert_eq!(with_code("one ` alone"), "one ` alone");
     }

@@ -1,5 +1,5 @@
-//! A figure of all cells of one model over training: the denoising loss, and the Frechet distance where
-//! it was measured on the way.
+//! Plots the denoising loss of all cells of a group over training, and the Frechet distance if it was measured during
+//! training.
 
 use super::axis::{Axis, extent};
 use super::canvas::{Align, DrawError, INK, Look, MUTED, Rect, SMALL, TEXT, picture, text_width};
@@ -18,9 +18,9 @@ const TOP: f64 = 34.0;
 const BELOW: f64 = 46.0;
 const GAP: f64 = 13.5;
 const POINTS: usize = 250;
-/// With more curves than this, the raw ones would cover the smoothed ones.
+/// With more curves than this, raw curves are omitted because they would cover the smoothed ones.
 const MAX_RAW_CURVES: usize = 16;
-/// The first share of training does not set the range of the loss axis.
+/// The first fraction of training, which is ignored for the range of the vertical axis.
 const START: f64 = 0.2;
 
 struct Line<'a> {
@@ -29,14 +29,14 @@ struct Line<'a> {
     smooth: Curve,
 }
 
-/// What is drawn.
+/// The quantity that is plotted.
 pub(super) struct Quantity {
     file_stem: &'static str,
     title: &'static str,
     /// [`Quantity::title`] in a sentence.
     name: &'static str,
     curve: fn(&Cell) -> Curve,
-    /// Whether the values are noisy: smoothed curves then lie in front of the raw ones.
+    /// Whether the values are noisy; they are then smoothed, and drawn in front of the raw curves.
     noisy: bool,
 }
 
@@ -56,7 +56,7 @@ pub(super) const DISTANCE: Quantity = Quantity {
     noisy: false,
 };
 
-/// A line a cell; `None` where no cell has logged the figure twice.
+/// Draws one line per cell; `None` if no cell has logged the quantity at least twice.
 pub(super) fn plot(
     quantity: &Quantity,
     group: &Group<'_>,
@@ -75,13 +75,13 @@ pub(super) fn plot(
         })
         .filter(|line| line.raw.len() > 1)
         .collect();
-    // The baseline last, on top of the others.
+    // The baseline is drawn last, on top of the other lines.
     lines.sort_by_key(|line| line.cell.row.is_baseline());
     let last = lines.iter().filter_map(|line| line.raw.last());
     let Some(x) = Axis::from_zero(last.map(|(step, _)| *step), 6) else {
         return Ok(None);
     };
-    let Some((y, cut)) = loss_axis(&lines, x.high()) else {
+    let Some((y, cut)) = value_axis(&lines, x.high()) else {
         return Ok(None);
     };
 
@@ -148,7 +148,7 @@ pub(super) fn plot(
         if cut {
             let corner = (plot.right() - 8.0, plot.y + 10.0);
             let look = Look::new(SMALL, MUTED).align(Align::Right);
-            canvas.text("earlier values lie above the frame", corner, look)?;
+            canvas.text("earlier values are above the frame", corner, look)?;
         }
         Ok(())
     })?;
@@ -156,9 +156,9 @@ pub(super) fn plot(
         file_stem: format!("{}-{}", quantity.file_stem, group.slug),
         title: format!("{}, {}", quantity.title, group.label),
         caption: format!(
-            "Each line is a cell{}; labels give the last value, from the highest to the lowest.",
+            "Each line is a cell{}; labels show the last value, from highest to lowest.",
             match (quantity.noisy, raw_behind) {
-                (true, true) => ", smoothed, its logged values faint behind it",
+                (true, true) => ", smoothed, with the logged values faint behind it",
                 (true, false) => ", smoothed",
                 (false, _) => ", measured on samples of its averaged weights",
             }
@@ -167,8 +167,8 @@ pub(super) fn plot(
     }))
 }
 
-/// The loss axis, and whether it cuts off the start, where losses fall from far above.
-fn loss_axis(lines: &[Line<'_>], last_step: f64) -> Option<(Axis, bool)> {
+/// The vertical axis, and whether it cuts off the start of training, where values fall from far above.
+fn value_axis(lines: &[Line<'_>], last_step: f64) -> Option<(Axis, bool)> {
     let smoothed = || lines.iter().flat_map(|line| line.smooth.iter());
     let whole = extent(smoothed().map(|(_, loss)| *loss))?;
     let settled = smoothed().filter(|(step, _)| *step >= START * last_step);
@@ -182,12 +182,12 @@ struct Label<'a> {
     text: String,
     recipe: &'a str,
     recipe_is_baseline: bool,
-    /// The end of the curve; the mean over seeds.
+    /// The end of the curve, averaged over seeds.
     step: f64,
     value: f64,
 }
 
-/// One label for the seeds of an encoder and recipe.
+/// One label per encoder and recipe, shared by its seeds.
 fn labels<'a>(lines: &[Line<'a>]) -> Vec<Label<'a>> {
     let key = |line: &Line<'a>| {
         let row = &line.cell.row;

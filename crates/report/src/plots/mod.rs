@@ -1,7 +1,7 @@
-//! The plots of a report, as SVG with real text in the reader's sans-serif font.
+//! Draws the plots of a report as SVG, with text in the reader's sans-serif font.
 //!
-//! Colours are plain attributes, so that any program shows the files; on a dark page style rules
-//! replace them ([`dark_rules`]).
+//! Colours are plain attributes, so that any program can show the files. On a dark page, style rules replace them
+//! ([`dark_rules`]).
 
 mod axis;
 mod canvas;
@@ -24,7 +24,7 @@ use recipes::Recipes;
 const WIDTH: f64 = 1040.0;
 const STEP_TITLE: &str = "training step";
 
-/// One picture.
+/// One plot.
 #[derive(Debug)]
 pub(super) struct Plot {
     /// Name of the file in `plots/`, without `.svg`.
@@ -36,7 +36,7 @@ pub(super) struct Plot {
 }
 
 impl Plot {
-    /// The picture as a file of its own, which follows the reader's dark mode.
+    /// The plot as an independent file that follows the reader's dark mode.
     pub fn standalone(&self) -> String {
         let style = format!(
             "<style>@media (prefers-color-scheme: dark) {{ {} }}</style>",
@@ -49,7 +49,7 @@ impl Plot {
     }
 }
 
-/// The plots of a run, by where they stand in the report.
+/// The plots of a run by section of the report.
 #[derive(Debug, Default)]
 pub(super) struct Plots {
     pub quality: Vec<Plot>,
@@ -88,7 +88,7 @@ impl Plots {
     }
 }
 
-/// The Frechet distance of this run with its features, for an axis.
+/// The axis title of the run's Frechet distance, with its features.
 fn frechet_title(run: &RunFolder) -> String {
     let column = frechet(run);
     match frechet_features(run, &column) {

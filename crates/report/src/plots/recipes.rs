@@ -1,4 +1,4 @@
-//! One colour and one marker a recipe, the same in all plots.
+//! Assigns one colour and one marker to each recipe, the same in all plots.
 
 use plotters::style::RGBColor;
 
@@ -13,7 +13,7 @@ const MARKERS: [Marker; 4] = [
     Marker::Diamond,
 ];
 
-/// How a recipe is drawn.
+/// The colour and marker of a recipe.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct RecipeStyle {
     pub colour: RGBColor,
@@ -34,6 +34,7 @@ impl Recipes {
         }
     }
 
+    /// The style of `recipe`; that of the baseline if it is none of these recipes.
     pub fn style(&self, recipe: &str) -> RecipeStyle {
         let index = self.names.iter().position(|name| name == recipe);
         index.map_or(
@@ -48,15 +49,16 @@ impl Recipes {
         )
     }
 
-    /// Draws the names in their colours in one line from `at` on, and then `baseline` if given.
+    /// Draws the names of the `shown` recipes in one line that starts at `position`, followed by `baseline` if it is
+    /// `Some`.
     pub fn legend(
         &self,
         canvas: &Canvas<'_>,
-        at: (f64, f64),
+        position: (f64, f64),
         shown: &[&str],
         baseline: Option<&str>,
     ) -> Result<(), DrawError> {
-        let (mut x, y) = at;
+        let (mut x, y) = position;
         let names = self
             .names
             .iter()
