@@ -39,7 +39,7 @@ pub enum EvaluationError {
     Image {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         reason: String,
     },
     /// A folder or file contains no images.

@@ -54,7 +54,7 @@ pub enum SamplingError {
     Broken {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         reason: String,
     },
     /// A class that the model does not have.

@@ -121,7 +121,7 @@ pub(super) fn plot(
         let rows = spread(&wanted, GAP, plot.y + 4.0, plot.bottom() - 4.0);
         for ((label, wanted), row) in labels.iter().zip(&wanted).zip(rows) {
             let colour = recipes.style(label.recipe).colour;
-            let end = panel.at((label.step, label.value)).0;
+            let end = panel.pixel_at((label.step, label.value)).0;
             if end < plot.right() - 1.0 {
                 let marker = recipes.style(label.recipe).marker;
                 canvas.marker((end, *wanted), marker, 3.0, colour, 1.0)?;

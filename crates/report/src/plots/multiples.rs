@@ -203,10 +203,10 @@ fn small_panel(
         let style = recipes.style(line.recipe);
         axes.curve(&thin(&line.smooth, POINTS), style.colour, 1.6, 1.0)?;
         if let Some(&(step, value)) = line.smooth.last() {
-            let (end, _) = axes.at((step, value));
+            let (end, _) = axes.pixel_at((step, value));
             if end < plot.right() - 1.0 {
-                let at = (end, axes.row(value));
-                canvas.marker(at, style.marker, 3.0, style.colour, 1.0)?;
+                let position = (end, axes.row(value));
+                canvas.marker(position, style.marker, 3.0, style.colour, 1.0)?;
             }
         }
     }

@@ -61,7 +61,7 @@ impl<'c, 'a> Panel<'c, 'a> {
     }
 
     /// The pixel of a point.
-    pub fn at(&self, (x, y): (f64, f64)) -> (f64, f64) {
+    pub fn pixel_at(&self, (x, y): (f64, f64)) -> (f64, f64) {
         (
             self.plot.x + self.x.position(x) * self.plot.width,
             self.plot.bottom() - self.y.position(y) * self.plot.height,
@@ -70,7 +70,7 @@ impl<'c, 'a> Panel<'c, 'a> {
 
     /// The pixel row of a value, clamped to the panel.
     pub fn row(&self, y: f64) -> f64 {
-        let (_, row) = self.at((self.x.low(), y));
+        let (_, row) = self.pixel_at((self.x.low(), y));
         row.clamp(self.plot.y, self.plot.bottom())
     }
 
@@ -82,7 +82,7 @@ impl<'c, 'a> Panel<'c, 'a> {
         width: f64,
         opacity: f64,
     ) -> Result<(), DrawError> {
-        let pixels: Vec<(f64, f64)> = curve.iter().map(|value| self.at(*value)).collect();
+        let pixels: Vec<(f64, f64)> = curve.iter().map(|value| self.pixel_at(*value)).collect();
         for piece in clip(&pixels, self.plot) {
             self.canvas.line(&piece, colour, width, opacity)?;
         }

@@ -111,7 +111,7 @@ fn panel(
         )?;
     }
     let axes = Panel::draw(canvas, plot, (&x, &y), false)?;
-    let position = |value: f64, index: usize| (axes.at((value, 0.0)).0, row(index));
+    let position = |value: f64, index: usize| (axes.pixel_at((value, 0.0)).0, row(index));
 
     let scale = if x.is_logarithmic() {
         ", log scale"

@@ -257,7 +257,7 @@ fn panel(
             let ends = [low, high].map(|x| (x, intercept + slope * x));
             let colour = recipes.style(series.recipe).colour;
             axes.curve(&ends, colour, 1.6, 0.55)?;
-            lines.push((axes.at(ends[0]), axes.at(ends[1])));
+            lines.push((axes.pixel_at(ends[0]), axes.pixel_at(ends[1])));
         }
     }
     let encoders = distinct(all().map(|point| point.encoder.as_str()));
@@ -265,7 +265,7 @@ fn panel(
     for encoder in &encoders {
         let anchors: Vec<(f64, f64)> = all()
             .filter(|point| point.encoder == *encoder)
-            .map(|point| axes.at((point.x, point.y)))
+            .map(|point| axes.pixel_at((point.x, point.y)))
             .collect();
         canvas.line(&anchors, GRID, 1.6, 1.0)?;
         obstacles.extend(anchors.iter().map(|(x, y)| Rect {
@@ -283,8 +283,8 @@ fn panel(
     for series in series {
         let style = recipes.style(series.recipe);
         for point in &series.points {
-            let at = axes.at((point.x, point.y));
-            canvas.marker(at, style.marker, 4.6, style.colour, 0.95)?;
+            let position = axes.pixel_at((point.x, point.y));
+            canvas.marker(position, style.marker, 4.6, style.colour, 0.95)?;
         }
     }
     let placed = place(&requests, &obstacles, &lines, plot);
