@@ -30,7 +30,7 @@ impl ReferenceClasses {
         })
     }
 
-    /// The training label of a label of the reference set.
+    /// Converts a label of the reference set to the label of the training set.
     ///
     /// # Errors
     /// The reference set has no such class.

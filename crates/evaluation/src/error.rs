@@ -103,7 +103,7 @@ pub enum EvaluationError {
     NotAllowed {
         /// The metric.
         metric: SampleMetric,
-        /// Why.
+        /// The reason.
         reason: String,
     },
     /// The user interrupted the measurement.

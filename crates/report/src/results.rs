@@ -187,7 +187,7 @@ pub enum ResultsError {
     Header {
         /// The file.
         path: PathBuf,
-        /// The column and what is wrong with it.
+        /// The column and the problem.
         problem: String,
     },
     /// A row has a value that is invalid for its column.
