@@ -1,4 +1,4 @@
-//! Progress over images, on stderr: a bar on a terminal, a plain line now and then elsewhere.
+//! Reports the progress of a pass over images on stderr: a bar on a terminal, a line every ten seconds elsewhere.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -7,10 +7,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::errln;
 
-/// How often a line is printed where there is no terminal.
+/// Time between two lines when stderr is not a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
-/// How far a pass over images is.
+/// The progress of a pass over images.
 pub struct ImageProgress {
     name: String,
     bar: Option<ProgressBar>,
@@ -21,7 +21,7 @@ pub struct ImageProgress {
 }
 
 impl ImageProgress {
-    /// Begins at none of `total`; `name` says what goes over them.
+    /// Starts at 0 of `total` images; `name` labels the pass.
     pub fn new(name: &str, total: u64) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let template = "{prefix:28!} {bar:24} {pos:>8}/{len} images  {per_sec}  {eta} left";
@@ -40,7 +40,7 @@ impl ImageProgress {
         }
     }
 
-    /// So many images more.
+    /// Adds `images` to those that are done.
     pub fn add(&mut self, images: u64) {
         self.done += images;
         match &self.bar {
@@ -58,7 +58,7 @@ impl ImageProgress {
         format!("{}/{} images, {rate:.1} images/s", self.done, self.total)
     }
 
-    /// Ends with a line that stays; `remark` is put behind it.
+    /// Ends the progress with a line that stays on the terminal, followed by `remark`.
     pub fn finish(&self, remark: &str) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();

@@ -1,4 +1,4 @@
-//! Work that cannot look at the interrupt flag itself, such as loading a network or an eigendecomposition.
+//! Runs work that cannot read the interrupt flag itself, such as loading a network or an eigendecomposition.
 
 use std::panic;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,8 +11,8 @@ const POLL_EVERY: Duration = Duration::from_millis(50);
 
 static ABANDONED: AtomicBool = AtomicBool::new(false);
 
-/// Runs `work` in a thread of its own and returns its result, or `None` soon after `interrupted` is set. The thread is
-/// then abandoned: it runs on until the process ends. A panic of `work` continues in the caller.
+/// Runs `work` in its own thread and returns its result, or `None` soon after `interrupted` is set. The thread is
+/// then abandoned: it keeps running until the process ends. A panic of `work` resumes in the caller.
 pub fn interruptible<T: Send + 'static>(
     interrupted: &AtomicBool,
     work: impl FnOnce() -> T + Send + 'static,
@@ -22,7 +22,7 @@ pub fn interruptible<T: Send + 'static>(
     }
     let (send, receive) = mpsc::sync_channel(1);
     let worker = thread::spawn(move || {
-        // The receiver is gone when the work was abandoned.
+        // Sending fails if the work was abandoned, because the receiver is dropped.
         let _abandoned = send.send(work());
     });
     loop {
@@ -43,8 +43,8 @@ pub fn interruptible<T: Send + 'static>(
     }
 }
 
-/// Whether a thread was abandoned. The process must then end without running destructors of libraries whose data the
-/// thread may still use.
+/// Returns whether a thread was abandoned. The process must then end without running the destructors of libraries
+/// whose data the thread may still use.
 pub fn has_abandoned_work() -> bool {
     ABANDONED.load(Ordering::Relaxed)
 }
@@ -61,7 +61,7 @@ mod tests {
             thread::sleep(Duration::from_millis(100));
             FLAG.store(true, Ordering::Relaxed);
         });
-        // Without the flag this would wait for ever: the work ends only after the call returns.
+        // Without the flag the call would block forever: the work ends only after the call returns.
         let result = interruptible(&FLAG, move || held.recv());
         assert!(result.is_none());
         assert!(has_abandoned_work());
@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "of the work")]
-    fn a_panic_of_the_work_continues_in_the_caller() {
+    fn a_panic_of_the_work_resumes_in_the_caller() {
         let _never = interruptible(&AtomicBool::new(false), || panic!("of the work"));
     }
 }

@@ -1,6 +1,6 @@
-//! The surface of a command: what it prints, its progress bars, and how it is interrupted.
+//! The terminal interface of a command: its output, its progress bars and its reaction to an interrupt.
 //!
-//! - [`outln!`], [`out!`] and [`errln!`] print without panicking when a reader has gone; [`output`] has the details.
+//! - [`outln!`], [`out!`] and [`errln!`] print without panicking when the reader has closed its end; see [`output`].
 //! - [`ImageProgress`](image_progress::ImageProgress) shows the progress of a pass over images.
 //! - [`interruptible`](interruptible::interruptible) runs work that cannot read the interrupt flag itself.
 

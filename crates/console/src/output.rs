@@ -1,15 +1,15 @@
-//! What the program says: results on standard output, everything else on standard error.
+//! Prints results to standard output and everything else to standard error, without ever failing.
 //!
-//! Nothing here fails or panics. A reader that goes away (`| head -1`, a `tee` that Ctrl-C ended too) must not end
-//! a run that has hours behind it. [`outln!`](crate::outln), [`out!`](crate::out) and [`errln!`](crate::errln) take
-//! the place of the standard library's macros, which panic.
+//! Nothing here returns an error while printing or panics. A reader that closes its end (`| head -1`, or a `tee` that
+//! the same Ctrl-C ended) must not end a run that has worked for hours. [`outln!`](crate::outln), [`out!`](crate::out)
+//! and [`errln!`](crate::errln) replace the standard library's macros, which panic.
 
 use std::fmt::Arguments;
 use std::io::{self, Write};
 use std::sync::{Mutex, PoisonError};
 
-/// Why standard output did not take everything, other than that its reader went away.
-static LOST: Mutex<Option<io::Error>> = Mutex::new(None);
+/// The first error of a write to standard output, other than a closed reader.
+static FIRST_ERROR: Mutex<Option<io::Error>> = Mutex::new(None);
 
 /// Writes a line to standard output.
 #[macro_export]
@@ -29,37 +29,40 @@ macro_rules! out {
 /// Writes a line to standard error.
 #[macro_export]
 macro_rules! errln {
-    ($($text:tt)*) => { $crate::output::say(::std::format_args!($($text)*)) };
+    ($($text:tt)*) => { $crate::output::print_line_to_stderr(::std::format_args!($($text)*)) };
 }
 
 /// Writes to standard output; see [`out!`](crate::out).
 pub fn print(text: Arguments<'_>) {
-    note(io::stdout().write_fmt(text));
+    record_error(io::stdout().write_fmt(text));
 }
 
 /// Writes a line to standard error; see [`errln!`](crate::errln).
-pub fn say(text: Arguments<'_>) {
-    // There is no place left to say that it failed. One write, so that lines of several threads stay whole.
+pub fn print_line_to_stderr(text: Arguments<'_>) {
+    // A failure cannot be reported anywhere. One write per line keeps the lines of several threads intact.
     let _closed = io::stderr().write_all(format!("{text}\n").as_bytes());
 }
 
-/// Ends the output. `Some` says why results were lost: the disk behind standard output is full, for example.
-/// That its reader went away is no error.
+/// Flushes standard output. Returns the first error that lost results, such as a full disk; a closed reader is not an
+/// error.
 pub fn finish() -> Option<io::Error> {
-    note(io::stdout().flush());
-    LOST.lock().unwrap_or_else(PoisonError::into_inner).take()
+    record_error(io::stdout().flush());
+    FIRST_ERROR
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take()
 }
 
-fn note(written: io::Result<()>) {
+fn record_error(written: io::Result<()>) {
     if let Err(error) = written
         && error.kind() != io::ErrorKind::BrokenPipe
     {
-        let mut lost = LOST.lock().unwrap_or_else(PoisonError::into_inner);
-        lost.get_or_insert(error);
+        let mut first = FIRST_ERROR.lock().unwrap_or_else(PoisonError::into_inner);
+        first.get_or_insert(error);
     }
 }
 
-/// Standard error for a log: a write that fails is passed over.
+/// Standard error as the writer of a log; it ignores writes that fail.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Stderr;
 

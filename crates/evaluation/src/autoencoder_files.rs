@@ -1,4 +1,4 @@
-//! The files of autoencoders: whether they are here, and what makes their latents what they are.
+//! Finds the files of autoencoders and computes identities of the latents that depend on them.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -13,14 +13,14 @@ use training::{Autoencoder, CheckpointError, Config, Objective, TrainError, chec
 
 use crate::encoder_bank::{IdentityError, contents_of, device_kind};
 
-/// Weights of autoencoders, each file read once.
+/// The files of autoencoders, with cached checksums so that each file is read once.
 #[derive(Debug, Default)]
 pub struct AutoencoderFiles {
     checksums: RefCell<HashMap<PathBuf, String>>,
 }
 
 impl AutoencoderFiles {
-    /// Why `config` cannot run for want of its autoencoder: which file, and how to get it.
+    /// Returns which file of the autoencoder of `config` is missing and how to get it; `None` if all are installed.
     pub fn missing(config: &Config) -> Option<String> {
         if let Some(path) = weights(config).filter(|path| !path.is_file()) {
             return Some(TrainError::NoAutoencoder(path.to_owned()).to_string());
@@ -35,13 +35,13 @@ impl AutoencoderFiles {
         })
     }
 
-    /// What makes the latents that `config` trains on what they are, besides its settings: the
-    /// SHA-256 of the weights, of the files that its losses read where it is trained, and how a
-    /// cache rounds. A cache in float32 from the same kind of
-    /// device changes no bit, so it does not count. Empty without an autoencoder.
+    /// Identifies what the latents that `config` trains on depend on besides its settings: the SHA-256 of the
+    /// autoencoder's weights and, if the autoencoder is trained, of the files that its losses read; and the rounding of
+    /// a cache. A float32 cache that was written on the same kind of device changes no bit, so it is left out. Empty
+    /// without an autoencoder.
     ///
     /// # Errors
-    /// A file or a cache is there and cannot be read.
+    /// A file or a cache cannot be read.
     pub fn identity(&self, config: &Config, device: Device) -> Result<String, IdentityError> {
         let files = weights(config).map(|path| ("autoencoder", path));
         let mut identity = String::new();
@@ -60,11 +60,11 @@ impl AutoencoderFiles {
         Ok(identity)
     }
 
-    /// What a cache of moments must be of to stand for the autoencoder of `config` on `dataset`;
+    /// The key that a cache of moments must have to replace the autoencoder of `config` on `dataset`;
     /// `None` without an autoencoder.
     ///
     /// # Errors
-    /// Its weights cannot be read.
+    /// The autoencoder's weights cannot be read.
     pub fn cache_key(
         &self,
         config: &Config,
@@ -95,7 +95,7 @@ impl AutoencoderFiles {
     }
 }
 
-/// The file of the autoencoder's weights, where `config` has one.
+/// The file of the autoencoder's weights, if `config` names one.
 fn weights(config: &Config) -> Option<&Path> {
     match &config.model.autoencoder {
         Autoencoder::Identity => None,
@@ -106,7 +106,7 @@ fn weights(config: &Config) -> Option<&Path> {
     }
 }
 
-/// The files that the losses of a trained autoencoder read, with their keys.
+/// The files that the losses of a jointly trained autoencoder read, with their configuration keys.
 fn files_of_losses(config: &Config) -> impl Iterator<Item = (&'static str, &Path)> {
     let joint = match &config.objective {
         Objective::RepaE(joint) => Some(joint),
@@ -115,7 +115,7 @@ fn files_of_losses(config: &Config) -> impl Iterator<Item = (&'static str, &Path
     joint.into_iter().flat_map(|joint| joint.files())
 }
 
-/// The cache of moments that `config` names; `None` if it names none or has no autoencoder.
+/// The folder of the cache of moments that `config` names; `None` if it names none or has no autoencoder.
 pub fn cache_of(config: &Config) -> Option<&Path> {
     let folder = &config.data.latent_cache;
     let named = !folder.is_empty();

@@ -1,4 +1,4 @@
-//! Which classes of the training set, the only ones that a model and a probe know, reference images have.
+//! Maps the classes of reference images to those of the training set, the only ones that a model or a probe knows.
 
 use data::{ClassMap, DataError, Dataset};
 use encoders::Inception;
@@ -7,11 +7,11 @@ use training::Config;
 use crate::encoder_bank::EncoderBank;
 use crate::error::EvaluationError;
 
-/// Labels of reference images as labels of the training set, by the names of the classes.
+/// Maps labels of reference images to labels of the training set by class name.
 #[derive(Debug, Clone)]
 pub struct ReferenceClasses {
     reference: String,
-    /// None where the training set has one class, which every sample then has.
+    /// `None` if the training set has one class, which every sample then has.
     map: Option<ClassMap>,
 }
 
@@ -19,7 +19,7 @@ impl ReferenceClasses {
     /// Maps the classes of `reference` to those of `training`.
     ///
     /// # Errors
-    /// A class of `reference` is none of `training`, which has several.
+    /// `training` has several classes and lacks one of `reference`.
     pub fn new(training: &dyn Dataset, reference: &dyn Dataset) -> Result<Self, DataError> {
         Ok(Self {
             reference: reference.name().to_owned(),
@@ -30,7 +30,7 @@ impl ReferenceClasses {
         })
     }
 
-    /// The training label of a label of the reference set.
+    /// Converts a label of the reference set to the label of the training set.
     ///
     /// # Errors
     /// The reference set has no such class.
@@ -47,8 +47,8 @@ impl ReferenceClasses {
     }
 }
 
-/// Whether a run of `config` uses the classes of its reference images: for those of its samples, or of the
-/// images that a linear probe is scored on.
+/// Returns whether a run of `config` uses the classes of its reference images, either to choose the classes of its
+/// samples or to score a linear probe.
 pub fn uses_reference_classes(config: &Config, bank: &EncoderBank) -> bool {
     let evaluate = &config.evaluate;
     let judged = !evaluate.fd_encoder.is_empty()

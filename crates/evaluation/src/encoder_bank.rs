@@ -1,4 +1,4 @@
-//! The encoders and autoencoders of a sweep: what is there, and loading it.
+//! Finds, identifies and loads the encoders and autoencoders of a sweep.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -15,22 +15,23 @@ use training::{CheckpointError, Config};
 use crate::autoencoder_files::AutoencoderFiles;
 use console::interruptible::interruptible;
 
-/// Why it is not known what a cell's inputs are: a file that is there cannot be read. Taken for an absent or other file,
-/// it would make a finished cell begin anew.
+/// Why the inputs of a cell cannot be identified: a file exists but cannot be read. If such a file were treated as missing
+/// or changed, a finished cell would be trained again.
 #[derive(Debug, Error)]
 pub enum IdentityError {
-    /// An encoder's sidecar.
+    /// An encoder's sidecar cannot be read.
     #[error(transparent)]
     Encoder(#[from] EncoderError),
-    /// A feature cache.
+    /// A feature cache cannot be read.
     #[error(transparent)]
     Cache(#[from] CacheError),
-    /// An autoencoder's weights.
+    /// An autoencoder's weights cannot be read.
     #[error(transparent)]
     Weights(#[from] CheckpointError),
 }
 
-/// What a cache says of itself; `None` if there is none, or if it says nothing of use, which opening it names.
+/// Reads the description of a cache; `None` if there is no cache, or if the description is damaged, which opening the
+/// cache reports.
 pub(crate) fn contents_of(folder: &Path) -> Result<Option<Contents>, CacheError> {
     match Contents::read(folder) {
         Err(CacheError::Damaged { .. }) => Ok(None),
@@ -46,7 +47,7 @@ pub struct EncoderBank {
 }
 
 impl EncoderBank {
-    /// The encoders of `registry`, to be run on `device`.
+    /// Returns the encoders of `registry`, which run on `device`.
     pub fn new(registry: Registry, device: Device) -> Self {
         Self {
             registry,
@@ -55,8 +56,8 @@ impl EncoderBank {
         }
     }
 
-    /// Why `config` cannot run for want of an encoder's or the autoencoder's file: which, and how
-    /// to get it.
+    /// Returns which file of an encoder or of the autoencoder of `config` is missing and how to get it; `None` if all
+    /// are installed.
     pub fn missing(&self, config: &Config) -> Option<String> {
         AutoencoderFiles::missing(config).or_else(|| self.missing_encoder(config))
     }
@@ -67,24 +68,22 @@ impl EncoderBank {
         let names = config.alignment.encoders().into_iter().chain(judge);
         names
             .filter_map(|name| match self.registry.status_for(&name, resolution) {
-                Ok(Status::Missing { hint }) => {
-                    Some(format!("{name} is not on this machine; {hint}"))
-                }
+                Ok(Status::Missing { hint }) => Some(format!("{name} is not installed; {hint}")),
                 _ => None,
             })
             .next()
     }
 
-    /// Where the files of encoders, and of Inception, are looked for.
+    /// The registry that finds the files of encoders and of Inception.
     pub fn registry(&self) -> &Registry {
         &self.registry
     }
 
-    /// What makes the networks that measure samples what they are: the encoder `evaluate.fd_encoder`, and
-    /// Inception where it is wanted and here.
+    /// Identifies the networks that measure samples: the encoder `evaluate.fd_encoder`, and Inception if it is
+    /// requested and installed.
     ///
     /// # Errors
-    /// A sidecar is there and cannot be read.
+    /// A sidecar exists but cannot be read.
     pub fn judges_identity(&self, config: &Config) -> Result<String, EncoderError> {
         let evaluate = &config.evaluate;
         let encoder = std::slice::from_ref(&evaluate.fd_encoder);
@@ -107,16 +106,16 @@ impl EncoderBank {
         self.device
     }
 
-    /// What an encoder that is here declares for images of `resolution` pixels.
+    /// The specification of an installed encoder for images of `resolution` pixels.
     ///
     /// # Errors
-    /// It is not there, its sidecar cannot be read, or it is not made for such images.
+    /// The encoder is not installed, its sidecar cannot be read, or it does not support such images.
     pub fn spec(&self, name: &str, resolution: u32) -> Result<EncoderSpec, EncoderError> {
         self.registry.spec(name, i64::from(resolution))
     }
 
-    /// What a feature cache must be of to stand for encoder `name` on `dataset`, as `config` reads
-    /// it.
+    /// The key that a feature cache must have to replace encoder `name` on `dataset`, read with the settings of
+    /// `config`.
     ///
     /// # Errors
     /// As [`spec`](Self::spec).
@@ -139,12 +138,11 @@ impl EncoderBank {
         })
     }
 
-    /// What makes the tokens that `config` trains on what they are: the encoders, and how their
-    /// feature caches round. A cache in float32 from the same kind of device changes no bit, so it
-    /// does not count.
+    /// Identifies the tokens that `config` trains on: the encoders, and the rounding of their feature caches. A float32
+    /// cache that was written on the same kind of device changes no bit, so it is left out.
     ///
     /// # Errors
-    /// A sidecar or a cache is there and cannot be read.
+    /// A sidecar or a cache exists but cannot be read.
     pub fn tokens_identity(&self, config: &Config) -> Result<String, IdentityError> {
         let names = config.alignment.encoders();
         let mut identity = self.identity(&names, config.data.resolution)?;
@@ -166,11 +164,10 @@ impl EncoderBank {
         Ok(identity)
     }
 
-    /// What makes these encoders what they are: names and checksums of their files for images of
-    /// `resolution` pixels.
+    /// Identifies encoders by their names and the checksums of their files for images of `resolution` pixels.
     ///
     /// # Errors
-    /// A sidecar is there and cannot be read.
+    /// A sidecar exists but cannot be read.
     pub fn identity(&self, names: &[String], resolution: u32) -> Result<String, EncoderError> {
         let parts = names
             .iter()
@@ -183,7 +180,7 @@ impl EncoderBank {
         Ok(parts.join(","))
     }
 
-    /// Loads one encoder as `config` aligns with it.
+    /// Loads one encoder at the resolution and precision at which `config` aligns to it.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -195,7 +192,7 @@ impl EncoderBank {
     /// Loads one encoder for images of `resolution` pixels, cast to `precision`.
     ///
     /// # Errors
-    /// It is not there, its file is not what its sidecar says, or it is not made for such images.
+    /// The encoder is not installed, its file does not match its sidecar, or it does not support such images.
     pub fn load(
         &self,
         name: &str,
@@ -205,7 +202,8 @@ impl EncoderBank {
         self.loader(name, resolution, precision)()
     }
 
-    /// As [`load`](Self::load), but `None` soon after `interrupted` is set: large files take long to read and check.
+    /// As [`load`](Self::load), but returns `None` soon after `interrupted` is set: large files take long to read and
+    /// check.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -235,14 +233,14 @@ impl EncoderBank {
     }
 }
 
-/// Where the feature cache of an encoder is looked for; `None` if `config` names no folder.
+/// The folder in which the feature cache of an encoder is searched for; `None` if `config` names no folder.
 pub fn cache_of(config: &Config, encoder: &str) -> Option<PathBuf> {
     let root = &config.data.token_cache;
     let named = !root.as_os_str().is_empty();
     named.then(|| feature_cache::folder_of(root, encoder, config.data.resolution))
 }
 
-/// The kind of a device, as feature caches record it.
+/// The kind of a device, as recorded in feature caches.
 pub fn device_kind(device: Device) -> &'static str {
     match device {
         Device::Cpu => "cpu",

@@ -11,9 +11,9 @@ use tch::TchError;
 use thiserror::Error;
 use training::TrainError;
 
-use crate::metric::Metric;
+use crate::metric::SampleMetric;
 
-/// Why something could not be measured.
+/// Why a measurement failed.
 #[derive(Debug, Error)]
 pub enum EvaluationError {
     /// The images could not be read.
@@ -31,7 +31,7 @@ pub enum EvaluationError {
     /// libtorch failed.
     #[error(transparent)]
     Tch(#[from] TchError),
-    /// An `.npz` file is not what it must be.
+    /// An `.npz` file cannot be read or has unexpected contents.
     #[error(transparent)]
     Npz(#[from] NpzError),
     /// An image file cannot be read.
@@ -39,18 +39,18 @@ pub enum EvaluationError {
     Image {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         reason: String,
     },
-    /// There is no image.
+    /// A folder or file contains no images.
     #[error("{} has no image", path.display())]
     NoImages {
         /// The folder or file.
         path: PathBuf,
     },
-    /// An image, or a set, has another size than it must have.
+    /// An image, or a set of images, does not have the required size.
     #[error(
-        "{} has {} x {} pixels (height x width), {} x {} are needed: {way_out}",
+        "{} has {} x {} pixels (height x width), but must have {} x {}: {way_out}",
         path.display(), found.0, found.1, expected.0, expected.1
     )]
     Size {
@@ -58,9 +58,9 @@ pub enum EvaluationError {
         path: PathBuf,
         /// Its height and width.
         found: (u32, u32),
-        /// The size needed.
+        /// The required height and width.
         expected: (u32, u32),
-        /// What to do.
+        /// How to resolve the error.
         way_out: &'static str,
     },
     /// A reference file has neither statistics nor images.
@@ -71,12 +71,12 @@ pub enum EvaluationError {
     NoStatistics {
         /// The file.
         path: PathBuf,
-        /// What is in it.
+        /// The names of its arrays.
         found: String,
     },
-    /// Statistics are of other features.
+    /// Statistics describe the features of another network.
     #[error(
-        "`{name}` of {} is of {found} features, but the network gives {expected}: it was computed with \
+        "`{name}` in {} describes {found} features, but the network computes {expected}: the statistics come from \
          another network",
         path.display()
     )]
@@ -87,27 +87,27 @@ pub enum EvaluationError {
         name: &'static str,
         /// Its number of features.
         found: usize,
-        /// That of the network.
+        /// The number of features of the network.
         expected: usize,
     },
-    /// A label beyond the classes of its data set.
-    #[error("{dataset} has an image of class {label}, and no such class")]
+    /// A label outside the classes of its data set.
+    #[error("an image of {dataset} has class {label}, which the data set does not have")]
     Label {
         /// The data set.
         dataset: String,
         /// The label.
         label: i64,
     },
-    /// A measure that was asked for cannot be computed.
+    /// A requested metric cannot be computed.
     #[error("{metric} cannot be computed: {reason}")]
     NotAllowed {
-        /// The measure.
-        metric: Metric,
-        /// Why.
+        /// The metric.
+        metric: SampleMetric,
+        /// The reason.
         reason: String,
     },
-    /// The user stopped it.
-    #[error("interrupted; the same command begins again and gives the same result")]
+    /// The user interrupted the measurement.
+    #[error("interrupted; the same command starts over and returns the same result")]
     Interrupted,
 }
 
@@ -130,7 +130,7 @@ impl From<MetricsError> for EvaluationError {
 }
 
 impl EvaluationError {
-    /// Whether the call was wrong, rather than its execution: what is measured cannot be measured so.
+    /// Returns whether the request was invalid, as opposed to a failure while it was executed.
     pub fn is_usage(&self) -> bool {
         matches!(
             self,
@@ -143,8 +143,8 @@ impl EvaluationError {
     }
 }
 
-/// `Err` once `interrupted` is set.
-pub(crate) fn go_on(interrupted: &AtomicBool) -> Result<(), EvaluationError> {
+/// Returns [`EvaluationError::Interrupted`] once `interrupted` is set.
+pub(crate) fn check_interrupted(interrupted: &AtomicBool) -> Result<(), EvaluationError> {
     match interrupted.load(Ordering::Relaxed) {
         true => Err(EvaluationError::Interrupted),
         false => Ok(()),

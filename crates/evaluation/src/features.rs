@@ -1,4 +1,4 @@
-//! What images are compared by.
+//! Extracts the features that images are compared by.
 
 use std::sync::atomic::AtomicBool;
 
@@ -7,28 +7,28 @@ use ndarray::Array2;
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::encoder_bank::EncoderBank;
-use crate::error::{EvaluationError, go_on};
+use crate::error::{EvaluationError, check_interrupted};
 use crate::tensors;
 use console::interruptible::interruptible;
 
-/// A network that turns images into features.
+/// A network that computes features of images.
 pub enum Extractor {
-    /// Inception-v3: FID, sFID, Inception score.
+    /// Inception-v3, for FID, sFID and Inception score.
     Inception(Box<Inception>),
-    /// An encoder's patch tokens, their mean: `fd`.
+    /// An encoder, whose mean patch tokens are the features of `fd`.
     Encoder {
         /// The encoder.
         encoder: Box<dyn Encoder>,
-        /// What makes it what it is: a checksum or version.
+        /// The checksum of its file, or a version.
         identity: String,
-        /// Where it runs.
+        /// The device it runs on.
         device: Device,
     },
 }
 
-/// Features of a batch.
+/// Features of a batch, float32.
 pub struct Features {
-    /// `[B, D]`.
+    /// Pooled features `[B, D]`.
     pub pooled: Array2<f32>,
     /// Inception's spatial features `[B, 2023]`.
     pub spatial: Option<Array2<f32>>,
@@ -37,10 +37,10 @@ pub struct Features {
 }
 
 impl Extractor {
-    /// The network `name`, Inception or an encoder, for images of `side` pixels.
+    /// Loads the network `name`, Inception or an encoder, for images of `side` x `side` pixels.
     ///
     /// # Errors
-    /// Its file is not there, or is not what its sidecar says, or `interrupted` was set.
+    /// Its file is not installed or does not match its sidecar, or `interrupted` was set.
     pub fn load(
         bank: &EncoderBank,
         name: &str,
@@ -64,7 +64,7 @@ impl Extractor {
         })
     }
 
-    /// Name of the network.
+    /// The name of the network.
     pub fn name(&self) -> &str {
         match self {
             Self::Inception(inception) => &inception.spec().name,
@@ -72,7 +72,7 @@ impl Extractor {
         }
     }
 
-    /// Which weights it has, for people.
+    /// A description of its weights for people.
     pub fn weights(&self) -> &str {
         match self {
             Self::Inception(inception) => &inception.spec().weights,
@@ -80,7 +80,7 @@ impl Extractor {
         }
     }
 
-    /// What makes it what it is: the SHA-256 of its file, or a version.
+    /// The SHA-256 of its file, or a version.
     pub fn identity(&self) -> &str {
         match self {
             Self::Inception(inception) => &inception.spec().sha256,
@@ -88,7 +88,7 @@ impl Extractor {
         }
     }
 
-    /// Number of pooled features.
+    /// The number `D` of pooled features.
     pub fn dimension(&self) -> usize {
         match self {
             Self::Inception(inception) => inception.spec().pool,
@@ -96,7 +96,7 @@ impl Extractor {
         }
     }
 
-    /// Number of spatial features and of classes, where there are any.
+    /// The numbers of spatial features and of classes of Inception; `None` for an encoder.
     pub fn inception(&self) -> Option<(usize, usize)> {
         match self {
             Self::Inception(inception) => Some((inception.spec().spatial, inception.spec().logits)),
@@ -104,7 +104,7 @@ impl Extractor {
         }
     }
 
-    /// Features of images u8 `[B, 3, H, W]`.
+    /// Computes the features of images u8 `[B, 3, H, W]`.
     ///
     /// # Errors
     /// The network failed, or `interrupted` was set.
@@ -115,13 +115,13 @@ impl Extractor {
     ) -> Result<Features, EvaluationError> {
         match self {
             Self::Inception(inception) => {
-                let mut found = Vec::new();
-                for part in parts(images, inception.device())? {
-                    go_on(interrupted)?;
-                    found.push(inception.features(&part)?);
+                let mut computed = Vec::new();
+                for batch in split_for_device(images, inception.device())? {
+                    check_interrupted(interrupted)?;
+                    computed.push(inception.features(&batch)?);
                 }
                 let joined = |of: fn(&InceptionFeatures) -> &Tensor| {
-                    let tensors: Vec<&Tensor> = found.iter().map(of).collect();
+                    let tensors: Vec<&Tensor> = computed.iter().map(of).collect();
                     tensors::array2(&Tensor::f_cat(&tensors, 0)?)
                 };
                 Ok(Features {
@@ -145,18 +145,18 @@ impl Extractor {
     }
 }
 
-/// Images that a network on the CPU sees before an interruption is looked for. An image's features are the same
-/// to the bit in batches of any length there.
-const CPU_PART: i64 = 4;
+/// Images that a network on the CPU processes between two checks for an interruption. On the CPU, an image's features
+/// have the same bits in batches of any length.
+const CPU_BATCH: i64 = 4;
 
-fn parts(images: &Tensor, device: Device) -> Result<Vec<Tensor>, TchError> {
+fn split_for_device(images: &Tensor, device: Device) -> Result<Vec<Tensor>, TchError> {
     match device {
-        Device::Cpu => images.f_split(CPU_PART, 0),
+        Device::Cpu => images.f_split(CPU_BATCH, 0),
         _ => Ok(vec![images.shallow_clone()]),
     }
 }
 
-/// Tokens of images u8 `[B, 3, H, W]` from an encoder on `device`, as [`Encoder::encode`] gives them.
+/// Computes the tokens of images u8 `[B, 3, H, W]` with an encoder on `device`, as [`Encoder::encode`] returns them.
 ///
 /// # Errors
 /// As [`Encoder::encode`], or `interrupted` was set.
@@ -166,13 +166,16 @@ pub(crate) fn encode(
     device: Device,
     interrupted: &AtomicBool,
 ) -> Result<Tokens, EvaluationError> {
-    let mut found = Vec::new();
-    for part in parts(images, device)? {
-        go_on(interrupted)?;
-        found.push(encoder.encode(&part)?);
+    let mut computed = Vec::new();
+    for batch in split_for_device(images, device)? {
+        check_interrupted(interrupted)?;
+        computed.push(encoder.encode(&batch)?);
     }
-    let patch: Vec<&Tensor> = found.iter().map(|tokens| &tokens.patch).collect();
-    let class: Option<Vec<&Tensor>> = found.iter().map(|tokens| tokens.class.as_ref()).collect();
+    let patch: Vec<&Tensor> = computed.iter().map(|tokens| &tokens.patch).collect();
+    let class: Option<Vec<&Tensor>> = computed
+        .iter()
+        .map(|tokens| tokens.class.as_ref())
+        .collect();
     Ok(Tokens {
         patch: Tensor::f_cat(&patch, 0)?,
         class: class.map(|class| Tensor::f_cat(&class, 0)).transpose()?,

@@ -1,4 +1,4 @@
-//! Sets of images to measure: a folder, a data set, or an `.npz` of samples.
+//! Reads sets of images to measure: a folder, a data set, or an `.npz` of samples.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,17 +12,17 @@ use tch::{Device, TchError, Tensor};
 use crate::error::EvaluationError;
 use crate::subset::{BATCH, evenly_spaced, limit};
 
-/// The overview that `runner sample` puts beside its images; it is no sample.
+/// The overview that `runner sample` writes next to its images. It is not a sample.
 const OVERVIEW: &str = "grid.png";
 
 /// How the images of a folder are read.
 #[derive(Debug, Clone, Default)]
 pub struct ImageOptions {
-    /// Split of a data set.
+    /// The split of a data set.
     pub split: Option<String>,
-    /// Side to which images are cropped and resized as ADM does; without it they stay as they are.
+    /// Side in pixels to which images are cropped and resized as in ADM; `None` leaves them unchanged.
     pub resolution: Option<u32>,
-    /// What is put under transparent pixels.
+    /// The background of transparent pixels.
     pub background: Background,
 }
 
@@ -49,8 +49,9 @@ impl ImageSet {
     /// files, or a data set.
     ///
     /// # Errors
-    /// Nothing is there, a file's header cannot be read, or, without
-    /// [`resolution`](ImageOptions::resolution), the images are not all square and of one size.
+    /// The path does not exist or has no images, a file's header cannot be read, or the images do not have the required
+    /// size: in a folder or data set, images must be square and of one size unless
+    /// [`resolution`](ImageOptions::resolution) is set; in an `.npz`, they must already have that resolution.
     pub fn open(path: &Path, options: &ImageOptions) -> Result<Self, EvaluationError> {
         match is_npz(path) {
             true => Self::of_npz(path, options),
@@ -69,8 +70,8 @@ impl ImageSet {
                 path: path.to_owned(),
                 found: size,
                 expected: (wanted, wanted),
-                way_out: "the images of an .npz are measured as they are: leave --resolution out, or \
-                          sample at that size",
+                way_out: "images of an .npz are measured unchanged: omit --resolution, or sample at that \
+                          size",
             });
         }
         Ok(Self {
@@ -99,7 +100,7 @@ impl ImageSet {
                 path: path.to_owned(),
                 found: size,
                 expected: (size.0.min(size.1), size.0.min(size.1)),
-                way_out: "images of a folder must be square: --resolution crops them",
+                way_out: "images of a folder must be square; crop them with --resolution",
             });
         }
         let set = Self::of_images(dataset, indices, size.0, options.background);
@@ -137,7 +138,7 @@ impl ImageSet {
         }
     }
 
-    /// `count` images of a data set, evenly spaced, as [`of_images`](Self::of_images); all when 0.
+    /// `count` evenly spaced images of a data set, as [`of_images`](Self::of_images); all images if `count` is 0.
     pub(crate) fn spaced(
         dataset: Arc<dyn Dataset>,
         count: usize,
@@ -155,32 +156,32 @@ impl ImageSet {
         }
     }
 
-    /// Number of images.
+    /// The number of images.
     pub fn len(&self) -> usize {
         self.count
     }
 
-    /// Whether there are none, which [`open`](Self::open) refuses.
+    /// Returns whether the set has no images, which [`open`](Self::open) rejects.
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// Height and width in pixels.
+    /// Height and width of the images in pixels.
     pub fn size(&self) -> (u32, u32) {
         self.size
     }
 
-    /// Where they are.
+    /// The path of the images, or the name of their data set.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What the images are, for the name of a file: a fingerprint, size and background.
+    /// Identifies the images in a file name by fingerprint, background and size.
     pub fn identity(&self) -> String {
         format!("{}-{}x{}", self.identity, self.size.0, self.size.1)
     }
 
-    /// The images in order, u8 `[B, 3, H, W]`, a few at a time.
+    /// Returns the images in order, in batches u8 `[B, 3, H, W]`.
     ///
     /// # Errors
     /// The file cannot be opened.
@@ -239,13 +240,13 @@ impl Iterator for Batches<'_> {
     }
 }
 
-/// Whether a path names an `.npz` file.
+/// Returns whether a path names an `.npz` file.
 pub fn is_npz(path: &Path) -> bool {
     path.extension()
         .is_some_and(|extension| extension.eq_ignore_ascii_case("npz"))
 }
 
-/// Images `[B, H, W, 3]` as a tensor `[B, 3, H, W]`.
+/// Converts images `[B, H, W, 3]` to a tensor `[B, 3, H, W]`.
 fn channels_first(images: &Array4<u8>) -> Result<Tensor, TchError> {
     let (count, height, width, channels) = images.dim();
     let shape = [count, height, width, channels].map(|side| side as i64);
@@ -261,6 +262,7 @@ fn side(side: usize) -> u32 {
     u32::try_from(side).unwrap_or(u32::MAX)
 }
 
+/// The indices of all images except the overview of `runner sample`.
 fn samples_of(dataset: &dyn Dataset) -> Vec<u64> {
     let is_sample = |&index: &u64| {
         let name = dataset.path(index).and_then(Path::file_name);
@@ -273,7 +275,8 @@ fn samples_of(dataset: &dyn Dataset) -> Vec<u64> {
     indices
 }
 
-/// Height and width that all files have, by their headers. Of a data set without a file for each image, those of the first.
+/// The height and width of all files, read from their headers. If images are not files of their own, the size of the
+/// first image.
 fn common_size(dataset: &dyn Dataset, indices: &[u64]) -> Result<(u32, u32), EvaluationError> {
     let mut common = None;
     for path in indices.iter().filter_map(|&index| dataset.path(index)) {
@@ -288,8 +291,8 @@ fn common_size(dataset: &dyn Dataset, indices: &[u64]) -> Result<(u32, u32), Eva
                 path: path.to_owned(),
                 found: size,
                 expected,
-                way_out: "all images must have one size: remove what is no sample, or crop them with \
-                          --resolution",
+                way_out: "all images must have one size: remove files that are not samples, or crop the \
+                          images with --resolution",
             });
         }
     }
@@ -303,7 +306,7 @@ fn common_size(dataset: &dyn Dataset, indices: &[u64]) -> Result<(u32, u32), Eva
     }
 }
 
-/// Width and height of an image file, whose format its bytes say and not its name.
+/// Width and height of an image file. The format is determined from the file's bytes, not from its name.
 fn dimensions(path: &Path) -> Result<(u32, u32), image::ImageError> {
     ImageReader::open(path)?
         .with_guessed_format()?

@@ -1,4 +1,4 @@
-//! What samples of a sweep's cells are measured by.
+//! Measures the samples of a training run with the networks that its configuration names.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -11,23 +11,23 @@ use training::{Config, Quality, Trainer};
 
 use crate::classes::ReferenceClasses;
 use crate::encoder_bank::EncoderBank;
-use crate::error::{EvaluationError, go_on};
+use crate::error::{EvaluationError, check_interrupted};
 use crate::features::Extractor;
 use crate::images::ImageSet;
-use crate::measure::Pass;
-use crate::metric::Metric;
-use crate::quality::{Scoring, results, wanted};
+use crate::measure::FeaturePass;
+use crate::metric::SampleMetric;
+use crate::quality::{Scoring, pass_options, results};
 use crate::statistics::ReferenceStatistics;
 use crate::statistics::of_images;
 use crate::subset::{BATCH, evenly_spaced};
 
-/// Samples drawn before they are measured: a trainer loads its autoencoder once for so many. A multiple of
-/// [`BATCH`], so that `runner evaluate` of the same images gives the same bits.
+/// Samples that are drawn before they are measured; a trainer loads its autoencoder once per chunk. A multiple of
+/// [`BATCH`], so that `runner evaluate` on the same images computes the same bits.
 const CHUNK: usize = 32 * BATCH;
 
-/// Classes of samples as the model knows them, with the frequencies of `reference`: those of images evenly
-/// spaced over it. In a random order, as a data set is often sorted by class, and a part of the Inception score
-/// then has few of the classes.
+/// The training labels of `count` samples, taken from evenly spaced images of `reference` so that the class frequencies
+/// match. They are shuffled: data sets are often sorted by class, and each part of the Inception score would then have
+/// only a few of the classes.
 fn sample_labels(
     reference: &dyn Dataset,
     classes: &ReferenceClasses,
@@ -43,38 +43,38 @@ fn sample_labels(
         .collect()
 }
 
-/// How far judges have come.
+/// The progress of [`Judges`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum JudgeStage {
-    /// Features of real images, so many of so many.
+    /// Features of real images: computed, total.
     Reference(usize, usize),
-    /// Samples drawn, so many of so many.
+    /// Samples: drawn, total.
     Samples(usize, usize),
-    /// Features of samples, so many of so many.
+    /// Features of samples: computed, total.
     Features(usize, usize),
 }
 
-/// The networks that measure samples, each with what it finds in real images.
+/// The networks that measure samples, each with its statistics of real images.
 ///
-/// They are `evaluate.fd_encoder` and, where it is on the machine, Inception.
+/// They are `evaluate.fd_encoder` and, if `evaluate.inception` requests metrics and it is installed, Inception.
 pub struct Judges {
     judges: Vec<Judge>,
-    /// Classes of the samples, with the frequencies of the real images, in a random order.
+    /// The classes of the samples, with the frequencies of the real images, in a random order.
     labels: Vec<i64>,
 }
 
 struct Judge {
     extractor: Extractor,
-    metrics: BTreeSet<Metric>,
+    metrics: BTreeSet<SampleMetric>,
     reference: ReferenceStatistics,
 }
 
 impl Judges {
-    /// The judges of `config`, which compare with images of `reference`; statistics of these are kept in the
-    /// folder `cache`. There are none without samples.
+    /// Loads the networks of `config`, which compare samples with images of `reference`, and computes or reads the
+    /// statistics of these images, which are cached in the folder `cache`. Loads nothing if `sample.count` is 0.
     ///
     /// # Errors
-    /// A network's file is not what its sidecar says, an image cannot be read, `reference` has a class that
+    /// A network's file does not match its sidecar, an image cannot be read, `reference` has a class that
     /// `training` lacks, or `interrupted` was set.
     pub fn load(
         bank: &EncoderBank,
@@ -96,16 +96,16 @@ impl Judges {
         if !evaluate.fd_encoder.is_empty() {
             networks.push((
                 evaluate.fd_encoder.as_str(),
-                BTreeSet::from([Metric::Frechet]),
+                BTreeSet::from([SampleMetric::Frechet]),
             ));
         }
         if !evaluate.inception.is_empty() && Inception::identity(bank.registry())?.is_some() {
-            let metrics = evaluate.inception.iter().copied().map(Metric::from);
+            let metrics = evaluate.inception.iter().copied().map(SampleMetric::from);
             networks.push((Inception::NAMES[0], metrics.collect()));
         }
         let data = &config.data;
         for (name, metrics) in networks {
-            go_on(interrupted)?;
+            check_interrupted(interrupted)?;
             let extractor = Extractor::load(bank, name, data.resolution, interrupted)?;
             let images = ImageSet::spaced(
                 Arc::clone(reference),
@@ -113,7 +113,7 @@ impl Judges {
                 data.resolution,
                 data.background,
             );
-            let features = wanted(&metrics, &Scoring::default()).features;
+            let features = pass_options(&metrics, &Scoring::default()).features;
             let statistics = of_images(
                 &images,
                 (features, cache),
@@ -134,7 +134,8 @@ impl Judges {
         Ok(judges)
     }
 
-    /// What samples of the averaged weights are like: the first `sample.count`. Nothing without judges.
+    /// Draws the first `sample.count` samples of the averaged weights and measures them. All values are `None` if no
+    /// network was loaded.
     ///
     /// # Errors
     /// A sample cannot be drawn, a feature is not finite, or `interrupted` was set.
@@ -150,8 +151,8 @@ impl Judges {
             .judges
             .iter()
             .map(|judge| {
-                let wanted = wanted(&judge.metrics, &scoring);
-                Pass::new(&judge.extractor, wanted, total)
+                let options = pass_options(&judge.metrics, &scoring);
+                FeaturePass::new(&judge.extractor, options, total)
             })
             .collect::<Result<Vec<_>, _>>()?;
         let mut first = 0;
@@ -176,8 +177,8 @@ impl Judges {
                 metrics,
                 reference,
             } = judge;
-            go_on(interrupted)?;
-            let found = results(
+            check_interrupted(interrupted)?;
+            let computed = results(
                 metrics,
                 extractor,
                 reference,
@@ -188,16 +189,16 @@ impl Judges {
             match extractor.inception() {
                 Some(_) => {
                     quality = Quality {
-                        fid: found.fid,
-                        sfid: found.sfid,
-                        inception_score: found.inception_score,
-                        precision: found.precision,
-                        recall: found.recall,
-                        kid: found.kid,
+                        fid: computed.fid,
+                        sfid: computed.sfid,
+                        inception_score: computed.inception_score,
+                        precision: computed.precision,
+                        recall: computed.recall,
+                        kid: computed.kid,
                         ..quality
                     }
                 }
-                None => quality.fd = found.fd,
+                None => quality.fd = computed.fd,
             }
         }
         Ok(quality)
@@ -210,7 +211,7 @@ mod tests {
 
     use super::*;
 
-    /// A thousand images of four classes, sorted by class, with 1, 2, 3 and 4 tenths of the images.
+    /// A thousand images sorted by class; the four classes have 1, 2, 3 and 4 tenths of them.
     struct Sorted(Vec<String>);
 
     impl Sorted {
@@ -263,11 +264,11 @@ mod tests {
     const NAMES: [&str; 4] = ["ant", "bee", "cat", "dog"];
 
     #[test]
-    fn samples_have_the_references_classes_in_a_random_order() {
+    fn samples_have_the_class_frequencies_of_the_reference_in_a_random_order() {
         let labels = Sorted::new(&NAMES).labels(&NAMES, 3);
         for (class, expected) in [0.1, 0.2, 0.3, 0.4].into_iter().enumerate() {
             assert_eq!(share(&labels, class as i64), expected);
-            // Each fifth has all classes: the share among 100 has a deviation of at most 0.05.
+            // Every chunk of 100 has all classes: the share of a class has a standard deviation of at most 0.05.
             for part in labels.chunks(100) {
                 let share = share(part, class as i64);
                 assert!(share > 0.0 && (share - expected).abs() < 0.2, "{share}");
@@ -278,12 +279,12 @@ mod tests {
     }
 
     #[test]
-    fn samples_have_the_models_numbers_of_the_references_classes() {
+    fn reference_classes_are_mapped_to_training_labels() {
         let reference = Sorted::new(&NAMES);
         let labels = reference.labels(&["dog", "ape", "cat", "bee", "ant"], 3);
         let shares = [0, 1, 2, 3, 4].map(|class| share(&labels, class));
         assert_eq!(shares, [0.4, 0.0, 0.3, 0.2, 0.1]);
-        // A model of one class has no other.
+        // A model with one class draws every sample from it.
         assert_eq!(share(&reference.labels(&["all"], 3), 0), 1.0);
         let flat = ReferenceClasses::new(&reference, &Sorted::new(&["all"]));
         assert!(flat.is_err());

@@ -1,11 +1,12 @@
-//! Measures of encoders and of samples.
+//! Measures encoders and samples.
 //!
 //! [`evaluate`] compares an [`ImageSet`] of samples with a [`Reference`] and returns a [`QualityReport`]: FID, sFID,
 //! Inception score, KID, precision and recall, from one pass with an [`Extractor`]. [`Judges`] measure the samples of a
-//! training run the same way. [`spatial_metrics`] and [`probe`] measure encoders.
+//! training run in the same way. [`spatial_metrics`] and [`probe`] measure encoders.
 //!
-//! [`sampling`] draws many samples of a checkpoint, each from its index. [`visualize`] draws what encoders see in an
-//! image. [`encoder_bank`] and [`autoencoder_files`] find and load the networks that a configuration names.
+//! [`sampling`] draws many samples from a checkpoint; each sample depends only on its index. [`visualize`] draws maps of
+//! an encoder's patch tokens. [`encoder_bank`] and [`autoencoder_files`] find and load the networks that a configuration
+//! names.
 
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
@@ -32,8 +33,8 @@ pub use error::EvaluationError;
 pub use features::{Extractor, Features};
 pub use images::{Batches, ImageOptions, ImageSet};
 pub use judges::{JudgeStage, Judges};
-pub use measure::{Measured, Pass, Wanted, measure};
-pub use metric::Metric;
+pub use measure::{FeaturePass, PassOptions, PassResult, measure};
+pub use metric::SampleMetric;
 pub use probe::{ProbeAccuracy, ProbeData, probe};
 pub use quality::{
     FeatureReport, QualityOptions, QualityReport, Results, Scoring, SetReport, Stage, evaluate,

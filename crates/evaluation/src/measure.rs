@@ -1,4 +1,4 @@
-//! One pass over images: everything that is computed from their features.
+//! Computes everything that metrics need from the features of images, in one pass.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
@@ -13,32 +13,32 @@ use crate::features::Extractor;
 use crate::images::ImageSet;
 
 /// Batches that are decoded ahead of the network.
-const AHEAD: usize = 2;
+const PREFETCH: usize = 2;
 
-/// What is wanted beside the moments of the pooled features.
+/// What a pass computes in addition to the moments of the pooled features.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Wanted {
-    /// The Inception score, over these parts.
+pub struct PassOptions {
+    /// Computes the Inception score over these parts.
     pub splits: Option<Splits>,
-    /// All pooled features, for KID, precision and recall: `N D` numbers in memory.
+    /// Keeps all pooled features `[N, D]` in memory, for KID, precision and recall.
     pub features: bool,
 }
 
-/// What a pass found.
-pub struct Measured {
-    /// Of the pooled features.
+/// The results of a pass.
+pub struct PassResult {
+    /// Moments of the pooled features.
     pub pooled: Moments,
-    /// Of Inception's spatial features.
+    /// Moments of Inception's spatial features.
     pub spatial: Option<Moments>,
-    /// Of Inception's logits, if it was wanted.
+    /// The Inception score, if it was requested.
     pub score: Option<InceptionScore>,
-    /// Pooled features `[N, D]`, if they were wanted.
+    /// Pooled features `[N, D]`, if they were requested.
     pub features: Option<Array2<f32>>,
 }
 
-/// A pass over images that come a batch at a time, in batches of any kind as long as they are the same
-/// every time: sums round by batch.
-pub struct Pass<'a> {
+/// A pass over images that arrive in batches. Sums are rounded per batch, so equal results require the same division into
+/// batches.
+pub struct FeaturePass<'a> {
     extractor: &'a Extractor,
     count: usize,
     pooled: Moments,
@@ -47,21 +47,21 @@ pub struct Pass<'a> {
     rows: Option<Vec<f32>>,
 }
 
-impl<'a> Pass<'a> {
-    /// A pass over `count` images.
+impl<'a> FeaturePass<'a> {
+    /// Starts a pass over `count` images.
     ///
     /// # Errors
-    /// Parts of the Inception score that so few images cannot fill.
+    /// `count` images are too few for the parts of the Inception score.
     pub fn new(
         extractor: &'a Extractor,
-        wanted: Wanted,
+        options: PassOptions,
         count: usize,
     ) -> Result<Self, EvaluationError> {
         let mut spatial = None;
         let mut scores = None;
         if let Some((spatial_dimension, classes)) = extractor.inception() {
             spatial = Some(Moments::new(spatial_dimension));
-            scores = wanted
+            scores = options
                 .splits
                 .map(|splits| InceptionScores::new(classes, splits, count))
                 .transpose()?;
@@ -73,13 +73,13 @@ impl<'a> Pass<'a> {
             pooled: Moments::new(dimension),
             spatial,
             scores,
-            rows: wanted
+            rows: options
                 .features
                 .then(|| Vec::with_capacity(count * dimension)),
         })
     }
 
-    /// Adds images u8 `[B, 3, H, W]`, and says how many they were.
+    /// Adds images u8 `[B, 3, H, W]` and returns their number.
     ///
     /// # Errors
     /// The network failed, a feature is not finite, or `interrupted` was set.
@@ -103,18 +103,18 @@ impl<'a> Pass<'a> {
         Ok(count)
     }
 
-    /// What was found.
+    /// Ends the pass and returns its results.
     ///
     /// # Errors
-    /// Other images came than were announced.
-    pub fn finish(self) -> Result<Measured, EvaluationError> {
+    /// The number of added images differs from the announced `count`.
+    pub fn finish(self) -> Result<PassResult, EvaluationError> {
         let shape = (self.count, self.extractor.dimension());
         let features = self
             .rows
             .map(|rows| Array2::from_shape_vec(shape, rows))
             .transpose()
             .map_err(|error| tch::TchError::Shape(error.to_string()))?;
-        Ok(Measured {
+        Ok(PassResult {
             pooled: self.pooled,
             spatial: self.spatial,
             score: self.scores.map(InceptionScores::finish).transpose()?,
@@ -123,27 +123,27 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// Measures images in one pass, in their order and in fixed batches, so that the same images give the same
-/// bits. Memory does not grow with their number unless the features are wanted.
+/// Measures images in one pass, in order and in fixed batches, so that the same images yield the same bits. Memory does
+/// not grow with the number of images unless their features are kept.
 ///
 /// # Errors
 /// An image cannot be read, the network failed, a feature is not finite, or `interrupted` was set.
 pub fn measure(
     images: &ImageSet,
     extractor: &Extractor,
-    wanted: Wanted,
+    options: PassOptions,
     interrupted: &AtomicBool,
     mut progress: impl FnMut(usize),
-) -> Result<Measured, EvaluationError> {
-    let mut pass = Pass::new(extractor, wanted, images.len())?;
+) -> Result<PassResult, EvaluationError> {
+    let mut pass = FeaturePass::new(extractor, options, images.len())?;
     let batches = images.batches()?;
-    let (send, receive) = mpsc::sync_channel(AHEAD);
+    let (send, receive) = mpsc::sync_channel(PREFETCH);
     thread::scope(|scope| {
-        // Gone with this closure, however it ends: the thread would wait for ever otherwise.
+        // Dropped with this closure however it ends; the thread would otherwise block forever.
         let receive = receive;
         scope.spawn(move || {
             for batch in batches {
-                // The other end is gone when something failed or was interrupted.
+                // The receiver is dropped after a failure or an interruption.
                 if send.send(batch).is_err() {
                     return;
                 }

@@ -1,4 +1,4 @@
-//! Linear probing of a frozen encoder.
+//! Trains linear probes on a frozen encoder and scores them.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,17 +18,17 @@ use crate::features;
 use crate::subset::{batches, evenly_spaced, limit};
 use crate::tensors;
 
-/// Where a probe is trained and where it is scored. Where both are the same images, every second one is
-/// held out. Classes are those of the training set; those of the images to score on are found among them by name.
+/// The images that a probe is trained on and scored on. If both are the same data set, every second image is held out.
+/// Classes are those of the training set; the classes of held-out images are mapped to them by name.
 #[derive(Clone, Copy)]
 pub struct ProbeData<'a> {
     /// Images to train on.
     pub training: &'a Arc<dyn Dataset>,
     /// Images to score on.
     pub held_out: &'a Arc<dyn Dataset>,
-    /// At most so many of each.
+    /// Maximum number of images of each; 0 means all.
     pub images: usize,
-    /// Folder where features are kept.
+    /// Folder in which features are cached.
     pub cache: Option<&'a Path>,
 }
 
@@ -37,17 +37,17 @@ pub struct ProbeData<'a> {
 pub struct ProbeAccuracy {
     /// On mean-pooled patch tokens.
     pub patch: f64,
-    /// On class tokens, where the encoder has one.
+    /// On class tokens, if the encoder has them.
     pub class: Option<f64>,
 }
 
-/// Trains linear probes on an encoder's features, standardised by the training images, and scores them on
-/// images held out. `None` where the data has fewer than two classes.
+/// Trains linear probes on an encoder's features, standardised with the statistics of the training images, and scores
+/// them on held-out images. Returns `None` if the training set has fewer than two classes.
 ///
-/// `identity` says what the encoder's features are: its file's checksum, and the precision.
+/// `identity` identifies the encoder's features by its file's checksum and the precision.
 ///
 /// # Errors
-/// An image cannot be read, a class held out is none of the training set's, the encoder failed, a feature is not
+/// An image cannot be read, the training set lacks a class of the held-out images, the encoder failed, a feature is not
 /// finite, or `interrupted` was set.
 pub fn probe(
     encoder: &dyn Encoder,
@@ -63,19 +63,19 @@ pub fn probe(
         return Ok(None);
     }
     let names = ReferenceClasses::new(data.training.as_ref(), data.held_out.as_ref())?;
-    let [training, held_out] = parts(data);
+    let [training, held_out] = subsets(data);
     let total = training.indices.len() + held_out.indices.len();
     let mut done = 0;
-    let mut features_of = |part: &Part| {
+    let mut features_of = |subset: &Subset| {
         let cached = data
             .cache
-            .map(|folder| part.cache(folder, encoder, identity, config));
+            .map(|folder| subset.cache_path(folder, encoder, identity, config));
         if let Some(path) = &cached
             && let Some(found) = read_cache(path)?
         {
             return Ok(found);
         }
-        let features = extract(encoder, part, config, device, interrupted, |count| {
+        let features = extract(encoder, subset, config, device, interrupted, |count| {
             done += count;
             progress(done, total);
         })?;
@@ -85,7 +85,7 @@ pub fn probe(
         Ok::<_, EvaluationError>(features)
     };
     let (training, mut held_out) = (features_of(&training)?, features_of(&held_out)?);
-    // Kept features have the numbers of their own data set.
+    // Cached labels are those of the held-out data set.
     for label in &mut held_out.labels {
         *label = names.training_label(*label)?;
     }
@@ -106,16 +106,16 @@ pub fn probe(
     }))
 }
 
-/// Some images of a data set.
-struct Part<'a> {
+/// A subset of the images of a data set.
+struct Subset<'a> {
     dataset: &'a Arc<dyn Dataset>,
     indices: Vec<u64>,
-    /// Which they are, for the name of a file.
+    /// Identifies the subset in the name of a cache file.
     name: String,
 }
 
-fn parts(data: ProbeData) -> [Part; 2] {
-    let part = |dataset, indices: Vec<u64>, suffix: &str| Part {
+fn subsets(data: ProbeData) -> [Subset; 2] {
+    let subset = |dataset, indices: Vec<u64>, suffix: &str| Subset {
         dataset,
         name: format!("{}{suffix}", indices.len()),
         indices,
@@ -123,19 +123,19 @@ fn parts(data: ProbeData) -> [Part; 2] {
     if data.training.fingerprint() != data.held_out.fingerprint() {
         return [data.training, data.held_out].map(|dataset| {
             let count = limit(dataset, data.images);
-            part(dataset, evenly_spaced(count, dataset.len()), "")
+            subset(dataset, evenly_spaced(count, dataset.len()), "")
         });
     }
     let count = limit(data.training, 2 * data.images);
     let both = evenly_spaced(count, data.training.len());
     [(0, "-even"), (1, "-odd")].map(|(first, suffix)| {
         let indices = both.iter().copied().skip(first).step_by(2).collect();
-        part(data.training, indices, suffix)
+        subset(data.training, indices, suffix)
     })
 }
 
-impl Part<'_> {
-    fn cache(
+impl Subset<'_> {
+    fn cache_path(
         &self,
         folder: &Path,
         encoder: &dyn Encoder,
@@ -157,26 +157,26 @@ impl Part<'_> {
     }
 }
 
-/// Features of images with their classes.
-struct Labelled {
+/// Features of images and their labels.
+struct LabelledFeatures {
     /// Mean patch tokens `[N, D]`.
     patch: Array2<f32>,
     /// Class tokens `[N, D]`.
     class: Option<Array2<f32>>,
-    /// `[N]`.
+    /// Labels in the images' own data set, `[N]`.
     labels: Array1<i64>,
 }
 
 fn extract(
     encoder: &dyn Encoder,
-    part: &Part,
+    subset: &Subset,
     config: &Config,
     device: Device,
     interrupted: &AtomicBool,
     mut progress: impl FnMut(usize),
-) -> Result<Labelled, EvaluationError> {
+) -> Result<LabelledFeatures, EvaluationError> {
     let (mut patch, mut class, mut labels) = (Vec::new(), Vec::new(), Vec::new());
-    for batch in batches(part.dataset, &part.indices, config) {
+    for batch in batches(subset.dataset, &subset.indices, config) {
         let batch = batch?;
         let images = images_to_device(&batch, device)?;
         let tokens = features::encode(encoder, &images, device, interrupted)?;
@@ -188,7 +188,7 @@ fn extract(
         labels.extend_from_slice(&batch.labels);
         progress(batch.len());
     }
-    Ok(Labelled {
+    Ok(LabelledFeatures {
         patch: tensors::array2(&Tensor::f_cat(&patch, 0)?)?,
         class: match class.is_empty() {
             true => None,
@@ -198,7 +198,7 @@ fn extract(
     })
 }
 
-/// Mean and deviation of each feature.
+/// Mean and standard deviation of each feature.
 struct Standardisation {
     mean: Array1<f64>,
     deviation: Array1<f64>,
@@ -210,7 +210,7 @@ impl Standardisation {
         let mean = features
             .mean_axis(Axis(0))
             .unwrap_or_else(|| Array1::zeros(features.ncols()));
-        // A feature that never changes says nothing, and stays 0.
+        // A constant feature carries no information and becomes 0.
         let deviation = features
             .std_axis(Axis(0), 0.0)
             .mapv(|deviation| if deviation > 0.0 { deviation } else { 1.0 });
@@ -223,16 +223,16 @@ impl Standardisation {
     }
 }
 
-/// The features that are kept at `path`; `None` if there are none, or if the file is damaged, which is warned of.
-fn read_cache(path: &Path) -> Result<Option<Labelled>, EvaluationError> {
+/// Reads the features that are cached at `path`. Returns `None` if there is no file, or, with a warning, if it is damaged.
+fn read_cache(path: &Path) -> Result<Option<LabelledFeatures>, EvaluationError> {
     let damaged = |reason: &str| {
         tracing::warn!(
-            "features of the linear probe are computed again: {}: {reason}",
+            "features for the linear probe are computed again: {}: {reason}",
             path.display()
         );
     };
     let found = match read_tensors(path) {
-        Ok(tensors) => labelled(&tensors),
+        Ok(tensors) => features_from(&tensors),
         Err(CheckpointError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             return Ok(None);
         }
@@ -243,17 +243,17 @@ fn read_cache(path: &Path) -> Result<Option<Labelled>, EvaluationError> {
         Err(error) => return Err(TrainError::from(error).into()),
     };
     if found.is_none() {
-        damaged("it does not hold features with their labels");
+        damaged("it does not contain features with their labels");
     }
     Ok(found)
 }
 
-fn labelled(tensors: &[(String, Tensor)]) -> Option<Labelled> {
+fn features_from(tensors: &[(String, Tensor)]) -> Option<LabelledFeatures> {
     let find = |wanted: &str| {
         let found = tensors.iter().find(|(name, _)| name == wanted);
         found.map(|(_, tensor)| tensor)
     };
-    let features = Labelled {
+    let features = LabelledFeatures {
         patch: tensors::array2(find("patch")?).ok()?,
         class: find("class").and_then(|class| tensors::array2(class).ok()),
         labels: Vec::<i64>::try_from(find("labels")?).ok()?.into(),
@@ -262,8 +262,8 @@ fn labelled(tensors: &[(String, Tensor)]) -> Option<Labelled> {
     complete.then_some(features)
 }
 
-/// A cache that cannot be written costs time, not the result.
-fn write_cache(path: &Path, features: &Labelled) {
+/// Writes the cache. A failure is only a warning, because it costs time but not the result.
+fn write_cache(path: &Path, features: &LabelledFeatures) {
     let matrix = |name: &str, matrix: &Array2<f32>| -> Result<(String, Tensor), TchError> {
         let (rows, columns) = matrix.dim();
         let flat: Vec<f32> = matrix.iter().copied().collect();
@@ -280,7 +280,7 @@ fn write_cache(path: &Path, features: &Labelled) {
         training::write_tensors(path, &tensors)
     })();
     if let Err(error) = written {
-        tracing::warn!("features of the linear probe are not kept: {error}");
+        tracing::warn!("features for the linear probe are not cached: {error}");
     }
 }
 
@@ -298,22 +298,22 @@ mod tests {
     }
 
     #[test]
-    fn only_damage_makes_kept_features_be_computed_again() {
+    fn only_damaged_caches_are_ignored() {
         let folder = tempfile::tempdir().unwrap();
-        let kept = folder.path().join("probe.safetensors");
-        assert!(read_cache(&kept).unwrap().is_none());
-        let features = Labelled {
+        let cache = folder.path().join("probe.safetensors");
+        assert!(read_cache(&cache).unwrap().is_none());
+        let features = LabelledFeatures {
             patch: arr2(&[[1.0, 5.0], [3.0, 5.0]]),
             class: None,
             labels: vec![0, 1].into(),
         };
-        write_cache(&kept, &features);
-        assert_eq!(read_cache(&kept).unwrap().unwrap().patch, features.patch);
-        std::fs::write(&kept, "rubbish").unwrap();
-        assert!(read_cache(&kept).unwrap().is_none());
-        // A folder there cannot be read as a file: an error of the system, not damage.
-        std::fs::remove_file(&kept).unwrap();
-        std::fs::create_dir(&kept).unwrap();
-        assert!(read_cache(&kept).is_err());
+        write_cache(&cache, &features);
+        assert_eq!(read_cache(&cache).unwrap().unwrap().patch, features.patch);
+        std::fs::write(&cache, "rubbish").unwrap();
+        assert!(read_cache(&cache).unwrap().is_none());
+        // Reading a folder as a file fails with a system error, which is not damage.
+        std::fs::remove_file(&cache).unwrap();
+        std::fs::create_dir(&cache).unwrap();
+        assert!(read_cache(&cache).is_err());
     }
 }

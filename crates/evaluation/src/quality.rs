@@ -1,4 +1,4 @@
-//! Samples against a reference: every measure that was asked for, from one pass.
+//! Compares samples with a reference by several metrics in one pass.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -15,24 +15,24 @@ use serde::Serialize;
 use crate::error::EvaluationError;
 use crate::features::Extractor;
 use crate::images::ImageSet;
-use crate::measure::{Measured, Wanted, measure};
-use crate::metric::Metric;
+use crate::measure::{PassOptions, PassResult, measure};
+use crate::metric::SampleMetric;
 use crate::statistics::{Reference, ReferenceStatistics};
 use console::interruptible::interruptible;
 
-/// How measures are computed.
+/// Parameters of the metrics.
 #[derive(Debug, Clone)]
 pub struct Scoring {
-    /// Parts of the Inception score.
+    /// Division of the samples into parts for the Inception score.
     pub splits: Splits,
-    /// Subsets of KID.
+    /// Number and size of the subsets of KID.
     pub kid: KidOptions,
-    /// Neighbours of precision and recall.
+    /// Number of nearest neighbours of precision and recall.
     pub neighbours: usize,
 }
 
 impl Default for Scoring {
-    /// ADM's parts of 5000 samples, KID's 100 subsets of 1000, 3 neighbours.
+    /// Parts of 5000 samples as in ADM, 100 subsets of 1000 for KID, and 3 neighbours.
     fn default() -> Self {
         Self {
             splits: Splits::Size(5000),
@@ -45,41 +45,41 @@ impl Default for Scoring {
 /// What to measure.
 #[derive(Debug, Clone)]
 pub struct QualityOptions {
-    /// Measures; without any those that need no features in memory and that the reference allows.
-    pub metrics: Vec<Metric>,
-    /// How they are computed.
+    /// The metrics to compute. If empty, all metrics that need no features in memory and that the reference supports.
+    pub metrics: Vec<SampleMetric>,
+    /// Parameters of the metrics.
     pub scoring: Scoring,
-    /// Folder where statistics of reference images are kept.
+    /// Folder in which statistics of reference images are cached.
     pub cache: PathBuf,
 }
 
-/// The result, as it is written to JSON. Holds no times, so that the same input gives the same bytes.
+/// The results, as written to JSON. They contain no times, so that the same input yields the same bytes.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct QualityReport {
     /// The samples.
     pub samples: SetReport,
-    /// What they were compared with.
+    /// The reference that the samples are compared with.
     pub reference: SetReport,
-    /// By which features.
+    /// The network that computes the features.
     pub features: FeatureReport,
-    /// The measures; those that were not computed are left out.
+    /// The metrics; those that were not computed are omitted.
     pub results: Results,
-    /// What to know when reading them.
+    /// Limitations of the results, for the reader.
     pub warnings: Vec<String>,
 }
 
 /// A set of images.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SetReport {
-    /// As it was named.
+    /// Its path, as named by the user.
     pub path: String,
-    /// Number of images, where it is known.
+    /// Number of images, if known.
     pub count: Option<usize>,
-    /// Height and width in pixels, of images.
+    /// Height and width of the images in pixels, if known.
     pub size: Option<(u32, u32)>,
 }
 
-/// A network.
+/// The network that computes the features.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct FeatureReport {
     /// Its name.
@@ -92,7 +92,7 @@ pub struct FeatureReport {
     pub dimension: usize,
 }
 
-/// The figures.
+/// The values of the metrics.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Results {
     /// Frechet distance of Inception's pooled features.
@@ -104,46 +104,46 @@ pub struct Results {
     /// Frechet distance of an encoder's mean tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fd: Option<f64>,
-    /// Inception score, mean over parts.
+    /// Inception score, the mean over parts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub inception_score: Option<f64>,
-    /// Its deviation.
+    /// Standard deviation of the Inception score over parts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub inception_score_deviation: Option<f64>,
-    /// Kernel inception distance, mean over subsets.
+    /// Kernel inception distance, the mean over subsets.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kid: Option<f64>,
-    /// Its deviation; none where each subset is all of both sets.
+    /// Standard deviation of KID over subsets; `None` if every subset contains all images of both sets.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kid_deviation: Option<f64>,
-    /// Share of samples among real images.
+    /// Share of samples inside the manifold of real images, 0 to 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub precision: Option<f64>,
-    /// Share of real images among samples.
+    /// Share of real images inside the manifold of samples, 0 to 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recall: Option<f64>,
-    /// Real balls around a sample, over the neighbours.
+    /// Mean number of balls of real images that contain a sample, divided by the number of neighbours.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub density: Option<f64>,
-    /// Share of real balls with a sample.
+    /// Share of balls of real images that contain a sample, 0 to 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub coverage: Option<f64>,
 }
 
-/// Which images a pass goes over.
+/// The images that a pass processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// The reference's.
+    /// Reference images.
     Reference,
-    /// The samples.
+    /// Samples.
     Samples,
 }
 
-/// Measures samples against the reference `against`.
+/// Compares samples with the reference `against`.
 ///
 /// # Errors
-/// As [`measure`] and [`Reference::statistics`]; a measure that was asked for and that features or reference do not
-/// allow.
+/// As [`measure`] and [`Reference::statistics`]; a requested metric is not defined on the features, or the reference
+/// lacks what it needs.
 pub fn evaluate(
     images: &ImageSet,
     against: &Reference,
@@ -162,32 +162,32 @@ pub fn evaluate(
         return Err(EvaluationError::NotAllowed {
             metric,
             reason: format!(
-                "it is of Inception's features, not of {}'s",
+                "it is defined on Inception's features, not on those of {}",
                 extractor.name()
             ),
         });
     }
-    let mut metrics: BTreeSet<Metric> = options.metrics.iter().copied().collect();
+    let mut metrics: BTreeSet<SampleMetric> = options.metrics.iter().copied().collect();
     if metrics.is_empty() {
-        metrics.insert(Metric::Frechet);
+        metrics.insert(SampleMetric::Frechet);
         if inception {
-            metrics.extend([Metric::Sfid, Metric::InceptionScore]);
+            metrics.extend([SampleMetric::Sfid, SampleMetric::InceptionScore]);
         }
     }
-    let keep = wanted(&metrics, &options.scoring);
+    let pass_options = pass_options(&metrics, &options.scoring);
     let reference = against.statistics(
-        (keep.features, &options.cache),
+        (pass_options.features, &options.cache),
         extractor,
         interrupted,
         |done, total| progress(Stage::Reference, done, total),
     )?;
     let mut warnings = Vec::new();
     let path = against.path();
-    check(&mut metrics, options, &reference, path, &mut warnings)?;
+    remove_unsupported(&mut metrics, options, &reference, path, &mut warnings)?;
 
     let mut done = 0;
     progress(Stage::Samples, done, images.len());
-    let measured = measure(images, extractor, keep, interrupted, |count| {
+    let measured = measure(images, extractor, pass_options, interrupted, |count| {
         done += count;
         progress(Stage::Samples, done, images.len());
     })?;
@@ -199,7 +199,7 @@ pub fn evaluate(
         &options.scoring,
         interrupted,
     )?;
-    if metrics.contains(&Metric::Kid)
+    if metrics.contains(&SampleMetric::Kid)
         && let Some(real) = &reference.features
     {
         warnings.extend(subset_warning(
@@ -217,7 +217,7 @@ pub fn evaluate(
         if let Some(count) = count.filter(|&count| count <= dimension) {
             warnings.push(format!(
                 "{count} {what} for {dimension} features: the covariance is singular and Frechet distances \
-                 come out too large; compare only with figures of as many"
+                 are too large; compare them only with distances from the same number of images"
             ));
         }
     }
@@ -243,13 +243,13 @@ pub fn evaluate(
     })
 }
 
-/// What to know of a KID whose subsets do not differ in both sets.
+/// A warning if the subsets of KID contain all images of one set or of both.
 fn subset_warning(options: &KidOptions, real: usize, fake: usize) -> Option<String> {
     let size = options.size_for(real, fake);
     if size == real && size == fake {
         return Some(format!(
-            "KID compares all {fake} samples with all {real} reference images, once: there is no deviation, \
-             which needs subsets (--kid-subset-size) of fewer than that"
+            "KID compares all {fake} samples with all {real} reference images once, so it has no deviation; \
+             a deviation requires smaller subsets (--kid-subset-size)"
         ));
     }
     let whole = match (size == fake, size == real) {
@@ -258,76 +258,77 @@ fn subset_warning(options: &KidOptions, real: usize, fake: usize) -> Option<Stri
         _ => return None,
     };
     Some(format!(
-        "each subset of KID holds all {size} {whole}: its deviation is that of draws from the other set alone; \
-         --kid-subset-size below {size} draws from both"
+        "each subset of KID contains all {size} {whole}, so its deviation reflects only the draws from the other \
+         set; a --kid-subset-size below {size} draws from both sets"
     ))
 }
 
-/// Samples sorted by class have few classes in each part of the Inception score.
+/// A warning if the order of the samples biases the Inception score: if they are sorted by class, each part has only a
+/// few classes.
 fn order_warning(score: &InceptionScore) -> Option<String> {
     let shuffled = score.shuffled.filter(|_| score.is_biased_by_order())?;
     Some(format!(
-        "the samples are not in a random order, they may be sorted by class: the Inception score is {:.3} over \
-         {} parts in the order of the samples, and {:.3} in a random order; shuffle them, or give a \
-         --split-size that holds all",
+        "the samples are not in a random order and may be sorted by class: the Inception score is {:.3} over \
+         {} parts in the order of the samples, and {:.3} in a random order; shuffle the samples, or set \
+         --split-size so that one part contains all of them",
         score.mean,
         score.parts.len(),
         shuffled.mean
     ))
 }
 
-/// The figures that a pass and the reference give.
+/// Computes the metrics from the results of a pass and the statistics of the reference.
 ///
 /// # Errors
-/// Too few images for a measure, or `interrupted` was set.
+/// There are too few images for a metric, or `interrupted` was set.
 pub(crate) fn results(
-    metrics: &BTreeSet<Metric>,
+    metrics: &BTreeSet<SampleMetric>,
     extractor: &Extractor,
     reference: &ReferenceStatistics,
-    measured: &Measured,
+    measured: &PassResult,
     scoring: &Scoring,
     interrupted: &AtomicBool,
 ) -> Result<Results, EvaluationError> {
     let mut results = Results::default();
     for &metric in metrics {
         match metric {
-            Metric::Frechet => {
+            SampleMetric::Frechet => {
                 let distance = distance(&reference.pooled, &measured.pooled, interrupted)?;
                 match extractor.inception() {
                     Some(_) => results.fid = Some(distance),
                     None => results.fd = Some(distance),
                 }
             }
-            Metric::Sfid => {
+            SampleMetric::Sfid => {
                 if let (Some(real), Some(fake)) = (&reference.spatial, &measured.spatial) {
                     results.sfid = Some(distance(real, fake, interrupted)?);
                 }
             }
-            Metric::InceptionScore => {
+            SampleMetric::InceptionScore => {
                 if let Some(score) = &measured.score {
                     results.inception_score = Some(score.mean);
                     results.inception_score_deviation = Some(score.deviation);
                 }
             }
-            Metric::Kid => {
+            SampleMetric::Kid => {
                 if let (Some(real), Some(fake)) = (&reference.features, &measured.features) {
                     let kid = kid_until(interrupted, real.view(), fake.view(), &scoring.kid)?;
                     results.kid = Some(kid.mean);
                     results.kid_deviation = kid.deviation;
                 }
             }
-            Metric::PrecisionRecall => {
+            SampleMetric::PrecisionRecall => {
                 if let (Some(real), Some(fake)) = (&reference.features, &measured.features) {
-                    let found = precision_recall_until(
+                    let manifold = precision_recall_until(
                         interrupted,
                         real.view(),
                         fake.view(),
                         scoring.neighbours,
                     )?;
-                    results.precision = Some(found.precision);
-                    results.recall = Some(found.recall);
-                    results.density = Some(found.density);
-                    results.coverage = Some(found.coverage);
+                    results.precision = Some(manifold.precision);
+                    results.recall = Some(manifold.recall);
+                    results.density = Some(manifold.density);
+                    results.coverage = Some(manifold.coverage);
                 }
             }
         }
@@ -335,11 +336,11 @@ pub(crate) fn results(
     Ok(results)
 }
 
-/// What a pass must keep for `metrics`.
-pub(crate) fn wanted(metrics: &BTreeSet<Metric>, scoring: &Scoring) -> Wanted {
-    Wanted {
+/// What a pass must compute for `metrics`.
+pub(crate) fn pass_options(metrics: &BTreeSet<SampleMetric>, scoring: &Scoring) -> PassOptions {
+    PassOptions {
         splits: metrics
-            .contains(&Metric::InceptionScore)
+            .contains(&SampleMetric::InceptionScore)
             .then_some(scoring.splits),
         features: metrics.iter().any(|metric| metric.needs_features()),
     }
@@ -351,29 +352,31 @@ fn distance(
     interrupted: &AtomicBool,
 ) -> Result<f64, EvaluationError> {
     let (real, fake) = (real.moments()?, fake.clone());
-    // Its eigendecompositions cannot be interrupted.
+    // The eigendecompositions of the distance cannot read the flag themselves.
     let distance = interruptible(interrupted, move || frechet_distance(&real, &fake));
     Ok(distance.ok_or(EvaluationError::Interrupted)??)
 }
 
-/// Takes away what the reference does not allow; an error if it was asked for.
-fn check(
-    metrics: &mut BTreeSet<Metric>,
+/// Removes the metrics that the reference does not support, with a warning; it is an error if one was requested.
+fn remove_unsupported(
+    metrics: &mut BTreeSet<SampleMetric>,
     options: &QualityOptions,
     reference: &ReferenceStatistics,
     path: &Path,
     warnings: &mut Vec<String>,
 ) -> Result<(), EvaluationError> {
-    let reason = |metric: Metric| match metric {
-        Metric::Sfid if reference.spatial.is_none() => Some(format!(
+    let reason = |metric: SampleMetric| match metric {
+        SampleMetric::Sfid if reference.spatial.is_none() => Some(format!(
             "{} has no statistics of spatial features (mu_s, sigma_s)",
             path.display()
         )),
-        Metric::Kid | Metric::PrecisionRecall if reference.features.is_none() => Some(format!(
-            "it compares single images, and {} has statistics only; give a folder, a data set, or an .npz with \
-             arr_0",
-            path.display()
-        )),
+        SampleMetric::Kid | SampleMetric::PrecisionRecall if reference.features.is_none() => {
+            Some(format!(
+                "it compares individual images, but {} contains only statistics; use a folder, a data set or an \
+                 .npz with arr_0",
+                path.display()
+            ))
+        }
         _ => None,
     };
     for metric in metrics.clone() {
@@ -389,8 +392,8 @@ fn check(
     Ok(())
 }
 
-/// Six digits behind the point; a negative number that rounds to 0 has no sign.
-fn six_digits(value: f64) -> String {
+/// Formats a number with six decimals; a negative number that rounds to 0 has no sign.
+fn six_decimals(value: f64) -> String {
     let text = format!("{value:.6}");
     match text.trim_start_matches(['-', '0', '.']) {
         "" => text.trim_start_matches('-').to_owned(),
@@ -399,7 +402,7 @@ fn six_digits(value: f64) -> String {
 }
 
 impl QualityReport {
-    /// The figures as lines of a table, name, value and deviation.
+    /// Formats the results as a table with name, value and deviation.
     pub fn table(&self) -> String {
         let results = &self.results;
         let rows = [
@@ -434,12 +437,12 @@ impl QualityReport {
         for (name, value, deviation) in rows {
             let Some(value) = value else { continue };
             let deviation = deviation.map(|x| format!(" +- {x:.6}")).unwrap_or_default();
-            text.push_str(&format!("{name:18} {}{deviation}\n", six_digits(value)));
+            text.push_str(&format!("{name:18} {}{deviation}\n", six_decimals(value)));
         }
         text
     }
 
-    /// Writes the report as JSON, whole or not at all.
+    /// Writes the report as JSON. The file appears complete or not at all.
     ///
     /// # Errors
     /// The file cannot be written.

@@ -1,4 +1,4 @@
-//! Spatial metrics of an encoder on the images of a data set.
+//! Computes the spatial metrics of an encoder on the images of a data set.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -14,7 +14,7 @@ use crate::error::EvaluationError;
 use crate::subset::{batches, evenly_spaced};
 use crate::{features, tensors};
 
-/// LDS, CDS, SRSS and RMSC of an encoder over `count` images of a data set. Alpha
+/// Computes the mean LDS, CDS, SRSS and RMSC of an encoder over `count` evenly spaced images of a data set. Alpha
 /// channels are the foreground masks of SRSS.
 ///
 /// # Errors
@@ -38,8 +38,8 @@ pub fn spatial_metrics(
     let mut images = Vec::new();
     for batch in batches(dataset, &indices, config) {
         let batch = batch?;
-        let seen = images_to_device(&batch, device)?;
-        let tokens = features::encode(encoder, &seen, device, interrupted)?.patch;
+        let pixels = images_to_device(&batch, device)?;
+        let tokens = features::encode(encoder, &pixels, device, interrupted)?.patch;
         let tokens = tensors::array3(&tokens)?;
         let masks = batch
             .masks
@@ -56,7 +56,7 @@ pub fn spatial_metrics(
     Ok(SpatialMetrics::mean(&images)?)
 }
 
-/// Masks `[B, R, R]` of bytes to patches `[B, T]`.
+/// Converts pixel masks u8 `[B, R, R]` to patch masks `[B, T]`.
 fn foreground(
     masks: &[u8],
     count: usize,

@@ -1,4 +1,4 @@
-//! What samples are compared with: statistics of a file, or of images, kept for the next time.
+//! Provides the statistics that samples are compared with, from a file or from images, and caches the latter.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -11,24 +11,24 @@ use crate::error::EvaluationError;
 use crate::features::Extractor;
 use crate::images::is_npz;
 use crate::images::{ImageOptions, ImageSet};
-use crate::measure::{Wanted, measure};
+use crate::measure::{PassOptions, measure};
 
-/// Name of the features in a kept file.
+/// Name of the array of features in a cache file.
 const FEATURES: &str = "features";
 
 /// Statistics of real images.
 pub struct ReferenceStatistics {
-    /// Of the pooled features.
+    /// Statistics of the pooled features.
     pub pooled: Statistics,
-    /// Of Inception's spatial features, where the file has them.
+    /// Statistics of Inception's spatial features, if available.
     pub spatial: Option<Statistics>,
-    /// Pooled features `[N, D]`, where they were wanted.
+    /// Pooled features `[N, D]`, if they were requested and there are images.
     pub features: Option<Array2<f32>>,
-    /// Where the statistics are or were put, if they were computed.
-    pub kept: Option<PathBuf>,
+    /// The cache file of the statistics; `None` if they were read from a file of the user.
+    pub cache_file: Option<PathBuf>,
 }
 
-/// What samples are compared with, opened: statistics are read, images only listed.
+/// An opened reference that samples are compared with. Statistics are read, images are only listed.
 pub struct Reference {
     path: PathBuf,
     content: Content,
@@ -39,7 +39,7 @@ enum Content {
     Stored(Box<Stored>),
 }
 
-/// What a file of statistics holds.
+/// The contents of a file of statistics.
 struct Stored {
     pooled: Statistics,
     spatial: Option<Statistics>,
@@ -47,12 +47,11 @@ struct Stored {
 }
 
 impl Reference {
-    /// Opens an `.npz` of statistics or images, a folder, or a data set, whose `split` is taken. The images of
-    /// a folder or data set are brought to the size of `samples`, on `background`.
+    /// Opens an `.npz` of statistics or images, a folder, or the `split` of a data set. The images of a folder or data
+    /// set are cropped and resized to the size of `samples`, on `background`.
     ///
     /// # Errors
-    /// Nothing usable at the path; samples that are not square and images that would have to be cropped to
-    /// their shape.
+    /// The path has neither statistics nor images, or it is a folder or data set and the samples are not square.
     pub fn open(
         path: &Path,
         samples: &ImageSet,
@@ -68,7 +67,7 @@ impl Reference {
                         path: samples.path().to_owned(),
                         found: (height, width),
                         expected: (height, height),
-                        way_out: "images of a folder can only be cropped to squares: give statistics as the \
+                        way_out: "images of a folder can only be cropped to squares; use statistics as the \
                                   reference",
                     });
                 }
@@ -107,20 +106,19 @@ impl Reference {
         }
     }
 
-    /// Where it is.
+    /// The path of the reference.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The statistics, and the `features` of its images if they are wanted and there are images. Statistics of
-    /// images are computed once and kept in the folder `cache`; a file that was kept and can no longer be read
-    /// is made again.
+    /// Returns the statistics and, if `features` is set and there are images, the features of the images. Statistics of
+    /// images are computed once and cached in the folder `cache`; a damaged cache file is written again.
     ///
-    /// Computed statistics take the way through their file, so that the second call has the bits of the first.
+    /// Computed statistics are rounded as in their file, so that later calls return the same bits.
     ///
     /// # Errors
-    /// Statistics of another number of features than the network gives, an image that cannot be read, or
-    /// `interrupted` was set.
+    /// The statistics have another number of features than the network, an image cannot be read, or `interrupted` was
+    /// set.
     pub fn statistics(
         &self,
         (features, cache): (bool, &Path),
@@ -153,7 +151,7 @@ impl Reference {
             pooled: pooled.clone(),
             spatial: spatial.clone(),
             features,
-            kept: None,
+            cache_file: None,
         })
     }
 }
@@ -175,25 +173,25 @@ fn check_width(
     })
 }
 
-/// The statistics of images, and their features if `wanted`, kept in the folder `cache`.
+/// Returns the statistics of images and, if `keep_features` is set, their features. Both are cached in the folder `cache`.
 pub(crate) fn of_images(
     images: &ImageSet,
-    (wanted, cache): (bool, &Path),
+    (keep_features, cache): (bool, &Path),
     extractor: &Extractor,
     interrupted: &AtomicBool,
     mut progress: impl FnMut(usize, usize),
 ) -> Result<ReferenceStatistics, EvaluationError> {
-    let kept = kept_at(cache, images, extractor);
-    if let Some(found) = read_kept(&kept, wanted, extractor)? {
+    let cache_file = cache_path(cache, images, extractor);
+    if let Some(found) = read_cache(&cache_file, keep_features, extractor)? {
         return Ok(found);
     }
-    let wanted = Wanted {
+    let options = PassOptions {
         splits: None,
-        features: wanted,
+        features: keep_features,
     };
     let (mut done, total) = (0, images.len());
     progress(done, total);
-    let measured = measure(images, extractor, wanted, interrupted, |count| {
+    let measured = measure(images, extractor, options, interrupted, |count| {
         done += count;
         progress(done, total);
     })?;
@@ -206,14 +204,14 @@ pub(crate) fn of_images(
         pooled: Statistics::from_moments(&measured.pooled)?,
         spatial,
         features: measured.features,
-        kept: Some(kept),
+        cache_file: Some(cache_file),
     };
-    keep(&found);
+    write_cache(&found);
     Ok(found)
 }
 
-/// The file's name says what it depends on: the network, the images, their size.
-fn kept_at(cache: &Path, images: &ImageSet, extractor: &Extractor) -> PathBuf {
+/// The cache file. Its name identifies what it depends on: the network, the images and their size.
+fn cache_path(cache: &Path, images: &ImageSet, extractor: &Extractor) -> PathBuf {
     let identity: String = extractor.identity().chars().take(16).collect();
     cache.join(format!(
         "{}-{identity}-{}.npz",
@@ -222,8 +220,8 @@ fn kept_at(cache: &Path, images: &ImageSet, extractor: &Extractor) -> PathBuf {
     ))
 }
 
-/// The statistics that are kept at `path`; `None` if there are none, or if the file is damaged or incomplete.
-fn read_kept(
+/// Reads the statistics that are cached at `path`; `None` if there is no file, or if it is damaged or incomplete.
+fn read_cache(
     path: &Path,
     features: bool,
     extractor: &Extractor,
@@ -241,15 +239,15 @@ fn read_kept(
                 true => file.features(FEATURES)?,
                 false => None,
             },
-            kept: Some(path.to_owned()),
+            cache_file: Some(path.to_owned()),
         })
     };
-    let is_there = path.try_exists().map_err(|source| NpzError::Io {
+    let exists = path.try_exists().map_err(|source| NpzError::Io {
         action: "look for",
         path: path.to_owned(),
         source,
     })?;
-    if !is_there {
+    if !exists {
         return Ok(None);
     }
     match read() {
@@ -261,15 +259,17 @@ fn read_kept(
         }
         Err(EvaluationError::Npz(error)) if !error.is_damage() => Err(error.into()),
         Err(error) => {
-            tracing::warn!("statistics that were kept are computed again: {error}");
+            tracing::warn!("cached statistics are computed again: {error}");
             Ok(None)
         }
     }
 }
 
-/// What cannot be kept costs time, not the result.
-fn keep(found: &ReferenceStatistics) {
-    let Some(path) = &found.kept else { return };
+/// Writes the cache. A failure is only a warning, because it costs time but not the result.
+fn write_cache(found: &ReferenceStatistics) {
+    let Some(path) = &found.cache_file else {
+        return;
+    };
     let features: Vec<(&str, &Array2<f32>)> =
         found.features.iter().map(|f| (FEATURES, f)).collect();
     let written = path
@@ -281,6 +281,6 @@ fn keep(found: &ReferenceStatistics) {
                 .map_err(|error| error.to_string())
         });
     if let Err(error) = written {
-        tracing::warn!("statistics of the reference are not kept: {error}");
+        tracing::warn!("statistics of the reference are not cached: {error}");
     }
 }

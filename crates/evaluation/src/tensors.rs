@@ -1,4 +1,4 @@
-//! From libtorch's tensors to ndarray's arrays.
+//! Converts libtorch's tensors to ndarray's arrays.
 
 use ndarray::{Array2, Array3, Array4};
 use tch::{Device, Kind, TchError, Tensor};
@@ -25,22 +25,22 @@ fn floats(tensor: &Tensor) -> Result<Vec<f32>, TchError> {
     Vec::<f32>::try_from(tensor)
 }
 
-/// A tensor `[N, D]` as float32.
+/// Converts a tensor `[N, D]` to a float32 array.
 pub(crate) fn array2(tensor: &Tensor) -> Result<Array2<f32>, TchError> {
     let [rows, columns] = sides(tensor)?;
     Array2::from_shape_vec((rows, columns), floats(tensor)?).map_err(|_| shape_error(tensor))
 }
 
-/// A tensor `[B, T, D]` as float32.
+/// Converts a tensor `[B, T, D]` to a float32 array.
 pub(crate) fn array3(tensor: &Tensor) -> Result<Array3<f32>, TchError> {
     let [batch, tokens, width] = sides(tensor)?;
     Array3::from_shape_vec((batch, tokens, width), floats(tensor)?).map_err(|_| shape_error(tensor))
 }
 
-/// Images, u8 `[N, 3, H, W]`, as an array.
+/// Converts images, u8 `[N, 3, H, W]`, to an array.
 ///
 /// # Errors
-/// A tensor of another shape or dtype.
+/// The tensor has another shape or dtype.
 pub fn images(tensor: &Tensor) -> Result<Array4<u8>, TchError> {
     let [count, channels, height, width] = sides(tensor)?;
     let tensor = tensor.f_to_device(Device::Cpu)?.f_contiguous()?;

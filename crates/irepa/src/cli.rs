@@ -224,7 +224,7 @@ pub struct EvaluateArgs {
     /// Measures: fid, sfid, inception-score, kid, precision-recall, or fd of an encoder. By default those that
     /// keep no features in memory.
     #[arg(long, value_delimiter = ',', value_name = "NAME,...")]
-    pub metrics: Vec<evaluation::Metric>,
+    pub metrics: Vec<evaluation::SampleMetric>,
     /// Side to which the samples of a folder are cropped and resized; as they are by default. Reference images
     /// always get the samples' size.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=8192))]
@@ -314,7 +314,7 @@ pub struct MetricsArgs {
         require_equals = true,
         default_missing_value = "lds"
     )]
-    pub rank: Option<report::ranking::Metric>,
+    pub rank: Option<report::ranking::SpatialMetric>,
     /// Also write the order to a JSON file. As ranking.json in a run folder, it is compared with
     /// the results of the sweep by `runner report`.
     #[arg(long, value_name = "FILE", requires = "rank")]

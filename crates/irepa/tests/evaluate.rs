@@ -253,7 +253,7 @@ fn an_encoder_gives_the_frechet_distance_of_its_mean_tokens() {
     ];
     bench
         .evaluate(&arguments)
-        .expect(2, &["sfid cannot be computed", "not of good's"]);
+        .expect(2, &["sfid cannot be computed", "not on those of good"]);
 }
 
 #[test]
@@ -383,7 +383,7 @@ fn broken_and_odd_images_among_samples_are_refused() {
         &[
             "2",
             "000007.png has 20 x 20",
-            "12 x 12 are needed",
+            "must have 12 x 12",
             "--resolution",
         ],
     );
@@ -455,21 +455,21 @@ fn references_that_do_not_fit_are_refused() {
     let outcome = bench.evaluate(&["fake.npz", "--reference", "narrow.npz"]);
     outcome.expect(
         2,
-        &["`mu` of narrow.npz is of 9 features, but the network gives 12"],
+        &["`mu` in narrow.npz describes 9 features, but the network computes 12"],
     );
     let pool = features(&images(30, 0)).0;
     bench.statistics("spatial.npz", &moments(&pool), Some(&moments(&pool)));
     let outcome = bench.evaluate(&["fake.npz", "--reference", "spatial.npz"]);
     outcome.expect(
         2,
-        &["`mu_s` of spatial.npz is of 12 features, but the network gives 9"],
+        &["`mu_s` in spatial.npz describes 12 features, but the network computes 9"],
     );
 
     bench.statistics("only.npz", &moments(&pool), None);
     for (metric, words) in [
         ("sfid", "no statistics of spatial features"),
-        ("kid", "only.npz has statistics only; give a folder"),
-        ("precision-recall", "compares single images"),
+        ("kid", "only.npz contains only statistics; use a folder"),
+        ("precision-recall", "compares individual images"),
     ] {
         let arguments = ["fake.npz", "--reference", "only.npz", "--metrics", metric];
         bench
@@ -487,7 +487,7 @@ fn references_that_do_not_fit_are_refused() {
         &["neither statistics (mu, sigma) nor images (arr_0), only weights"],
     );
     let outcome = bench.evaluate(&["fake.npz", "--reference", "only.npz", "--metrics", "fidd"]);
-    outcome.expect(2, &["no such measure; there are fid, fd, sfid"]);
+    outcome.expect(2, &["unknown metric; expected one of fid, fd, sfid"]);
     let outcome = bench.evaluate(&["fake.npz", "--reference", "only.npz", "--encoder", "goood"]);
     outcome.expect(2, &["did you mean good"]);
     let outcome = bench.evaluate(&[
@@ -571,7 +571,7 @@ fn a_subset_that_exhausts_one_set_is_warned_of() {
         let arguments = [samples, "--reference", reference, "--metrics", "kid"];
         bench
             .evaluate(&arguments)
-            .expect(0, &["each subset of KID holds", whole, "+-"]);
+            .expect(0, &["each subset of KID contains", whole, "+-"]);
     }
 }
 

@@ -3,7 +3,7 @@
 mod common;
 
 use common::Playground;
-use report::ranking::{Metric, Ranking};
+use report::ranking::{Ranking, SpatialMetric};
 
 fn rank<'a>(data: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let mut all = vec![
@@ -27,7 +27,7 @@ fn encoders_are_ordered_by_their_spatial_structure() {
         ))
         .expect(0, &["place", "lds*", "8 images"]);
     let ranking: Ranking = serde_json::from_str(&place.read("order.json")).unwrap();
-    assert_eq!((ranking.by, ranking.images), (Metric::Lds, 8));
+    assert_eq!((ranking.by, ranking.images), (SpatialMetric::Lds, 8));
     assert_eq!(ranking.encoders.len(), 2, "an encoder counts once");
     assert!(ranking.encoders[0].metrics.lds > ranking.encoders[1].metrics.lds);
     let lines: Vec<&str> = outcome.stdout.lines().collect();

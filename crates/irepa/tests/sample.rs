@@ -216,7 +216,7 @@ fn what_does_not_go_together_is_refused() {
     assert_eq!(images(&place.path("out")).len(), 2);
 
     place.write("mine/holiday.png", "not a sample");
-    sample(&place, "mine", "3", &[]).expect(2, &["holiday.png", "no folder of samples"]);
+    sample(&place, "mine", "3", &[]).expect(2, &["holiday.png", "not a folder of samples"]);
     place.write("out/samples.json", "{");
     sample(&place, "out", "2", &[]).expect(2, &["samples.json", "--fresh"]);
 

@@ -1,36 +1,36 @@
-//! The figures of `results.csv` as the report shows them.
+//! Describes the numeric columns of `results.csv` for the report.
 
 use crate::results::ResultRow;
 
-use super::run_folder::Run;
+use super::run_folder::RunFolder;
 
-/// Which direction is good.
+/// Which values of a column are better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Better {
     Lower,
     Higher,
-    /// The figure describes the cell and is not a goal.
+    /// The value describes the cell and is not optimised.
     Neither,
 }
 
 /// A numeric column.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Column {
-    /// As in `results.csv`.
+    /// The name in `results.csv`.
     pub name: &'static str,
-    /// For axes and sentences.
+    /// The name on axes and in sentences.
     pub title: &'static str,
     pub better: Better,
     get: fn(&ResultRow) -> Option<f64>,
 }
 
 impl Column {
-    /// The finite value of `row`, if it has one.
+    /// The value of `row`, if it is present and finite.
     pub fn of(&self, row: &ResultRow) -> Option<f64> {
         (self.get)(row).filter(|value| value.is_finite())
     }
 
-    /// Whether `left` is a better value than `right`.
+    /// Returns whether `left` is better than `right`.
     pub fn improves(&self, left: f64, right: f64) -> bool {
         match self.better {
             Better::Lower => left < right,
@@ -61,8 +61,8 @@ const SRSS: Column = column!(srss, "SRSS, semantic-region self-similarity", High
 const RMSC: Column = column!(rmsc, "RMSC, RMS spatial contrast", Higher);
 const LINEAR_PROBE: Column = column!(linear_probe, "linear probe accuracy", Higher);
 
-/// All numeric columns after `seed`, in the order of the file. Alignment losses are no goal: their
-/// size depends on the encoder.
+/// All numeric columns after `seed`, in the order of the file. No direction is better for alignment losses, because their
+/// level depends on the encoder.
 pub(super) const COLUMNS: [Column; 17] = [
     Column {
         name: "steps",
@@ -91,11 +91,11 @@ pub(super) const COLUMNS: [Column; 17] = [
 /// Properties of an encoder that may predict the quality of the generator, in the paper's order.
 pub(super) const ENCODER_METRICS: [Column; 5] = [LINEAR_PROBE, LDS, CDS, SRSS, RMSC];
 
-/// Those that are known before any training.
+/// The encoder metrics that are known before training.
 pub(super) const SPATIAL_METRICS: [Column; 4] = [LDS, CDS, SRSS, RMSC];
 
-/// The Frechet distance that more finished cells have: `fid`, or else `fd`.
-pub(super) fn frechet(run: &Run) -> Column {
+/// The Frechet distance that more cells have, `fid` or `fd`; `fid` if both are equally common.
+pub(super) fn frechet(run: &RunFolder) -> Column {
     let count = |column: &Column| {
         let cells = run.cells.iter();
         cells.filter(|cell| column.of(&cell.row).is_some()).count()
@@ -107,8 +107,8 @@ pub(super) fn frechet(run: &Run) -> Column {
     }
 }
 
-/// On which features [`frechet`] is computed, where one answer holds for all cells.
-pub(super) fn frechet_features(run: &Run, column: &Column) -> Option<String> {
+/// The features that [`frechet`] is computed on, if they are the same for all cells.
+pub(super) fn frechet_features(run: &RunFolder, column: &Column) -> Option<String> {
     if column.name == FID.name {
         return Some("Inception".to_owned());
     }

@@ -1,29 +1,29 @@
-//! What may be compared with what: cells of one model and variant, each with the baseline of its
-//! own seed, and encoders averaged over seeds.
+//! Groups the cells that can be compared: cells of one model and variant, each with the baseline of the same seed, and
+//! encoders averaged over seeds.
 
 use super::columns::Column;
-use super::run_folder::{Cell, Run};
+use super::run_folder::{Cell, RunFolder};
 use crate::results::Status;
 
-/// The cells of one model and variant, in the order of `results.csv`, without the skipped ones.
+/// The cells of one model and variant in the order of `results.csv`, except skipped ones.
 #[derive(Debug)]
 pub(super) struct Group<'a> {
-    /// The model, and the variant where the run has several.
+    /// The model, and the variant if the run has several.
     pub label: String,
-    /// [`Group::label`] for a file name.
+    /// [`Group::label`] as part of a file name.
     pub slug: String,
     pub cells: Vec<&'a Cell>,
 }
 
-/// A figure of one encoder under one recipe, averaged over seeds.
+/// A value averaged over seeds.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Mean {
     pub value: f64,
     pub seeds: usize,
 }
 
-/// Groups in the order of their first cell.
-pub(super) fn groups(run: &Run) -> Vec<Group<'_>> {
+/// Groups the cells of a run, in the order of each group's first cell.
+pub(super) fn groups(run: &RunFolder) -> Vec<Group<'_>> {
     let started = || {
         let cells = run.cells.iter();
         cells.filter(|cell| cell.row.status != Status::Skipped)
@@ -50,12 +50,13 @@ pub(super) fn groups(run: &Run) -> Vec<Group<'_>> {
 }
 
 impl<'a> Group<'a> {
+    /// The finished cells.
     pub fn done(&self) -> impl Iterator<Item = &'a Cell> {
         let cells = self.cells.iter().copied();
         cells.filter(|cell| cell.row.status == Status::Done)
     }
 
-    /// Finished cells with alignment, each with the finished baseline of its seed.
+    /// Pairs of a finished cell with alignment and the finished baseline of the same seed.
     pub fn pairs(&self) -> Vec<(&'a Cell, &'a Cell)> {
         self.done()
             .filter(|cell| !cell.row.is_baseline())
@@ -81,13 +82,13 @@ impl<'a> Group<'a> {
         recipes(self.cells.iter().copied())
     }
 
-    /// The last step that any cell has logged.
+    /// The last step that any cell logged.
     pub fn last_step(&self) -> f64 {
         let steps = self.cells.iter().filter_map(|cell| cell.curve.last());
         steps.map(|logged| logged.step).max().unwrap_or(0) as f64
     }
 
-    /// Encoders aligned to, in the order of their first cell.
+    /// The encoders that cells align to, in the order of their first cell.
     pub fn encoders(&self) -> Vec<&'a str> {
         let cells = self.cells.iter().map(|cell| &cell.row);
         distinct(
@@ -97,7 +98,7 @@ impl<'a> Group<'a> {
         )
     }
 
-    /// The figure of `encoder` under `recipe`, averaged over the finished cells' seeds.
+    /// The value of `encoder` with `recipe`, averaged over the seeds of finished cells.
     pub fn mean(&self, column: &Column, encoder: &str, recipe: &str) -> Option<Mean> {
         mean(
             self.done()
@@ -107,7 +108,7 @@ impl<'a> Group<'a> {
         )
     }
 
-    /// The figure of the baseline, averaged over the finished cells' seeds.
+    /// The value of the baseline, averaged over the seeds of finished cells.
     pub fn baseline_mean(&self, column: &Column) -> Option<Mean> {
         mean(
             self.done()
@@ -117,7 +118,7 @@ impl<'a> Group<'a> {
     }
 }
 
-/// Recipes with alignment: the paper's two first, then in the order of their first cell.
+/// Recipes with alignment: `irepa` and `repa` first, then the others in the order of their first cell.
 pub(super) fn recipes<'a>(cells: impl Iterator<Item = &'a Cell>) -> Vec<&'a str> {
     let rows = cells.map(|cell| &cell.row);
     let aligned = rows.filter(|row| !row.is_baseline());
@@ -130,7 +131,7 @@ pub(super) fn recipes<'a>(cells: impl Iterator<Item = &'a Cell>) -> Vec<&'a str>
     recipes
 }
 
-/// The mean of `values`, if there are any.
+/// The mean of `values`; `None` if there are none.
 pub(super) fn mean(values: impl IntoIterator<Item = f64>) -> Option<Mean> {
     let (mut sum, mut seeds) = (0.0, 0_u32);
     for value in values {
@@ -143,7 +144,7 @@ pub(super) fn mean(values: impl IntoIterator<Item = f64>) -> Option<Mean> {
     })
 }
 
-/// The distinct items in the order of their first appearance.
+/// Returns the distinct items in the order of their first appearance.
 pub(super) fn distinct<T: PartialEq>(items: impl IntoIterator<Item = T>) -> Vec<T> {
     let mut distinct = Vec::new();
     for item in items {
@@ -154,6 +155,7 @@ pub(super) fn distinct<T: PartialEq>(items: impl IntoIterator<Item = T>) -> Vec<
     distinct
 }
 
+/// Converts a label to a part of a file name: lower-case letters, digits, `_` and single hyphens.
 fn file_name(label: &str) -> String {
     let plain = label.chars().map(|c| {
         if c.is_ascii_alphanumeric() || c == '_' {
@@ -183,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mean_of_nothing_is_nothing() {
+    fn the_mean_of_no_values_is_none() {
         assert_eq!(mean([]), None);
         assert_eq!(
             mean([1.0, 2.0]),

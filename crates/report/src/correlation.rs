@@ -1,20 +1,20 @@
-//! How well a metric of the encoder predicts the Frechet distance.
+//! Computes how well encoder metrics predict the Frechet distance.
 
 use metrics::statistics::{bootstrap_interval, fit_line, pearson, spearman};
 
 use super::columns::{Column, SPATIAL_METRICS};
 use super::comparison::Group;
-use super::run_folder::Run;
+use super::run_folder::RunFolder;
 
-/// Below this number of encoders no correlation is claimed.
-pub(super) const FEWEST: usize = 4;
-/// Resamples of the bootstrap.
+/// Minimum number of encoders for a correlation.
+pub(super) const MIN_ENCODERS: usize = 4;
+/// Number of bootstrap resamples.
 pub(super) const RESAMPLES: usize = 2000;
-/// Coverage of the bootstrap interval.
+/// Confidence level of the bootstrap interval.
 pub(super) const LEVEL: f64 = 0.95;
 const SEED: u64 = 0;
 
-/// One encoder: `(metric, Frechet distance)`, averaged over seeds.
+/// One encoder: its metric `x` and its Frechet distance `y`, averaged over seeds.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Point {
     pub encoder: String,
@@ -22,27 +22,27 @@ pub(super) struct Point {
     pub y: f64,
 }
 
-/// The relation over all encoders of one recipe.
+/// The relation between metric and distance over all encoders of one recipe.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Relation {
     Fitted {
         slope: f64,
         intercept: f64,
         r: f64,
-        /// Ends of the bootstrap interval of `r`, where it could be computed.
+        /// Bounds of the bootstrap interval of `r`, if it could be computed.
         interval: Option<(f64, f64)>,
         n: usize,
     },
     TooFew {
         n: usize,
     },
-    /// All encoders share one value of the metric or of the distance.
+    /// All encoders have the same metric or the same distance.
     Undefined {
         n: usize,
     },
 }
 
-/// The encoders of `recipe` that have both figures.
+/// The encoders of `recipe` that have both values.
 pub(super) fn points(
     group: &Group<'_>,
     recipe: &str,
@@ -61,10 +61,10 @@ pub(super) fn points(
         .collect()
 }
 
-/// Pearson's r with its interval, and the least-squares line.
+/// Computes Pearson's r with its interval, and the least-squares line.
 pub(super) fn relation(points: &[Point]) -> Relation {
     let n = points.len();
-    if n < FEWEST {
+    if n < MIN_ENCODERS {
         return Relation::TooFew { n };
     }
     let x: Vec<f64> = points.iter().map(|point| point.x).collect();
@@ -91,43 +91,42 @@ pub(super) fn relation(points: &[Point]) -> Relation {
     }
 }
 
-/// How well the order of encoders by a spatial metric, known before any training, predicted the
-/// order of the results.
+/// How well the ranking of encoders by a spatial metric, which is known before training, predicted the ranking of the
+/// results.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Prediction {
     pub metric: &'static str,
     pub recipe: String,
-    /// Encoders with both figures.
+    /// Number of encoders with both values.
     pub n: usize,
     pub agreement: Agreement,
-    /// The encoder that the metric put first, and its place among the results, from 1.
+    /// The encoder that the metric ranks first, and its rank in the results, from 1.
     pub first: (String, usize),
 }
 
-/// Spearman's rank correlation of the metric with the *negative* Frechet distance: 1 where the
-/// orders are the same.
+/// Spearman's rank correlation of the metric with the *negative* Frechet distance; 1 if both rankings are the same.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Agreement {
     Known {
         rho: f64,
-        /// Ends of its bootstrap interval, where it could be computed.
+        /// Bounds of its bootstrap interval, if it could be computed.
         interval: Option<(f64, f64)>,
     },
     TooFew,
-    /// All encoders share one value of the metric or of the distance.
+    /// All encoders have the same metric or the same distance.
     Undefined,
 }
 
-/// The predictions of a group, for every recipe and metric that has points.
-pub(super) fn predictions(run: &Run, group: &Group<'_>, frechet: &Column) -> Vec<Prediction> {
+/// The predictions of a group, for each recipe and metric with at least one point.
+pub(super) fn predictions(run: &RunFolder, group: &Group<'_>, frechet: &Column) -> Vec<Prediction> {
     let mut predictions = Vec::new();
     for recipe in group.recipes() {
         for metric in SPATIAL_METRICS {
             let mut points = points(group, recipe, &metric, frechet);
             if let Some(ranking) = &run.ranking {
                 points.retain_mut(|point| {
-                    let figure = ranking.figure(&point.encoder, metric.name);
-                    point.x = figure.unwrap_or(f64::NAN);
+                    let value = ranking.value(&point.encoder, metric.name);
+                    point.x = value.unwrap_or(f64::NAN);
                     point.x.is_finite()
                 });
             }
@@ -144,7 +143,7 @@ fn prediction(metric: &'static str, recipe: &str, points: &[Point]) -> Option<Pr
     let better = points.iter().filter(|other| other.y < first.y).count();
     let x: Vec<f64> = points.iter().map(|point| point.x).collect();
     let y: Vec<f64> = points.iter().map(|point| -point.y).collect();
-    let agreement = if points.len() < FEWEST {
+    let agreement = if points.len() < MIN_ENCODERS {
         Agreement::TooFew
     } else {
         match spearman(&x, &y) {
@@ -172,31 +171,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_order_that_came_true_agrees_fully() {
+    fn a_correct_ranking_has_full_agreement() {
         let mut line = points(&[(4.0, 1.0), (3.0, 2.0), (2.0, 4.0), (1.0, 8.0)]);
         line[0].encoder = "best".into();
-        let found = prediction("lds", "irepa", &line).unwrap();
-        assert_eq!(found.first, ("best".into(), 1));
-        let Agreement::Known { rho, interval } = found.agreement else {
-            panic!("{found:?}");
+        let predicted = prediction("lds", "irepa", &line).unwrap();
+        assert_eq!(predicted.first, ("best".into(), 1));
+        let Agreement::Known { rho, interval } = predicted.agreement else {
+            panic!("{predicted:?}");
         };
         assert!((rho - 1.0).abs() < 1e-12);
         let (low, high) = interval.unwrap();
         assert!(low <= 1.0 && (high - 1.0).abs() < 1e-12);
         let reversed = points(&[(1.0, 1.0), (2.0, 2.0), (3.0, 4.0), (4.0, 8.0)]);
-        let found = prediction("lds", "irepa", &reversed).unwrap();
-        assert_eq!(found.first.1, 4);
-        assert!(matches!(found.agreement, Agreement::Known { rho, .. } if rho < -0.99));
+        let predicted = prediction("lds", "irepa", &reversed).unwrap();
+        assert_eq!(predicted.first.1, 4);
+        assert!(matches!(predicted.agreement, Agreement::Known { rho, .. } if rho < -0.99));
     }
 
     #[test]
-    fn few_or_equal_encoders_predict_nothing() {
+    fn too_few_or_equal_encoders_have_no_agreement() {
         let few = points(&[(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)]);
-        let found = prediction("lds", "irepa", &few).unwrap();
-        assert_eq!((found.agreement, found.n), (Agreement::TooFew, 3));
+        let predicted = prediction("lds", "irepa", &few).unwrap();
+        assert_eq!((predicted.agreement, predicted.n), (Agreement::TooFew, 3));
         let equal = points(&[(1.0, 1.0), (1.0, 2.0), (1.0, 3.0), (1.0, 4.0)]);
-        let found = prediction("lds", "irepa", &equal).unwrap();
-        assert_eq!(found.agreement, Agreement::Undefined);
+        let predicted = prediction("lds", "irepa", &equal).unwrap();
+        assert_eq!(predicted.agreement, Agreement::Undefined);
         assert_eq!(prediction("lds", "irepa", &[]), None);
     }
 
@@ -210,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn three_points_claim_nothing() {
+    fn three_points_have_no_correlation() {
         let three = points(&[(0.0, 0.0), (1.0, 1.0), (2.0, 2.0)]);
         assert_eq!(relation(&three), Relation::TooFew { n: 3 });
     }

@@ -1,27 +1,27 @@
-//! Training curves: smoothing, differences and thinning.
+//! Smooths, subtracts and thins training curves.
 
 use std::collections::BTreeMap;
 
 use super::run_folder::{Cell, LoggedStep};
 
-/// `(step, value)` by ascending step; all finite.
+/// Points `(step, value)` in ascending order of steps; all values are finite.
 pub(super) type Curve = Vec<(f64, f64)>;
 
-/// Time constant of the smoothing, as a share of the length of training.
+/// Time constant of the smoothing, as a fraction of the length of training.
 pub(super) const SMOOTHING: f64 = 0.025;
 
-/// The denoising loss of `cell` as logged.
+/// The logged denoising loss of `cell`.
 pub(super) fn denoising_loss(cell: &Cell) -> Curve {
     logged(cell, |step| step.denoising_loss)
 }
 
-/// The alignment loss of `cell` as logged.
+/// The logged alignment loss of `cell`.
 pub(super) fn alignment_loss(cell: &Cell) -> Curve {
     logged(cell, |step| step.alignment_loss)
 }
 
-/// The FID of `cell` as logged, or else its distance on an encoder's features, at the steps at which it was
-/// measured.
+/// The logged FID of `cell`, or, if there is none, its Frechet distance on an encoder's features, at the steps at which
+/// it was measured.
 pub(super) fn distance(cell: &Cell) -> Curve {
     let fid = logged(cell, |step| step.fid);
     match fid.is_empty() {
@@ -38,10 +38,10 @@ fn logged(cell: &Cell, value: impl Fn(&LoggedStep) -> Option<f64>) -> Curve {
         .collect()
 }
 
-/// Exponential moving average, forwards and backwards together so that it does not lag behind a
-/// falling loss; at the end it is the ordinary one. It runs over steps and not over logged lines,
-/// so that it does not depend on how often was logged; `training` is the number of steps of the
-/// whole training. Weights are normalised.
+/// Exponential moving average, computed forwards and backwards so that it does not lag behind a falling loss; at the last
+/// step it equals the ordinary moving average. Weights decay with the distance in steps, not in logged lines, so that the
+/// result does not depend on the logging interval. `training` is the number of steps of the whole training. Weights are
+/// normalised.
 pub(super) fn smooth(curve: &[(f64, f64)], training: f64) -> Curve {
     let time_constant = (SMOOTHING * training).max(f64::MIN_POSITIVE);
     let before = decaying_sums(curve.iter(), time_constant);
@@ -51,14 +51,15 @@ pub(super) fn smooth(curve: &[(f64, f64)], training: f64) -> Curve {
         .iter()
         .zip(before.iter().zip(&after))
         .map(|(&(step, value), (before, after))| {
-            // Both sums hold the point itself.
+            // Both sums contain the point itself.
             let sum = before.0 + after.0 - value;
             (step, sum / (before.1 + after.1 - 1.0))
         })
         .collect()
 }
 
-/// Sums of the values so far, and of their weights, which decay with the distance in steps.
+/// For each point, the weighted sum of the values so far and the sum of their weights, which decay with the distance in
+/// steps.
 fn decaying_sums<'a>(
     curve: impl Iterator<Item = &'a (f64, f64)>,
     time_constant: f64,
@@ -76,7 +77,7 @@ fn decaying_sums<'a>(
         .collect()
 }
 
-/// `curve - baseline` at the steps that both have.
+/// Returns `curve - baseline` at the steps that both have.
 pub(super) fn difference(curve: &[(f64, f64)], baseline: &[(f64, f64)]) -> Curve {
     let baseline: BTreeMap<u64, f64> = baseline
         .iter()
@@ -88,14 +89,14 @@ pub(super) fn difference(curve: &[(f64, f64)], baseline: &[(f64, f64)]) -> Curve
         .collect()
 }
 
-/// The step from which on `smoothed` stays at or below `level`.
+/// The step after which `smoothed` stays at or below `level`.
 pub(super) fn stays_below(smoothed: &[(f64, f64)], level: f64) -> Option<f64> {
     let above = smoothed.iter().rposition(|&(_, value)| value > level);
     let first = above.map_or(0, |above| above + 1);
     smoothed.get(first).map(|&(step, _)| step)
 }
 
-/// At most about `count` points, evenly taken, with the last one.
+/// Returns about `count` points at regular intervals, including the last one.
 pub(super) fn thin(curve: &[(f64, f64)], count: usize) -> Curve {
     let stride = curve.len().div_ceil(count.max(1)).max(1);
     let mut thinned: Curve = curve.iter().copied().step_by(stride).collect();
@@ -120,16 +121,16 @@ mod tests {
     }
 
     #[test]
-    fn smoothing_does_not_depend_on_how_often_was_logged() {
-        let line = |every: u32| -> Curve {
-            (1..=1000 / every)
-                .map(|index| f64::from(index * every))
+    fn smoothing_does_not_depend_on_the_logging_interval() {
+        let line = |interval: u32| -> Curve {
+            (1..=1000 / interval)
+                .map(|index| f64::from(index * interval))
                 .map(|step| (step, step))
                 .collect()
         };
         let (_, often) = smooth(&line(1), 1000.0).pop().unwrap();
-        let (_, seldom) = smooth(&line(10), 1000.0).pop().unwrap();
-        assert!((often - seldom).abs() < 5.0, "{often} {seldom}");
+        let (_, rarely) = smooth(&line(10), 1000.0).pop().unwrap();
+        assert!((often - rarely).abs() < 5.0, "{often} {rarely}");
     }
 
     #[test]

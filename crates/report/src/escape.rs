@@ -1,7 +1,6 @@
-//! Text in HTML and SVG.
+//! Escapes text for HTML and SVG.
 
-/// `text` for HTML and XML, in content and in quoted attributes. Characters that XML does not
-/// allow are replaced.
+/// Escapes `text` for the content and quoted attributes of HTML and XML. Characters that XML does not allow are replaced.
 pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for letter in text.chars() {

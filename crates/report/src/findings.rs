@@ -1,4 +1,4 @@
-//! The findings in words, computed from the numbers and from nothing else.
+//! States the findings of a run in sentences that are computed from the results.
 
 use crate::results::Status;
 
@@ -7,21 +7,21 @@ use super::comparison::{Group, distinct, groups, mean};
 use super::correlation::{Relation, points, relation};
 use super::curve::{denoising_loss, smooth, stays_below};
 use super::number::{decimals, plain, short, signed};
-use super::run_folder::{Cell, Run};
+use super::run_folder::{Cell, RunFolder};
 use super::words::counted;
 
-/// With fewer encoders than this, a bootstrap interval is rough.
-const FEW: usize = 10;
+/// With fewer encoders than this, a bootstrap interval is imprecise.
+const FEW_ENCODERS: usize = 10;
 
-/// One statement.
+/// One finding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Finding {
     pub topic: String,
     pub text: String,
 }
 
-/// What the run shows, most important first. Never empty.
-pub(super) fn findings(run: &Run) -> Vec<Finding> {
+/// The findings of a run, most important first. Never empty.
+pub(super) fn findings(run: &RunFolder) -> Vec<Finding> {
     if run.count(Status::Done) == 0 {
         return vec![Finding {
             topic: "Nothing to compare".to_owned(),
@@ -53,13 +53,13 @@ pub(super) fn findings(run: &Run) -> Vec<Finding> {
         );
         add("Lowest denoising loss", best(group, &DENOISING_LOSS));
         for recipe in group.recipes() {
-            add(recipe, gains(group, recipe, &frechet));
+            add(recipe, gain_over_baseline(group, recipe, &frechet));
         }
         for (index, left) in group.recipes().into_iter().enumerate() {
             for right in group.recipes().into_iter().skip(index + 1) {
                 add(
                     &format!("{left} against {right}"),
-                    duel(group, left, right, &frechet),
+                    compare_recipes(group, left, right, &frechet),
                 );
             }
         }
@@ -72,6 +72,7 @@ pub(super) fn findings(run: &Run) -> Vec<Finding> {
     findings
 }
 
+/// The cell with the best value of `column`, compared with its baseline.
 fn best(group: &Group<'_>, column: &Column) -> Option<String> {
     let (cell, value) = group
         .done()
@@ -104,7 +105,7 @@ fn best(group: &Group<'_>, column: &Column) -> Option<String> {
     Some(text)
 }
 
-/// `-1.23, -4.5 %`.
+/// The absolute and relative change, such as `−1.23, −4.5 %`.
 fn change(value: f64, from: f64) -> String {
     let difference = value - from;
     let digits = decimals([value, from]);
@@ -116,7 +117,8 @@ fn change(value: f64, from: f64) -> String {
     }
 }
 
-fn gains(group: &Group<'_>, recipe: &str, frechet: &Column) -> Option<String> {
+/// The results of `recipe` compared with those of the baselines of the same seeds.
+fn gain_over_baseline(group: &Group<'_>, recipe: &str, frechet: &Column) -> Option<String> {
     let pairs: Vec<(&Cell, &Cell)> = group
         .pairs()
         .into_iter()
@@ -142,12 +144,12 @@ fn gains(group: &Group<'_>, recipe: &str, frechet: &Column) -> Option<String> {
     }
     let fastest = fastest(&pairs, group.last_step()).unwrap_or_default();
     Some(format!(
-        "Against the baseline without alignment of the same model and seed: {}.{fastest}",
+        "Compared with the baseline without alignment of the same model and seed: {}.{fastest}",
         tallies.join(", ")
     ))
 }
 
-/// In how many pairs the left value is lower, and by how much.
+/// The number of pairs whose left value is lower, and the mean change.
 fn tally(values: &[(f64, f64)], column: &Column) -> Option<String> {
     let differences: Vec<f64> = values.iter().map(|(left, right)| left - right).collect();
     let lowest = differences.iter().copied().reduce(f64::min)?;
@@ -178,7 +180,7 @@ fn tally(values: &[(f64, f64)], column: &Column) -> Option<String> {
     ))
 }
 
-/// Which cell reaches the baseline's final loss first, and when.
+/// The cell that reaches the final loss of its baseline at the earliest step, and that step.
 fn fastest(pairs: &[(&Cell, &Cell)], training: f64) -> Option<String> {
     let (cell, step, last) = pairs
         .iter()
@@ -189,14 +191,15 @@ fn fastest(pairs: &[(&Cell, &Cell)], training: f64) -> Option<String> {
         })
         .min_by(|left, right| left.1.total_cmp(&right.1))?;
     Some(format!(
-        " With {}, the smoothed denoising loss stays below the baseline's final one from step {} of {} on.",
+        " With {}, the smoothed denoising loss stays at or below the final loss of the baseline from step {} of {}.",
         cell.row.encoder,
         plain(step, 0),
         plain(last, 0)
     ))
 }
 
-fn duel(group: &Group<'_>, left: &str, right: &str, frechet: &Column) -> Option<String> {
+/// The results of recipe `left` compared with those of `right` for the same encoders and seeds.
+fn compare_recipes(group: &Group<'_>, left: &str, right: &str, frechet: &Column) -> Option<String> {
     let tallies: Vec<String> = [frechet, &DENOISING_LOSS]
         .into_iter()
         .filter_map(|column| {
@@ -218,6 +221,7 @@ fn duel(group: &Group<'_>, left: &str, right: &str, frechet: &Column) -> Option<
         .then(|| format!("With the same encoder and seed: {}.", tallies.join(", ")))
 }
 
+/// The encoder metric with the strongest correlation to the Frechet distance.
 fn strongest_relation(group: &Group<'_>, frechet: &Column) -> Option<String> {
     let mut most = 0;
     let mut fitted = Vec::new();
@@ -249,7 +253,7 @@ fn strongest_relation(group: &Group<'_>, frechet: &Column) -> Option<String> {
     );
     if let Some((low, high)) = interval {
         let zero = if low <= 0.0 && high >= 0.0 {
-            "includes zero, so that the sign is not settled"
+            "includes zero, so the sign is uncertain"
         } else {
             "does not include zero"
         };
@@ -260,13 +264,13 @@ fn strongest_relation(group: &Group<'_>, frechet: &Column) -> Option<String> {
         );
     }
     text.push('.');
-    if n < FEW {
-        text += &format!(" With {n} encoders the interval itself is rough.");
+    if n < FEW_ENCODERS {
+        text += &format!(" With only {n} encoders, the interval itself is imprecise.");
     }
     if candidates > 1 {
         text += &format!(
-            " Being the strongest of {candidates} correlations examined flatters it; the interval \
-             does not correct for that."
+            " It was selected as the strongest of {candidates} correlations, which overstates it; the \
+             interval does not correct for the selection."
         );
     }
     Some(text)
@@ -280,11 +284,11 @@ fn seeds(groups: &[Group<'_>]) -> Finding {
         .unwrap_or(0);
     let text = if seeds > 1 {
         format!(
-            "Up to {seeds} seeds a configuration; where one dot stands for several seeds it is their mean."
+            "Up to {seeds} seeds per configuration; a dot that represents several seeds shows their mean."
         )
     } else {
-        "One seed a configuration: differences as small as those between seeds cannot be told \
-         from chance here."
+        "One seed per configuration: differences as small as those between seeds cannot be \
+         distinguished from chance."
             .to_owned()
     };
     Finding {

@@ -1,4 +1,4 @@
-//! Samples as PNG files: one image, or a grid of many with small gaps.
+//! Writes samples as PNG files: one image, or a grid of images with small gaps.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -7,15 +7,15 @@ use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder, ImageError};
 use ndarray::{ArrayView3, ArrayView4};
 
-/// Side that small samples are enlarged to, in pixels.
+/// Side in pixels that small samples are enlarged to.
 const VISIBLE_SIDE: usize = 128;
-/// Largest side of a picture in pixels. A larger one is a mistake of the caller.
+/// Maximum side of a picture in pixels. Larger pictures are rejected as a mistake of the caller.
 pub const MAX_SIDE: usize = 16_384;
 
-/// How images lie in a grid.
+/// The layout of images in a grid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GridLayout {
-    /// Images in a row; the last row may be shorter.
+    /// Images per row; the last row may be shorter.
     pub columns: usize,
     /// Each pixel becomes `upscale` x `upscale` pixels.
     pub upscale: usize,
@@ -24,8 +24,8 @@ pub struct GridLayout {
 }
 
 impl GridLayout {
-    /// A grid about as wide as high for `count` images of `height` x `width`, enlarged by a whole
-    /// number to some 128 pixels when they are smaller.
+    /// Returns a nearly square grid for `count` images of `height` x `width` pixels. Smaller images are enlarged by an
+    /// integer factor to at most 128 pixels.
     pub fn for_images(count: usize, height: usize, width: usize) -> Self {
         let columns = (1..=count)
             .find(|columns| columns * columns >= count)
@@ -38,7 +38,8 @@ impl GridLayout {
     }
 }
 
-/// The whole factor that brings an image of `height` x `width` to some 128 pixels, at least 1.
+/// Returns the largest integer factor that enlarges an image of `height` x `width` pixels to at most 128 pixels; at least
+/// 1.
 pub fn visible_upscale(height: usize, width: usize) -> usize {
     (VISIBLE_SIDE / height.max(width).max(1)).max(1)
 }
@@ -46,31 +47,31 @@ pub fn visible_upscale(height: usize, width: usize) -> usize {
 /// Why a PNG could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageGridError {
-    /// The images or the layout do not make a picture.
+    /// The images or the layout are invalid.
     #[error("cannot draw {}: {problem}", path.display())]
     Shape {
-        /// The file that was asked for.
+        /// The requested file.
         path: PathBuf,
         /// What was found and what is allowed.
         problem: String,
     },
-    /// The file could not be written; whatever stood there before is untouched.
+    /// The file could not be written; an existing file is unchanged.
     #[error("cannot write {}: check that its folder exists, is writable and has space left", path.display())]
     Write {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         #[source]
         source: io::Error,
     },
 }
 
-/// Writes RGB `images` (`[N, 3, H, W]`, 0 to 255) as one PNG, row by row in the order given.
-/// The file appears complete or not at all.
+/// Writes RGB `images` (`[N, 3, H, W]`, 0 to 255) as one PNG, row by row in their order. The file appears
+/// complete or not at all.
 ///
 /// # Errors
-/// [`ImageGridError::Shape`] for no images, a channel count other than 3, zero columns or upscale,
-/// or more than 16384 pixels a side; [`ImageGridError::Write`] when the file cannot be written.
+/// [`ImageGridError::Shape`] if there are no images, the channel count is not 3, columns or upscale are zero, or a side
+/// exceeds 16384 pixels; [`ImageGridError::Write`] if the file cannot be written.
 ///
 /// # Example
 /// ```
@@ -100,13 +101,13 @@ pub fn write_grid(
     };
     if count == 0 || channels != 3 || height == 0 || width == 0 {
         return Err(shape_error(format!(
-            "found images of shape {:?}, allowed is [N, 3, H, W] with no zero",
+            "the images have shape {:?}, expected [N, 3, H, W] without zeros",
             images.shape()
         )));
     }
     if columns == 0 || upscale == 0 {
         return Err(shape_error(format!(
-            "found {columns} columns and upscale {upscale}, both must be at least 1"
+            "columns ({columns}) and upscale ({upscale}) must be at least 1"
         )));
     }
     let columns = columns.min(count);
@@ -119,7 +120,7 @@ pub fn write_grid(
     let (Some(grid_width), Some(grid_height)) = (side(columns, width), side(rows, height)) else {
         return Err(shape_error(format!(
             "{rows} x {columns} images of {height} x {width} pixels, enlarged {upscale} times, \
-             are more than {MAX_SIDE} pixels a side; write fewer images or lower the upscale"
+             exceed {MAX_SIDE} pixels per side; write fewer images or lower the upscale"
         )));
     };
 
@@ -162,16 +163,16 @@ pub fn write_image(
     write_grid(path, image.insert_axis(ndarray::Axis(0)), layout)
 }
 
-/// How hard a picture is compressed.
+/// The compression level of a picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
-    /// For pictures to look at.
+    /// Best compression, for pictures that are viewed.
     Best,
-    /// For many samples, which hardly get smaller.
+    /// Fast compression, for many samples, which compress little in any case.
     Fast,
 }
 
-/// Writes RGB bytes `[height, width, 3]` as a PNG file, whole or not at all.
+/// Writes RGB bytes `[height, width, 3]` as a PNG file. The file appears complete or not at all.
 ///
 /// # Errors
 /// The file cannot be written.
@@ -186,7 +187,7 @@ pub fn write_png(
         Compression::Fast => CompressionType::Fast,
     };
     files::write(path, |file| {
-        // Enlarged images repeat their lines, which only the adaptive filters notice.
+        // Enlarged images repeat their lines, which only the adaptive filters exploit.
         PngEncoder::new_with_quality(&mut *file, compression, FilterType::Adaptive)
             .write_image(rgb, width, height, ExtendedColorType::Rgb8)
             .map_err(|error| match error {
@@ -215,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn images_lie_row_by_row_with_gaps() {
+    fn images_are_arranged_row_by_row_with_gaps() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("grid.png");
         let layout = GridLayout {
@@ -257,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn shapes_that_make_no_picture_are_refused() {
+    fn invalid_shapes_and_layouts_are_rejected() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("grid.png");
         let layout = GridLayout::for_images(1, 2, 2);
@@ -290,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unwritable_place_is_named() {
+    fn a_path_that_cannot_be_written_is_named() {
         let path = Path::new("/nowhere/grid.png");
         let layout = GridLayout::for_images(1, 2, 2);
         let error = write_grid(path, numbered(1).view(), layout).unwrap_err();

@@ -1,22 +1,22 @@
-//! From the folder of a run to tables, plots and a page; no libtorch.
+//! Turns the folder of a sweep into tables, plots and an HTML page, without libtorch.
 //!
-//! [`results`] reads and writes `results.csv`, [`ranking`] an order of encoders, [`image_grid`] pictures of many images.
+//! [`results`] reads and writes `results.csv`, [`ranking`] ranks encoders by spatial metrics, and [`image_grid`] writes
+//! pictures of many images.
 //!
 //! The report of a sweep is `report.html`, one self-contained page, and `plots/*.svg`.
 //!
-//! [`build`] reads the folder of a run and nothing else, so the same folder gives the same bytes.
-//! Only `results.csv` must be sound. Whatever else is missing or broken is named in
-//! [`Report::notes`] and on the page, and the report is made from the rest:
+//! [`build`] reads only the run folder, so the same folder yields the same bytes. Only `results.csv` must be valid. Other
+//! files that are missing or damaged are listed in [`Report::notes`] and on the page, and the report uses the rest:
 //!
 //! | file | used for |
 //! |---|---|
 //! | `results.csv` | the table, the findings, Frechet distances, encoder metrics |
 //! | `plan.toml` | `name` and `description` |
 //! | `cells/ID/metrics.jsonl` | curves: `step`, `denoising_loss`, `alignment_loss`, `fd` |
-//! | `cells/ID/samples/*.png` | the last picture by name; pictures with `grid` in their name first |
-//! | `encoders/NAME.png` | what an encoder sees |
-//! | `ranking.json` | the order of encoders that `runner metrics --rank` gave |
-//! | `cells/ID/config.toml` | shown folded |
+//! | `cells/ID/samples/*.png` | the last picture by name; only pictures with `grid` in their name if there are any |
+//! | `encoders/NAME.png` | maps of an encoder's patch tokens |
+//! | `ranking.json` | the ranking of encoders by `runner metrics --rank` |
+//! | `cells/ID/config.toml` | shown collapsed |
 //! | `cells/ID/result.json` | `hash`, `hardware` (text), `started_at` and `finished_at` (text, or seconds since 1970) |
 
 mod columns;
@@ -44,9 +44,9 @@ use std::path::{Path, PathBuf};
 
 use crate::results::{ResultsError, Status};
 use plots::Plots;
-use run_folder::Run;
+use run_folder::RunFolder;
 
-/// What [`build`] wrote and found.
+/// The files that [`build`] wrote, and a summary of the run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
     /// The page.
@@ -59,26 +59,24 @@ pub struct Report {
     pub failed: usize,
     /// Skipped cells.
     pub skipped: usize,
-    /// Cells whose results are of other settings; they are listed, and in no table, finding or plot.
+    /// Cells whose results have other settings; they are listed, but appear in no table of results, finding or plot.
     pub stale: usize,
-    /// Files that were missing or broken, one sentence each; also on the page.
+    /// Files that are missing or damaged, one sentence each; also shown on the page.
     pub notes: Vec<String>,
 }
 
-/// Why there is no report.
+/// Why a report could not be built.
 #[derive(Debug, thiserror::Error)]
 pub enum ReportError {
-    /// `results.csv` is missing or broken.
-    #[error(
-        "no report without results.csv; a sweep writes it, and running the sweep again repairs it"
-    )]
+    /// `results.csv` is missing or invalid.
+    #[error("a report requires a valid results.csv; run the sweep again to write it")]
     Results(#[from] ResultsError),
     /// A file of the report could not be written.
     #[error("cannot write {}: check that the run folder is writable and has space left", path.display())]
     Write {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         #[source]
         source: io::Error,
     },
@@ -87,12 +85,12 @@ pub enum ReportError {
     Draw(#[source] plotters::drawing::DrawingAreaErrorKind<io::Error>),
 }
 
-/// Reads the run folder `run_dir` and writes `report.html` and `plots/*.svg` into it, each file
-/// whole or not at all.
+/// Reads the run folder `run_dir` and writes `report.html` and `plots/*.svg` into it. Each file appears complete or not
+/// at all.
 ///
 /// # Errors
-/// [`ReportError::Results`] when `results.csv` is missing or broken, [`ReportError::Write`] when
-/// the folder is not writable or the disk is full.
+/// [`ReportError::Results`] if `results.csv` is missing or invalid, [`ReportError::Write`] if the folder is not
+/// writable or the disk is full, [`ReportError::Draw`] if a plot cannot be drawn.
 ///
 /// # Example
 /// ```
@@ -106,7 +104,7 @@ pub enum ReportError {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn build(run_dir: &Path) -> Result<Report, ReportError> {
-    let run = Run::read(run_dir)?;
+    let run = RunFolder::read(run_dir)?;
     let plots = Plots::draw(&run).map_err(ReportError::Draw)?;
 
     let folder = run_dir.join("plots");

@@ -1,16 +1,16 @@
-//! Numbers as text: few digits, a real minus sign.
+//! Formats numbers with few digits and a typographic minus sign.
 
-/// Decimals that show four significant digits of the largest of `values`, at most 7.
+/// Returns the number of decimals that show four significant digits of the largest of `values`, at most 7.
 pub(super) fn decimals(values: impl IntoIterator<Item = f64>) -> usize {
     let largest = values.into_iter().map(f64::abs).fold(0.0, f64::max);
     if largest == 0.0 || !largest.is_finite() {
         return 0;
     }
-    // Between -7 and 7, so the cast is exact.
+    // The value is between 0 and 7, so the cast is exact.
     (3.0 - largest.log10().floor()).clamp(0.0, 7.0) as usize
 }
 
-/// `value` with `decimals` decimals; very large and very small ones with an exponent.
+/// Formats `value` with `decimals` decimals; very large and very small values have an exponent.
 pub(super) fn plain(value: f64, decimals: usize) -> String {
     let text = if value != 0.0 && !(1e-6..1e9).contains(&value.abs()) {
         format!("{value:.3e}")
@@ -25,7 +25,7 @@ pub(super) fn plain(value: f64, decimals: usize) -> String {
     }
 }
 
-/// As [`plain`], with a plus sign for positive values.
+/// As [`plain`], but with a plus sign for positive values.
 pub(super) fn signed(value: f64, decimals: usize) -> String {
     let text = plain(value, decimals);
     let zero = text.chars().all(|c| matches!(c, '0' | '.'));
@@ -36,7 +36,7 @@ pub(super) fn signed(value: f64, decimals: usize) -> String {
     }
 }
 
-/// `value` with four significant digits.
+/// Formats `value` with four significant digits.
 pub(super) fn short(value: f64) -> String {
     plain(value, decimals([value]))
 }

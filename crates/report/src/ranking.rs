@@ -1,5 +1,5 @@
-//! Encoders in the order of the spatial structure of their tokens: a prediction, made before any
-//! training, of which of them is the best alignment target.
+//! Ranks encoders by the spatial structure of their tokens: a prediction, before any training, of the best alignment
+//! target.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
@@ -9,22 +9,22 @@ use std::path::Path;
 use metrics::spatial::SpatialMetrics;
 use serde::{Deserialize, Serialize};
 
-/// A spatial metric. Higher is more structure in all of them.
+/// A spatial metric. Higher values mean more spatial structure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Metric {
+pub enum SpatialMetric {
     /// Local against distant similarity.
     Lds,
     /// Correlation decay slope.
     Cds,
     /// Semantic-region self-similarity.
     Srss,
-    /// Root mean square contrast.
+    /// Root-mean-square spatial contrast.
     Rmsc,
 }
 
-impl Metric {
-    /// All of them, in the order of the paper.
+impl SpatialMetric {
+    /// All spatial metrics, in the order of the paper.
     pub const ALL: [Self; 4] = [Self::Lds, Self::Cds, Self::Srss, Self::Rmsc];
 
     fn of(self, metrics: &SpatialMetrics) -> Option<f64> {
@@ -37,7 +37,7 @@ impl Metric {
     }
 }
 
-impl fmt::Display for Metric {
+impl fmt::Display for SpatialMetric {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Lds => "lds",
@@ -48,7 +48,7 @@ impl fmt::Display for Metric {
     }
 }
 
-impl std::str::FromStr for Metric {
+impl std::str::FromStr for SpatialMetric {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -60,45 +60,45 @@ impl std::str::FromStr for Metric {
     }
 }
 
-/// The order, and what it was measured on.
+/// A ranking of encoders, and the images that it was measured on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Ranking {
-    /// What decides the order.
-    pub by: Metric,
+    /// The metric that determines the order.
+    pub by: SpatialMetric,
     /// The data set.
     pub data: String,
-    /// Fingerprint of its images.
+    /// The fingerprint of the data set.
     pub fingerprint: String,
-    /// How many of them were looked at.
+    /// Number of images that were used.
     pub images: usize,
-    /// Their side in pixels.
+    /// Side of the images in pixels.
     pub resolution: u32,
     /// Best first; encoders without the metric last.
     pub encoders: Vec<Ranked>,
 }
 
-/// One encoder's place.
+/// The metrics and ranks of one encoder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Ranked {
-    /// Its name.
+    /// Name of the encoder.
     pub encoder: String,
-    /// Its metrics.
+    /// Its spatial metrics.
     #[serde(flatten)]
     pub metrics: SpatialMetrics,
-    /// Its place by each metric, from 1; equal values share the better place.
-    pub places: BTreeMap<Metric, usize>,
+    /// Its rank by each metric, from 1; equal values share the better rank.
+    pub places: BTreeMap<SpatialMetric, usize>,
 }
 
 impl Ranking {
-    /// Puts `measured` encoders, by name, in the order of `by`.
+    /// Ranks the `measured` encoders, given as name and metrics, by `by`.
     pub fn new(
-        by: Metric,
+        by: SpatialMetric,
         (data, fingerprint): (&str, &str),
         images: usize,
         resolution: u32,
         measured: Vec<(String, SpatialMetrics)>,
     ) -> Self {
-        let place = |metric: Metric, metrics: &SpatialMetrics| {
+        let place = |metric: SpatialMetric, metrics: &SpatialMetrics| {
             let own = metric.of(metrics)?;
             let others = measured.iter().filter_map(|(_, other)| metric.of(other));
             Some(1 + others.filter(|other| *other > own).count())
@@ -108,7 +108,7 @@ impl Ranking {
             .map(|(encoder, metrics)| Ranked {
                 encoder: encoder.clone(),
                 metrics: *metrics,
-                places: Metric::ALL
+                places: SpatialMetric::ALL
                     .into_iter()
                     .filter_map(|metric| Some((metric, place(metric, metrics)?)))
                     .collect(),
@@ -125,13 +125,13 @@ impl Ranking {
         }
     }
 
-    /// The order as a table, each figure with its own place in brackets.
+    /// Formats the ranking as a table; the rank by each metric is in parentheses.
     pub fn table(&self) -> String {
         let name = |ranked: &Ranked| ranked.encoder.len();
         let width = self.encoders.iter().map(name).max().unwrap_or(0).max(7);
         // Writing to a String cannot fail.
         let mut text = format!("place  {:width$}", "encoder");
-        for metric in Metric::ALL {
+        for metric in SpatialMetric::ALL {
             let mark = if metric == self.by { "*" } else { "" };
             let _infallible = write!(text, "  {:>12}", format!("{metric}{mark}"));
         }
@@ -139,7 +139,7 @@ impl Ranking {
             let place = ranked.place(self.by).map(|place| place.to_string());
             let place = place.unwrap_or_else(|| "-".to_owned());
             let _infallible = write!(text, "\n{place:>5}  {:width$}", ranked.encoder);
-            for metric in Metric::ALL {
+            for metric in SpatialMetric::ALL {
                 let figure = match (metric.of(&ranked.metrics), ranked.place(metric)) {
                     (Some(value), Some(place)) => format!("{value:.4} ({place})"),
                     _ => "-".to_owned(),
@@ -150,7 +150,7 @@ impl Ranking {
         text
     }
 
-    /// Writes it as JSON, whole or not at all.
+    /// Writes the ranking as JSON. The file appears complete or not at all.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -161,17 +161,17 @@ impl Ranking {
         })
     }
 
-    /// The figure of an encoder by the name of a metric.
-    pub(crate) fn figure(&self, encoder: &str, metric: &str) -> Option<f64> {
-        let metric: Metric = metric.parse().ok()?;
+    /// The value of the metric named `metric` for an encoder.
+    pub(crate) fn value(&self, encoder: &str, metric: &str) -> Option<f64> {
+        let metric: SpatialMetric = metric.parse().ok()?;
         let mut encoders = self.encoders.iter();
         metric.of(&encoders.find(|ranked| ranked.encoder == encoder)?.metrics)
     }
 }
 
 impl Ranked {
-    /// Its place by a metric.
-    pub fn place(&self, metric: Metric) -> Option<usize> {
+    /// The rank of the encoder by a metric.
+    pub fn place(&self, metric: SpatialMetric) -> Option<usize> {
         self.places.get(&metric).copied()
     }
 }
@@ -180,7 +180,7 @@ impl Ranked {
 mod tests {
     use super::*;
 
-    fn ranking(by: Metric) -> Ranking {
+    fn ranking(by: SpatialMetric) -> Ranking {
         let metrics = |lds, srss| SpatialMetrics {
             lds,
             cds: 1.0,
@@ -195,26 +195,26 @@ mod tests {
         Ranking::new(by, ("data", "hash"), 3, 64, measured)
     }
 
-    fn order(by: Metric) -> Vec<String> {
+    fn order(by: SpatialMetric) -> Vec<String> {
         let encoders = ranking(by).encoders.into_iter();
         encoders.map(|ranked| ranked.encoder).collect()
     }
 
     #[test]
-    fn more_structure_comes_first_and_none_last() {
-        assert_eq!(order(Metric::Lds), ["high", "middle", "low"]);
-        assert_eq!(order(Metric::Rmsc), ["low", "middle", "high"]);
-        assert_eq!(order(Metric::Srss), ["middle", "low", "high"]);
-        // Equal values keep the order in which they were asked for.
-        assert_eq!(order(Metric::Cds), ["low", "high", "middle"]);
-        let ranking = ranking(Metric::Lds);
-        assert_eq!(ranking.encoders[2].place(Metric::Cds), Some(1));
-        assert_eq!(ranking.encoders[0].place(Metric::Srss), None);
+    fn more_structure_ranks_first_and_a_missing_metric_last() {
+        assert_eq!(order(SpatialMetric::Lds), ["high", "middle", "low"]);
+        assert_eq!(order(SpatialMetric::Rmsc), ["low", "middle", "high"]);
+        assert_eq!(order(SpatialMetric::Srss), ["middle", "low", "high"]);
+        // Encoders with equal values keep their order.
+        assert_eq!(order(SpatialMetric::Cds), ["low", "high", "middle"]);
+        let ranking = ranking(SpatialMetric::Lds);
+        assert_eq!(ranking.encoders[2].place(SpatialMetric::Cds), Some(1));
+        assert_eq!(ranking.encoders[0].place(SpatialMetric::Srss), None);
     }
 
     #[test]
-    fn the_table_marks_what_decides() {
-        let table = ranking(Metric::Srss).table();
+    fn the_table_marks_the_metric_that_determines_the_order() {
+        let table = ranking(SpatialMetric::Srss).table();
         let lines: Vec<&str> = table.lines().collect();
         assert!(lines[0].contains("srss*") && !lines[0].contains("lds*"));
         assert!(lines[1].contains("middle") && lines[1].contains("0.7000 (1)"));
@@ -222,15 +222,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn a_written_ranking_is_read_back() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ranking.json");
-        let ranking = ranking(Metric::Lds);
+        let ranking = ranking(SpatialMetric::Lds);
         ranking.write(&path).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(serde_json::from_str::<Ranking>(&text).unwrap(), ranking);
-        assert_eq!(ranking.figure("middle", "srss"), Some(0.7));
-        assert_eq!(ranking.figure("high", "srss"), None);
-        assert_eq!(ranking.figure("other", "lds"), None);
+        assert_eq!(ranking.value("middle", "srss"), Some(0.7));
+        assert_eq!(ranking.value("high", "srss"), None);
+        assert_eq!(ranking.value("other", "lds"), None);
     }
 }

@@ -1,4 +1,4 @@
-//! `results.csv`: one row a cell of a sweep, written whole or not at all.
+//! Reads and writes `results.csv`, which has one row per cell of a sweep.
 
 use std::fs::File;
 use std::io;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// The columns of `results.csv`, in their order. Equal to the fields of [`ResultRow`].
+/// The columns of `results.csv` in order. They are the fields of [`ResultRow`].
 pub const COLUMNS: [&str; 26] = [
     "cell",
     "status",
@@ -36,18 +36,18 @@ pub const COLUMNS: [&str; 26] = [
     "reason",
 ];
 
-/// How a cell ended.
+/// The status of a cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
     /// Trained and evaluated.
     Done,
-    /// Stopped by an error; [`ResultRow::reason`] says which.
+    /// Stopped by an error, which [`ResultRow::reason`] states.
     Failed,
-    /// Not started, because something it needs is not on this machine.
+    /// Not started, because a file that it needs is not installed.
     Skipped,
-    /// A result of other settings, data or encoders than the plan's; [`ResultRow::reason`] says what differs. It is not
-    /// compared with others.
+    /// The result has other settings, data or encoders than the plan; [`ResultRow::reason`] states the difference. It is
+    /// not compared with other results.
     Stale,
 }
 
@@ -63,15 +63,15 @@ impl Status {
     }
 }
 
-/// One cell of a sweep. Figures that were not computed are `None` and stay empty in the file;
-/// texts that do not apply are empty.
+/// One cell of a sweep. Numbers that were not computed are `None` and empty in the file; texts that do not apply are
+/// empty.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ResultRow {
-    /// Readable id, the name of the cell's folder: `sit-xs4.irepa.hog.s0`.
+    /// Readable id, which is also the name of the cell's folder: `sit-xs4.irepa.hog.s0`.
     pub cell: String,
-    /// How the cell ended.
+    /// Status of the cell.
     pub status: Status,
-    /// Encoder aligned to, `none` or empty for the baseline.
+    /// Encoder that the cell aligns to; `none` or empty for the baseline.
     pub encoder: String,
     /// `irepa`, `repa`, ..., or `none` for the baseline without alignment.
     pub recipe: String,
@@ -113,17 +113,17 @@ pub struct ResultRow {
     pub rmsc: Option<f64>,
     /// Accuracy of a linear probe on the encoder's tokens, 0 to 1.
     pub linear_probe: Option<f64>,
-    /// Optimiser steps a second.
+    /// Optimiser steps per second.
     pub steps_per_s: Option<f64>,
-    /// Most memory in use at once while the cell was trained and measured, its encoder's included, MiB: of the
-    /// allocator on CUDA, of the process on the CPU. Only where the process ran no other cell at the same time.
+    /// Peak memory in MiB while the cell was trained and measured, including its encoder: of the allocator on CUDA, of the
+    /// process on the CPU. Present only if the process ran no other cell at the same time.
     pub peak_memory_mib: Option<f64>,
     /// Why the cell failed, was skipped or is stale.
     pub reason: String,
 }
 
 impl ResultRow {
-    /// A row that says nothing but the cell's id and how it ended.
+    /// A row that contains only the id and the status of a cell.
     pub fn empty(cell: &str, status: Status) -> Self {
         Self {
             cell: cell.to_owned(),
@@ -155,7 +155,7 @@ impl ResultRow {
         }
     }
 
-    /// Whether the cell trains without alignment: recipe `none` or empty.
+    /// Returns whether the cell trains without alignment: its recipe is `none` or empty.
     pub fn is_baseline(&self) -> bool {
         self.recipe.is_empty() || self.recipe == "none"
     }
@@ -164,12 +164,12 @@ impl ResultRow {
 /// Why `results.csv` could not be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum ResultsError {
-    /// The file could not be written; whatever stood there before is untouched.
+    /// The file could not be written; an existing file is unchanged.
     #[error("cannot write {}: check that its folder exists, is writable and has space left", path.display())]
     Write {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         #[source]
         source: io::Error,
     },
@@ -178,19 +178,19 @@ pub enum ResultsError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         #[source]
         source: io::Error,
     },
-    /// The first line does not name the columns of [`COLUMNS`], each once.
+    /// The header does not contain each column of [`COLUMNS`] exactly once.
     #[error("{}:1: {problem}; the columns are: {}", path.display(), COLUMNS.join(", "))]
     Header {
         /// The file.
         path: PathBuf,
-        /// The column and what is wrong with it.
+        /// The column and the problem.
         problem: String,
     },
-    /// A row does not hold what its column needs.
+    /// A row has a value that is invalid for its column.
     #[error("{}:{line}: {problem}", path.display())]
     Row {
         /// The file.
@@ -202,12 +202,11 @@ pub enum ResultsError {
     },
 }
 
-/// Writes `rows` under a header line. The file appears complete or not at all: it is written
-/// beside `path`, flushed to the disk and renamed. Floats have the fewest digits that read back
-/// to the same bits.
+/// Writes a header line and `rows`. The file appears complete or not at all: it is written under a temporary name, flushed
+/// to the disk and renamed. Floats have the fewest digits that read back to the same bits.
 ///
 /// # Errors
-/// [`ResultsError::Write`] when the folder is missing or not writable, or the disk is full.
+/// [`ResultsError::Write`] if the folder is missing or not writable, or the disk is full.
 pub fn write_csv(path: &Path, rows: &[ResultRow]) -> Result<(), ResultsError> {
     files::write(path, |file| {
         let mut csv = csv::WriterBuilder::new()
@@ -225,11 +224,11 @@ pub fn write_csv(path: &Path, rows: &[ResultRow]) -> Result<(), ResultsError> {
     })
 }
 
-/// Reads what [`write_csv`] wrote; the order of the columns does not matter.
+/// Reads a file that [`write_csv`] wrote. The columns may be in any order.
 ///
 /// # Errors
-/// [`ResultsError::Read`] when the file is missing, [`ResultsError::Header`] for a missing, unknown
-/// or repeated column, [`ResultsError::Row`] with the line for a value that cannot be read.
+/// [`ResultsError::Read`] if the file is missing, [`ResultsError::Header`] for a missing, unknown or repeated column,
+/// [`ResultsError::Row`] with the line for an invalid value.
 pub fn read_csv(path: &Path) -> Result<Vec<ResultRow>, ResultsError> {
     let read_error = |source| ResultsError::Read {
         path: path.to_owned(),
@@ -264,7 +263,7 @@ fn check_header(header: &csv::StringRecord) -> Result<(), String> {
         match header.iter().filter(|name| *name == column).count() {
             0 => return Err(format!("column `{column}` is missing")),
             1 => {}
-            _ => return Err(format!("column `{column}` stands there more than once")),
+            _ => return Err(format!("column `{column}` appears more than once")),
         }
     }
     Ok(())
@@ -292,12 +291,12 @@ fn row_error(
         } => format!("{len} columns, expected {expected_len}"),
         csv::ErrorKind::Utf8 { .. } => "not UTF-8 text".to_owned(),
         csv::ErrorKind::Deserialize { err, .. } => {
-            let place = err.field().and_then(|field| {
+            let cell = err.field().and_then(|field| {
                 let (header, record) = context?;
                 let index = usize::try_from(field).ok()?;
                 Some((header.get(index)?, record.get(index)?))
             });
-            match place {
+            match cell {
                 Some((column, found)) => {
                     format!("column `{column}`: found `{found}`: {}", err.kind())
                 }
@@ -383,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn floats_are_short() {
+    fn floats_have_the_fewest_digits() {
         let folder = folder();
         let path = folder.path().join("results.csv");
         let mut short = row();
@@ -394,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn no_rows_still_have_a_header() {
+    fn a_file_without_rows_has_a_header() {
         let folder = folder();
         let path = folder.path().join("results.csv");
         write_csv(&path, &[]).unwrap();
@@ -403,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_number_is_named_with_line_and_column() {
+    fn an_invalid_number_is_named_with_line_and_column() {
         let folder = folder();
         let path = folder.path().join("results.csv");
         let mut plain = row();
@@ -419,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_row_is_named_with_its_line() {
+    fn an_incomplete_row_is_named_with_its_line() {
         let folder = folder();
         let path = folder.path().join("results.csv");
         fs::write(&path, format!("{}\na,done,hog\n", COLUMNS.join(","))).unwrap();
@@ -428,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_status_says_what_is_allowed() {
+    fn an_unknown_status_is_rejected_with_the_allowed_values() {
         let folder = folder();
         let path = folder.path().join("results.csv");
         write_csv(&path, &[row()]).unwrap();
@@ -440,16 +439,13 @@ mod tests {
     }
 
     #[test]
-    fn unknown_missing_and_repeated_columns_are_refused() {
+    fn unknown_missing_and_repeated_columns_are_rejected() {
         let folder = folder();
         let path = folder.path().join("results.csv");
         for (header, problem) in [
             (COLUMNS.join(",").replace("fid", "fidd"), "`fidd`"),
             (COLUMNS.join(",").replace(",kid", ""), "`kid` is missing"),
-            (
-                COLUMNS.join(",") + ",kid",
-                "`kid` stands there more than once",
-            ),
+            (COLUMNS.join(",") + ",kid", "`kid` appears more than once"),
         ] {
             fs::write(&path, header + "\n").unwrap();
             let message = read_csv(&path).unwrap_err().to_string();

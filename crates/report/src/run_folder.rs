@@ -1,5 +1,5 @@
-//! Reads the folder of a sweep. Only `results.csv` must be sound: whatever else is missing or
-//! broken becomes a note, and the report is made from the rest.
+//! Reads the folder of a sweep. Only `results.csv` must be valid: any other file that is missing or damaged becomes a
+//! note, and the report uses the rest.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,51 +14,53 @@ use crate::results::{ResultRow, ResultsError, Status, read_csv};
 use super::comparison::distinct;
 use super::time;
 
-/// A sample grid larger than this stays out of the page, which is meant to be sent by mail.
+/// Maximum size of a picture on the page, which should be small enough to be sent by e-mail.
 const MAX_SAMPLE_BYTES: usize = 4 << 20;
 
-/// Everything the report is made from.
+/// The contents of a run folder that the report uses.
 #[derive(Debug)]
-pub(super) struct Run {
+pub(super) struct RunFolder {
     pub name: String,
     pub description: String,
-    /// In the order of `results.csv`, without those whose results are of other settings.
+    /// The cells in the order of `results.csv`, except stale ones.
     pub cells: Vec<Cell>,
-    /// The rows of those.
+    /// The rows of cells whose results have other settings.
     pub stale: Vec<ResultRow>,
     /// Distinct `hardware` lines of the cells' `result.json`.
     pub hardware: Vec<String>,
-    /// Earliest start and latest end of the cells, as text.
+    /// The earliest start of a cell, as text.
     pub started: Option<String>,
+    /// The latest end of a cell, as text.
     pub finished: Option<String>,
-    /// What encoders see, in the order of their first cell.
+    /// The sheets of token maps, in the order of each encoder's first cell.
     pub sheets: Vec<Sheet>,
-    /// The order of encoders that was made before the sweep, if there is one.
+    /// The ranking of encoders from before the sweep, if there is one.
     pub ranking: Option<Ranking>,
-    /// What could not be read.
+    /// Files that could not be read, and other problems, one sentence each.
     pub notes: Vec<String>,
 }
 
-/// The sheet of an encoder.
+/// The sheet of an encoder's token maps.
 #[derive(Debug)]
 pub(super) struct Sheet {
     pub encoder: String,
-    pub picture: Sample,
+    pub picture: Picture,
 }
 
-/// One cell with what its folder holds.
+/// One cell with the contents of its folder.
 #[derive(Debug)]
 pub(super) struct Cell {
     pub row: ResultRow,
-    /// By ascending step.
+    /// The logged steps in ascending order.
     pub curve: Vec<LoggedStep>,
-    pub sample: Option<Sample>,
+    /// The newest picture of samples.
+    pub sample: Option<Picture>,
     pub config: Option<String>,
     /// Hash of configuration, data set and encoder files.
     pub hash: Option<String>,
 }
 
-/// The part of a line of `metrics.jsonl` that is plotted.
+/// The plotted values of a line of `metrics.jsonl`.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 pub(super) struct LoggedStep {
     pub step: u64,
@@ -74,7 +76,7 @@ pub(super) struct LoggedStep {
 
 /// A picture, such as the newest in a cell's `samples` folder.
 #[derive(Debug)]
-pub(super) struct Sample {
+pub(super) struct Picture {
     pub file_name: String,
     pub png: Vec<u8>,
     pub width: u32,
@@ -93,8 +95,8 @@ struct ResultJson {
     finished_at: Option<serde_json::Value>,
 }
 
-impl Run {
-    /// Reads `run_dir`.
+impl RunFolder {
+    /// Reads the run folder `run_dir`.
     pub fn read(run_dir: &Path) -> Result<Self, ResultsError> {
         let rows = read_csv(&run_dir.join("results.csv"))?;
         let mut notes = Vec::new();
@@ -107,7 +109,7 @@ impl Run {
         for row in rows {
             if !seen.insert(row.cell.clone()) {
                 notes.push(format!(
-                    "results.csv: cell `{}` stands there more than once",
+                    "results.csv: cell `{}` appears more than once",
                     row.cell
                 ));
             }
@@ -136,7 +138,7 @@ impl Run {
             .into_iter()
             .filter_map(|encoder| read_sheet(run_dir, encoder, &mut notes))
             .collect();
-        Ok(Run {
+        Ok(RunFolder {
             name,
             description,
             sheets,
@@ -189,9 +191,9 @@ fn read_plan(run_dir: &Path, notes: &mut Vec<String>) -> (String, String) {
     )
 }
 
-/// Where the sheet of `encoder` is in a run folder.
+/// Returns the path of the sheet of `encoder` in a run folder.
 pub fn encoder_sheet(run_dir: &Path, encoder: &str) -> PathBuf {
-    // Names of encoders are plain; a `/` in one must not lead out of the folder.
+    // A `/` in the name of an encoder must not lead outside the folder.
     let name = encoder.replace(['/', '\\'], "-");
     run_dir.join("encoders").join(format!("{name}.png"))
 }
@@ -223,18 +225,18 @@ fn read_ranking(run_dir: &Path, notes: &mut Vec<String>) -> Option<Ranking> {
     }
 }
 
-/// A PNG that fits on the page, or what is wrong with it.
-fn picture(file_name: String, png: Vec<u8>) -> Result<Sample, String> {
+/// Reads a PNG and checks its size; an error describes the problem.
+fn picture(file_name: String, png: Vec<u8>) -> Result<Picture, String> {
     if png.len() > MAX_SAMPLE_BYTES {
         return Err(format!(
-            "{} MiB, left out of the report (at most {} MiB)",
+            "omitted from the report: {} MiB (limit: {} MiB)",
             png.len() >> 20,
             MAX_SAMPLE_BYTES >> 20
         ));
     }
     let picture = image::load_from_memory_with_format(&png, image::ImageFormat::Png);
     let picture = picture.map_err(|error| error.to_string())?;
-    Ok(Sample {
+    Ok(Picture {
         file_name,
         width: picture.width(),
         height: picture.height(),
@@ -242,10 +244,10 @@ fn picture(file_name: String, png: Vec<u8>) -> Result<Sample, String> {
     })
 }
 
-/// One folder below `cells/`, and where to note what is wrong in it.
+/// One folder below `cells/`, and the list of notes for its problems.
 struct CellFolder<'a> {
-    /// `None` for a cell that has no folder, or an id that is no plain folder name.
-    path: Option<std::path::PathBuf>,
+    /// `None` if the cell has no folder, or its id is not a plain folder name.
+    path: Option<PathBuf>,
     id: &'a str,
     status: Status,
     notes: &'a mut Vec<String>,
@@ -254,7 +256,7 @@ struct CellFolder<'a> {
 impl<'a> CellFolder<'a> {
     fn of(run_dir: &Path, row: &'a ResultRow, notes: &'a mut Vec<String>) -> Self {
         let id = row.cell.as_str();
-        // An id such as `../x` must not make the report read outside the run's folder.
+        // An id such as `../x` must not make the report read outside the run folder.
         let plain = Path::new(id).file_name() == Some(id.as_ref());
         if !plain {
             notes.push(format!("results.csv: `{id}` is not the name of a folder"));
@@ -277,7 +279,7 @@ impl<'a> CellFolder<'a> {
             .push(format!("cells/{}/{file}: {problem}", self.id));
     }
 
-    /// The bytes of `file`; a missing file is noted only where a finished cell must have it.
+    /// Reads the bytes of `file`. A missing file is noted only if it is `expected` and the cell has finished.
     fn read(&mut self, file: &str, expected: bool) -> Option<Vec<u8>> {
         match fs::read(self.path.as_ref()?.join(file)) {
             Ok(bytes) => Some(bytes),
@@ -314,25 +316,25 @@ impl<'a> CellFolder<'a> {
             return Vec::new();
         };
         let parsed = parse_curve(&bytes);
-        if let Some(line) = parsed.torn {
+        if let Some(line) = parsed.incomplete {
             self.note(
                 "metrics.jsonl",
-                format_args!("line {line}, the last, is torn and left out"),
+                format_args!("the last line ({line}) is incomplete and was ignored"),
             );
         }
-        if let Some(first) = parsed.broken.first() {
+        if let Some(first) = parsed.unreadable.first() {
             self.note(
                 "metrics.jsonl",
                 format_args!(
-                    "{} unreadable lines left out, the first is line {first}",
-                    parsed.broken.len()
+                    "{} unreadable lines were ignored, the first is line {first}",
+                    parsed.unreadable.len()
                 ),
             );
         }
         parsed.steps
     }
 
-    fn sample(&mut self) -> Option<Sample> {
+    fn sample(&mut self) -> Option<Picture> {
         let folder = self.path.as_ref()?.join("samples");
         let mut names: Vec<String> = match fs::read_dir(&folder) {
             Ok(entries) => entries
@@ -345,7 +347,7 @@ impl<'a> CellFolder<'a> {
                 return None;
             }
         };
-        // Single images may lie beside grids, whose names tell them apart.
+        // The folder may also contain individual images; grids have `grid` in their names.
         if names.iter().any(|name| name.contains("grid")) {
             names.retain(|name| name.contains("grid"));
         }
@@ -364,17 +366,19 @@ impl<'a> CellFolder<'a> {
 
 struct ParsedCurve {
     steps: Vec<LoggedStep>,
-    torn: Option<usize>,
-    broken: Vec<usize>,
+    /// The number of an incomplete last line.
+    incomplete: Option<usize>,
+    /// The numbers of other lines that cannot be read.
+    unreadable: Vec<usize>,
 }
 
-/// A line without its newline that does not parse is one that was being written when the process
-/// ended. Steps that a resumed run wrote again replace the earlier ones.
+/// Parses `metrics.jsonl`. A last line without a newline that does not parse was being written when the process ended.
+/// Steps that a resumed run wrote again replace the earlier ones.
 fn parse_curve(bytes: &[u8]) -> ParsedCurve {
     let mut parsed = ParsedCurve {
         steps: Vec::new(),
-        torn: None,
-        broken: Vec::new(),
+        incomplete: None,
+        unreadable: Vec::new(),
     };
     for (index, line) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
         if line.trim_ascii().is_empty() {
@@ -391,8 +395,8 @@ fn parse_curve(bytes: &[u8]) -> ParsedCurve {
                 }
                 parsed.steps.push(logged);
             }
-            Err(_) if !line.ends_with(b"\n") => parsed.torn = Some(index + 1),
-            Err(_) => parsed.broken.push(index + 1),
+            Err(_) if !line.ends_with(b"\n") => parsed.incomplete = Some(index + 1),
+            Err(_) => parsed.unreadable.push(index + 1),
         }
     }
     parsed
@@ -407,29 +411,29 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_last_line_is_left_out() {
+    fn an_incomplete_last_line_is_ignored() {
         let parsed = parse_curve(b"{\"step\":1,\"loss\":2.0}\n{\"step\":2,\"lo");
         assert_eq!(steps(&parsed), [1]);
-        assert_eq!(parsed.torn, Some(2));
-        assert!(parsed.broken.is_empty());
+        assert_eq!(parsed.incomplete, Some(2));
+        assert!(parsed.unreadable.is_empty());
     }
 
     #[test]
-    fn a_whole_last_line_without_newline_counts() {
+    fn a_complete_last_line_without_newline_is_read() {
         let parsed = parse_curve(b"{\"step\":1}\n{\"step\":2}");
         assert_eq!(steps(&parsed), [1, 2]);
-        assert_eq!(parsed.torn, None);
+        assert_eq!(parsed.incomplete, None);
     }
 
     #[test]
-    fn broken_lines_are_counted_and_the_rest_is_kept() {
+    fn unreadable_lines_are_recorded_and_the_rest_is_read() {
         let parsed = parse_curve(b"{\"step\":1}\nnonsense\n\xff\xfe\n\n{\"step\":4}\n");
         assert_eq!(steps(&parsed), [1, 4]);
-        assert_eq!(parsed.broken, [2, 3]);
+        assert_eq!(parsed.unreadable, [2, 3]);
     }
 
     #[test]
-    fn steps_written_again_replace_the_earlier_ones() {
+    fn steps_that_were_written_again_replace_the_earlier_ones() {
         let parsed = parse_curve(
             b"{\"step\":1}\n{\"step\":2}\n{\"step\":3}\n{\"step\":2,\"denoising_loss\":0.5}\n",
         );

@@ -1,6 +1,6 @@
-//! Times out of `result.json`, which writes seconds since 1970 or any readable text.
+//! Formats the times in `result.json`, which are seconds since 1970 or text.
 
-/// The time as text that sorts as the times do: numbers are seconds since 1970, texts stay.
+/// Converts a time to text. Numbers are seconds since 1970 and become text that sorts chronologically; text is unchanged.
 pub(super) fn readable(value: &serde_json::Value) -> Option<String> {
     match value {
         serde_json::Value::Number(number) => number
@@ -15,7 +15,7 @@ pub(super) fn readable(value: &serde_json::Value) -> Option<String> {
     }
 }
 
-/// `2026-03-21 14:05 UTC`. The calendar is Howard Hinnant's `civil_from_days`.
+/// Formats a time such as `2026-03-21 14:05 UTC`, with Howard Hinnant's `civil_from_days`.
 fn utc(seconds: u64) -> String {
     let (days, minutes) = (seconds / 86_400, seconds % 86_400 / 60);
     let shifted = days + 719_468;
@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn seconds_become_dates() {
+    fn seconds_are_converted_to_dates() {
         assert_eq!(utc(0), "1970-01-01 00:00 UTC");
         assert_eq!(utc(951_782_400), "2000-02-29 00:00 UTC");
         assert_eq!(utc(1_774_102_259), "2026-03-21 14:10 UTC");
@@ -48,7 +48,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_stay_and_nonsense_is_nothing() {
+    fn text_is_kept_and_other_values_are_ignored() {
         let readable = |text: &str| super::readable(&serde_json::from_str(text).unwrap());
         assert_eq!(
             readable("\" 2026-03-21T14:10Z \"").unwrap(),

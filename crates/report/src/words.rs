@@ -1,12 +1,12 @@
-//! Small pieces of sentences.
+//! Helpers for writing sentences.
 
-/// `1 cell`, `3 cells`.
+/// Returns a count with its noun: `1 cell`, `3 cells`.
 pub(super) fn counted(count: usize, noun: &str) -> String {
     let plural = if count == 1 { "" } else { "s" };
     format!("{count} {noun}{plural}")
 }
 
-/// `text` with a capital first letter.
+/// Returns `text` with a capital first letter.
 pub(super) fn capital(text: &str) -> String {
     let mut letters = text.chars();
     letters.next().map_or_else(String::new, |first| {
@@ -19,7 +19,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_has_no_plural() {
+    fn the_noun_is_singular_only_for_one() {
         assert_eq!(counted(1, "cell"), "1 cell");
         assert_eq!(counted(0, "cell"), "0 cells");
     }

@@ -1,4 +1,4 @@
-//! The report on a run folder as a sweep leaves it. To look at it, name a folder that is kept:
+//! Tests the report of a run folder with the files of a sweep. To view the report, name a folder in which it is kept:
 //! `RUNNER_REPORT_FOLDER=FOLDER cargo test -p report --test report a_whole_sweep`.
 
 use std::fs;
@@ -11,7 +11,7 @@ use report::{ReportError, build};
 
 const STEPS: u64 = 1000;
 const JUDGE: &str = "efficientnet-lite2";
-/// Name, LDS, and a figure that is all noise.
+/// Name, LDS, and a value that is unrelated to the quality.
 const ENCODERS: [(&str, f64, f64); 5] = [
     ("hog", 0.46, 0.61),
     ("sift", 0.41, 0.58),
@@ -19,7 +19,7 @@ const ENCODERS: [(&str, f64, f64); 5] = [
     ("dinov2-vit-b", 0.52, 0.66),
     ("clip-vit-L", 0.22, 0.79),
 ];
-const ABSENT: [&str; 7] = [
+const MISSING: [&str; 7] = [
     "dinov3-vit-b16",
     "dinov3-vit-7b16",
     "webssl-vit-dino300m_full2b_224",
@@ -29,7 +29,7 @@ const ABSENT: [&str; 7] = [
     "mocov3-vit-b",
 ];
 
-/// Numbers in -1..1 that are the same everywhere.
+/// Pseudo-random numbers in -1..1 that are the same on every machine.
 struct Noise(u64);
 
 impl Noise {
@@ -56,7 +56,7 @@ fn row(encoder: &str, recipe: &str) -> ResultRow {
     }
 }
 
-/// A finished cell, with all that it leaves in its folder.
+/// Writes the folder of a finished cell and returns its row.
 fn finished(run: &Path, encoder: &str, recipe: &str, structure: f64, other: f64) -> ResultRow {
     let mut row = row(encoder, recipe);
     let seed = row.cell.bytes().fold(7_u64, |seed, byte| {
@@ -99,7 +99,7 @@ fn finished(run: &Path, encoder: &str, recipe: &str, structure: f64, other: f64)
     let grid = folder.join("samples/grid-0001000.png");
     write_grid(
         &grid,
-        faces(&mut noise).view(),
+        discs(&mut noise).view(),
         GridLayout::for_images(16, 64, 64),
     )
     .unwrap();
@@ -130,13 +130,13 @@ fn curve(gain: f64, structure: Option<f64>, own: &mut Noise) -> (String, (f64, O
     (lines, last)
 }
 
-/// Sixteen round things on grey.
-fn faces(noise: &mut Noise) -> Array4<u8> {
-    let looks: Vec<[f64; 5]> = (0..16)
+/// Sixteen coloured discs on grey.
+fn discs(noise: &mut Noise) -> Array4<u8> {
+    let parameters: Vec<[f64; 5]> = (0..16)
         .map(|_| std::array::from_fn(|_| 0.5 + 0.5 * noise.next()))
         .collect();
     Array4::from_shape_fn((16, 3, 64, 64), |(image, channel, y, x)| {
-        let [x0, y0, red, green, blue] = looks[image];
+        let [x0, y0, red, green, blue] = parameters[image];
         let (dx, dy) = (x as f64 - 22.0 - 20.0 * x0, y as f64 - 22.0 - 20.0 * y0);
         let inside = 1.0 / (1.0 + ((dx.hypot(dy) - 18.0) * 0.8).exp());
         let colour = [red, green, blue][channel] * (1.0 - dy / 60.0);
@@ -144,7 +144,8 @@ fn faces(noise: &mut Noise) -> Array4<u8> {
     })
 }
 
-/// Five encoders under two recipes and a baseline; one cell failed, the absent encoders skipped.
+/// Writes the run folder of five encoders with two recipes and a baseline; one cell has failed, and the cells of missing
+/// encoders are skipped.
 fn sweep(run: &Path) -> Vec<ResultRow> {
     fs::create_dir_all(run).unwrap();
     fs::write(
@@ -175,14 +176,13 @@ fn sweep(run: &Path) -> Vec<ResultRow> {
         kept.join("\n") + "\n{\"step\":440,\"lo",
     )
     .unwrap();
-    for encoder in ABSENT {
+    for encoder in MISSING {
         for recipe in ["repa", "irepa"] {
             let mut row = row(encoder, recipe);
             row.status = Status::Skipped;
             row.steps = None;
-            row.reason = format!(
-                "weights are not on this machine; get them with `cargo xtask encoder {encoder}`"
-            );
+            row.reason =
+                format!("weights are not installed; get them with `cargo xtask encoder {encoder}`");
             rows.push(row);
         }
     }
@@ -210,7 +210,7 @@ fn text(page: &str) -> String {
 }
 
 #[test]
-fn a_whole_sweep_becomes_one_page_and_plots() {
+fn a_whole_sweep_is_reported_on_one_page_with_plots() {
     let temporary = tempfile::tempdir().unwrap();
     let run = std::env::var_os("RUNNER_REPORT_FOLDER")
         .map_or_else(|| temporary.path().join("encoders"), PathBuf::from);
@@ -219,7 +219,9 @@ fn a_whole_sweep_becomes_one_page_and_plots() {
     assert_eq!((report.done, report.failed, report.skipped), (10, 1, 14));
     assert_eq!(
         report.notes,
-        ["cells/sit-xs4.repa.clip-vit-L.s0/metrics.jsonl: line 44, the last, is torn and left out"]
+        [
+            "cells/sit-xs4.repa.clip-vit-L.s0/metrics.jsonl: the last line (44) is incomplete and was ignored"
+        ]
     );
     let names: Vec<_> = report
         .plots
@@ -251,7 +253,7 @@ fn a_whole_sweep_becomes_one_page_and_plots() {
     assert_eq!(page.matches("data:image/png;base64,").count(), 11);
 }
 
-/// The cells of the table's row that starts with `first`.
+/// The cells after the first in the row of a table that starts with `first`.
 fn table_row(page: &str, table: &str, first: &str) -> Vec<String> {
     let table = page.split_once(table).unwrap().1;
     let row = table
@@ -278,7 +280,10 @@ fn the_better_recipe_of_each_encoder_is_marked() {
         assert!(found[0].ends_with(&format!("{irepa:.2}")), "{found:?}");
         let Some(repa) = of("repa") else {
             assert_eq!((&*found[1], &*found[2]), ("", ""));
-            assert!(!found[0].contains('\u{25cf}'), "nothing to be better than");
+            assert!(
+                !found[0].contains('\u{25cf}'),
+                "there is no other recipe to compare with"
+            );
             continue;
         };
         assert!(found[1].ends_with(&format!("{repa:.2}")), "{found:?}");
@@ -292,7 +297,7 @@ fn the_better_recipe_of_each_encoder_is_marked() {
 }
 
 #[test]
-fn distances_measured_during_training_are_a_plot() {
+fn distances_measured_during_training_are_plotted() {
     let run = tempfile::tempdir().unwrap();
     sweep(run.path());
     let plot = run.path().join("plots/distance-sit-xs4.svg");
@@ -319,7 +324,7 @@ fn distances_measured_during_training_are_a_plot() {
 }
 
 #[test]
-fn panels_without_values_say_why() {
+fn panels_without_values_state_the_reason() {
     let run = tempfile::tempdir().unwrap();
     let mut rows = sweep(run.path());
     let svg = |rows: &[ResultRow]| {
@@ -345,21 +350,21 @@ fn the_order_before_training_is_compared_with_the_result() {
     sweep(run.path());
     let heading = "<h3>The order before training, sit-xs4</h3>";
     let first = page(run.path());
-    // Of the fixture, LDS orders the gains; dinov2-vit-b has the most of it.
+    // In the fixture, LDS determines the order of the gains; dinov2-vit-b has the highest.
     let row = table_row(&first, heading, "irepa");
     assert_eq!((&*row[0], &*row[1]), ("lds", "5"));
     let rho: f64 = row[2].parse().unwrap();
     assert!(rho > 0.8, "{row:?}");
     assert!(row[3].contains(" to "), "{row:?}");
     assert_eq!((&*row[4], &*row[5]), ("dinov2-vit-b", "1 of 5"));
-    assert!(text(&first).contains("that of the table's metrics"));
+    assert!(text(&first).contains("that of the metrics in the table"));
 
-    // An order that was made before, by which the encoders stand the other way round.
+    // A ranking from before the sweep with the reverse order.
     let encoders: Vec<String> = ENCODERS
         .iter()
         .map(|(name, lds, _)| {
-            let figures = format!("\"lds\":{},\"cds\":0.1,\"srss\":null,\"rmsc\":0.2", -lds);
-            format!("{{\"encoder\":\"{name}\",{figures},\"places\":{{}}}}")
+            let metrics = format!("\"lds\":{},\"cds\":0.1,\"srss\":null,\"rmsc\":0.2", -lds);
+            format!("{{\"encoder\":\"{name}\",{metrics},\"places\":{{}}}}")
         })
         .collect();
     let ranking = format!(
@@ -373,7 +378,7 @@ fn the_order_before_training_is_compared_with_the_result() {
     let reversed: f64 = row[2].replace('\u{2212}', "-").parse().unwrap();
     assert_eq!(reversed, -rho);
     assert_eq!((&*row[4], &*row[5]), ("clip-vit-L", "5 of 5"));
-    assert!(text(&second).contains("made from 300 images of emoji64"));
+    assert!(text(&second).contains("computed on 300 images of emoji64"));
 
     fs::write(run.path().join("ranking.json"), "{").unwrap();
     let report = build(run.path()).unwrap();
@@ -448,7 +453,7 @@ fn findings_state_the_numbers_of_the_table() {
         "Frechet distance lower in 5 of 5 cells (mean change \u{2212}{:.2}",
         -mean
     )));
-    assert!(text.contains("One seed a configuration"));
+    assert!(text.contains("One seed per configuration"));
 }
 
 #[test]
@@ -471,7 +476,7 @@ fn correlations_have_their_interval_and_their_number_of_encoders() {
 }
 
 #[test]
-fn the_same_folder_gives_the_same_bytes() {
+fn the_same_folder_yields_the_same_bytes() {
     let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     sweep(first.path());
     sweep(second.path());
@@ -500,7 +505,7 @@ fn the_page_needs_no_network_and_its_plots_are_text() {
 }
 
 #[test]
-fn broken_files_are_noted_and_the_rest_is_shown() {
+fn damaged_files_are_noted_and_the_rest_is_shown() {
     let run = tempfile::tempdir().unwrap();
     sweep(run.path());
     let cells = run.path().join("cells");
@@ -525,12 +530,12 @@ fn broken_files_are_noted_and_the_rest_is_shown() {
         assert!(noted, "{file}: {:?}", report.notes);
     }
     let text = text(&fs::read_to_string(report.html).unwrap());
-    assert!(text.contains("Not everything could be read"));
+    assert!(text.contains("Some files could not be read"));
     assert_eq!(report.plots.len(), 5);
 }
 
 #[test]
-fn names_cannot_become_markup_or_leave_the_folder() {
+fn names_are_escaped_and_cannot_leave_the_folder() {
     let run = tempfile::tempdir().unwrap();
     let mut rows = sweep(run.path());
     rows[1].encoder = "<script>alert('x')</script>&\u{1b}".into();
@@ -541,7 +546,11 @@ fn names_cannot_become_markup_or_leave_the_folder() {
     write_csv(&run.path().join("results.csv"), &rows).unwrap();
     let report = build(run.path()).unwrap();
     let page = fs::read_to_string(&report.html).unwrap();
-    assert_eq!(page.matches("<script>").count(), 1, "the page's own");
+    assert_eq!(
+        page.matches("<script>").count(),
+        1,
+        "only the script of the page itself"
+    );
     for markup in ["<img src=x", "<b>", "</svg></style>"] {
         assert!(!page.contains(markup), "{markup}");
     }
@@ -557,7 +566,7 @@ fn names_cannot_become_markup_or_leave_the_folder() {
 }
 
 #[test]
-fn a_run_in_which_nothing_finished_is_reported_neutrally() {
+fn a_run_without_finished_cells_is_reported() {
     let run = tempfile::tempdir().unwrap();
     for rows in [
         vec![],
@@ -593,7 +602,7 @@ fn without_a_baseline_no_gain_is_claimed() {
 }
 
 #[test]
-fn a_baseline_that_wins_is_said_to_win() {
+fn a_baseline_with_the_lowest_distance_is_reported_as_such() {
     let run = tempfile::tempdir().unwrap();
     let mut rows = sweep(run.path());
     rows[0].fd = Some(1.5);
@@ -606,7 +615,7 @@ fn a_baseline_that_wins_is_said_to_win() {
 }
 
 #[test]
-fn seeds_are_averaged_before_encoders_are_counted() {
+fn seeds_are_averaged_before_correlations_are_computed() {
     let run = tempfile::tempdir().unwrap();
     let mut rows = sweep(run.path());
     let seed_one: Vec<ResultRow> = rows
@@ -623,11 +632,11 @@ fn seeds_are_averaged_before_encoders_are_counted() {
     write_csv(&run.path().join("results.csv"), &rows).unwrap();
     let text = text(&page(run.path()));
     assert!(text.contains("n = 5") && !text.contains("n = 10"));
-    assert!(text.contains("Up to 2 seeds a configuration"));
+    assert!(text.contains("Up to 2 seeds per configuration"));
 }
 
 #[test]
-fn figures_that_are_not_numbers_do_not_stop_the_report() {
+fn values_that_are_not_finite_do_not_stop_the_report() {
     let run = tempfile::tempdir().unwrap();
     let mut rows = sweep(run.path());
     rows[1].fd = Some(f64::NAN);
@@ -644,7 +653,7 @@ fn figures_that_are_not_numbers_do_not_stop_the_report() {
 }
 
 #[test]
-fn several_models_have_plots_of_their_own() {
+fn each_model_has_its_own_plots() {
     let run = tempfile::tempdir().unwrap();
     let mut rows = sweep(run.path());
     let half = rows.len() / 2;
@@ -663,7 +672,7 @@ fn several_models_have_plots_of_their_own() {
 }
 
 #[test]
-fn no_results_is_an_error_that_names_the_file() {
+fn a_missing_results_file_is_named() {
     let run = tempfile::tempdir().unwrap();
     let error = build(run.path()).unwrap_err();
     let source = std::error::Error::source(&error).unwrap().to_string();

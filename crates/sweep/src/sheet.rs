@@ -6,7 +6,7 @@ use encoders::Encoder;
 use crate::context::Context;
 use crate::planned::Planned;
 use evaluation::evenly_spaced;
-use evaluation::visualize::{Anchor, Images, Row, Sheet, VisualizeError};
+use evaluation::visualize::{Anchor, Row, Sheet, TitledImages, VisualizeError};
 use report::encoder_sheet;
 
 const IMAGES: u64 = 2;
@@ -23,7 +23,7 @@ pub(crate) fn draw(context: &Context, planned: &Planned, encoder: &dyn Encoder) 
         let dataset = planned.reference.as_ref();
         let ids = evenly_spaced(IMAGES.min(dataset.len()), dataset.len());
         let resolution = planned.cell.config.data.resolution;
-        let images = Images::of_dataset(dataset, &ids, resolution)?;
+        let images = TitledImages::of_dataset(dataset, &ids, resolution)?;
         let norm = SpatialNorm::default();
         let row = Row::new(encoder, &images, &[Anchor::Auto], &norm, context.device)?;
         if let Some(folder) = path.parent() {

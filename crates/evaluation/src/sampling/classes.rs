@@ -1,35 +1,37 @@
+//! Chooses the class of each sample from its index.
+
 use data::seed;
 use serde::Serialize;
 
 use super::SamplingError;
 
-/// Which class the image of an index has.
+/// Maps the index of an image to its class.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ClassRule {
-    /// The classes that occur.
+    /// The classes to choose from.
     pub among: Vec<i64>,
-    /// How they follow each other.
+    /// The order of the classes.
     pub order: ClassOrder,
-    /// Seed of a random order.
+    /// Seed of [`ClassOrder::Random`].
     #[serde(skip)]
     pub seed: u64,
 }
 
-/// How classes follow each other.
+/// The order in which classes are assigned to images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ClassOrder {
-    /// In turn: numbers of images differ by at most one.
+    /// Classes take turns, so that their numbers of images differ by at most one.
     Balanced,
-    /// Drawn uniformly for each image.
+    /// The class of each image is drawn uniformly.
     Random,
 }
 
 impl ClassRule {
-    /// Of the classes `among`, all `classes` of the model when empty.
+    /// Returns the rule that chooses from the classes `among`, or from all `classes` of the model if `among` is empty.
     ///
     /// # Errors
-    /// A class that the model does not have.
+    /// The model does not have a class of `among`.
     pub fn new(
         among: &[i64],
         classes: i64,
@@ -47,7 +49,7 @@ impl ClassRule {
         Ok(Self { among, order, seed })
     }
 
-    /// The class of image `index`.
+    /// Returns the class of image `index`.
     pub fn class(&self, index: u64) -> i64 {
         let place = match self.order {
             ClassOrder::Balanced => index,
@@ -75,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn balanced_classes_are_equally_many() {
+    fn balanced_classes_have_equal_numbers_of_images() {
         assert_eq!(
             most_and_least(&classes(ClassOrder::Balanced, 0, 24)),
             (4, 3)
@@ -83,11 +85,11 @@ mod tests {
     }
 
     #[test]
-    fn random_classes_follow_from_seed_and_index() {
+    fn random_classes_depend_only_on_seed_and_index() {
         let many = classes(ClassOrder::Random, 3, 7000);
         assert_eq!(many[..50], classes(ClassOrder::Random, 3, 50));
         assert_ne!(many[..50], classes(ClassOrder::Random, 4, 50));
-        // 1000 of each are expected, with a standard deviation of 29.
+        // 1000 images per class are expected, with a standard deviation of 29.
         let (most, least) = most_and_least(&many);
         assert!(most < 1150 && least > 850, "{most} {least}");
     }

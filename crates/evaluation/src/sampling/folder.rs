@@ -1,4 +1,4 @@
-//! A folder of samples, `000000.png` and so on, and `samples.json`, which says of what.
+//! Reads and writes a folder of samples: `000000.png` and so on, and `samples.json`, which records their settings.
 
 use std::fs;
 use std::io::{self, Write};
@@ -15,7 +15,7 @@ use report::image_grid::{self, Compression};
 const RECIPE: &str = "samples.json";
 const LOCK: &str = ".lock";
 
-/// A folder that this process draws into.
+/// A folder that this process draws into. It is locked until it is dropped.
 #[derive(Debug)]
 pub struct SampleFolder {
     path: PathBuf,
@@ -23,12 +23,12 @@ pub struct SampleFolder {
 }
 
 impl SampleFolder {
-    /// Opens or creates the folder `path` for images of `recipe`. With `fresh`, images and recipe
-    /// that are there are removed first.
+    /// Opens or creates the folder `path` for images of `recipe`. With `fresh`, existing images and their recipe are
+    /// removed first.
     ///
     /// # Errors
-    /// The folder holds images of another recipe, or something else; another process has it; it
-    /// cannot be written.
+    /// The folder contains images of another recipe or other files, another process has locked it, or it cannot be
+    /// written.
     pub fn open(path: &Path, recipe: &Recipe, fresh: bool) -> Result<Self, SamplingError> {
         let occupied = |reason: String| SamplingError::Occupied {
             path: path.to_owned(),
@@ -42,7 +42,7 @@ impl SampleFolder {
             let names = names(path)?;
             if let Some(name) = names.iter().find(|name| !name.starts_with('.')) {
                 return Err(occupied(format!(
-                    "it is no folder of samples: it has {name} and no {RECIPE}"
+                    "it is not a folder of samples: it contains {name} but no {RECIPE}"
                 )));
             }
         }
@@ -62,7 +62,7 @@ impl SampleFolder {
                 .map_err(|error| occupied(format!("{RECIPE} cannot be read: {error}")))?;
             if let Some((key, found, wanted)) = difference("", &found, &wanted) {
                 return Err(occupied(format!(
-                    "its images are of other settings: {key} is {found} there and {wanted} here"
+                    "its images have other settings: {key} is {found} there and {wanted} here"
                 )));
             }
         } else {
@@ -78,7 +78,7 @@ impl SampleFolder {
         })
     }
 
-    /// Its path.
+    /// The path of the folder.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -88,11 +88,11 @@ impl SampleFolder {
         self.path.join(format!("{index:06}.png"))
     }
 
-    /// Those of the first `count` images that are not there, ascending. A file that is no whole
-    /// picture counts as missing.
+    /// Returns the indices of the first `count` images that are missing, in ascending order. A file that cannot be decoded
+    /// counts as missing.
     ///
     /// # Errors
-    /// A file is there and cannot be read.
+    /// A file exists but cannot be read.
     pub fn missing(&self, count: u64) -> Result<Vec<u64>, SamplingError> {
         let is_missing = |index: &u64| {
             let path = self.file(*index);
@@ -111,7 +111,7 @@ impl SampleFolder {
         Ok(missing.map(|(index, _)| index).collect())
     }
 
-    /// How many images are there beyond the first `count`.
+    /// Returns the number of images beyond the first `count`.
     ///
     /// # Errors
     /// The folder cannot be listed.
@@ -121,7 +121,7 @@ impl SampleFolder {
         Ok(beyond.filter(|index| *index >= count).count() as u64)
     }
 
-    /// Writes an image `[3, H, W]`, whole or not at all.
+    /// Writes an image `[3, H, W]`. The file appears complete or not at all.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -129,16 +129,16 @@ impl SampleFolder {
         let pixels = image.permuted_axes([1, 2, 0]);
         let (height, width, _) = pixels.dim();
         let pixels: Vec<u8> = pixels.iter().copied().collect();
-        // The shapes are a denoiser's.
+        // The sides are those of a denoiser's images, which fit into 32 bits.
         let size = (width as u32, height as u32);
         image_grid::write_png(&self.file(index), &pixels, size, Compression::Fast)?;
         Ok(())
     }
 
-    /// Reads an image, `[H, W, 3]`.
+    /// Reads an image `[H, W, 3]`.
     ///
     /// # Errors
-    /// It is missing or broken.
+    /// The file is missing or damaged.
     pub fn read(&self, index: u64) -> Result<Array3<u8>, SamplingError> {
         let path = self.file(index);
         let broken = |reason: String| SamplingError::Broken {
@@ -151,23 +151,23 @@ impl SampleFolder {
         Array3::from_shape_vec(shape, picture.into_raw()).map_err(|error| broken(error.to_string()))
     }
 
-    /// Removes the folder and all in it.
+    /// Removes the folder and its contents.
     ///
     /// # Errors
-    /// The system refused.
+    /// The folder cannot be removed.
     pub fn remove(self) -> Result<(), SamplingError> {
         fs::remove_dir_all(&self.path).map_err(SamplingError::io("remove", &self.path))
     }
 }
 
-/// The index of an image's file name.
+/// The index in the name of an image file; `None` for other files.
 fn index_of(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(".png")?;
     let plain = digits.len() >= 6 && digits.bytes().all(|byte| byte.is_ascii_digit());
     plain.then(|| digits.parse().ok()).flatten()
 }
 
-/// Names of a folder's files; none where there is no folder.
+/// The sorted names of a folder's entries; empty if the folder does not exist.
 fn names(path: &Path) -> Result<Vec<String>, SamplingError> {
     let entries = match fs::read_dir(path) {
         Ok(entries) => entries,
@@ -183,7 +183,7 @@ fn names(path: &Path) -> Result<Vec<String>, SamplingError> {
     Ok(names)
 }
 
-/// The first key whose values differ, and both values.
+/// The first key whose values differ, with both values.
 fn difference(key: &str, found: &Value, wanted: &Value) -> Option<(String, String, String)> {
     let (Value::Object(left), Value::Object(right)) = (found, wanted) else {
         return (found != wanted).then(|| (key.to_owned(), found.to_string(), wanted.to_string()));

@@ -1,9 +1,8 @@
-//! Many samples of a checkpoint: to a folder of PNG files or an `.npz`, on several devices, and
-//! on from where an interrupted call stopped.
+//! Draws many samples from a checkpoint into a folder of PNG files or an `.npz`, on several devices, and resumes after an
+//! interruption.
 //!
-//! Everything about an image follows from its index: the class from a [`ClassRule`], the pixels as
-//! [`Sampling::sample`] says. How many are wanted, how often the call was interrupted and how many
-//! devices share the work therefore change no byte.
+//! Each image depends only on its index: a [`ClassRule`] chooses the class, [`Sampling::sample`] computes the pixels. The
+//! number of images, interruptions and the number of devices therefore do not change a byte of any image.
 
 mod classes;
 mod folder;
@@ -43,41 +42,41 @@ pub enum SamplingError {
     /// A file operation failed.
     #[error("cannot {action} {}: {source}; check its permissions and the space left", path.display())]
     Io {
-        /// What was tried.
+        /// The operation.
         action: &'static str,
-        /// On which file.
+        /// The file.
         path: PathBuf,
-        /// The system's reason.
+        /// The error of the system.
         source: io::Error,
     },
-    /// A stored image is not what was stored.
+    /// A stored image is missing, damaged or has another size than the others.
     #[error("{}: {reason}; remove it, and the same command draws it again", path.display())]
     Broken {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         reason: String,
     },
     /// A class that the model does not have.
     #[error("class {class}: the model has classes 0 to {}", classes - 1)]
     Class {
-        /// The class asked for.
+        /// The requested class.
         class: i64,
-        /// How many there are.
+        /// The number of classes of the model.
         classes: i64,
     },
-    /// The place holds something else.
-    #[error("{}: {reason}; name another place with --out, or --fresh to draw anew", path.display())]
+    /// The output path contains something else.
+    #[error("{}: {reason}; choose another path with --out, or draw all images again with --fresh", path.display())]
     Occupied {
         /// The folder or file.
         path: PathBuf,
-        /// What it holds.
+        /// What it contains.
         reason: String,
     },
     /// Another process draws into the folder.
     #[error("another process is drawing into this folder: {0}")]
     Locked(LockError),
-    /// A worker ended without a word.
+    /// A worker thread panicked.
     #[error("a sampling thread ended unexpectedly")]
     Thread,
 }
@@ -111,28 +110,28 @@ impl SamplingError {
         }
     }
 
-    /// Whether the call was wrong, rather than its execution.
+    /// Returns whether the request was invalid, as opposed to a failure while it was executed.
     pub fn is_usage(&self) -> bool {
         matches!(self, Self::Class { .. } | Self::Occupied { .. })
     }
 }
 
-/// What the bytes of an image follow from, besides its index. Written beside the images, so that a
-/// call with other settings does not add to them.
+/// Everything that determines the bytes of an image besides its index. It is stored next to the images, so that images of
+/// other settings are not added to them.
 #[derive(Debug, Clone, Serialize)]
 pub struct Recipe {
-    /// SHA-256 of the file of weights.
+    /// SHA-256 of the file that contains the weights.
     pub weights: String,
     /// Model, objective, sampler and seed.
     pub settings: serde_json::Value,
-    /// Classes by index.
+    /// Chooses the class of each index.
     pub classes: ClassRule,
-    /// Kind of device: `cpu` or `cuda`. Their rounding and their random numbers differ.
+    /// Kind of device, `cpu` or `cuda`; rounding and random numbers differ between them.
     pub device: &'static str,
 }
 
 impl Recipe {
-    /// Of weights with checksum `weights` under `config`.
+    /// The recipe of images that the weights with SHA-256 `weights` generate with the settings of `config`.
     pub fn new(weights: String, config: &Config, classes: ClassRule, device: tch::Device) -> Self {
         let settings = serde_json::json!({
             "model": config.model,
@@ -154,22 +153,22 @@ impl Recipe {
     }
 }
 
-/// How a call ended.
+/// The result of [`draw`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outcome {
-    /// Images that were there before.
-    pub found: u64,
-    /// Images that were drawn now.
+    /// Images that existed before the call.
+    pub existing: u64,
+    /// Images that the call drew.
     pub drawn: u64,
-    /// Whether it was interrupted; the same call goes on.
+    /// Whether the call was interrupted; the same call then resumes.
     pub interrupted: bool,
 }
 
-/// Draws what is missing of the first `count` images into `folder`, with one of `samplers` a
-/// device. `progress` is told the number of images that are there.
+/// Draws those of the first `count` images that are missing in `folder`, with one sampler per device. `progress` receives
+/// the number of existing images.
 ///
 /// # Errors
-/// The denoiser failed, or an image cannot be written; what was written stays.
+/// The denoiser failed, or an image cannot be written. Images that were written are kept.
 pub fn draw(
     folder: &SampleFolder,
     samplers: Vec<Sampling>,
@@ -179,8 +178,8 @@ pub fn draw(
     mut progress: impl FnMut(u64),
 ) -> Result<Outcome, SamplingError> {
     let missing = folder.missing(count)?;
-    let found = count - missing.len() as u64;
-    progress(found);
+    let existing = count - missing.len() as u64;
+    progress(existing);
     let batch = samplers.first().map_or(1, Sampling::batch_size).max(1) as u64;
     let batches: Vec<&[u64]> = missing
         .chunk_by(|left, right| left / batch == right / batch)
@@ -189,10 +188,10 @@ pub fn draw(
     let failed = AtomicBool::new(false);
     let worker = |sampling: Sampling, done: mpsc::Sender<u64>| -> Result<(), SamplingError> {
         while !interrupted.load(Ordering::Relaxed) && !failed.load(Ordering::Relaxed) {
-            let Some(wanted) = batches.get(next.fetch_add(1, Ordering::Relaxed)) else {
+            let Some(indices) = batches.get(next.fetch_add(1, Ordering::Relaxed)) else {
                 break;
             };
-            let drawn = match draw_batch(folder, &sampling, classes, wanted, interrupted) {
+            let drawn = match draw_batch(folder, &sampling, classes, indices, interrupted) {
                 Err(SamplingError::Train(TrainError::Interrupted)) => break,
                 Err(error) => {
                     failed.store(true, Ordering::Relaxed);
@@ -200,7 +199,7 @@ pub fn draw(
                 }
                 Ok(drawn) => drawn,
             };
-            // The receiver lives as long as the workers.
+            // Cannot fail: the receiver outlives the workers.
             let _received = done.send(drawn);
         }
         Ok(())
@@ -218,7 +217,7 @@ pub fn draw(
         drop(sender);
         for written in receiver {
             drawn += written;
-            progress(found + drawn);
+            progress(existing + drawn);
         }
         workers
             .into_iter()
@@ -227,29 +226,29 @@ pub fn draw(
     });
     ends.into_iter().collect::<Result<(), _>>()?;
     Ok(Outcome {
-        found,
+        existing,
         drawn,
-        interrupted: found + drawn < count,
+        interrupted: existing + drawn < count,
     })
 }
 
-/// Draws the images from the first to the last of `wanted`, and writes these.
+/// Draws all images from the first to the last of `indices`, and writes those of `indices`.
 fn draw_batch(
     folder: &SampleFolder,
     sampling: &Sampling,
     classes: &ClassRule,
-    wanted: &[u64],
+    indices: &[u64],
     interrupted: &AtomicBool,
 ) -> Result<u64, SamplingError> {
-    let (Some(&first), Some(&last)) = (wanted.first(), wanted.last()) else {
+    let (Some(&first), Some(&last)) = (indices.first(), indices.last()) else {
         return Ok(0);
     };
     let labels: Vec<i64> = (first..=last).map(|index| classes.class(index)).collect();
     let images =
         crate::image_array(&sampling.sample_until(interrupted, first, &labels, |_| {})?)?;
-    wanted.par_iter().try_for_each(|index| {
+    indices.par_iter().try_for_each(|index| {
         let image = images.index_axis(Axis(0), (index - first) as usize);
         folder.write(*index, image)
     })?;
-    Ok(wanted.len() as u64)
+    Ok(indices.len() as u64)
 }

@@ -1,3 +1,5 @@
+//! Packs a folder of samples into one `.npz`.
+
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
@@ -7,12 +9,12 @@ use zip::{CompressionMethod, DateTime, ZipWriter};
 
 use super::{ClassRule, SampleFolder, SamplingError};
 
-/// Writes the first `count` images of a folder as ADM's evaluator reads them: `arr_0`, u8
-/// `[N, H, W, 3]`, and `arr_1`, the classes, i64 `[N]`; not compressed, as `numpy.savez` writes.
-/// One image at a time is in memory, and the file appears whole or not at all.
+/// Writes the first `count` images of a folder in the format of ADM's evaluator: `arr_0`, u8 `[N, H, W, 3]`, and `arr_1`,
+/// the classes, i64 `[N]`, uncompressed as from `numpy.savez`. Only one image at a time is in memory. The file appears
+/// complete or not at all.
 ///
 /// # Errors
-/// An image is missing, broken or of another size than the first; the file cannot be written.
+/// An image is missing, damaged or has another size than the first, or the file cannot be written.
 pub fn pack(
     path: &Path,
     folder: &SampleFolder,
@@ -20,7 +22,7 @@ pub fn pack(
     count: u64,
 ) -> Result<(), SamplingError> {
     let failed = |error: io::Error| SamplingError::io("write", path)(error);
-    // A fixed time, so that the same images make the same file.
+    // A fixed time makes the file depend only on the images.
     let options = SimpleFileOptions::default()
         .compression_method(CompressionMethod::Stored)
         .last_modified_time(DateTime::default())
@@ -45,7 +47,7 @@ pub fn pack(
             return Err(SamplingError::Broken {
                 path: folder.file(index),
                 reason: format!(
-                    "{} x {} pixels, while the first image has {height} x {width}",
+                    "it has {} x {} pixels, but the first image has {height} x {width}",
                     image.dim().0,
                     image.dim().1
                 ),
@@ -68,7 +70,7 @@ pub fn pack(
     file.commit().map_err(failed)
 }
 
-/// The head of an `.npy` file, version 1.0: its length is a multiple of 64.
+/// The header of an `.npy` file, version 1.0, padded to a multiple of 64 bytes.
 fn header(dtype: &str, shape: &str) -> Vec<u8> {
     let mut text = format!("{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}");
     let before = b"\x93NUMPY\x01\x00\x00\x00".len();
@@ -77,7 +79,7 @@ fn header(dtype: &str, shape: &str) -> Vec<u8> {
     }
     text.push('\n');
     let mut header = b"\x93NUMPY\x01\x00".to_vec();
-    // A shape of four numbers keeps the text far below 65 536 bytes.
+    // With four numbers in the shape, the text is far shorter than 65 536 bytes.
     header.extend((text.len() as u16).to_le_bytes());
     header.extend(text.into_bytes());
     header

@@ -1,4 +1,4 @@
-//! Which patches the others are compared with.
+//! Chooses the anchor patches that the other patches are compared with.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,36 +7,36 @@ use encoders::Grid;
 
 use super::VisualizeError;
 
-/// Opacity from which a pixel is foreground.
+/// Minimum opacity of a foreground pixel.
 const OPAQUE: u8 = 128;
 
-/// A choice of patches that does not know the grid yet.
+/// A choice of anchor patches, independent of an encoder's grid.
 ///
 /// ```
 /// use evaluation::visualize::Anchor;
 ///
 /// assert_eq!("8,4".parse(), Ok(Anchor::Patch { row: 8, column: 4 }));
-/// assert_eq!("0.5,0.25".parse(), Ok(Anchor::Share { row: 0.5, column: 0.25 }));
+/// assert_eq!("0.5,0.25".parse(), Ok(Anchor::Fraction { row: 0.5, column: 0.25 }));
 /// assert_eq!("auto".parse(), Ok(Anchor::Auto));
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Anchor {
-    /// By the image's mask: the patch of the foreground pixel nearest to the foreground's centre, and the
-    /// first corner patch, row by row, that is all background, if there is one. Without a mask, the
-    /// patch at the image's centre.
+    /// Chosen by the image's mask: the patch of the foreground pixel nearest to the centre of the foreground, and the
+    /// first corner patch, row by row, that contains only background, if there is one. Without a mask, the patch at the
+    /// centre of the image.
     Auto,
-    /// Row and column on the grid, from 0.
+    /// A row and a column of the grid, from 0.
     Patch {
         /// The row.
         row: usize,
         /// The column.
         column: usize,
     },
-    /// Shares of the image's height and width, 0 to 1.
-    Share {
-        /// From the top.
+    /// Fractions of the image's height and width, 0 to 1.
+    Fraction {
+        /// Distance from the top.
         row: f64,
-        /// From the left.
+        /// Distance from the left.
         column: f64,
     },
 }
@@ -44,9 +44,9 @@ pub enum Anchor {
 /// A patch of a grid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patch {
-    /// Its row, from 0.
+    /// The row, from 0.
     pub row: usize,
-    /// Its column, from 0.
+    /// The column, from 0.
     pub column: usize,
 }
 
@@ -59,9 +59,9 @@ impl FromStr for Anchor {
         }
         let parts = text.split_once(',');
         let anchor = parts.and_then(|(row, column)| match text.contains('.') {
-            true => Some(Anchor::Share {
-                row: share(row)?,
-                column: share(column)?,
+            true => Some(Anchor::Fraction {
+                row: fraction(row)?,
+                column: fraction(column)?,
             }),
             false => Some(Anchor::Patch {
                 row: row.trim().parse().ok()?,
@@ -69,16 +69,16 @@ impl FromStr for Anchor {
             }),
         });
         anchor.ok_or_else(|| {
-            "expected auto, ROW,COLUMN on the grid of patches such as 8,4, or shares of the image from 0.0 to \
+            "expected auto, ROW,COLUMN on the grid of patches such as 8,4, or fractions of the image from 0.0 to \
              1.0 such as 0.5,0.25"
                 .to_owned()
         })
     }
 }
 
-fn share(text: &str) -> Option<f64> {
-    let share: f64 = text.trim().parse().ok()?;
-    (0.0..=1.0).contains(&share).then_some(share)
+fn fraction(text: &str) -> Option<f64> {
+    let fraction: f64 = text.trim().parse().ok()?;
+    (0.0..=1.0).contains(&fraction).then_some(fraction)
 }
 
 impl fmt::Display for Anchor {
@@ -86,13 +86,16 @@ impl fmt::Display for Anchor {
         match self {
             Anchor::Auto => f.write_str("auto"),
             Anchor::Patch { row, column } => write!(f, "{row},{column}"),
-            Anchor::Share { row, column } => write!(f, "{row:?},{column:?}"),
+            Anchor::Fraction { row, column } => write!(f, "{row:?},{column:?}"),
         }
     }
 }
 
 impl Anchor {
-    /// The patches on the `grid` of `encoder` for one image, whose `mask` of opacities is `[R, R]`.
+    /// Returns the anchor patches on the `grid` of `encoder` for one image, whose `mask` holds opacities `[R, R]`.
+    ///
+    /// # Errors
+    /// [`VisualizeError::Anchor`] if the patch is outside the grid.
     pub(super) fn patches(
         self,
         encoder: &str,
@@ -101,10 +104,10 @@ impl Anchor {
     ) -> Result<Vec<Patch>, VisualizeError> {
         match self {
             Anchor::Auto => Ok(match mask {
-                Some(mask) => by_mask(grid, mask),
-                None => vec![at(grid, 0.5, 0.5)],
+                Some(mask) => anchors_from_mask(grid, mask),
+                None => vec![patch_at(grid, 0.5, 0.5)],
             }),
-            Anchor::Share { row, column } => Ok(vec![at(grid, row, column)]),
+            Anchor::Fraction { row, column } => Ok(vec![patch_at(grid, row, column)]),
             Anchor::Patch { row, column } if row < grid.height && column < grid.width => {
                 Ok(vec![Patch { row, column }])
             }
@@ -118,27 +121,30 @@ impl Anchor {
     }
 }
 
-/// The patch at shares of the sides.
-fn at(grid: Grid, row: f64, column: f64) -> Patch {
-    let place = |share: f64, patches: usize| {
-        let place = (share * patches as f64) as usize;
-        place.min(patches.saturating_sub(1))
+/// The patch at fractions of the image's height and width.
+fn patch_at(grid: Grid, row: f64, column: f64) -> Patch {
+    let index = |fraction: f64, patches: usize| {
+        let index = (fraction * patches as f64) as usize;
+        index.min(patches.saturating_sub(1))
     };
     Patch {
-        row: place(row, grid.height),
-        column: place(column, grid.width),
+        row: index(row, grid.height),
+        column: index(column, grid.width),
     }
 }
 
-fn by_mask(grid: Grid, mask: &[u8]) -> Vec<Patch> {
+fn anchors_from_mask(grid: Grid, mask: &[u8]) -> Vec<Patch> {
     let side = mask.len().isqrt().max(1);
     let patch_of = |pixel: usize| {
-        let share = |place: usize| (place as f64 + 0.5) / side as f64;
-        at(grid, share(pixel / side), share(pixel % side))
+        let fraction = |index: usize| (index as f64 + 0.5) / side as f64;
+        patch_at(grid, fraction(pixel / side), fraction(pixel % side))
     };
     let foreground: Vec<usize> = (0..mask.len()).filter(|&i| mask[i] >= OPAQUE).collect();
-    let mean = |place: fn(usize, usize) -> usize| {
-        let sum: usize = foreground.iter().map(|&pixel| place(pixel, side)).sum();
+    let mean = |coordinate: fn(usize, usize) -> usize| {
+        let sum: usize = foreground
+            .iter()
+            .map(|&pixel| coordinate(pixel, side))
+            .sum();
         sum as f64 / foreground.len() as f64
     };
     let (y, x) = (
@@ -153,11 +159,11 @@ fn by_mask(grid: Grid, mask: &[u8]) -> Vec<Patch> {
         .iter()
         .copied()
         .min_by(|&one, &other| distance(one).total_cmp(&distance(other)))
-        .map_or_else(|| at(grid, 0.5, 0.5), patch_of);
+        .map_or_else(|| patch_at(grid, 0.5, 0.5), patch_of);
 
     let corners = [(0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0)];
     let corner = corners
-        .map(|(row, column)| at(grid, row, column))
+        .map(|(row, column)| patch_at(grid, row, column))
         .into_iter()
         .find(|&corner| corner != centre && !foreground.iter().any(|&i| patch_of(i) == corner));
     [Some(centre), corner].into_iter().flatten().collect()
@@ -187,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_that_are_no_anchor_are_refused_with_what_is() {
+    fn invalid_anchors_are_rejected_with_the_allowed_forms() {
         for text in [
             "", "8", "8,", "8,8,8", "a,b", "-1,2", "1.5,0", "0.5,nan", "Auto", "0.5;0.5",
         ] {
@@ -197,27 +203,27 @@ mod tests {
                 "{text}"
             );
         }
-        let share = "1,0.0".parse::<Anchor>().unwrap();
+        let fraction = "1,0.0".parse::<Anchor>().unwrap();
         assert_eq!(
-            share,
-            Anchor::Share {
+            fraction,
+            Anchor::Fraction {
                 row: 1.0,
                 column: 0.0
             }
         );
-        assert_eq!(share.to_string(), "1.0,0.0");
+        assert_eq!(fraction.to_string(), "1.0,0.0");
     }
 
     #[test]
-    fn shares_reach_the_first_and_the_last_patch() {
-        let share = |row, column| patches(Anchor::Share { row, column }, None);
-        assert_eq!(share(0.0, 0.0), [(0, 0)]);
-        assert_eq!(share(1.0, 1.0), [(3, 7)]);
-        assert_eq!(share(0.49, 0.5), [(1, 4)]);
+    fn fractions_reach_the_first_and_the_last_patch() {
+        let anchor = |row, column| patches(Anchor::Fraction { row, column }, None);
+        assert_eq!(anchor(0.0, 0.0), [(0, 0)]);
+        assert_eq!(anchor(1.0, 1.0), [(3, 7)]);
+        assert_eq!(anchor(0.49, 0.5), [(1, 4)]);
     }
 
     #[test]
-    fn patches_outside_of_the_grid_are_refused() {
+    fn patches_outside_the_grid_are_rejected() {
         assert_eq!(patches(Anchor::Patch { row: 3, column: 7 }, None), [(3, 7)]);
         for (row, column) in [(4, 0), (0, 8)] {
             let anchor = Anchor::Patch { row, column };
@@ -235,12 +241,12 @@ mod tests {
     }
 
     #[test]
-    fn auto_takes_the_foreground_and_a_background_corner() {
+    fn auto_chooses_the_foreground_and_a_background_corner() {
         assert_eq!(patches(Anchor::Auto, None), [(2, 4)]);
-        // Lower right, over two of the corners.
+        // The foreground is in the lower right and also covers the upper left corner.
         let low = mask(|y, x| y >= 8 && x >= 8 || y < 2 && x < 2);
         assert_eq!(patches(Anchor::Auto, Some(&low)), [(2, 5), (0, 7)]);
-        // A ring: its centre is background.
+        // The centre of a ring is background.
         let ring = mask(|y, x| {
             let square = (2 * y as i32 - 15).pow(2) + (2 * x as i32 - 15).pow(2);
             (100..200).contains(&square)

@@ -1,19 +1,19 @@
-//! From numbers to colours.
+//! Maps numbers to colours.
 
 use super::maps::Row;
 
 /// Red, green and blue.
 pub(super) type Rgb = [u8; 3];
 
-/// The page.
+/// The background of the page.
 pub(super) const PAGE: Rgb = [0xFF, 0xFF, 0xFF];
 /// Text.
 pub(super) const INK: Rgb = [0x1B, 0x1F, 0x24];
 /// Secondary text.
 pub(super) const MUTED: Rgb = [0x59, 0x63, 0x6E];
-/// Lines of the headings.
+/// The lines under the headings.
 pub(super) const LINE: Rgb = [0xC4, 0xCA, 0xD1];
-/// Anchors in turn: none of them is a colour of [`viridis`].
+/// The colours of anchors, in order. None of them occurs in [`viridis`].
 const ANCHORS: [Rgb; 4] = [
     [0xE5, 0x00, 0x2E],
     [0xFF, 0x8A, 0x00],
@@ -21,19 +21,18 @@ const ANCHORS: [Rgb; 4] = [
     [0x11, 0x11, 0x11],
 ];
 
-/// The colour of the n-th anchor.
-pub(super) fn of_anchor(index: usize) -> Rgb {
+/// The colour of the anchor at `index`.
+pub(super) fn anchor_colour(index: usize) -> Rgb {
     ANCHORS[index % ANCHORS.len()]
 }
 
-/// The colour of a level on matplotlib's viridis, which is perceptually uniform.
+/// The colour of `level` in matplotlib's viridis, which is perceptually uniform.
 pub(super) fn viridis(level: u8) -> Rgb {
     let colour = colorous::VIRIDIS.eval_rational(usize::from(level), 256);
     [colour.r, colour.g, colour.b]
 }
 
-/// The similarities that the ends of the colour map stand for. All maps of a sheet share them, so that
-/// encoders can be compared.
+/// The similarities at the two ends of the colour map. All maps of a sheet share them, so that encoders can be compared.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Scale {
     pub low: f32,
@@ -41,33 +40,32 @@ pub(super) struct Scale {
 }
 
 impl Scale {
-    /// From the least similarity of a sheet, rounded down to a tenth, to 1.
+    /// The scale from the lowest similarity of a sheet, rounded down to a tenth, to 1.
     pub fn of(rows: &[Row]) -> Self {
         let maps = rows.iter().flat_map(|row| &row.images);
         let maps = maps.flat_map(|maps| [&maps.raw, &maps.normalised]);
         let values = maps.flat_map(|maps| maps.similarity.iter().flatten());
-        Self::from_least(values.copied().fold(1.0, f32::min))
+        Self::from_lowest(values.copied().fold(1.0, f32::min))
     }
 
-    fn from_least(least: f32) -> Self {
-        // Adding zero makes minus zero plain.
-        let tenth = (least * 10.0).floor() / 10.0 + 0.0;
+    fn from_lowest(lowest: f32) -> Self {
+        // Adding 0.0 turns -0.0 into 0.0.
+        let tenth = (lowest * 10.0).floor() / 10.0 + 0.0;
         Self {
             low: tenth.clamp(-1.0, 0.9),
             high: 1.0,
         }
     }
 
-    /// The level of a similarity, 0 to 255.
+    /// The colour level of a similarity, 0 to 255.
     pub fn level(self, similarity: f32) -> u8 {
-        let share = (similarity - self.low) / (self.high - self.low);
-        byte(share)
+        byte((similarity - self.low) / (self.high - self.low))
     }
 }
 
-/// A share of 0 to 1 as a byte.
-pub(super) fn byte(share: f32) -> u8 {
-    (share.clamp(0.0, 1.0) * 255.0).round() as u8
+/// Converts a fraction from 0 to 1 to a byte.
+pub(super) fn byte(fraction: f32) -> u8 {
+    (fraction.clamp(0.0, 1.0) * 255.0).round() as u8
 }
 
 #[cfg(test)]
@@ -75,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn viridis_runs_from_violet_to_yellow() {
+    fn viridis_goes_from_violet_to_yellow() {
         assert_eq!(viridis(0), [0x44, 0x01, 0x54]);
         assert_eq!(viridis(255), [0xFD, 0xE7, 0x25]);
         let luminance = |level: u8| {
@@ -86,13 +84,13 @@ mod tests {
     }
 
     #[test]
-    fn the_scale_holds_all_values_and_ends_at_one() {
-        assert_eq!(Scale::from_least(-0.31).low, -0.4);
-        assert_eq!(Scale::from_least(0.05).low, 0.0);
-        assert_eq!(Scale::from_least(1.0).low, 0.9);
-        assert_eq!(Scale::from_least(-1.0).low, -1.0);
-        assert_eq!(format!("{:.1}", Scale::from_least(-0.0).low), "0.0");
-        let scale = Scale::from_least(-0.31);
+    fn the_scale_covers_all_values_and_ends_at_one() {
+        assert_eq!(Scale::from_lowest(-0.31).low, -0.4);
+        assert_eq!(Scale::from_lowest(0.05).low, 0.0);
+        assert_eq!(Scale::from_lowest(1.0).low, 0.9);
+        assert_eq!(Scale::from_lowest(-1.0).low, -1.0);
+        assert_eq!(format!("{:.1}", Scale::from_lowest(-0.0).low), "0.0");
+        let scale = Scale::from_lowest(-0.31);
         assert_eq!((scale.level(1.0), scale.level(-0.4)), (255, 0));
         assert!(scale.level(0.3) > 120 && scale.level(0.3) < 135);
     }

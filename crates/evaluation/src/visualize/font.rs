@@ -1,12 +1,12 @@
-//! The letters: Inter, reduced to Latin, which is part of the program so that pictures are the same
-//! everywhere.
+//! Draws text in Inter, reduced to Latin. The font is embedded in the program so that pictures are the same on every
+//! machine.
 
 use ab_glyph::{Font, FontRef, Glyph, InvalidFont, PxScale, ScaleFont, point};
 
 const REGULAR: &[u8] = include_bytes!("../../assets/inter/Inter-Regular.ttf");
 const SEMI_BOLD: &[u8] = include_bytes!("../../assets/inter/Inter-SemiBold.ttf");
 
-/// Thickness of the letters.
+/// Weight of the font.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Weight {
     Regular,
@@ -16,7 +16,7 @@ pub(super) enum Weight {
 impl Weight {
     pub const ALL: [Weight; 2] = [Weight::Regular, Weight::SemiBold];
 
-    /// As CSS counts it.
+    /// The weight as a CSS number.
     pub fn css(self) -> u32 {
         match self {
             Weight::Regular => 400,
@@ -40,6 +40,7 @@ pub(super) struct Fonts {
 }
 
 impl Fonts {
+    /// Parses the embedded font files.
     pub fn embedded() -> Result<Self, InvalidFont> {
         Ok(Self {
             regular: FontRef::try_from_slice(Weight::Regular.file())?,
@@ -54,14 +55,14 @@ impl Fonts {
         }
     }
 
-    /// Width of a text in pixels, for a font of `size` pixels.
+    /// Returns the width of a text in pixels, for a font of `size` pixels.
     pub fn width(&self, text: &str, size: f32, weight: Weight) -> f32 {
         let font = self.font(weight);
         let font = font.as_scaled(scale(font, size));
         text.chars().map(|c| font.h_advance(font.glyph_id(c))).sum()
     }
 
-    /// `text`, cut with an ellipsis if it is wider than `width` pixels.
+    /// Returns `text`, shortened with an ellipsis if it is wider than `width` pixels.
     pub fn fitted(&self, text: &str, size: f32, weight: Weight, width: f32) -> String {
         let mut kept: Vec<char> = text.chars().collect();
         if self.width(text, size, weight) <= width {
@@ -76,8 +77,8 @@ impl Fonts {
         String::new()
     }
 
-    /// Calls `paint(x, y, coverage)` for the pixels of a text that starts at `x` and stands on
-    /// `baseline`; coverage is 0 to 1, and pixels may lie outside of the page.
+    /// Calls `paint(x, y, coverage)` for the pixels of a text that starts at `x` on `baseline`. Coverage is 0 to 1, and
+    /// pixels may be outside the page.
     pub fn draw(
         &self,
         text: &str,
@@ -108,7 +109,7 @@ impl Fonts {
     }
 }
 
-/// ab_glyph measures a font by its line's height; everybody else by its em.
+/// Converts a font size in pixels per em to the scale of ab_glyph, which is relative to the line height.
 fn scale(font: &FontRef<'static>, size: f32) -> PxScale {
     let em = font.units_per_em().unwrap_or(1000.0);
     PxScale::from(size * font.height_unscaled() / em)
@@ -128,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn long_texts_are_cut_to_the_width() {
+    fn long_texts_are_shortened_to_the_width() {
         let fonts = Fonts::embedded().unwrap();
         let fitted = |width| fonts.fitted("a long file name.png", 10.0, Weight::Regular, width);
         assert_eq!(fitted(500.0), "a long file name.png");

@@ -1,4 +1,4 @@
-//! Images from a data set or from files, cropped as for training.
+//! Reads images from a data set or from files, cropped as for training.
 
 use std::path::PathBuf;
 
@@ -6,18 +6,18 @@ use data::{Background, Batch, DataError, Dataset, Image, Sample};
 
 use super::VisualizeError;
 
-/// Images on white, u8 `[N, 3, R, R]`, each with a title.
+/// Images on a white background, u8 `[N, 3, R, R]`, each with a title.
 #[derive(Debug)]
-pub struct Images {
+pub struct TitledImages {
     pub(super) batch: Batch,
     pub(super) titles: Vec<String>,
 }
 
-impl Images {
-    /// The samples `ids` of a data set, cropped and resized to `resolution` pixels a side.
+impl TitledImages {
+    /// Reads the samples `ids` of a data set, cropped and resized to `resolution` x `resolution` pixels.
     ///
     /// # Errors
-    /// A sample cannot be read, there is none of that number, or the resolution is out of range.
+    /// A sample cannot be read, an id or the resolution is out of range.
     pub fn of_dataset(
         dataset: &dyn Dataset,
         ids: &[u64],
@@ -37,7 +37,7 @@ impl Images {
         Ok(Self { batch, titles })
     }
 
-    /// PNG, JPEG and WebP files, treated as a data set's images are.
+    /// Reads PNG, JPEG and WebP files, cropped and resized in the same way as the images of a data set.
     ///
     /// # Errors
     /// A file cannot be read or decoded, or the resolution is out of range.
@@ -53,29 +53,29 @@ impl Images {
         Ok(Self { batch, titles })
     }
 
-    /// Number of images.
+    /// The number of images.
     pub fn len(&self) -> usize {
         self.titles.len()
     }
 
-    /// Whether there are no images.
+    /// Returns whether there are no images.
     pub fn is_empty(&self) -> bool {
         self.titles.is_empty()
     }
 
-    /// Side in pixels.
+    /// The side of the images in pixels.
     pub fn resolution(&self) -> u32 {
         self.batch.resolution
     }
 
-    /// Opacities `[R, R]` of an image, if any image has some.
+    /// The opacities `[R, R]` of an image; `None` if no image has an alpha channel.
     pub(super) fn mask(&self, image: usize) -> Option<&[u8]> {
         let side = self.resolution() as usize;
         let masks = self.batch.masks.as_ref()?;
         masks.chunks_exact((side * side).max(1)).nth(image)
     }
 
-    /// Colours `[3, R, R]` of an image.
+    /// The colour planes `[3, R, R]` of an image.
     pub(super) fn planes(&self, image: usize) -> Option<&[u8]> {
         let side = self.resolution() as usize;
         let images = &self.batch.images;
@@ -83,7 +83,7 @@ impl Images {
     }
 }
 
-/// Single files as a data set without labels, so that they are read and cropped in the one way.
+/// Individual files as a data set without labels, so that they are read and cropped by the same code.
 struct Files(Vec<PathBuf>);
 
 impl Dataset for Files {
@@ -113,7 +113,7 @@ impl Dataset for Files {
         })
     }
 
-    /// Files are read once and nothing is kept of them.
+    /// Empty: files are read once and nothing is cached.
     fn fingerprint(&self) -> &str {
         ""
     }

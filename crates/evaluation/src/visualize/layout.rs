@@ -1,4 +1,4 @@
-//! Where everything stands on a sheet.
+//! Arranges images, maps and labels on a sheet.
 //!
 //! ```text
 //! title of the image              similarity to patch 8,8     components
@@ -7,28 +7,28 @@
 //! encoder                         map        map              map   map
 //! ```
 //!
-//! All measures are for maps of 256 pixels and grow with them.
+//! All lengths are given for maps of 256 pixels and scale with the maps.
 
 use alignment::SpatialNorm;
 use data::pillow::{Filter, resize};
 use encoders::Grid;
 use ndarray::{Array1, Array2};
 
-use super::colour::{INK, LINE, MUTED, PAGE, Rgb, Scale, byte, of_anchor, viridis};
+use super::colour::{INK, LINE, MUTED, PAGE, Rgb, Scale, anchor_colour, byte, viridis};
 use super::font::{Fonts, Weight};
 use super::picture::{Align, Look, Picture, Raster, Rect, Shape};
 use super::{Maps, Patch, Row, Sheet, TokenMaps, VisualizeError, cell_side};
 
-/// Side of a map for which the measures below are, in pixels.
+/// Side of the map that the lengths below refer to, in pixels.
 const UNIT: f64 = 256.0;
 const MARGIN: f64 = 24.0;
-/// Between the two maps of a pair, and between rows.
+/// Gap between the two maps of a pair, and between rows.
 const GAP: f64 = 8.0;
-/// Between pairs, and after labels.
+/// Gap between pairs, and after labels.
 const GROUP_GAP: f64 = 26.0;
-/// Between blocks, and above the legend.
+/// Gap between blocks, and above the legend.
 const BLOCK_GAP: f64 = 40.0;
-/// From the top of a block to its first row.
+/// Distance from the top of a block to its first row.
 const HEADING: f64 = 84.0;
 const TEXT: f64 = 24.0;
 const SMALL: f64 = 21.0;
@@ -38,10 +38,10 @@ const FRAME: f64 = 4.0;
 const CASING: f64 = 2.0;
 const BAR: f64 = 18.0;
 
-/// The two maps of a pair.
+/// Names of the two maps of a pair.
 const PAIR: [&str; 2] = ["raw", "normalised"];
 
-/// The sheet as a picture.
+/// Arranges the sheet as a picture.
 pub(super) fn layout(sheet: &Sheet, fonts: &Fonts) -> Result<Picture, VisualizeError> {
     Layout::new(sheet, fonts).draw()
 }
@@ -54,20 +54,20 @@ struct Layout<'a> {
     cell: u32,
     /// Left edge of the image with its anchors.
     image: u32,
-    /// Left edges of the pairs of similarity maps, one an anchor.
+    /// Left edges of the pairs of similarity maps, one per anchor.
     anchors: Vec<u32>,
     /// Left edge of the pair of components.
     components: u32,
     shapes: Vec<Shape>,
 }
 
-/// A measure in pixels.
-fn pixels(cell: u32, measure: f64) -> u32 {
-    (measure * f64::from(cell) / UNIT).round() as u32
+/// Converts a length for maps of [`UNIT`] pixels to one for maps of `cell` pixels.
+fn pixels(cell: u32, length: f64) -> u32 {
+    (length * f64::from(cell) / UNIT).round() as u32
 }
 
-/// What stands under an encoder's name.
-fn facts(row: &Row) -> String {
+/// The text under an encoder's name: the shape of its tokens.
+fn token_shape(row: &Row) -> String {
     match row.images.first() {
         Some(maps) => format!("{} × {} × {}", maps.grid.height, maps.grid.width, row.width),
         None => String::new(),
@@ -77,10 +77,10 @@ fn facts(row: &Row) -> String {
 impl<'a> Layout<'a> {
     fn new(sheet: &'a Sheet, fonts: &'a Fonts) -> Self {
         let cell = cell_side(sheet.images.resolution());
-        let px = |measure| pixels(cell, measure);
+        let px = |length| pixels(cell, length);
         let labels = sheet.rows.iter().map(|row| {
             let name = fonts.width(&row.encoder, px(TEXT) as f32, Weight::SemiBold);
-            name.max(fonts.width(&facts(row), px(SMALL) as f32, Weight::Regular))
+            name.max(fonts.width(&token_shape(row), px(SMALL) as f32, Weight::Regular))
         });
         let label = labels.fold(0.0, f32::max).ceil() as u32;
         let anchors = sheet.rows.iter().flat_map(|row| &row.images);
@@ -102,8 +102,8 @@ impl<'a> Layout<'a> {
         }
     }
 
-    fn px(&self, measure: f64) -> u32 {
-        pixels(self.cell, measure)
+    fn px(&self, length: f64) -> u32 {
+        pixels(self.cell, length)
     }
 
     /// Left edges of the two maps of a pair.
@@ -134,7 +134,7 @@ impl<'a> Layout<'a> {
         })
     }
 
-    /// Draws the block of an image and returns its lower edge.
+    /// Draws the block of one image and returns its lower edge.
     fn block(&mut self, image: usize, top: u32) -> Result<u32, VisualizeError> {
         let sheet = self.sheet;
         self.heading(image, top);
@@ -153,7 +153,7 @@ impl<'a> Layout<'a> {
         Ok(y.saturating_sub(self.px(GAP)))
     }
 
-    /// The image's title, and over each pair what it shows.
+    /// Draws the title of the image and the headings of the pairs.
     fn heading(&mut self, image: usize, top: u32) {
         let sheet = self.sheet;
         let upper = top + self.px(TEXT);
@@ -178,9 +178,9 @@ impl<'a> Layout<'a> {
                 width: swatch,
                 height: swatch,
             };
-            let colour = of_anchor(index);
+            let colour = anchor_colour(index);
             self.shapes.push(Shape::Fill { area, colour });
-            // Encoders with another grid have the anchor in another patch.
+            // On another grid, the anchor is another patch.
             let mut rows = sheet.rows.iter().filter_map(|row| row.images.get(image));
             let title = match rows.all(|maps| maps.anchors.get(index) == Some(patch)) {
                 true => format!("similarity to patch {},{}", patch.row, patch.column),
@@ -192,6 +192,7 @@ impl<'a> Layout<'a> {
         self.group(left, left, "principal components", (upper, lower));
     }
 
+    /// Draws the heading of a pair: its title, a line, and the names of the two maps.
     fn group(&mut self, left: u32, title_left: u32, title: &str, (upper, lower): (u32, u32)) {
         self.text(
             (title_left, upper),
@@ -216,17 +217,17 @@ impl<'a> Layout<'a> {
         }
     }
 
-    /// The encoder's name beside the middle of its row.
+    /// Draws the encoder's name next to the middle of its row.
     fn label(&mut self, row: &Row, top: u32) {
         let margin = self.px(MARGIN);
         let middle = top + self.cell / 2;
         let name = row.encoder.clone();
         self.text((margin, middle), name, TEXT, Weight::SemiBold, Align::Start);
         let below = middle + self.px(LINE_HEIGHT);
-        self.muted((margin, below), facts(row), Align::Start);
+        self.muted((margin, below), token_shape(row), Align::Start);
     }
 
-    /// The image itself, with its anchors.
+    /// Draws the image with its anchors.
     fn image(&mut self, image: usize, maps: &TokenMaps, y: u32) -> Result<(), VisualizeError> {
         let side = self.sheet.images.resolution();
         let Some(planes) = self.sheet.images.planes(image) else {
@@ -253,7 +254,7 @@ impl<'a> Layout<'a> {
         Ok(())
     }
 
-    /// The pairs of maps of one encoder for one image.
+    /// Draws the pairs of maps of one encoder for one image.
     fn maps(&mut self, encoder: &str, maps: &TokenMaps, y: u32) -> Result<(), VisualizeError> {
         let grid = maps.grid;
         let both: [&Maps; 2] = [&maps.raw, &maps.normalised];
@@ -285,7 +286,7 @@ impl<'a> Layout<'a> {
 
     /// Colours `[cell, cell, 3]` of a similarity map `[T]`.
     fn similarity(&self, map: &Array1<f32>, grid: Grid) -> Result<Vec<u8>, VisualizeError> {
-        // Enlarged before it is coloured: between two colours of the map there are others.
+        // Levels are enlarged, not colours: the colour map is not linear between two colours.
         let levels: Vec<u8> = map.iter().map(|&value| self.scale.level(value)).collect();
         let levels = self.enlarged(&levels, grid, 1)?;
         Ok(levels.into_iter().flat_map(viridis).collect())
@@ -293,7 +294,7 @@ impl<'a> Layout<'a> {
 
     /// Colours `[cell, cell, 3]` of components `[T, 3]`.
     fn components(&self, map: &Array2<f32>, grid: Grid) -> Result<Vec<u8>, VisualizeError> {
-        let bytes: Vec<u8> = map.iter().map(|&share| byte(share)).collect();
+        let bytes: Vec<u8> = map.iter().map(|&fraction| byte(fraction)).collect();
         self.enlarged(&bytes, grid, 3)
     }
 
@@ -328,10 +329,10 @@ impl<'a> Layout<'a> {
         });
     }
 
-    /// A frame around a patch of the map at `left`, `top`. The patch itself stays free.
+    /// Draws a frame around a patch of the map at `left`, `top`, without covering the patch.
     fn mark(&mut self, left: u32, top: u32, grid: Grid, patch: Patch, index: usize) {
-        let edge = |place: usize, patches: usize| {
-            (place as f64 * f64::from(self.cell) / patches as f64).round() as u32
+        let edge = |index: usize, patches: usize| {
+            (index as f64 * f64::from(self.cell) / patches as f64).round() as u32
         };
         let (x, y) = (edge(patch.column, grid.width), edge(patch.row, grid.height));
         let area = Rect {
@@ -349,11 +350,11 @@ impl<'a> Layout<'a> {
         self.shapes.push(Shape::Frame {
             area,
             thickness: frame,
-            colour: of_anchor(index),
+            colour: anchor_colour(index),
         });
     }
 
-    /// The colour bar and what the maps are; returns the lower edge.
+    /// Draws the colour bar and explains the maps; returns the lower edge.
     fn legend(&mut self, top: u32) -> u32 {
         let left = self.anchors.first().copied().unwrap_or(self.components);
         let (width, height) = (self.cell, self.px(BAR));
@@ -374,7 +375,7 @@ impl<'a> Layout<'a> {
         let Scale { low, high } = self.scale;
         self.muted((left, first), format!("{low:.1}"), Align::Start);
         self.muted((left + width, first), format!("{high:.1}"), Align::End);
-        // Zero, where the ends leave it room.
+        // Zero is labelled only if it does not overlap the labels of the ends.
         let zero = -low / (high - low);
         if (0.2..0.8).contains(&zero) {
             let x = left + (width as f32 * zero).round() as u32;
@@ -402,12 +403,12 @@ impl<'a> Layout<'a> {
         lowest + self.px(4.0)
     }
 
-    fn muted(&mut self, at: (u32, u32), text: String, align: Align) {
-        self.push_text(at, text, (SMALL, Weight::Regular, MUTED), align);
+    fn muted(&mut self, point: (u32, u32), text: String, align: Align) {
+        self.push_text(point, text, (SMALL, Weight::Regular, MUTED), align);
     }
 
-    fn text(&mut self, at: (u32, u32), text: String, size: f64, weight: Weight, align: Align) {
-        self.push_text(at, text, (size, weight, INK), align);
+    fn text(&mut self, point: (u32, u32), text: String, size: f64, weight: Weight, align: Align) {
+        self.push_text(point, text, (size, weight, INK), align);
     }
 
     fn push_text(

@@ -1,4 +1,4 @@
-//! From an encoder's tokens to similarity maps and principal components.
+//! Computes similarity maps and principal components from an encoder's tokens.
 
 use alignment::SpatialNorm;
 use encoders::{Encoder, Grid};
@@ -7,20 +7,20 @@ use ndarray::{Array1, Array2, ArrayView2};
 use tch::Device;
 use training::images_to_device;
 
-use super::{Anchor, Images, Patch, VisualizeError};
+use super::{Anchor, Patch, TitledImages, VisualizeError};
 use crate::tensors;
 
-/// Images that an encoder sees at once.
+/// Images that an encoder processes at once.
 const BATCH: i64 = 8;
 
-/// One encoder's maps of all images.
+/// The maps of one encoder for all images.
 #[derive(Debug)]
 pub struct Row {
-    /// The encoder.
+    /// Name of the encoder.
     pub encoder: String,
     /// Width of its tokens, `D`.
     pub width: usize,
-    /// Its maps, one for each image.
+    /// The maps of each image.
     pub images: Vec<TokenMaps>,
 }
 
@@ -29,32 +29,32 @@ pub struct Row {
 pub struct TokenMaps {
     /// Rows and columns of the patches.
     pub grid: Grid,
-    /// Patches that the others are compared with.
+    /// Patches that the other patches are compared with.
     pub anchors: Vec<Patch>,
-    /// Maps of the tokens as they are.
+    /// Maps of the unchanged tokens.
     pub raw: Maps,
-    /// Maps of the normalised tokens.
+    /// Maps of the spatially normalised tokens.
     pub normalised: Maps,
 }
 
-/// What is drawn of tokens `[T, D]`.
+/// The maps of tokens `[T, D]`.
 #[derive(Debug)]
 pub struct Maps {
-    /// Cosine similarity `[T]` with each anchor.
+    /// Cosine similarity `[T]` to each anchor.
     pub similarity: Vec<Array1<f32>>,
-    /// Principal components as colours `[T, 3]`, 0 to 1.
+    /// The first three principal components as colours `[T, 3]`, 0 to 1.
     pub components: Array2<f32>,
 }
 
 impl Row {
-    /// Encodes the images and computes the maps of their tokens, as they are and after `norm`.
+    /// Encodes the images and computes the maps of their tokens, both unchanged and normalised by `norm`.
     ///
     /// # Errors
-    /// [`VisualizeError::Anchor`] for an anchor outside of the encoder's grid; the encoder failed,
-    /// or its tokens are not finite.
+    /// [`VisualizeError::Anchor`] if an anchor is outside the encoder's grid; the encoder failed, or its tokens are not
+    /// finite.
     pub fn new(
         encoder: &dyn Encoder,
-        images: &Images,
+        images: &TitledImages,
         anchors: &[Anchor],
         norm: &SpatialNorm,
         device: Device,
@@ -98,7 +98,7 @@ impl Row {
 }
 
 impl Maps {
-    /// The maps of tokens `[T, D]`; the anchors lie on the grid.
+    /// Computes the maps of tokens `[T, D]`; the anchors are on the grid.
     fn new(
         tokens: ArrayView2<'_, f32>,
         anchors: &[Patch],
@@ -122,7 +122,7 @@ mod tests {
     use encoders::{EncoderError, EncoderSpec, Tokens};
     use tch::{Kind, Tensor};
 
-    /// The mean colours of 2 x 3 patches, divided by what `divisor` says.
+    /// An encoder whose tokens are the mean colours of 2 x 3 patches, divided by `divisor`.
     #[derive(Debug)]
     struct PatchMeans {
         spec: EncoderSpec,
@@ -189,12 +189,12 @@ mod tests {
         }
     }
 
-    fn images(count: u64) -> Images {
+    fn images(count: u64) -> TitledImages {
         let ids: Vec<u64> = (0..count).collect();
-        Images::of_dataset(&Ramp, &ids, 12).unwrap()
+        TitledImages::of_dataset(&Ramp, &ids, 12).unwrap()
     }
 
-    fn row(divisor: f64, images: &Images, anchors: &[Anchor]) -> Result<Row, VisualizeError> {
+    fn row(divisor: f64, images: &TitledImages, anchors: &[Anchor]) -> Result<Row, VisualizeError> {
         let norm = SpatialNorm::default();
         Row::new(
             &PatchMeans::new(divisor),
@@ -206,8 +206,8 @@ mod tests {
     }
 
     #[test]
-    fn every_image_has_maps_that_are_one_at_their_anchors() {
-        // More images than the encoder sees at once.
+    fn the_similarity_of_an_anchor_to_itself_is_one_in_every_image() {
+        // More images than one batch of the encoder.
         let images = images(11);
         assert_eq!(
             images.batch,
@@ -224,14 +224,13 @@ mod tests {
             assert_eq!(maps.anchors, anchors);
             for maps in [&maps.raw, &maps.normalised] {
                 assert_eq!(maps.components.dim(), (6, 3));
-                for (similarity, at) in maps.similarity.iter().zip([5, 4]) {
-                    assert_eq!((similarity.len(), similarity[at]), (6, 1.0));
+                for (similarity, index) in maps.similarity.iter().zip([5, 4]) {
+                    assert_eq!((similarity.len(), similarity[index]), (6, 1.0));
                     assert!(similarity.iter().filter(|&&value| value == 1.0).count() < 6);
                 }
             }
         }
-        // The first token is (31.5, 30, 6) and that of the anchor (111.5, 190, 21); blue grows by 9 an
-        // image.
+        // The first token is (31.5, 30, 6), and the anchor's token is (111.5, 190, 21); blue grows by 9 per image.
         let raw = |image: usize| row.images[image].raw.similarity[0][0];
         for (image, cosine) in [(0, 0.962), (10, 0.767)] {
             assert!((raw(image) - cosine).abs() < 2e-3, "{}", raw(image));
@@ -239,13 +238,13 @@ mod tests {
     }
 
     #[test]
-    fn tokens_that_are_not_finite_are_refused() {
+    fn tokens_that_are_not_finite_are_rejected() {
         let error = row(0.0, &images(1), &[Anchor::Auto]).unwrap_err();
         assert!(matches!(error, VisualizeError::Metrics(_)), "{error}");
     }
 
     #[test]
-    fn an_anchor_outside_of_the_grid_is_refused_with_the_encoder() {
+    fn an_anchor_outside_the_grid_is_rejected_with_the_name_of_the_encoder() {
         let anchor = Anchor::Patch { row: 2, column: 0 };
         let error = row(1.0, &images(1), &[anchor]).unwrap_err().to_string();
         assert!(error.contains("2,0") && error.contains("means"), "{error}");

@@ -1,18 +1,18 @@
-//! What encoders see in an image: maps of their patch tokens, as one sheet.
+//! Draws maps of the patch tokens of encoders on one sheet.
 //!
-//! For each image of [`Images`] and each encoder, [`Row::new`] computes the cosine similarity of every
-//! token with the token of each anchor patch, and the first three principal components of the
-//! tokens as colours; both of the tokens as they are and after spatial normalisation. A [`Sheet`]
-//! lays them out as the figures of arXiv 2512.10794 do, and writes a PNG or an SVG.
+//! For each image of [`TitledImages`] and each encoder, [`Row::new`] computes the cosine similarity of every
+//! token to the token of each anchor patch, and the first three principal components of the tokens as colours. Both are
+//! computed for the unchanged tokens and after spatial normalisation. A [`Sheet`] arranges the maps as in the figures of
+//! arXiv 2512.10794 and is written as a PNG or an SVG.
 //!
-//! | file | is about |
+//! | module | purpose |
 //! | --- | --- |
-//! | `anchor` | which patches the others are compared with |
-//! | `images` | images from a data set or from files |
-//! | `maps` | from an encoder's tokens to numbers |
-//! | `colour` | from numbers to colours |
-//! | `layout` | where everything stands |
-//! | `picture`, `font`, `raster`, `svg` | pixels, letters and files |
+//! | `anchor` | chooses the anchor patches |
+//! | `images` | reads images from a data set or from files |
+//! | `maps` | computes maps from an encoder's tokens |
+//! | `colour` | maps numbers to colours |
+//! | `layout` | arranges images, maps and labels on a sheet |
+//! | `picture`, `font`, `raster`, `svg` | draw the sheet and write its file |
 
 mod anchor;
 mod colour;
@@ -39,10 +39,10 @@ use font::Fonts;
 use report::image_grid::{Compression, ImageGridError, MAX_SIDE, visible_upscale, write_png};
 
 pub use anchor::{Anchor, Patch};
-pub use images::Images;
+pub use images::TitledImages;
 pub use maps::{Maps, Row, TokenMaps};
 
-/// Why there is no sheet, or no row of one.
+/// Why a sheet, or a row of one, could not be drawn.
 #[derive(Debug, Error)]
 pub enum VisualizeError {
     /// An image could not be read.
@@ -57,7 +57,7 @@ pub enum VisualizeError {
     /// The tokens could not be normalised.
     #[error(transparent)]
     Alignment(#[from] AlignmentError),
-    /// The tokens have no maps, such as those that are not finite.
+    /// No maps can be computed of the tokens, for example because they are not finite.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
     /// The images could not be moved to the device.
@@ -66,15 +66,15 @@ pub enum VisualizeError {
     /// libtorch failed.
     #[error(transparent)]
     Tch(#[from] TchError),
-    /// An anchor lies outside of an encoder's grid.
+    /// An anchor is outside an encoder's grid.
     #[error(
-        "{anchor} is not on the {height}x{width} patches of {encoder}: allowed are rows 0 to {}, columns \
-         0 to {}, or both as shares of the image such as 0.5,0.5",
+        "{anchor} is outside the {height}x{width} patch grid of {encoder}: use rows 0 to {} and columns \
+         0 to {}, or fractions of the image such as 0.5,0.5",
         .height.saturating_sub(1),
         .width.saturating_sub(1)
     )]
     Anchor {
-        /// The anchor as it was given.
+        /// The requested anchor.
         anchor: Anchor,
         /// The encoder.
         encoder: String,
@@ -83,26 +83,26 @@ pub enum VisualizeError {
         /// Columns of its grid.
         width: usize,
     },
-    /// The name of the file says neither PNG nor SVG.
+    /// The file's extension is neither `.png` nor `.svg`.
     #[error("{}: the name must end in .png or .svg", .0.display())]
     Format(PathBuf),
     /// The sheet is too large, or the file cannot be written.
     #[error(transparent)]
     Image(#[from] ImageGridError),
-    /// A map cannot be put into an SVG.
+    /// A map cannot be embedded in an SVG.
     #[error("a map cannot be encoded as PNG")]
     Encode(#[source] image::ImageError),
-    /// The letters cannot be read.
+    /// The embedded font cannot be read.
     #[error("the built-in font is damaged: build the program again")]
     Font(#[from] ab_glyph::InvalidFont),
 }
 
-/// What kind of file a sheet becomes.
+/// The file format of a sheet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// Pixels only.
     Png,
-    /// Maps as embedded PNG, labels as text.
+    /// Maps as embedded PNGs, labels as text.
     Svg,
 }
 
@@ -121,27 +121,27 @@ impl Format {
     }
 }
 
-/// One block an image; in it one row an encoder, with the maps side by side.
+/// A sheet of maps: one block per image, and in each block one row per encoder.
 #[derive(Debug)]
 pub struct Sheet {
     /// The images, in the order of the blocks.
-    pub images: Images,
-    /// The encoders, each with maps of all images.
+    pub images: TitledImages,
+    /// The maps of each encoder for all images.
     pub rows: Vec<Row>,
-    /// What the normalised maps are normalised with; for the legend.
+    /// The normalisation of the normalised maps, for the legend.
     pub norm: SpatialNorm,
-    /// Whether maps are interpolated (bicubic) instead of drawn as one square a patch.
+    /// Whether maps are interpolated (bicubic) instead of drawn as one square per patch.
     pub smooth: bool,
 }
 
-/// Side at which images of `resolution` pixels, and their maps, are drawn.
+/// The side at which images of `resolution` pixels and their maps are drawn, in pixels.
 fn cell_side(resolution: u32) -> u32 {
     let side = resolution as usize;
     u32::try_from(side * visible_upscale(side, side)).unwrap_or(u32::MAX)
 }
 
-/// Refuses a sheet that is too large for a picture before any encoder is run: for each of so many images as
-/// many rows as `encoders`, each with the image of `resolution` pixels and the maps of so many anchors.
+/// Rejects a sheet that would be too large before any encoder runs. The sheet has one row per image and encoder, with the
+/// image of `resolution` pixels, two maps per anchor and two maps of components.
 ///
 /// # Errors
 /// [`ImageGridError::Shape`].
@@ -154,7 +154,7 @@ pub fn check_size(
 ) -> Result<(), VisualizeError> {
     let side = cell_side(resolution) as usize;
     let height = images.saturating_mul(encoders).saturating_mul(side);
-    // The image and two maps of components beside two an anchor.
+    // The image and two maps of components, plus two maps per anchor.
     let width = anchors.saturating_mul(2).saturating_add(3);
     let width = width.saturating_mul(side);
     if height.max(width) <= MAX_SIDE {
@@ -163,9 +163,9 @@ pub fn check_size(
     Err(too_large(
         path,
         format!(
-            "{images} images, {encoders} encoders and {anchors} anchors at {side} pixels are {width} x {height} \
-             pixels or more, and at most {MAX_SIDE} a side are drawn; take fewer of them, or a lower \
-             resolution"
+            "{images} images, {encoders} encoders and {anchors} anchors at {side} pixels need {width} x {height} \
+             pixels or more, but a picture may have at most {MAX_SIDE} pixels per side; use fewer of them or a \
+             lower resolution"
         ),
     ))
 }
@@ -180,8 +180,7 @@ impl Sheet {
     /// complete or not at all.
     ///
     /// # Errors
-    /// Another extension, a sheet of more than 16384 pixels a side, or a file that cannot be
-    /// written.
+    /// The extension is not supported, the sheet has more than 16384 pixels per side, or the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), VisualizeError> {
         let format = Format::of(path)?;
         let fonts = Fonts::embedded()?;
@@ -191,8 +190,8 @@ impl Sheet {
             return Err(too_large(
                 path,
                 format!(
-                    "it would be {width} x {height} pixels, and at most {MAX_SIDE} a side are drawn; take \
-                     fewer images, encoders or anchors, or a lower resolution"
+                    "it would have {width} x {height} pixels, but a picture may have at most {MAX_SIDE} pixels per side; \
+                     use fewer images, encoders or anchors, or a lower resolution"
                 ),
             ));
         }
@@ -220,7 +219,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn formats_are_read_off_the_extension() {
+    fn the_format_is_determined_by_the_extension() {
         let format = |name: &str| Format::of(Path::new(name));
         assert_eq!(format("a/b.png").unwrap(), Format::Png);
         assert_eq!(format("B.SVG").unwrap(), Format::Svg);
@@ -231,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn small_images_are_enlarged_and_large_sheets_refused() {
+    fn small_images_are_enlarged_and_large_sheets_are_rejected() {
         assert_eq!(
             (cell_side(16), cell_side(64), cell_side(256)),
             (128, 128, 256)

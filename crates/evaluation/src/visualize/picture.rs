@@ -1,23 +1,22 @@
-//! A picture as rasters, frames and texts, before it is a PNG or an SVG.
+//! Describes a picture as rasters, frames and texts, independent of the file format.
 
 use super::colour::Rgb;
 use super::font::Weight;
 
-/// A white page with shapes on it, in the order in which they are drawn. All measures are pixels
-/// from the top left corner.
+/// A white page with shapes in drawing order. All coordinates are pixels from the top left corner.
 #[derive(Debug)]
 pub(super) struct Picture {
     pub width: u32,
     pub height: u32,
-    /// Read out in the picture's place.
+    /// Text alternative for screen readers.
     pub description: String,
     pub shapes: Vec<Shape>,
 }
 
-/// Something on the page.
+/// A shape on the page.
 #[derive(Debug)]
 pub(super) enum Shape {
-    /// Pixels, and what they show.
+    /// An image, with its title.
     Image {
         x: u32,
         y: u32,
@@ -26,7 +25,7 @@ pub(super) enum Shape {
     },
     /// A filled rectangle.
     Fill { area: Rect, colour: Rgb },
-    /// A line of this thickness around a rectangle, which itself stays free.
+    /// A frame of this thickness around a rectangle, which is not covered.
     Frame {
         area: Rect,
         thickness: u32,
@@ -35,14 +34,14 @@ pub(super) enum Shape {
     /// A line of text.
     Text {
         x: u32,
-        /// Where the letters stand.
+        /// The y coordinate of the baseline.
         baseline: u32,
         text: String,
         look: Look,
     },
 }
 
-/// How a text looks.
+/// The style of a text.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Look {
     /// Size of the font (its em) in pixels.
@@ -52,7 +51,7 @@ pub(super) struct Look {
     pub align: Align,
 }
 
-/// Which part of a text stands at its point.
+/// The part of a text that is placed at its point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Align {
     Start,
@@ -70,7 +69,7 @@ pub(super) struct Rect {
 }
 
 impl Rect {
-    /// This much larger on each side.
+    /// Returns the rectangle, enlarged by `by` pixels on each side.
     pub fn grown(self, by: u32) -> Self {
         Self {
             x: self.x.saturating_sub(by),

@@ -1,10 +1,10 @@
-//! A picture as pixels.
+//! Renders a picture to pixels.
 
 use super::colour::{PAGE, Rgb};
 use super::font::Fonts;
 use super::picture::{Align, Look, Picture, Raster, Rect, Shape};
 
-/// Draws a picture.
+/// Renders a picture.
 pub(super) fn render(picture: &Picture, fonts: &Fonts) -> Raster {
     let (width, height) = (picture.width, picture.height);
     let mut page = Raster {
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_leaves_its_area_free() {
+    fn a_frame_does_not_cover_its_area() {
         let area = Rect {
             x: 10,
             y: 5,
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_outside_of_the_page_is_left_out() {
+    fn shapes_are_clipped_at_the_edges_of_the_page() {
         let raster = Raster {
             width: 4,
             height: 4,

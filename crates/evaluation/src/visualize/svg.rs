@@ -1,4 +1,4 @@
-//! A picture as one SVG file that needs no other: images as PNG, labels as text, with the font.
+//! Renders a picture to one self-contained SVG file: images as PNGs, labels as text, with the font.
 
 use std::fmt::Write as _;
 
@@ -13,7 +13,7 @@ use super::font::Weight;
 use super::picture::{Align, Picture, Raster, Shape};
 use report::escape;
 
-/// Writes a picture as an `<svg>` element.
+/// Renders a picture to an `<svg>` element.
 pub(super) fn render(picture: &Picture) -> Result<String, VisualizeError> {
     let (width, height) = (picture.width, picture.height);
     let mut svg = String::new();
@@ -57,7 +57,7 @@ pub(super) fn render(picture: &Picture) -> Result<String, VisualizeError> {
                 thickness,
                 colour,
             } => {
-                // A stroke lies on both sides of its line.
+                // A stroke is centred on its line.
                 let half = f64::from(*thickness) / 2.0;
                 writeln!(
                     svg,

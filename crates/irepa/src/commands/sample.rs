@@ -95,14 +95,14 @@ pub fn run(arguments: &SampleArgs) -> Result<ExitCode, Failure> {
     if outcome.interrupted {
         errln!(
             "interrupted after {} of {count} images: the same command goes on",
-            outcome.found + outcome.drawn
+            outcome.existing + outcome.drawn
         );
         return Ok(ExitCode::from(super::INTERRUPTED_CODE));
     }
-    if outcome.found > 0 {
+    if outcome.existing > 0 {
         errln!(
             "{} of {count} images were there, {} were drawn",
-            outcome.found,
+            outcome.existing,
             outcome.drawn
         );
     }

@@ -7,7 +7,7 @@ use data::OpenOptions;
 use encoders::{Registry, split_names};
 use evaluation::encoder_bank::EncoderBank;
 use evaluation::evenly_spaced;
-use evaluation::visualize::{Format, Images, Row, Sheet, VisualizeError, check_size};
+use evaluation::visualize::{Format, Row, Sheet, TitledImages, VisualizeError, check_size};
 
 use crate::cli::VisualizeArgs;
 use crate::failure::Failure;
@@ -90,10 +90,10 @@ fn names(registry: &Registry, given: &[String]) -> Result<Vec<String>, Failure> 
     Ok(names)
 }
 
-fn images(arguments: &VisualizeArgs) -> Result<Images, Failure> {
+fn images(arguments: &VisualizeArgs) -> Result<TitledImages, Failure> {
     let resolution = arguments.resolution;
     if !arguments.images.is_empty() {
-        return Ok(Images::of_files(&arguments.images, resolution)?);
+        return Ok(TitledImages::of_files(&arguments.images, resolution)?);
     }
     let options = OpenOptions {
         split: Some(arguments.split.clone()).filter(|split| !split.is_empty()),
@@ -116,5 +116,9 @@ fn images(arguments: &VisualizeArgs) -> Result<Images, Failure> {
             total.saturating_sub(1)
         )));
     }
-    Ok(Images::of_dataset(dataset.as_ref(), &ids, resolution)?)
+    Ok(TitledImages::of_dataset(
+        dataset.as_ref(),
+        &ids,
+        resolution,
+    )?)
 }

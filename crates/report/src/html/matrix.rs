@@ -1,4 +1,4 @@
-//! Encoders by recipes, and what was known of the encoders before.
+//! Tables of encoders by recipes, and of the ranking of encoders before training.
 
 use std::fmt::Write as _;
 
@@ -7,11 +7,11 @@ use crate::comparison::{Group, Mean, groups};
 use crate::correlation::{Agreement, predictions};
 use crate::escape::escape;
 use crate::number::{decimals, plain, signed};
-use crate::run_folder::Run;
+use crate::run_folder::RunFolder;
 use crate::words::capital;
 
-/// One table a group and figure: a row an encoder, a column a recipe, the better of them marked.
-pub(super) fn recipes_by_encoder(run: &Run) -> String {
+/// One table per group and metric, with one row per encoder and one column per recipe. The better recipe is marked.
+pub(super) fn recipes_by_encoder(run: &RunFolder) -> String {
     let mut html = String::new();
     for group in groups(run) {
         for column in [frechet(run), DENOISING_LOSS] {
@@ -22,8 +22,8 @@ pub(super) fn recipes_by_encoder(run: &Run) -> String {
         return html;
     }
     html + "<p class=\"note\">The better recipe of each encoder is bold and marked \u{25cf}. \
-            With several seeds it is their mean, and their number stands in brackets. A difference \
-            below that between seeds means nothing.</p>\n"
+            If there are several seeds, the value is their mean and their number is in parentheses. \
+            Differences smaller than those between seeds are not meaningful.</p>\n"
 }
 
 fn table(group: &Group<'_>, column: &Column) -> String {
@@ -121,8 +121,8 @@ fn number(value: f64, text: &str, class: &str) -> String {
     format!("<td class=\"number{class}\" data-value=\"{value}\">{text}</td>")
 }
 
-/// How well the order of encoders by each spatial metric predicted the order of the results.
-pub(super) fn ranking(run: &Run) -> String {
+/// How well the ranking of encoders by each spatial metric predicted the ranking of the results.
+pub(super) fn ranking(run: &RunFolder) -> String {
     let frechet = frechet(run);
     let mut html = String::new();
     for group in groups(run) {
@@ -135,7 +135,7 @@ pub(super) fn ranking(run: &Run) -> String {
             "<h3>The order before training, {}</h3>\n<div class=\"table\"><table>\n<thead><tr>\
              <th>recipe</th><th>ordered by</th><th class=\"number\">encoders</th>\
              <th class=\"number\">Spearman's \u{3c1}</th><th>95 % interval</th>\
-             <th>put first</th><th class=\"number\">came in as</th></tr></thead>\n<tbody>",
+             <th>ranked first</th><th class=\"number\">actual rank</th></tr></thead>\n<tbody>",
             escape(&group.label)
         );
         for prediction in found {
@@ -174,17 +174,17 @@ pub(super) fn ranking(run: &Run) -> String {
     }
     let source = match &run.ranking {
         Some(ranking) => format!(
-            "The order is that of <code>ranking.json</code>, made from {} images of {}.",
+            "The order is that of <code>ranking.json</code>, computed on {} images of {}.",
             ranking.images,
             escape(&ranking.data)
         ),
-        None => "The order is that of the table's metrics, which need no training; \
-                 <code>runner metrics --rank</code> gives it beforehand."
+        None => "The order is that of the metrics in the table, which need no training; \
+                 <code>runner metrics --rank</code> computes it in advance."
             .to_owned(),
     };
     html + &format!(
-        "<p class=\"note\">{source} More structure is expected to give a lower {}: \u{3c1} is 1 \
-         where the order came true and \u{2212}1 where its reverse did.</p>\n",
+        "<p class=\"note\">{source} More spatial structure is expected to lead to a lower {}: \u{3c1} is 1 \
+         if the results have the predicted order and \u{2212}1 if they have the reverse order.</p>\n",
         escape(frechet.title)
     )
 }

@@ -1,4 +1,4 @@
-//! The page: one file with everything in it, readable without a network and without scripts.
+//! Writes the HTML page: one self-contained file that needs no network and no scripts to be read.
 
 mod matrix;
 mod table;
@@ -13,23 +13,23 @@ use crate::results::Status;
 
 use super::columns::{DENOISING_LOSS, frechet, frechet_features};
 use super::comparison::distinct;
-use super::correlation::{FEWEST, LEVEL, RESAMPLES};
+use super::correlation::{LEVEL, MIN_ENCODERS, RESAMPLES};
 use super::curve::SMOOTHING;
 use super::findings::findings;
 use super::number::short;
 use super::plots::{Plot, Plots, dark_rules};
-use super::run_folder::{Cell, Run, Sample};
+use super::run_folder::{Cell, Picture, RunFolder};
 use super::words::{capital, counted};
 
 const CSS: &str = include_str!("page.css");
-/// Sample grids of more pixels than this get half the page each.
-const WIDE: u32 = 800;
-/// More reasons why cells were skipped than this are folded.
-const MOST_REASONS: usize = 3;
+/// Sample grids wider than this, in pixels, take half the page each.
+const WIDE_SAMPLE: u32 = 800;
+/// If cells were skipped for more reasons than this, the list is collapsed.
+const MAX_OPEN_REASONS: usize = 3;
 const SORT: &str = include_str!("sort.js");
 
-/// The whole page.
-pub(super) fn page(run: &Run, plots: &Plots) -> String {
+/// Builds the whole page.
+pub(super) fn page(run: &RunFolder, plots: &Plots) -> String {
     let sections: Vec<(&str, &str, String)> = [
         ("findings", "Findings", findings_section(run)),
         ("quality", "Quality", figures(&plots.quality)),
@@ -83,7 +83,7 @@ pub(super) fn page(run: &Run, plots: &Plots) -> String {
     html
 }
 
-fn header(run: &Run) -> String {
+fn header(run: &RunFolder) -> String {
     let mut html = format!("<header>\n<h1>{}</h1>\n", escape(&run.name));
     if !run.description.is_empty() {
         let _ = writeln!(html, "<p class=\"lead\">{}</p>", escape(&run.description));
@@ -115,12 +115,12 @@ fn header(run: &Run) -> String {
     html + "</p>\n"
 }
 
-fn notes(run: &Run) -> String {
+fn notes(run: &RunFolder) -> String {
     if run.notes.is_empty() {
         return String::new();
     }
     let mut html =
-        "<div class=\"notes note\">Not everything could be read; the report is made from the rest.\
+        "<div class=\"notes note\">Some files could not be read; the report uses the rest.\
          <ul>\n"
             .to_owned();
     for note in &run.notes {
@@ -129,7 +129,7 @@ fn notes(run: &Run) -> String {
     html + "</ul></div>\n"
 }
 
-fn findings_section(run: &Run) -> String {
+fn findings_section(run: &RunFolder) -> String {
     let mut html = "<dl class=\"findings\">\n".to_owned();
     for finding in findings(run) {
         let _ = writeln!(
@@ -142,7 +142,7 @@ fn findings_section(run: &Run) -> String {
     html + "</dl>\n"
 }
 
-/// Escaped `text`, what stands between backticks as code.
+/// Escapes `text` and marks text between backticks as code.
 fn with_code(text: &str) -> String {
     let mut html = String::new();
     let mut parts = text.split('`').peekable();
@@ -173,7 +173,7 @@ fn figures(plots: &[Plot]) -> String {
     html
 }
 
-fn results_section(run: &Run) -> String {
+fn results_section(run: &RunFolder) -> String {
     let mut html = matrix::recipes_by_encoder(run);
     let all = table::results(run);
     if !html.is_empty() && !all.is_empty() {
@@ -189,8 +189,8 @@ fn results_section(run: &Run) -> String {
     html
 }
 
-/// Skipped cells, one line a reason: encoders whose reasons differ only by their own name share it.
-fn skipped(run: &Run) -> String {
+/// Skipped cells, one line per reason. Encoders whose reasons differ only in the encoder's name share a line.
+fn skipped(run: &RunFolder) -> String {
     const NAME: &str = "NAME";
     let skipped: Vec<(String, &Cell)> = run
         .with_status(Status::Skipped)
@@ -206,7 +206,7 @@ fn skipped(run: &Run) -> String {
         .collect();
     let mut html = String::new();
     let templates = distinct(skipped.iter().map(|(template, _)| template));
-    let folded = templates.len() > MOST_REASONS;
+    let folded = templates.len() > MAX_OPEN_REASONS;
     for template in templates {
         let cells = skipped.iter().filter(|(other, _)| other == template);
         let names = distinct(cells.clone().map(|(_, cell)| {
@@ -238,7 +238,7 @@ fn skipped(run: &Run) -> String {
     html
 }
 
-fn samples_section(run: &Run) -> String {
+fn samples_section(run: &RunFolder) -> String {
     let frechet = frechet(run);
     let mut html = String::new();
     for cell in &run.cells {
@@ -268,20 +268,20 @@ fn samples_section(run: &Run) -> String {
     }
     let samples = run.cells.iter().filter_map(|cell| cell.sample.as_ref());
     let class = match samples.map(|sample| sample.width).max() {
-        Some(width) if width > WIDE => "samples wide",
+        Some(width) if width > WIDE_SAMPLE => "samples wide",
         _ => "samples",
     };
     format!(
-        "<p class=\"note\">The newest picture of each cell.</p>\n\
+        "<p class=\"note\">The newest samples of each cell.</p>\n\
          <div class=\"{class}\">\n{html}</div>\n"
     )
 }
 
-fn metrics_section(run: &Run, plots: &Plots) -> String {
+fn metrics_section(run: &RunFolder, plots: &Plots) -> String {
     figures(&plots.metrics) + &matrix::ranking(run)
 }
 
-fn encoders_section(run: &Run) -> String {
+fn encoders_section(run: &RunFolder) -> String {
     let mut html = String::new();
     for sheet in &run.sheets {
         let _ = writeln!(
@@ -295,14 +295,14 @@ fn encoders_section(run: &Run) -> String {
         return html;
     }
     format!(
-        "<p class=\"note\">Cosine similarity of each patch token with the marked patch, and the \
-         first three principal components as colours, of the tokens as they are and after spatial \
+        "<p class=\"note\">Cosine similarity of each patch token to the marked patch, and the \
+         first three principal components as colours, for the unchanged tokens and after spatial \
          normalisation.</p>\n<div class=\"sheets\">\n{html}</div>\n"
     )
 }
 
-/// An `<img>` with the picture in it.
-fn image(picture: &Sample, description: &str) -> String {
+/// An `<img>` element that contains the picture.
+fn image(picture: &Picture, description: &str) -> String {
     format!(
         "<img width=\"{}\" height=\"{}\" alt=\"{}\" src=\"data:image/png;base64,{}\">",
         picture.width,
@@ -312,8 +312,8 @@ fn image(picture: &Sample, description: &str) -> String {
     )
 }
 
-/// What each cell was computed from: hashes, and the configurations folded.
-fn configurations_section(run: &Run) -> String {
+/// The hash of each cell's inputs, and its configuration, collapsed.
+fn configurations_section(run: &RunFolder) -> String {
     let mut hashes = String::new();
     let mut html = String::new();
     for cell in &run.cells {
@@ -342,7 +342,7 @@ fn configurations_section(run: &Run) -> String {
     html
 }
 
-fn methods_section(run: &Run) -> String {
+fn methods_section(run: &RunFolder) -> String {
     let frechet = frechet(run);
     let features = match frechet_features(run, &frechet) {
         Some(features) => format!("on {} features", escape(&features)),
@@ -350,22 +350,22 @@ fn methods_section(run: &Run) -> String {
     };
     format!(
         "<p>An aligned cell is compared with the cell without alignment that has the same model, \
-         variant and seed. Both see the same samples in the same order.</p>\n\
+         variant and seed. Both are trained on the same samples in the same order.</p>\n\
          <p>Curves are smoothed by an exponential moving average over training steps with a time \
-         constant of {} % of the run, forwards and backwards so that they do not lag. Losses in the table are the \
-         cell's own figures and not smoothed here.</p>\n\
+         constant of {} % of the run, computed forwards and backwards so that they do not lag. Losses in the table are \
+         those that the cell recorded and are not smoothed here.</p>\n\
          <p>Frechet distances are computed {features}, between generated and real images; they \
-         depend on the number of images, and compare only within this report. LDS, CDS, SRSS and \
+         depend on the number of images and are comparable only within this report. LDS, CDS, SRSS and \
          RMSC describe the spatial structure of the encoder's patch tokens; higher means more \
-         of it. Linear probes are softmax regressions on the mean patch token; their accuracy is that \
-         on images held out.</p>\n\
-         <p>Correlations are Pearson's r over encoders, each averaged over its seeds first, for \
-         every recipe by itself, and from {FEWEST} encoders on. Intervals are the {:.0} % percentile \
-         bootstrap with {RESAMPLES} resamples of encoders and a fixed seed. Encoders are few and not \
-         drawn at random, so intervals describe this selection. The order before training is compared \
-         with the result by Spearman's rank correlation, with the same bootstrap.</p>\n\
-         <p>In the table the best value of each column is bold, among the cells of one model and \
-         variant.</p>\n",
+         of it. Linear probes are softmax regressions on the mean patch token; their accuracy is measured \
+         on held-out images.</p>\n\
+         <p>Correlations are Pearson's r over encoders. Each encoder is first averaged over its seeds, \
+         each recipe is treated separately, and at least {MIN_ENCODERS} encoders are required. Intervals are \
+         {:.0} % percentile bootstrap intervals with {RESAMPLES} resamples of encoders and a fixed seed. The \
+         encoders are few and not a random sample, so the intervals describe only this selection. The order \
+         before training is compared with the results by Spearman's rank correlation, with the same bootstrap.</p>\n\
+         <p>In the table, the best value of each column among the cells of one model and variant is \
+         bold.</p>\n",
         SMOOTHING * 100.0,
         LEVEL * 100.0,
     )
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn commands_between_backticks_are_code() {
+    fn text_between_backticks_is_code() {
         assert_eq!(with_code("run `a<b` now"), "run <code>a&lt;b</code> now");
         assert_eq!(with_code("one ` alone"), "one ` alone");
     }

@@ -1,4 +1,4 @@
-//! The tables of finished and of failed cells.
+//! Tables of finished, failed and stale cells.
 
 use std::fmt::Write as _;
 
@@ -7,9 +7,9 @@ use crate::comparison::distinct;
 use crate::escape::escape;
 use crate::number::{decimals, plain};
 use crate::results::{ResultRow, Status};
-use crate::run_folder::Run;
+use crate::run_folder::RunFolder;
 
-/// A column of words or of seeds.
+/// A column of names or of seeds.
 struct Text {
     name: &'static str,
     number: bool,
@@ -49,8 +49,8 @@ const TEXTS: [Text; 6] = [
     },
 ];
 
-/// Finished cells; columns that say the same in all of them stand above the table instead.
-pub(super) fn results(run: &Run) -> String {
+/// The table of finished cells. Columns with the same value in all cells are listed above the table instead.
+pub(super) fn results(run: &RunFolder) -> String {
     let rows: Vec<&ResultRow> = run
         .with_status(Status::Done)
         .map(|cell| &cell.row)
@@ -155,7 +155,7 @@ pub(super) fn results(run: &Run) -> String {
         html += "</tr>\n";
     }
     html + "</tbody></table></div>\n\
-         <p class=\"note\">\u{2193} lower is better, \u{2191} higher is better; the best value of a \
+         <p class=\"note\">\u{2193} lower is better, \u{2191} higher is better; the best value of each \
          column is bold. Click a heading to sort.</p>\n"
 }
 
@@ -177,15 +177,15 @@ fn number(row: &ResultRow, rows: &[&ResultRow], column: &Column, digits: usize) 
     )
 }
 
-/// Failed cells with the reason; nothing where none failed.
-pub(super) fn failed(run: &Run) -> String {
+/// The table of failed cells with their reasons; empty if none failed.
+pub(super) fn failed(run: &RunFolder) -> String {
     let rows = run.with_status(Status::Failed).map(|cell| &cell.row);
     with_reasons("Failed", rows)
 }
 
-/// Results of other settings with what differs; nothing where there are none.
-pub(super) fn stale(run: &Run) -> String {
-    let title = "Stale: results of other settings, which are compared with nothing here";
+/// The table of results that have other settings, with what differs; empty if there are none.
+pub(super) fn stale(run: &RunFolder) -> String {
+    let title = "Stale: results with other settings, which are excluded from all comparisons";
     with_reasons(title, run.stale.iter())
 }
 

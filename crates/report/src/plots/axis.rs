@@ -1,4 +1,4 @@
-//! An axis with round ticks, linear or logarithmic.
+//! Computes the range and round ticks of a linear or logarithmic axis.
 
 use std::ops::Range;
 
@@ -17,15 +17,14 @@ pub(super) struct Axis {
 }
 
 impl Axis {
-    /// A linear axis over all `values` with a little room on both sides and about `ticks` ticks;
-    /// `None` without finite values.
+    /// A linear axis over all `values` with a margin on both sides and about `ticks` ticks; `None` if no value is finite.
     pub fn linear(values: impl IntoIterator<Item = f64>, ticks: usize) -> Option<Self> {
         let (low, high) = extent(values)?;
-        let room = room(low, high, 0.06);
-        Some(Self::between(low - room, high + room, ticks))
+        let margin = margin(low, high, 0.06);
+        Some(Self::between(low - margin, high + margin, ticks))
     }
 
-    /// From 0 to 1, for positions that are not numbers.
+    /// An axis from 0 to 1 without ticks, for positions that are not numbers.
     pub fn without_ticks() -> Self {
         Self {
             low: 0.0,
@@ -36,14 +35,14 @@ impl Axis {
         }
     }
 
-    /// A linear axis that begins at 0 and ends at the largest of `values`.
+    /// A linear axis from 0 to the largest of `values`.
     pub fn from_zero(values: impl IntoIterator<Item = f64>, ticks: usize) -> Option<Self> {
         let (_, high) = extent(values)?;
         Some(Self::between(0.0, high.max(f64::MIN_POSITIVE), ticks))
     }
 
-    /// Logarithmic where all `values` are positive and span more than a factor of 8, which a linear
-    /// axis would press together; else linear.
+    /// A logarithmic axis if all `values` are positive and span more than a factor of 8, which a linear axis would
+    /// compress; otherwise a linear axis.
     pub fn adaptive(values: impl IntoIterator<Item = f64>, ticks: usize) -> Option<Self> {
         let (low, high) = extent(values)?;
         if low > 0.0 && high / low > 8.0 {
@@ -56,7 +55,7 @@ impl Axis {
     fn between(low: f64, high: f64, ticks: usize) -> Self {
         let step = round_step((high - low) / ticks.max(1) as f64);
         let first = (low / step).ceil();
-        // A range of a few bits cannot be cut into steps: one tick, then.
+        // A range of a few bits cannot be divided into steps and may have a single tick.
         let count = ((high - first * step) / step).floor().clamp(0.0, 50.0) as usize;
         let ticks = (0..=count).map(|index| (first + index as f64) * step);
         Self {
@@ -101,7 +100,7 @@ impl Axis {
         self.logarithmic
     }
 
-    /// Where `value` lies: 0 at the low end, 1 at the high end, and beyond outside.
+    /// The position of `value`: 0 at the low end, 1 at the high end, below 0 or above 1 outside the range.
     pub fn position(&self, value: f64) -> f64 {
         if self.logarithmic {
             (value / self.low).ln() / (self.high / self.low).ln()
@@ -110,7 +109,7 @@ impl Axis {
         }
     }
 
-    /// The text of a tick: thousands as `k`, no more decimals than the ticks need.
+    /// The label of a tick, with thousands as `k` and only as many decimals as the ticks need.
     pub fn label(&self, tick: f64) -> String {
         let largest = self.low.abs().max(self.high.abs());
         let round = |unit: f64| self.ticks.iter().all(|tick| tick % (unit / 10.0) == 0.0);
@@ -135,7 +134,7 @@ impl Ranged for Axis {
     type ValueType = f64;
 
     fn map(&self, value: &f64, (start, end): (i32, i32)) -> i32 {
-        // Far outside is as good as outside, and keeps the pixel within an i32.
+        // Clamping keeps the pixel within an i32 and does not change what is visible.
         let position = self.position(*value).clamp(-10.0, 10.0);
         start + (position * f64::from(end - start)).round() as i32
     }
@@ -149,11 +148,11 @@ impl Ranged for Axis {
     }
 }
 
-/// Smallest and largest of the finite `values`.
+/// The smallest and the largest of `values`, except values that are not finite or exceed 1e300.
 pub(super) fn extent(values: impl IntoIterator<Item = f64>) -> Option<(f64, f64)> {
     values
         .into_iter()
-        // Wider values overflow when the range is padded.
+        // Larger values overflow when the range is padded.
         .filter(|value| value.abs() < 1e300)
         .fold(None, |extent, value| match extent {
             None => Some((value, value)),
@@ -161,7 +160,7 @@ pub(super) fn extent(values: impl IntoIterator<Item = f64>) -> Option<(f64, f64)
         })
 }
 
-fn room(low: f64, high: f64, share: f64) -> f64 {
+fn margin(low: f64, high: f64, share: f64) -> f64 {
     let span = high - low;
     let size = low.abs().max(high.abs());
     if span > size * 1e-9 {
@@ -173,7 +172,7 @@ fn room(low: f64, high: f64, share: f64) -> f64 {
     }
 }
 
-/// The smallest of 1, 2, 5 times a power of ten that is at least `step`.
+/// The smallest number of the form 1, 2 or 5 times a power of ten that is at least `step`.
 fn round_step(step: f64) -> f64 {
     let power = 10_f64.powf(step.max(f64::MIN_POSITIVE).log10().floor());
     let digit = step / power;
@@ -181,7 +180,7 @@ fn round_step(step: f64) -> f64 {
         .into_iter()
         .find(|round| digit <= round * (1.0 + 1e-9))
         .unwrap_or(10.0);
-    // Powers below zero are not exact; dividing by a whole number is closer.
+    // Negative powers of ten are not exact; dividing by an integer is more accurate.
     if power < 1.0 {
         round / (1.0 / power).round()
     } else {
@@ -194,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ticks_are_round_and_inside() {
+    fn ticks_are_round_and_inside_the_range() {
         let axis = Axis::linear([0.113, 0.187], 5).unwrap();
         assert!(!axis.ticks.is_empty());
         for tick in &axis.ticks {
@@ -205,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_are_written_in_thousands() {
+    fn steps_are_labelled_in_thousands() {
         let axis = Axis::from_zero([40_000.0], 4).unwrap();
         let labels: Vec<String> = axis.ticks.iter().map(|tick| axis.label(*tick)).collect();
         assert_eq!(labels, ["0", "10k", "20k", "30k", "40k"]);
@@ -219,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn one_value_and_extreme_values_have_an_axis() {
+    fn single_and_extreme_values_have_an_axis() {
         for values in [
             vec![0.0],
             vec![3.0, 3.0],

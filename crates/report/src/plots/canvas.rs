@@ -1,4 +1,4 @@
-//! Drawing in pixels on plotters' SVG backend, and the colours of all plots.
+//! Draws in pixels on plotters' SVG backend, and defines the colours of all plots.
 
 use std::fmt::Write as _;
 
@@ -8,14 +8,14 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::escape::escape;
 
-/// An error of plotters; drawing into a string gives none in practice.
+/// An error of plotters; drawing into a string returns none in practice.
 pub(crate) type DrawError = DrawingAreaErrorKind<std::io::Error>;
 
-/// Plotters rounds to whole pixels, so pictures are drawn this much larger than they are shown.
+/// Factor by which pictures are drawn larger than they are shown, because plotters rounds to whole pixels.
 const SCALE: f64 = 10.0;
-/// Plotters divides a font's size by this on its way into the SVG.
+/// Factor by which plotters divides a font size when it writes an SVG.
 const FONT_SCALE: f64 = 1.24;
-/// Mean width of a letter, as a share of the font's size.
+/// Mean width of a letter, as a fraction of the font size.
 const LETTER: f64 = 0.56;
 
 /// Size of ordinary text, in pixels.
@@ -34,7 +34,7 @@ pub(super) const AXIS: RGBColor = RGBColor(0x9A, 0xA3, 0xAD);
 pub(super) const GRID: RGBColor = RGBColor(0xE6, 0xE9, 0xED);
 /// The baseline without alignment.
 pub(super) const BASELINE: RGBColor = RGBColor(0x3C, 0x43, 0x4B);
-/// Recipes, in this order: Okabe and Ito's colours, darkened until text in them can be read.
+/// The colours of recipes, in order: those of Okabe and Ito, darkened until text in them is legible.
 pub(super) const RECIPES: [RGBColor; 6] = [
     RGBColor(0x00, 0x64, 0xA6),
     RGBColor(0xBF, 0x4E, 0x00),
@@ -44,7 +44,7 @@ pub(super) const RECIPES: [RGBColor; 6] = [
     RGBColor(0x2B, 0x83, 0xB8),
 ];
 
-/// Each colour, and what it becomes on a dark page.
+/// Each colour and its replacement on a dark page.
 const DARK: [(RGBColor, &str); 12] = [
     (PAGE, "#15181C"),
     (INK, "#E6E8EB"),
@@ -60,7 +60,7 @@ const DARK: [(RGBColor, &str); 12] = [
     (RECIPES[5], "#8CCBEF"),
 ];
 
-/// Style rules that turn the plots below `scope` (a CSS selector) dark.
+/// Style rules that apply the dark colours to the plots below `scope` (a CSS selector).
 pub(crate) fn dark_rules(scope: &str) -> String {
     let mut rules = String::new();
     for (RGBColor(r, g, b), dark) in DARK {
@@ -75,7 +75,7 @@ pub(crate) fn dark_rules(scope: &str) -> String {
     rules
 }
 
-/// Horizontal alignment of a text about its point.
+/// Horizontal alignment of a text relative to its point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Align {
     Left,
@@ -83,7 +83,7 @@ pub(super) enum Align {
     Right,
 }
 
-/// How a text looks.
+/// The style of a text.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Look {
     pub size: f64,
@@ -112,7 +112,7 @@ impl Look {
         Look { align, ..self }
     }
 
-    /// Reads from bottom to top.
+    /// Rotates the text to read from bottom to top.
     pub fn vertical(self) -> Self {
         Look {
             vertical: true,
@@ -121,7 +121,7 @@ impl Look {
     }
 }
 
-/// Shape of a data point, so that recipes can be told apart without colour.
+/// Shape of a data point, which distinguishes recipes without colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Marker {
     Circle,
@@ -130,7 +130,7 @@ pub(super) enum Marker {
     Diamond,
 }
 
-/// A rectangle in pixels from the top left corner.
+/// A rectangle, in pixels from the top left corner.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Rect {
     pub x: f64,
@@ -159,7 +159,7 @@ pub(super) struct Canvas<'a> {
     pub(super) root: DrawingArea<SVGBackend<'a>, Shift>,
 }
 
-/// Draws a picture of `width` x `height` pixels; `description` is read out in its place.
+/// Draws a picture of `width` x `height` pixels; `description` is its text alternative for screen readers.
 pub(super) fn picture(
     (width, height): (f64, f64),
     description: &str,
@@ -185,7 +185,7 @@ pub(super) fn picture(
     ))
 }
 
-/// Pixels as shown to pixels as drawn.
+/// Converts shown pixels to drawn pixels.
 pub(super) fn pixel(value: f64) -> i32 {
     (value * SCALE).round() as i32
 }
@@ -224,7 +224,7 @@ pub(super) fn text_style(look: Look) -> TextStyle<'static> {
 }
 
 impl Canvas<'_> {
-    /// A polyline.
+    /// Draws a polyline.
     pub fn line(
         &self,
         points: &[(f64, f64)],
@@ -240,7 +240,7 @@ impl Canvas<'_> {
             .draw(&PathElement::new(points, stroke(colour, width, opacity)))
     }
 
-    /// A broken straight line.
+    /// Draws a dashed straight line.
     pub fn dashed(
         &self,
         from: (f64, f64),
@@ -249,30 +249,33 @@ impl Canvas<'_> {
         width: f64,
     ) -> Result<(), DrawError> {
         let length = (to.0 - from.0).hypot(to.1 - from.1);
-        let at = |distance: f64| {
-            let share = distance / length;
+        let position = |distance: f64| {
+            let fraction = distance / length;
             (
-                from.0 + (to.0 - from.0) * share,
-                from.1 + (to.1 - from.1) * share,
+                from.0 + (to.0 - from.0) * fraction,
+                from.1 + (to.1 - from.1) * fraction,
             )
         };
         let (dash, gap) = (4.0, 4.0);
         let mut start = 0.0;
         while start < length {
             let end = (start + dash).min(length);
-            self.line(&[at(start), at(end)], colour, width, 1.0)?;
+            self.line(&[position(start), position(end)], colour, width, 1.0)?;
             start += dash + gap;
         }
         Ok(())
     }
 
-    /// A text, centred vertically on its point.
-    pub fn text(&self, text: &str, at: (f64, f64), look: Look) -> Result<(), DrawError> {
-        self.root
-            .draw(&Text::new(text.to_owned(), point(at), text_style(look)))
+    /// Draws a text, vertically centred on `position`.
+    pub fn text(&self, text: &str, position: (f64, f64), look: Look) -> Result<(), DrawError> {
+        self.root.draw(&Text::new(
+            text.to_owned(),
+            point(position),
+            text_style(look),
+        ))
     }
 
-    /// A data point.
+    /// Draws a data point.
     pub fn marker(
         &self,
         (x, y): (f64, f64),
@@ -288,7 +291,7 @@ impl Canvas<'_> {
                 .map(|(dx, dy)| point((x + dx * radius, y + dy * radius)))
                 .collect()
         };
-        // Sizes give all four shapes about the same area.
+        // The factors make the areas of all four shapes about equal.
         let corners = match marker {
             Marker::Circle => {
                 let circle = Circle::new(point((x, y)), pixel(radius), filled);

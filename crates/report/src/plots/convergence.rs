@@ -1,5 +1,5 @@
-//! A figure of all cells of one model over training: the denoising loss, and the Frechet distance where
-//! it was measured on the way.
+//! Plots the denoising loss of all cells of a group over training, and the Frechet distance if it was measured during
+//! training.
 
 use super::axis::{Axis, extent};
 use super::canvas::{Align, DrawError, INK, Look, MUTED, Rect, SMALL, TEXT, picture, text_width};
@@ -18,9 +18,9 @@ const TOP: f64 = 34.0;
 const BELOW: f64 = 46.0;
 const GAP: f64 = 13.5;
 const POINTS: usize = 250;
-/// With more curves than this, the raw ones would cover the smoothed ones.
-const MOST_RAW: usize = 16;
-/// The first share of training does not set the range of the loss axis.
+/// With more curves than this, raw curves are omitted because they would cover the smoothed ones.
+const MAX_RAW_CURVES: usize = 16;
+/// The first fraction of training, which is ignored for the range of the vertical axis.
 const START: f64 = 0.2;
 
 struct Line<'a> {
@@ -29,18 +29,18 @@ struct Line<'a> {
     smooth: Curve,
 }
 
-/// What is drawn.
-pub(super) struct Subject {
+/// The quantity that is plotted.
+pub(super) struct Quantity {
     file_stem: &'static str,
     title: &'static str,
-    /// [`Subject::title`] in a sentence.
+    /// [`Quantity::title`] in a sentence.
     name: &'static str,
     curve: fn(&Cell) -> Curve,
-    /// Whether the values are noisy: smoothed curves then lie in front of the raw ones.
+    /// Whether the values are noisy; they are then smoothed, and drawn in front of the raw curves.
     noisy: bool,
 }
 
-pub(super) const LOSS: Subject = Subject {
+pub(super) const LOSS: Quantity = Quantity {
     file_stem: "denoising-loss",
     title: "Denoising loss",
     name: "denoising loss",
@@ -48,7 +48,7 @@ pub(super) const LOSS: Subject = Subject {
     noisy: true,
 };
 
-pub(super) const DISTANCE: Subject = Subject {
+pub(super) const DISTANCE: Quantity = Quantity {
     file_stem: "distance",
     title: "Frechet distance during training",
     name: "Frechet distance",
@@ -56,9 +56,9 @@ pub(super) const DISTANCE: Subject = Subject {
     noisy: false,
 };
 
-/// A line a cell; `None` where no cell has logged the figure twice.
+/// Draws one line per cell; `None` if no cell has logged the quantity at least twice.
 pub(super) fn plot(
-    subject: &Subject,
+    quantity: &Quantity,
     group: &Group<'_>,
     recipes: &Recipes,
 ) -> Result<Option<Plot>, DrawError> {
@@ -66,8 +66,8 @@ pub(super) fn plot(
         .cells
         .iter()
         .map(|cell| {
-            let raw = (subject.curve)(cell);
-            let smooth = match subject.noisy {
+            let raw = (quantity.curve)(cell);
+            let smooth = match quantity.noisy {
                 true => smooth(&raw, group.last_step()),
                 false => raw.clone(),
             };
@@ -75,13 +75,13 @@ pub(super) fn plot(
         })
         .filter(|line| line.raw.len() > 1)
         .collect();
-    // The baseline last, on top of the others.
+    // The baseline is drawn last, on top of the other lines.
     lines.sort_by_key(|line| line.cell.row.is_baseline());
     let last = lines.iter().filter_map(|line| line.raw.last());
     let Some(x) = Axis::from_zero(last.map(|(step, _)| *step), 6) else {
         return Ok(None);
     };
-    let Some((y, cut)) = loss_axis(&lines, x.high()) else {
+    let Some((y, cut)) = value_axis(&lines, x.high()) else {
         return Ok(None);
     };
 
@@ -98,8 +98,8 @@ pub(super) fn plot(
         width: WIDTH - LEFT - right,
         height,
     };
-    let description = format!("{} against training step, {}", subject.title, group.label);
-    let raw_behind = subject.noisy && lines.len() <= MOST_RAW;
+    let description = format!("{} against training step, {}", quantity.title, group.label);
+    let raw_behind = quantity.noisy && lines.len() <= MAX_RAW_CURVES;
     let svg = picture((WIDTH, TOP + height + BELOW), &description, |canvas| {
         let panel = Panel::draw(canvas, plot, (&x, &y), true)?;
         if raw_behind {
@@ -111,7 +111,7 @@ pub(super) fn plot(
         for line in &lines {
             let width = match line.cell.row.is_baseline() {
                 true => 2.4,
-                false if lines.len() <= MOST_RAW => 1.5,
+                false if lines.len() <= MAX_RAW_CURVES => 1.5,
                 false => 0.8,
             };
             let colour = recipes.style(&line.cell.row.recipe).colour;
@@ -121,7 +121,7 @@ pub(super) fn plot(
         let rows = spread(&wanted, GAP, plot.y + 4.0, plot.bottom() - 4.0);
         for ((label, wanted), row) in labels.iter().zip(&wanted).zip(rows) {
             let colour = recipes.style(label.recipe).colour;
-            let end = panel.at((label.step, label.value)).0;
+            let end = panel.pixel_at((label.step, label.value)).0;
             if end < plot.right() - 1.0 {
                 let marker = recipes.style(label.recipe).marker;
                 canvas.marker((end, *wanted), marker, 3.0, colour, 1.0)?;
@@ -133,13 +133,13 @@ pub(super) fn plot(
             look.bold = label.recipe_is_baseline;
             canvas.text(&label.text, (plot.right() + 24.0, row), look)?;
         }
-        recipes.key(canvas, (LEFT, 14.0), &group.recipes(), None)?;
+        recipes.legend(canvas, (LEFT, 14.0), &group.recipes(), None)?;
         let scale = if y.is_logarithmic() {
             ", log scale"
         } else {
             ""
         };
-        let title = format!("{}{scale}", subject.name);
+        let title = format!("{}{scale}", quantity.name);
         let middle = plot.y + plot.height / 2.0;
         let look = Look::new(TEXT, INK).align(Align::Centre);
         canvas.text(&title, (12.0, middle), look.vertical())?;
@@ -148,17 +148,17 @@ pub(super) fn plot(
         if cut {
             let corner = (plot.right() - 8.0, plot.y + 10.0);
             let look = Look::new(SMALL, MUTED).align(Align::Right);
-            canvas.text("earlier values lie above the frame", corner, look)?;
+            canvas.text("earlier values are above the frame", corner, look)?;
         }
         Ok(())
     })?;
     Ok(Some(Plot {
-        file_stem: format!("{}-{}", subject.file_stem, group.slug),
-        title: format!("{}, {}", subject.title, group.label),
+        file_stem: format!("{}-{}", quantity.file_stem, group.slug),
+        title: format!("{}, {}", quantity.title, group.label),
         caption: format!(
-            "Each line is a cell{}; labels give the last value, from the highest to the lowest.",
-            match (subject.noisy, raw_behind) {
-                (true, true) => ", smoothed, its logged values faint behind it",
+            "Each line is a cell{}; labels show the last value, from highest to lowest.",
+            match (quantity.noisy, raw_behind) {
+                (true, true) => ", smoothed, with the logged values faint behind it",
                 (true, false) => ", smoothed",
                 (false, _) => ", measured on samples of its averaged weights",
             }
@@ -167,8 +167,8 @@ pub(super) fn plot(
     }))
 }
 
-/// The loss axis, and whether it cuts off the start, where losses fall from far above.
-fn loss_axis(lines: &[Line<'_>], last_step: f64) -> Option<(Axis, bool)> {
+/// The vertical axis, and whether it cuts off the start of training, where values fall from far above.
+fn value_axis(lines: &[Line<'_>], last_step: f64) -> Option<(Axis, bool)> {
     let smoothed = || lines.iter().flat_map(|line| line.smooth.iter());
     let whole = extent(smoothed().map(|(_, loss)| *loss))?;
     let settled = smoothed().filter(|(step, _)| *step >= START * last_step);
@@ -182,12 +182,12 @@ struct Label<'a> {
     text: String,
     recipe: &'a str,
     recipe_is_baseline: bool,
-    /// The end of the curve; the mean over seeds.
+    /// The end of the curve, averaged over seeds.
     step: f64,
     value: f64,
 }
 
-/// One label for the seeds of an encoder and recipe.
+/// One label per encoder and recipe, shared by its seeds.
 fn labels<'a>(lines: &[Line<'a>]) -> Vec<Label<'a>> {
     let key = |line: &Line<'a>| {
         let row = &line.cell.row;

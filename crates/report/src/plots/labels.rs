@@ -1,9 +1,9 @@
-//! Where labels go so that they neither cover each other nor the data.
+//! Places labels so that they cover neither each other nor the data.
 
 use super::canvas::Rect;
 
-/// Moves the pixel rows `desired` apart until neighbours are `gap` apart, as little as possible and
-/// within `low..=high` where there is room. The order of the answer is the order given.
+/// Moves the pixel rows `desired` as little as possible so that neighbours are at least `gap` apart and within
+/// `low..=high`. If there is not enough space, the gap is reduced. Returns the rows in the order of `desired`.
 pub(super) fn spread(desired: &[f64], gap: f64, low: f64, high: f64) -> Vec<f64> {
     let mut order: Vec<usize> = (0..desired.len()).collect();
     order.sort_by(|left, right| desired[*left].total_cmp(&desired[*right]));
@@ -13,7 +13,8 @@ pub(super) fn spread(desired: &[f64], gap: f64, low: f64, high: f64) -> Vec<f64>
     } else {
         gap
     };
-    // Runs of touching labels, each as (first rank, count, sum of wanted places of its first).
+    // Runs of touching labels: (rank of the first label, number of labels, sum of the rows that each label prefers for
+    // the first one).
     let mut runs: Vec<(usize, usize, f64)> = Vec::new();
     let start = |run: &(usize, usize, f64)| {
         let extent = gap * (run.1 - 1) as f64;
@@ -31,48 +32,48 @@ pub(super) fn spread(desired: &[f64], gap: f64, low: f64, high: f64) -> Vec<f64>
         }
         runs.push(run);
     }
-    let mut places = vec![0.0; desired.len()];
+    let mut rows = vec![0.0; desired.len()];
     for run in &runs {
-        for place in 0..run.1 {
-            places[order[run.0 + place]] = start(run) + gap * place as f64;
+        for index in 0..run.1 {
+            rows[order[run.0 + index]] = start(run) + gap * index as f64;
         }
     }
-    places
+    rows
 }
 
 /// A straight line from one pixel to another.
 pub(super) type Segment = ((f64, f64), (f64, f64));
 
-/// A label looking for its place: its size, and the points any one of which it may stand beside.
+/// A label to be placed: its size, and the points next to any of which it may be placed.
 #[derive(Debug, Clone)]
-pub(super) struct Wish {
+pub(super) struct LabelRequest {
     pub width: f64,
     pub height: f64,
     pub anchors: Vec<(f64, f64)>,
 }
 
-/// Where a label was put.
+/// The position of a placed label.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Placement {
     pub rect: Rect,
-    /// The point it belongs to.
+    /// The point that the label is next to.
     pub anchor: (f64, f64),
-    /// Whether it stands so far off that a line must lead to its point.
+    /// Whether the label is so far from its point that a line must connect them.
     pub leader: bool,
 }
 
-/// Places labels one after another, each where it covers least of `obstacles`, of the labels
-/// before it and of `lines`, inside `bounds`.
+/// Places labels one after another inside `bounds`. Each is placed where it covers the least of `obstacles`, `lines` and
+/// the labels placed before it; `None` if it does not fit.
 pub(super) fn place(
-    wishes: &[Wish],
+    requests: &[LabelRequest],
     obstacles: &[Rect],
     lines: &[Segment],
     bounds: Rect,
 ) -> Vec<Option<Placement>> {
     let mut taken = obstacles.to_vec();
-    let crowding = |wish: &Wish| {
-        let near = wishes.iter().flat_map(|other| &other.anchors);
-        let anchors = &wish.anchors;
+    let crowding = |request: &LabelRequest| {
+        let near = requests.iter().flat_map(|other| &other.anchors);
+        let anchors = &request.anchors;
         near.filter(|point| {
             anchors
                 .iter()
@@ -80,13 +81,13 @@ pub(super) fn place(
         })
         .count()
     };
-    // The crowded ones choose first, while there is room.
-    let mut order: Vec<usize> = (0..wishes.len()).collect();
-    order.sort_by_key(|index| std::cmp::Reverse(crowding(&wishes[*index])));
-    let mut placements = vec![None; wishes.len()];
+    // Labels in crowded areas are placed first, while there is space.
+    let mut order: Vec<usize> = (0..requests.len()).collect();
+    order.sort_by_key(|index| std::cmp::Reverse(crowding(&requests[*index])));
+    let mut placements = vec![None; requests.len()];
     for index in order {
-        let wish = &wishes[index];
-        let best = candidates(wish)
+        let request = &requests[index];
+        let best = candidates(request)
             .filter(|candidate| contains(bounds, candidate.rect))
             .map(|candidate| (cost(&candidate, &taken, lines), candidate))
             .min_by(|left, right| left.0.total_cmp(&right.0));
@@ -98,26 +99,26 @@ pub(super) fn place(
     placements
 }
 
-/// Places around each anchor, near ones first.
-fn candidates(wish: &Wish) -> impl Iterator<Item = Placement> + '_ {
+/// Candidate placements around each anchor, near ones first.
+fn candidates(request: &LabelRequest) -> impl Iterator<Item = Placement> + '_ {
     const RINGS: [f64; 6] = [8.0, 12.0, 18.0, 26.0, 36.0, 48.0];
     const DIRECTIONS: usize = 12;
     RINGS.into_iter().flat_map(move |distance| {
-        wish.anchors.iter().flat_map(move |&anchor| {
+        request.anchors.iter().flat_map(move |&anchor| {
             (0..DIRECTIONS).map(move |direction| {
                 let angle = direction as f64 / DIRECTIONS as f64 * std::f64::consts::TAU;
                 let (dx, dy) = (angle.cos(), -angle.sin());
-                // The nearest point of the label, not its centre, lies at `distance`.
+                // `distance` is measured to the nearest point of the label, not to its centre.
                 let centre = (
-                    anchor.0 + dx * (distance + wish.width / 2.0),
-                    anchor.1 + dy * (distance + wish.height / 2.0),
+                    anchor.0 + dx * (distance + request.width / 2.0),
+                    anchor.1 + dy * (distance + request.height / 2.0),
                 );
                 Placement {
                     rect: Rect {
-                        x: centre.0 - wish.width / 2.0,
-                        y: centre.1 - wish.height / 2.0,
-                        width: wish.width,
-                        height: wish.height,
+                        x: centre.0 - request.width / 2.0,
+                        y: centre.1 - request.height / 2.0,
+                        width: request.width,
+                        height: request.height,
                     },
                     anchor,
                     leader: distance > 12.0,
@@ -152,9 +153,9 @@ fn overlap(left: Rect, right: Rect) -> f64 {
 fn crosses(rect: Rect, (from, to): Segment) -> bool {
     const SAMPLES: usize = 200;
     (0..=SAMPLES).any(|sample| {
-        let share = sample as f64 / SAMPLES as f64;
-        let x = from.0 + (to.0 - from.0) * share;
-        let y = from.1 + (to.1 - from.1) * share;
+        let fraction = sample as f64 / SAMPLES as f64;
+        let x = from.0 + (to.0 - from.0) * fraction;
+        let y = from.1 + (to.1 - from.1) * fraction;
         (rect.x..=rect.right()).contains(&x) && (rect.y..=rect.bottom()).contains(&y)
     })
 }
@@ -172,13 +173,13 @@ mod tests {
     }
 
     #[test]
-    fn labels_with_room_stay() {
+    fn labels_with_enough_space_are_not_moved() {
         let desired = [10.0, 50.0, 90.0];
         assert_eq!(spread(&desired, 12.0, 0.0, 100.0), desired);
     }
 
     #[test]
-    fn crowded_labels_move_apart_about_their_middle_and_keep_their_order() {
+    fn crowded_labels_move_apart_around_their_centre_and_keep_their_order() {
         let places = spread(&[51.0, 50.0, 49.0, 10.0], 12.0, 0.0, 100.0);
         assert!(apart(&places, 12.0), "{places:?}");
         assert!(places[2] < places[1] && places[1] < places[0]);
@@ -206,14 +207,14 @@ mod tests {
             width: 400.0,
             height: 300.0,
         };
-        let wishes: Vec<Wish> = (0..12)
-            .map(|index| Wish {
+        let requests: Vec<LabelRequest> = (0..12)
+            .map(|index| LabelRequest {
                 width: 60.0,
                 height: 12.0,
                 anchors: vec![(200.0 + f64::from(index) * 3.0, 150.0)],
             })
             .collect();
-        let placed: Vec<Rect> = place(&wishes, &[], &[], bounds)
+        let placed: Vec<Rect> = place(&requests, &[], &[], bounds)
             .into_iter()
             .map(|placement| placement.unwrap().rect)
             .collect();

@@ -1,7 +1,7 @@
-//! The plots of a report, as SVG with real text in the reader's sans-serif font.
+//! Draws the plots of a report as SVG, with text in the reader's sans-serif font.
 //!
-//! Colours are plain attributes, so that any program shows the files; on a dark page style rules
-//! replace them ([`dark_rules`]).
+//! Colours are plain attributes, so that any program can show the files. On a dark page, style rules replace them
+//! ([`dark_rules`]).
 
 mod axis;
 mod canvas;
@@ -17,14 +17,14 @@ pub(super) use canvas::{DrawError, dark_rules};
 
 use super::columns::{frechet, frechet_features};
 use super::comparison::groups;
-use super::run_folder::Run;
+use super::run_folder::RunFolder;
 use recipes::Recipes;
 
 /// Width of a full picture, in pixels.
 const WIDTH: f64 = 1040.0;
 const STEP_TITLE: &str = "training step";
 
-/// One picture.
+/// One plot.
 #[derive(Debug)]
 pub(super) struct Plot {
     /// Name of the file in `plots/`, without `.svg`.
@@ -36,7 +36,7 @@ pub(super) struct Plot {
 }
 
 impl Plot {
-    /// The picture as a file of its own, which follows the reader's dark mode.
+    /// The plot as an independent file that follows the reader's dark mode.
     pub fn standalone(&self) -> String {
         let style = format!(
             "<style>@media (prefers-color-scheme: dark) {{ {} }}</style>",
@@ -49,7 +49,7 @@ impl Plot {
     }
 }
 
-/// The plots of a run, by where they stand in the report.
+/// The plots of a run by section of the report.
 #[derive(Debug, Default)]
 pub(super) struct Plots {
     pub quality: Vec<Plot>,
@@ -59,13 +59,13 @@ pub(super) struct Plots {
 
 impl Plots {
     /// Draws all plots for which `run` has data.
-    pub fn draw(run: &Run) -> Result<Self, DrawError> {
+    pub fn draw(run: &RunFolder) -> Result<Self, DrawError> {
         let recipes = Recipes::of(run);
         let mut plots = Plots::default();
         for group in groups(run) {
             plots.quality.extend(quality::plot(run, &group, &recipes)?);
-            for subject in [convergence::LOSS, convergence::DISTANCE] {
-                let plot = convergence::plot(&subject, &group, &recipes)?;
+            for quantity in [convergence::LOSS, convergence::DISTANCE] {
+                let plot = convergence::plot(&quantity, &group, &recipes)?;
                 plots.convergence.extend(plot);
             }
             plots
@@ -88,8 +88,8 @@ impl Plots {
     }
 }
 
-/// The Frechet distance of this run with its features, for an axis.
-fn frechet_title(run: &Run) -> String {
+/// The axis title of the run's Frechet distance, with its features.
+fn frechet_title(run: &RunFolder) -> String {
     let column = frechet(run);
     match frechet_features(run, &column) {
         Some(features) => format!("{}, {features} features", column.title),

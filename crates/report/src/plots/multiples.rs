@@ -1,4 +1,4 @@
-//! One small panel an encoder, on common axes: differences to the baseline, alignment losses.
+//! Plots one small panel per encoder on common axes: differences from the baseline, and alignment losses.
 
 use super::axis::{Axis, extent};
 use super::canvas::{
@@ -18,10 +18,11 @@ const BELOW: f64 = 22.0;
 const TITLE: f64 = 20.0;
 const TICKS: f64 = 26.0;
 const HEIGHT: f64 = 128.0;
-/// Room for final values to the right of each panel.
+/// Space for final values to the right of each panel.
 const VALUES: f64 = 52.0;
-const MOST_COLUMNS: usize = 5;
+const MAX_COLUMNS: usize = 5;
 const POINTS: usize = 160;
+/// The first fraction of training, which is ignored for the range of the vertical axis.
 const START: f64 = 0.05;
 
 struct Line<'a> {
@@ -31,15 +32,15 @@ struct Line<'a> {
     smooth: Curve,
 }
 
-/// What is drawn in the panels.
+/// The contents of the panels.
 struct Figure<'a> {
     lines: Vec<Line<'a>>,
     axis_title: &'static str,
-    /// Draws the level of the baseline at 0, and writes final values with a sign.
+    /// Whether to draw the baseline at 0 and to write final values with a sign.
     zero: bool,
 }
 
-/// The denoising loss of each aligned cell minus that of the baseline of its seed.
+/// Plots the denoising loss of each aligned cell minus that of the baseline with the same seed.
 pub(super) fn differences(group: &Group<'_>, recipes: &Recipes) -> Result<Option<Plot>, DrawError> {
     let figure = Figure {
         lines: lines(group, |cell| {
@@ -47,7 +48,7 @@ pub(super) fn differences(group: &Group<'_>, recipes: &Recipes) -> Result<Option
             let baseline = curve::denoising_loss(baseline);
             Some(curve::difference(&curve::denoising_loss(cell), &baseline))
         }),
-        axis_title: "loss minus baseline's",
+        axis_title: "loss minus baseline",
         zero: true,
     };
     let description = format!(
@@ -57,18 +58,18 @@ pub(super) fn differences(group: &Group<'_>, recipes: &Recipes) -> Result<Option
     let svg = draw(&figure, group, recipes, &description)?;
     Ok(svg.map(|svg| Plot {
         file_stem: format!("loss-difference-{}", group.slug),
-        title: format!("Difference to the baseline, {}", group.label),
+        title: format!("Difference from the baseline, {}", group.label),
         caption: "Denoising loss of the cell minus that of the baseline without alignment of the \
                   same model and seed at the same step, smoothed, with the unsmoothed difference \
-                  faint behind it. Below zero the aligned cell is ahead. Numbers are the final \
-                  smoothed differences; a mark inside a panel is the end of a cell \
-                  that stopped early."
+                  faint behind it. Below zero, the aligned cell has the lower loss. Numbers are the \
+                  final smoothed differences; a marker inside a panel shows where a cell \
+                  stopped early."
             .to_owned(),
         svg,
     }))
 }
 
-/// The alignment loss of each aligned cell.
+/// Plots the alignment loss of each aligned cell.
 pub(super) fn alignment_losses(
     group: &Group<'_>,
     recipes: &Recipes,
@@ -83,7 +84,7 @@ pub(super) fn alignment_losses(
     Ok(svg.map(|svg| Plot {
         file_stem: format!("alignment-loss-{}", group.slug),
         title: format!("Alignment loss, {}", group.label),
-        caption: "Smoothed, with the logged values faint behind. The loss is a negative cosine \
+        caption: "Smoothed, with the logged values faint behind the curves. The loss is a negative cosine \
                   similarity, before its coefficient; levels depend on the encoder and on the \
                   spatial normalisation, so compare shapes rather than heights."
             .to_owned(),
@@ -131,7 +132,7 @@ fn draw(
         return Ok(None);
     };
 
-    let rows = encoders.len().div_ceil(MOST_COLUMNS);
+    let rows = encoders.len().div_ceil(MAX_COLUMNS);
     let columns = encoders.len().div_ceil(rows);
     let pitch = ((WIDTH - LEFT) / columns as f64).min(330.0);
     let row_height = TITLE + HEIGHT + TICKS;
@@ -141,13 +142,13 @@ fn draw(
     );
     let ends = lines.iter().filter_map(|line| line.smooth.last());
     let digits = decimals(extent(ends.map(|(_, value)| *value)).map(|(low, high)| {
-        // Three digits of the largest are enough in a small panel.
+        // Three significant digits of the largest value are enough in a small panel.
         low.abs().max(high.abs()) * 10.0
     }));
     let svg = picture(size, description, |canvas| {
         let shown = group.recipes();
         let baseline = figure.zero.then_some("baseline");
-        recipes.key(canvas, (LEFT, 14.0), &shown, baseline)?;
+        recipes.legend(canvas, (LEFT, 14.0), &shown, baseline)?;
         for (index, encoder) in encoders.iter().enumerate() {
             let (row, column) = (index / columns, index % columns);
             let plot = Rect {
@@ -202,10 +203,10 @@ fn small_panel(
         let style = recipes.style(line.recipe);
         axes.curve(&thin(&line.smooth, POINTS), style.colour, 1.6, 1.0)?;
         if let Some(&(step, value)) = line.smooth.last() {
-            let (end, _) = axes.at((step, value));
+            let (end, _) = axes.pixel_at((step, value));
             if end < plot.right() - 1.0 {
-                let at = (end, axes.row(value));
-                canvas.marker(at, style.marker, 3.0, style.colour, 1.0)?;
+                let position = (end, axes.row(value));
+                canvas.marker(position, style.marker, 3.0, style.colour, 1.0)?;
             }
         }
     }
@@ -231,7 +232,7 @@ fn small_panel(
     Ok(())
 }
 
-/// `name`, cut to `width` pixels with an ellipsis.
+/// Returns `name`, shortened with an ellipsis if it is wider than `width` pixels.
 fn shorten(name: &str, width: f64) -> String {
     if text_width(name, TEXT) <= width {
         return name.to_owned();

@@ -1,4 +1,4 @@
-//! A pair of axes on a canvas, and curves clipped to them.
+//! Draws a pair of axes on a canvas, and curves clipped to them.
 
 use plotters::prelude::*;
 
@@ -6,7 +6,7 @@ use super::axis::Axis;
 use super::canvas::{AXIS, Canvas, DrawError, GRID, Look, MUTED, Rect, SMALL};
 use super::canvas::{pixel, point, stroke, text_style};
 
-/// Room for tick labels to the left of a plotting area and below it, in pixels.
+/// Space for tick labels to the left of a plotting area and below it, in pixels.
 const LEFT: f64 = 60.0;
 const BELOW: f64 = 24.0;
 
@@ -19,8 +19,8 @@ pub(super) struct Panel<'c, 'a> {
 }
 
 impl<'c, 'a> Panel<'c, 'a> {
-    /// Draws axes, grid lines and tick labels; those of the y axis, to the left of `plot`, only
-    /// where `y_labels`.
+    /// Draws axes, grid lines and tick labels. The labels of the y axis, to the left of `plot`, are drawn only if
+    /// `y_labels` is set.
     pub fn draw(
         canvas: &'c Canvas<'a>,
         plot: Rect,
@@ -60,21 +60,21 @@ impl<'c, 'a> Panel<'c, 'a> {
         })
     }
 
-    /// The pixel of a value.
-    pub fn at(&self, (x, y): (f64, f64)) -> (f64, f64) {
+    /// The pixel of a point.
+    pub fn pixel_at(&self, (x, y): (f64, f64)) -> (f64, f64) {
         (
             self.plot.x + self.x.position(x) * self.plot.width,
             self.plot.bottom() - self.y.position(y) * self.plot.height,
         )
     }
 
-    /// The pixel row of a value, kept inside the panel.
+    /// The pixel row of a value, clamped to the panel.
     pub fn row(&self, y: f64) -> f64 {
-        let (_, row) = self.at((self.x.low(), y));
+        let (_, row) = self.pixel_at((self.x.low(), y));
         row.clamp(self.plot.y, self.plot.bottom())
     }
 
-    /// A curve of values; what leaves the panel is cut off at its edge.
+    /// Draws a curve, clipped at the edges of the panel.
     pub fn curve(
         &self,
         curve: &[(f64, f64)],
@@ -82,7 +82,7 @@ impl<'c, 'a> Panel<'c, 'a> {
         width: f64,
         opacity: f64,
     ) -> Result<(), DrawError> {
-        let pixels: Vec<(f64, f64)> = curve.iter().map(|value| self.at(*value)).collect();
+        let pixels: Vec<(f64, f64)> = curve.iter().map(|value| self.pixel_at(*value)).collect();
         for piece in clip(&pixels, self.plot) {
             self.canvas.line(&piece, colour, width, opacity)?;
         }
@@ -90,7 +90,7 @@ impl<'c, 'a> Panel<'c, 'a> {
     }
 }
 
-/// The pieces of the polyline `points` that lie inside `rect`.
+/// The pieces of the polyline `points` inside `rect`.
 fn clip(points: &[(f64, f64)], rect: Rect) -> Vec<Vec<(f64, f64)>> {
     let mut pieces: Vec<Vec<(f64, f64)>> = Vec::new();
     for (&from, &to) in points.iter().zip(points.iter().skip(1)) {
@@ -105,7 +105,7 @@ fn clip(points: &[(f64, f64)], rect: Rect) -> Vec<Vec<(f64, f64)>> {
     pieces
 }
 
-/// The part of a segment inside `rect` (Liang and Barsky).
+/// The part of a segment inside `rect`, by the Liang-Barsky algorithm.
 fn clip_segment(from: (f64, f64), to: (f64, f64), rect: Rect) -> Option<((f64, f64), (f64, f64))> {
     let (dx, dy) = (to.0 - from.0, to.1 - from.1);
     let (mut enter, mut leave) = (0.0_f64, 1.0_f64);
@@ -128,12 +128,12 @@ fn clip_segment(from: (f64, f64), to: (f64, f64), rect: Rect) -> Option<((f64, f
     if enter > leave || !enter.is_finite() || !leave.is_finite() {
         return None;
     }
-    let at = |share: f64| match share {
+    let position = |fraction: f64| match fraction {
         0.0 => from,
         1.0 => to,
-        _ => (from.0 + share * dx, from.1 + share * dy),
+        _ => (from.0 + fraction * dx, from.1 + fraction * dy),
     };
-    Some((at(enter), at(leave)))
+    Some((position(enter), position(leave)))
 }
 
 #[cfg(test)]

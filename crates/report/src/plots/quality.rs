@@ -1,4 +1,4 @@
-//! Each encoder's Frechet distance and denoising loss beside the baseline's.
+//! Plots the Frechet distance and the denoising loss of each encoder next to those of the baseline.
 
 use super::axis::Axis;
 use super::canvas::{
@@ -9,16 +9,16 @@ use super::recipes::Recipes;
 use super::{Plot, WIDTH, frechet_title};
 use crate::columns::{Column, DENOISING_LOSS, frechet};
 use crate::comparison::Group;
-use crate::run_folder::Run;
+use crate::run_folder::RunFolder;
 
 const ROW: f64 = 21.0;
 const TOP: f64 = 58.0;
 const BELOW: f64 = 46.0;
 const BETWEEN: f64 = 36.0;
 
-/// Dots of all recipes, one row an encoder, best encoder on top; `None` where nothing is finished.
+/// Draws the values of all recipes, with one row per encoder and the best encoder on top; `None` if no cell has finished.
 pub(super) fn plot(
-    run: &Run,
+    run: &RunFolder,
     group: &Group<'_>,
     recipes: &Recipes,
 ) -> Result<Option<Plot>, DrawError> {
@@ -56,7 +56,7 @@ pub(super) fn plot(
         let baseline = columns
             .iter()
             .any(|(column, _)| group.baseline_mean(column).is_some());
-        recipes.key(
+        recipes.legend(
             canvas,
             (left, 14.0),
             &shown,
@@ -81,8 +81,8 @@ pub(super) fn plot(
     Ok(Some(Plot {
         file_stem: format!("quality-{}", group.slug),
         title: format!("Quality by encoder, {}", group.label),
-        caption: "Lower is better in both panels; encoders are sorted by their best value on the \
-                  left. Small dots are single seeds, where there are several."
+        caption: "Lower is better in both panels; encoders are sorted by their best value in the \
+                  left panel. Small dots are individual seeds if there are several."
             .to_owned(),
         svg,
     }))
@@ -99,7 +99,7 @@ fn panel(
     let Some(x) = Axis::adaptive(values(group, column), 5) else {
         return Ok(());
     };
-    // Rows are counted from the top, half a row of room at both ends, without ticks.
+    // Rows are numbered from the top, with half a row of space at both ends, and have no ticks.
     let row = |index: usize| plot.y + ROW * (index as f64 + 0.5);
     let y = Axis::without_ticks();
     for index in 0..encoders.len() {
@@ -111,7 +111,7 @@ fn panel(
         )?;
     }
     let axes = Panel::draw(canvas, plot, (&x, &y), false)?;
-    let at = |value: f64, index: usize| (axes.at((value, 0.0)).0, row(index));
+    let position = |value: f64, index: usize| (axes.pixel_at((value, 0.0)).0, row(index));
 
     let scale = if x.is_logarithmic() {
         ", log scale"
@@ -124,7 +124,7 @@ fn panel(
         Look::new(TEXT, INK).align(Align::Centre),
     )?;
     if let Some(baseline) = group.baseline_mean(column) {
-        let (x, _) = at(baseline.value, 0);
+        let (x, _) = position(baseline.value, 0);
         canvas.dashed((x, plot.y - 6.0), (x, plot.bottom()), BASELINE, 1.5)?;
         let text = crate::number::short(baseline.value);
         let half = text_width(&text, TEXT) / 2.0;
@@ -142,12 +142,12 @@ fn panel(
                 let cells = group.done().map(|cell| &cell.row);
                 for row in cells.filter(|row| row.encoder == *encoder && row.recipe == recipe) {
                     if let Some(value) = column.of(row) {
-                        let point = at(value, index);
+                        let point = position(value, index);
                         canvas.marker(point, style.marker, 2.5, style.colour, 0.45)?;
                     }
                 }
             }
-            let point = at(mean.value, index);
+            let point = position(mean.value, index);
             canvas.marker(point, style.marker, 5.0, style.colour, 1.0)?;
         }
     }
@@ -159,7 +159,7 @@ fn values(group: &Group<'_>, column: &Column) -> Vec<f64> {
     cells.filter_map(|cell| column.of(&cell.row)).collect()
 }
 
-/// Encoders with a finished cell, best first; those without a value last.
+/// The encoders with a finished cell, best first, and those without a value last.
 fn ranked<'a>(group: &Group<'a>, column: &Column) -> Vec<&'a str> {
     let best = |encoder: &str| {
         let recipes = group.recipes().into_iter();

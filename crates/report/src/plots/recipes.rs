@@ -1,10 +1,10 @@
-//! One colour and one marker a recipe, the same in all plots.
+//! Assigns one colour and one marker to each recipe, the same in all plots.
 
 use plotters::style::RGBColor;
 
 use super::canvas::{BASELINE, Canvas, DrawError, INK, Look, Marker, RECIPES, TEXT, text_width};
 use crate::comparison::recipes;
-use crate::run_folder::Run;
+use crate::run_folder::RunFolder;
 
 const MARKERS: [Marker; 4] = [
     Marker::Circle,
@@ -13,7 +13,7 @@ const MARKERS: [Marker; 4] = [
     Marker::Diamond,
 ];
 
-/// How a recipe is drawn.
+/// The colour and marker of a recipe.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct RecipeStyle {
     pub colour: RGBColor,
@@ -27,13 +27,14 @@ pub(super) struct Recipes {
 }
 
 impl Recipes {
-    pub fn of(run: &Run) -> Self {
+    pub fn of(run: &RunFolder) -> Self {
         let names = recipes(run.cells.iter());
         Recipes {
             names: names.into_iter().map(str::to_owned).collect(),
         }
     }
 
+    /// The style of `recipe`; that of the baseline if it is none of these recipes.
     pub fn style(&self, recipe: &str) -> RecipeStyle {
         let index = self.names.iter().position(|name| name == recipe);
         index.map_or(
@@ -48,15 +49,16 @@ impl Recipes {
         )
     }
 
-    /// Draws the names in their colours in one line from `at` on, and then `baseline` if given.
-    pub fn key(
+    /// Draws the names of the `shown` recipes in one line that starts at `position`, followed by `baseline` if it is
+    /// `Some`.
+    pub fn legend(
         &self,
         canvas: &Canvas<'_>,
-        at: (f64, f64),
+        position: (f64, f64),
         shown: &[&str],
         baseline: Option<&str>,
     ) -> Result<(), DrawError> {
-        let (mut x, y) = at;
+        let (mut x, y) = position;
         let names = self
             .names
             .iter()

@@ -1,11 +1,11 @@
-//! Each metric of the encoder against the Frechet distance of the model aligned to it.
+//! Plots each encoder metric against the Frechet distance of the model that is aligned to the encoder.
 
 use super::axis::Axis;
 use super::canvas::{
     Align, BASELINE, Canvas, DrawError, GRID, INK, Look, MUTED, Rect, SMALL, TEXT, picture,
     text_width,
 };
-use super::labels::{Wish, place};
+use super::labels::{LabelRequest, place};
 use super::panel::Panel;
 use super::recipes::Recipes;
 use super::{Plot, WIDTH, frechet_title};
@@ -13,11 +13,11 @@ use crate::columns::{Column, ENCODER_METRICS, frechet};
 use crate::comparison::{Group, distinct};
 use crate::correlation::{Point, Relation, points, relation};
 use crate::number::{plain, short};
-use crate::run_folder::Run;
+use crate::run_folder::RunFolder;
 
 const LEFT: f64 = 70.0;
 const RIGHT: f64 = 14.0;
-/// Height of a panel with few encoders, and what each further one adds for its label.
+/// Height of a panel with at most `FEW` encoders; each further encoder adds `HEIGHT_PER_LABEL`.
 const HEIGHT: f64 = 300.0;
 const FEW: usize = 12;
 const HEIGHT_PER_LABEL: f64 = 12.0;
@@ -33,9 +33,9 @@ struct Series<'a> {
     relation: Relation,
 }
 
-/// One panel a metric, of which those without points say why; `None` where no panel has any.
+/// Draws one panel per metric. A panel without points states the reason; `None` if no panel has points.
 pub(super) fn plot(
-    run: &Run,
+    run: &RunFolder,
     group: &Group<'_>,
     recipes: &Recipes,
 ) -> Result<Option<Plot>, DrawError> {
@@ -93,15 +93,15 @@ pub(super) fn plot(
     Ok(Some(Plot {
         file_stem: format!("metrics-{}", group.slug),
         title: format!("Encoder metrics against {}, {}", frechet.title, group.label),
-        caption: "One point an encoder and recipe, averaged over seeds; a thin line joins the \
-                  recipes of one encoder. Lines are least-squares fits. In brackets the 95 % \
-                  bootstrap interval of Pearson's r over encoders."
+        caption: "One point per encoder and recipe, averaged over seeds; a thin line joins the \
+                  recipes of one encoder. Lines are least-squares fits. Brackets contain the \
+                  95 % bootstrap interval of Pearson's r over encoders."
             .to_owned(),
         svg,
     }))
 }
 
-/// Why no cell has both figures, in two short lines.
+/// The reason why no cell has both values, in two short lines.
 fn why_empty(group: &Group<'_>, metric: &Column) -> [&'static str; 2] {
     let aligned = group.done().filter(|cell| !cell.row.is_baseline());
     if aligned.filter_map(|cell| metric.of(&cell.row)).count() > 0 {
@@ -126,7 +126,7 @@ fn why_empty(group: &Group<'_>, metric: &Column) -> [&'static str; 2] {
     }
 }
 
-/// A panel without points.
+/// Draws a panel without points.
 fn empty(canvas: &Canvas<'_>, reason: [&str; 2], plot: Rect) -> Result<(), DrawError> {
     let corners = [
         (plot.x, plot.y),
@@ -160,7 +160,7 @@ fn series<'a>(group: &Group<'a>, metric: &Column, frechet: &Column) -> Vec<Serie
         .collect()
 }
 
-/// The lines above a panel that say what was found; they are its key as well.
+/// Draws the lines above a panel that state the correlations and also serve as its legend.
 fn statements(
     canvas: &Canvas<'_>,
     recipes: &Recipes,
@@ -222,17 +222,17 @@ fn panel(
         canvas.dashed((plot.x, row), (plot.right(), row), BASELINE, 1.2)?;
         let text = format!("baseline {}", short(value));
         let width = text_width(&text, SMALL);
-        // Above the line, or below it where the line runs along the top.
+        // The label is above the line, or below it if the line is near the top.
         let above = row - 8.0 > plot.y + 6.0;
-        let at = (
+        let position = (
             plot.right() - 4.0,
             if above { row - 8.0 } else { row + 9.0 },
         );
         let look = Look::new(SMALL, MUTED).align(Align::Right);
-        canvas.text(&text, at, look)?;
+        canvas.text(&text, position, look)?;
         obstacles.push(Rect {
-            x: at.0 - width,
-            y: at.1 - 7.0,
+            x: position.0 - width,
+            y: position.1 - 7.0,
             width,
             height: 14.0,
         });
@@ -257,15 +257,15 @@ fn panel(
             let ends = [low, high].map(|x| (x, intercept + slope * x));
             let colour = recipes.style(series.recipe).colour;
             axes.curve(&ends, colour, 1.6, 0.55)?;
-            lines.push((axes.at(ends[0]), axes.at(ends[1])));
+            lines.push((axes.pixel_at(ends[0]), axes.pixel_at(ends[1])));
         }
     }
     let encoders = distinct(all().map(|point| point.encoder.as_str()));
-    let mut wishes = Vec::new();
+    let mut requests = Vec::new();
     for encoder in &encoders {
         let anchors: Vec<(f64, f64)> = all()
             .filter(|point| point.encoder == *encoder)
-            .map(|point| axes.at((point.x, point.y)))
+            .map(|point| axes.pixel_at((point.x, point.y)))
             .collect();
         canvas.line(&anchors, GRID, 1.6, 1.0)?;
         obstacles.extend(anchors.iter().map(|(x, y)| Rect {
@@ -274,7 +274,7 @@ fn panel(
             width: 12.0,
             height: 12.0,
         }));
-        wishes.push(Wish {
+        requests.push(LabelRequest {
             width: text_width(encoder, SMALL),
             height: 12.0,
             anchors,
@@ -283,11 +283,11 @@ fn panel(
     for series in series {
         let style = recipes.style(series.recipe);
         for point in &series.points {
-            let at = axes.at((point.x, point.y));
-            canvas.marker(at, style.marker, 4.6, style.colour, 0.95)?;
+            let position = axes.pixel_at((point.x, point.y));
+            canvas.marker(position, style.marker, 4.6, style.colour, 0.95)?;
         }
     }
-    let placed = place(&wishes, &obstacles, &lines, plot);
+    let placed = place(&requests, &obstacles, &lines, plot);
     for (encoder, placement) in encoders.iter().zip(placed) {
         let Some(placement) = placement else { continue };
         let rect = placement.rect;
