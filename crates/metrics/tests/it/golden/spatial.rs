@@ -4,7 +4,7 @@ use metrics::spatial::{
 };
 use ndarray::{Array2, Array3, Axis};
 
-use crate::case::Case;
+use super::case::Case;
 
 type Metric = fn(&SpatialMetrics) -> f64;
 

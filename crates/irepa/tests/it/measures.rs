@@ -1,10 +1,8 @@
 //! What a sweep measures of samples and encoders, and that it is what the other commands measure.
 
-mod common;
-
 use std::fs;
 
-use common::{Playground, repository};
+use crate::common::{Playground, repository};
 use report::results::{ResultRow, read_csv};
 use serde_json::Value;
 use training::{MetricsLog, checkpoint};

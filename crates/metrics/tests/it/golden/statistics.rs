@@ -1,6 +1,6 @@
 use metrics::statistics::{correlation_p_value, fit_line, pearson, ranks, spearman};
 
-use crate::case::Case;
+use super::case::Case;
 
 fn check_set(set: &str) {
     let case = Case::open("spatial/stats_pairs");

@@ -1,10 +1,8 @@
 //! What a run writes while it trains: figures, evaluations on the way, and the same for TensorBoard.
 
-mod common;
-
 use std::fs;
 
-use common::Playground;
+use crate::common::Playground;
 use training::event_log::Value;
 use training::{EventLog, MetricsLog, checkpoint};
 

@@ -1,14 +1,12 @@
 //! `runner sample` as the program runs: what an image depends on, interruptions, and refusals.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use common::{Outcome, Playground};
+use crate::common::{Outcome, Playground};
 use ndarray::{Array1, Array4};
 use ndarray_npy::NpzReader;
 
@@ -312,7 +310,7 @@ fn what_cannot_be_sampled_from_is_answered_with_what_can() {
 /// `common::Playground` with a file of a case of `tests/data/cases`.
 fn case(name: &str, file: &str) -> Playground {
     let place = Playground::new();
-    let source = common::repository()
+    let source = crate::common::repository()
         .join("crates/irepa/tests/data/cases")
         .join(name);
     place.write(file, &fs::read_to_string(source.join(file)).unwrap());

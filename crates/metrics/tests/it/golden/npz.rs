@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use metrics::npz::{Compression, ReferenceFile, SampleReader, SampleWriter};
 use ndarray::{Array4, Axis, concatenate};
 
-use crate::case::{Case, Tolerance};
+use super::case::{Case, Tolerance};
 
 fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -1,11 +1,9 @@
 //! Runs that die: what is said of them, and that nothing of them passes for a result.
 
-mod common;
-
 use std::fs;
 use std::path::Path;
 
-use common::{Outcome, Playground, repository};
+use crate::common::{Outcome, Playground, repository};
 use serde_json::Value;
 
 /// A case of `tests/data/cases/25-collapse`, on the embedded data and without its encoder.

@@ -1,12 +1,10 @@
 //! Output into pipes whose readers go away, and Ctrl-C.
 
-mod common;
-
 use std::fs;
 use std::io::{Write, pipe};
 use std::process::{Child, Stdio};
 
-use common::{Outcome, Playground, end_of, interrupt, trained, wait_until};
+use crate::common::{Outcome, Playground, end_of, interrupt, trained, wait_until};
 use training::checkpoint;
 
 #[test]

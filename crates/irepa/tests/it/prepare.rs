@@ -1,13 +1,11 @@
 //! Feature caches, made and used as the program does: the same training, and what goes wrong.
 
-mod common;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Outcome, Playground};
+use crate::common::{Outcome, Playground};
 use training::{MetricsLog, checkpoint};
 
 /// Two encoders, small shards: 190 validation images, of which 12 of `good` are in one.

@@ -5,7 +5,7 @@ use metrics::quality::{
 };
 use ndarray::{Array2, ArrayView2, Axis};
 
-use crate::case::{Case, Tolerance};
+use super::case::{Case, Tolerance};
 
 struct Features {
     case: Case,

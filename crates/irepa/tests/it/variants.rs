@@ -1,10 +1,8 @@
 //! Training variants: files that lie over the base, each with the same recipes.
 
-mod common;
-
 use std::fs;
 
-use common::{Playground, repository};
+use crate::common::{Playground, repository};
 use encoders::Registry;
 use sweep::config_file;
 use sweep::experiment::{DeviceKind, Plan};

@@ -1,13 +1,11 @@
 //! What cells of a sweep share, and what they must not: tokens, names, processes, failures.
 
-mod common;
-
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 use std::sync::Arc;
 
-use common::{Outcome, Playground, end_of, interrupt, trained, wait_until};
+use crate::common::{Outcome, Playground, end_of, interrupt, trained, wait_until};
 use data::{Cursor, Loader};
 use report::results::{ResultRow, Status, read_csv};
 use sweep::cell_folder::CellFolder;

@@ -1,13 +1,11 @@
 //! Bad input ends in one paragraph that names file, key and the way out, and leaves nothing
 //! half-written.
 
-mod common;
-
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use common::{BASE, Playground, repository};
+use crate::common::{BASE, Playground, repository};
 
 /// No run folder may appear for an experiment that was refused.
 fn refused(place: &Playground, words: &[&str]) {
@@ -227,7 +225,7 @@ fn settings_that_change_nothing_are_warned_of() {
             "prepare features",
         ],
     );
-    let quiet = |outcome: common::Outcome| {
+    let quiet = |outcome: crate::common::Outcome| {
         assert!(!outcome.stderr.contains("WARN"), "{}", outcome.stderr);
     };
     quiet(train("c", &[cached]));
@@ -356,7 +354,7 @@ fn cuda_without_cuda_is_refused() {
     let sweep = |device| {
         let mut command = place.command(&["sweep", "experiment.toml", "--device", device]);
         // Hides the devices of a machine that has some.
-        common::Outcome::of(command.env("CUDA_VISIBLE_DEVICES", "").output().unwrap())
+        crate::common::Outcome::of(command.env("CUDA_VISIBLE_DEVICES", "").output().unwrap())
     };
     sweep("cuda").expect(2, &["--device cuda", "CUDA"]);
     sweep("gpu").expect(2, &["auto, cpu, cuda or cuda:N"]);
@@ -568,7 +566,7 @@ fn a_set_of_more_files_than_may_be_open_is_read() {
         shell
             .current_dir(place.path(""))
             .env("IREPA_ENCODERS", place.path("encoders"));
-        common::Outcome::of(shell.output().unwrap())
+        crate::common::Outcome::of(shell.output().unwrap())
     };
     let metrics = [
         "metrics", "good", "--data", "shards", "--split", "", "--device", "cpu",

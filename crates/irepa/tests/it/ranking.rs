@@ -1,8 +1,6 @@
 //! `runner metrics --rank` as the program runs.
 
-mod common;
-
-use common::Playground;
+use crate::common::Playground;
 use report::ranking::{Ranking, SpatialMetric};
 
 fn rank<'a>(data: &'a str, more: &[&'a str]) -> Vec<&'a str> {
@@ -17,7 +15,7 @@ fn rank<'a>(data: &'a str, more: &[&'a str]) -> Vec<&'a str> {
 #[test]
 fn encoders_are_ordered_by_their_spatial_structure() {
     let place = Playground::new();
-    let data = common::repository().join("experiments/data/emoji64");
+    let data = crate::common::repository().join("experiments/data/emoji64");
     let data = data.to_str().unwrap();
     let names = ["hog", "sift", "hog"];
     let outcome = place
@@ -64,7 +62,7 @@ fn encoders_are_ordered_by_their_spatial_structure() {
 #[test]
 fn what_cannot_be_ranked_is_said() {
     let place = Playground::new();
-    let data = common::repository().join("experiments/data/emoji64");
+    let data = crate::common::repository().join("experiments/data/emoji64");
     let data = data.to_str().unwrap();
     place
         .run(&rank(data, &["hog", "--rank=magic"]))

@@ -1,12 +1,10 @@
 //! `runner evaluate`, with a tiny stand-in for Inception: figures, files, and bad input.
 
-mod common;
-
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use common::{Playground, repository};
+use crate::common::{Playground, repository};
 use metrics::npz::{Compression, SampleWriter, Statistics, write_statistics};
 use metrics::quality::{Moments, Splits, frechet_distance, inception_score, precision_recall};
 use ndarray::{Array2, Array4, Axis, s};
@@ -72,7 +70,7 @@ impl Bench {
         .unwrap();
     }
 
-    fn evaluate(&self, arguments: &[&str]) -> common::Outcome {
+    fn evaluate(&self, arguments: &[&str]) -> crate::common::Outcome {
         let mut all = vec!["evaluate"];
         all.extend(arguments);
         all.extend(["--device", "cpu"]);

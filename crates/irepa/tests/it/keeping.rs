@@ -1,13 +1,11 @@
 //! Nothing that a sweep has computed is lost or taken for something else, run as the program.
 
-mod common;
-
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use common::{Playground, end_of, interrupt};
+use crate::common::{Playground, end_of, interrupt};
 use report::results::{ResultRow, Status, read_csv};
 use sweep::cell_folder::CellFolder;
 

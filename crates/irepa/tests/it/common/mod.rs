@@ -1,8 +1,5 @@
 //! A small experiment in a folder of its own, and the program that runs it.
 
-// Each test file is a program of its own, and not each needs all of this.
-#![allow(dead_code)]
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

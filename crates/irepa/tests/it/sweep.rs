@@ -1,13 +1,11 @@
 //! A sweep, run as the program: whole, again, in parts, killed, with a broken encoder.
 
-mod common;
-
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
-use common::{Outcome, Playground, trained};
+use crate::common::{Outcome, Playground, trained};
 use training::checkpoint;
 
 const CELLS: [&str; 3] = [

@@ -1,7 +1,5 @@
 //! `runner visualize`: what it draws, and what it says when it cannot.
 
-mod common;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Cursor;
@@ -9,7 +7,7 @@ use std::process::Command;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use common::{Outcome, Playground, repository};
+use crate::common::{Outcome, Playground, repository};
 use image::{Rgb, RgbImage};
 
 /// The upper end of viridis.

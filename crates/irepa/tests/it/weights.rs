@@ -1,10 +1,8 @@
 //! Weights from files: what a run starts from, and what samples are drawn from.
 
-mod common;
-
 use std::path::PathBuf;
 
-use common::{Outcome, Playground};
+use crate::common::{Outcome, Playground};
 use tch::Tensor;
 use training::checkpoint;
 

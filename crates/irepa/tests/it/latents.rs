@@ -1,14 +1,12 @@
 //! Training on the latents of an autoencoder, as the program does it: with a cache of moments and
 //! without, and what goes wrong. The autoencoder is a small one with random weights.
 
-mod common;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use common::{Outcome, Playground};
+use crate::common::{Outcome, Playground};
 use diffusion::autoencoder::{KlAutoencoder, KlConfig};
 use tch::Device;
 use torch_ext::Params;
