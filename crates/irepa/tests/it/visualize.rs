@@ -5,9 +5,9 @@ use std::fs;
 use std::io::Cursor;
 use std::process::Command;
 
+use crate::common::{Outcome, Playground, repository};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use crate::common::{Outcome, Playground, repository};
 use image::{Rgb, RgbImage};
 
 /// The upper end of viridis.
