@@ -119,7 +119,7 @@ fn missing_files_are_named_with_who_names_them() {
         .expect(2, &["nowhere.toml"]);
     let place = Playground::new();
     place.write("base.toml", "base = \"base.toml\"\n");
-    refused(&place, &["base.toml", "does not end"]);
+    refused(&place, &["base.toml", "circular"]);
 }
 
 #[test]

@@ -194,10 +194,7 @@ fn a_stream_that_fails_saves_its_cells_and_fails_those_that_wanted_it() {
 
     fs::write(&image, whole).unwrap();
     let outcome = place.sweep(&[]).expect(0, &["3 done"]);
-    let resumed = outcome
-        .stderr
-        .matches("continues after step 2 of 6")
-        .count();
+    let resumed = outcome.stderr.matches("resumes after step 2 of 6").count();
     assert_eq!(resumed, 2, "{}", outcome.stderr);
     for recipe in ["irepa", "repa"] {
         let cell = |out: &str| place.path(&format!("{out}/small/cells/sit-xs4.{recipe}.good.s0"));

@@ -324,7 +324,7 @@ fn a_killed_preparation_goes_on_to_the_same_bytes() {
     place
         .sweep(&["--only", "*none*", CACHED[0], CACHED[1]])
         .expect(1, &["not complete", "prepare latents"]);
-    prepare(&place, &arguments).expect(0, &["images are there"]);
+    prepare(&place, &arguments).expect(0, &["images are already stored"]);
     assert!(shards(&folder) == expected);
     // Complete, it is left alone.
     prepare(&place, &[]).expect(0, &["; complete"]);

@@ -203,7 +203,7 @@ fn a_killed_preparation_goes_on_to_the_same_bytes() {
     place
         .sweep(&["--only", "*hog*", CACHED[0], CACHED[1]])
         .expect(1, &["not complete", "prepare features"]);
-    prepare(&place, &["--shard-mib", "1"]).expect(0, &["images are there"]);
+    prepare(&place, &["--shard-mib", "1"]).expect(0, &["images are already stored"]);
     for encoder in ENCODERS {
         assert!(
             shards(&place, encoder) == shards(&whole, encoder),

@@ -485,7 +485,7 @@ fn a_run_is_not_continued_with_other_settings() {
     };
     let named = ["optimizer.lr was ", " and is 0.5", "--init", "--out"];
     resume("optimizer.lr=0.5").expect(2, &named);
-    resume("train.steps=3").expect(2, &["at step 6 already", "train.steps = 3"]);
+    resume("train.steps=3").expect(2, &["already reached step 6", "train.steps = 3"]);
     assert_eq!(trained(&place.path("run")), before);
     resume("train.steps=8").expect(0, &[]);
 }
@@ -558,7 +558,7 @@ fn cells_go_on_apart(ahead: &str) {
     place.sweep(&["--set", ahead]).expect(
         0,
         &[
-            "out of memory with 2 cells at once: 1 go on first, then 1",
+            "out of memory with 2 cells at the same time: training 1 first, then 1",
             "4 done, 0 failed",
         ],
     );
@@ -607,8 +607,11 @@ fn cells_wait_where_memory_has_no_room_for_them() {
     place.sweep(&["--out", "together"]).expect(0, &["3 done"]);
     let outcome = place
         .sweep(&["--out", "apart", "--memory-limit", "1"])
-        .expect(0, &["memory for 1 cells at once; 1 wait", "3 done"]);
-    assert_eq!(outcome.stderr.matches("memory for").count(), 1);
+        .expect(
+            0,
+            &["1 cells fit into memory at the same time; 1 wait", "3 done"],
+        );
+    assert_eq!(outcome.stderr.matches("fit into memory").count(), 1);
     for cell in ["none", "repa.good", "irepa.good"] {
         let cell = |out: &str| place.path(&format!("{out}/small/cells/sit-xs4.{cell}.s0"));
         assert!(trained(&cell("apart")) == trained(&cell("together")));

@@ -57,7 +57,7 @@ fn weights_of_another_model_are_refused_unless_part_of_them_is_wanted() {
     ];
     train(&place, "b", &init).expect(1, &["ema.safetensors", "missing", "q_norm", "--partial"]);
     let partial = [&init[..], &["--partial"]].concat();
-    train(&place, "c", &partial).expect(0, &["drawn anew", "q_norm"]);
+    train(&place, "c", &partial).expect(0, &["initialised randomly", "q_norm"]);
     train(&place, "d", &["--init", "nowhere.safetensors"]).expect(2, &["nowhere.safetensors"]);
     place.write("rubbish.safetensors", "rubbish");
     train(&place, "d", &["--init", "rubbish.safetensors"]).expect(

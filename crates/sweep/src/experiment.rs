@@ -1,4 +1,4 @@
-//! An experiment file, and the cells that it plans.
+//! Expands an experiment file into the cells of its grid.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -10,22 +10,22 @@ use training::{Config, NO_ENCODER};
 
 use crate::config_file::{self, ConfigError, Layers};
 
-/// The recipe without alignment. It makes one cell for all encoders.
+/// The recipe without alignment. It has one cell, whatever the number of encoders.
 pub const BASELINE: &str = "none";
 
-/// The training variant that changes nothing in the base configuration.
+/// The training variant that leaves the base configuration unchanged.
 pub(crate) const PLAIN_VARIANT: &str = "sit";
 
-/// An experiment file: a base configuration and the grid of what varies.
+/// An experiment file: a base configuration and a grid of variations.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Experiment {
     /// Name of the run folder.
     pub name: String,
-    /// What the experiment asks, for the report.
+    /// The question that the experiment answers, for the report.
     #[serde(default)]
     pub description: String,
-    /// Configuration that every cell starts from, relative to this file.
+    /// Base configuration of every cell, relative to this file.
     pub base: PathBuf,
     /// Folder of recipe files, relative to this file.
     #[serde(default = "default_recipes")]
@@ -33,15 +33,15 @@ pub struct Experiment {
     /// Folder of variant files, relative to this file.
     #[serde(default = "default_variants")]
     pub variants: PathBuf,
-    /// What varies.
+    /// The axes that vary.
     pub grid: Grid,
-    /// Settings of every cell, over base and recipe.
+    /// Settings of every cell. They override base and recipe.
     #[serde(default)]
     pub set: Table,
-    /// Changes where the experiment runs on the CPU.
+    /// Changes for runs on the CPU.
     #[serde(default)]
     pub cpu: DeviceSection,
-    /// Changes where it runs on CUDA.
+    /// Changes for runs on CUDA.
     #[serde(default)]
     pub cuda: DeviceSection,
 }
@@ -60,18 +60,18 @@ fn default_variants() -> PathBuf {
 pub struct Grid {
     /// Encoders, joined encoders (`a,b`), or named sets such as `paper27`.
     pub encoder: Option<Vec<String>>,
-    /// Files of the recipe folder, without `.toml`; `none` is the baseline. For a variant, a file
-    /// of that name in the sub-folder `VARIANT` comes first.
+    /// Names of files in the recipe folder, without `.toml`; `none` is the baseline. For a variant, a file of that name in
+    /// the sub-folder `VARIANT` takes precedence.
     pub recipe: Option<Vec<String>>,
-    /// Denoisers such as `SiT-B/2`; by default the one of base and variant.
+    /// Denoisers such as `SiT-B/2`; by default the denoiser of base and variant.
     pub model: Option<Vec<String>>,
-    /// Files of the variant folder, without `.toml`; `sit` is the base as it is.
+    /// Names of files in the variant folder, without `.toml`. `sit` needs no file: it is then the unchanged base.
     pub variant: Option<Vec<String>>,
-    /// Seeds.
+    /// Training seeds.
     pub seed: Option<Vec<u64>>,
 }
 
-/// What an experiment changes on one kind of device.
+/// Changes of an experiment for one kind of device.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DeviceSection {
@@ -83,26 +83,26 @@ pub struct DeviceSection {
     pub variants: Option<PathBuf>,
     /// Axes that replace those of `[grid]`.
     pub grid: Grid,
-    /// Settings over `[set]`.
+    /// Settings that override `[set]`.
     pub set: Table,
 }
 
 /// One training run of a sweep.
 #[derive(Debug, Clone)]
 pub struct Cell {
-    /// Readable and unique in the sweep: `sit-xs4.irepa.hog.s0`.
+    /// Id, unique in the sweep: `sit-xs4.irepa.hog.s0`.
     pub id: String,
-    /// Encoder, or `none`.
+    /// Name of the encoder, joined encoders (`a,b`), or `none`.
     pub encoder: String,
-    /// Recipe.
+    /// Name of the recipe.
     pub recipe: String,
-    /// Model.
+    /// Name of the denoiser.
     pub model: String,
-    /// Variant.
+    /// Name of the training variant.
     pub variant: String,
-    /// Seed.
+    /// Training seed.
     pub seed: u64,
-    /// Everything, resolved.
+    /// The complete configuration.
     pub config: Config,
 }
 
@@ -111,7 +111,7 @@ pub struct Cell {
 pub struct Plan {
     /// Name of the experiment.
     pub name: String,
-    /// Its description.
+    /// Description of the experiment.
     pub description: String,
     /// The cells.
     pub cells: Vec<Cell>,
@@ -130,7 +130,7 @@ impl Plan {
     /// Reads an experiment file and resolves its cells.
     ///
     /// # Errors
-    /// The file, its base, a recipe or a setting is missing or wrong, or a name is unknown.
+    /// The file, its base or a recipe is missing or invalid; a setting is invalid; a name is unknown.
     pub fn read(
         path: &Path,
         device: DeviceKind,
@@ -140,11 +140,11 @@ impl Plan {
         Self::read_for(path, device, registry, settings, &|_| true)
     }
 
-    /// As [`Plan::read`], with settings for the cells whose ids `is_selected` takes. The other cells get the
-    /// settings that they have.
+    /// As [`Plan::read`], for a sweep of the cells whose ids satisfy `is_selected`. All `settings` must be valid for the
+    /// selected cells. For the other cells, invalid settings are left out.
     ///
     /// # Errors
-    /// As [`Plan::read`]; a setting that the grid decides for a selected cell.
+    /// As [`Plan::read`]; a setting is one that the grid decides for a selected cell.
     pub fn read_for(
         path: &Path,
         device: DeviceKind,
@@ -171,11 +171,12 @@ impl Plan {
     }
 }
 
+/// Resolves the cells of an experiment for one kind of device.
 struct Resolver<'a> {
     path: &'a Path,
     experiment: &'a Experiment,
     section: &'a DeviceSection,
-    /// Its key in the file.
+    /// Key of `section` in the file.
     section_name: &'static str,
     registry: &'a Registry,
     settings: &'a [String],
@@ -186,26 +187,28 @@ impl Resolver<'_> {
     fn plan(&self) -> Result<Plan, ConfigError> {
         let experiment = self.experiment;
         self.check_name()?;
-        let (key, base) = self.place("base", &self.section.base, &experiment.base);
+        let (key, base) = self.locate("base", &self.section.base, &experiment.base);
         let from = format!("`{key}` in {}", self.path.display());
         let base = config_file::read_layers_named_by(&base, Some(from))?;
-        let (top, own) = (&self.section.grid, &experiment.grid);
+        let (on_device, own) = (&self.section.grid, &experiment.grid);
         let mut owners = self.owners();
         let section = (self.section_name, self.section);
         owners.check(self.path, self.settings, experiment, section)?;
-        let encoders = self.encoders(axis(&top.encoder, &own.encoder))?;
-        let recipe_names = axis(&top.recipe, &own.recipe);
+        let encoders = self.encoders(axis(&on_device.encoder, &own.encoder))?;
+        let recipe_names = axis(&on_device.recipe, &own.recipe);
         let aligned = recipe_names.iter().find(|name| *name != BASELINE);
         if let (Some(recipe), true) = (aligned, encoders.is_empty()) {
             return Err(self.name_error(
                 "grid.encoder",
-                format!("the recipe `{recipe}` aligns with an encoder, and none is named here"),
+                format!("the recipe `{recipe}` aligns with an encoder, but no encoder is named"),
             ));
         }
-        let variants = self.variants(axis(&top.variant, &own.variant))?;
-        let models: Vec<Option<String>> =
-            axis(&top.model, &own.model).into_iter().map(Some).collect();
-        let seeds = axis(&top.seed, &own.seed);
+        let variants = self.variants(axis(&on_device.variant, &own.variant))?;
+        let models: Vec<Option<String>> = axis(&on_device.model, &own.model)
+            .into_iter()
+            .map(Some)
+            .collect();
+        let seeds = axis(&on_device.seed, &own.seed);
         let default = config_file::resolve(base.clone(), &self.origin("base"))?;
         let models = non_empty(models, None);
         let seeds = non_empty(seeds, self.default_seed(&base, &default)?);
@@ -232,10 +235,9 @@ impl Resolver<'_> {
                         cells.push(cell);
                         Ok(())
                     };
-                    let mut baseline = false;
+                    let mut has_baseline = false;
                     for (recipe, overlay) in &recipes {
-                        // Encoders vary fastest among the aligned cells below.
-                        if recipe == BASELINE && !std::mem::replace(&mut baseline, true) {
+                        if recipe == BASELINE && !std::mem::replace(&mut has_baseline, true) {
                             add(axes(NO_ENCODER, recipe), overlay)?;
                         }
                     }
@@ -250,13 +252,13 @@ impl Resolver<'_> {
         }
         owners.check_files(self.path, self.settings)?;
         let mut seen = BTreeSet::new();
-        if let Some(twice) = cells.iter().find(|cell| !seen.insert(cell.id.clone())) {
-            return Err(self.name_error("grid", format!("the cell {} is planned twice", twice.id)));
+        if let Some(cell) = cells.iter().find(|cell| !seen.insert(cell.id.clone())) {
+            return Err(self.name_error("grid", format!("the cell {} is planned twice", cell.id)));
         }
         if cells.is_empty() {
             return Err(self.name_error(
                 "grid",
-                "it plans no cell; grid.recipe must name at least one recipe".to_owned(),
+                "the grid has no cells; grid.recipe must name at least one recipe".to_owned(),
             ));
         }
         Ok(Plan {
@@ -268,10 +270,10 @@ impl Resolver<'_> {
 }
 
 impl Resolver<'_> {
-    /// The key of a path that the device's section may replace, and the path, which is beside the
-    /// experiment file.
-    fn place(&self, key: &str, top: &Option<PathBuf>, own: &Path) -> (String, PathBuf) {
-        let (key, path) = match top {
+    /// The key and the value of a path that the section of the device may replace. The path is resolved against the
+    /// folder of the experiment file.
+    fn locate(&self, key: &str, on_device: &Option<PathBuf>, own: &Path) -> (String, PathBuf) {
+        let (key, path) = match on_device {
             Some(path) => (format!("{}.{key}", self.section_name), path.as_path()),
             None => (key.to_owned(), own),
         };
@@ -297,11 +299,11 @@ impl Resolver<'_> {
         }
     }
 
-    /// The name becomes a folder's, so it must not lead elsewhere.
+    /// Checks the name of the experiment, which becomes the name of the run folder.
     fn check_name(&self) -> Result<(), ConfigError> {
         let name = &self.experiment.name;
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
+        let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if name.is_empty() || name.starts_with('.') || !name.chars().all(is_allowed) {
             return Err(self.name_error(
                 "name",
                 format!("`{name}` cannot name a folder; use letters, digits, `-`, `_` and `.`"),
@@ -310,6 +312,7 @@ impl Resolver<'_> {
         Ok(())
     }
 
+    /// Expands named sets and checks the names of encoders. Each encoder is returned once.
     fn encoders(&self, names: Vec<String>) -> Result<Vec<String>, ConfigError> {
         let mut encoders = Vec::new();
         for name in names {
@@ -329,12 +332,14 @@ impl Resolver<'_> {
         Ok(encoders)
     }
 
+    /// Reads the recipe files of a variant.
     fn recipes(
         &self,
         names: &[String],
         variant: &str,
     ) -> Result<Vec<(String, Layers)>, ConfigError> {
-        let (key, folder) = self.place("recipes", &self.section.recipes, &self.experiment.recipes);
+        let (on_device, own) = (&self.section.recipes, &self.experiment.recipes);
+        let (key, folder) = self.locate("recipes", on_device, own);
         names
             .iter()
             .map(|name| {
@@ -353,9 +358,10 @@ impl Resolver<'_> {
             .collect()
     }
 
+    /// Reads the variant files; the plain variant needs none.
     fn variants(&self, names: Vec<String>) -> Result<Vec<(String, Layers)>, ConfigError> {
-        let (own, top) = (&self.experiment.variants, &self.section.variants);
-        let (key, folder) = self.place("variants", top, own);
+        let (on_device, own) = (&self.section.variants, &self.experiment.variants);
+        let (key, folder) = self.locate("variants", on_device, own);
         non_empty(names, PLAIN_VARIANT.to_owned())
             .into_iter()
             .map(|name| {
@@ -373,6 +379,7 @@ impl Resolver<'_> {
             .collect()
     }
 
+    /// Resolves the configuration of one cell.
     fn cell(&self, base: &Layers, recipe_layer: &Layers, axes: Axes) -> Result<Cell, ConfigError> {
         let folder = config_file::folder_of(self.path);
         let mut layers = base.clone();
@@ -381,7 +388,7 @@ impl Resolver<'_> {
             layers.merge(Layers::new(set.clone(), folder));
         }
         layers.merge(Layers::new(axes.layer(), folder));
-        let plain = layers.clone();
+        let without_settings = layers.clone();
         config_file::apply_settings(&mut layers, self.settings)?;
         let model = layers
             .table()
@@ -391,7 +398,9 @@ impl Resolver<'_> {
         let id = axes.id(&model);
         let origin = format!("{}: cell {id}", self.path.display());
         let config = match config_file::resolve(layers, &origin) {
-            Err(_) if !(self.is_selected)(&id) => self.with_own_settings(plain, &origin)?,
+            Err(_) if !(self.is_selected)(&id) => {
+                self.with_valid_settings(without_settings, &origin)?
+            }
             config => config?,
         };
         let judge = &config.evaluate.fd_encoder;
@@ -413,7 +422,7 @@ impl Resolver<'_> {
 }
 
 impl Resolver<'_> {
-    /// The seed of an experiment without that axis.
+    /// The seed of an experiment without the axis `seed`.
     fn default_seed(&self, base: &Layers, default: &Config) -> Result<u64, ConfigError> {
         let folder = config_file::folder_of(self.path);
         let mut layers = base.clone();
@@ -423,13 +432,13 @@ impl Resolver<'_> {
         config_file::apply_settings(&mut layers, self.settings)?;
         let train = layers.table().get("train");
         let seed = train.and_then(|train| train.get("seed"));
-        // Anything but a number is refused where the cells are resolved.
+        // A value that is not a number is refused when the cells are resolved.
         let seed = seed.and_then(Value::as_integer).map(i64::cast_unsigned);
         Ok(seed.unwrap_or(default.train.seed))
     }
 
-    /// The configuration of a cell that is not selected: of the settings on the command line, those that it has.
-    fn with_own_settings(&self, mut layers: Layers, origin: &str) -> Result<Config, ConfigError> {
+    /// The configuration of a cell that is not selected, with those settings of the command line that are valid for it.
+    fn with_valid_settings(&self, mut layers: Layers, origin: &str) -> Result<Config, ConfigError> {
         for setting in self.settings {
             let mut changed = layers.clone();
             config_file::apply_settings(&mut changed, std::slice::from_ref(setting))?;
@@ -440,31 +449,42 @@ impl Resolver<'_> {
         config_file::resolve(layers, origin)
     }
 
-    /// The settings that the axes decide.
+    /// The settings that the axes of the grid decide.
     fn owners(&self) -> Owners {
-        let (top, own) = (&self.section.grid, &self.experiment.grid);
-        let axis = |name: &'static str, on_device: bool| match on_device {
+        let (on_device, own) = (&self.section.grid, &self.experiment.grid);
+        let axis = |name: &'static str, is_on_device: bool| match is_on_device {
             true => format!("{}.grid.{name}", self.section_name),
             false => format!("grid.{name}"),
         };
         let is_set = |len: Option<usize>| len.is_some_and(|len| len > 0);
-        let mut axes = vec![("alignment.encoder", axis("encoder", top.encoder.is_some()))];
-        let models = top.model.as_ref().or(own.model.as_ref()).map(Vec::len);
+        let mut axes = vec![(
+            "alignment.encoder",
+            axis("encoder", on_device.encoder.is_some()),
+        )];
+        let models = on_device
+            .model
+            .as_ref()
+            .or(own.model.as_ref())
+            .map(Vec::len);
         if is_set(models) {
-            axes.push(("model.name", axis("model", top.model.is_some())));
+            axes.push(("model.name", axis("model", on_device.model.is_some())));
         }
-        let seeds = top.seed.as_ref().or(own.seed.as_ref()).map(Vec::len);
+        let seeds = on_device.seed.as_ref().or(own.seed.as_ref()).map(Vec::len);
         if is_set(seeds) {
-            axes.push(("train.seed", axis("seed", top.seed.is_some())));
+            axes.push(("train.seed", axis("seed", on_device.seed.is_some())));
         }
-        let variant = axis("variant", top.variant.is_some());
-        let variants = top.variant.as_ref().or(own.variant.as_ref()).map(Vec::len);
+        let variant = axis("variant", on_device.variant.is_some());
+        let variants = on_device
+            .variant
+            .as_ref()
+            .or(own.variant.as_ref())
+            .map(Vec::len);
         if is_set(variants) {
             axes.push(("objective.kind", variant.clone()));
         }
         Owners {
             axes,
-            recipe: axis("recipe", top.recipe.is_some()),
+            recipe: axis("recipe", on_device.recipe.is_some()),
             variant,
             recipes: BTreeMap::new(),
             variants: BTreeMap::new(),
@@ -472,22 +492,24 @@ impl Resolver<'_> {
     }
 }
 
-/// Which settings the grid decides: those of its axes, and those in the files that its axes name. A cell is called
-/// by them, so nothing else may change them.
+/// The settings that the grid decides: those of its axes, and those in the recipe and variant files that its axes name.
+/// The ids of cells are built from them, so nothing else may change them.
 struct Owners {
-    /// Keys, and the axes that decide them.
+    /// Keys of the configuration, each with the axis that decides it.
     axes: Vec<(&'static str, String)>,
-    /// Names of two axes.
+    /// Key of the axis of recipes in the experiment file.
     recipe: String,
+    /// Key of the axis of variants in the experiment file.
     variant: String,
-    /// What the files of the selected cells set, by name and leaf.
+    /// Settings in the recipe files of the selected cells, by recipe and dotted key.
     recipes: BTreeMap<String, BTreeMap<String, Value>>,
+    /// Settings in the variant files of the selected cells, by variant and dotted key.
     variants: BTreeMap<String, BTreeMap<String, Value>>,
 }
 
 impl Owners {
-    /// Refuses settings of axes, on the command line and in the experiment's `set` tables, where they would have
-    /// no effect.
+    /// Refuses keys of axes on the command line and in the `set` tables of the experiment, where they would have no
+    /// effect.
     fn check(
         &self,
         path: &Path,
@@ -511,7 +533,9 @@ impl Owners {
                 if let Some((owned, axis)) = owner(key) {
                     return Err(ConfigError::Name {
                         origin: format!("{}: `{name}.{key}`", path.display()),
-                        message: format!("`{axis}` decides `{owned}` for each cell; name it there"),
+                        message: format!(
+                            "`{axis}` decides `{owned}` for each cell; change that axis instead"
+                        ),
                     });
                 }
             }
@@ -519,6 +543,7 @@ impl Owners {
         Ok(())
     }
 
+    /// Adds the files of a selected cell.
     fn add(&mut self, cell: &Cell, recipe: &Table, variant: &Table) {
         self.recipes
             .entry(cell.recipe.clone())
@@ -528,7 +553,8 @@ impl Owners {
             .or_insert_with(|| config_file::leaves(variant));
     }
 
-    /// Refuses settings that recipes of selected cells make, and those of training in which their variants differ.
+    /// Refuses settings that are also in recipe files of selected cells, and training settings in which the variants of
+    /// selected cells differ.
     fn check_files(&self, path: &Path, settings: &[String]) -> Result<(), ConfigError> {
         for setting in settings {
             for key in leaves_of(setting)?.keys() {
@@ -538,7 +564,7 @@ impl Owners {
                         return Err(decided(path, setting, owned, &self.recipe, &by));
                     }
                 }
-                // How samples are drawn and measured makes no variant what it is.
+                // Settings of sampling and evaluation do not define a variant.
                 if ["sample", "evaluate"].iter().any(|part| overlap(part, key)) {
                     continue;
                 }
@@ -559,6 +585,7 @@ impl Owners {
     }
 }
 
+/// The error that the grid decides a setting of the command line.
 fn decided(path: &Path, setting: &str, key: &str, axis: &str, by: &str) -> ConfigError {
     ConfigError::Name {
         origin: format!("--set {setting}"),
@@ -570,14 +597,14 @@ fn decided(path: &Path, setting: &str, key: &str, axis: &str, by: &str) -> Confi
     }
 }
 
-/// Leaves of what a `key=value` setting sets.
+/// The values that a `key=value` setting sets, by dotted key.
 fn leaves_of(setting: &str) -> Result<BTreeMap<String, Value>, ConfigError> {
     let mut layers = Layers::default();
     config_file::apply_settings(&mut layers, &[setting.to_owned()])?;
     Ok(config_file::leaves(layers.table()))
 }
 
-/// Whether one of two dotted keys is the other, or a table around it.
+/// Whether two dotted keys are equal, or one is a table that contains the other.
 fn overlap(left: &str, right: &str) -> bool {
     let (short, long) = match left.len() <= right.len() {
         true => (left, right),
@@ -592,14 +619,14 @@ fn overlap(left: &str, right: &str) -> bool {
 struct Axes<'a> {
     encoder: &'a str,
     recipe: &'a str,
-    /// `None`: the configuration's own.
+    /// `None` for the model of the base and variant.
     model: Option<&'a str>,
     variant: &'a str,
     seed: u64,
 }
 
 impl Axes<'_> {
-    /// What the point sets in a configuration.
+    /// The settings of this point.
     fn layer(&self) -> Table {
         let section =
             |key: &str, value: Value| Value::Table(Table::from_iter([(key.to_owned(), value)]));
@@ -619,7 +646,7 @@ impl Axes<'_> {
         layer
     }
 
-    /// `SiT-XS/4`, `irepa`, `hog`, seed 0 become `sit-xs4.irepa.hog.s0`.
+    /// The id of the cell: `SiT-XS/4`, `irepa`, `hog` and seed 0 become `sit-xs4.irepa.hog.s0`.
     fn id(&self, model: &str) -> String {
         let plain = |text: &str| {
             text.to_lowercase()
@@ -631,7 +658,7 @@ impl Axes<'_> {
                 )
         };
         let mut parts = vec![plain(model)];
-        // JiT's models say already which variant they are.
+        // The names of JiT models already contain the variant.
         if self.variant != PLAIN_VARIANT && !parts[0].starts_with(self.variant) {
             parts.push(plain(self.variant));
         }
@@ -644,6 +671,7 @@ impl Axes<'_> {
     }
 }
 
+/// The values of an axis: those of the device's section if it has the axis, else those of `[grid]`.
 fn axis<T: Clone>(on_device: &Option<Vec<T>>, own: &Option<Vec<T>>) -> Vec<T> {
     on_device
         .as_ref()
@@ -656,6 +684,7 @@ fn non_empty<T>(axis: Vec<T>, default: T) -> Vec<T> {
     if axis.is_empty() { vec![default] } else { axis }
 }
 
+/// The message for an unknown recipe or variant, with the known names.
 fn unknown_file(what: &str, name: &str, folder: &Path) -> String {
     let mut known: Vec<String> = std::fs::read_dir(folder)
         .into_iter()
@@ -685,7 +714,7 @@ fn unknown_file(what: &str, name: &str, folder: &Path) -> String {
     )
 }
 
-/// A plan as `plan.toml` states it.
+/// The contents of `plan.toml`.
 #[derive(Debug, Serialize)]
 pub struct PlanFile<'a> {
     name: &'a str,
@@ -702,14 +731,14 @@ struct PlanEntry<'a> {
     model: &'a str,
     variant: &'a str,
     seed: u64,
-    /// As in `result.json`; left out where an input is missing.
+    /// As in `result.json`; omitted if an input is missing.
     #[serde(skip_serializing_if = "Option::is_none")]
     hash: Option<&'a str>,
     config: &'a Config,
 }
 
 impl Plan {
-    /// What is written to `plan.toml`. `hashes` are those of configuration and inputs, by the cells' ids.
+    /// The contents of `plan.toml`. `hashes` are the hashes of configuration and inputs, by cell id.
     pub fn file<'a>(
         &'a self,
         device: &'a str,
