@@ -1,4 +1,4 @@
-//! Weights from files: what a run starts from, and what samples are drawn from.
+//! Weights from files, for starting a run and for drawing samples.
 
 mod common;
 
@@ -45,7 +45,7 @@ fn a_run_starts_from_the_weights_of_a_file() {
 }
 
 #[test]
-fn weights_of_another_model_are_refused_unless_part_of_them_is_wanted() {
+fn weights_of_another_model_are_refused_without_partial() {
     let place = Playground::new();
     train(&place, "a", &[]).expect(0, &[]);
     let file = newest(&place, "a").join("ema.safetensors");
