@@ -4,181 +4,25 @@
 //! override both. A path is relative to the file that names it. Every file is also checked on its own, so that an error
 //! names the file and the line; the merged table is checked again.
 
-use std::collections::BTreeMap;
+mod error;
+mod layers;
+mod settings;
+
 use std::path::{Path, PathBuf};
 
-use thiserror::Error;
 use toml::{Table, Value};
 use training::{Config, ConfigPath};
 
+use layers::replace;
+
+pub use error::ConfigError;
+pub(crate) use error::nearest;
+pub use layers::Layers;
+pub use settings::apply_settings;
+pub(crate) use settings::leaves;
+
 /// Maximum length of a chain of `base` files.
 const MAX_DEPTH: usize = 16;
-
-/// Why a configuration was refused. The program exits with code 2.
-#[derive(Debug, Error)]
-pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("cannot read {}: {source}{}", path.display(), named_by(.from))]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The key and file that name it, if any.
-        from: Option<String>,
-        /// The error of the operating system.
-        source: std::io::Error,
-    },
-
-    /// The file is not valid TOML, or not a valid configuration. The message has the line, the key and the allowed
-    /// names.
-    #[error("{}: {}{}", path.display(), .source.to_string().trim_end(), suggestion(.source.message()))]
-    Toml {
-        /// The file.
-        path: PathBuf,
-        /// The error, with its position.
-        source: Box<toml::de::Error>,
-    },
-
-    /// The chain of `base` files leads back to itself, or is too long.
-    #[error("{}: the chain of `base` files is circular or longer than {MAX_DEPTH}", .0.display())]
-    BaseChain(PathBuf),
-
-    /// A `--set` option is not of the form `key=value`.
-    #[error("--set {0}: expected key=value, such as --set train.steps=100")]
-    Set(String),
-
-    /// The merged settings are not a valid configuration.
-    #[error("{origin}: {message}{}", suggestion(.message))]
-    Merged {
-        /// The file, cell or option that was resolved.
-        origin: String,
-        /// The error.
-        message: String,
-    },
-
-    /// A value is out of range.
-    #[error("{origin}: {source}")]
-    Invalid {
-        /// The file, cell or option that was resolved.
-        origin: String,
-        /// Key, value and allowed range.
-        source: training::InvalidConfig,
-    },
-
-    /// An experiment names something unknown, or sets something that it may not set.
-    #[error("{origin}: {message}")]
-    Name {
-        /// File and key.
-        origin: String,
-        /// What was found, and what is allowed.
-        message: String,
-    },
-}
-
-fn named_by(from: &Option<String>) -> String {
-    from.as_ref()
-        .map(|from| format!(" (named by {from})"))
-        .unwrap_or_default()
-}
-
-/// For serde's "unknown field `x`, expected one of `a`, `b`": a hint with the most similar name, or an empty string.
-fn suggestion(message: &str) -> String {
-    let mut quoted = message.split('`').skip(1).step_by(2);
-    let Some(found) = quoted.next().filter(|_| message.contains("unknown")) else {
-        return String::new();
-    };
-    nearest(found, quoted)
-        .map(|name| format!("\nDid you mean `{name}`?"))
-        .unwrap_or_default()
-}
-
-/// The candidate that is most similar to `found`, if any is similar enough.
-pub(crate) fn nearest<'a>(
-    found: &str,
-    candidates: impl Iterator<Item = &'a str>,
-) -> Option<&'a str> {
-    candidates
-        .map(|name| (strsim::jaro_winkler(found, name), name))
-        .filter(|(score, _)| *score > 0.75)
-        .max_by(|left, right| left.0.total_cmp(&right.0))
-        .map(|(_, name)| name)
-}
-
-/// The merged settings of several files, and the folder of the file that each string comes from.
-///
-/// Relative paths are resolved against that folder in one place, when the settings become a [`Config`]. Settings of type
-/// [`training::ConfigPath`] are paths.
-#[derive(Debug, Clone, Default)]
-pub struct Layers {
-    table: Table,
-    /// Folder of the file that each string comes from, by key.
-    folders: BTreeMap<Vec<String>, PathBuf>,
-}
-
-impl Layers {
-    /// The settings of a file in `folder`.
-    pub(crate) fn new(table: Table, folder: &Path) -> Self {
-        let mut folders = BTreeMap::new();
-        record_folders(&mut Vec::new(), &table, folder, &mut folders);
-        Self { table, folders }
-    }
-
-    /// The merged settings.
-    pub fn table(&self) -> &Table {
-        &self.table
-    }
-
-    /// Overrides these settings with `top`. Tables are merged key by key. If the variant of a table changes (its `kind` or
-    /// `method`), settings that the new variant does not have are dropped; settings that both variants have stay.
-    pub fn merge(&mut self, top: Self) {
-        merge(&mut self.table, top.table);
-        self.folders.extend(top.folders);
-    }
-
-    /// The settings with their paths resolved against the folders of their files. `config` is the configuration parsed
-    /// from these settings; it determines which settings are paths.
-    fn with_resolved_paths(mut self, config: &Config) -> Table {
-        for (key, path) in config.paths() {
-            if let (Some(folder), false) = (self.folders.get(&key), path.is_empty()) {
-                let path = ConfigPath::from(tidy(&folder.join(&*path)));
-                replace(&mut self.table, &key, path.to_text());
-            }
-        }
-        self.table
-    }
-}
-
-/// Records `folder` for every string of a table.
-fn record_folders(
-    key: &mut Vec<String>,
-    table: &Table,
-    folder: &Path,
-    folders: &mut BTreeMap<Vec<String>, PathBuf>,
-) {
-    for (name, value) in table {
-        key.push(name.clone());
-        match value {
-            Value::String(_) => {
-                folders.insert(key.clone(), folder.to_owned());
-            }
-            Value::Table(inner) => record_folders(key, inner, folder, folders),
-            _ => {}
-        }
-        key.pop();
-    }
-}
-
-/// Replaces the string at `key`; does nothing if there is no string.
-fn replace(table: &mut Table, key: &[String], text: String) {
-    let Some((first, rest)) = key.split_first() else {
-        return;
-    };
-    let value = rest.iter().fold(table.get_mut(first), |value, key| {
-        value.and_then(|value| value.get_mut(key))
-    });
-    if let Some(Value::String(old)) = value {
-        *old = text;
-    }
-}
 
 /// Reads a configuration file and its chain of `base` files, without the defaults.
 ///
@@ -275,134 +119,6 @@ pub(crate) fn tidy(path: &Path) -> PathBuf {
     }
 }
 
-/// As [`Layers::merge`], for tables of whole configurations.
-fn merge(below: &mut Table, top: Table) {
-    merge_at(&mut Vec::new(), below, top);
-}
-
-/// As [`merge`], for the tables at the key `place` of the configuration.
-fn merge_at(place: &mut Vec<String>, below: &mut Table, top: Table) {
-    if changes_variant(below, &top) {
-        keep_common(place, below, &top);
-    }
-    for (key, value) in top {
-        match (below.get_mut(&key), value) {
-            (Some(Value::Table(old)), Value::Table(new)) => {
-                place.push(key);
-                merge_at(place, old, new);
-                place.pop();
-            }
-            (_, value) => {
-                below.insert(key, value);
-            }
-        }
-    }
-}
-
-/// Whether `new` selects another variant than `old`, or selects one while `old` does not. A key with the same name that
-/// does not select a variant, such as a sampler's `method`, is harmless: then nothing is dropped.
-fn changes_variant(old: &Table, new: &Table) -> bool {
-    ["kind", "method"]
-        .iter()
-        .any(|tag| new.get(*tag).is_some_and(|new| old.get(*tag) != Some(new)))
-}
-
-/// Drops the settings of `old`, at the key `place`, that the variant of `new` does not accept. Whether it accepts a
-/// setting is decided by parsing it as a [`Config`].
-fn keep_common(place: &[String], old: &mut Table, new: &Table) {
-    let accepts = |key: &str, value: &Value| {
-        let mut table = new.clone();
-        match (value, table.get(key)) {
-            (Value::Table(old), Some(Value::Table(new))) => {
-                let mut both = old.clone();
-                let mut inner = place.to_vec();
-                inner.push(key.to_owned());
-                merge_at(&mut inner, &mut both, new.clone());
-                table.insert(key.to_owned(), both.into());
-            }
-            // The new value replaces the old one.
-            (_, Some(_)) => return true,
-            (value, None) => {
-                table.insert(key.to_owned(), value.clone());
-            }
-        }
-        let whole = place.iter().rev().fold(Value::Table(table), |inner, key| {
-            Value::Table(Table::from_iter([(key.clone(), inner)]))
-        });
-        match whole.try_into::<Config>() {
-            Ok(_) => true,
-            // The missing field may be among the other old settings.
-            Err(error) => error.message().contains("missing field"),
-        }
-    };
-    old.retain(|key, value| accepts(key, value));
-}
-
-/// Applies `key.sub=value` settings of the command line. They form one layer, so that no setting drops another. A value
-/// is parsed as TOML; if that fails, it is a string.
-///
-/// # Errors
-/// A setting has no `=`, or its key is inside a value that another setting makes something else than a table.
-pub fn apply_settings(layers: &mut Layers, settings: &[String]) -> Result<(), ConfigError> {
-    let mut layer = Table::new();
-    for setting in settings {
-        let bad = || ConfigError::Set(setting.clone());
-        let (key, text) = setting.split_once('=').ok_or_else(bad)?;
-        let value = toml::from_str::<Table>(&format!("value = {text}"))
-            .ok()
-            .and_then(|mut parsed| parsed.remove("value"))
-            .unwrap_or_else(|| Value::String(text.trim().to_owned()));
-        let mut parts: Vec<&str> = key.trim().split('.').collect();
-        let last = parts
-            .pop()
-            .filter(|last| !last.is_empty())
-            .ok_or_else(bad)?;
-        let mut place = &mut layer;
-        for part in parts {
-            place = place
-                .entry(part)
-                .or_insert_with(|| Value::Table(Table::new()))
-                .as_table_mut()
-                .ok_or_else(bad)?;
-        }
-        insert_merged(place, last, value);
-    }
-    layers.merge(Layers::new(layer, Path::new("")));
-    Ok(())
-}
-
-/// The values of a table that are not tables, by dotted key.
-pub(crate) fn leaves(table: &Table) -> BTreeMap<String, Value> {
-    let mut found = BTreeMap::new();
-    for (key, value) in table {
-        match value {
-            Value::Table(table) => found.extend(
-                leaves(table)
-                    .into_iter()
-                    .map(|(inner, value)| (format!("{key}.{inner}"), value)),
-            ),
-            value => {
-                found.insert(key.clone(), value.clone());
-            }
-        }
-    }
-    found
-}
-
-/// Inserts `value` at `key` of a table. If both the old and the new value are tables, they are merged.
-fn insert_merged(table: &mut Table, key: &str, value: Value) {
-    match (table.get_mut(key), value) {
-        (Some(Value::Table(old)), Value::Table(new)) => {
-            for (key, value) in new {
-                insert_merged(old, &key, value);
-            }
-        }
-        (_, value) => {
-            table.insert(key.to_owned(), value);
-        }
-    }
-}
-
 /// Converts merged layers to a configuration and checks it. `origin` names what is resolved, for error messages.
 ///
 /// # Errors
@@ -425,7 +141,7 @@ fn resolve_with(
                 message: error.to_string().trim_end().to_owned(),
             })
     };
-    let as_written = parsed(layers.table.clone())?;
+    let as_written = parsed(layers.table().clone())?;
     let mut config = parsed(layers.with_resolved_paths(&as_written))?;
     change(&mut config);
     config.validate().map_err(|source| ConfigError::Invalid {
@@ -477,7 +193,7 @@ pub fn load_with(
 ) -> Result<Config, ConfigError> {
     let mut layers = read_layers(path)?;
     apply_settings(&mut layers, settings)?;
-    warn_of_unused_alignment(&layers.table, path);
+    warn_of_unused_alignment(layers.table(), path);
     let origin = if settings.is_empty() {
         path.display().to_string()
     } else {
@@ -488,10 +204,12 @@ pub fn load_with(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::fs;
 
     use training::Objective;
 
+    use super::layers::merge;
     use super::*;
 
     fn table(text: &str) -> Table {
