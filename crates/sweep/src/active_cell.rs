@@ -89,7 +89,7 @@ impl<'a> ActiveCell<'a> {
             &self.progress,
             self.run.trainer().steps_done(),
             self.planned.cell.config.train.steps,
-            // The weighted loss of MeanFlow is always close to 1, so it would say nothing.
+            // Not the weighted loss: that of MeanFlow is always close to 1.
             self.run
                 .last_metrics()
                 .map(|metrics| metrics.denoising_loss),

@@ -1,4 +1,4 @@
-//! What all cohorts of a command share.
+//! The context that all cohorts of a command share.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
