@@ -454,7 +454,7 @@ pub enum PrepareCommand {
     /// Store the tokens of the training images for one or more encoders.
     ///
     /// If `data.token_cache` names the folder, training reads the tokens instead of running the encoder.
-    /// Prints what it will write before it starts. After an interruption, the same command resumes.
+    /// Prints what it will write before it starts. After an interruption, run the same command again.
     #[command(
         after_help = "Example:\n  runner prepare features configs/embedded.toml --encoder efficientnet-lite0,hog\n  runner sweep experiments/encoders.toml --set data.token_cache=features"
     )]
@@ -462,8 +462,8 @@ pub enum PrepareCommand {
     /// Store the moments (mean and standard deviation) of the training images' latents.
     ///
     /// If `data.latent_cache` names the folder, training reads the moments instead of running the
-    /// autoencoder. Prints what it will write before it starts. After an interruption, the same command
-    /// resumes.
+    /// autoencoder. Prints what it will write before it starts. After an interruption, run the same command
+    /// again.
     #[command(
         after_help = "Example:\n  runner prepare latents configs/sit-b2.toml --out latents/imagenet256\n  runner train configs/sit-b2.toml --set data.latent_cache=latents/imagenet256"
     )]
@@ -478,7 +478,7 @@ pub struct PrepareLatentsArgs {
     /// Folder of the moments; by default `data.latent_cache` of the configuration, or `latents`.
     #[arg(long)]
     pub out: Option<PathBuf>,
-    /// Dtype of the stored moments: fp32, with which training gives the same bits, bf16 or fp16.
+    /// Dtype of the stored moments: fp32 (training gives the same bits as without the cache), bf16 or fp16.
     #[arg(long, default_value = "fp32")]
     pub dtype: encoders::Precision,
     /// Approximate file size. If the command is killed, at most one file is lost.
@@ -504,7 +504,7 @@ pub struct PrepareFeaturesArgs {
     /// Folder of the caches; by default `data.token_cache` of the configuration, or `features`.
     #[arg(long)]
     pub out: Option<PathBuf>,
-    /// Dtype of the stored tokens: fp16, bf16, or fp32, with which training gives the same bits.
+    /// Dtype of the stored tokens: fp16, bf16, or fp32 (training gives the same bits as without the cache).
     #[arg(long, default_value = "fp16")]
     pub dtype: encoders::Precision,
     /// Approximate file size. If the command is killed, at most one file is lost.

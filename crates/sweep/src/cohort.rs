@@ -275,7 +275,7 @@ impl<'a> Group<'a> {
             Some(cell) => (cell.run.trainer().steps_done(), cell.run.trainer().cursor()),
             None => return Ok(()),
         };
-        let source = match self.wants_batch(position) {
+        let source = match self.needs_batch(position) {
             false => source,
             true => {
                 let maker = BatchMaker {
@@ -325,12 +325,12 @@ impl<'a> Group<'a> {
         mut position: u64,
         loaded: &mut Option<Judges>,
     ) -> Result<(), Reason> {
-        while self.wants_batch(position) {
+        while self.needs_batch(position) {
             if context.is_interrupted() {
                 self.suspend(context);
                 break;
             }
-            let another = self.wants_batch(position + 1);
+            let another = self.needs_batch(position + 1);
             let PreparedBatch { batch, tokens } = match batches.next(another) {
                 Ok(Some(prepared)) => prepared,
                 Ok(None) => break,
@@ -376,7 +376,7 @@ impl<'a> Group<'a> {
     }
 
     /// Whether a cell needs the batch at `position`, or a later one.
-    fn wants_batch(&self, position: u64) -> bool {
+    fn needs_batch(&self, position: u64) -> bool {
         self.active.iter().any(|cell| {
             let steps = cell.run.trainer().config().train.steps;
             !cell.run.is_finished() && steps > position

@@ -1,4 +1,4 @@
-//! Makes batches with their latents and tokens, one batch ahead of the trainers if wanted.
+//! Makes batches with their latents and tokens, one batch ahead of the trainers if requested.
 
 use std::any::Any;
 use std::io;

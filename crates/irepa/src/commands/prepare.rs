@@ -46,7 +46,7 @@ pub fn features(arguments: &PrepareFeaturesArgs) -> Result<ExitCode, Failure> {
         outln!("failed: {encoder}: {reason}");
     }
     if outcome.interrupted {
-        errln!("interrupted: the same command resumes");
+        errln!("interrupted: run the same command again to resume");
         return Ok(ExitCode::from(super::INTERRUPTED_CODE));
     }
     if !outcome.made.is_empty() {
@@ -76,7 +76,7 @@ pub fn latents(arguments: &PrepareLatentsArgs) -> Result<ExitCode, Failure> {
     let is_complete = prepare::latents(&options, device, super::watch_interrupts()?)
         .map_err(|error| failure(error, &arguments.config))?;
     if !is_complete {
-        errln!("interrupted: the same command resumes");
+        errln!("interrupted: run the same command again to resume");
         return Ok(ExitCode::from(super::INTERRUPTED_CODE));
     }
     outln!("{}", options.out.display());

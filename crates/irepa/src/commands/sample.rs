@@ -96,7 +96,7 @@ pub fn run(arguments: &SampleArgs) -> Result<ExitCode, Failure> {
     let outcome = outcome?;
     if outcome.interrupted {
         errln!(
-            "interrupted after {} of {count} images: the same command resumes",
+            "interrupted after {} of {count} images: run the same command again to resume",
             outcome.found + outcome.drawn
         );
         return Ok(ExitCode::from(super::INTERRUPTED_CODE));

@@ -46,7 +46,7 @@ pub fn run(arguments: &SweepArgs) -> Result<ExitCode, Failure> {
     outln!("{}", outcome.folder.join("results.csv").display());
     outln!("{}", outcome.folder.join("report.html").display());
     Ok(if outcome.interrupted {
-        errln!("interrupted: the same command resumes");
+        errln!("interrupted: run the same command again to resume");
         ExitCode::from(super::INTERRUPTED_CODE)
     } else if let Some(reason) = &outcome.idle {
         errln!("error: {reason}");

@@ -42,7 +42,7 @@ pub fn run(arguments: &TrainArgs) -> Result<ExitCode, Failure> {
         super::watch_interrupts()?,
     )?;
     let Some(result) = result else {
-        errln!("interrupted: the same command with --resume resumes");
+        errln!("interrupted: run the same command with --resume to continue");
         return Ok(ExitCode::from(super::INTERRUPTED_CODE));
     };
     outln!("{}", options.folder.display());
