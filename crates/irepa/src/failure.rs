@@ -1,3 +1,5 @@
+//! The error of a command, with its exit code.
+
 use std::fmt;
 use std::process::ExitCode;
 
@@ -7,7 +9,7 @@ use sweep::SweepError;
 use sweep::config_file::ConfigError;
 use training::CheckpointError;
 
-/// Why the program ends with another code than 0.
+/// Why a command failed.
 #[derive(Debug)]
 pub struct Failure {
     error: anyhow::Error,
@@ -15,7 +17,7 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// Bad usage or configuration: exit code 2.
+    /// An error of the command line, a configuration or an input: exit code 2.
     pub fn usage(error: impl Into<anyhow::Error>) -> Self {
         Self {
             error: error.into(),
@@ -23,7 +25,7 @@ impl Failure {
         }
     }
 
-    /// The same error as one of usage.
+    /// Changes the exit code of the error to 2.
     pub fn into_usage(self) -> Self {
         Self {
             usage: true,
@@ -31,13 +33,13 @@ impl Failure {
         }
     }
 
-    /// Whether it is damage of a checkpoint, rather than an error that says nothing of it.
+    /// Whether the error is that a checkpoint is damaged. Other errors do not show that it is.
     pub fn is_damage(&self) -> bool {
         let error = self.error.downcast_ref::<CheckpointError>();
         error.is_some_and(CheckpointError::is_damage)
     }
 
-    /// 2 for bad usage or configuration, 1 for anything else.
+    /// The exit code: 2 for an error of usage or configuration, 1 for any other error.
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(if self.usage { 2 } else { 1 })
     }
@@ -47,7 +49,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
         let error = error.into();
         let usage = error.is::<ConfigError>()
-            || refused_data(&error).is_some_and(DataError::is_refusal)
+            || data_error(&error).is_some_and(DataError::is_refusal)
             || matches!(
                 error.downcast_ref::<SweepError>(),
                 Some(
@@ -64,8 +66,8 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     }
 }
 
-/// The error of a data set within an error, whichever layer passed it on.
-fn refused_data(error: &anyhow::Error) -> Option<&DataError> {
+/// The [`DataError`] in an error, also if it is wrapped in an [`EvaluationError`].
+fn data_error(error: &anyhow::Error) -> Option<&DataError> {
     if let Some(EvaluationError::Data(error)) = error.downcast_ref() {
         return Some(error);
     }
@@ -77,9 +79,9 @@ impl fmt::Display for Failure {
         let mut text = self.error.to_string();
         for cause in self.error.chain().skip(1) {
             let cause = cause.to_string();
-            // What the TOML parser says ends with a line break.
+            // Messages of the TOML parser end with a line break.
             let cause = cause.trim_end();
-            // A transparent error repeats its source.
+            // A transparent error has the same message as its source.
             if !text.contains(cause) {
                 text = format!("{text}: {cause}");
             }

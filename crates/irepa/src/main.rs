@@ -1,4 +1,4 @@
-//! `runner`: trains and compares diffusion transformers with representation alignment.
+//! `runner`: the program that trains and compares diffusion transformers with representation alignment.
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
@@ -24,9 +24,9 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(|| output::Stderr)
-        // It would say that it cannot say something, and panic.
+        // Internal errors are printed to standard error, which panics if it is closed.
         .log_internal_errors(false)
-        .with_ansi(colours())
+        .with_ansi(use_colours())
         .without_time()
         .with_target(false)
         .init();
@@ -40,12 +40,12 @@ fn main() -> ExitCode {
             failure.exit_code()
         }
     };
-    let lost = output::finish();
+    let write_error = output::finish();
     if has_abandoned_work() {
-        // A thread may be inside libtorch, whose destructors must not run under it.
+        // An abandoned thread may still be in libtorch, so libtorch's destructors must not run.
         low_level::exit(i32::from(commands::INTERRUPTED_CODE));
     }
-    match lost {
+    match write_error {
         None => code,
         Some(error) => {
             errln!("error: cannot write to standard output: {error}");
@@ -54,8 +54,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Colours are for people: not for pipes and files, nor where NO_COLOR is set (<https://no-color.org>).
-fn colours() -> bool {
+/// Whether the log is coloured: only on a terminal, and not if NO_COLOR is set (<https://no-color.org>).
+fn use_colours() -> bool {
     std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty())
 }
 

@@ -1,4 +1,4 @@
-//! A cell while it is trained and measured.
+//! A cell that is being trained and measured.
 
 use std::error::Error;
 use std::sync::atomic::Ordering;
@@ -10,7 +10,7 @@ use training::{DeviceBatch, Inputs, MetricsLog, Run, TrainError};
 use crate::cell_folder::{CellLock, CellResult};
 use crate::context::{Context, InitialWeights};
 use crate::failure::{Reached, Reason, fail, hardware, now};
-use crate::measures::{EncoderFigures, described, judges};
+use crate::measures::{EncoderMeasures, describe, judges};
 use crate::planned::{Planned, empty_row};
 use crate::progress::CellProgress;
 use crate::token_source::TokenSource;
@@ -18,35 +18,35 @@ use evaluation::{EvaluationError, Judges};
 use report::image_grid::{GridLayout, write_grid};
 use report::results::Status;
 
-/// Share of the logged steps, at the end, whose mean is a cell's final loss.
+/// Share of the last logged steps over which a cell's final losses are averaged.
 const FINAL_SHARE: f64 = 0.1;
 
 /// Why a cell could not be opened.
 pub(crate) enum Unopened {
-    /// What is in its folder cannot be read, and stays as it is.
-    Left(Reason),
-    /// Anything else.
+    /// The files in its folder cannot be read. They are not changed.
+    NotRun(Reason),
+    /// Any other error.
     Failed(Reason),
 }
 
 /// A cell that is being trained.
-pub(crate) struct Active<'a> {
+pub(crate) struct ActiveCell<'a> {
     pub(crate) planned: &'a Planned,
     pub(crate) run: Run,
     pub(crate) progress: CellProgress,
-    /// Until the cell is given up, its result or failure written.
+    /// Held until the cell's result or failure is written, or the cell is released.
     _lock: CellLock,
-    /// Whether a step was broken off: the state is that of no step, and must not be saved.
-    pub(crate) spoilt: bool,
+    /// Whether a step failed halfway. The state is then inconsistent and must not be saved.
+    pub(crate) is_inconsistent: bool,
     started_at: u64,
-    /// Seconds in this cell's own steps, and their number, since it was opened.
+    /// Duration of this cell's own steps in seconds, and their number, since it was opened.
     seconds: f64,
     steps: u64,
 }
 
-impl<'a> Active<'a> {
-    /// Opens a cell that is locked for this process, where it stands. A cell that cannot be opened is still
-    /// locked.
+impl<'a> ActiveCell<'a> {
+    /// Opens a cell that is locked for this process; it resumes from its newest checkpoint. If the cell cannot be
+    /// opened, the error contains the lock, so that the cell stays locked.
     pub(crate) fn open(
         context: &Context,
         planned: &'a Planned,
@@ -67,7 +67,7 @@ impl<'a> Active<'a> {
             run,
             progress,
             _lock: lock,
-            spoilt: false,
+            is_inconsistent: false,
             started_at: now(),
             seconds: 0.0,
             steps: 0,
@@ -89,7 +89,7 @@ impl<'a> Active<'a> {
             &self.progress,
             self.run.trainer().steps_done(),
             self.planned.cell.config.train.steps,
-            // MeanFlow's weighted loss is near 1 whatever happens.
+            // Not the weighted loss: that of MeanFlow is always close to 1.
             self.run
                 .last_metrics()
                 .map(|metrics| metrics.denoising_loss),
@@ -98,20 +98,20 @@ impl<'a> Active<'a> {
         Ok(())
     }
 
-    /// The evaluation that is due at this step, if one is. An interruption leaves it due.
+    /// Runs the evaluation that is due at this step, if any. If it is interrupted, it stays due.
     pub(crate) fn evaluate_if_due(
         &mut self,
         context: &Context,
-        shared: &mut Option<Judges>,
+        loaded: &mut Option<Judges>,
     ) -> Result<(), Reason> {
         let (planned, progress) = (self.planned, &self.progress);
         let evaluated = self.run.evaluate(|trainer| {
-            let judges = match shared {
+            let judges = match loaded {
                 Some(judges) => judges,
-                None => shared.insert(judges(context, planned, progress)?),
+                None => loaded.insert(judges(context, planned, progress)?),
             };
             judges.measure(trainer, context.interrupted, |stage| {
-                context.progress.stage(progress, &described(stage));
+                context.progress.stage(progress, &describe(stage));
             })
         });
         match evaluated {
@@ -120,12 +120,12 @@ impl<'a> Active<'a> {
         }
     }
 
-    /// Draws and measures samples, and writes the cell's result. The most memory in use is the cell's where it was
-    /// `alone` since the count began.
+    /// Draws and measures samples, and writes the cell's result. Peak memory is recorded only if the cell was `alone`
+    /// since the peak was reset.
     pub(crate) fn finish(
         &mut self,
         context: &Context,
-        figures: &EncoderFigures,
+        encoder_measures: &EncoderMeasures,
         judges: &Judges,
         alone: bool,
     ) -> Result<(), Reason> {
@@ -138,10 +138,10 @@ impl<'a> Active<'a> {
         }
         row.fd_encoder = config.evaluate.fd_encoder.clone();
         let measured = judges.measure(self.run.trainer(), context.interrupted, |stage| {
-            context.progress.stage(&self.progress, &described(stage));
+            context.progress.stage(&self.progress, &describe(stage));
         });
         let quality = match measured {
-            // It stays unfinished, for the next time.
+            // The cell stays unfinished; the next sweep completes it.
             Err(EvaluationError::Interrupted) => return Ok(()),
             quality => quality?,
         };
@@ -152,8 +152,8 @@ impl<'a> Active<'a> {
         row.recall = quality.recall;
         row.kid = quality.kid;
         row.fd = quality.fd;
-        row.linear_probe = figures.linear_probe;
-        if let Some(spatial) = figures.spatial {
+        row.linear_probe = encoder_measures.linear_probe;
+        if let Some(spatial) = encoder_measures.spatial {
             row.lds = Some(spatial.lds);
             row.cds = Some(spatial.cds);
             row.srss = spatial.srss;
@@ -199,7 +199,7 @@ impl<'a> Active<'a> {
         Ok(())
     }
 
-    /// Writes the result of a cell that failed at the step where it stands.
+    /// Writes the result of the cell as failed at its current step.
     pub(crate) fn fail(&self, context: &Context, reason: &Reason) {
         let trainer = self.run.trainer();
         let reached = Reached {
@@ -209,7 +209,7 @@ impl<'a> Active<'a> {
         fail(context, self.planned, Some(&self.progress), reached, reason);
     }
 
-    /// A grid with the classes in turn, for the report. Says whether it was not interrupted.
+    /// Draws the sample grid of the report, with the classes in turn. Returns false if it was interrupted.
     fn draw_grid(&mut self, context: &Context) -> Result<bool, Reason> {
         let config = &self.planned.cell.config;
         let classes = self.planned.training.class_names().len().max(1);
@@ -220,7 +220,7 @@ impl<'a> Active<'a> {
         let labels: Vec<i64> = (0..config.sample.grid)
             .map(|i| (i % classes) as i64)
             .collect();
-        // In these parts, to end soon when interrupted.
+        // Drawn in chunks, so that an interruption takes effect soon.
         let at_once = self.run.trainer().samples_at_once();
         let mut parts = Vec::new();
         let mut first = 0;
@@ -253,16 +253,16 @@ impl<'a> Active<'a> {
 
 fn open(context: &Context, planned: &Planned, source: &TokenSource) -> Result<Run, Unopened> {
     let failed = |error: &dyn Error| Unopened::Failed(Reason::of(error));
-    let left = |error: &dyn Error| Unopened::Left(Reason::of(error));
+    let not_run = |error: &dyn Error| Unopened::NotRun(Reason::of(error));
     let folder = &planned.folder;
-    // One that cannot be read may be of a finished run.
-    folder.result().map_err(|error| left(&error))?;
+    // A result that cannot be read may belong to a finished run, which must not be overwritten.
+    folder.result().map_err(|error| not_run(&error))?;
     if planned.is_fresh.swap(false, Ordering::Relaxed)
-        && let Some(before) = folder.set_aside().map_err(|error| left(&error))?
+        && let Some(before) = folder.set_aside().map_err(|error| not_run(&error))?
     {
         let id = &planned.cell.id;
         let before = before.display();
-        let line = format!("{id}: the run that was there is kept in {before}");
+        let line = format!("{id}: the previous run is kept in {before}");
         context.progress.print(&line);
     }
     let inputs = Inputs {
@@ -271,17 +271,17 @@ fn open(context: &Context, planned: &Planned, source: &TokenSource) -> Result<Ru
         encoders: source.shapes(),
         identity: planned.identity.clone(),
     };
-    // What is there of another run goes to a place of its own, its configuration with it.
+    // Moves the files of another run to `before/N`, with its configuration.
     let config = &planned.cell.config;
     let mut run = Run::open(folder.path(), config, inputs).map_err(|error| match &error {
-        // It says nothing of what is there, which must stay.
-        TrainError::Checkpoint(source) if !source.is_damage() => left(&error),
-        TrainError::Io(_) => left(&error),
+        // These errors do not show that the files are unusable, so the files must stay.
+        TrainError::Checkpoint(source) if !source.is_damage() => not_run(&error),
+        TrainError::Io(_) => not_run(&error),
         _ => failed(&error),
     })?;
     folder
         .keep_result_unless(&planned.hash)
-        .map_err(|error| left(&error))?;
+        .map_err(|error| not_run(&error))?;
     folder
         .write_config(config)
         .map_err(|error| failed(&error))?;
@@ -291,7 +291,7 @@ fn open(context: &Context, planned: &Planned, source: &TokenSource) -> Result<Ru
     Ok(run)
 }
 
-/// Loads the weights that a new run starts from, and says which it had to leave out.
+/// Loads the initial weights of a new run, and prints which weights did not match.
 fn initialise(context: &Context, run: &mut Run, init: &InitialWeights) -> Result<(), Reason> {
     let path = init.path.display();
     let mismatch = run
@@ -300,18 +300,17 @@ fn initialise(context: &Context, run: &mut Run, init: &InitialWeights) -> Result
     let Some(mismatch) = mismatch else {
         return Ok(());
     };
-    let left_out: Vec<String> =
-        mismatch
-            .unexpected
-            .iter()
-            .map(|(name, _)| name.clone())
-            .chain(mismatch.reshaped.iter().map(|(name, found, declared)| {
-                format!("{name} ({found:?} there, {declared:?} here)")
-            }))
-            .collect();
+    let ignored: Vec<String> = mismatch
+        .unexpected
+        .iter()
+        .map(|(name, _)| name.clone())
+        .chain(mismatch.reshaped.iter().map(|(name, found, declared)| {
+            format!("{name} ({found:?} in the file, {declared:?} in the model)")
+        }))
+        .collect();
     for (what, names) in [
-        ("drawn anew", mismatch.missing),
-        ("not taken from it", left_out),
+        ("initialised randomly", mismatch.missing),
+        ("ignored", ignored),
     ] {
         if !names.is_empty() {
             let count = names.len();

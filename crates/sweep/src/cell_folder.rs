@@ -1,4 +1,4 @@
-//! The folder of one cell: configuration, result, samples, and a lock.
+//! The folder of one cell: configuration, result, samples and lock.
 
 use std::fs;
 use std::io::{self, Write};
@@ -18,11 +18,11 @@ pub enum CellFolderError {
     /// A file operation failed.
     #[error("cannot {action} {}: {source}; choose another folder with --out, or check its permissions and the space left", path.display())]
     Io {
-        /// What was tried.
+        /// The operation, as a verb.
         action: &'static str,
-        /// On which file.
+        /// The file or folder.
         path: PathBuf,
-        /// The system's reason.
+        /// The error of the operating system.
         source: io::Error,
     },
 
@@ -30,13 +30,13 @@ pub enum CellFolderError {
     #[error("another process is running this cell: {0}")]
     Locked(LockError),
 
-    /// A process that has ended left its lock behind.
+    /// The lock was left by a process that has ended.
     #[error("this cell is locked: {0}")]
     Abandoned(LockError),
 
-    /// What was there could not be set aside.
+    /// The previous run or result could not be moved or copied to `before/N`.
     #[error(transparent)]
-    Kept(#[from] CheckpointError),
+    Archive(#[from] CheckpointError),
 }
 
 impl From<LockError> for CellFolderError {
@@ -57,29 +57,28 @@ impl From<LockError> for CellFolderError {
     }
 }
 
-/// `result.json`: the cell's row of `results.csv` and what it was computed from.
+/// `result.json`: the cell's row of `results.csv`, and the inputs and hardware that it was computed with.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CellResult {
-    /// Hash of configuration and inputs. Another hash means that the cell has to run again.
+    /// Hash of configuration and inputs. If it changes, the cell is run again.
     pub hash: String,
-    /// Device, precision and threads, in words.
+    /// Device, precision and number of threads, as text.
     pub hardware: String,
-    /// When the cell was started or continued, in seconds since 1970.
+    /// When the cell was started or resumed, in seconds since 1970.
     pub started_at: u64,
-    /// When it ended, in seconds since 1970.
+    /// When the cell ended, in seconds since 1970.
     pub finished_at: u64,
     /// Corrupt samples that the data stream skipped; absent for a cell that failed before it was opened.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub corrupt_skipped: Option<u64>,
-    /// The figure that left its history for good, if one did: the training may have died.
+    /// The metric that left the range of its own history for good, if any: the training may have collapsed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub collapse: Option<String>,
-    /// The row.
+    /// The row of `results.csv`.
     #[serde(flatten)]
     pub row: ResultRow,
 }
 
-/// Names of files in a cell's folder.
 const RESULT: &str = "result.json";
 const LOCK: &str = ".lock";
 
@@ -97,22 +96,22 @@ impl CellFolder {
         }
     }
 
-    /// A folder that is not part of a sweep.
+    /// A run's own folder, outside of any sweep.
     pub fn at(path: &Path) -> Self {
         Self {
             path: path.to_owned(),
         }
     }
 
-    /// Its path.
+    /// The path of the folder.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The last result. One that is damaged, which is warned of, is none.
+    /// The last result; `None` if there is no result, or if it is damaged, which is logged as a warning.
     ///
     /// # Errors
-    /// It is there and cannot be read.
+    /// `result.json` exists but cannot be read.
     pub fn result(&self) -> Result<Option<CellResult>, CellFolderError> {
         let path = self.path.join(RESULT);
         let text = match fs::read(&path) {
@@ -127,7 +126,7 @@ impl CellFolder {
         Ok(result.ok())
     }
 
-    /// Whether the cell is done with the inputs of `hash`.
+    /// Whether the cell has a result with status `done` for the configuration and inputs of `hash`.
     ///
     /// # Errors
     /// As [`result`](Self::result).
@@ -136,7 +135,7 @@ impl CellFolder {
         Ok(result.is_some_and(|result| result.hash == hash && result.row.status == Status::Done))
     }
 
-    /// Writes `result.json`, whole or not at all.
+    /// Writes `result.json` atomically.
     ///
     /// # Errors
     /// The folder cannot be written.
@@ -150,7 +149,7 @@ impl CellFolder {
         .map_err(|source| io_error("write", &path, source))
     }
 
-    /// Writes `config.toml`, whole or not at all.
+    /// Writes `config.toml` atomically.
     ///
     /// # Errors
     /// The folder cannot be written.
@@ -163,8 +162,8 @@ impl CellFolder {
             .map_err(|source| io_error("write", &path, source))
     }
 
-    /// Writes the result of a cell that failed. A result that is there and done is not lost: one of the same hash stays, one
-    /// of another is copied to `before/N`.
+    /// Writes the result of a failed cell. An existing result with status `done` is not lost: if its hash is the same,
+    /// it stays and nothing is written; otherwise it is copied to `before/N` first.
     ///
     /// # Errors
     /// The folder cannot be read or written.
@@ -180,18 +179,18 @@ impl CellFolder {
         self.write_result(result)
     }
 
-    /// Moves a result that is not of `hash` to `before/N`, which is returned, with copies of what belongs to it: a run that
-    /// resumes is about to replace it.
+    /// Moves a result with another hash than `hash` to `before/N`, together with copies of the files that belong to it,
+    /// because a run that resumes is about to replace it. Returns the path of `before/N`.
     ///
     /// # Errors
     /// The folder cannot be read or written.
     pub fn keep_result_unless(&self, hash: &str) -> Result<Option<PathBuf>, CellFolderError> {
         let path = self.path.join(RESULT);
-        let is_there = path
+        let exists = path
             .try_exists()
             .map_err(|source| io_error("read", &path, source))?;
         let is_same = self.result()?.is_some_and(|result| result.hash == hash);
-        if !is_there || is_same {
+        if !exists || is_same {
             return Ok(None);
         }
         let before = archive::keep_copies(&self.path)?;
@@ -199,7 +198,7 @@ impl CellFolder {
         Ok(Some(before))
     }
 
-    /// Moves the run that is here to `before/N`, which is returned; the lock stays where it is. The cell must be
+    /// Moves the run in this folder to `before/N` and returns that path; the lock file stays. The cell must be
     /// [locked](Self::lock).
     ///
     /// # Errors
@@ -208,10 +207,10 @@ impl CellFolder {
         Ok(archive::set_aside(&self.path, None)?)
     }
 
-    /// Takes the cell for this process, until the lock is dropped or the process ends.
+    /// Locks the cell for this process, until the lock is dropped or the process ends.
     ///
     /// # Errors
-    /// Another process has it, or the folder cannot be written.
+    /// Another process holds the lock, or the folder cannot be written.
     pub fn lock(&self) -> Result<CellLock, CellFolderError> {
         self.create()?;
         let lock = Lock::take(&self.path.join(LOCK))?;
@@ -225,7 +224,7 @@ impl CellFolder {
     }
 }
 
-/// A cell taken by this process.
+/// The lock of a cell, held by this process.
 #[derive(Debug)]
 pub struct CellLock {
     _lock: Lock,

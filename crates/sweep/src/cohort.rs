@@ -1,4 +1,4 @@
-//! Cells that see the same batches and the same encoder: both run once for all of them.
+//! Trains the cells of a cohort, which have the same batches and encoder, from one stream of batches and tokens.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -8,37 +8,37 @@ use tch::Tensor;
 use training::DeviceBatch;
 use training::checkpoint::{self, CheckpointId};
 
-use crate::active_cell::{Active, Unopened};
+use crate::active_cell::{ActiveCell, Unopened};
 use crate::cell_folder::{CellFolderError, CellLock};
+use crate::cohort_key::CohortKey;
 use crate::context::Context;
-use crate::failure::{Reached, Reason, fail, leave};
+use crate::failure::{Reached, Reason, fail, report_not_run};
 use crate::latent_source::LatentSource;
 use crate::measures::{judges, measure_encoder};
 use crate::planned::Planned;
-use crate::prefetch::{Prefetcher, Prepared, Sources};
-use crate::shared::Shared;
+use crate::prefetch::{BatchMaker, Prefetcher, PreparedBatch};
 use crate::token_source::TokenSource;
 use evaluation::{EvaluationError, Judges};
 use report::results::Status;
 
-/// Share of free memory that the state of cells may take; the rest is for a step and for evaluation.
+/// Share of free memory that the state of cells may occupy; the rest is for a training step and for evaluation.
 const FREE_SHARE: f64 = 0.8;
 
-/// Cells that share data, batches, encoder and autoencoder.
+/// Cells with the same data, batches, encoder and autoencoder.
 pub(crate) struct Cohort {
     pub(crate) cells: Vec<Planned>,
 }
 
 impl Cohort {
-    /// Groups cells, keeping their order.
+    /// Groups cells into cohorts, in their order.
     pub(crate) fn group(cells: Vec<Planned>) -> Vec<Self> {
-        let mut cohorts: Vec<(Shared, Self)> = Vec::new();
+        let mut cohorts: Vec<(CohortKey, Self)> = Vec::new();
         for planned in cells {
-            let shared = Shared::of(&planned);
-            match cohorts.iter_mut().find(|(known, _)| *known == shared) {
+            let key = CohortKey::of(&planned);
+            match cohorts.iter_mut().find(|(known, _)| *known == key) {
                 Some((_, cohort)) => cohort.cells.push(planned),
                 None => cohorts.push((
-                    shared,
+                    key,
                     Self {
                         cells: vec![planned],
                     },
@@ -49,53 +49,57 @@ impl Cohort {
     }
 }
 
-/// A cell that another process has.
+/// A cell that is locked by another process.
 pub(crate) struct Held<'a> {
     pub(crate) planned: &'a Planned,
-    /// By which file, in words.
+    /// The error of the lock, which names its file.
     pub(crate) reason: Reason,
-    /// Whether it may wait for ever: the lock is a file, which stays when its owner is killed.
+    /// Whether waiting may never end: the lock is a file that stays when its owner is killed.
     pub(crate) is_by_file: bool,
 }
 
-/// Runs cells of one cohort to their end. Failures are written to the cells' folders. Returns the cells that other
-/// processes have.
+/// Runs cells of one cohort to the end. Failures are written to the cells' folders. Returns the cells that are locked
+/// by other processes.
 ///
-/// As many are trained at the same time as memory has room for. Where it runs out all the same, they go on from
-/// their checkpoints in two halves, one after the other. Both give the same bits: a cell does not depend on which
-/// others run beside it.
+/// As many cells are trained at the same time as fit into memory. If memory runs out nevertheless, they resume from
+/// their checkpoints in two halves, one after the other. The results are the same to the bit: a cell does not depend
+/// on which other cells are trained beside it.
 pub(crate) fn run<'a>(context: &Context, cells: Vec<&'a Planned>) -> Vec<Held<'a>> {
     let mut held = Vec::new();
-    let mut parts = vec![cells];
-    while let Some(cells) = parts.pop() {
-        let mut part = Part {
+    let mut queue = vec![cells];
+    while let Some(cells) = queue.pop() {
+        let mut group = Group {
             waiting: cells.into(),
-            ..Part::default()
+            ..Group::default()
         };
-        let outcome = part.train(context);
-        let left = match outcome {
-            Ok(()) => part.left(),
-            Err(reason) => part.stopped(context, &reason, &mut parts),
+        let outcome = group.train(context);
+        let remaining = match outcome {
+            Ok(()) => group.remaining(),
+            Err(reason) => group.stop(context, &reason, &mut queue),
         };
-        held.append(&mut part.held);
-        // Nothing of these cells is alive any more; the next ones may need the memory.
-        drop(part);
+        held.append(&mut group.held);
+        // Frees the memory of these cells for the next ones.
+        drop(group);
         if let Err(error) = torch_ext::device::empty_cache(context.device) {
             tracing::debug!("the allocator keeps its memory: {error}");
         }
         if context.is_interrupted() {
             break;
         }
-        if !left.is_empty() {
-            parts.push(left);
+        if !remaining.is_empty() {
+            queue.push(remaining);
         }
     }
     held
 }
 
-/// Takes a cell for this process. `None` if another process has it, has ended it meanwhile, or its folder cannot
-/// be written; that is noted.
-fn take<'a>(context: &Context, planned: &'a Planned, held: &mut Vec<Held<'a>>) -> Option<CellLock> {
+/// Locks a cell for this process. `None` if another process holds the lock (the cell is then added to `held`), if
+/// another process has finished the cell in the meantime, or if its folder cannot be written.
+fn lock_cell<'a>(
+    context: &Context,
+    planned: &'a Planned,
+    held: &mut Vec<Held<'a>>,
+) -> Option<CellLock> {
     let lock = match planned.folder.lock() {
         Ok(lock) => lock,
         Err(CellFolderError::Locked(lock)) => {
@@ -108,23 +112,23 @@ fn take<'a>(context: &Context, planned: &'a Planned, held: &mut Vec<Held<'a>>) -
             return None;
         }
         Err(error) => {
-            leave(context, planned, &Reason::from(error));
+            report_not_run(context, planned, &Reason::from(error));
             return None;
         }
     };
     let id = &planned.cell.id;
-    match planned.ended_meanwhile() {
+    match planned.ended_elsewhere() {
         None => Some(lock),
         Some(row) if row.status == Status::Failed => {
             context.note_failure(id, &row.reason);
             let line = format!("{id}: failed in another process: {}", row.reason);
-            context.progress.passed(&line);
+            context.progress.done_elsewhere(&line);
             None
         }
         Some(_) => {
             context
                 .progress
-                .passed(&format!("{id}: done by another process"));
+                .done_elsewhere(&format!("{id}: done by another process"));
             None
         }
     }
@@ -132,44 +136,48 @@ fn take<'a>(context: &Context, planned: &'a Planned, held: &mut Vec<Held<'a>>) -
 
 /// Cells of a cohort that are trained at the same time.
 #[derive(Default)]
-struct Part<'a> {
-    /// Not opened yet.
+struct Group<'a> {
+    /// Cells that are not opened yet.
     waiting: VecDeque<&'a Planned>,
-    active: Vec<Active<'a>>,
-    /// Other processes have them.
+    active: Vec<ActiveCell<'a>>,
+    /// Cells that are locked by other processes.
     held: Vec<Held<'a>>,
-    /// To be opened again: the stream that failed was not theirs.
-    again: Vec<&'a Planned>,
-    /// Whether the most memory in use is counted since the first cell was opened.
+    /// Cells to open again: the stream failed at a batch that they do not need.
+    reopen: Vec<&'a Planned>,
+    /// Whether peak memory was reset before the first cell was opened.
     counts_memory: bool,
-    /// Cells opened since.
+    /// Number of cells opened since then.
     opened: usize,
 }
 
-impl<'a> Part<'a> {
-    /// The cells that are still to be run.
-    fn left(&mut self) -> Vec<&'a Planned> {
-        self.again.drain(..).chain(self.waiting.drain(..)).collect()
+impl<'a> Group<'a> {
+    /// Removes and returns the cells that are still to be run.
+    fn remaining(&mut self) -> Vec<&'a Planned> {
+        self.reopen
+            .drain(..)
+            .chain(self.waiting.drain(..))
+            .collect()
     }
 
-    /// After a failure of what the cells share, or with too little memory for all of them: saves and fails those
-    /// that had begun, or sees to it that fewer are tried at once. Returns the cells that are still to be run.
-    fn stopped(
+    /// Handles an error that concerns all cells. Saves the active cells. If memory ran out with several cells, the
+    /// second half of them is pushed to `queue` and the first half is returned; otherwise the active cells fail.
+    /// Returns the cells that are still to be run.
+    fn stop(
         &mut self,
         context: &Context,
         reason: &Reason,
-        parts: &mut Vec<Vec<&'a Planned>>,
+        queue: &mut Vec<Vec<&'a Planned>>,
     ) -> Vec<&'a Planned> {
-        let mut active: Vec<Active> = self.active.drain(..).collect();
+        let mut active: Vec<ActiveCell> = self.active.drain(..).collect();
         for cell in &mut active {
-            // What cannot be saved now goes on from the checkpoint before.
-            if !cell.spoilt
+            // A cell that cannot be saved resumes from its previous checkpoint.
+            if !cell.is_inconsistent
                 && let Err(error) = cell.run.save()
             {
                 tracing::warn!("{}: not saved: {error}", cell.planned.cell.id);
             }
         }
-        // A cell that waits was about to be opened beside those that are.
+        // Counts the waiting cell that was about to be opened beside the active ones.
         let together = active.len() + usize::from(!self.waiting.is_empty());
         if context.is_interrupted() {
             return Vec::new();
@@ -178,24 +186,24 @@ impl<'a> Part<'a> {
             let mut first: Vec<&Planned> = Vec::new();
             for cell in active {
                 first.push(cell.planned);
-                context.progress.leave(&cell.progress);
+                context.progress.remove_bar(&cell.progress);
             }
-            first.extend(self.left());
+            first.extend(self.remaining());
             let later = first.split_off(first.len().div_ceil(2));
             context.progress.print(&format!(
-                "out of memory with {} cells at once: {} go on first, then {}",
+                "out of memory with {} cells at the same time: training {} first, then {}",
                 first.len() + later.len(),
                 first.len(),
                 later.len()
             ));
-            parts.push(later);
+            queue.push(later);
             return first;
         }
         if active.is_empty() {
-            // Not even the first could be opened, and the others would do no better.
-            for planned in self.left() {
-                if let Some(lock) = take(context, planned, &mut self.held) {
-                    fail(context, planned, None, saved(planned), reason);
+            // Not even the first cell could be opened; the others would fail in the same way.
+            for planned in self.remaining() {
+                if let Some(lock) = lock_cell(context, planned, &mut self.held) {
+                    fail(context, planned, None, last_saved(planned), reason);
                     drop(lock);
                 }
             }
@@ -204,29 +212,33 @@ impl<'a> Part<'a> {
         for cell in active {
             cell.fail(context, reason);
         }
-        self.left()
+        self.remaining()
     }
 
+    /// Opens as many cells as fit into memory, trains and measures them.
+    ///
+    /// # Errors
+    /// An error that concerns all cells; [`stop`](Self::stop) handles it.
     fn train(&mut self, context: &Context) -> Result<(), Reason> {
-        // Encoders are loaded only where there is something to do for them.
+        // Locks a cell first, so that encoders are loaded only if they are needed.
         let (first, lock) = loop {
             let Some(planned) = self.waiting.pop_front() else {
                 return Ok(());
             };
-            if let Some(lock) = take(context, planned, &mut self.held) {
+            if let Some(lock) = lock_cell(context, planned, &mut self.held) {
                 break (planned, lock);
             }
         };
         self.counts_memory = torch_ext::device::reset_peak_memory(context.device).unwrap_or(false);
         let config = &first.cell.config;
-        let (source, latents, room) = match open_sources(context, first) {
+        let (source, latents, budget) = match open_sources(context, first) {
             Ok(opened) => opened,
             Err(reason) => {
                 self.waiting.push_front(first);
                 return Err(reason);
             }
         };
-        for line in [source.described(), latents.described()]
+        for line in [source.description(), latents.description()]
             .into_iter()
             .flatten()
         {
@@ -234,25 +246,27 @@ impl<'a> Part<'a> {
         }
         let mut next = Some((first, lock));
         while let Some((planned, lock)) = next.take() {
-            match Active::open(context, planned, lock, &source) {
+            match ActiveCell::open(context, planned, lock, &source) {
                 Ok(cell) => {
                     self.opened += 1;
                     self.active.push(cell);
                 }
-                Err((Unopened::Left(reason), _lock)) => leave(context, planned, &reason),
-                Err((Unopened::Failed(reason), _)) if self.may_split(&reason) => {
+                Err((Unopened::NotRun(reason), _lock)) => {
+                    report_not_run(context, planned, &reason);
+                }
+                Err((Unopened::Failed(reason), _)) if self.can_split(&reason) => {
                     self.waiting.push_front(planned);
                     return Err(reason);
                 }
                 Err((Unopened::Failed(reason), _lock)) => {
-                    fail(context, planned, None, saved(planned), &reason);
+                    fail(context, planned, None, last_saved(planned), &reason);
                 }
             }
-            next = self.take_another(context, &room);
+            next = self.lock_next(context, &budget);
         }
-        let mut shared = None;
-        self.evaluate_due(context, &mut shared)?;
-        // One stream for all: it starts where the cell that is furthest behind stands.
+        let mut loaded = None;
+        self.evaluate_due(context, &mut loaded)?;
+        // All cells share one stream, which starts at the step of the cell that is furthest behind.
         let behind = self
             .active
             .iter()
@@ -261,59 +275,63 @@ impl<'a> Part<'a> {
             Some(cell) => (cell.run.trainer().steps_done(), cell.run.trainer().cursor()),
             None => return Ok(()),
         };
-        let source = match self.wants_batch(position) {
+        let source = match self.needs_batch(position) {
             false => source,
             true => {
-                let sources = Sources {
+                let maker = BatchMaker {
                     loader: Loader::new(Arc::clone(&first.training), config.loader(), cursor)?,
                     latents,
                     tokens: source,
                     device: context.device,
                 };
                 let ahead = config.data.encode_ahead;
-                let ahead = ahead.unwrap_or_else(|| sources.gain_by_a_thread());
-                let mut batches = Prefetcher::new(sources, context.device, ahead)?;
-                self.follow(context, &mut batches, position, &mut shared)?;
+                let ahead = ahead.unwrap_or_else(|| maker.gains_from_thread());
+                let mut batches = Prefetcher::new(maker, context.device, ahead)?;
+                self.train_on(context, &mut batches, position, &mut loaded)?;
                 batches.finish()?.tokens
             }
         };
-        self.evaluate(context, &source, shared)
+        self.evaluate(context, &source, loaded)
     }
 
-    /// The next cell that is free, if there is memory for it.
-    fn take_another(&mut self, context: &Context, room: &Room) -> Option<(&'a Planned, CellLock)> {
+    /// Locks the next waiting cell that is free, if it fits into memory.
+    fn lock_next(
+        &mut self,
+        context: &Context,
+        budget: &MemoryBudget,
+    ) -> Option<(&'a Planned, CellLock)> {
         while !self.waiting.is_empty() && !context.is_interrupted() {
-            if !room.has_place(&self.active) {
+            if !budget.fits_another(&self.active) {
                 context.progress.print(&format!(
-                    "memory for {} cells at once; {} wait",
+                    "{} cells fit into memory at the same time; {} wait",
                     self.active.len(),
                     self.waiting.len()
                 ));
                 return None;
             }
             let planned = self.waiting.pop_front()?;
-            if let Some(lock) = take(context, planned, &mut self.held) {
+            if let Some(lock) = lock_cell(context, planned, &mut self.held) {
                 return Some((planned, lock));
             }
         }
         None
     }
 
-    /// Trains all cells on the stream that begins at `position`, to their ends or until it is interrupted.
-    fn follow(
+    /// Trains all cells on the stream, which begins at step `position`, until they are finished or interrupted.
+    fn train_on(
         &mut self,
         context: &Context,
-        batches: &mut Prefetcher<Sources>,
+        batches: &mut Prefetcher<BatchMaker>,
         mut position: u64,
-        shared: &mut Option<Judges>,
+        loaded: &mut Option<Judges>,
     ) -> Result<(), Reason> {
-        while self.wants_batch(position) {
+        while self.needs_batch(position) {
             if context.is_interrupted() {
                 self.suspend(context);
                 break;
             }
-            let another = self.wants_batch(position + 1);
-            let Prepared { batch, tokens } = match batches.next(another) {
+            let another = self.needs_batch(position + 1);
+            let PreparedBatch { batch, tokens } = match batches.next(another) {
                 Ok(Some(prepared)) => prepared,
                 Ok(None) => break,
                 Err(reason) if reason.is_out_of_memory() => return Err(reason),
@@ -322,14 +340,14 @@ impl<'a> Part<'a> {
                     break;
                 }
             };
-            self.step(context, position, &batch, &tokens, shared)?;
+            self.step(context, position, &batch, &tokens, loaded)?;
             position += 1;
         }
         Ok(())
     }
 
-    /// The batch at `position` cannot be had. Saves all cells and fails those that wanted it. Cells that stand
-    /// further on are opened again, with a stream from there; those that are trained stay.
+    /// Handles a batch at `position` that cannot be made. Saves all unfinished cells and fails those that need the
+    /// batch. Cells at later steps are opened again, with a stream from there; finished cells stay active.
     fn stream_failed(&mut self, context: &Context, position: u64, reason: &Reason) {
         let mut failed = Vec::new();
         for mut cell in std::mem::take(&mut self.active) {
@@ -341,71 +359,73 @@ impl<'a> Part<'a> {
             if cell.run.trainer().steps_done() == position {
                 failed.push((cell, saved));
             } else {
-                context.progress.leave(&cell.progress);
-                self.again.push(cell.planned);
+                context.progress.remove_bar(&cell.progress);
+                self.reopen.push(cell.planned);
             }
         }
         for (cell, saved) in failed {
             let mut reason = reason.clone();
             if let Err(error) = saved {
                 let Reason(error) = Reason::from(error);
-                reason.0.push_str(&format!("; nor was it saved: {error}"));
+                reason
+                    .0
+                    .push_str(&format!("; the cell could not be saved: {error}"));
             }
             cell.fail(context, &reason);
         }
     }
 
-    /// Whether a cell has a use for the batch at `position`, or for one after it.
-    fn wants_batch(&self, position: u64) -> bool {
+    /// Whether a cell needs the batch at `position`, or a later one.
+    fn needs_batch(&self, position: u64) -> bool {
         self.active.iter().any(|cell| {
             let steps = cell.run.trainer().config().train.steps;
             !cell.run.is_finished() && steps > position
         })
     }
 
-    /// Whether an error is one that fewer cells at once may not have.
-    fn may_split(&self, reason: &Reason) -> bool {
+    /// Whether the error may be avoided by training fewer cells at the same time.
+    fn can_split(&self, reason: &Reason) -> bool {
         reason.is_out_of_memory() && !self.active.is_empty()
     }
 
-    /// Trains every cell that stands at `position`; one that was saved later than the others waits for the
-    /// stream to come by.
+    /// Trains every cell that is at step `position`. A cell that resumed from a later step waits until the stream
+    /// reaches it.
     fn step(
         &mut self,
         context: &Context,
         position: u64,
         batch: &DeviceBatch,
         tokens: &[Tensor],
-        shared: &mut Option<Judges>,
+        loaded: &mut Option<Judges>,
     ) -> Result<(), Reason> {
-        self.each(context, |cell| {
-            let stands_here = cell.run.trainer().steps_done() == position;
-            if !stands_here || cell.run.is_finished() {
+        self.for_each(context, |cell| {
+            let is_due = cell.run.trainer().steps_done() == position;
+            if !is_due || cell.run.is_finished() {
                 return Ok(());
             }
             if let Err(reason) = cell.step(context, batch, tokens) {
-                cell.spoilt = true;
+                cell.is_inconsistent = true;
                 return Err(reason);
             }
-            cell.evaluate_if_due(context, shared)
+            cell.evaluate_if_due(context, loaded)
         })
     }
 
-    /// The evaluations that an earlier process did not get to the end of.
+    /// Runs the evaluations that an earlier process did not complete.
     fn evaluate_due(
         &mut self,
         context: &Context,
-        shared: &mut Option<Judges>,
+        loaded: &mut Option<Judges>,
     ) -> Result<(), Reason> {
-        self.each(context, |cell| cell.evaluate_if_due(context, shared))
+        self.for_each(context, |cell| cell.evaluate_if_due(context, loaded))
     }
 
-    /// Does something with each active cell until it is interrupted. A cell with which it fails is failed; only
-    /// where there was too little memory for several, the error is returned.
-    fn each(
+    /// Calls `run` for each active cell until interrupted. A cell for which it returns an error fails. The error is
+    /// returned only if memory ran out with several cells.
+    fn for_each(
         &mut self,
         context: &Context,
-        mut run: impl FnMut(&mut Active<'a>) -> Result<(), Reason>,
+        mut run: impl FnMut(&mut ActiveCell<'a>) -> Result<(), Reason>,
     ) -> Result<(), Reason> {
         let mut index = 0;
         while let Some(cell) = self.active.get_mut(index) {
@@ -426,17 +446,17 @@ impl<'a> Part<'a> {
         Ok(())
     }
 
-    /// Saves every cell as it is, to be continued. Nothing is printed before all are saved: a terminal or pipe
-    /// may be gone, or take no more.
+    /// Saves every cell, to be resumed later. Nothing is printed before all cells are saved: the terminal
+    /// or pipe may be closed, or may block.
     fn suspend(&mut self, context: &Context) {
-        let mut cells: Vec<Active> = self.active.drain(..).collect();
+        let mut cells: Vec<ActiveCell> = self.active.drain(..).collect();
         let saved: Vec<_> = cells.iter_mut().map(|cell| cell.run.save()).collect();
         for (cell, saved) in cells.iter().zip(saved) {
-            let done = cell.run.trainer().steps_done();
+            let step = cell.run.trainer().steps_done();
             match saved {
                 Ok(()) => context.progress.done(
                     &cell.progress,
-                    &format!("interrupted and saved at step {done}"),
+                    &format!("interrupted and saved at step {step}"),
                 ),
                 Err(error) => {
                     let reason = Reason::from(error);
@@ -446,20 +466,22 @@ impl<'a> Part<'a> {
         }
     }
 
+    /// Measures the encoder and all active cells, and writes the cells' results.
     fn evaluate(
         &mut self,
         context: &Context,
         source: &TokenSource,
-        shared: Option<Judges>,
+        loaded: Option<Judges>,
     ) -> Result<(), Reason> {
         let Some(first) = self.active.first() else {
             return Ok(());
         };
-        let figures = match measure_encoder(context, first.planned, &first.progress, source) {
-            Err(EvaluationError::Interrupted) => return Ok(()),
-            figures => figures?,
-        };
-        let judges = match shared {
+        let encoder_measures =
+            match measure_encoder(context, first.planned, &first.progress, source) {
+                Err(EvaluationError::Interrupted) => return Ok(()),
+                encoder_measures => encoder_measures?,
+            };
+        let judges = match loaded {
             Some(judges) => judges,
             None => match judges(context, first.planned, &first.progress) {
                 Err(EvaluationError::Interrupted) => return Ok(()),
@@ -471,7 +493,7 @@ impl<'a> Part<'a> {
             if context.is_interrupted() {
                 break;
             }
-            let outcome = cell.finish(context, &figures, &judges, alone);
+            let outcome = cell.finish(context, &encoder_measures, &judges, alone);
             if let Err(reason) = &outcome
                 && reason.is_out_of_memory()
                 && self.active.len() > 1
@@ -487,22 +509,22 @@ impl<'a> Part<'a> {
     }
 }
 
-/// What the cells' tokens and latents come from, and the memory that there is for their state.
+/// Opens the sources of the cohort's tokens and latents, and then computes the memory for the state of cells.
 fn open_sources(
     context: &Context,
     first: &Planned,
-) -> Result<(TokenSource, LatentSource, Room), Reason> {
+) -> Result<(TokenSource, LatentSource, MemoryBudget), Reason> {
     let config = &first.cell.config;
     let tokens = TokenSource::open(context.bank, config, first.training.as_ref())?;
     let latents = LatentSource::open(context.bank, config, first.training.as_ref())?;
-    Ok((tokens, latents, Room::new(context)?))
+    Ok((tokens, latents, MemoryBudget::new(context)?))
 }
 
-/// The newest checkpoint that a cell would resume from.
-fn saved(planned: &Planned) -> Reached {
+/// The step of the checkpoint that a cell would resume from; 0 if there is none.
+fn last_saved(planned: &Planned) -> Reached {
     let config = &planned.cell.config;
     let hash = config.training_hash(&planned.identity);
-    // It is for the words of a failure; what cannot be read is named elsewhere.
+    // Used for the text of a failure only, so a checkpoint that cannot be read is ignored here.
     let found = checkpoint::list(&planned.folder.path().join("checkpoints"));
     let steps = found
         .unwrap_or_default()
@@ -517,13 +539,14 @@ fn saved(planned: &Planned) -> Reached {
     }
 }
 
-/// Memory for the state of cells.
-struct Room {
+/// The memory that the state of cells may occupy.
+struct MemoryBudget {
+    /// `None` if the free memory is unknown.
     bytes: Option<u64>,
 }
 
-impl Room {
-    /// Before a cell is opened: part of a cell's state is only made by its first step.
+impl MemoryBudget {
+    /// Must be called before a cell is opened, because part of a cell's state is allocated only in its first step.
     fn new(context: &Context) -> Result<Self, Reason> {
         let bytes = match context.memory_limit {
             Some(limit) => Some(limit),
@@ -533,12 +556,12 @@ impl Room {
         Ok(Self { bytes })
     }
 
-    /// Whether another cell, as large as the largest of these, fits beside them. The first always does.
-    fn has_place(&self, cells: &[Active]) -> bool {
+    /// Whether another cell, as large as the largest of `cells`, fits beside them. The first cell always fits.
+    fn fits_another(&self, cells: &[ActiveCell]) -> bool {
         let sizes = cells.iter().map(|cell| cell.run.trainer().state_bytes());
-        let (taken, largest) = sizes.fold((0, 0), |(sum, largest), size| {
+        let (occupied, largest) = sizes.fold((0, 0), |(sum, largest), size| {
             (sum + size, size.max(largest))
         });
-        cells.is_empty() || self.bytes.is_none_or(|bytes| taken + largest <= bytes)
+        cells.is_empty() || self.bytes.is_none_or(|bytes| occupied + largest <= bytes)
     }
 }

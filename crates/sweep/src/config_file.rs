@@ -1,194 +1,38 @@
-//! Configuration files: layers of TOML over the defaults.
+//! Reads configurations: layers of TOML over the defaults.
 //!
-//! A file may name a `base`, which is read first; recipes, an experiment's `[set]` tables and
-//! `--set key=value` lie on top. A path is relative to the file that names it. Every file is checked on its own, so that an error names the
-//! file and the line; the merged table is checked once more.
+//! A file may name a `base` file, which it overrides. Recipes, the `[set]` tables of an experiment and `--set key=value`
+//! override both. A path is relative to the file that names it. Every file is also checked on its own, so that an error
+//! names the file and the line; the merged table is checked again.
 
-use std::collections::BTreeMap;
+mod error;
+mod layers;
+mod settings;
+
 use std::path::{Path, PathBuf};
 
-use thiserror::Error;
 use toml::{Table, Value};
 use training::{Config, ConfigPath};
 
-/// Longest chain of `base` files.
+use layers::replace;
+
+pub use error::ConfigError;
+pub(crate) use error::nearest;
+pub use layers::Layers;
+pub use settings::apply_settings;
+pub(crate) use settings::leaves;
+
+/// Maximum length of a chain of `base` files.
 const MAX_DEPTH: usize = 16;
 
-/// Why a configuration was refused. Exit code 2.
-#[derive(Debug, Error)]
-pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("cannot read {}: {source}{}", path.display(), named_by(.from))]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The file and key that names it.
-        from: Option<String>,
-        /// The system's reason.
-        source: std::io::Error,
-    },
-
-    /// The file is not the TOML that is wanted; the text has line, key and allowed names.
-    #[error("{}: {}{}", path.display(), .source.to_string().trim_end(), suggestion(.source.message()))]
-    Toml {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong, where.
-        source: Box<toml::de::Error>,
-    },
-
-    /// A `base` leads back to itself, or the chain is too long.
-    #[error("{}: its chain of `base` files does not end (more than {MAX_DEPTH})", .0.display())]
-    BaseChain(PathBuf),
-
-    /// A `--set` that is not `key=value`.
-    #[error("--set {0}: expected key=value, such as --set train.steps=100")]
-    Set(String),
-
-    /// A `--set`, or a combination of layers, that the configuration does not have.
-    #[error("{origin}: {message}{}", suggestion(.message))]
-    Merged {
-        /// What was being resolved.
-        origin: String,
-        /// What is wrong.
-        message: String,
-    },
-
-    /// A value out of its range.
-    #[error("{origin}: {source}")]
-    Invalid {
-        /// What was being resolved.
-        origin: String,
-        /// Key, value and what is allowed.
-        source: training::InvalidConfig,
-    },
-
-    /// A name in an experiment that nothing has.
-    #[error("{origin}: {message}")]
-    Name {
-        /// File and key.
-        origin: String,
-        /// What was found, what is allowed.
-        message: String,
-    },
-}
-
-fn named_by(from: &Option<String>) -> String {
-    from.as_ref()
-        .map(|from| format!(" (named by {from})"))
-        .unwrap_or_default()
-}
-
-/// For serde's "unknown field `x`, expected one of `a`, `b`": the nearest of them.
-fn suggestion(message: &str) -> String {
-    let mut quoted = message.split('`').skip(1).step_by(2);
-    let Some(found) = quoted.next().filter(|_| message.contains("unknown")) else {
-        return String::new();
-    };
-    nearest(found, quoted)
-        .map(|name| format!("\nDid you mean `{name}`?"))
-        .unwrap_or_default()
-}
-
-/// The candidate most like `found`, if any is like it at all.
-pub(crate) fn nearest<'a>(
-    found: &str,
-    candidates: impl Iterator<Item = &'a str>,
-) -> Option<&'a str> {
-    candidates
-        .map(|name| (strsim::jaro_winkler(found, name), name))
-        .filter(|(score, _)| *score > 0.75)
-        .max_by(|left, right| left.0.total_cmp(&right.0))
-        .map(|(_, name)| name)
-}
-
-/// Settings of several files, and the folder of the file that each setting comes from.
-///
-/// Paths are resolved against that folder in one place, when the settings become a [`Config`]; which settings
-/// are paths, their type says ([`training::ConfigPath`]).
-#[derive(Debug, Clone, Default)]
-pub struct Layers {
-    table: Table,
-    /// Of every string, by its key.
-    folders: BTreeMap<Vec<String>, PathBuf>,
-}
-
-impl Layers {
-    /// Settings of a file in `folder`.
-    pub(crate) fn new(table: Table, folder: &Path) -> Self {
-        let mut folders = BTreeMap::new();
-        note(&mut Vec::new(), &table, folder, &mut folders);
-        Self { table, folders }
-    }
-
-    /// The merged settings.
-    pub fn table(&self) -> &Table {
-        &self.table
-    }
-
-    /// Lays `top` over these settings. Tables are merged key by key. Where a table becomes one of another
-    /// variant (its `kind` or `method` changes), the settings that the new variant does not have are dropped;
-    /// what both have stays.
-    pub fn merge(&mut self, top: Self) {
-        merge(&mut self.table, top.table);
-        self.folders.extend(top.folders);
-    }
-
-    /// The settings with paths relative to the working directory, as far as `config`, which was made of them,
-    /// knows them to be paths.
-    fn anchored(mut self, config: &Config) -> Table {
-        for (key, path) in config.paths() {
-            if let (Some(folder), false) = (self.folders.get(&key), path.is_empty()) {
-                let path = ConfigPath::from(tidy(&folder.join(&*path)));
-                replace(&mut self.table, &key, path.to_text());
-            }
-        }
-        self.table
-    }
-}
-
-/// Notes the folder of every string of a table.
-fn note(
-    key: &mut Vec<String>,
-    table: &Table,
-    folder: &Path,
-    folders: &mut BTreeMap<Vec<String>, PathBuf>,
-) {
-    for (name, value) in table {
-        key.push(name.clone());
-        match value {
-            Value::String(_) => {
-                folders.insert(key.clone(), folder.to_owned());
-            }
-            Value::Table(inner) => note(key, inner, folder, folders),
-            _ => {}
-        }
-        key.pop();
-    }
-}
-
-/// Replaces the string at `key`, if there is one.
-fn replace(table: &mut Table, key: &[String], text: String) {
-    let Some((first, rest)) = key.split_first() else {
-        return;
-    };
-    let value = rest.iter().fold(table.get_mut(first), |value, key| {
-        value.and_then(|value| value.get_mut(key))
-    });
-    if let Some(Value::String(old)) = value {
-        *old = text;
-    }
-}
-
-/// Reads a configuration file and all files it is based on, without the defaults below them.
+/// Reads a configuration file and its chain of `base` files, without the defaults.
 ///
 /// # Errors
-/// A file is missing or is not a valid configuration.
+/// A file is missing or is not a valid configuration; the chain is too long.
 pub fn read_layers(path: &Path) -> Result<Layers, ConfigError> {
     read_layers_named_by(path, None)
 }
 
-/// As [`read_layers`]; `from` says which file and key name `path`, if any do.
+/// As [`read_layers`]; `from` is the key and file that name `path`, for error messages.
 pub(crate) fn read_layers_named_by(
     path: &Path,
     mut from: Option<String>,
@@ -223,7 +67,7 @@ pub(crate) fn read(path: &Path, from: Option<String>) -> Result<String, ConfigEr
     })
 }
 
-/// Parses a TOML file into `T`; errors carry file, line and key.
+/// Parses the text of a TOML file into `T`. Errors have the file, line and key.
 pub(crate) fn parse<T: serde::de::DeserializeOwned>(
     path: &Path,
     text: &str,
@@ -234,19 +78,19 @@ pub(crate) fn parse<T: serde::de::DeserializeOwned>(
     })
 }
 
-/// The folder a file is in.
+/// The folder of a file.
 pub(crate) fn folder_of(path: &Path) -> &Path {
     path.parent().unwrap_or(Path::new(""))
 }
 
-/// The configuration as a file in any folder: its paths are absolute.
+/// The configuration as the text of a file. Its paths are absolute, so that the file can be in any folder.
 ///
 /// # Errors
-/// A value that TOML cannot hold.
+/// TOML cannot represent a value.
 pub fn to_file(config: &Config) -> Result<String, toml::ser::Error> {
     let mut table = Table::try_from(config)?;
     for (key, path) in config.paths() {
-        // It fails where there is no current folder, and then for any relative path.
+        // `absolute` fails if there is no working directory; then the path stays relative.
         if let (Ok(path), false) = (std::path::absolute(&*path), path.is_empty()) {
             replace(&mut table, &key, ConfigPath::from(path).to_text());
         }
@@ -254,16 +98,16 @@ pub fn to_file(config: &Config) -> Result<String, toml::ser::Error> {
     toml::to_string(&table)
 }
 
-/// The path without `.` and `folder/..` parts. Behind a symbolic link, `..` is another folder than the text
-/// tells, and stays.
+/// Removes `.` and `folder/..` parts from a path. `..` after a symbolic link stays, because it is the parent of the
+/// link's target.
 pub(crate) fn tidy(path: &Path) -> PathBuf {
     use std::path::Component;
     let mut tidy = PathBuf::new();
     for part in path.components() {
-        let below_name = matches!(tidy.components().next_back(), Some(Component::Normal(_)));
+        let follows_name = matches!(tidy.components().next_back(), Some(Component::Normal(_)));
         match part {
             Component::CurDir => {}
-            Component::ParentDir if below_name && !tidy.is_symlink() => {
+            Component::ParentDir if follows_name && !tidy.is_symlink() => {
                 tidy.pop();
             }
             _ => tidy.push(part),
@@ -275,143 +119,15 @@ pub(crate) fn tidy(path: &Path) -> PathBuf {
     }
 }
 
-/// As [`Layers::merge`], of whole configurations.
-fn merge(below: &mut Table, top: Table) {
-    merge_at(&mut Vec::new(), below, top);
-}
-
-/// As [`merge`], of the tables at `place` in the configuration.
-fn merge_at(place: &mut Vec<String>, below: &mut Table, top: Table) {
-    if becomes_another(below, &top) {
-        keep_common(place, below, &top);
-    }
-    for (key, value) in top {
-        match (below.get_mut(&key), value) {
-            (Some(Value::Table(old)), Value::Table(new)) => {
-                place.push(key);
-                merge_at(place, old, new);
-                place.pop();
-            }
-            (_, value) => {
-                below.insert(key, value);
-            }
-        }
-    }
-}
-
-/// Whether `new` names another variant than `old`, or one where `old` names none. A key of that name which
-/// tells no variant, as a sampler's `method`, does no harm: then nothing is dropped.
-fn becomes_another(old: &Table, new: &Table) -> bool {
-    ["kind", "method"]
-        .iter()
-        .any(|tag| new.get(*tag).is_some_and(|new| old.get(*tag) != Some(new)))
-}
-
-/// Drops the settings of `old`, at `place`, that the variant of `new` refuses. What it takes is asked of
-/// [`Config`] itself.
-fn keep_common(place: &[String], old: &mut Table, new: &Table) {
-    let takes = |key: &str, value: &Value| {
-        let mut table = new.clone();
-        match (value, table.get(key)) {
-            (Value::Table(old), Some(Value::Table(new))) => {
-                let mut both = old.clone();
-                let mut inner = place.to_vec();
-                inner.push(key.to_owned());
-                merge_at(&mut inner, &mut both, new.clone());
-                table.insert(key.to_owned(), both.into());
-            }
-            // The new one replaces it.
-            (_, Some(_)) => return true,
-            (value, None) => {
-                table.insert(key.to_owned(), value.clone());
-            }
-        }
-        let whole = place.iter().rev().fold(Value::Table(table), |inner, key| {
-            Value::Table(Table::from_iter([(key.clone(), inner)]))
-        });
-        match whole.try_into::<Config>() {
-            Ok(_) => true,
-            // Another of the old settings may bring it.
-            Err(error) => error.message().contains("missing field"),
-        }
-    };
-    old.retain(|key, value| takes(key, value));
-}
-
-/// Applies `key.sub=value` settings of the command line, which are one layer: none of them drops another. A
-/// value is TOML, or else a string.
+/// Converts merged layers to a configuration and checks it. `origin` names what is resolved, for error messages.
 ///
 /// # Errors
-/// A setting without `=`, or a key inside what another setting makes something else than a table.
-pub fn apply_settings(layers: &mut Layers, settings: &[String]) -> Result<(), ConfigError> {
-    let mut layer = Table::new();
-    for setting in settings {
-        let bad = || ConfigError::Set(setting.clone());
-        let (key, text) = setting.split_once('=').ok_or_else(bad)?;
-        let value = toml::from_str::<Table>(&format!("value = {text}"))
-            .ok()
-            .and_then(|mut parsed| parsed.remove("value"))
-            .unwrap_or_else(|| Value::String(text.trim().to_owned()));
-        let mut parts: Vec<&str> = key.trim().split('.').collect();
-        let last = parts
-            .pop()
-            .filter(|last| !last.is_empty())
-            .ok_or_else(bad)?;
-        let mut place = &mut layer;
-        for part in parts {
-            place = place
-                .entry(part)
-                .or_insert_with(|| Value::Table(Table::new()))
-                .as_table_mut()
-                .ok_or_else(bad)?;
-        }
-        lay(place, last, value);
-    }
-    layers.merge(Layers::new(layer, Path::new("")));
-    Ok(())
-}
-
-/// The values of a table that are no tables themselves, by their dotted keys.
-pub(crate) fn leaves(table: &Table) -> BTreeMap<String, Value> {
-    let mut found = BTreeMap::new();
-    for (key, value) in table {
-        match value {
-            Value::Table(table) => found.extend(
-                leaves(table)
-                    .into_iter()
-                    .map(|(inner, value)| (format!("{key}.{inner}"), value)),
-            ),
-            value => {
-                found.insert(key.clone(), value.clone());
-            }
-        }
-    }
-    found
-}
-
-/// Puts `value` at `key` of a table; a table into the one that is there.
-fn lay(table: &mut Table, key: &str, value: Value) {
-    match (table.get_mut(key), value) {
-        (Some(Value::Table(old)), Value::Table(new)) => {
-            for (key, value) in new {
-                lay(old, &key, value);
-            }
-        }
-        (_, value) => {
-            table.insert(key.to_owned(), value);
-        }
-    }
-}
-
-/// Turns merged layers into a configuration and checks it.
-///
-/// # Errors
-/// Unknown keys, wrong types, values out of range; `origin` says what was being resolved.
+/// A key is unknown, or a value has the wrong type or is out of range.
 pub fn resolve(layers: Layers, origin: &str) -> Result<Config, ConfigError> {
     resolve_with(layers, origin, |_| {})
 }
 
-/// As [`resolve`], with a change before the check.
+/// As [`resolve`]; `change` modifies the configuration before it is checked.
 fn resolve_with(
     layers: Layers,
     origin: &str,
@@ -425,8 +141,8 @@ fn resolve_with(
                 message: error.to_string().trim_end().to_owned(),
             })
     };
-    let as_written = parsed(layers.table.clone())?;
-    let mut config = parsed(layers.anchored(&as_written))?;
+    let as_written = parsed(layers.table().clone())?;
+    let mut config = parsed(layers.with_resolved_paths(&as_written))?;
     change(&mut config);
     config.validate().map_err(|source| ConfigError::Invalid {
         origin: origin.to_owned(),
@@ -435,25 +151,25 @@ fn resolve_with(
     Ok(config)
 }
 
-/// Says that settings of an alignment without encoder have no effect. Where the encoder is `none` by
-/// name, they are somebody's baseline.
-fn warn_of_idle_alignment(table: &Table, path: &Path) {
+/// Logs a warning if alignment settings have no effect because no encoder is named. An explicit encoder `none` causes no
+/// warning, because it is how a baseline is written.
+fn warn_of_unused_alignment(table: &Table, path: &Path) {
     let Some(Value::Table(alignment)) = table.get("alignment") else {
         return;
     };
     if alignment.contains_key("encoder") {
         return;
     }
-    let idle: Vec<String> = ["head", "losses", "spatial_norm"]
+    let unused: Vec<String> = ["head", "losses", "spatial_norm"]
         .into_iter()
         .filter(|key| alignment.contains_key(*key))
         .map(|key| format!("alignment.{key}"))
         .collect();
-    if !idle.is_empty() {
+    if !unused.is_empty() {
         tracing::warn!(
-            "{}: {} without alignment.encoder: there is no alignment; name an encoder, or \"none\"",
+            "{}: without alignment.encoder, these settings have no effect: {}; name an encoder, or \"none\"",
             path.display(),
-            idle.join(", ")
+            unused.join(", ")
         );
     }
 }
@@ -466,7 +182,7 @@ pub fn load(path: &Path, settings: &[String]) -> Result<Config, ConfigError> {
     load_with(path, settings, |_| {})
 }
 
-/// As [`load`], with a change, such as a command's flags, before the result is checked.
+/// As [`load`]; `change`, such as the flags of a command, modifies the configuration before it is checked.
 ///
 /// # Errors
 /// As [`load`].
@@ -477,7 +193,7 @@ pub fn load_with(
 ) -> Result<Config, ConfigError> {
     let mut layers = read_layers(path)?;
     apply_settings(&mut layers, settings)?;
-    warn_of_idle_alignment(&layers.table, path);
+    warn_of_unused_alignment(layers.table(), path);
     let origin = if settings.is_empty() {
         path.display().to_string()
     } else {
@@ -488,10 +204,12 @@ pub fn load_with(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::fs;
 
     use training::Objective;
 
+    use super::layers::merge;
     use super::*;
 
     fn table(text: &str) -> Table {
@@ -506,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_samplers_method_changes_nothing_else() {
+    fn changing_a_samplers_method_keeps_its_other_settings() {
         let below = "[sample.sampler]\nmethod = 'heun'\nnum_steps = 12\ncfg_scale = 1.5\nguidance_high = 0.7";
         let flag = |name: &str| format!("sample.sampler.method={name}");
         for settings in [
@@ -524,14 +242,14 @@ mod tests {
     }
 
     #[test]
-    fn another_variant_keeps_what_both_have_and_drops_the_rest() {
+    fn a_change_of_variant_keeps_common_settings_and_drops_the_others() {
         for (below, top, expected) in [
             (
                 "objective = { kind = 'velocity', path = 'cosine', time = 'uniform' }",
                 "objective = { kind = 'meanflow', cfg_omega = 0.2 }",
                 "objective = { kind = 'meanflow', cfg_omega = 0.2, path = 'cosine' }",
             ),
-            // A variant that is not named is one too.
+            // Without a `kind`, the table has the default variant.
             (
                 "objective = { path = 'cosine' }",
                 "objective = { kind = 'repa-e', lpips = 'a' }",
@@ -581,12 +299,12 @@ mod tests {
     }
 
     #[test]
-    fn the_papers_guidance_interval_of_jit_is_stated_in_the_time_of_all_samplers() {
+    fn the_guidance_interval_of_jit_is_converted_to_the_time_of_the_other_samplers() {
         for name in ["jit-b16", "jit-l16"] {
             let path =
                 Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../../configs/{name}.toml"));
             let sampler = load(&path, &[]).unwrap().sample.sampler;
-            // [0.1, 1] counted from the noise, in the paper.
+            // In the paper it is [0.1, 1], with time 0 at the noise.
             assert_eq!(
                 (sampler.guidance_low, sampler.guidance_high),
                 (0.0, 0.9),
@@ -596,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_setting_of_the_command_line_is_never_dropped_by_another() {
+    fn settings_of_the_command_line_do_not_drop_each_other() {
         let below = table("objective = { kind = 'velocity', path = 'cosine' }");
         let mut below = Layers::new(below, Path::new(""));
         let settings = ["objective.cfg_omga=0.2", "objective.kind=meanflow"].map(str::to_owned);
@@ -615,7 +333,7 @@ mod tests {
         assert_eq!((meanflow.cfg_omega, meanflow.cfg_kappa), (0.2, 0.5));
     }
 
-    /// Every path of a configuration, `..` among them.
+    /// A configuration with all kinds of paths, including `..`.
     const PATHS: &str = r#"
         [data]
         path = "../images"
@@ -639,7 +357,7 @@ mod tests {
             fs::write(root.join(name), text).unwrap();
         };
         write("a/b/base.toml", PATHS);
-        // Over it, files that name others, or the same again.
+        // Two files on top of it; one of them replaces a path.
         write(
             "a/mine.toml",
             "base = \"b/base.toml\"\n[data]\ntoken_cache = \"../tokens\"",
@@ -648,7 +366,7 @@ mod tests {
             "far/away.toml",
             "base = \"../a/mine.toml\"\n[data]\nflip = false",
         );
-        let settings = ["objective.lpips=given.safetensors".to_owned()];
+        let settings = ["objective.lpips=other.safetensors".to_owned()];
         let config = load(&root.join("far/away.toml"), &settings).unwrap();
         let found: BTreeMap<String, ConfigPath> = config
             .paths()
@@ -659,8 +377,8 @@ mod tests {
             ("data.path", root.join("a/images")),
             ("data.token_cache", root.join("tokens")),
             ("model.autoencoder.weights", root.join("vae.safetensors")),
-            // Of the command line: the working directory's.
-            ("objective.lpips", "given.safetensors".into()),
+            // A path of the command line is relative to the working directory.
+            ("objective.lpips", "other.safetensors".into()),
             (
                 "objective.discriminator_weights",
                 "/absolute/d.safetensors".into(),
@@ -674,7 +392,7 @@ mod tests {
         };
         assert_eq!(*joint.lpips, *root.join("a/b"));
 
-        // As a file, it can lie anywhere.
+        // A written configuration can be read from any folder.
         write("elsewhere/config.toml", &to_file(&config).unwrap());
         assert_eq!(
             load(&root.join("elsewhere/config.toml"), &[]).unwrap(),
@@ -683,19 +401,19 @@ mod tests {
     }
 
     #[test]
-    fn other_strings_are_no_paths() {
+    fn other_strings_are_not_resolved_as_paths() {
         let below = table("[data]\nsplit = 'val'\n[model]\nname = 'SiT-B/2'");
         let config = resolve(Layers::new(below, Path::new("/elsewhere")), "here").unwrap();
         assert_eq!(
             (&*config.data.split, &*config.model.name),
             ("val", "SiT-B/2")
         );
-        // Nothing named this one.
+        // A default path stays as it is.
         assert_eq!(config.data.path, Config::default().data.path);
     }
 
     #[test]
-    fn paths_are_tidied_but_for_links() {
+    fn paths_are_simplified_except_after_symbolic_links() {
         for (path, tidied) in [
             ("./a/./b", "a/b"),
             ("a/../b", "b"),

@@ -1,4 +1,4 @@
-//! What all cohorts of a command share.
+//! The context that all cohorts of a command share.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -10,29 +10,29 @@ use tch::{Device, Tensor};
 
 use crate::progress::Progress;
 
-/// Weights that a run starts from.
+/// Initial weights of a run.
 #[derive(Debug)]
 pub struct InitialWeights {
-    /// The file, for messages.
+    /// The file, for error messages.
     pub path: PathBuf,
-    /// Names and tensors.
+    /// Names and tensors of the file.
     pub tensors: Vec<(String, Tensor)>,
-    /// Whether weights without a counterpart are drawn, instead of an error.
+    /// Whether weights that the file lacks are initialised randomly. If false, they are an error.
     pub partial: bool,
 }
 
-/// What all cohorts share.
+/// Device, encoders, run folder and progress of a command.
 pub(crate) struct Context<'a> {
     pub(crate) device: Device,
     pub(crate) bank: &'a EncoderBank,
     pub(crate) folder: PathBuf,
     pub(crate) progress: Progress,
     pub(crate) interrupted: &'a AtomicBool,
-    /// What a new run starts from, if not from drawn weights.
+    /// Initial weights of a new run; `None` for random ones.
     pub(crate) init: Option<&'a InitialWeights>,
-    /// Most bytes that the state of cells trained at the same time may take.
+    /// Maximum size in bytes of the state of cells that are trained at the same time.
     pub(crate) memory_limit: Option<u64>,
-    /// Why cells failed or could not be had, by their ids.
+    /// Why cells failed or were not run, by cell id.
     pub(crate) failures: Mutex<BTreeMap<String, String>>,
 }
 

@@ -1,4 +1,4 @@
-//! The crate's one error type of commands.
+//! The error type of [`run`](crate::run()) and [`train`](crate::train).
 
 use std::io;
 use std::path::PathBuf;
@@ -14,18 +14,18 @@ use training::CheckpointError;
 use crate::cell_folder::CellFolderError;
 use crate::config_file::ConfigError;
 
-/// Why a sweep did not start, or could not write its results.
+/// Why a sweep or a single run could not start, or could not write its results.
 #[derive(Debug, Error)]
 pub enum SweepError {
-    /// The experiment is wrong.
+    /// The experiment file or a configuration is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The device cannot be used.
     #[error("--device {name}: {source}")]
     Device {
-        /// The name given.
+        /// The value of `--device`.
         name: String,
-        /// Why not.
+        /// The reason.
         source: TorchError,
     },
     /// The data cannot be opened.
@@ -33,7 +33,7 @@ pub enum SweepError {
     Data {
         /// The experiment file.
         experiment: PathBuf,
-        /// Why not.
+        /// The reason.
         source: Box<DataError>,
     },
     /// The reference images have classes that the training images lack.
@@ -44,12 +44,12 @@ pub enum SweepError {
         /// The first difference.
         source: Box<DataError>,
     },
-    /// `--only` is no glob, or matches nothing.
+    /// `--only` is not a valid glob, or matches no cell.
     #[error("--only {glob}: {reason}")]
     Only {
-        /// The glob.
+        /// The value of `--only`.
         glob: String,
-        /// What is wrong.
+        /// The reason.
         reason: String,
     },
     /// The run folder cannot be written.
@@ -57,27 +57,27 @@ pub enum SweepError {
     Out {
         /// The folder or file.
         path: PathBuf,
-        /// The system's reason.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// A run was to be continued that does not go on with these settings.
+    /// The run in the folder cannot be resumed with these settings.
     #[error(
-        "{}: {reason}; give it the settings that it was begun with, or start another run with --out (--init \
-         takes weights to start from, such as a checkpoint's ema.safetensors)",
+        "{}: {reason}; use the settings that the run was started with, or start another run with --out (--init \
+         loads initial weights, such as a checkpoint's ema.safetensors)",
         folder.display()
     )]
     Resume {
         /// The run's folder.
         folder: PathBuf,
-        /// Why not.
+        /// Why it cannot be resumed.
         reason: String,
     },
-    /// A file is there and cannot be read.
+    /// A file exists but cannot be read.
     #[error("cannot read {}: {source}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// The system's reason.
+        /// The error of the operating system.
         source: io::Error,
     },
     /// A cell's folder cannot be read or written.
@@ -86,7 +86,7 @@ pub enum SweepError {
     /// The checkpoints of a run cannot be read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// It is not known what a cell's inputs are.
+    /// The identity of a cell's encoders or autoencoder cannot be determined.
     #[error(transparent)]
     Identity(#[from] IdentityError),
     /// `results.csv` cannot be written.

@@ -1,4 +1,4 @@
-//! Why cells fail, and how that is written down.
+//! The reason why a cell failed, and how it is recorded.
 
 use std::error::Error;
 use std::time::SystemTime;
@@ -11,7 +11,7 @@ use crate::planned::{Planned, empty_row};
 use crate::progress::CellProgress;
 use report::results::Status;
 
-/// Why a cell failed, as it will stand in `results.csv`.
+/// Why a cell failed: the text of the `reason` column in `results.csv`.
 #[derive(Debug, Clone)]
 pub(crate) struct Reason(pub(crate) String);
 
@@ -22,13 +22,13 @@ impl<E: Error> From<E> for Reason {
 }
 
 impl Reason {
-    /// The error and what caused it.
+    /// The messages of an error and of its chain of sources.
     pub(crate) fn of(error: &dyn Error) -> Self {
         let mut text = error.to_string();
         let mut source = error.source();
         while let Some(cause) = source {
             let cause_text = cause.to_string();
-            // A transparent error repeats its source.
+            // A transparent error has the same message as its source.
             if !text.contains(&cause_text) {
                 text = format!("{text}: {cause_text}");
             }
@@ -43,7 +43,7 @@ impl Reason {
         reason
     }
 
-    /// Whether there was too little memory, by what libtorch says on the CPU and on CUDA.
+    /// Whether memory ran out, judged by the messages of libtorch on the CPU and on CUDA.
     pub(crate) fn is_out_of_memory(&self) -> bool {
         ["out of memory", "not enough memory", "bad_alloc"]
             .iter()
@@ -51,15 +51,15 @@ impl Reason {
     }
 }
 
-/// How far a cell had come when it failed.
+/// The progress of a cell when it failed.
 pub(crate) struct Reached {
-    /// Optimiser steps done.
+    /// Completed optimiser steps.
     pub(crate) steps: u64,
-    /// Corrupt samples that its data stream had skipped, where the cell was open.
+    /// Corrupt samples that the data stream had skipped; `None` if the cell was not open.
     pub(crate) corrupt_skipped: Option<u64>,
 }
 
-/// Writes a failed cell's result and says so. An earlier result that is done is not lost.
+/// Writes the result of a failed cell and prints the reason. An earlier result with status `done` is kept.
 pub(crate) fn fail(
     context: &Context,
     planned: &Planned,
@@ -94,9 +94,9 @@ pub(crate) fn fail(
     }
 }
 
-/// Says that a cell cannot be had: another process works on it, or its folder cannot be read or written. Its files
-/// are left as they are.
-pub(crate) fn leave(context: &Context, planned: &Planned, reason: &Reason) {
+/// Reports a cell that was not run, because another process works on it or because its folder cannot be read or
+/// written. The files of the cell are not changed.
+pub(crate) fn report_not_run(context: &Context, planned: &Planned, reason: &Reason) {
     let line = format!("{}: not run: {}", planned.cell.id, reason.0);
     context.progress.print(&line);
     context.note_failure(&planned.cell.id, &reason.0);
@@ -109,7 +109,7 @@ pub(crate) fn now() -> u64 {
         .map_or(0, |elapsed| elapsed.as_secs())
 }
 
-/// Device, precision and threads in words.
+/// Device, precision and number of threads, as text.
 pub(crate) fn hardware(device: Device, config: &training::Config) -> String {
     let threads = tch::get_num_threads();
     let precision = format!("{:?}", config.train.precision).to_lowercase();

@@ -1,3 +1,5 @@
+//! The source of a cohort's latents: the frozen autoencoder or a cache of its moments.
+
 use data::Dataset;
 use encoders::feature_cache::{CacheError, FeatureCache};
 use tch::{Device, Tensor};
@@ -7,10 +9,10 @@ use training::{Autoencoder, AutoencoderModel, CheckpointError, Config, DeviceBat
 use evaluation::autoencoder_files::cache_of;
 use evaluation::encoder_bank::EncoderBank;
 
-/// Where the moments of a cohort's latents come from: nowhere, where it diffuses pixels or trains
-/// its autoencoder; the frozen autoencoder; or a cache. They are the same for all of its cells,
-/// which draw their noise themselves.
+/// The source of the moments (mean and standard deviation) of a cohort's latents. The moments are the same for all
+/// cells of the cohort; each cell draws its own noise.
 pub(crate) enum LatentSource {
+    /// The cohort trains on pixels, or each cell trains its own autoencoder.
     None,
     Autoencoder(Box<AutoencoderModel>),
     Cache {
@@ -19,7 +21,7 @@ pub(crate) enum LatentSource {
     },
 }
 
-/// Why there are no latents.
+/// Why latents could not be read or computed.
 #[derive(Debug, Error)]
 pub(crate) enum LatentError {
     #[error(transparent)]
@@ -31,7 +33,7 @@ pub(crate) enum LatentError {
 }
 
 impl LatentSource {
-    /// The autoencoder of `config` for the images of `dataset`, or its cache, where one is named.
+    /// Opens the cache of latents of `dataset` if `config` names one, and otherwise loads the autoencoder of `config`.
     pub(crate) fn open(
         bank: &EncoderBank,
         config: &Config,
@@ -45,7 +47,7 @@ impl LatentSource {
             let model = AutoencoderModel::load(config, bank.device())?;
             return Ok(Self::Autoencoder(Box::new(model)));
         };
-        // Samples need the decoder at the end: that it fits is known before the training.
+        // Samples need the decoder after training. Loading it now finds wrong weights before the training.
         drop(AutoencoderModel::load(config, Device::Cpu)?);
         let Some(key) = bank.autoencoders().cache_key(config, dataset)? else {
             return Ok(Self::None);
@@ -56,13 +58,13 @@ impl LatentSource {
         })
     }
 
-    /// Whether a network runs for each batch.
+    /// Whether the autoencoder runs for each batch.
     pub(crate) fn computes(&self) -> bool {
         matches!(self, Self::Autoencoder(_))
     }
 
-    /// In a line, where they come from if not from the autoencoder.
-    pub(crate) fn described(&self) -> Option<String> {
+    /// A line that names the cache; `None` if the latents do not come from a cache.
+    pub(crate) fn description(&self) -> Option<String> {
         match self {
             Self::Cache { cache, .. } => Some(format!(
                 "latents from the cache: {} ({})",

@@ -1,12 +1,12 @@
-//! The sweep engine: plans the cells of an experiment, groups them into cohorts, runs those that are not done, and keeps
-//! `results.csv` and the report up to date.
+//! The sweep engine: plans the cells of an experiment, groups them into cohorts, runs the cells that are not done, and
+//! keeps `results.csv` and the report up to date.
 //!
-//! - [`experiment`] expands an experiment file to cells, each with a complete configuration.
+//! - [`experiment`] expands an experiment file into cells, each with a complete configuration.
 //! - [`run()`] runs them. Cells with the same data and encoder form a cohort, which is trained from one stream of
 //!   batches. [`train`] runs a single configuration the same way.
-//! - [`cell_folder`] is what remains of a cell: its configuration, result, samples and lock.
-//! - [`prepare`] writes feature caches and latents ahead of training.
-//! - [`config_file`] reads configurations: files, the files that they are based on, and settings of the command line.
+//! - [`cell_folder`] reads and writes the folder of a cell: its configuration, result, samples and lock.
+//! - [`prepare`] computes feature caches and latents before training.
+//! - [`config_file`] merges configuration files, their `base` files and the settings of the command line.
 //!
 //! # Example
 //!
@@ -35,6 +35,7 @@
 mod active_cell;
 pub mod cell_folder;
 mod cohort;
+mod cohort_key;
 pub mod config_file;
 mod context;
 mod error;
@@ -51,7 +52,6 @@ mod results_file;
 mod resume;
 mod run;
 mod shards;
-mod shared;
 mod sheet;
 mod single;
 mod token_source;

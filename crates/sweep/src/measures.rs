@@ -1,4 +1,4 @@
-//! What a cohort's encoder and samples are measured by.
+//! Measures a cohort's encoder, and loads the judges that measure its samples.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ use crate::sheet;
 use crate::token_source::TokenSource;
 use evaluation::{self, EvaluationError, JudgeStage, Judges, ProbeData};
 
-/// The judges of a cell's cohort.
+/// Loads the judges that measure the samples of a cell's cohort.
 pub(crate) fn judges(
     context: &Context,
     planned: &Planned,
@@ -23,16 +23,17 @@ pub(crate) fn judges(
         [&planned.training, &planned.reference],
         &reference_folder(context),
         context.interrupted,
-        |stage| context.progress.stage(progress, &described(stage)),
+        |stage| context.progress.stage(progress, &describe(stage)),
     )
 }
 
-/// Where what is found in real images is kept in a run folder.
+/// The folder of cached statistics and features of real images, in the run folder.
 fn reference_folder(context: &Context) -> PathBuf {
     context.folder.join("reference")
 }
 
-pub(crate) fn described(stage: JudgeStage) -> String {
+/// A stage as text for the progress display.
+pub(crate) fn describe(stage: JudgeStage) -> String {
     match stage {
         JudgeStage::Reference(done, total) => format!("reference features {done}/{total}"),
         JudgeStage::Samples(done, total) => format!("samples {done}/{total}"),
@@ -40,21 +41,21 @@ pub(crate) fn described(stage: JudgeStage) -> String {
     }
 }
 
-/// What is measured of a cohort's encoder.
+/// The measures of a cohort's encoder.
 #[derive(Default)]
-pub(crate) struct EncoderFigures {
+pub(crate) struct EncoderMeasures {
     pub(crate) spatial: Option<SpatialMetrics>,
     pub(crate) linear_probe: Option<f64>,
 }
 
-/// LDS, CDS, SRSS, RMSC and the accuracy of a linear probe of the encoder that the cells align with, and
-/// its sheet.
+/// Measures LDS, CDS, SRSS, RMSC and the accuracy of a linear probe of the encoder that the cells align with, and draws
+/// its sheet. Nothing is measured if the cells align with no encoder or with several.
 pub(crate) fn measure_encoder(
     context: &Context,
     planned: &Planned,
     progress: &CellProgress,
     source: &TokenSource,
-) -> Result<EncoderFigures, EvaluationError> {
+) -> Result<EncoderMeasures, EvaluationError> {
     let Planned {
         cell,
         training,
@@ -63,14 +64,14 @@ pub(crate) fn measure_encoder(
     } = planned;
     let config = &cell.config;
     let evaluate = &config.evaluate;
-    let mut figures = EncoderFigures::default();
-    // Tokens of several encoders together have no grid of their own.
+    let mut measures = EncoderMeasures::default();
+    // The joined tokens of several encoders have no grid.
     let names = config.alignment.encoders();
     let [name] = names.as_slice() else {
-        return Ok(figures);
+        return Ok(measures);
     };
     if evaluate.spatial_images == 0 && evaluate.probe_images == 0 {
-        return Ok(figures);
+        return Ok(measures);
     }
     let stage = |text: &str| context.progress.stage(progress, text);
     stage("spatial metrics");
@@ -88,7 +89,7 @@ pub(crate) fn measure_encoder(
     };
     sheet::draw(context, planned, encoder);
     if evaluate.spatial_images > 0 {
-        figures.spatial = Some(evaluation::spatial_metrics(
+        measures.spatial = Some(evaluation::spatial_metrics(
             encoder,
             reference,
             config,
@@ -109,7 +110,7 @@ pub(crate) fn measure_encoder(
             images: evaluate.probe_images,
             cache: Some(&reference_folder(context)),
         };
-        figures.linear_probe = evaluation::probe(
+        measures.linear_probe = evaluation::probe(
             encoder,
             &identity,
             data,
@@ -120,5 +121,5 @@ pub(crate) fn measure_encoder(
         )?
         .map(|accuracy| accuracy.patch);
     }
-    Ok(figures)
+    Ok(measures)
 }

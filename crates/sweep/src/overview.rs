@@ -1,4 +1,4 @@
-//! What a sweep says before it starts: the cells to run, and what is missing for the others.
+//! Prints the plan of a sweep before it starts: the cells to run, and what is missing for the skipped ones.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -20,16 +20,16 @@ pub(crate) fn print_plan(
     todo: &impl Fn(&Planned) -> bool,
 ) {
     let runnable: usize = cohorts.iter().map(|cohort| cohort.cells.len()).sum();
-    let waiting: usize = cohorts
+    let to_run: usize = cohorts
         .iter()
         .map(|cohort| cohort.cells.iter().filter(|cell| todo(cell)).count())
         .sum();
     errln!(
-        "{}: {} cells in {}; {waiting} to run, {} done, {} skipped{}",
+        "{}: {} cells in {}; {to_run} to run, {} done, {} skipped{}",
         plan.name,
         plan.cells.len(),
         folder.display(),
-        runnable - waiting,
+        runnable - to_run,
         missing.len(),
         if selected.len() < plan.cells.len() {
             format!(", {} selected", selected.len())
@@ -49,7 +49,7 @@ pub(crate) fn print_plan(
             .collect();
         errln!("  {}", ids.join("  "));
     }
-    // One line for all that is missing: 27 encoders would push the plan off the screen.
+    // All missing encoders in one line: 27 lines would push the plan off the screen.
     let mut encoders: BTreeMap<&str, &str> = BTreeMap::new();
     let mut autoencoders: BTreeMap<&str, usize> = BTreeMap::new();
     for cell in &plan.cells {

@@ -13,32 +13,32 @@ use crate::SweepError;
 use crate::cell_folder::{CellFolder, CellResult};
 use crate::experiment::Cell;
 
-/// A cell with the inputs it was found to have.
+/// A cell with its data sets, the identity of its inputs and its previous result.
 pub(crate) struct Planned {
     pub(crate) cell: Cell,
     pub(crate) folder: CellFolder,
     pub(crate) training: Arc<dyn Dataset>,
     pub(crate) reference: Arc<dyn Dataset>,
-    /// Data set, encoders and autoencoder, as [`training::Inputs::identity`] wants them.
+    /// Identity of data set, encoders and autoencoder, for [`training::Inputs::identity`].
     pub(crate) identity: String,
-    /// Hash of configuration, data, encoders and judge.
+    /// Hash of the configuration, the data sets, the encoders and the judges.
     pub(crate) hash: String,
-    /// The result that was there when it was planned. One that could not be read is named when the cell is opened.
-    pub(crate) found: Option<CellResult>,
-    /// Whether the run that is in the folder is to be set aside, once.
+    /// The result at the time of planning. A result that cannot be read is reported when the cell is opened.
+    pub(crate) previous: Option<CellResult>,
+    /// Whether the run in the folder must still be moved to `before/N` (`--fresh`).
     pub(crate) is_fresh: AtomicBool,
 }
 
 impl Planned {
-    /// How another process ended the cell since it was planned here.
-    pub(crate) fn ended_meanwhile(&self) -> Option<ResultRow> {
+    /// The row of the result that another process has written since this cell was planned, if any.
+    pub(crate) fn ended_elsewhere(&self) -> Option<ResultRow> {
         let result = self.folder.result().ok().flatten()?;
-        let ended = result.hash == self.hash && self.found.as_ref() != Some(&result);
+        let ended = result.hash == self.hash && self.previous.as_ref() != Some(&result);
         ended.then_some(result.row)
     }
 }
 
-/// Data sets that are open, by folder and split.
+/// The open data sets, by folder and options.
 #[derive(Default)]
 pub(crate) struct Datasets {
     open: Vec<(PathBuf, data::OpenOptions, Arc<dyn Dataset>)>,
@@ -65,7 +65,7 @@ impl Datasets {
 }
 
 /// Opens the data sets of a cell and computes its identity and hash.
-pub(crate) fn prepare(
+pub(crate) fn plan_cell(
     cell: &Cell,
     folder: &Path,
     bank: &EncoderBank,
@@ -105,7 +105,7 @@ pub(crate) fn prepare(
         .hash(&format!("{identity} {} {judges}", reference.fingerprint()));
     let folder = CellFolder::new(folder, &cell.id);
     Ok(Planned {
-        found: folder.result().ok().flatten(),
+        previous: folder.result().ok().flatten(),
         folder,
         cell: cell.clone(),
         training,
@@ -116,12 +116,12 @@ pub(crate) fn prepare(
     })
 }
 
-/// A result that cannot be read is not taken for one that is not there: opening the cell names the reason.
+/// Whether a cell is done. A result that cannot be read counts as not done; opening the cell reports the error.
 pub(crate) fn is_done(planned: &Planned) -> bool {
     matches!(planned.folder.is_done(&planned.hash), Ok(true))
 }
 
-/// A row with no figures yet.
+/// A row of `results.csv` without measures.
 pub(crate) fn empty_row(cell: &Cell, status: Status) -> ResultRow {
     ResultRow {
         encoder: cell.encoder.clone(),

@@ -1,4 +1,4 @@
-//! Batches with their latents and tokens, made one ahead of the trainers.
+//! Makes batches with their latents and tokens, one batch ahead of the trainers if requested.
 
 use std::any::Any;
 use std::io;
@@ -16,14 +16,14 @@ use crate::failure::Reason;
 use crate::latent_source::LatentSource;
 use crate::token_source::TokenSource;
 
-/// A batch and each encoder's patch tokens of it, `[B, T, D]`.
+/// A batch, and the patch tokens `[B, T, D]` of each encoder.
 #[derive(Debug)]
-pub(crate) struct Prepared {
+pub(crate) struct PreparedBatch {
     pub(crate) batch: DeviceBatch,
     pub(crate) tokens: Vec<Tensor>,
 }
 
-impl Prepared {
+impl PreparedBatch {
     fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         let DeviceBatch {
             images,
@@ -38,154 +38,156 @@ impl Prepared {
     }
 }
 
-/// What makes the batches of a cohort.
-pub(crate) trait Source: Send + 'static {
+/// Makes the batches of a cohort in order.
+pub(crate) trait BatchSource: Send + 'static {
     /// The next batch; `None` at the end of the stream.
-    fn prepare(&mut self) -> Result<Option<Prepared>, Reason>;
+    fn next_batch(&mut self) -> Result<Option<PreparedBatch>, Reason>;
 }
 
-/// The data stream, and what the frozen networks or their caches say about its images.
-pub(crate) struct Sources {
+/// Makes batches from the data stream, with the latents and tokens of the frozen networks or their caches.
+pub(crate) struct BatchMaker {
     pub(crate) loader: Loader,
     pub(crate) latents: LatentSource,
     pub(crate) tokens: TokenSource,
     pub(crate) device: Device,
 }
 
-impl Sources {
-    /// Whether a thread that makes the batches gains time.
+impl BatchMaker {
+    /// Whether making batches in a separate thread saves time.
     ///
-    /// On CUDA it only queues work, on a stream of its own. On the CPU each thread that computes has a
-    /// team of libtorch's threads: where the trainers' already occupies the cores, a second one takes from it
-    /// what it gains, and more (docs/results/cohort.md). Reading a cache is mostly waiting.
-    pub(crate) fn gain_by_a_thread(&self) -> bool {
+    /// On CUDA the thread only queues work, on its own stream. On the CPU each thread that computes has its own pool of
+    /// libtorch threads. If the pool of the trainers already occupies the cores, a second pool slows them down by more
+    /// than it gains (docs/results/cohort.md). Reading a cache mostly waits for the disk, so a thread saves time.
+    pub(crate) fn gains_from_thread(&self) -> bool {
         if self.device.is_cuda() || !(self.latents.computes() || self.tokens.computes()) {
             return true;
         }
         let cores = thread::available_parallelism().map_or(1, usize::from);
-        let team = usize::try_from(tch::get_num_threads()).unwrap_or(cores);
-        2 * team <= cores
+        let pool = usize::try_from(tch::get_num_threads()).unwrap_or(cores);
+        2 * pool <= cores
     }
 }
 
-impl Source for Sources {
-    fn prepare(&mut self) -> Result<Option<Prepared>, Reason> {
+impl BatchSource for BatchMaker {
+    fn next_batch(&mut self) -> Result<Option<PreparedBatch>, Reason> {
         let Some(batch) = self.loader.next() else {
             return Ok(None);
         };
         let mut batch = DeviceBatch::new(batch?, self.device)?;
         batch.moments = self.latents.moments(&batch)?;
         let tokens = self.tokens.tokens(&batch)?;
-        Ok(Some(Prepared { batch, tokens }))
+        Ok(Some(PreparedBatch { batch, tokens }))
     }
 }
 
-/// A panic in a library is an error like others: it fails the cells that wanted the batch.
-fn caught(source: &mut impl Source) -> Result<Option<Prepared>, Reason> {
-    panic::catch_unwind(AssertUnwindSafe(|| source.prepare()))
+/// Makes the next batch and turns a panic into an error, so that it fails only the cells that need the batch.
+fn next_caught(source: &mut impl BatchSource) -> Result<Option<PreparedBatch>, Reason> {
+    panic::catch_unwind(AssertUnwindSafe(|| source.next_batch()))
         .unwrap_or_else(|panic| Err(panicked(panic.as_ref())))
 }
 
 fn panicked(panic: &(dyn Any + Send)) -> Reason {
-    let said = panic
+    let message = panic
         .downcast_ref::<String>()
         .map(String::as_str)
         .or_else(|| panic.downcast_ref::<&str>().copied())
         .unwrap_or("no message");
-    Reason(format!("making a batch panicked: {said}"))
+    Reason(format!("making a batch panicked: {message}"))
 }
 
-/// Hands out the batches of a [`Source`] in order: made when they are asked for, or one ahead, in a thread
-/// of its own and on CUDA on a stream of its own. Dropping it waits for the batch in the making.
-pub(crate) struct Prefetcher<S: Source> {
-    /// `None` once it has been given back.
-    making: Option<Making<S>>,
+/// Returns the batches of a [`BatchSource`] in order. A batch is made either when it is requested, or one batch ahead,
+/// in a separate thread and on CUDA on a separate stream. Dropping the prefetcher waits for the batch that is being
+/// made.
+pub(crate) struct Prefetcher<S: BatchSource> {
+    /// `None` after [`finish`](Self::finish).
+    worker: Option<Worker<S>>,
 }
 
-enum Making<S> {
-    Here(S),
-    Ahead(Ahead<S>),
+enum Worker<S> {
+    Inline(S),
+    Thread(BatchThread<S>),
 }
 
-impl<S: Source> Prefetcher<S> {
-    /// Takes over `source`, whose tensors are on `device`; `ahead` chooses the thread.
+impl<S: BatchSource> Prefetcher<S> {
+    /// Takes over `source`, whose tensors are on `device`. If `ahead`, batches are made in a separate thread.
     ///
     /// # Errors
-    /// No thread or stream can be had.
+    /// The thread or the stream cannot be created.
     pub(crate) fn new(source: S, device: Device, ahead: bool) -> Result<Self, Reason> {
-        let making = match ahead {
-            false => Making::Here(source),
-            true => Making::Ahead(Ahead::start(source, device)?),
+        let worker = match ahead {
+            false => Worker::Inline(source),
+            true => Worker::Thread(BatchThread::start(source, device)?),
         };
         Ok(Self {
-            making: Some(making),
+            worker: Some(worker),
         })
     }
 
-    /// The next batch. With `another`, the one after it may be made meanwhile.
+    /// The next batch. If `another`, the thread starts to make the batch after it.
     ///
     /// # Errors
-    /// Those of making this batch, also where it was made ahead.
-    pub(crate) fn next(&mut self, another: bool) -> Result<Option<Prepared>, Reason> {
-        match &mut self.making {
-            Some(Making::Here(source)) => caught(source),
-            Some(Making::Ahead(ahead)) => ahead.next(another),
+    /// This batch cannot be made. The error of a batch that was made ahead is returned in its place.
+    pub(crate) fn next(&mut self, another: bool) -> Result<Option<PreparedBatch>, Reason> {
+        match &mut self.worker {
+            Some(Worker::Inline(source)) => next_caught(source),
+            Some(Worker::Thread(thread)) => thread.next(another),
             None => Err(ended()),
         }
     }
 
-    /// Ends the thread and gives the source back.
+    /// Ends the thread and returns the source.
     ///
     /// # Errors
     /// The device failed.
     pub(crate) fn finish(mut self) -> Result<S, Reason> {
-        match self.making.take() {
-            Some(Making::Here(source)) => Ok(source),
-            Some(Making::Ahead(ahead)) => ahead.finish(),
+        match self.worker.take() {
+            Some(Worker::Inline(source)) => Ok(source),
+            Some(Worker::Thread(thread)) => thread.finish(),
             None => Err(ended()),
         }
     }
 }
 
-impl<S: Source> Drop for Prefetcher<S> {
+impl<S: BatchSource> Drop for Prefetcher<S> {
     fn drop(&mut self) {
-        if let Some(Making::Ahead(ahead)) = self.making.take()
-            && let Err(Reason(error)) = ahead.finish()
+        if let Some(Worker::Thread(thread)) = self.worker.take()
+            && let Err(Reason(error)) = thread.finish()
         {
             tracing::debug!("the thread that makes batches: {error}");
         }
     }
 }
 
-/// A batch on its way, and when it is there.
-type Made = Result<Option<(Prepared, Event)>, Reason>;
+/// A batch whose work is queued on the device, and the event that marks its completion.
+type QueuedBatch = Result<Option<(PreparedBatch, Event)>, Reason>;
 
-/// A thread that makes a batch each time it is told to.
-struct Ahead<S> {
-    orders: Sender<()>,
-    made: Receiver<Made>,
+/// A thread that makes one batch per request.
+struct BatchThread<S> {
+    requests: Sender<()>,
+    batches: Receiver<QueuedBatch>,
     thread: JoinHandle<S>,
-    /// Whether a batch was ordered that was not taken yet.
-    ordered: bool,
-    /// Where batches are made, and where they are used.
+    /// Whether a batch was requested and not taken yet.
+    requested: bool,
+    /// The stream on which batches are made.
     own: Stream,
+    /// The stream on which batches are used.
     trainers: Stream,
 }
 
-impl<S: Source> Ahead<S> {
+impl<S: BatchSource> BatchThread<S> {
     fn start(mut source: S, device: Device) -> Result<Self, Reason> {
         let (own, trainers) = (Stream::from_pool(device)?, Stream::current(device)?);
-        // The networks were loaded there.
+        // The networks were loaded on the stream of the trainers.
         own.wait(&trainers.record()?)?;
-        let (orders, ordered) = mpsc::channel::<()>();
-        let (send, made) = mpsc::channel();
+        let (requests, received) = mpsc::channel::<()>();
+        let (send, batches) = mpsc::channel();
         let thread = thread::Builder::new()
             .name("batches".to_owned())
             .spawn(move || {
                 let entered = own.enter();
-                for () in ordered {
+                for () in received {
                     let batch = match &entered {
-                        Ok(_) => caught(&mut source).and_then(|batch| with_event(batch, own)),
+                        Ok(_) => next_caught(&mut source).and_then(|batch| with_event(batch, own)),
                         Err(error) => Err(Reason(error.to_string())),
                     };
                     if send.send(batch).is_err() {
@@ -194,27 +196,31 @@ impl<S: Source> Ahead<S> {
                 }
                 source
             })
-            .map_err(|error: io::Error| Reason(format!("no thread to make batches: {error}")))?;
+            .map_err(|error: io::Error| {
+                Reason(format!(
+                    "cannot start the thread that makes batches: {error}"
+                ))
+            })?;
         Ok(Self {
-            orders,
-            made,
+            requests,
+            batches,
             thread,
-            ordered: false,
+            requested: false,
             own,
             trainers,
         })
     }
 
-    fn next(&mut self, another: bool) -> Result<Option<Prepared>, Reason> {
-        if !self.ordered {
-            self.order()?;
+    fn next(&mut self, another: bool) -> Result<Option<PreparedBatch>, Reason> {
+        if !self.requested {
+            self.request()?;
         }
-        self.ordered = false;
-        let Some((batch, event)) = self.made.recv().map_err(|_| ended())?? else {
+        self.requested = false;
+        let Some((batch, event)) = self.batches.recv().map_err(|_| ended())?? else {
             return Ok(None);
         };
         if another {
-            self.order()?;
+            self.request()?;
         }
         self.trainers.wait(&event)?;
         for tensor in batch.tensors() {
@@ -223,36 +229,36 @@ impl<S: Source> Ahead<S> {
         Ok(Some(batch))
     }
 
-    fn order(&mut self) -> Result<(), Reason> {
-        self.orders.send(()).map_err(|_| ended())?;
-        self.ordered = true;
+    fn request(&mut self) -> Result<(), Reason> {
+        self.requests.send(()).map_err(|_| ended())?;
+        self.requested = true;
         Ok(())
     }
 
     fn finish(self) -> Result<S, Reason> {
         let Self {
-            orders,
-            made,
+            requests,
+            batches,
             thread,
             own,
             trainers,
             ..
         } = self;
-        drop(orders);
+        drop(requests);
         let source = thread.join().map_err(|panic| panicked(panic.as_ref()))?;
-        // The networks may be freed, or used there, once a batch that nobody took is done.
+        // After this wait, the trainers' stream may use or free the networks, even if a batch was never taken.
         trainers.wait(&own.record()?)?;
-        drop(made);
+        drop(batches);
         Ok(source)
     }
 }
 
-fn with_event(batch: Option<Prepared>, own: Stream) -> Made {
+fn with_event(batch: Option<PreparedBatch>, own: Stream) -> QueuedBatch {
     let with = |batch| Ok::<_, TorchError>((batch, own.record()?));
     Ok(batch.map(with).transpose()?)
 }
 
-/// The thread is gone, which it never is while this side holds its ends.
+/// The error if the thread has ended. It does not end while this side holds the channels.
 fn ended() -> Reason {
     Reason("the thread that makes batches has ended".to_owned())
 }
@@ -266,7 +272,7 @@ mod tests {
 
     use super::*;
 
-    /// Batches that say which they are, some of which cannot be made.
+    /// A source whose batches contain their index, and which can fail, panic or end at a given index.
     struct Counting {
         made: Arc<AtomicUsize>,
         dropped: Arc<AtomicUsize>,
@@ -275,8 +281,8 @@ mod tests {
         ends_at: usize,
     }
 
-    impl Source for Counting {
-        fn prepare(&mut self) -> Result<Option<Prepared>, Reason> {
+    impl BatchSource for Counting {
+        fn next_batch(&mut self) -> Result<Option<PreparedBatch>, Reason> {
             let index = self.made.fetch_add(1, Ordering::SeqCst);
             assert_ne!(index, self.panics_at, "this batch panics");
             if index == self.fails_at {
@@ -285,13 +291,13 @@ mod tests {
             if index == self.ends_at {
                 return Ok(None);
             }
-            let number = Tensor::from_slice(&[index as i64]);
-            Ok(Some(Prepared {
-                tokens: vec![&number * 10],
+            let value = Tensor::from_slice(&[index as i64]);
+            Ok(Some(PreparedBatch {
+                tokens: vec![&value * 10],
                 batch: DeviceBatch {
-                    images: number.to_kind(Kind::Uint8),
+                    images: value.to_kind(Kind::Uint8),
                     moments: None,
-                    labels: number,
+                    labels: value,
                     ids: vec![index as u64],
                     flipped: vec![false],
                     cursor: data::Cursor {
@@ -328,21 +334,21 @@ mod tests {
     }
 
     #[test]
-    fn batches_come_in_order_and_none_is_made_that_was_not_wanted() {
+    fn batches_come_in_order_and_none_is_made_without_a_request() {
         for ahead in [false, true] {
             let source = Counting::new();
             let made = Arc::clone(&source.made);
             let mut batches = source.prefetch(ahead);
             for index in 0..5 {
-                let Prepared { batch, tokens } = batches.next(index < 4).unwrap().unwrap();
+                let PreparedBatch { batch, tokens } = batches.next(index < 4).unwrap().unwrap();
                 assert_eq!(batch.ids, [index]);
-                // Where the stream stands after this batch, not after the one made ahead.
+                // The position of the stream after this batch, not after the one made ahead.
                 assert_eq!(batch.cursor.seen, index + 1);
                 assert_eq!(tokens, [Tensor::from_slice(&[10 * index as i64])]);
             }
             let source = batches.finish().unwrap();
             assert_eq!(made.load(Ordering::SeqCst), 5, "ahead: {ahead}");
-            // It goes on where it stood.
+            // The source continues at its position.
             let mut batches = source.prefetch(!ahead);
             assert_eq!(batches.next(false).unwrap().unwrap().batch.ids, [5]);
         }
@@ -357,15 +363,15 @@ mod tests {
         while made.load(Ordering::SeqCst) < 2 {
             thread::yield_now();
         }
-        // One ahead, and no more, until that one is taken.
+        // Only one batch is made ahead until it is taken.
         drop(batches);
         assert_eq!(made.load(Ordering::SeqCst), 2);
     }
 
     #[test]
-    fn an_error_and_a_panic_arrive_in_the_place_of_their_batch() {
+    fn an_error_or_a_panic_is_returned_in_place_of_its_batch() {
         for ahead in [false, true] {
-            for (fails_at, panics_at, said) in [
+            for (fails_at, panics_at, expected) in [
                 (2, NEVER, "this batch fails"),
                 (NEVER, 2, "making a batch panicked"),
             ] {
@@ -380,7 +386,7 @@ mod tests {
                 let Err(Reason(found)) = batches.next(true) else {
                     panic!("batch 2 was made");
                 };
-                assert!(found.contains(said), "{found}");
+                assert!(found.contains(expected), "{found}");
                 assert!(
                     panics_at == NEVER || found.contains("this batch panics"),
                     "{found}"
@@ -392,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_the_stream_is_its_end_ahead_too() {
+    fn the_stream_ends_in_the_same_place_with_and_without_a_thread() {
         for ahead in [false, true] {
             let mut source = Counting::new();
             source.ends_at = 1;
@@ -403,13 +409,13 @@ mod tests {
     }
 
     #[test]
-    fn dropping_it_ends_the_thread_with_a_batch_on_its_way() {
+    fn dropping_the_prefetcher_ends_the_thread_while_a_batch_is_made() {
         let source = Counting::new();
         let dropped = Arc::clone(&source.dropped);
         let mut batches = source.prefetch(true);
         drop(batches.next(true).unwrap());
         drop(batches);
-        // The thread gave it back.
+        // The thread returned the source, which was dropped.
         assert_eq!(dropped.load(Ordering::SeqCst), 1);
     }
 }

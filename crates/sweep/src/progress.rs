@@ -1,3 +1,5 @@
+//! Progress of training on standard error.
+
 use std::io::IsTerminal;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -6,10 +8,10 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use console::errln;
 
-/// How often a line is printed where there is no terminal.
+/// Interval between lines if standard error is not a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
-/// Progress on stderr: bars on a terminal, a plain line now and then elsewhere.
+/// Progress on standard error: bars on a terminal, otherwise a plain line every [`LINE_EVERY`].
 pub(crate) struct Progress {
     bars: Option<MultiProgress>,
     total: Option<ProgressBar>,
@@ -42,7 +44,7 @@ impl Progress {
         }
     }
 
-    /// Starts the bar of a cell that has `done` of `steps` steps.
+    /// Starts the progress of a cell that has completed `done` of `steps` steps.
     pub(crate) fn cell(&self, id: &str, done: u64, steps: u64) -> CellProgress {
         let bar = self.bars.as_ref().map(|bars| {
             let bar = ProgressBar::new(steps)
@@ -56,7 +58,7 @@ impl Progress {
             bar
         });
         if bar.is_none() && done > 0 {
-            errln!("{id}: continues after step {done} of {steps}");
+            errln!("{id}: resumes after step {done} of {steps}");
         }
         CellProgress {
             bar,
@@ -64,7 +66,7 @@ impl Progress {
         }
     }
 
-    /// Tells how far a cell is.
+    /// Shows the current step of a cell, with its loss and its speed `rate` in steps per second.
     pub(crate) fn step(
         &self,
         cell: &CellProgress,
@@ -92,7 +94,7 @@ impl Progress {
         }
     }
 
-    /// Tells what a cell is doing besides training.
+    /// Shows what a cell is doing besides training.
     pub(crate) fn stage(&self, cell: &CellProgress, stage: &str) {
         match &cell.bar {
             Some(bar) => bar.set_message(stage.to_owned()),
@@ -104,7 +106,7 @@ impl Progress {
         }
     }
 
-    /// Ends a cell, with a line that stays.
+    /// Ends the progress of a cell and prints a final line.
     pub(crate) fn done(&self, cell: &CellProgress, line: &str) {
         if let Some(bar) = &cell.bar {
             bar.finish_and_clear();
@@ -115,16 +117,16 @@ impl Progress {
         self.print(&format!("{}: {line}", cell.id));
     }
 
-    /// Ends a cell that was never begun here, with a line that stays.
-    pub(crate) fn passed(&self, line: &str) {
+    /// Counts a cell that another process has ended, and prints a line.
+    pub(crate) fn done_elsewhere(&self, line: &str) {
         if let Some(total) = &self.total {
             total.inc(1);
         }
         self.print(line);
     }
 
-    /// Takes a cell's bar away; the cell will come back.
-    pub(crate) fn leave(&self, cell: &CellProgress) {
+    /// Removes the bar of a cell that will be opened again.
+    pub(crate) fn remove_bar(&self, cell: &CellProgress) {
         if let Some(bar) = &cell.bar {
             bar.finish_and_clear();
         }
@@ -133,7 +135,7 @@ impl Progress {
     /// Prints a line above the bars.
     pub(crate) fn print(&self, line: &str) {
         match &self.bars {
-            // Falls back to nothing only when stderr itself is gone.
+            // An error means that standard error is closed, so there is nowhere to report it.
             Some(bars) => {
                 let _closed = bars.println(line);
             }
@@ -141,6 +143,7 @@ impl Progress {
         }
     }
 
+    /// Ends the progress of the command.
     pub(crate) fn finish(&self) {
         if let Some(total) = &self.total {
             total.finish_and_clear();

@@ -1,4 +1,4 @@
-//! The run folder's own files: `plan.toml` and `results.csv`.
+//! Writes the files of a run folder: `plan.toml` and `results.csv`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -36,8 +36,8 @@ pub(crate) fn create_run_folder(
     files::write(&path, |file| file.write_all(text.as_bytes())).map_err(|source| out(&path, source))
 }
 
-/// Keeps other processes from reading cells and writing `results.csv` meanwhile: rows that one has read must not
-/// replace newer ones of another.
+/// Locks `results.csv` for this process, waiting until it is free. Results must be read and written under this lock, so
+/// that a process does not overwrite newer rows of another process with older ones.
 pub(crate) fn lock_results(folder: &Path) -> Result<Lock, SweepError> {
     let path = folder.join(".lock");
     loop {
@@ -51,7 +51,7 @@ pub(crate) fn lock_results(folder: &Path) -> Result<Lock, SweepError> {
     }
 }
 
-/// Writes `results.csv` from what the cells' folders hold, in the plan's order.
+/// Writes `results.csv` from the results in the cells' folders, in the order of the plan. Returns the rows.
 pub(crate) fn write_results(
     folder: &Path,
     plan: &Plan,
@@ -80,8 +80,9 @@ pub(crate) fn write_results(
     Ok(rows)
 }
 
-/// The row of a cell's result, `stale` if it is not of the plan's settings and inputs. Without a `hash` an input is missing:
-/// the settings decide, and only a result that is done counts.
+/// The row of a cell's result. Its status is `stale` if the result was computed with other settings or inputs than those
+/// of the plan. `hash` is `None` if an input is missing; then only the settings are compared, and only a result that is
+/// done is returned.
 fn row(
     cell: &Cell,
     folder: &CellFolder,
@@ -96,7 +97,11 @@ fn row(
     let counts = |key: &str| cell.config.effect_of(key) != SettingEffect::Nothing;
     let reason = match hash {
         Some(hash) if hash == found => None,
-        Some(_) => Some(resume::described(folder.path(), &cell.config, counts)?),
+        Some(_) => Some(resume::describe_differences(
+            folder.path(),
+            &cell.config,
+            counts,
+        )?),
         None if row.status != Status::Done => return Ok(None),
         None => resume::stale(folder.path(), &cell.config)?,
     };

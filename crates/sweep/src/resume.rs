@@ -1,4 +1,4 @@
-//! Whether a run resumes from what is in its folder, and what differs where it does not.
+//! Decides whether a run can resume from the checkpoints in its folder, and describes what differs if it cannot.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,13 +13,13 @@ use crate::SweepError;
 use crate::config_file;
 use crate::planned::Planned;
 
-/// Differences that are named; the others are counted.
-const NAMED: usize = 4;
+/// Maximum number of differences that are named; the others are only counted.
+const MAX_NAMED: usize = 4;
 
-/// Why a run cannot go on from the checkpoints in its folder; `None` if it can, or if there are none.
+/// Why a run cannot resume from the checkpoints in its folder; `None` if it can, or if there are no checkpoints.
 ///
 /// # Errors
-/// The folder or a checkpoint cannot be read, which says nothing of what they hold.
+/// The folder or a checkpoint cannot be read. A damaged checkpoint is not an error.
 pub(crate) fn obstacle(planned: &Planned) -> Result<Option<String>, SweepError> {
     let config = &planned.cell.config;
     let found = checkpoint::list(&planned.folder.path().join("checkpoints"))?;
@@ -44,46 +44,47 @@ pub(crate) fn obstacle(planned: &Planned) -> Result<Option<String>, SweepError> 
     }
     if let Some(step) = own.last() {
         return Ok(Some(format!(
-            "the run is at step {step} already, beyond train.steps = {steps}"
+            "the run has already reached step {step}, beyond train.steps = {steps}"
         )));
     }
     if identities.is_empty() {
         return Ok(damage.map(|error| format!("none of its checkpoints can be read ({error})")));
     }
-    let differs = |key: &str| config.effect_of(key) == SettingEffect::Weights;
-    let named = described(planned.folder.path(), config, differs)?;
+    let counts = |key: &str| config.effect_of(key) == SettingEffect::Weights;
+    let named = describe_differences(planned.folder.path(), config, counts)?;
     Ok(Some(format!(
-        "the run was begun with other settings: {named}"
+        "the run was started with other settings: {named}"
     )))
 }
 
-/// How the configuration in a run's folder differs from what a result of it should be of; `None` if it does not.
+/// How the configuration in a run's folder differs from `config` in settings that affect results; `None` if it does
+/// not.
 ///
 /// # Errors
-/// The configuration is there and cannot be read.
+/// `config.toml` exists but cannot be read.
 pub(crate) fn stale(folder: &Path, config: &Config) -> Result<Option<String>, SweepError> {
     let counts = |key: &str| config.effect_of(key) != SettingEffect::Nothing;
     let differences = differences(folder, config, counts)?;
     Ok(differences.map(|differences| list(&differences)))
 }
 
-/// In which settings that count the configuration in a run's folder differs, in words.
+/// Describes how the configuration in a run's folder differs from `config`, for keys that `counts` accepts.
 ///
 /// # Errors
-/// The configuration is there and cannot be read.
-pub(crate) fn described(
+/// `config.toml` exists but cannot be read.
+pub(crate) fn describe_differences(
     folder: &Path,
     config: &Config,
     counts: impl Fn(&str) -> bool,
 ) -> Result<String, SweepError> {
     Ok(match differences(folder, config, counts)? {
         Some(differences) => list(&differences),
-        None => "the data set, an encoder or another file that it read is not the same".to_owned(),
+        None => "the data set, an encoder or another input file has changed".to_owned(),
     })
 }
 
 fn list(differences: &[String]) -> String {
-    match differences.split_at_checked(NAMED) {
+    match differences.split_at_checked(MAX_NAMED) {
         Some((named, more)) if !more.is_empty() => {
             format!("{}, and {} more", named.join(", "), more.len())
         }
@@ -91,7 +92,8 @@ fn list(differences: &[String]) -> String {
     }
 }
 
-/// The settings that count, as they are in the folder's `config.toml` and as they are now; `None` where they are the same.
+/// The settings accepted by `counts` that differ between the folder's `config.toml` and `config`, each with both values;
+/// `None` if none differ.
 fn differences(
     folder: &Path,
     config: &Config,
@@ -102,31 +104,31 @@ fn differences(
         path: path.clone(),
         source,
     };
-    let there = match fs::read_to_string(&path) {
+    let old = match fs::read_to_string(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Ok(Some(vec!["its config.toml is missing".to_owned()]));
         }
         Err(error) => return Err(unreadable(error)),
     };
-    let here = config_file::to_file(config).map_err(|error| unreadable(io::Error::other(error)))?;
-    let (Ok(there), Ok(here)) = (there.parse::<Table>(), here.parse::<Table>()) else {
+    let new = config_file::to_file(config).map_err(|error| unreadable(io::Error::other(error)))?;
+    let (Ok(old), Ok(new)) = (old.parse::<Table>(), new.parse::<Table>()) else {
         return Ok(Some(vec!["its config.toml is damaged".to_owned()]));
     };
-    let (there, here) = (config_file::leaves(&there), config_file::leaves(&here));
-    let keys = there
+    let (old, new) = (config_file::leaves(&old), config_file::leaves(&new));
+    let keys = old
         .keys()
-        .chain(here.keys().filter(|key| !there.contains_key(*key)));
+        .chain(new.keys().filter(|key| !old.contains_key(*key)));
     let value = |table: &BTreeMap<String, Value>, key: &String| {
         table
             .get(key)
             .map_or("not set".to_owned(), Value::to_string)
     };
     let found: Vec<String> = keys
-        .filter(|key| counts(key) && there.get(*key) != here.get(*key))
+        .filter(|key| counts(key) && old.get(*key) != new.get(*key))
         .map(|key| {
-            let (there, here) = (value(&there, key), value(&here, key));
-            format!("{key} was {there} and is {here}")
+            let (old, new) = (value(&old, key), value(&new, key));
+            format!("{key} was {old} and is {new}")
         })
         .collect();
     Ok((!found.is_empty()).then_some(found))

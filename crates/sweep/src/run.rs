@@ -1,4 +1,4 @@
-//! `runner sweep`: from the experiment file to results and report.
+//! Runs an experiment: plans its cells, trains those that are not done, and writes results and report.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -20,31 +20,32 @@ use crate::cohort::{self, Cohort, Held};
 use crate::context::Context;
 use crate::experiment::{Cell, DeviceKind, Plan};
 use crate::overview::print_plan;
-use crate::planned::{Datasets, Planned, is_done, prepare};
+use crate::planned::{Datasets, Planned, is_done, plan_cell};
 use crate::progress::Progress;
 use crate::results_file::{create_run_folder, lock_results, write_results};
 use crate::shards::{self, Shard};
 
-/// What `runner sweep` was asked to do.
+/// Options of [`run`], as `runner sweep` takes them.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The experiment file.
     pub experiment: PathBuf,
-    /// Folder of run folders.
+    /// Folder in which the run folder is created.
     pub out: PathBuf,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     pub device: String,
-    /// Only cells whose id matches this glob.
+    /// Run only cells whose id matches this glob.
     pub only: Option<String>,
-    /// `key=value` settings over every cell.
+    /// `key=value` settings that apply to every cell.
     pub settings: Vec<String>,
-    /// Print the plan, run nothing.
+    /// Print the plan and run nothing.
     pub dry_run: bool,
-    /// Run the selected cells again from the start; what they had is kept in `before/N`.
+    /// Run the selected cells again from the start; their previous runs are kept in `before/N`.
     pub fresh: bool,
-    /// Only one of several parts of the cells.
+    /// Run only one of several parts of the selected cells.
     pub shard: Option<Shard>,
-    /// Most bytes that the state of cells trained at the same time may take; `None` for most of what is free.
+    /// Maximum size in bytes of the state of cells that are trained at the same time; `None` for 80 % of the free
+    /// memory.
     pub memory_limit: Option<u64>,
 }
 
@@ -53,28 +54,27 @@ pub struct Options {
 pub struct Outcome {
     /// The run folder.
     pub folder: PathBuf,
-    /// Cells with results.
+    /// Number of cells with a current result.
     pub done: usize,
-    /// Cells that failed, with the reason.
+    /// Ids of the cells that failed or were not run, with the reason.
     pub failed: Vec<(String, String)>,
-    /// Cells that lack something.
+    /// Number of cells that were skipped because an encoder or another file is missing.
     pub skipped: usize,
-    /// Cells whose results are of other settings, data or encoders.
+    /// Number of cells whose results were computed with other settings, data or encoders.
     pub stale: usize,
-    /// Cells that were run now.
+    /// Number of cells that were to be run in this call.
     pub ran: usize,
-    /// Whether it was interrupted.
+    /// Whether the sweep was interrupted.
     pub interrupted: bool,
-    /// Why no selected cell was run and none has a result.
+    /// The reason, if no selected cell was run and none has a result.
     pub idle: Option<String>,
 }
 
-/// Runs a sweep. `interrupted` may be set from a signal handler: every running cell is then
-/// saved, and the sweep ends.
+/// Runs a sweep. `interrupted` may be set from a signal handler: every running cell is then saved, and the sweep ends.
 ///
 /// # Errors
-/// The experiment, the device, the data or the output folder is wrong; cells that fail are part
-/// of the [`Outcome`].
+/// The experiment, the device, the data or the output folder cannot be used. Cells that fail are not errors, but part of
+/// the [`Outcome`].
 pub fn run(
     options: &Options,
     registry: Registry,
@@ -114,10 +114,10 @@ pub fn run(
             missing.insert(cell.id.clone(), reason);
             continue;
         }
-        let mut prepared = prepare(cell, &folder, &bank, &mut datasets, &options.experiment)?;
-        prepared.is_fresh = AtomicBool::new(options.fresh);
-        hashes.insert(cell.id.clone(), prepared.hash.clone());
-        planned.push(prepared);
+        let mut planned_cell = plan_cell(cell, &folder, &bank, &mut datasets, &options.experiment)?;
+        planned_cell.is_fresh = AtomicBool::new(options.fresh);
+        hashes.insert(cell.id.clone(), planned_cell.hash.clone());
+        planned.push(planned_cell);
     }
     planned.retain(|planned| selected.contains(&planned.cell.id));
     let mut cohorts = Cohort::group(planned);
@@ -170,9 +170,9 @@ pub fn run(
             if context.is_interrupted() {
                 break;
             }
-            let left = cohort::run(&context, cells);
-            if !left.is_empty() {
-                held.push(left);
+            let locked = cohort::run(&context, cells);
+            if !locked.is_empty() {
+                held.push(locked);
             }
             let _lock = lock_results(&folder)?;
             write_results(&folder, &plan, &missing, &hashes)?;
@@ -218,10 +218,11 @@ pub fn run(
     })
 }
 
-/// How often cells of other processes are looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Interval at which the locks of other processes are checked.
+const CHECK_EVERY: Duration = Duration::from_millis(500);
 
-/// Waits until one of the cells that other processes have is free, done or not, or until it is interrupted.
+/// Waits until one of the cells that other processes have locked is free, whether it is done or not, or until
+/// interrupted.
 fn wait_for_others(context: &Context, groups: &[Vec<Held>]) {
     let cells = || groups.iter().flatten();
     if cells().next().is_none() {
@@ -237,15 +238,15 @@ fn wait_for_others(context: &Context, groups: &[Vec<Held>]) {
         context.progress.print(&line);
     }
     let is_free = |held: &Held| {
-        // A folder that can no longer be written is found out when it is the cell's turn.
+        // Another error, such as a folder that cannot be written, is reported when the cell is run.
         !matches!(held.planned.folder.lock(), Err(CellFolderError::Locked(_)))
     };
     while !context.is_interrupted() && !cells().any(is_free) {
-        thread::sleep(LOOK_EVERY);
+        thread::sleep(CHECK_EVERY);
     }
 }
 
-/// What `--only` matches.
+/// The compiled glob of `--only`.
 fn only(options: &Options) -> Result<Option<GlobMatcher>, SweepError> {
     let glob = options.only.as_ref().map(|glob| {
         let compiled = Glob::new(glob).map_err(|source| SweepError::Only {

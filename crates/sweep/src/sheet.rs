@@ -1,4 +1,4 @@
-//! What each encoder of a sweep sees in a few of its images, for the report.
+//! Draws a sheet of similarity maps and principal components for each encoder of a sweep, for the report.
 
 use alignment::SpatialNorm;
 use encoders::Encoder;
@@ -9,10 +9,11 @@ use evaluation::evenly_spaced;
 use evaluation::visualize::{Anchor, Row, Sheet, TitledImages, VisualizeError};
 use report::encoder_sheet;
 
+/// Number of images on a sheet.
 const IMAGES: u64 = 2;
 
-/// Draws the sheet of `encoder` into the run folder, unless it is there. A sheet that cannot be
-/// drawn is a picture less, and no failure of a cell.
+/// Draws the sheet of `encoder` into the run folder, unless it exists. A sheet that cannot be drawn is logged as a
+/// warning and does not fail the cell.
 pub(crate) fn draw(context: &Context, planned: &Planned, encoder: &dyn Encoder) {
     let name = encoder.spec().name.clone();
     let path = encoder_sheet(&context.folder, &name);
@@ -27,7 +28,7 @@ pub(crate) fn draw(context: &Context, planned: &Planned, encoder: &dyn Encoder) 
         let norm = SpatialNorm::default();
         let row = Row::new(encoder, &images, &[Anchor::Auto], &norm, context.device)?;
         if let Some(folder) = path.parent() {
-            // Writing the sheet says what is wrong, with its path.
+            // If this fails, writing the sheet fails with an error that names the path.
             let _created = std::fs::create_dir_all(folder);
         }
         let sheet = Sheet {
@@ -39,6 +40,6 @@ pub(crate) fn draw(context: &Context, planned: &Planned, encoder: &dyn Encoder) 
         sheet.write(&path)
     };
     if let Err(error) = drawn() {
-        tracing::warn!("no sheet of {name}: {error}");
+        tracing::warn!("cannot draw the sheet of {name}: {error}");
     }
 }

@@ -1,4 +1,4 @@
-//! One configuration, trained as a sweep trains a cell.
+//! Trains a single configuration in the same way as a sweep trains a cell.
 
 use std::fs;
 use std::path::PathBuf;
@@ -12,34 +12,34 @@ use crate::cohort::{self, Cohort};
 use crate::config_file::ConfigError;
 use crate::context::{Context, InitialWeights};
 use crate::experiment::{Cell, PLAIN_VARIANT};
-use crate::failure::leave;
-use crate::planned::{Datasets, empty_row, prepare};
+use crate::failure::report_not_run;
+use crate::planned::{Datasets, empty_row, plan_cell};
 use crate::progress::Progress;
 use crate::{SweepError, resume};
 use evaluation::autoencoder_files::AutoencoderFiles;
 use evaluation::encoder_bank::EncoderBank;
 use report::results::{ResultRow, Status};
 
-/// What `runner train` was asked to do.
+/// Options of [`train`], as `runner train` takes them.
 #[derive(Debug)]
 pub struct TrainOptions {
     /// The configuration.
     pub config: training::Config,
-    /// The file it comes from, for messages.
+    /// The file of the configuration, for error messages.
     pub origin: PathBuf,
     /// The run's folder.
     pub folder: PathBuf,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     pub device: String,
-    /// Weights to start from instead of drawn ones.
+    /// Initial weights; `None` for random ones.
     pub init: Option<InitialWeights>,
 }
 
-/// Trains one configuration, as a sweep trains a cell. `None` when it was interrupted.
+/// Trains one configuration in the same way as a sweep trains a cell. Returns `None` if it was interrupted.
 ///
 /// # Errors
-/// The configuration, the device, the data or the folder is wrong; a failure of the run itself is
-/// a row with status `failed`.
+/// The configuration, the device, the data or the folder cannot be used. A failure of the run itself is not an error,
+/// but a row with status `failed`.
 pub fn train(
     options: &TrainOptions,
     registry: Registry,
@@ -67,7 +67,7 @@ pub fn train(
     if let Some(message) = bank.missing(config) {
         let origin = options.origin.display();
         let origin = match AutoencoderFiles::missing(config) {
-            // It names its key itself.
+            // The message names the key itself.
             Some(_) => origin.to_string(),
             None => format!("{origin}: `alignment.encoder`"),
         };
@@ -85,7 +85,7 @@ pub fn train(
         seed: config.train.seed,
         config: config.clone(),
     };
-    let mut planned = prepare(
+    let mut planned = plan_cell(
         &cell,
         &options.folder,
         &bank,
@@ -93,7 +93,7 @@ pub fn train(
         &options.origin,
     )?;
     planned.folder = CellFolder::at(&options.folder);
-    planned.found = planned.folder.result()?;
+    planned.previous = planned.folder.result()?;
     if let Some(reason) = resume::obstacle(&planned)? {
         let folder = options.folder.clone();
         return Err(SweepError::Resume { folder, reason });
@@ -116,7 +116,7 @@ pub fn train(
     };
     for cohort in &cohorts {
         for held in cohort::run(&context, cohort.cells.iter().collect()) {
-            leave(&context, held.planned, &held.reason);
+            report_not_run(&context, held.planned, &held.reason);
         }
     }
     context.progress.finish();

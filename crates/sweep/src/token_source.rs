@@ -1,3 +1,5 @@
+//! The source of a cohort's patch tokens: encoders or feature caches.
+
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -10,8 +12,8 @@ use training::{Config, DeviceBatch, EncoderShape};
 
 use evaluation::encoder_bank::{EncoderBank, cache_of};
 
-/// Where a cohort's tokens come from: an encoder each, or its feature cache. Where the tokens of
-/// the whole data set fit into memory, an encoder sees each image once and its tokens are kept.
+/// The source of a cohort's tokens: for each encoder, the encoder itself or its feature cache. If the tokens of the
+/// whole data set fit into `data.token_memory_mib` on the CPU, each image is encoded once and its tokens are kept.
 pub(crate) struct TokenSource {
     sources: Vec<Source>,
     device: Device,
@@ -20,13 +22,14 @@ pub(crate) struct TokenSource {
 enum Source {
     Encoder {
         encoder: Box<dyn Encoder>,
-        /// Tokens of one image, `[1, T, D]`, by sample and mirroring.
+        /// Tokens of single images, `[1, T, D]`, by sample id and whether the image is mirrored; `None` if tokens are
+        /// not kept.
         kept: Option<HashMap<(u64, bool), Tensor>>,
     },
     Cache(Box<FeatureCache>),
 }
 
-/// Why there are no tokens.
+/// Why tokens could not be read or computed.
 #[derive(Debug, Error)]
 pub(crate) enum TokenError {
     #[error(transparent)]
@@ -38,8 +41,8 @@ pub(crate) enum TokenError {
 }
 
 impl TokenSource {
-    /// The encoders of `config` for the images of `dataset`. An encoder whose feature cache is
-    /// there is not loaded.
+    /// Opens the sources for the encoders of `config` and the images of `dataset`. An encoder that has a feature cache is
+    /// not loaded.
     pub(crate) fn open(
         bank: &EncoderBank,
         config: &Config,
@@ -50,7 +53,7 @@ impl TokenSource {
             let folder = cache_of(config, &name);
             let found = folder.as_deref().map(Contents::read).transpose()?;
             if let (Some(folder), Some(None)) = (&folder, &found) {
-                tracing::warn!("{}", without_cache(config, &name, folder));
+                tracing::warn!("{}", missing_cache(config, &name, folder));
             }
             sources.push(match (folder, found.flatten()) {
                 (Some(folder), Some(_)) => {
@@ -90,7 +93,7 @@ impl TokenSource {
         Self { sources, device }
     }
 
-    /// Names, widths and grids.
+    /// Names, widths and grids of the encoders.
     pub(crate) fn shapes(&self) -> Vec<EncoderShape> {
         self.sources
             .iter()
@@ -115,13 +118,13 @@ impl TokenSource {
         })
     }
 
-    /// Whether an encoder runs.
+    /// Whether an encoder runs for each batch.
     pub(crate) fn computes(&self) -> bool {
         self.loaded().next().is_some()
     }
 
-    /// In a line, which tokens come from a cache.
-    pub(crate) fn described(&self) -> Option<String> {
+    /// A line that names the encoders whose tokens come from a cache; `None` if there are none.
+    pub(crate) fn description(&self) -> Option<String> {
         let cached: Vec<String> = self
             .sources
             .iter()
@@ -138,7 +141,7 @@ impl TokenSource {
             .then(|| format!("tokens from the feature cache: {}", cached.join(", ")))
     }
 
-    /// Each encoder's patch tokens of a batch, `[B, T, D]`.
+    /// The patch tokens `[B, T, D]` of a batch, for each encoder.
     pub(crate) fn tokens(&mut self, batch: &DeviceBatch) -> Result<Vec<Tensor>, TokenError> {
         self.sources
             .iter_mut()
@@ -159,12 +162,12 @@ impl TokenSource {
     }
 }
 
-/// That an encoder runs although `data.token_cache` names a folder.
-fn without_cache(config: &Config, encoder: &str, folder: &Path) -> String {
+/// The warning that an encoder runs although `data.token_cache` is set.
+fn missing_cache(config: &Config, encoder: &str, folder: &Path) -> String {
     let root = &config.data.token_cache;
     let problem = match root.is_dir() {
         false => format!(
-            "`data.token_cache` is {}, and there is no such folder",
+            "`data.token_cache` is {}, but there is no such folder",
             root.display()
         ),
         true => format!(
@@ -172,10 +175,10 @@ fn without_cache(config: &Config, encoder: &str, folder: &Path) -> String {
             folder.display()
         ),
     };
-    format!("{problem}: the encoder runs; `runner prepare features` makes the cache")
+    format!("{problem}: the encoder runs instead; `runner prepare features` creates the cache")
 }
 
-/// What a trainer must know of an encoder.
+/// The shape of an encoder's tokens, for the trainer.
 fn shape(name: &str, width: usize, grid: Grid) -> EncoderShape {
     EncoderShape {
         name: name.to_owned(),
@@ -184,7 +187,7 @@ fn shape(name: &str, width: usize, grid: Grid) -> EncoderShape {
     }
 }
 
-/// Tokens of a batch, of which only the images that were not seen before are encoded.
+/// Returns the tokens of a batch. Only images that are not in `kept` are encoded.
 fn tokens_once(
     encoder: &dyn Encoder,
     kept: &mut HashMap<(u64, bool), Tensor>,
@@ -206,7 +209,7 @@ fn tokens_once(
             .f_index_select(0, &Tensor::f_from_slice(&new)?)?;
         let tokens = encoder.encode(&images)?.patch;
         for (row, &index) in new.iter().enumerate() {
-            // Copied: a view would keep the whole batch alive.
+            // A copy, because a view would keep the tokens of the whole batch in memory.
             let row = Tensor::f_from_slice(&[row as i64])?;
             kept.insert(keys[index as usize], tokens.f_index_select(0, &row)?);
         }
@@ -236,7 +239,7 @@ mod tests {
         TokenSource::new(vec![source], &config, 16, Device::Cpu)
     }
 
-    /// How many images' tokens are kept; `None` if none ever are.
+    /// Number of images whose tokens are kept; `None` if the source does not keep tokens.
     fn images_kept(source: &TokenSource) -> Option<usize> {
         match &source.sources[0] {
             Source::Encoder { kept, .. } => kept.as_ref().map(HashMap::len),
@@ -257,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn kept_tokens_are_those_of_encoding_again_to_the_bit() {
+    fn kept_tokens_are_bitwise_equal_to_newly_encoded_ones() {
         let all = Tensor::randint(256, [16, 3, 32, 32], (Kind::Uint8, Device::Cpu));
         for name in ["hog", "sift", "efficientnet-lite0"] {
             let (mut keeping, mut encoding) = (source(name, 64), source(name, 0));
@@ -265,7 +268,7 @@ mod tests {
                 (images_kept(&keeping), images_kept(&encoding)),
                 (Some(0), None)
             );
-            // Overlapping batches of several sizes: what is new comes in other company each time.
+            // Overlapping batches of several sizes, so that new images are encoded in batches of other sizes.
             for ids in [
                 &[0, 1, 2, 3, 4, 5, 6][..],
                 &[6, 7, 2],

@@ -1,3 +1,5 @@
+//! `runner doctor`.
+
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -8,7 +10,7 @@ use torch_ext::{cuda, device};
 use crate::failure::Failure;
 use console::outln;
 
-/// Says what was found. Nothing that is missing here is an error: each line says what it means.
+/// Prints what is installed. A missing component is not an error; its line says so.
 pub fn run() -> Result<ExitCode, Failure> {
     outln!("runner         {}", env!("CARGO_PKG_VERSION"));
     let folder = device::library_dir()?;
@@ -44,23 +46,23 @@ pub fn run() -> Result<ExitCode, Failure> {
             dataset.len(),
             data.display()
         ),
-        Err(error) => outln!("embedded data  not here: {error}"),
+        Err(error) => outln!("embedded data  missing: {error}"),
     }
     let registry = super::registry();
-    let mut present = Vec::new();
+    let mut installed = Vec::new();
     let mut missing = 0;
     for name in registry.names() {
         match registry.status(&name)? {
             Status::Missing { .. } => missing += 1,
-            _ => present.push(name),
+            _ => installed.push(name),
         }
     }
     outln!(
-        "encoders       {} here: {}",
-        present.len(),
-        present.join(", ")
+        "encoders       {} installed: {}",
+        installed.len(),
+        installed.join(", ")
     );
-    outln!("               {missing} missing; `runner encoders list` says how to get them");
+    outln!("               {missing} missing; `runner encoders list` shows how to install them");
     Ok(ExitCode::SUCCESS)
 }
 
@@ -68,8 +70,8 @@ fn yes_no(answer: bool) -> &'static str {
     if answer { "yes" } else { "no" }
 }
 
-/// Speed of a matrix product in bfloat16 over that in float32: whether `train.precision = "bf16"`
-/// pays on this processor.
+/// The speed of a matrix product in bfloat16, relative to float32. It shows whether `train.precision = "bf16"` is faster
+/// on this processor.
 fn bf16_speed() -> Result<f64, Failure> {
     use std::time::Instant;
     use tch::{Kind, Tensor};

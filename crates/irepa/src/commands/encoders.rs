@@ -1,3 +1,5 @@
+//! `runner encoders`.
+
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -8,14 +10,14 @@ use encoders::{LoadOptions, Registry, Status};
 use evaluation::encoder_bank::EncoderBank;
 use tch::Device;
 
-use super::metrics::{Images, spatial};
+use super::metrics::{ImageSelection, spatial};
 use crate::cli::{CheckArgs, InspectArgs};
 use crate::failure::Failure;
 
-/// The embedded data set, beside the working directory or not there.
+/// The embedded data set, relative to the working directory. It may be missing.
 const EMBEDDED: &str = "experiments/data/emoji64";
 
-/// Time for which the speed of an encoder is measured.
+/// Duration of a speed measurement in seconds.
 const SECONDS: f64 = 1.0;
 
 pub fn list() -> Result<ExitCode, Failure> {
@@ -28,7 +30,7 @@ pub fn list() -> Result<ExitCode, Failure> {
             Status::Present { size, .. } => format!("{:.1} MB", size as f64 / 1e6),
             Status::Missing { .. } => "missing".to_owned(),
         };
-        let facts = match encoders::known(&name) {
+        let description = match encoders::known(&name) {
             Some(known) => {
                 let gated = if known.gated { " (ask for access)" } else { "" };
                 [
@@ -38,20 +40,20 @@ pub fn list() -> Result<ExitCode, Failure> {
                     known.weights.clone(),
                 ]
             }
-            None => facts_of_file(&registry, &name),
+            None => describe_file(&registry, &name),
         };
-        let [params, width, licence, weights] = facts;
+        let [params, width, licence, weights] = description;
         rows.push([name, file, params, width, licence, weights]);
     }
     print_table(&rows);
     outln!();
-    outln!("`cargo xtask export NAME...` makes the file of one that is missing, in `pretrained`.");
-    outln!("Several joined by commas are one alignment target: dinov2-vit-b,clip-vit-L");
+    outln!("`cargo xtask export NAME...` creates the files of missing encoders in `pretrained`.");
+    outln!("Encoders joined by commas are one alignment target: dinov2-vit-b,clip-vit-L");
     Ok(ExitCode::SUCCESS)
 }
 
-/// Parameters, width, licence and weights of an encoder that the catalogue does not know.
-fn facts_of_file(registry: &Registry, name: &str) -> [String; 4] {
+/// Parameters, width, licence and weights of an encoder that is not in the catalogue.
+fn describe_file(registry: &Registry, name: &str) -> [String; 4] {
     match registry.spec(name, 256) {
         Ok(spec) => [
             spec.params_m
@@ -70,7 +72,7 @@ fn facts_of_file(registry: &Registry, name: &str) -> [String; 4] {
     }
 }
 
-/// Prints rows with their columns aligned; the last column is as wide as it likes.
+/// Prints rows with aligned columns.
 fn print_table<const N: usize>(rows: &[[String; N]]) {
     let widths: Vec<usize> = (0..N)
         .map(|column| {
@@ -97,7 +99,7 @@ pub fn check(arguments: &CheckArgs) -> Result<ExitCode, Failure> {
         registry.check_name(name).map_err(Failure::usage)?;
     }
     let names = match arguments.names.is_empty() {
-        true => present(&registry),
+        true => installed(&registry),
         false => arguments.names.clone(),
     };
     let batch = arguments
@@ -133,14 +135,14 @@ pub fn check(arguments: &CheckArgs) -> Result<ExitCode, Failure> {
             }
             Err(error) => {
                 failed += 1;
-                let nothing = String::new;
+                let empty = String::new;
                 rows.push([
                     name.clone(),
-                    nothing(),
-                    nothing(),
-                    nothing(),
-                    nothing(),
-                    nothing(),
+                    empty(),
+                    empty(),
+                    empty(),
+                    empty(),
+                    empty(),
                     format!("failed: {error}"),
                 ]);
             }
@@ -150,7 +152,8 @@ pub fn check(arguments: &CheckArgs) -> Result<ExitCode, Failure> {
     Ok(ExitCode::from(u8::from(failed > 0)))
 }
 
-fn present(registry: &Registry) -> Vec<String> {
+/// The names of the installed encoders.
+fn installed(registry: &Registry) -> Vec<String> {
     let mut names = registry.names();
     names.retain(|name| !matches!(registry.status(name), Ok(Status::Missing { .. })));
     names
@@ -228,7 +231,7 @@ pub fn inspect(arguments: &InspectArgs) -> Result<ExitCode, Failure> {
         outln!("sha256         {sha256}");
     }
     if arguments.images > 0 && Path::new(EMBEDDED).is_dir() {
-        let images = Images {
+        let images = ImageSelection {
             path: Path::new(EMBEDDED),
             split: "val",
             resolution: 64,

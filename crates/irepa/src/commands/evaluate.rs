@@ -1,3 +1,5 @@
+//! `runner evaluate`.
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -25,7 +27,7 @@ pub fn run(arguments: &EvaluateArgs) -> Result<ExitCode, Failure> {
         resolution: arguments.resolution,
         background: arguments.background,
     };
-    // Before the network is loaded: a wrong path should not wait for it.
+    // Images are opened before the network is loaded, so that a wrong path is reported at once.
     let samples = ImageSet::open(&arguments.samples, &images).map_err(Failure::usage)?;
     if !arguments.reference.exists() {
         return Err(Failure::usage(anyhow!(
@@ -65,7 +67,7 @@ pub fn run(arguments: &EvaluateArgs) -> Result<ExitCode, Failure> {
         extractor => extractor?,
     };
     let mut bar: Option<(Stage, ImageProgress)> = None;
-    let mut before = 0;
+    let mut last_done = 0;
     let outcome = evaluate(
         &samples,
         &reference,
@@ -79,11 +81,11 @@ pub fn run(arguments: &EvaluateArgs) -> Result<ExitCode, Failure> {
                     Stage::Samples => "samples",
                 };
                 bar = Some((stage, ImageProgress::new(name, total as u64)));
-                before = 0;
+                last_done = 0;
             }
             if let Some((_, progress)) = &mut bar {
-                progress.add((done - before) as u64);
-                before = done;
+                progress.add((done - last_done) as u64);
+                last_done = done;
                 if done == total {
                     progress.finish("");
                 }
@@ -102,7 +104,7 @@ pub fn run(arguments: &EvaluateArgs) -> Result<ExitCode, Failure> {
     let out = arguments
         .out
         .clone()
-        .unwrap_or_else(|| beside(&arguments.samples));
+        .unwrap_or_else(|| default_out(&arguments.samples));
     report
         .write(&out)
         .with_context(|| format!("cannot write {}", out.display()))?;
@@ -116,8 +118,8 @@ fn interrupted_code() -> ExitCode {
     ExitCode::from(super::INTERRUPTED_CODE)
 }
 
-/// `samples/` and `samples.npz` have `samples.evaluation.json`.
-fn beside(samples: &Path) -> PathBuf {
+/// The JSON file beside the samples: `samples.evaluation.json` for `samples/` and for `samples.npz`.
+fn default_out(samples: &Path) -> PathBuf {
     let absolute = std::path::absolute(samples).unwrap_or_else(|_| samples.to_owned());
     let name = match absolute.extension() {
         Some(extension) if extension == "npz" => absolute.file_stem(),

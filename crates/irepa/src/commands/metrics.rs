@@ -1,3 +1,5 @@
+//! `runner metrics`.
+
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -17,9 +19,10 @@ use training::Config;
 use crate::cli::MetricsArgs;
 use crate::failure::Failure;
 
-/// Images where none are asked for: a first look, and enough for an order.
-const FEW: usize = 64;
-const MANY: usize = 256;
+/// Default number of images without `--rank`.
+const IMAGES: usize = 64;
+/// Default number of images with `--rank`.
+const RANK_IMAGES: usize = 256;
 
 pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
     if let Some(path) = &arguments.json {
@@ -27,15 +30,18 @@ pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
     }
     let device = super::device(&arguments.device)?;
     let registry = super::registry();
-    let names = super::encoders_here(&arguments.encoders, arguments.resolution, &registry)?;
+    let names = super::installed_encoders(&arguments.encoders, arguments.resolution, &registry)?;
     if names.is_empty() {
         return Err(Failure::usage(anyhow!(
-            "none of these encoders is here; `runner encoders list` shows how to get them"
+            "none of these encoders is installed; `runner encoders list` shows how to install them"
         )));
     }
     let bank = EncoderBank::new(registry, device);
-    let default = if arguments.rank.is_some() { MANY } else { FEW };
-    let data = Images {
+    let default = match arguments.rank {
+        Some(_) => RANK_IMAGES,
+        None => IMAGES,
+    };
+    let data = ImageSelection {
         path: &arguments.data,
         split: &arguments.split,
         resolution: arguments.resolution,
@@ -46,7 +52,7 @@ pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
     let probe = arguments
         .probe
         .map(|images| {
-            let split = Images {
+            let split = ImageSelection {
                 split: &arguments.probe_split,
                 ..data
             };
@@ -64,12 +70,12 @@ pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
         })
         .transpose()?;
     if arguments.rank.is_none() {
-        let more = if probe.is_some() {
+        let probe_columns = if probe.is_some() {
             ",linear_probe,linear_probe_class"
         } else {
             ""
         };
-        outln!("encoder,lds,cds,srss,rmsc{more}");
+        outln!("encoder,lds,cds,srss,rmsc{probe_columns}");
     }
     let interrupted = super::watch_interrupts()?;
     let mut measured = Vec::new();
@@ -129,8 +135,8 @@ pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
             }
         }
     }
-    let stopped = interrupted.load(Ordering::Relaxed);
-    if stopped {
+    let is_interrupted = interrupted.load(Ordering::Relaxed);
+    if is_interrupted {
         errln!(
             "interrupted: {} of {} encoders were measured",
             measured.len(),
@@ -139,11 +145,11 @@ pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
     }
     if let (Some(by), false) = (arguments.rank, measured.is_empty()) {
         let images = data.count.min(dataset.len() as usize);
-        let described = (dataset.name(), dataset.fingerprint());
-        let ranking = Ranking::new(by, described, images, data.resolution, measured);
+        let identity = (dataset.name(), dataset.fingerprint());
+        let ranking = Ranking::new(by, identity, images, data.resolution, measured);
         outln!("{}", ranking.table());
         errln!(
-            "{images} images of {}; * decides, higher comes first",
+            "{images} images of {}; ranked by the column with *, highest first",
             ranking.data
         );
         if let Some(path) = &arguments.json {
@@ -152,13 +158,13 @@ pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
                 .with_context(|| format!("--json {}", path.display()))?;
         }
     }
-    Ok(match stopped {
+    Ok(match is_interrupted {
         true => ExitCode::from(super::INTERRUPTED_CODE),
         false => ExitCode::from(u8::from(failed)),
     })
 }
 
-/// What linear probes are trained and scored on.
+/// The images that linear probes are trained and scored on.
 struct Probe {
     training: Arc<dyn Dataset>,
     held_out: Arc<dyn Dataset>,
@@ -170,7 +176,7 @@ impl Probe {
         &self,
         encoder: &dyn Encoder,
         device: Device,
-        images: &Images,
+        images: &ImageSelection,
         interrupted: &AtomicBool,
     ) -> Result<Option<ProbeAccuracy>, EvaluationError> {
         let data = ProbeData {
@@ -185,22 +191,22 @@ impl Probe {
     }
 }
 
-/// Images on which an encoder is measured.
+/// The images on which an encoder is measured.
 #[derive(Clone, Copy)]
-pub struct Images<'a> {
+pub struct ImageSelection<'a> {
     /// The data set.
     pub path: &'a Path,
-    /// Its split.
+    /// The split of the data set.
     pub split: &'a str,
     /// Side in pixels.
     pub resolution: u32,
-    /// What is put under transparent pixels.
+    /// Background of transparent pixels.
     pub background: Background,
-    /// How many.
+    /// Number of images.
     pub count: usize,
 }
 
-impl Images<'_> {
+impl ImageSelection<'_> {
     fn config(&self) -> Config {
         let mut config = Config::default();
         config.data.path = self.path.to_owned().into();
@@ -216,11 +222,11 @@ impl Images<'_> {
     }
 }
 
-/// The spatial metrics of an encoder.
+/// Measures the spatial metrics of an encoder.
 pub fn spatial(
     encoder: &dyn Encoder,
     device: Device,
-    images: &Images,
+    images: &ImageSelection,
 ) -> Result<SpatialMetrics, Failure> {
     let dataset = images.open()?;
     Ok(evaluation::spatial_metrics(
@@ -229,7 +235,7 @@ pub fn spatial(
         &images.config(),
         images.count,
         device,
-        // Nothing is kept, so it may be killed at any time.
+        // Never interrupted: there is no state to save, so Ctrl-C may simply kill the process.
         &AtomicBool::new(false),
     )?)
 }

@@ -1,4 +1,4 @@
-//! One module a command.
+//! The commands of the program, one module per command, and what they share.
 
 pub mod doctor;
 pub mod encoders;
@@ -25,19 +25,20 @@ use tch::Device;
 use crate::failure::Failure;
 use console::errln;
 
-/// Set by the first Ctrl-C: runs are saved and the program ends.
+/// Set by the first Ctrl-C. Commands then save their state and end.
 static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
-/// Exit code of a command that was interrupted: 128 plus the number of SIGINT.
+/// Exit code of an interrupted command: 128 plus the number of SIGINT.
 pub const INTERRUPTED_CODE: u8 = 130;
 
-/// The signals that end the program in good order.
+/// The signals that interrupt a command.
 const SIGNALS: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
 
-/// Watches for Ctrl-C and its like. The first one sets the flag. The second one ends the process in the signal
-/// handler itself, whatever its threads are doing.
+/// Handles Ctrl-C and the other [`SIGNALS`]. The first signal sets the returned flag. A second SIGINT or SIGTERM ends the
+/// process in the signal handler, whatever its threads are doing.
 fn watch_interrupts() -> Result<&'static AtomicBool, Failure> {
-    // Before the flag is set by the same signal. A terminal that is closed sends SIGHUP more than once.
+    // Registered before the flag is, so that the first signal does not end the process. Not for SIGHUP, which a closed
+    // terminal sends more than once.
     for signal in [SIGINT, SIGTERM] {
         let code = i32::from(INTERRUPTED_CODE);
         flag::register_conditional_shutdown(signal, code, Arc::clone(&INTERRUPTED))?;
@@ -46,43 +47,43 @@ fn watch_interrupts() -> Result<&'static AtomicBool, Failure> {
         flag::register(signal, Arc::clone(&INTERRUPTED))?;
     }
     let mut signals = Signals::new(SIGNALS)?;
-    // Apart from the threads that save: standard error may take no more.
+    // In a separate thread, because writing to standard error may block, and saving must not wait for it.
     thread::Builder::new()
         .name("interrupts".to_owned())
         .spawn(move || {
             if signals.forever().next().is_some() {
-                errln!("interrupted: ending in good order; press Ctrl-C again to stop at once");
+                errln!("interrupted: saving and ending; press Ctrl-C again to end at once");
             }
         })?;
     Ok(&INTERRUPTED)
 }
 
-/// Where the files of encoders are, in the folder of the project.
+/// Folders of encoder files, relative to the folder of the project.
 const ENCODERS: [&str; 2] = ["experiments/encoders", "pretrained"];
 
-/// The encoders of the project, and where IREPA_ENCODERS says.
+/// The encoders of the project and of the folders in IREPA_ENCODERS.
 fn registry() -> Registry {
     registry_for(None)
 }
 
-/// As [`registry`], for a command that names a file of the project.
+/// As [`registry`]; also searches the project of `file`.
 ///
-/// The project is looked for in the working directory, in the folders above the file, above the working directory,
-/// and above the program, which `cargo` builds inside the project.
+/// The folders of encoders are searched in the working directory, in the ancestors of `file`, of the working directory and
+/// of the program, which `cargo` builds inside the project.
 fn registry_for(file: Option<&Path>) -> Registry {
     let absolute = |path: &Path| std::path::absolute(path).ok();
-    let places = [
+    let starts = [
         file.and_then(absolute),
         absolute(Path::new(".")),
         std::env::current_exe().ok(),
     ];
-    let above = places.iter().flatten().flat_map(|place| place.ancestors());
+    let ancestors = starts.iter().flatten().flat_map(|path| path.ancestors());
     let mut folders: Vec<PathBuf> = ENCODERS.map(PathBuf::from).to_vec();
     let mut seen: Vec<PathBuf> = folders
         .iter()
         .filter_map(|path| path.canonicalize().ok())
         .collect();
-    for folder in above.flat_map(|place| ENCODERS.map(|encoders| place.join(encoders))) {
+    for folder in ancestors.flat_map(|path| ENCODERS.map(|encoders| path.join(encoders))) {
         let Ok(real) = folder.canonicalize() else {
             continue;
         };
@@ -94,12 +95,13 @@ fn registry_for(file: Option<&Path>) -> Registry {
     Registry::new(&folders)
 }
 
+/// Resolves the value of `--device`.
 fn device(name: &str) -> Result<Device, Failure> {
     torch_ext::device::resolve(name)
         .map_err(|error| Failure::usage(anyhow::anyhow!("--device {name}: {error}")))
 }
 
-/// Refuses a file that cannot be written, before anything is computed for it.
+/// Refuses an output file whose folder does not exist or that is a folder, before anything is computed.
 fn check_out(flag: &str, out: &Path) -> Result<(), Failure> {
     let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty());
     let problem = match folder {
@@ -113,15 +115,15 @@ fn check_out(flag: &str, out: &Path) -> Result<(), Failure> {
     )))
 }
 
-/// The encoders that were asked for, each once. Of a named set such as paper27, those that are
-/// here, and a line about the others.
-fn encoders_here(
-    asked: &[String],
+/// The requested encoders, each once. Of a named set such as paper27, only the installed encoders; the others are
+/// printed.
+fn installed_encoders(
+    requested: &[String],
     resolution: u32,
     registry: &Registry,
 ) -> Result<Vec<String>, Failure> {
     let mut names: Vec<String> = Vec::new();
-    for name in asked {
+    for name in requested {
         match ::encoders::named_set(name) {
             Some(set) => {
                 let mut missing = Vec::new();
@@ -132,7 +134,7 @@ fn encoders_here(
                     }
                 }
                 if !missing.is_empty() {
-                    errln!("not on this machine: {}", missing.join(", "));
+                    errln!("not installed: {}", missing.join(", "));
                 }
             }
             None => {

@@ -1,3 +1,5 @@
+//! `runner prepare`.
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -11,9 +13,9 @@ use training::{Config, TrainError};
 use crate::cli::{PrepareFeaturesArgs, PrepareLatentsArgs};
 use crate::failure::Failure;
 
-/// Where feature caches are made if nothing says otherwise.
+/// Default folder of feature caches.
 const FEATURES: &str = "features";
-/// Where moments are stored if nothing says otherwise.
+/// Default folder of moments.
 const LATENTS: &str = "latents";
 
 pub fn features(arguments: &PrepareFeaturesArgs) -> Result<ExitCode, Failure> {
@@ -44,7 +46,7 @@ pub fn features(arguments: &PrepareFeaturesArgs) -> Result<ExitCode, Failure> {
         outln!("failed: {encoder}: {reason}");
     }
     if outcome.interrupted {
-        errln!("interrupted: the same command continues");
+        errln!("interrupted: run the same command again to resume");
         return Ok(ExitCode::from(super::INTERRUPTED_CODE));
     }
     if !outcome.made.is_empty() {
@@ -71,10 +73,10 @@ pub fn latents(arguments: &PrepareLatentsArgs) -> Result<ExitCode, Failure> {
         stored: arguments.dtype,
         shard_bytes: arguments.shard_mib << 20,
     };
-    let whole = prepare::latents(&options, device, super::watch_interrupts()?)
+    let is_complete = prepare::latents(&options, device, super::watch_interrupts()?)
         .map_err(|error| failure(error, &arguments.config))?;
-    if !whole {
-        errln!("interrupted: the same command continues");
+    if !is_complete {
+        errln!("interrupted: run the same command again to resume");
         return Ok(ExitCode::from(super::INTERRUPTED_CODE));
     }
     outln!("{}", options.out.display());
@@ -85,7 +87,7 @@ pub fn latents(arguments: &PrepareLatentsArgs) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A data set or an autoencoder that is not there is a wrong configuration.
+/// Converts an error; a missing data set or autoencoder is an error of the configuration, with exit code 2.
 fn failure(error: PrepareError, config: &Path) -> Failure {
     let config = config.display();
     match error {
@@ -97,20 +99,20 @@ fn failure(error: PrepareError, config: &Path) -> Failure {
     }
 }
 
-/// The encoders that were asked for. Of a named set, those that are here.
+/// The requested encoders; of a named set, only the installed ones.
 fn encoders(
     arguments: &PrepareFeaturesArgs,
     config: &Config,
     registry: &Registry,
 ) -> Result<Vec<String>, Failure> {
-    let asked = match arguments.encoders.is_empty() {
+    let requested = match arguments.encoders.is_empty() {
         true => config.alignment.encoders(),
         false => arguments.encoders.clone(),
     };
-    let names = super::encoders_here(&asked, config.data.resolution, registry)?;
+    let names = super::installed_encoders(&requested, config.data.resolution, registry)?;
     if names.is_empty() {
         return Err(Failure::usage(anyhow!(
-            "{}: `alignment.encoder` names no encoder that is here; name some with --encoder \
+            "{}: `alignment.encoder` names no installed encoder; name some with --encoder \
              (`runner encoders list` shows them)",
             arguments.config.display()
         )));

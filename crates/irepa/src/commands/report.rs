@@ -1,3 +1,5 @@
+//! `runner report`.
+
 use std::process::ExitCode;
 
 use crate::cli::ReportArgs;

@@ -1,3 +1,5 @@
+//! `runner sample`.
+
 use std::fs;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -18,18 +20,18 @@ use training::{Checkpoint, Config, Sampling, checkpoint, read_tensors};
 use crate::cli::SampleArgs;
 use crate::failure::Failure;
 
-/// Images in the picture of `--grid`.
+/// Maximum number of images in the picture of `--grid`.
 const GRID: u64 = 64;
-/// How often a line is printed where there is no terminal.
+/// Interval between lines if standard error is not a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
 pub fn run(arguments: &SampleArgs) -> Result<ExitCode, Failure> {
     if let Some(picture) = &arguments.grid {
         check_picture(picture)?;
     }
-    let named = &arguments.checkpoint;
-    let sources = sources(named)?;
-    let config = config(arguments, named)?;
+    let checkpoint = &arguments.checkpoint;
+    let sources = sources(checkpoint)?;
+    let config = config(arguments, checkpoint)?;
     let devices = devices(&arguments.device)?;
     let Weights {
         source,
@@ -37,7 +39,7 @@ pub fn run(arguments: &SampleArgs) -> Result<ExitCode, Failure> {
         denoiser,
         vae,
         name,
-    } = newest_weights(named, &sources, arguments.no_ema)?;
+    } = newest_weights(checkpoint, &sources, arguments.no_ema)?;
     let samplers = devices
         .iter()
         .map(|device| {
@@ -48,7 +50,7 @@ pub fn run(arguments: &SampleArgs) -> Result<ExitCode, Failure> {
         .with_context(|| source.display().to_string())?;
     drop((denoiser, vae));
     let (Some(device), Some(first)) = (devices.first(), samplers.first()) else {
-        return Err(Failure::usage(anyhow!("--device names none")));
+        return Err(Failure::usage(anyhow!("--device names no device")));
     };
     let order = match arguments.random_labels {
         true => ClassOrder::Random,
@@ -66,18 +68,18 @@ pub fn run(arguments: &SampleArgs) -> Result<ExitCode, Failure> {
     };
     if path.is_file() {
         return Err(Failure::usage(anyhow!(
-            "--out {}: this is a file; name a folder, or a file that ends in .npz",
+            "--out {}: this is a file; choose a folder, or a file that ends in .npz",
             path.display()
         )));
     }
-    // A whole file beside an unfinished folder is being drawn anew.
+    // If the .npz exists beside its partial folder, a call with --fresh was interrupted; it is resumed.
     if npz && arguments.out.exists() && !arguments.fresh && !path.exists() {
         return Err(Failure::usage(anyhow!(
-            "{} is there already; --fresh draws it anew",
+            "{} already exists; use --fresh to draw it again",
             arguments.out.display()
         )));
     }
-    // Before anything is written.
+    // Signals are handled before anything is written.
     let interrupted = super::watch_interrupts()?;
     let folder = SampleFolder::open(&path, &recipe, arguments.fresh).map_err(failure)?;
     let count = arguments.count;
@@ -88,20 +90,20 @@ pub fn run(arguments: &SampleArgs) -> Result<ExitCode, Failure> {
         &recipe.classes,
         count,
         interrupted,
-        |done| progress.at(done),
+        |done| progress.update(done),
     );
     progress.finish();
     let outcome = outcome?;
     if outcome.interrupted {
         errln!(
-            "interrupted after {} of {count} images: the same command goes on",
+            "interrupted after {} of {count} images: run the same command again to resume",
             outcome.existing + outcome.drawn
         );
         return Ok(ExitCode::from(super::INTERRUPTED_CODE));
     }
     if outcome.existing > 0 {
         errln!(
-            "{} of {count} images were there, {} were drawn",
+            "{} of {count} images already existed, {} were drawn",
             outcome.existing,
             outcome.drawn
         );
@@ -115,7 +117,7 @@ pub fn run(arguments: &SampleArgs) -> Result<ExitCode, Failure> {
     } else {
         let more = folder.beyond(count)?;
         if more > 0 {
-            errln!("note: the folder holds {more} more images of the same settings");
+            errln!("note: the folder contains {more} more images of the same settings");
         }
     }
     outln!("{}", arguments.out.display());
@@ -129,7 +131,7 @@ fn failure(error: SamplingError) -> Failure {
     }
 }
 
-/// What was named, or of the folder of a run its checkpoints, newest first.
+/// The sources of weights: the checkpoints of a run, newest first, or else the checkpoint or file that was named.
 fn sources(named: &Path) -> Result<Vec<PathBuf>, Failure> {
     let refused = |reason: String| Err(Failure::usage(anyhow!("{}: {reason}", named.display())));
     if !named.exists() {
@@ -137,12 +139,12 @@ fn sources(named: &Path) -> Result<Vec<PathBuf>, Failure> {
     }
     if named.join("cells").is_dir() {
         return refused(format!(
-            "this is the folder of a sweep; give that of a cell, {}",
+            "this is the folder of a sweep; name the folder of a cell, {}",
             named.join("cells").join("ID").display()
         ));
     }
     let checkpoints = named.join("checkpoints");
-    // A link that leads nowhere is there, and reading it names the reason.
+    // A broken symbolic link counts as existing, so that reading it reports the error.
     if fs::symlink_metadata(&checkpoints).is_ok() {
         let mut found = checkpoint::list(&checkpoints)?;
         if found.is_empty() {
@@ -156,7 +158,8 @@ fn sources(named: &Path) -> Result<Vec<PathBuf>, Failure> {
     }
     if named.is_dir() && !checkpoint::list(named)?.is_empty() {
         return refused(
-            "give the folder of the run, the one above, or one of the checkpoints here".to_owned(),
+            "name the folder of the run, which is the parent folder, or one of its checkpoints"
+                .to_owned(),
         );
     }
     let is_checkpoint = named.join("manifest.json").exists()
@@ -169,14 +172,14 @@ fn sources(named: &Path) -> Result<Vec<PathBuf>, Failure> {
     Ok(vec![named.to_owned()])
 }
 
-/// The weights of the first source that is whole; those before it that are damaged are passed over with a warning.
+/// The weights of the first source that is not damaged. Damaged sources before it are skipped with a warning.
 fn newest_weights(named: &Path, sources: &[PathBuf], no_ema: bool) -> Result<Weights, Failure> {
     if let [only] = sources {
         if only != named {
             errln!("{}", only.display());
         }
         return weights(only, no_ema).map_err(|error| match only == named && error.is_damage() {
-            // The file was named: it is the command that is wrong.
+            // A damaged file that the command names is an error of usage.
             true => error.into_usage(),
             false => error,
         });
@@ -189,14 +192,14 @@ fn newest_weights(named: &Path, sources: &[PathBuf], no_ema: bool) -> Result<Wei
                 return Ok(weights);
             }
             Err(error) if error.is_damage() => {
-                tracing::warn!("checkpoint passed over: {error}");
+                tracing::warn!("skipping a damaged checkpoint: {error}");
                 errors.push(error.to_string());
             }
             Err(error) => return Err(error),
         }
     }
     Err(anyhow!(
-        "{}: none of its {} checkpoints is whole: {}",
+        "{}: none of its {} checkpoints is intact: {}",
         named.display(),
         errors.len(),
         errors.join("; ")
@@ -204,21 +207,21 @@ fn newest_weights(named: &Path, sources: &[PathBuf], no_ema: bool) -> Result<Wei
     .into())
 }
 
-/// Refuses a place where the picture of `--grid` cannot be written.
+/// Refuses a path to which the picture of `--grid` cannot be written.
 fn check_picture(path: &Path) -> Result<(), Failure> {
     let png = path
         .extension()
         .is_some_and(|extension| extension.eq_ignore_ascii_case("png"));
     if !png {
         return Err(Failure::usage(anyhow!(
-            "--grid {}: the picture is a PNG; name a file that ends in .png",
+            "--grid {}: the picture is a PNG; choose a file that ends in .png",
             path.display()
         )));
     }
     super::check_out("--grid", path)
 }
 
-/// The configuration, with the flags on top, and checked with them.
+/// The configuration, overridden by the flags and checked with them.
 fn config(arguments: &SampleArgs, named: &Path) -> Result<Config, Failure> {
     let path = match &arguments.config {
         Some(path) => path.clone(),
@@ -226,7 +229,7 @@ fn config(arguments: &SampleArgs, named: &Path) -> Result<Config, Failure> {
     };
     let config = config_file::load_with(&path, &arguments.settings, |config| {
         let sample = &mut config.sample;
-        // Settings of the sampler are checked where samples are drawn.
+        // A count of 0 would disable the check of the sampler settings.
         sample.count = arguments.count as usize;
         let sampler = &mut sample.sampler;
         sampler.method = arguments.sampler.unwrap_or(sampler.method);
@@ -243,27 +246,27 @@ fn config(arguments: &SampleArgs, named: &Path) -> Result<Config, Failure> {
     Ok(config)
 }
 
-/// The configuration of a run, or beside a checkpoint: `RUN/checkpoints/step-N` has `RUN/config.toml`.
+/// The configuration of a run or of a checkpoint: `RUN/config.toml` for `RUN/checkpoints/step-N`.
 fn config_of(checkpoint: &Path) -> Result<PathBuf, Failure> {
     if checkpoint.join("checkpoints").is_dir() {
         return Ok(checkpoint.join("config.toml"));
     }
     let run = checkpoint.parent().and_then(Path::parent).ok_or_else(|| {
         Failure::usage(anyhow!(
-            "{} is not a checkpoint folder RUN/checkpoints/step-N; name its configuration with --config",
+            "{} is not a checkpoint folder RUN/checkpoints/step-N; specify its configuration with --config",
             checkpoint.display()
         ))
     })?;
     if checkpoint.is_file() {
         return Err(Failure::usage(anyhow!(
-            "{} is a file of weights: name their configuration with --config",
+            "{} is a file of weights; specify their configuration with --config",
             checkpoint.display()
         )));
     }
     Ok(run.join("config.toml"))
 }
 
-/// All of one kind: the other's images would not be the same to the bit.
+/// The devices, which must all be of one kind: images of CPU and CUDA are not bitwise equal.
 fn devices(names: &[String]) -> Result<Vec<Device>, Failure> {
     let devices = names
         .iter()
@@ -272,23 +275,23 @@ fn devices(names: &[String]) -> Result<Vec<Device>, Failure> {
     let on_cpu = devices.iter().filter(|device| **device == Device::Cpu);
     if !matches!(on_cpu.count(), count if count == 0 || count == devices.len()) {
         return Err(Failure::usage(anyhow!(
-            "--device {}: CPU and CUDA do not give the same images; name devices of one kind",
+            "--device {}: CPU and CUDA do not draw the same images; name devices of one kind",
             names.join(",")
         )));
     }
     Ok(devices)
 }
 
-/// What images are drawn from.
+/// The weights that images are drawn with.
 struct Weights {
-    /// The checkpoint, or the file.
+    /// The checkpoint, or the file of weights.
     source: PathBuf,
-    /// The file of the denoiser's.
+    /// The file of the denoiser's weights.
     file: PathBuf,
     denoiser: Vec<(String, Tensor)>,
-    /// Those of an autoencoder that was trained with it.
+    /// The weights of the autoencoder, if it was trained with the denoiser.
     vae: Option<Vec<(String, Tensor)>>,
-    /// What they are, for errors.
+    /// A description, for error messages.
     name: String,
 }
 
@@ -296,7 +299,7 @@ fn weights(path: &Path, no_ema: bool) -> Result<Weights, Failure> {
     if path.is_file() {
         if no_ema {
             return Err(Failure::usage(anyhow!(
-                "--no-ema goes with a checkpoint folder; name the file of the weights you want"
+                "--no-ema needs a checkpoint folder; for a file, name the file of the weights to use"
             )));
         }
         return Ok(Weights {
@@ -327,8 +330,12 @@ fn write_picture(path: &Path, folder: &SampleFolder, count: u64) -> Result<(), F
         .map(|index| folder.read(index))
         .collect::<Result<Vec<_>, _>>()?;
     let views: Vec<_> = images.iter().map(|image| image.view()).collect();
-    let images: Array4<u8> = ndarray::stack(Axis(0), &views)
-        .with_context(|| format!("{}: images of several sizes", folder.path().display()))?;
+    let images: Array4<u8> = ndarray::stack(Axis(0), &views).with_context(|| {
+        format!(
+            "{}: the images have different sizes",
+            folder.path().display()
+        )
+    })?;
     let images = images.permuted_axes([0, 3, 1, 2]);
     let (count, _, height, width) = images.dim();
     let layout = GridLayout::for_images(count, height, width);
@@ -336,7 +343,7 @@ fn write_picture(path: &Path, folder: &SampleFolder, count: u64) -> Result<(), F
     Ok(())
 }
 
-/// A bar on a terminal, a line now and then elsewhere.
+/// Progress on standard error: a bar on a terminal, otherwise a line every [`LINE_EVERY`].
 struct Progress {
     bar: Option<ProgressBar>,
     last_line: std::cell::Cell<Instant>,
@@ -358,10 +365,10 @@ impl Progress {
         }
     }
 
-    fn at(&self, done: u64) {
+    fn update(&self, done: u64) {
         match &self.bar {
             Some(bar) if bar.position() == 0 => {
-                // What was found says nothing of the speed.
+                // Existing images do not count for the speed.
                 bar.set_position(done);
                 bar.reset_eta();
             }

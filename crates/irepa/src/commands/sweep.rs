@@ -1,3 +1,5 @@
+//! `runner sweep`.
+
 use std::process::ExitCode;
 
 use console::{errln, outln};
@@ -44,7 +46,7 @@ pub fn run(arguments: &SweepArgs) -> Result<ExitCode, Failure> {
     outln!("{}", outcome.folder.join("results.csv").display());
     outln!("{}", outcome.folder.join("report.html").display());
     Ok(if outcome.interrupted {
-        errln!("interrupted: the same command continues");
+        errln!("interrupted: run the same command again to resume");
         ExitCode::from(super::INTERRUPTED_CODE)
     } else if let Some(reason) = &outcome.idle {
         errln!("error: {reason}");

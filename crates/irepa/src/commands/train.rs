@@ -1,3 +1,5 @@
+//! `runner train`.
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -40,7 +42,7 @@ pub fn run(arguments: &TrainArgs) -> Result<ExitCode, Failure> {
         super::watch_interrupts()?,
     )?;
     let Some(result) = result else {
-        errln!("interrupted: the same command with --resume continues");
+        errln!("interrupted: run the same command with --resume to continue");
         return Ok(ExitCode::from(super::INTERRUPTED_CODE));
     };
     outln!("{}", options.folder.display());
@@ -50,11 +52,12 @@ pub fn run(arguments: &TrainArgs) -> Result<ExitCode, Failure> {
     }
 }
 
+/// Refuses a folder that contains a run, unless `resume`.
 fn refuse_to_overwrite(folder: &Path, resume: bool) -> Result<(), Failure> {
     let found = checkpoint::list(&folder.join("checkpoints"))?.len();
     if found > 0 && !resume {
         return Err(Failure::usage(anyhow!(
-            "{} holds a run already ({found} checkpoints): continue it with --resume, or name \
+            "{} already contains a run ({found} checkpoints): resume it with --resume, or choose \
              another folder with --out",
             folder.display()
         )));

@@ -1,3 +1,5 @@
+//! `runner visualize`.
+
 use std::process::ExitCode;
 
 use alignment::SpatialNorm;
@@ -53,7 +55,7 @@ pub fn run(arguments: &VisualizeArgs) -> Result<ExitCode, Failure> {
         }
     }
     if rows.is_empty() {
-        return Err(anyhow!("no encoder worked, so nothing was drawn").into());
+        return Err(anyhow!("all encoders failed, so nothing was drawn").into());
     }
     let sheet = Sheet {
         images,
@@ -78,11 +80,15 @@ fn norm(alpha: f64) -> Result<SpatialNorm, Failure> {
     Ok(norm)
 }
 
-/// Names joined by commas are one alignment target elsewhere; to look at, each is its own.
-fn names(registry: &Registry, given: &[String]) -> Result<Vec<String>, Failure> {
-    let names: Vec<String> = given.iter().flat_map(|list| split_names(list)).collect();
+/// The names of the encoders. Names joined by commas, which are one alignment target elsewhere, are separate encoders
+/// here.
+fn names(registry: &Registry, requested: &[String]) -> Result<Vec<String>, Failure> {
+    let names: Vec<String> = requested
+        .iter()
+        .flat_map(|list| split_names(list))
+        .collect();
     if names.is_empty() {
-        return Err(Failure::usage(anyhow!("ENCODER: there is no name in it")));
+        return Err(Failure::usage(anyhow!("ENCODER: no name was specified")));
     }
     for name in &names {
         registry.check_name(name).map_err(Failure::usage)?;
@@ -104,7 +110,7 @@ fn images(arguments: &VisualizeArgs) -> Result<TitledImages, Failure> {
     let total = dataset.len();
     let ids = match arguments.ids.as_slice() {
         [] if arguments.count == 0 => {
-            return Err(Failure::usage(anyhow!("--count 0: at least 1")));
+            return Err(Failure::usage(anyhow!("--count 0: expected at least 1")));
         }
         [] => evenly_spaced(total.min(arguments.count as u64), total),
         ids => ids.to_vec(),

@@ -1,5 +1,5 @@
-//! Bad input ends in one paragraph that names file, key and the way out, and leaves nothing
-//! half-written.
+//! Bad input is reported in one paragraph that names the file, the key and the remedy, and leaves no partial
+//! output.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::common::{BASE, Playground, repository};
 
-/// No run folder may appear for an experiment that was refused.
+/// Asserts that the sweep is refused with `words` in one paragraph, and that it creates no run folder.
 fn refused(place: &Playground, words: &[&str]) {
     let outcome = place.sweep(&[]).expect(2, words);
     assert!(
@@ -19,7 +19,7 @@ fn refused(place: &Playground, words: &[&str]) {
 }
 
 #[test]
-fn an_unknown_key_is_named_with_file_line_and_nearest() {
+fn an_unknown_key_is_reported_with_file_line_and_nearest_key() {
     let place = Playground::new();
     place.edit("base.toml", "batch_size = 8", "batch_sise = 8");
     refused(
@@ -40,7 +40,7 @@ fn an_unknown_key_is_named_with_file_line_and_nearest() {
 }
 
 #[test]
-fn a_wrong_type_or_value_is_named_with_its_key() {
+fn a_wrong_type_or_value_is_reported_with_its_key() {
     let place = Playground::new();
     place.edit("base.toml", "steps = 6", "steps = \"six\"");
     refused(&place, &["base.toml", "steps", "invalid type"]);
@@ -56,7 +56,7 @@ fn a_wrong_type_or_value_is_named_with_its_key() {
 }
 
 #[test]
-fn an_unknown_name_is_answered_with_the_nearest() {
+fn an_unknown_name_is_reported_with_the_nearest_known_name() {
     let place = Playground::new();
     place.edit("experiment.toml", "\"good\"]", "\"dinov2-vitb\"]");
     refused(&place, &["grid.encoder", "dinov2-vitb", "dinov2-vit-b"]);
@@ -88,7 +88,7 @@ fn settings_of_the_command_line_are_checked_too() {
 }
 
 #[test]
-fn missing_files_are_named_with_who_names_them() {
+fn missing_files_are_reported_with_the_file_that_names_them() {
     let place = Playground::new();
     fs::remove_file(place.path("base.toml")).unwrap();
     refused(&place, &["base.toml", "named by `base` in experiment.toml"]);
@@ -117,11 +117,11 @@ fn missing_files_are_named_with_who_names_them() {
         .expect(2, &["nowhere.toml"]);
     let place = Playground::new();
     place.write("base.toml", "base = \"base.toml\"\n");
-    refused(&place, &["base.toml", "does not end"]);
+    refused(&place, &["base.toml", "circular"]);
 }
 
 #[test]
-fn what_the_toml_parser_says_is_said_once() {
+fn errors_of_the_toml_parser_are_printed_once() {
     for (file, old, new) in [
         ("experiment.toml", "seed = [0]", "seed = [\"a\"]"),
         ("experiment.toml", "name = \"small\"", ""),
@@ -137,7 +137,7 @@ fn what_the_toml_parser_says_is_said_once() {
 }
 
 #[test]
-fn settings_that_cannot_run_are_refused_before_anything_is_made() {
+fn invalid_settings_are_refused_before_anything_is_written() {
     let place = Playground::new();
     for (setting, words) in [
         (
@@ -181,7 +181,7 @@ fn settings_that_cannot_run_are_refused_before_anything_is_made() {
 }
 
 #[test]
-fn a_recipe_that_wants_an_encoder_is_not_dropped_without_one() {
+fn an_aligned_recipe_without_an_encoder_is_refused() {
     let place = Playground::new();
     place.edit(
         "experiment.toml",
@@ -194,7 +194,7 @@ fn a_recipe_that_wants_an_encoder_is_not_dropped_without_one() {
 }
 
 #[test]
-fn settings_that_change_nothing_are_warned_of() {
+fn settings_without_effect_cause_a_warning() {
     let place = Playground::new();
     let train = |out: &str, more: &[&str]| {
         let mut all = vec!["train", "base.toml", "--device", "cpu", "--out", out];
@@ -243,7 +243,7 @@ fn settings_that_change_nothing_are_warned_of() {
 }
 
 #[test]
-fn counts_of_nothing_and_places_that_are_not_there_are_refused_at_once() {
+fn zero_counts_and_missing_output_folders_are_refused_at_once() {
     let place = Playground::new();
     for (arguments, words) in [
         (
@@ -299,7 +299,7 @@ fn a_truncated_arrow_file_is_named() {
     assert!(!place.path("runs").exists());
 }
 
-/// Class folders with PNG images, the first `corrupt` of which are no images.
+/// Writes class folders with 24 PNG files, of which the first `corrupt` are not images.
 fn image_folder(folder: &Path, corrupt: usize) {
     for index in 0..24_usize {
         let class = folder.join(["cats", "dogs"][index % 2]);
@@ -317,7 +317,7 @@ fn image_folder(folder: &Path, corrupt: usize) {
 }
 
 #[test]
-fn corrupt_images_are_passed_over_up_to_the_configured_share() {
+fn corrupt_images_are_skipped_up_to_the_configured_share() {
     let place = Playground::new();
     image_folder(&place.path("images"), 2);
     let arguments = [
@@ -353,7 +353,7 @@ fn cuda_without_cuda_is_refused() {
     let place = Playground::new();
     let sweep = |device| {
         let mut command = place.command(&["sweep", "experiment.toml", "--device", device]);
-        // Hides the devices of a machine that has some.
+        // Hides the CUDA devices of the machine.
         crate::common::Outcome::of(command.env("CUDA_VISIBLE_DEVICES", "").output().unwrap())
     };
     sweep("cuda").expect(2, &["--device cuda", "CUDA"]);
@@ -362,7 +362,7 @@ fn cuda_without_cuda_is_refused() {
 }
 
 #[test]
-fn an_output_folder_that_cannot_be_made_is_refused() {
+fn an_output_folder_that_cannot_be_created_is_refused() {
     let place = Playground::new();
     place.write("file", "in the way");
     place
@@ -372,9 +372,9 @@ fn an_output_folder_that_cannot_be_made_is_refused() {
 }
 
 #[test]
-fn a_disk_that_takes_no_more_fails_the_cell_and_loses_nothing() {
+fn a_full_disk_fails_the_cell_and_leaves_no_partial_checkpoint() {
     let place = Playground::new();
-    // Files of at most 256 KiB: logs and results pass, checkpoints do not.
+    // Limits files to 256 KiB: enough for logs and results, too little for checkpoints.
     let program = env!("CARGO_BIN_EXE_irepa");
     let script = format!(
         "trap '' XFSZ; ulimit -f 256; exec '{program}' sweep experiment.toml --device cpu --only '*.none.*'"
@@ -392,14 +392,14 @@ fn a_disk_that_takes_no_more_fails_the_cell_and_loses_nothing() {
     assert_eq!(
         fs::read_dir(checkpoints).unwrap().count(),
         0,
-        "half a checkpoint was left"
+        "a partial checkpoint was left"
     );
     place.sweep(&["--only", "*.none.*"]).expect(0, &["1 done"]);
 }
 
-/// Every command that has none below it, as the program's help lists them.
-fn leaves(place: &Playground, above: &[String]) -> Vec<Vec<String>> {
-    let mut arguments: Vec<&str> = above.iter().map(String::as_str).collect();
+/// All commands without subcommands, as listed by the program's help.
+fn leaf_commands(place: &Playground, parents: &[String]) -> Vec<Vec<String>> {
+    let mut arguments: Vec<&str> = parents.iter().map(String::as_str).collect();
     arguments.push("--help");
     let help = place.run(&arguments).expect(0, &[]).stdout;
     let listed = help.split("\nCommands:\n").nth(1).unwrap_or_default();
@@ -412,18 +412,18 @@ fn leaves(place: &Playground, above: &[String]) -> Vec<Vec<String>> {
         .map(str::to_owned)
         .collect();
     if names.is_empty() {
-        return vec![above.to_vec()];
+        return vec![parents.to_vec()];
     }
     names
         .into_iter()
-        .flat_map(|name| leaves(place, &[above, &[name]].concat()))
+        .flat_map(|name| leaf_commands(place, &[parents, &[name]].concat()))
         .collect()
 }
 
 #[test]
 fn every_command_has_help_with_an_example() {
     let place = Playground::new();
-    let commands = leaves(&place, &[]);
+    let commands = leaf_commands(&place, &[]);
     for known in [
         &["sweep"][..],
         &["encoders", "check"],
@@ -449,7 +449,7 @@ fn every_command_has_help_with_an_example() {
         .expect(1, &["results.csv"]);
 }
 
-/// Data sets of other crates' tests that no command can use.
+/// Path of an invalid data set in the tests of the crate `data`.
 fn data_case(name: &str) -> String {
     let cases = repository().join("crates/data/tests/data/cases");
     let path = cases.join(name).canonicalize().unwrap();
@@ -457,7 +457,7 @@ fn data_case(name: &str) -> String {
 }
 
 #[test]
-fn a_data_set_that_cannot_be_used_is_refused_alike_by_every_command() {
+fn an_unusable_data_set_is_refused_by_every_command() {
     let place = Playground::new();
     let emoji = repository().join("experiments/data/emoji64/val");
     let emoji = emoji.to_str().unwrap();
@@ -509,7 +509,7 @@ fn a_data_set_that_cannot_be_used_is_refused_alike_by_every_command() {
             ],
         ];
         for command in commands {
-            // Distances between images have no use for labels.
+            // `evaluate` does not read labels.
             if command[0] == "evaluate" && case == "9-labels/neg" {
                 continue;
             }
@@ -537,9 +537,9 @@ fn an_empty_reference_split_is_refused_before_training() {
     refused(&place, &["data/val: this split has no samples"]);
 }
 
-/// The limit holds for the program alone: a shell sets it.
+/// A shell sets the limit, so that it applies to the program only.
 #[test]
-fn a_set_of_more_files_than_may_be_open_is_read() {
+fn a_data_set_with_more_files_than_may_be_open_is_read() {
     let place = Playground::new();
     let emoji = repository().join("experiments/data/emoji64/val");
     let emoji = emoji.canonicalize().unwrap();
@@ -585,7 +585,7 @@ fn a_set_of_more_files_than_may_be_open_is_read() {
 }
 
 #[test]
-fn a_configuration_that_is_another_kind_of_file_is_named_as_that() {
+fn a_configuration_in_another_format_is_reported_as_such() {
     let place = Playground::new();
     let case = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/cases/16-utf16");
     for file in ["u16le.toml", "u16nobom.toml"] {

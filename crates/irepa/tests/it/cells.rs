@@ -1,4 +1,4 @@
-//! What cells of a sweep share, and what they must not: tokens, names, processes, failures.
+//! What the cells of a sweep share, and what they must not share: tokens, names, processes, failures.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -49,14 +49,14 @@ fn settings_that_the_grid_decides_are_refused() {
             place.sweep(&all).expect(2, &[setting, axis, "--only"]);
         }
     }
-    // The recipe of the selected cells says nothing of heads.
+    // The recipe of the selected cells does not set a head.
     let selected = ["--only", "*.none.*", "--dry-run"];
     let mut all = selected.to_vec();
     all.extend(["--set", "alignment.head.kind=linear"]);
     place.sweep(&all).expect(0, &["1 to run"]);
     assert!(!place.path("runs").exists());
 
-    // The experiment's own tables are no other place for them.
+    // They are also refused in the `set` tables of the experiment.
     place.edit(
         "experiment.toml",
         "seed = [0]",
@@ -65,7 +65,7 @@ fn settings_that_the_grid_decides_are_refused() {
     place
         .sweep(&["--dry-run"])
         .expect(2, &["cpu.set.train.seed", "grid.seed"]);
-    // Without the axis it is a setting, and the cells are called by it.
+    // Without the axis, the seed is a setting, and the ids of the cells contain it.
     place.edit("experiment.toml", "seed = [0]\n", "");
     let ids = place.sweep(&["--dry-run"]).expect(0, &[]).stdout;
     assert!(ids.contains("sit-xs4.none.s5"), "{ids}");
@@ -75,7 +75,7 @@ fn settings_that_the_grid_decides_are_refused() {
 }
 
 #[test]
-fn a_setting_of_some_cells_is_not_refused_for_those_left_out() {
+fn a_setting_must_be_valid_for_the_selected_cells_only() {
     let place = Playground::new();
     place.edit(
         "experiment.toml",
@@ -102,11 +102,11 @@ fn a_setting_of_some_cells_is_not_refused_for_those_left_out() {
     };
     omega("*.meanflow.*").expect(0, &["3 to run"]);
     omega("*").expect(2, &["sit-xs4.none.s0", "cfg_omega"]);
-    // One setting cannot take the place of what tells the variants apart.
+    // A setting cannot replace what distinguishes the variants.
     let kind = ["--set", "objective.kind=velocity", "--only", "*.meanflow.*"];
     place.sweep(&kind).expect(2, &["grid.variant", "--only"]);
 
-    // The cells that are left out keep what they have of the settings.
+    // Cells that are not selected get the settings that are valid for them.
     let mut settings = vec!["--only", "*.meanflow.none.*", "--set", "train.steps=2"];
     settings.extend(["--set", "objective.cfg_omega=0.3"]);
     place.sweep(&settings).expect(0, &["1 done"]);
@@ -117,7 +117,7 @@ fn a_setting_of_some_cells_is_not_refused_for_those_left_out() {
 }
 
 #[test]
-fn a_stream_that_fails_saves_its_cells_and_fails_those_that_wanted_it() {
+fn a_failed_stream_saves_all_cells_and_fails_those_that_need_the_batch() {
     let place = Playground::new();
     place.write("recipes/short.toml", "[train]\nsteps = 1\n");
     place.write(
@@ -155,13 +155,13 @@ fn a_stream_that_fails_saves_its_cells_and_fails_those_that_wanted_it() {
     place.edit("base.toml", data, "path = \"images\"");
     place.sweep(&["--out", "whole"]).expect(0, &["3 done"]);
 
-    // An image of the third batch cannot be read for a while.
+    // Damages an image of the third batch for one sweep.
     let config = config_file::load(&place.path("base.toml"), &[]).unwrap();
     let dataset = data::open(&config.data.path, &config.data.training_split()).unwrap();
     let mut batches =
         Loader::new(Arc::clone(&dataset), config.loader(), Cursor::default()).unwrap();
     let third = batches.nth(2).unwrap().unwrap();
-    // Not one that the encoder is measured on.
+    // The image must not be one that the encoder is measured on.
     let evenly: Vec<u64> = (0..4).map(|index| index * 24 / 4).collect();
     let id = third
         .ids
@@ -192,10 +192,7 @@ fn a_stream_that_fails_saves_its_cells_and_fails_those_that_wanted_it() {
 
     fs::write(&image, whole).unwrap();
     let outcome = place.sweep(&[]).expect(0, &["3 done"]);
-    let resumed = outcome
-        .stderr
-        .matches("continues after step 2 of 6")
-        .count();
+    let resumed = outcome.stderr.matches("resumes after step 2 of 6").count();
     assert_eq!(resumed, 2, "{}", outcome.stderr);
     for recipe in ["irepa", "repa"] {
         let cell = |out: &str| place.path(&format!("{out}/small/cells/sit-xs4.{recipe}.good.s0"));
@@ -203,7 +200,7 @@ fn a_stream_that_fails_saves_its_cells_and_fails_those_that_wanted_it() {
     }
 }
 
-/// Rows without what differs from run to run.
+/// Rows without the columns that differ between runs.
 fn comparable(place: &Playground, csv: &str) -> Vec<ResultRow> {
     let rows = read_csv(&place.path(csv)).unwrap();
     rows.into_iter()
@@ -269,9 +266,9 @@ fn eight_processes_in_one_folder_run_every_cell_once() {
     }
 }
 
-/// What a process leaves on a file system without `flock`: a file, which says which process of which host it was.
+/// On a file system without `flock`, the lock is a file that names the process and its host.
 #[test]
-fn a_lock_file_of_another_host_is_named_and_waited_for() {
+fn a_sweep_names_and_waits_for_the_lock_file_of_another_host() {
     let place = Playground::new();
     let folder = CellFolder::new(&place.path("runs/small"), "sit-xs4.none.s0");
     fs::create_dir_all(folder.path()).unwrap();
@@ -296,14 +293,14 @@ fn a_lock_file_of_another_host_is_named_and_waited_for() {
     );
     assert!(child.try_wait().unwrap().is_none());
     fs::remove_file(&held).unwrap();
-    // Read to the end: the pipe must not fill up.
+    // Reads to the end, so that the pipe does not fill up.
     assert!(lines.all(|line| line.is_ok()));
     assert_eq!(end_of(&mut child), Some(0));
     assert_eq!(folder.result().unwrap().unwrap().row.status, Status::Done);
 }
 
 #[test]
-fn a_cell_of_another_process_is_waited_for() {
+fn a_sweep_waits_for_a_cell_of_another_process() {
     let place = Playground::new();
     let folder = CellFolder::new(&place.path("runs/small"), "sit-xs4.none.s0");
     let lock = folder.lock().unwrap();
@@ -321,7 +318,7 @@ fn a_cell_of_another_process_is_waited_for() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // The others are done meanwhile, and this one is left alone.
+    // The other cells are done in the meantime, and the locked cell is not touched.
     let others = ["irepa.good", "irepa.hog-vit-g4_d128"]
         .map(|name| CellFolder::new(&place.path("runs/small"), &format!("sit-xs4.{name}.s0")));
     wait_until("the other cells", || {
@@ -329,7 +326,7 @@ fn a_cell_of_another_process_is_waited_for() {
     });
     assert!(child.try_wait().unwrap().is_none());
     assert!(folder.result().unwrap().is_none() && !folder.path().join("config.toml").exists());
-    // The other process ends without a result, and the cell is taken over.
+    // The lock is released without a result, and the sweep runs the cell.
     drop(lock);
     assert_eq!(end_of(&mut child), Some(0));
     let row = folder.result().unwrap().unwrap().row;
@@ -352,7 +349,7 @@ fn a_cell_of_another_process_is_waited_for() {
         .expect(1, &["another process is running this cell"]);
     drop(lock);
 
-    // An interruption ends the waiting.
+    // An interruption ends the wait.
     let lock = folder.lock().unwrap();
     let more = [
         "sweep",
@@ -379,7 +376,7 @@ fn a_cell_of_another_process_is_waited_for() {
 }
 
 #[test]
-fn a_sweep_that_can_run_nothing_fails_and_says_why() {
+fn a_sweep_that_cannot_run_any_cell_fails_with_the_reason() {
     let place = Playground::new();
     place.edit(
         "experiment.toml",
@@ -422,13 +419,13 @@ fn encoders_are_found_from_any_working_directory() {
         .current_dir(elsewhere.path())
         .env_remove("IREPA_ENCODERS");
     Outcome::of(command.output().unwrap()).expect(0, &["3 to run", "0 skipped"]);
-    // Without a file, from the folders above.
+    // Without a file, the folders above the working directory are searched.
     let list = from("a/b", &["encoders", "list"]).expect(0, &[]).stdout;
     assert!(list.contains("good_patch_only"), "{list}");
 }
 
 #[test]
-fn an_evaluation_on_the_way_can_be_interrupted() {
+fn an_evaluation_during_training_can_be_interrupted() {
     let place = Playground::new();
     let sweep = [
         "sweep",
@@ -458,7 +455,7 @@ fn an_evaluation_on_the_way_can_be_interrupted() {
     interrupt(&child);
     assert_eq!(end_of(&mut child), Some(130));
     assert_eq!(saved().len(), 1);
-    // What is missing is made up for, with samples that take less time.
+    // The next sweep completes the missing evaluations, with a faster sampler.
     place
         .sweep(&["--only", "*.none.*", "--set", "evaluate.every=1"])
         .expect(0, &["1 done"]);
@@ -494,7 +491,7 @@ fn drawing_samples_can_be_interrupted_between_steps() {
 }
 
 #[test]
-fn settings_of_sampling_hold_for_every_variant() {
+fn settings_of_sampling_apply_to_every_variant() {
     let place = Playground::new();
     let experiment = concat!(
         env!("CARGO_MANIFEST_DIR"),
@@ -504,6 +501,6 @@ fn settings_of_sampling_hold_for_every_variant() {
     let with = |setting| place.run(&[&dry[..], &[setting]].concat());
     // JiT and MeanFlow differ in the number of steps.
     with("sample.sampler.num_steps=2").expect(0, &["to run"]);
-    // MeanFlow's objective is no setting for all.
+    // The objective of MeanFlow cannot be set for all variants.
     with("objective.kind=\"meanflow\"").expect(2, &["grid.variant", "--only"]);
 }

@@ -1,4 +1,4 @@
-//! Runs that die: what is said of them, and that nothing of them passes for a result.
+//! Runs that collapse: how they are reported, and that nothing of them is used as a result.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::common::{Outcome, Playground, repository};
 use serde_json::Value;
 
-/// A case of `tests/data/cases/25-collapse`, on the embedded data and without its encoder.
+/// A playground with a configuration of `tests/data/cases/25-collapse` on the embedded data.
 fn place(file: &str) -> Playground {
     let place = Playground::new();
     let case = repository().join("crates/irepa/tests/data/cases/25-collapse");
@@ -45,7 +45,7 @@ fn images(folder: &Path) -> usize {
 }
 
 #[test]
-fn a_nan_names_a_checkpoint_that_exists_or_says_that_there_is_none() {
+fn a_nan_error_names_an_existing_checkpoint_or_says_that_there_is_none() {
     let place = place("sit25.toml");
     train(
         &place,
@@ -75,7 +75,7 @@ fn a_nan_names_a_checkpoint_that_exists_or_says_that_there_is_none() {
             .exists(),
         "{reason}"
     );
-    // Its weights are a start.
+    // A run can start from its weights.
     let init = named.join("ema.safetensors");
     let again = [
         "train",
@@ -103,10 +103,10 @@ fn a_nan_names_a_checkpoint_that_exists_or_says_that_there_is_none() {
 }
 
 #[test]
-fn samples_that_are_not_finite_are_an_error_and_no_picture() {
+fn samples_that_are_not_finite_are_an_error_and_are_not_written() {
     let place = place("sit25.toml");
     train(&place, "sit25.toml", "run", &["train.checkpoint_every=1"]).expect(1, &[]);
-    // The weights themselves have gone; their checkpoint was whole when it was saved.
+    // The trained weights have diverged, although their checkpoint was saved intact.
     for (out, file) in [("out", "out"), ("out.npz", "out.npz.partial")] {
         let all = [
             "sample", "run", "--device", "cpu", "--count", "2", "--no-ema", "--out", out,
@@ -117,7 +117,7 @@ fn samples_that_are_not_finite_are_an_error_and_no_picture() {
         assert_eq!(images(&place.path(file)), 0);
         assert!(!place.path("out.npz").exists());
     }
-    // A grid and a measure of a run that ends before its loss is not finite.
+    // The sample grid and the evaluation of a run that ends before its loss is no longer finite.
     for setting in ["sample.grid=4", "sample.count=4"] {
         let settings = [
             "train.steps=3",
@@ -133,7 +133,7 @@ fn samples_that_are_not_finite_are_an_error_and_no_picture() {
     }
 }
 
-/// What the README of the case has, in fewer steps.
+/// The settings from the README of the case, with fewer steps.
 const EXPLODES: [&str; 4] = [
     "objective.autoencoder_lr=1.0",
     "objective.discriminator_lr=1.0",
@@ -142,7 +142,7 @@ const EXPLODES: [&str; 4] = [
 ];
 
 #[test]
-fn a_run_that_dies_without_a_nan_is_warned_of_and_can_be_stopped() {
+fn a_collapse_without_a_nan_causes_a_warning_and_can_stop_the_run() {
     let place = place("repae.toml");
     let done = train(&place, "repae.toml", "run", &EXPLODES);
     let done = done.expect(0, &["WARN", "is usual", "there is no earlier checkpoint"]);
@@ -175,7 +175,7 @@ fn a_run_that_dies_without_a_nan_is_warned_of_and_can_be_stopped() {
         "{stopped}"
     );
 
-    // With a sound rate there is nothing to say.
+    // With a suitable learning rate there is no warning.
     let sound = train(
         &place,
         "repae.toml",
@@ -192,7 +192,7 @@ fn a_run_that_dies_without_a_nan_is_warned_of_and_can_be_stopped() {
 }
 
 #[test]
-fn corrupt_samples_that_were_skipped_stand_in_the_log_the_result_and_the_last_line() {
+fn skipped_corrupt_samples_are_counted_in_the_log_the_result_and_the_final_line() {
     let place = Playground::new();
     for class in ["a", "b"] {
         fs::create_dir_all(place.path(&format!("images/{class}"))).unwrap();
@@ -234,7 +234,7 @@ fn corrupt_samples_that_were_skipped_stand_in_the_log_the_result_and_the_last_li
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
     let count = figures[4]["corrupt_skipped"].as_u64().unwrap();
-    // It has met it once in each epoch that it began.
+    // The corrupt sample was skipped once in each epoch that began.
     assert!((1..=5).contains(&count), "{log}");
     assert!(
         figures

@@ -1,4 +1,4 @@
-//! `runner evaluate`, with a tiny stand-in for Inception: figures, files, and bad input.
+//! Tests of `runner evaluate` with a tiny stand-in for Inception: results, files and bad input.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 const SIDE: usize = 12;
 
-/// Images u8 `[N, H, W, 3]` by a formula; `shift` makes another distribution.
+/// Images u8 `[N, H, W, 3]`, computed by a formula. `shift` selects the distribution.
 fn images(count: usize, shift: usize) -> Array4<u8> {
     Array4::from_shape_fn((count, SIDE, SIDE, 3), |(n, y, x, c)| {
         let mixed =
@@ -82,7 +82,8 @@ impl Bench {
     }
 }
 
-/// What the stand-in gives: means of quarters, of ninths of red, and logits.
+/// The outputs of the stand-in: means of the quarters of each channel `[N, 12]`, means of the ninths of the red channel
+/// `[N, 9]`, and logits `[N, 5]`.
 fn features(images: &Array4<u8>) -> (Array2<f32>, Array2<f32>, Array2<f32>) {
     let mean = |n: usize, c: usize, y: usize, x: usize, size: usize| {
         let part = images.slice(s![n, y * size..(y + 1) * size, x * size..(x + 1) * size, c]);
@@ -124,7 +125,7 @@ fn a_folder_against_a_folder_gives_every_measure() {
     let (real, fake) = (images(60, 0), images(70, 1));
     bench.folder("real", &real);
     bench.folder("fake", &fake);
-    // The overview of `runner sample` is no sample.
+    // The grid of `runner sample` is not a sample.
     fs::write(bench.playground.path("fake/grid.png"), "no image at all").unwrap();
     let metrics = "fid,sfid,inception-score,kid,precision-recall";
     let arguments = [
@@ -192,7 +193,7 @@ fn an_npz_and_a_folder_of_the_same_images_give_the_same_bits() {
 }
 
 #[test]
-fn statistics_of_a_file_are_a_reference() {
+fn statistics_in_a_file_can_be_the_reference() {
     let bench = Bench::new();
     let (real, fake) = (images(60, 0), images(50, 1));
     bench.npz("fake.npz", &fake);
@@ -255,7 +256,7 @@ fn an_encoder_gives_the_frechet_distance_of_its_mean_tokens() {
 }
 
 #[test]
-fn statistics_are_kept_and_damaged_ones_are_made_again() {
+fn statistics_are_cached_and_damaged_ones_are_recomputed() {
     let bench = Bench::new();
     bench.folder("real", &images(40, 0));
     bench.npz("fake.npz", &images(30, 1));
@@ -288,7 +289,7 @@ fn statistics_are_kept_and_damaged_ones_are_made_again() {
     assert_eq!(bench.playground.read("fake.evaluation.json"), first);
     assert_eq!(fs::read(&kept).unwrap(), bytes);
 
-    // Other images are another file.
+    // Other images get another cache file.
     fs::remove_file(bench.playground.path("real/000003.png")).unwrap();
     assert_ne!(run(), first);
     assert_eq!(
@@ -338,7 +339,7 @@ fn a_killed_evaluation_gives_the_same_bytes_when_it_is_run_again() {
     let bytes = |cache: &str| -> Vec<Vec<u8>> {
         let files = fs::read_dir(bench.playground.path(cache)).unwrap();
         let npz = files.map(|file| file.unwrap().path()).filter(|path| {
-            // What a kill leaves of a file that was not finished is hidden.
+            // Unfinished files of a killed process are hidden files.
             !path.file_name().unwrap().to_string_lossy().starts_with('.')
         });
         npz.map(|path| fs::read(path).unwrap()).collect()
@@ -347,7 +348,7 @@ fn a_killed_evaluation_gives_the_same_bytes_when_it_is_run_again() {
 }
 
 #[test]
-fn broken_and_odd_images_among_samples_are_refused() {
+fn damaged_images_and_images_of_other_sizes_among_samples_are_refused() {
     let bench = Bench::new();
     bench.folder("real", &images(20, 0));
     let bad = |name: &str, change: &dyn Fn(&Path), words: &[&str]| {
@@ -386,7 +387,7 @@ fn broken_and_odd_images_among_samples_are_refused() {
         ],
     );
 
-    // The bytes say what a file is, and not its name.
+    // The format is detected from the bytes, not from the name.
     bench.folder("jpeg", &images(20, 1));
     let path = bench.playground.path("jpeg/000007.png");
     let jpeg = path.with_extension("jpg");
@@ -396,7 +397,7 @@ fn broken_and_odd_images_among_samples_are_refused() {
         .evaluate(&["jpeg", "--reference", "real"])
         .expect(0, &["FID"]);
 
-    // Cropped, they all have one size.
+    // After cropping, all images have the same size.
     let arguments = ["larger", "--reference", "real", "--resolution", "8"];
     bench.evaluate(&arguments).expect(0, &["FID"]);
     fs::create_dir(bench.playground.path("empty")).unwrap();
@@ -502,7 +503,7 @@ fn references_that_do_not_fit_are_refused() {
 }
 
 #[test]
-fn fewer_samples_than_features_are_warned_of() {
+fn fewer_samples_than_features_cause_a_warning() {
     let bench = Bench::new();
     let all = images(60, 0);
     bench.npz("real.npz", &all);
@@ -558,7 +559,7 @@ fn kid_of_as_many_images_as_a_subset_holds_has_no_deviation() {
 }
 
 #[test]
-fn a_subset_that_exhausts_one_set_is_warned_of() {
+fn a_subset_that_exhausts_one_set_causes_a_warning() {
     let bench = Bench::new();
     bench.npz("fake.npz", &images(30, 1));
     bench.npz("real.npz", &images(60, 0));
@@ -574,9 +575,9 @@ fn a_subset_that_exhausts_one_set_is_warned_of() {
 }
 
 #[test]
-fn samples_sorted_by_class_are_warned_of() {
+fn samples_sorted_by_class_cause_a_warning() {
     let bench = Bench::new();
-    // Green and magenta images, which the stand-in takes for different classes.
+    // Green and magenta images, which the stand-in assigns to different classes.
     let kind = |n: usize, channel: usize| if (n < 60) == (channel == 1) { 255 } else { 0 };
     let sorted = Array4::from_shape_fn((120, SIDE, SIDE, 3), |(n, .., c)| kind(n, c));
     let mixed = Array4::from_shape_fn((120, SIDE, SIDE, 3), |(n, .., c)| kind(n * 77 % 120, c));
@@ -599,7 +600,7 @@ fn samples_sorted_by_class_are_warned_of() {
 }
 
 #[test]
-fn the_distance_of_a_set_to_itself_is_zero_without_a_sign() {
+fn the_distance_of_a_set_to_itself_is_not_negative_zero() {
     let bench = Bench::new();
     for seed in 0..6 {
         let own = images(40, seed);
@@ -639,7 +640,7 @@ fn the_format_of_an_image_is_read_from_its_bytes() {
 }
 
 #[test]
-fn the_same_fault_of_an_npz_has_one_exit_code_as_samples_and_as_reference() {
+fn a_damaged_npz_has_the_same_exit_code_as_samples_and_as_reference() {
     let bench = Bench::new();
     bench.npz("good.npz", &images(40, 1));
     fs::write(bench.playground.path("rubbish.npz"), "rubbish").unwrap();
@@ -651,7 +652,7 @@ fn the_same_fault_of_an_npz_has_one_exit_code_as_samples_and_as_reference() {
     fs::write(bench.playground.path("flipped.npz"), flipped).unwrap();
     for (name, code) in [("rubbish.npz", 2), ("cut.npz", 2), ("flipped.npz", 1)] {
         for [samples, reference] in [[name, "good.npz"], ["good.npz", name]] {
-            // Kept statistics of the whole file would stand in for those of the damaged one.
+            // A separate cache, because cached statistics of the intact file would be used for the damaged one.
             let cache = format!("statistics of {reference}");
             bench
                 .evaluate(&[samples, "--reference", reference, "--cache", &cache])

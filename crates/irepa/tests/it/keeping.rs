@@ -1,4 +1,4 @@
-//! Nothing that a sweep has computed is lost or taken for something else, run as the program.
+//! Results of a sweep are never lost, and never mistaken for results of other settings.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -22,7 +22,7 @@ fn row(place: &Playground, id: &str) -> Option<ResultRow> {
     rows.into_iter().find(|row| row.cell == id)
 }
 
-/// Paths and contents of all files below a folder, but for the lock.
+/// Paths and contents of all files below a folder, except the lock.
 fn files(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
@@ -42,7 +42,7 @@ fn files(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 }
 
 #[test]
-fn settings_that_shape_no_result_leave_finished_cells_alone() {
+fn settings_that_do_not_affect_results_leave_finished_cells_unchanged() {
     let place = Playground::new();
     let only = ["--only", BASELINE];
     place.sweep(&only).expect(0, &["1 done"]);
@@ -60,12 +60,12 @@ fn settings_that_shape_no_result_leave_finished_cells_alone() {
     }
     place.sweep(&all).expect(0, &["1 done", "0 to run"]);
     assert_eq!(files(&cell(&place, BASELINE)), before);
-    // Nor are its checkpoints needed for that.
+    // Its checkpoints are not needed for this.
     fs::remove_dir_all(cell(&place, BASELINE).join("checkpoints")).unwrap();
     let before = files(&cell(&place, BASELINE));
     place.sweep(&all).expect(0, &["1 done", "0 to run"]);
     assert_eq!(files(&cell(&place, BASELINE)), before);
-    // What a new run would overwrite is kept without them, too.
+    // Files that a new run would overwrite are kept even without checkpoints.
     place
         .sweep(&["--only", BASELINE, "--set", "optimizer.lr=0.002"])
         .expect(0, &["1 done"]);
@@ -77,7 +77,7 @@ fn settings_that_shape_no_result_leave_finished_cells_alone() {
 }
 
 #[test]
-fn a_fresh_run_keeps_the_old_one_and_leaves_a_locked_cell_alone() {
+fn a_fresh_run_keeps_the_old_one_and_does_not_touch_a_locked_cell() {
     let place = Playground::new();
     let only = ["--only", BASELINE];
     place.sweep(&only).expect(0, &["1 done"]);
@@ -99,8 +99,8 @@ fn a_fresh_run_keeps_the_old_one_and_leaves_a_locked_cell_alone() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
-    let waits = said.any(|line| {
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let waits = lines.any(|line| {
         line.unwrap()
             .contains("waiting for cells that other processes run")
     });
@@ -108,7 +108,7 @@ fn a_fresh_run_keeps_the_old_one_and_leaves_a_locked_cell_alone() {
     interrupt(&child);
     assert_eq!(end_of(&mut child), Some(130));
     assert_eq!(files(folder.path()), before);
-    // The lock is still the other's.
+    // The lock is still held.
     assert!(folder.lock().is_err());
     drop(lock);
     place
@@ -124,7 +124,7 @@ fn a_fresh_run_keeps_the_old_one_and_leaves_a_locked_cell_alone() {
 }
 
 #[test]
-fn results_of_other_settings_are_stale_and_not_compared() {
+fn results_with_other_settings_are_stale_and_not_compared() {
     let place = Playground::new();
     let shorter = ["--only", BASELINE, "--set", "train.steps=3"];
     place.sweep(&shorter).expect(0, &["1 done"]);
@@ -144,7 +144,7 @@ fn results_of_other_settings_are_stale_and_not_compared() {
     let hash = result.unwrap().unwrap().hash;
     let plan = place.read("runs/small/plan.toml");
     assert!(plan.contains(&format!("hash = \"{hash}\"")), "{plan}");
-    // Made longer, the baseline counts again, and what it had is kept.
+    // After it is trained to the new length, the baseline is current again; its previous result is kept.
     let old = fs::read(cell(&place, BASELINE).join("result.json")).unwrap();
     place
         .sweep(&["--only", BASELINE])
@@ -156,7 +156,7 @@ fn results_of_other_settings_are_stale_and_not_compared() {
 
 #[test]
 fn a_done_row_is_not_replaced_by_skipped_or_failed() {
-    // A name that is known also where the file is not here.
+    // A name in the catalogue, which is known even if its file is not installed.
     const NAME: &str = "dinov2-vit-b";
     let id = format!("sit-xs4.irepa.{NAME}.s0");
     let place = Playground::new();
@@ -171,17 +171,17 @@ fn a_done_row_is_not_replaced_by_skipped_or_failed() {
     let only = ["--only", &id];
     place.sweep(&only).expect(0, &["1 done"]);
     let done = row(&place, &id).unwrap();
-    // The encoder has gone: what was measured with it stays.
+    // The encoder is removed: results that were measured with it stay.
     let hidden = place.path("hidden.pt");
     fs::rename(&encoder, &hidden).unwrap();
     place.sweep(&["--only", BASELINE]).expect(0, &["2 done"]);
     assert_eq!(row(&place, &id).unwrap(), done);
-    // Unless it is of other settings.
+    // A result with other settings becomes stale.
     place
         .sweep(&["--only", BASELINE, "--set", "train.steps=3"])
         .expect(0, &["1 done", "1 stale"]);
     assert_eq!(row(&place, &id).unwrap().status, Status::Stale);
-    // Of a failed run with other settings the row is the failure's, and the result is kept.
+    // If a run with other settings fails, the row shows the failure, and the previous result is kept.
     fs::write(&encoder, "no TorchScript").unwrap();
     place
         .sweep(&["--only", &id, "--set", "train.steps=7"])
@@ -193,7 +193,7 @@ fn a_done_row_is_not_replaced_by_skipped_or_failed() {
 
 #[cfg(unix)]
 #[test]
-fn files_that_cannot_be_read_stop_a_cell_and_touch_nothing() {
+fn unreadable_files_stop_a_cell_and_nothing_is_changed() {
     use std::os::unix::fs::symlink;
     let place = Playground::new();
     let both = "{sit-xs4.none.s0,sit-xs4.irepa.hog*}";
@@ -220,7 +220,7 @@ fn files_that_cannot_be_read_stop_a_cell_and_touch_nothing() {
     assert_eq!(row(&place, BASELINE).unwrap().status, Status::Failed);
     fs::remove_file(&result).unwrap();
     fs::rename(&hidden, &result).unwrap();
-    // An encoder's sidecar: another identity would make a finished cell begin anew.
+    // An unreadable sidecar of an encoder must not change the identity, which would run a finished cell again.
     let only = ["--only", GOOD];
     place.sweep(&only).expect(0, &["2 done", "1 stale"]);
     let sidecar = place.path("encoders/good.toml");
@@ -235,7 +235,7 @@ fn files_that_cannot_be_read_stop_a_cell_and_touch_nothing() {
 
 #[cfg(unix)]
 #[test]
-fn a_run_whose_checkpoints_cannot_be_read_is_neither_continued_nor_begun_anew() {
+fn a_run_with_unreadable_checkpoints_is_neither_resumed_nor_restarted() {
     let place = Playground::new();
     let train = [
         "train",

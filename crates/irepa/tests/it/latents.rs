@@ -1,5 +1,5 @@
-//! Training on the latents of an autoencoder, as the program does it: with a cache of moments and
-//! without, and what goes wrong. The autoencoder is a small one with random weights.
+//! Training on the latents of an autoencoder, with and without a cache of moments, and its errors. The autoencoder is
+//! small and has random weights.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,8 @@ use tch::Device;
 use torch_ext::Params;
 use training::{checkpoint, write_tensors};
 
-/// Two pixels a latent pixel: 8 x 8 latents of 16-pixel images, 4 x 4 tokens of SiT-XS/2.
+/// An autoencoder that halves the resolution: images of 16 pixels have latents of 8 x 8, which SiT-XS/2 divides into
+/// 4 x 4 tokens.
 const AUTOENCODER: &str = r#"[model]
 name = "SiT-XS/2"
 
@@ -36,7 +37,7 @@ fn layout() -> KlConfig {
     }
 }
 
-/// Weights drawn from `seed`.
+/// Writes an autoencoder with random weights drawn from `seed`.
 fn write_autoencoder(path: &Path, config: &KlConfig, seed: u64) {
     let params = Params::new(Device::Cpu, seed).unwrap();
     KlAutoencoder::new(&params.root(), config).unwrap();
@@ -105,12 +106,12 @@ fn a_float32_cache_trains_to_the_same_bits_as_the_autoencoder() {
         let (alone, cached) = (cell(&place, "runs", id), cell(&place, "cached", id));
         assert_eq!(trained(&alone), trained(&cached), "{id}");
     }
-    // So nothing is run again with the cache.
+    // Therefore the cache does not cause finished cells to run again.
     place
         .sweep(&["--dry-run", CACHED[0], CACHED[1]])
         .expect(0, &["1 to run, 2 done"]);
 
-    // Rounded moments are other latents.
+    // Rounded moments are different latents, so all cells run again.
     prepare(&place, &["--dtype", "fp16", "--out", "half"]).expect(0, &["fp16"]);
     place
         .sweep(&["--dry-run", "--set", "data.latent_cache=half"])
@@ -125,7 +126,7 @@ fn a_float32_cache_trains_to_the_same_bits_as_the_autoencoder() {
 }
 
 #[test]
-fn a_run_goes_on_with_or_without_the_cache() {
+fn a_run_resumes_with_or_without_the_cache() {
     let place = playground();
     prepare(&place, &[]).expect(0, &[]);
     let train = |out: &str, arguments: &[&str]| {
@@ -161,7 +162,7 @@ fn meanflow_trains_on_latents_and_its_samples_are_images() {
 }
 
 #[test]
-fn samples_of_a_checkpoint_are_decoded_in_any_folder() {
+fn samples_of_a_checkpoint_are_decoded_from_any_working_directory() {
     let place = playground();
     place
         .run(&["train", "base.toml", "--device", "cpu", "--out", "run"])
@@ -200,7 +201,7 @@ fn samples_of_a_checkpoint_are_decoded_in_any_folder() {
 }
 
 #[test]
-fn a_cache_of_something_else_is_refused_with_the_reason() {
+fn a_cache_of_other_inputs_is_refused_with_the_reason() {
     let place = playground();
     prepare(&place, &[]).expect(0, &[]);
     let only = ["--only", "*none*", CACHED[0], CACHED[1]];
@@ -227,7 +228,7 @@ fn a_cache_of_something_else_is_refused_with_the_reason() {
     let place = playground();
     prepare(&place, &["--set", "data.flip=false"]).expect(0, &[]);
     place.sweep(&only).expect(1, &["data.flip is on"]);
-    // Tokens are no moments.
+    // A cache of tokens cannot be used as a cache of moments.
     place
         .run(&[
             "prepare",
@@ -256,7 +257,7 @@ fn a_cache_of_something_else_is_refused_with_the_reason() {
 }
 
 #[test]
-fn a_damaged_shard_is_named_and_made_again() {
+fn a_damaged_shard_is_named_and_recomputed() {
     let place = playground();
     prepare(&place, &[]).expect(0, &[]);
     let shard = place.path("latents/moments-00000.safetensors");
@@ -270,7 +271,7 @@ fn a_damaged_shard_is_named_and_made_again() {
     // A flipped bit in every image is found when the first is read.
     let mut bytes = whole;
     let row = 8 * 8 * 4 * 4;
-    let start = find(&bytes, &shard);
+    let start = moments_offset(&bytes, &shard);
     for image in 0..190 * 2 {
         bytes[start + image * row] ^= 1;
     }
@@ -280,8 +281,8 @@ fn a_damaged_shard_is_named_and_made_again() {
         .expect(1, &["1 failed", "the checksum of sample"]);
 }
 
-/// Where the moments of a shard begin in its file.
-fn find(file: &[u8], path: &Path) -> usize {
+/// The offset of the moments in the file of a shard.
+fn moments_offset(file: &[u8], path: &Path) -> usize {
     let tensors = training::read_tensors(path).unwrap();
     let (_, moments) = tensors.iter().find(|(name, _)| name == "patch").unwrap();
     let mut bytes = vec![0; 64];
@@ -293,10 +294,10 @@ fn find(file: &[u8], path: &Path) -> usize {
 }
 
 #[test]
-fn a_killed_preparation_goes_on_to_the_same_bytes() {
+fn a_killed_preparation_resumes_to_the_same_bytes() {
     let (whole, place) = (playground(), playground());
     for place in [&whole, &place] {
-        // 32 kB an image: six shards.
+        // 32 kB per image, so that there are six shards.
         place.edit("base.toml", "resolution = 16", "resolution = 64");
     }
     let arguments = ["--shard-mib", "1"];
@@ -322,14 +323,14 @@ fn a_killed_preparation_goes_on_to_the_same_bytes() {
     place
         .sweep(&["--only", "*none*", CACHED[0], CACHED[1]])
         .expect(1, &["not complete", "prepare latents"]);
-    prepare(&place, &arguments).expect(0, &["images are there"]);
+    prepare(&place, &arguments).expect(0, &["images are already stored"]);
     assert!(shards(&folder) == expected);
-    // Complete, it is left alone.
+    // A complete cache is not changed.
     prepare(&place, &[]).expect(0, &["; complete"]);
 }
 
 #[test]
-fn without_its_weights_nothing_starts_and_the_way_to_them_is_named() {
+fn without_the_weights_nothing_starts_and_the_error_says_how_to_get_them() {
     let place = playground();
     let words = [
         "model.autoencoder.weights",
@@ -349,7 +350,7 @@ fn without_its_weights_nothing_starts_and_the_way_to_them_is_named() {
     assert_eq!(results.matches("skipped").count(), 3, "{results}");
     assert!(results.contains("convert_autoencoder.py"), "{results}");
 
-    // Of another shape, with a name missing, and no safetensors.
+    // Weights of another shape, weights with a missing name, and a file that is not safetensors.
     let other = KlConfig {
         latent_channels: 3,
         ..layout()
@@ -370,7 +371,7 @@ fn without_its_weights_nothing_starts_and_the_way_to_them_is_named() {
 }
 
 #[test]
-fn combinations_that_make_no_sense_are_refused() {
+fn invalid_combinations_of_settings_are_refused() {
     let place = Playground::new();
     prepare(&place, &[]).expect(2, &["base.toml", "model.autoencoder", "no latents"]);
     let place = playground();

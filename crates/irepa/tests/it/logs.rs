@@ -1,4 +1,4 @@
-//! What a run writes while it trains: figures, evaluations on the way, and the same for TensorBoard.
+//! Logs of a training run: metrics, evaluations during training, and TensorBoard events.
 
 use std::fs;
 
@@ -16,7 +16,7 @@ fn train(place: &Playground, out: &str, steps: u64, more: &[&str]) {
     place.run(&all).expect(0, &[]);
 }
 
-/// Step and distance of the lines that have one.
+/// Step and Frechet distance of the log lines that have a distance.
 fn distances(place: &Playground, out: &str) -> Vec<(u64, f64)> {
     let log = MetricsLog::read(&place.path(out).join("metrics.jsonl")).unwrap();
     let lines = log.into_iter();
@@ -26,7 +26,7 @@ fn distances(place: &Playground, out: &str) -> Vec<(u64, f64)> {
 }
 
 #[test]
-fn evaluations_on_the_way_survive_an_interruption_and_change_nothing_else() {
+fn evaluations_during_training_survive_an_interruption_and_change_nothing_else() {
     let place = Playground::new();
     train(&place, "whole", 6, &EVERY_TWO);
     let found = distances(&place, "whole");
@@ -55,13 +55,13 @@ fn evaluations_on_the_way_survive_an_interruption_and_change_nothing_else() {
     };
     assert!(
         weights("plain") == weights("whole"),
-        "sampling touched the training"
+        "sampling changed the training"
     );
     assert!(weights("parts") == weights("whole"));
 }
 
 #[test]
-fn the_event_file_has_the_figures_of_the_log_once_and_the_sample_grid() {
+fn the_event_file_has_each_value_of_the_log_once_and_the_sample_grids() {
     let place = Playground::new();
     train(&place, "run", 3, &EVERY_TWO);
     train(&place, "run", 6, &EVERY_TWO);
@@ -90,7 +90,7 @@ fn the_event_file_has_the_figures_of_the_log_once_and_the_sample_grid() {
     assert_eq!(steps, [3, 6]);
     assert!(pictures[1].2 == fs::read(place.path("run/samples/step-0000006.png")).unwrap());
 
-    // A finished run that is asked for again adds nothing.
+    // Repeating a finished run adds nothing.
     let before = fs::read(EventLog::path_in(&place.path("run"))).unwrap();
     train(&place, "run", 6, &EVERY_TWO);
     let again = EventLog::read(&EventLog::path_in(&place.path("run"))).unwrap();

@@ -1,4 +1,4 @@
-//! What a sweep measures of samples and encoders, and that it is what the other commands measure.
+//! Measures of samples and encoders in a sweep, which equal those of the other commands.
 
 use std::fs;
 
@@ -34,7 +34,7 @@ fn of_inception(row: &ResultRow) -> [Option<f64>; 6] {
     ]
 }
 
-/// A folder of images of one class, so that samples have no other labels to choose from.
+/// Uses a folder of images of one class, so that all samples have the same label.
 fn one_class(place: &Playground) {
     fs::create_dir_all(place.path("images/val")).unwrap();
     for index in 0..14u32 {
@@ -56,7 +56,7 @@ fn one_class(place: &Playground) {
 }
 
 #[test]
-fn a_sweep_measures_what_evaluate_measures_of_the_same_samples() {
+fn a_sweep_and_evaluate_measure_the_same_values_for_the_same_samples() {
     let place = Playground::new();
     add_inception(&place);
     one_class(&place);
@@ -75,7 +75,7 @@ fn a_sweep_measures_what_evaluate_measures_of_the_same_samples() {
     // A probe needs two classes, and an encoder.
     assert_eq!(row.linear_probe, None);
 
-    // On the way, the same is measured.
+    // Evaluations during training measure the same values.
     let run = place.path("runs/small/cells").join(CELL);
     let log = MetricsLog::read(&run.join("metrics.jsonl")).unwrap();
     let measured: Vec<u64> = log
@@ -98,7 +98,7 @@ fn a_sweep_measures_what_evaluate_measures_of_the_same_samples() {
     );
     assert_eq!(row.fd, last.fd);
 
-    // The same images as files.
+    // Draws the same images as files.
     let run = run.to_string_lossy();
     let sampled = [
         "sample", &run, "--count", "12", "--out", "samples", "--device", "cpu",
@@ -139,7 +139,7 @@ fn a_sweep_measures_what_evaluate_measures_of_the_same_samples() {
 }
 
 #[test]
-fn a_network_that_comes_later_is_measured_with_and_nothing_is_trained_again() {
+fn a_network_that_is_installed_later_is_used_without_training_again() {
     let place = Playground::new();
     let all = ["--only", "*.none.*", "--set", INCEPTION];
     place.sweep(&all).expect(
@@ -159,7 +159,7 @@ fn a_network_that_comes_later_is_measured_with_and_nothing_is_trained_again() {
     let trained = newest().join("model.safetensors");
     let modified = trained.metadata().unwrap().modified().unwrap();
 
-    // A damaged file fails the cell by name, and costs nothing else.
+    // A damaged file fails the cell with an error that names it, and loses nothing.
     add_inception(&place);
     let file = place.path("encoders/inception.pt");
     let whole = fs::read(&file).unwrap();
@@ -181,7 +181,7 @@ fn a_network_that_comes_later_is_measured_with_and_nothing_is_trained_again() {
 }
 
 #[test]
-fn a_sweep_probes_as_the_metrics_command_does() {
+fn a_sweep_and_the_metrics_command_probe_with_the_same_result() {
     let place = Playground::new();
     let all = ["--only", "*.good.*", "--set", "evaluate.probe_images=40"];
     place.sweep(&all).expect(0, &["1 done"]);
@@ -215,7 +215,7 @@ fn a_sweep_probes_as_the_metrics_command_does() {
     let class: f64 = figures[6].parse().unwrap();
     assert!((0.0..=1.0).contains(&class));
 
-    // Kept features give the same; damaged ones are made again.
+    // Cached features give the same result; damaged ones are recomputed.
     let kept = || {
         let folder = fs::read_dir(place.path("runs/small/reference")).unwrap();
         let paths = folder.map(|entry| entry.unwrap().path());
@@ -234,7 +234,7 @@ fn a_sweep_probes_as_the_metrics_command_does() {
     assert_eq!(again, Some(found));
 }
 
-/// Images of one colour each, with a little texture, in a folder per class.
+/// Writes images of one colour per class, with a little texture, in one folder per class.
 fn coloured(place: &Playground, folder: &str, classes: &[(&str, [u8; 3])]) {
     for (class, colour) in classes {
         let folder = place.path(&format!("{folder}/{class}"));
@@ -253,7 +253,7 @@ const RED: [u8; 3] = [200, 10, 10];
 const GREEN: [u8; 3] = [10, 200, 10];
 const BLUE: [u8; 3] = [10, 10, 200];
 
-/// Training images of three classes, and the base configuration on them.
+/// Writes training images of three classes and uses them in the base configuration.
 fn three_classes(place: &Playground) {
     let classes = [("ant", RED), ("bee", GREEN), ("cat", BLUE)];
     coloured(place, "images/train", &classes);
@@ -282,7 +282,7 @@ fn probe<'a>(data: &'a str, more: &[&'a str]) -> Vec<&'a str> {
 }
 
 #[test]
-fn classes_of_a_reference_split_are_found_by_name() {
+fn classes_of_a_reference_split_are_matched_by_name() {
     let place = Playground::new();
     three_classes(&place);
     // By position, `bee` would be `ant` and `cat` would be `bee`.
@@ -299,7 +299,7 @@ fn classes_of_a_reference_split_are_found_by_name() {
     ];
     place.sweep(&all).expect(0, &["1 done"]);
     assert_eq!(rows(&place)[0].linear_probe, Some(1.0));
-    // The features that were kept hold labels of the reference split.
+    // The cached features contain labels of the reference split.
     place
         .sweep(&[&all[..], &["--set", "evaluate.spatial_images=2"]].concat())
         .expect(0, &["1 done"]);
@@ -307,10 +307,10 @@ fn classes_of_a_reference_split_are_found_by_name() {
 }
 
 #[test]
-fn a_reference_split_whose_classes_are_not_the_training_splits_is_refused_before_training() {
+fn a_reference_split_with_other_classes_than_the_training_split_is_refused_before_training() {
     let place = Playground::new();
     three_classes(&place);
-    // A flat folder.
+    // A folder without class folders.
     coloured(&place, "images", &[("val", BLUE)]);
     let differences = ["reference_split", "`all`", "`ant`"];
     place.sweep(&[]).expect(2, &differences);
@@ -328,7 +328,7 @@ fn a_reference_split_whose_classes_are_not_the_training_splits_is_refused_before
     place.sweep(&[]).expect(2, &["reference_split", "`dog`"]);
     place.run(&probe("images", &[])).expect(2, &["`dog`"]);
 
-    // What uses no classes of the reference split does not need them.
+    // Without samples, the classes of the reference split are not used and not checked.
     let settings = ["--only", "*.none.*", "--set", "sample.count=0"];
     place.sweep(&settings).expect(0, &["1 done"]);
 }

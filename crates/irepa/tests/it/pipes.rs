@@ -1,4 +1,4 @@
-//! Output into pipes whose readers go away, and Ctrl-C.
+//! Output to pipes that are closed or full, and Ctrl-C.
 
 use std::fs;
 use std::io::{Write, pipe};
@@ -8,7 +8,7 @@ use crate::common::{Outcome, Playground, end_of, interrupt, trained, wait_until}
 use training::checkpoint;
 
 #[test]
-fn a_list_may_be_cut_off_by_its_reader() {
+fn the_reader_of_a_list_may_close_the_pipe() {
     let place = Playground::new();
     for command in [
         &["encoders", "list"][..],
@@ -27,7 +27,7 @@ fn a_list_may_be_cut_off_by_its_reader() {
 }
 
 #[test]
-fn results_that_a_full_disk_did_not_take_are_missed() {
+fn output_that_a_full_disk_does_not_accept_is_an_error() {
     let place = Playground::new();
     let full = fs::File::options().write(true).open("/dev/full").unwrap();
     let output = place
@@ -38,7 +38,7 @@ fn results_that_a_full_disk_did_not_take_are_missed() {
     Outcome::of(output).expect(1, &["standard output"]);
 }
 
-/// Two cells of one cohort, with a warning on the way.
+/// An experiment with two cells of one cohort.
 fn cohort() -> Playground {
     let place = Playground::new();
     place.write("recipes/repa.toml", "");
@@ -51,8 +51,8 @@ fn cohort() -> Playground {
     place
 }
 
-/// A sweep whose readers are gone before it says anything.
-fn unheard(place: &Playground, arguments: &[&str]) -> Child {
+/// Starts a sweep and closes its output pipes at once.
+fn sweep_with_closed_pipes(place: &Playground, arguments: &[&str]) -> Child {
     let mut all = vec!["sweep", "experiment.toml", "--device", "cpu"];
     all.extend(arguments);
     let mut child = place
@@ -67,15 +67,15 @@ fn unheard(place: &Playground, arguments: &[&str]) -> Child {
 }
 
 #[test]
-fn a_sweep_goes_on_when_nobody_listens() {
+fn a_sweep_continues_when_its_pipes_are_closed() {
     let place = cohort();
-    let mut child = unheard(&place, &[]);
+    let mut child = sweep_with_closed_pipes(&place, &[]);
     assert_eq!(end_of(&mut child), Some(0));
     place.sweep(&[]).expect(0, &["0 to run, 2 done"]);
 }
 
 #[test]
-fn an_interrupted_sweep_is_saved_when_nobody_listens() {
+fn an_interrupted_sweep_is_saved_when_its_pipes_are_closed() {
     let place = cohort();
     let settings = [
         "--set",
@@ -83,7 +83,7 @@ fn an_interrupted_sweep_is_saved_when_nobody_listens() {
         "--set",
         "train.checkpoint_every=1000",
     ];
-    let mut child = unheard(&place, &settings);
+    let mut child = sweep_with_closed_pipes(&place, &settings);
     let cells = ["repa", "irepa"]
         .map(|recipe| place.path(&format!("runs/small/cells/sit-xs4.{recipe}.good.s0")));
     let log = cells[1].join("metrics.jsonl");
@@ -105,13 +105,13 @@ fn an_interrupted_sweep_is_saved_when_nobody_listens() {
 }
 
 #[test]
-fn a_second_interruption_ends_a_process_that_is_stuck() {
+fn a_second_interruption_ends_a_blocked_process() {
     let place = Playground::new();
-    // A pipe that takes no more.
+    // A full pipe, which blocks the program when it writes.
     let (reader, writer) = pipe().unwrap();
     let mut filler = writer.try_clone().unwrap();
     let filling = std::thread::spawn(move || {
-        // Ends when the reader is gone.
+        // Ends when the reader is dropped.
         while filler.write_all(&[0; 4096]).is_ok() {}
     });
     let sweep = ["sweep", "experiment.toml", "--device", "cpu"];
@@ -125,11 +125,11 @@ fn a_second_interruption_ends_a_process_that_is_stuck() {
     };
     wait_until("the handler of Ctrl-C", || has_interrupt("SigCgt:"));
     interrupt(&child);
-    // Two at once would count as one.
+    // Two pending signals would count as one.
     wait_until("the handler to run", || {
         !has_interrupt("ShdPnd:") && !has_interrupt("SigPnd:")
     });
-    // It cannot say its plan, nor that it was interrupted.
+    // The process is blocked: it can print neither its plan nor that it was interrupted.
     interrupt(&child);
     assert_eq!(end_of(&mut child), Some(130));
     drop(reader);

@@ -1,4 +1,4 @@
-//! Feature caches, made and used as the program does: the same training, and what goes wrong.
+//! Feature caches: training with and without them gives the same results; errors of caches.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::common::{Outcome, Playground};
 use training::{MetricsLog, checkpoint};
 
-/// Two encoders, small shards: 190 validation images, of which 12 of `good` are in one.
+/// Prepares the features of two encoders for the 190 validation images.
 fn prepare(place: &Playground, arguments: &[&str]) -> Outcome {
     let mut all = vec![
         "prepare",
@@ -62,7 +62,8 @@ fn a_float32_cache_trains_to_the_same_bits_and_half_precision_close_to_them() {
         );
         assert_eq!(trained(&alone), trained(&cached), "{encoder}");
     }
-    // So nothing is run again, and an interrupted run may go on with or without the cache.
+    // Therefore the cache does not cause finished cells to run again, and an interrupted run may resume with or
+    // without it.
     place
         .sweep(&["--dry-run", CACHED[0], CACHED[1]])
         .expect(0, &["1 to run, 2 done"]);
@@ -71,7 +72,7 @@ fn a_float32_cache_trains_to_the_same_bits_and_half_precision_close_to_them() {
         let folder = format!("features-{dtype}");
         prepare(&place, &["--dtype", dtype, "--out", &folder]).expect(0, &[]);
         let setting = format!("data.token_cache={folder}");
-        // Rounded tokens are other tokens: nothing counts as done.
+        // Rounded tokens are different tokens, so all cells run again.
         place
             .sweep(&["--dry-run", "--set", &setting])
             .expect(0, &["3 to run, 0 done"]);
@@ -98,7 +99,7 @@ fn a_float32_cache_trains_to_the_same_bits_and_half_precision_close_to_them() {
 fn a_cache_of_another_encoder_or_data_set_is_refused_and_other_cells_finish() {
     let place = Playground::new();
     prepare(&place, &[]).expect(0, &[]);
-    // Another file under the same name.
+    // Another encoder under the same name.
     for extension in ["pt", "toml"] {
         let source = place.path(&format!("encoders/good_patch_only.{extension}"));
         fs::copy(source, place.path(&format!("encoders/good.{extension}"))).unwrap();
@@ -127,7 +128,7 @@ fn a_cache_of_another_encoder_or_data_set_is_refused_and_other_cells_finish() {
 }
 
 #[test]
-fn a_truncated_shard_is_named_and_made_again() {
+fn a_truncated_shard_is_named_and_recomputed() {
     let place = Playground::new();
     prepare(&place, &[]).expect(0, &[]);
     let shard = place.path("features/good/tokens-00000.safetensors");
@@ -142,7 +143,7 @@ fn a_truncated_shard_is_named_and_made_again() {
 }
 
 #[test]
-fn a_killed_preparation_goes_on_to_the_same_bytes() {
+fn a_killed_preparation_resumes_to_the_same_bytes() {
     let whole = Playground::new();
     let place = Playground::new();
     for place in [&whole, &place] {
@@ -201,21 +202,21 @@ fn a_killed_preparation_goes_on_to_the_same_bytes() {
     place
         .sweep(&["--only", "*hog*", CACHED[0], CACHED[1]])
         .expect(1, &["not complete", "prepare features"]);
-    prepare(&place, &["--shard-mib", "1"]).expect(0, &["images are there"]);
+    prepare(&place, &["--shard-mib", "1"]).expect(0, &["images are already stored"]);
     for encoder in ENCODERS {
         assert!(
             shards(&place, encoder) == shards(&whole, encoder),
             "{encoder}"
         );
     }
-    // Complete, it is left alone.
+    // A complete cache is not changed.
     prepare(&place, &[]).expect(0, &["; complete"]);
 }
 
 #[test]
 fn a_full_disk_keeps_the_shards_that_are_complete() {
     let place = Playground::new();
-    // A limit on the size of a file stands for the disk: the second encoder's shard is larger.
+    // A limit on the file size simulates a full disk: the shard of the second encoder exceeds it.
     let program = env!("CARGO_BIN_EXE_irepa");
     let script = format!(
         "trap '' XFSZ; ulimit -f 1024; exec '{program}' prepare features base.toml --device cpu \
@@ -262,7 +263,7 @@ fn tokens_that_are_not_finite_are_named_and_other_encoders_finish() {
 }
 
 #[test]
-fn bad_usage_is_answered_with_the_way_out() {
+fn errors_of_usage_name_the_remedy() {
     let place = Playground::new();
     let run = |arguments: &[&str]| {
         let mut all = vec!["prepare", "features", "base.toml", "--device", "cpu"];

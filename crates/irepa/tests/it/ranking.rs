@@ -1,4 +1,4 @@
-//! `runner metrics --rank` as the program runs.
+//! Tests of `runner metrics --rank`.
 
 use crate::common::Playground;
 use report::ranking::{Ranking, SpatialMetric};
@@ -26,7 +26,7 @@ fn encoders_are_ordered_by_their_spatial_structure() {
         .expect(0, &["place", "lds*", "8 images"]);
     let ranking: Ranking = serde_json::from_str(&place.read("order.json")).unwrap();
     assert_eq!((ranking.by, ranking.images), (SpatialMetric::Lds, 8));
-    assert_eq!(ranking.encoders.len(), 2, "an encoder counts once");
+    assert_eq!(ranking.encoders.len(), 2, "each encoder is ranked once");
     assert!(ranking.encoders[0].metrics.lds > ranking.encoders[1].metrics.lds);
     let lines: Vec<&str> = outcome.stdout.lines().collect();
     assert_eq!(lines.len(), 3);
@@ -38,7 +38,7 @@ fn encoders_are_ordered_by_their_spatial_structure() {
         );
     }
 
-    // The figures are those of the plain command.
+    // The values equal those of the command without --rank.
     let plain = place.run(&rank(data, &["hog"])).expect(0, &["encoder,lds"]);
     let figures: Vec<&str> = plain.stdout.lines().nth(1).unwrap().split(',').collect();
     let hog = ranking
@@ -60,7 +60,7 @@ fn encoders_are_ordered_by_their_spatial_structure() {
 }
 
 #[test]
-fn what_cannot_be_ranked_is_said() {
+fn errors_of_ranking_are_reported() {
     let place = Playground::new();
     let data = crate::common::repository().join("experiments/data/emoji64");
     let data = data.to_str().unwrap();
@@ -72,7 +72,7 @@ fn what_cannot_be_ranked_is_said() {
         .expect(2, &["hgo", "encoders list"]);
     place
         .run(&rank(data, &["paper27", "--rank"]))
-        .expect(2, &["not on this machine", "encoders list"]);
+        .expect(2, &["not installed", "encoders list"]);
     place
         .run(&rank("nowhere", &["hog", "--rank"]))
         .expect(2, &["--data", "nowhere"]);
@@ -82,7 +82,7 @@ fn what_cannot_be_ranked_is_said() {
     place
         .run(&rank(data, &["hog", "--rank", "--json", "no/a.json"]))
         .expect(2, &["--json no/a.json", "no folder no"]);
-    // One that fails does not keep the others from their places.
+    // An encoder that fails does not affect the ranking of the others.
     place.add_encoder("nan_tokens");
     place
         .run(&rank(data, &["nan_tokens", "hog", "--rank"]))

@@ -1,4 +1,4 @@
-//! `runner sample` as the program runs: what an image depends on, interruptions, and refusals.
+//! Tests of `runner sample`: what an image depends on, interruptions, and refusals.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,7 +12,7 @@ use ndarray_npy::NpzReader;
 
 const CHECKPOINT: &str = "run/checkpoints/step-0000002";
 
-/// A trained run, whose weights give images with structure.
+/// A playground with a trained run, whose samples have structure.
 fn place() -> Playground {
     let place = Playground::new();
     let settings = [
@@ -29,7 +29,7 @@ fn place() -> Playground {
     place
 }
 
-/// The sampler with the most randomness.
+/// Arguments of `runner sample`; by default with the sampler that draws the most random numbers.
 fn arguments<'a>(out: &'a str, count: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let mut all = vec!["sample", CHECKPOINT, "--out", out, "--count", count];
     for (flag, value) in [
@@ -67,7 +67,7 @@ fn npz(path: &Path) -> (Array4<u8>, Array1<i64>) {
     (npz.by_name("arr_0").unwrap(), npz.by_name("arr_1").unwrap())
 }
 
-/// Starts the program and kills it when `enough` images are there.
+/// Starts the program and kills it when `folder` contains `enough` images.
 fn kill_after(place: &Playground, arguments: &[&str], folder: &str, enough: usize) {
     let mut child = place.command(arguments).spawn().unwrap();
     let started = Instant::now();
@@ -81,7 +81,7 @@ fn kill_after(place: &Playground, arguments: &[&str], folder: &str, enough: usiz
 }
 
 #[test]
-fn an_image_depends_on_its_index_alone() {
+fn each_image_depends_only_on_its_index() {
     let place = place();
     sample(&place, "whole", "11", &[]).expect(0, &["whole"]);
     let whole = images(&place.path("whole"));
@@ -89,14 +89,14 @@ fn an_image_depends_on_its_index_alone() {
     let distinct: std::collections::BTreeSet<_> = whole.values().collect();
     assert_eq!(distinct.len(), 11, "some images are the same");
 
-    // Fewer, then more: the folder is gone on with.
+    // A second call with a larger count completes the folder.
     sample(&place, "grown", "4", &[]).expect(0, &[]);
     assert!(
         images(&place.path("grown"))
             .iter()
             .all(|(name, bytes)| whole[name] == *bytes)
     );
-    sample(&place, "grown", "11", &[]).expect(0, &["4 of 11 images were there, 7 were drawn"]);
+    sample(&place, "grown", "11", &[]).expect(0, &["4 of 11 images already existed, 7 were drawn"]);
     assert!(images(&place.path("grown")) == whole);
     sample(&place, "grown", "3", &[]).expect(0, &["8 more images"]);
 
@@ -117,7 +117,7 @@ fn an_image_depends_on_its_index_alone() {
 }
 
 #[test]
-fn a_killed_call_goes_on_to_the_same_bytes() {
+fn a_killed_call_resumes_to_the_same_bytes() {
     let place = place();
     let slow = ["--steps", "60"];
     sample(&place, "whole", "20", &slow).expect(0, &[]);
@@ -134,14 +134,14 @@ fn a_killed_call_goes_on_to_the_same_bytes() {
         );
     }
     assert!(!place.path("part.npz").exists());
-    let there = images(&place.path("part")).len();
-    assert!((7..20).contains(&there), "{there}");
-    // What else a crash can leave: a torn image and a file that was being written.
+    let drawn = images(&place.path("part")).len();
+    assert!((7..20).contains(&drawn), "{drawn}");
+    // A crash can also leave a truncated image and a temporary file.
     fs::write(place.path("part/000002.png"), b"\x89PNG\r\n").unwrap();
     let leftover = "part/.000019.png.0123456789abcdef-1-1-abcdefgh.tmp";
     fs::write(place.path(leftover), b"half").unwrap();
     let devices = [&slow[..], &["--device", "cpu,cpu"]].concat();
-    sample(&place, "part", "20", &devices).expect(0, &["20 images were there"]);
+    sample(&place, "part", "20", &devices).expect(0, &["20 images already existed"]);
     sample(&place, "part.npz", "20", &slow).expect(0, &["part.npz"]);
 
     assert!(images(&place.path("part")) == images(&place.path("whole")));
@@ -193,7 +193,7 @@ fn random_classes_follow_the_seed() {
 }
 
 #[test]
-fn what_does_not_go_together_is_refused() {
+fn calls_that_do_not_match_the_folder_or_the_model_are_refused() {
     let place = place();
     sample(&place, "out", "3", &[]).expect(0, &[]);
     let before = images(&place.path("out"));
@@ -237,7 +237,7 @@ fn what_does_not_go_together_is_refused() {
 }
 
 #[test]
-fn the_newest_whole_checkpoint_of_a_run_is_taken() {
+fn the_newest_intact_checkpoint_of_a_run_is_used() {
     let place = Playground::new();
     let mut all = vec!["train", "base.toml", "--device", "cpu", "--out", "run"];
     for setting in ["train.steps=4", "evaluate.fd_encoder=\"\"", "sample.grid=0"] {
@@ -268,7 +268,7 @@ fn the_newest_whole_checkpoint_of_a_run_is_taken() {
     );
     assert!(images(&place.path("fallen")) == images(&place.path("older")));
     assert!(images(&place.path("fallen")) != images(&place.path("whole")));
-    // Named itself, a damaged checkpoint is not replaced by another.
+    // A damaged checkpoint that is named explicitly is not replaced by another one.
     draw("run/checkpoints/step-0000004", "named").expect(2, &["step-0000004", "damaged"]);
     cut(2);
     let words = ["none of its 2", "step-0000004", "step-0000002", "damaged"];
@@ -277,7 +277,7 @@ fn the_newest_whole_checkpoint_of_a_run_is_taken() {
 }
 
 #[test]
-fn what_cannot_be_sampled_from_is_answered_with_what_can() {
+fn an_unusable_source_of_weights_is_refused_with_a_usable_alternative() {
     let place = place();
     place.write("rubbish.safetensors", "rubbish");
     fs::create_dir_all(place.path("sweep/cells/one")).unwrap();
@@ -307,7 +307,7 @@ fn what_cannot_be_sampled_from_is_answered_with_what_can() {
     }
 }
 
-/// `common::Playground` with a file of a case of `tests/data/cases`.
+/// A playground with a file and the images of a case in `tests/data/cases`.
 fn case(name: &str, file: &str) -> Playground {
     let place = Playground::new();
     let source = crate::common::repository()
@@ -336,8 +336,8 @@ fn guidance_without_a_trained_null_class_is_refused_when_the_configuration_is_re
             "sample.sampler.cfg_scale is 2",
         ];
         train(&[]).expect(2, &words);
-        assert!(!place.path("run").exists(), "{file}: it began");
-        // Without guidance it trains; its checkpoint is not sampled with guidance either.
+        assert!(!place.path("run").exists(), "{file}: training started");
+        // Training without guidance works, but its checkpoint cannot be sampled with guidance.
         train(&[
             "--set",
             "sample.sampler.cfg_scale=1",
@@ -362,14 +362,14 @@ fn guidance_without_a_trained_null_class_is_refused_when_the_configuration_is_re
         sample("2").expect(2, &["`model.label_dropout` is 0", "config.toml"]);
         assert!(!place.path("out").exists(), "{file}");
         sample("1").expect(0, &[]);
-        // The flag counts, not what the configuration says.
+        // The flag overrides the configuration.
         place.edit("run/config.toml", "cfg_scale = 1.0", "cfg_scale = 2.0");
-        sample("1").expect(0, &["2 of 2 images were there"]);
+        sample("1").expect(0, &["2 of 2 images already existed"]);
     }
 }
 
 #[test]
-fn the_method_by_flag_and_by_setting_is_the_same() {
+fn a_sampler_chosen_by_flag_or_by_setting_is_the_same() {
     let place = Playground::new();
     let sampler = "sampler = { method = \"euler\", num_steps = 2 }";
     let guided =

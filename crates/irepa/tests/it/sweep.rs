@@ -1,4 +1,4 @@
-//! A sweep, run as the program: whole, again, in parts, killed, with a broken encoder.
+//! Tests of `runner sweep`: complete, repeated, in shards, killed, and with a broken encoder.
 
 use std::fs;
 use std::path::Path;
@@ -81,7 +81,7 @@ fn a_finished_sweep_only_rebuilds_the_report() {
     assert_eq!(modified(&result), before);
     assert!(place.path("runs/small/report.html").is_file());
 
-    // One cell's folder removed: it alone is run again, to the same weights.
+    // If the folder of one cell is removed, only that cell is run again, to the same weights.
     let cells = place.path("runs/small/cells");
     let weights = trained(&cells.join(CELLS[2]));
     fs::remove_dir_all(cells.join(CELLS[2])).unwrap();
@@ -89,7 +89,7 @@ fn a_finished_sweep_only_rebuilds_the_report() {
     assert_eq!(modified(&result), before);
     assert_eq!(trained(&cells.join(CELLS[2])), weights);
 
-    // A changed setting runs again what it concerns.
+    // A changed setting causes the affected cells to run again.
     place
         .sweep(&["--set", "sample.count=13", "--dry-run"])
         .expect(0, &["3 to run, 0 done"]);
@@ -124,7 +124,7 @@ fn kill_after(place: &Playground, arguments: &[&str], file: &Path, lines: usize)
         std::thread::sleep(Duration::from_millis(2));
     }
     child.kill().unwrap();
-    // No exit code: a signal ended it.
+    // There is no exit code if a signal ended the process.
     child.wait().unwrap().code().is_none()
 }
 
@@ -152,7 +152,7 @@ fn a_killed_run_resumes_to_the_same_bits() {
     let resume = train("killed", &["--resume"]);
     let resume: Vec<&str> = resume.iter().map(String::as_str).collect();
     let log = place.path("killed/metrics.jsonl");
-    // Different in every run of the test; any step must do.
+    // The steps differ in every run of the test; the result must not depend on them.
     let clock = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap();
@@ -178,7 +178,7 @@ fn a_killed_run_resumes_to_the_same_bits() {
     );
 }
 
-/// A configuration whose encoder makes each batch's tokens anew, ahead or not.
+/// Arguments of a run that encodes every batch, one batch ahead or not.
 fn encoding(out: &str, ahead: bool, extra: &[&str]) -> Vec<String> {
     let ahead = format!("data.encode_ahead={ahead}");
     let settings = [
@@ -200,7 +200,7 @@ fn words(arguments: &[String]) -> Vec<&str> {
 }
 
 #[test]
-fn an_encoder_that_runs_ahead_changes_no_bit() {
+fn encoding_ahead_changes_no_bit() {
     let place = Playground::new();
     place
         .run(&words(&encoding("plain", false, &[])))
@@ -211,7 +211,7 @@ fn an_encoder_that_runs_ahead_changes_no_bit() {
     let plain = trained(&place.path("plain"));
     assert_eq!(trained(&place.path("ahead")), plain);
 
-    // Killed while the next batch is made, and continued without making it ahead, and with it.
+    // Killed while the next batch is made, then resumed without encoding ahead, and then with it.
     let killed = encoding("killed", true, &["--resume"]);
     let log = place.path("killed/metrics.jsonl");
     assert!(kill_after(&place, &words(&killed), &log, 3));
@@ -222,7 +222,7 @@ fn an_encoder_that_runs_ahead_changes_no_bit() {
 }
 
 #[test]
-fn an_interrupted_run_is_saved_with_its_next_batch_on_the_way() {
+fn an_interrupted_run_is_saved_while_its_next_batch_is_made() {
     let place = Playground::new();
     place
         .run(&words(&encoding("whole", true, &[])))
@@ -248,7 +248,7 @@ fn an_interrupted_run_is_saved_with_its_next_batch_on_the_way() {
     );
     let outcome = Outcome::of(child.wait_with_output().unwrap());
     outcome.expect(130, &["interrupted and saved at step"]);
-    // Where it was saved: the batch that was on its way was not trained on.
+    // The saved position does not include the batch that was being made.
     let saved = checkpoint::list(&place.path("run/checkpoints"))
         .unwrap()
         .pop()
@@ -302,12 +302,12 @@ fn a_broken_encoder_fails_its_cells_and_no_others() {
             .into_iter()
             .filter(|(_, status, _)| status == "failed")
             .collect();
-        let [(cell, _, told)] = &failed[..] else {
+        let [(cell, _, found)] = &failed[..] else {
             panic!("{failed:?}");
         };
         assert!(
-            cell.contains(broken) && told.contains(reason),
-            "{cell}: {told}"
+            cell.contains(broken) && found.contains(reason),
+            "{cell}: {found}"
         );
         assert_eq!(
             statuses(&place)
@@ -321,7 +321,7 @@ fn a_broken_encoder_fails_its_cells_and_no_others() {
 }
 
 #[test]
-fn encoders_that_are_not_here_are_skipped_with_the_way_to_get_them() {
+fn missing_encoders_are_skipped_and_the_output_says_how_to_get_them() {
     let place = Playground::new();
     place.edit("experiment.toml", "\"good\"]", "\"good\", \"paper27\"]");
     let outcome = place
@@ -344,9 +344,9 @@ fn encoders_that_are_not_here_are_skipped_with_the_way_to_get_them() {
 }
 
 #[test]
-fn shards_share_the_cells_out_and_together_finish() {
+fn shards_divide_the_cells_and_together_complete_the_sweep() {
     let place = Playground::new();
-    // The cells of one encoder are more than half of them.
+    // One encoder has more than half of the cells.
     for recipe in ["repa", "reg"] {
         place.write(&format!("recipes/{recipe}.toml"), "");
     }
@@ -371,7 +371,7 @@ fn shards_share_the_cells_out_and_together_finish() {
     all.dedup();
     assert_eq!(all.len(), 4, "{shards:?}");
 
-    // Another machine has not the encoder: its share is the same, and skipped.
+    // On a machine without the encoder, the shard has the same cells, which are skipped.
     fs::rename(place.path("encoders"), place.path("elsewhere")).unwrap();
     place.edit("experiment.toml", "\"good\"]", "\"dinov2-vit-b\"]");
     place.edit("base.toml", "good_patch_only", "");
@@ -421,7 +421,7 @@ fn cells_of_a_cohort_train_as_they_would_alone() {
         let rows = report::results::read_csv(&place.path(out).join("small/results.csv")).unwrap();
         rows.iter().map(|row| row.peak_memory_mib).collect()
     };
-    // What the process took is neither's.
+    // The peak memory of the process cannot be attributed to either cell.
     assert_eq!(memory("runs"), [None, None]);
     place
         .sweep(&["--out", "alone", "--only", "*.repa.*"])
@@ -471,7 +471,7 @@ fn a_checkpoint_gives_samples_as_pngs_and_as_npz() {
 }
 
 #[test]
-fn a_run_is_not_continued_with_other_settings() {
+fn a_run_is_not_resumed_with_other_settings() {
     let place = Playground::new();
     let train = ["train", "base.toml", "--out", "run", "--device", "cpu"];
     place.run(&train).expect(0, &[]);
@@ -483,13 +483,13 @@ fn a_run_is_not_continued_with_other_settings() {
     };
     let named = ["optimizer.lr was ", " and is 0.5", "--init", "--out"];
     resume("optimizer.lr=0.5").expect(2, &named);
-    resume("train.steps=3").expect(2, &["at step 6 already", "train.steps = 3"]);
+    resume("train.steps=3").expect(2, &["already reached step 6", "train.steps = 3"]);
     assert_eq!(trained(&place.path("run")), before);
     resume("train.steps=8").expect(0, &[]);
 }
 
 #[test]
-fn a_cell_of_other_settings_begins_anew_and_leaves_what_was_there() {
+fn a_cell_with_other_settings_restarts_and_keeps_its_previous_run() {
     let place = Playground::new();
     let sweep = ["--only", "*.none.*"];
     place.sweep(&sweep).expect(0, &["1 done"]);
@@ -501,7 +501,7 @@ fn a_cell_of_other_settings_begins_anew_and_leaves_what_was_there() {
     assert_ne!(trained(&cell), before);
     assert_eq!(trained(&cell.join("before/1")), before);
     assert!(cell.join("before/1/result.json").is_file());
-    // And back: another run again, to the same bits.
+    // With the original settings, the cell is run again, to the same bits.
     place.sweep(&sweep).expect(0, &["1 done"]);
     assert_eq!(trained(&cell), before);
 }
@@ -524,16 +524,16 @@ fn encoders_joined_by_a_comma_are_one_target() {
 }
 
 #[test]
-fn cells_that_do_not_fit_together_go_on_apart_to_the_same_bits() {
-    cells_go_on_apart("data.encode_ahead=false");
+fn cells_that_do_not_fit_into_memory_are_trained_separately_to_the_same_bits() {
+    check_separate_training("data.encode_ahead=false");
 }
 
 #[test]
-fn cells_that_do_not_fit_beside_an_encoder_that_runs_ahead_go_on_apart() {
-    cells_go_on_apart("data.encode_ahead=true");
+fn cells_that_do_not_fit_into_memory_while_encoding_ahead_are_trained_separately() {
+    check_separate_training("data.encode_ahead=true");
 }
 
-fn cells_go_on_apart(ahead: &str) {
+fn check_separate_training(ahead: &str) {
     let place = Playground::new();
     place.add_encoder("out_of_memory");
     place.write(
@@ -551,27 +551,27 @@ fn cells_go_on_apart(ahead: &str) {
         "\"good_patch_only\", \"out_of_memory\"",
     );
     place.edit("base.toml", "spatial_images = 4", "spatial_images = 0");
-    // The encoder sees such a batch in one call.
+    // The encoder processes a batch of this size in one call.
     place.edit("base.toml", "batch_size = 8", "batch_size = 4");
     place.sweep(&["--set", ahead]).expect(
         0,
         &[
-            "out of memory with 2 cells at once: 1 go on first, then 1",
+            "out of memory with 2 cells at the same time: training 1 first, then 1",
             "4 done, 0 failed",
         ],
     );
     for recipe in ["repa", "irepa"] {
         let cell =
             |encoder: &str| place.path(&format!("runs/small/cells/sit-xs4.{recipe}.{encoder}.s0"));
-        // The same tokens, from an encoder that has memory enough.
+        // The same tokens, from an encoder that does not run out of memory.
         let expected = trained(&cell("good_patch_only"));
         for (name, bytes) in trained(&cell("out_of_memory")) {
-            // Which encoder it was is written into every checkpoint.
+            // The JSON files of a checkpoint name the encoder.
             let same = bytes == expected[&name] || name.ends_with(".json");
             assert!(same, "{name} of {recipe}");
         }
     }
-    // A cell alone that does not fit fails with a way out.
+    // A single cell that does not fit fails with a hint.
     place
         .sweep(&[
             "--set",
@@ -584,7 +584,7 @@ fn cells_go_on_apart(ahead: &str) {
 }
 
 #[test]
-fn cells_wait_where_memory_has_no_room_for_them() {
+fn cells_that_exceed_the_memory_limit_wait() {
     let place = Playground::new();
     place.edit(
         "experiment.toml",
@@ -605,8 +605,11 @@ fn cells_wait_where_memory_has_no_room_for_them() {
     place.sweep(&["--out", "together"]).expect(0, &["3 done"]);
     let outcome = place
         .sweep(&["--out", "apart", "--memory-limit", "1"])
-        .expect(0, &["memory for 1 cells at once; 1 wait", "3 done"]);
-    assert_eq!(outcome.stderr.matches("memory for").count(), 1);
+        .expect(
+            0,
+            &["1 cells fit into memory at the same time; 1 wait", "3 done"],
+        );
+    assert_eq!(outcome.stderr.matches("fit into memory").count(), 1);
     for cell in ["none", "repa.good", "irepa.good"] {
         let cell = |out: &str| place.path(&format!("{out}/small/cells/sit-xs4.{cell}.s0"));
         assert!(trained(&cell("apart")) == trained(&cell("together")));

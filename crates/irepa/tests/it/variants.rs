@@ -1,4 +1,4 @@
-//! Training variants: files that lie over the base, each with the same recipes.
+//! Training variants: files that override the base, each with the same recipes.
 
 use std::fs;
 
@@ -82,7 +82,7 @@ fn every_variant_trains_with_every_recipe_and_draws_samples() {
         assert_eq!(second.is_file(), row.variant == "jit");
         let vae = second.with_file_name("vae.safetensors");
         assert_eq!(vae.is_file(), row.variant == "repa-e");
-        // A variant's own recipe comes before the general one.
+        // A variant's own recipe takes precedence over the general one.
         let config = place.read(&format!("{cell}/config.toml"));
         let own = row.variant == "jit" && row.recipe == "irepa";
         assert_eq!(config.contains("coefficient = 0.25"), own, "{}", row.cell);
@@ -91,7 +91,7 @@ fn every_variant_trains_with_every_recipe_and_draws_samples() {
 }
 
 #[test]
-fn variants_that_do_not_exist_or_make_no_sense_are_refused() {
+fn unknown_and_invalid_variants_are_refused() {
     let place = playground();
     place.edit("experiment.toml", "\"meanflow\"", "\"meanflw\"");
     place

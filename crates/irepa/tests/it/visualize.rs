@@ -1,4 +1,4 @@
-//! `runner visualize`: what it draws, and what it says when it cannot.
+//! Tests of `runner visualize`: the sheets that it draws, and its errors.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,7 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use image::{Rgb, RgbImage};
 
-/// The upper end of viridis.
+/// The colour of the largest value in viridis.
 const TOP: Rgb<u8> = Rgb([0xFD, 0xE7, 0x25]);
 /// Side of a map: images of 16 to 128 pixels are enlarged to it.
 const CELL: u32 = 128;
@@ -20,7 +20,7 @@ fn data() -> String {
     data.canonicalize().unwrap().to_string_lossy().into_owned()
 }
 
-/// Runs the command on emoji of 32 pixels.
+/// Runs the command on the embedded data at 32 pixels.
 fn visualize(place: &Playground, arguments: &[&str]) -> Outcome {
     let data = data();
     let mut all = vec!["visualize"];
@@ -36,7 +36,7 @@ fn size(place: &Playground, name: &str) -> (u32, u32) {
         .dimensions()
 }
 
-/// The picture in an SVG whose title is this.
+/// The picture with this title in an SVG.
 fn embedded(svg: &str, title: &str) -> RgbImage {
     let document = roxmltree::Document::parse(svg).unwrap();
     let image = document
@@ -79,7 +79,7 @@ fn the_sheet_grows_by_rows_blocks_and_columns() {
 }
 
 #[test]
-fn names_joined_by_a_comma_are_rows_of_their_own() {
+fn encoders_joined_by_a_comma_have_separate_rows() {
     let place = Playground::new();
     visualize(
         &place,
@@ -124,13 +124,13 @@ fn the_svg_is_one_file_with_labels_as_text() {
             .iter()
             .any(|text| text.starts_with("emoji64/val 17, "))
     );
-    // Two images; of each, two encoders with four maps; the colour bar.
+    // Two images, each with four maps for two encoders, and the colour bar.
     let images = document
         .descendants()
         .filter(|node| node.tag_name().name() == "image");
     assert_eq!(images.count(), 2 + 2 * 2 * 4 + 1);
     let addresses = svg.replace("http://www.w3.org/2000/svg", "");
-    assert!(!addresses.contains("://"), "the file needs another one");
+    assert!(!addresses.contains("://"), "the file refers to another one");
 
     let root = document.root_element();
     let side = |name: &str| root.attribute(name).unwrap().parse::<u32>().unwrap();
@@ -241,7 +241,7 @@ fn image_files_are_drawn_with_their_names() {
     let svg = place.read("a.svg");
     assert_eq!(embedded(&svg, "wide.png").dimensions(), (256, 256));
     assert_ne!(embedded(&svg, "wide.png"), embedded(&svg, "high.jpg"));
-    // Without masks, auto is the centre.
+    // Without a mask, the automatic anchor is the centre.
     embedded(&svg, "good, similarity to patch 2,2, raw");
 
     place.write("broken.png", "no image");
@@ -266,7 +266,7 @@ fn image_files_are_drawn_with_their_names() {
 }
 
 #[test]
-fn an_unknown_encoder_is_answered_with_the_nearest() {
+fn an_unknown_encoder_is_reported_with_the_nearest_known_name() {
     let place = Playground::new();
     visualize(&place, &["good", "dinov2-vitb"]).expect(2, &["dinov2-vitb", "dinov2-vit-b"]);
     visualize(&place, &["good,hogg"]).expect(2, &["hogg", "did you mean hog"]);
@@ -307,7 +307,7 @@ fn anchors_are_checked_against_the_grid() {
 }
 
 #[test]
-fn a_place_that_cannot_be_written_is_named() {
+fn a_path_that_cannot_be_written_is_named() {
     let place = Playground::new();
     visualize(&place, &["good", "--out", "nowhere/a.png"]).expect(2, &["--out nowhere/a.png"]);
     fs::create_dir(place.path("folder.png")).unwrap();
@@ -316,7 +316,7 @@ fn a_place_that_cannot_be_written_is_named() {
         let outcome = visualize(&place, &["good", "--out", name]);
         outcome.expect(2, &[&format!("--out {name}"), ".png", ".svg"]);
     }
-    // A full disk: files of at most 1 KiB.
+    // A limit of 1 KiB per file simulates a full disk.
     let program = env!("CARGO_BIN_EXE_irepa");
     let script = format!(
         "trap '' XFSZ; ulimit -f 1; exec '{program}' visualize good --data '{}' --out a.png",
@@ -339,11 +339,11 @@ fn a_place_that_cannot_be_written_is_named() {
         let name = file.as_ref().unwrap().file_name();
         name.to_string_lossy().contains("a.png")
     });
-    assert_eq!(left.count(), 0, "half a file was left");
+    assert_eq!(left.count(), 0, "a partial file was left");
 }
 
 #[test]
-fn other_settings_are_named_with_what_is_allowed() {
+fn invalid_settings_are_reported_with_the_allowed_values() {
     let place = Playground::new();
     let refused = |arguments: &[&str], words: &[&str]| {
         visualize(&place, &[&["good"], arguments].concat()).expect(2, words);

@@ -1,4 +1,4 @@
-//! Weights from files: what a run starts from, and what samples are drawn from.
+//! Weights from files, for starting a run and for drawing samples.
 
 use std::path::PathBuf;
 
@@ -43,7 +43,7 @@ fn a_run_starts_from_the_weights_of_a_file() {
 }
 
 #[test]
-fn weights_of_another_model_are_refused_unless_part_of_them_is_wanted() {
+fn weights_of_another_model_are_refused_without_partial() {
     let place = Playground::new();
     train(&place, "a", &[]).expect(0, &[]);
     let file = newest(&place, "a").join("ema.safetensors");
@@ -55,7 +55,7 @@ fn weights_of_another_model_are_refused_unless_part_of_them_is_wanted() {
     ];
     train(&place, "b", &init).expect(1, &["ema.safetensors", "missing", "q_norm", "--partial"]);
     let partial = [&init[..], &["--partial"]].concat();
-    train(&place, "c", &partial).expect(0, &["drawn anew", "q_norm"]);
+    train(&place, "c", &partial).expect(0, &["initialised randomly", "q_norm"]);
     train(&place, "d", &["--init", "nowhere.safetensors"]).expect(2, &["nowhere.safetensors"]);
     place.write("rubbish.safetensors", "rubbish");
     train(&place, "d", &["--init", "rubbish.safetensors"]).expect(

@@ -1,4 +1,4 @@
-//! Feature caches: the tokens of a whole data set, by each of some encoders.
+//! Computes feature caches: the tokens of a whole data set for one or more encoders.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,40 +14,40 @@ use super::fill::{Job, check_space};
 use console::errln;
 use evaluation::encoder_bank::{EncoderBank, device_kind};
 
-/// What to make.
+/// Options of [`features`].
 #[derive(Debug, Clone)]
 pub struct FeatureOptions {
-    /// Whose data set, resolution, background, flips and encoder precision are used: the
-    /// configuration that will be trained.
+    /// The configuration that will be trained. Its data set, resolution, background, flips and encoder precision are
+    /// used.
     pub config: Config,
-    /// Encoders by name.
+    /// Names of the encoders.
     pub encoders: Vec<String>,
-    /// Folder of the caches, one a sub-folder.
+    /// Folder of the caches, with one sub-folder per encoder.
     pub out: PathBuf,
     /// Dtype of the stored tokens.
     pub stored: Precision,
-    /// Bytes of a shard, about.
+    /// Approximate size of a shard in bytes.
     pub shard_bytes: u64,
 }
 
-/// How it ended.
+/// How [`features`] ended.
 #[derive(Debug, Default)]
 pub struct FeatureOutcome {
-    /// Complete caches.
+    /// Folders of the complete caches.
     pub made: Vec<PathBuf>,
-    /// Encoders without a cache, with the reason.
+    /// Encoders whose cache could not be computed, with the reason.
     pub failed: Vec<(String, PrepareError)>,
-    /// Whether it was interrupted; what is written stays.
+    /// Whether it was interrupted. Shards that are written stay.
     pub interrupted: bool,
 }
 
-/// Computes the tokens of the training split by each encoder and stores them. Says what it will
-/// write before it starts, and does not start if that does not fit the disk. A cache that is
-/// complete stays as it is; one that is not is finished.
+/// Computes the tokens of the training split with each encoder and stores them. Prints what it will write before it
+/// starts, and does not start if the disk has not enough free space. A complete cache is not changed; an incomplete one
+/// is completed.
 ///
 /// # Errors
-/// The data set cannot be opened, or the disk is too small. What goes wrong with one encoder is
-/// part of the outcome, and the others are still done.
+/// The data set cannot be opened, or the disk has not enough free space. An error of a single encoder is part of the
+/// outcome, and the other encoders still run.
 pub fn features(
     options: &FeatureOptions,
     registry: Registry,

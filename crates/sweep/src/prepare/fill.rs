@@ -1,4 +1,4 @@
-//! Filling one cache, whatever it holds.
+//! Fills one cache, with tokens or moments.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -17,22 +17,22 @@ use super::PrepareError;
 use console::errln;
 use console::image_progress::ImageProgress;
 
-/// Images that are read, and seen by an encoder, at once.
+/// Number of images that are read and encoded at once.
 const BATCH: usize = 32;
-/// Batches that are decoded ahead.
+/// Number of batches that are decoded ahead.
 const AHEAD: usize = 4;
 
-/// A cache that is to be made or finished.
+/// A cache that is to be created or completed.
 pub(super) struct Job {
     pub(super) name: String,
     pub(super) folder: PathBuf,
     contents: Contents,
-    /// Samples that nothing is stored of yet.
-    samples: u64,
+    /// Number of samples that are not stored yet.
+    missing: u64,
 }
 
 impl Job {
-    /// Looks at what `folder` holds of this already, and says what will be written.
+    /// Checks which part of the cache `folder` already contains, and prints what will be written.
     pub(super) fn plan(
         name: &str,
         folder: PathBuf,
@@ -44,13 +44,13 @@ impl Job {
         if let Some(found) = &found {
             contents.layout.shard_samples = found.layout.shard_samples;
         }
-        let samples = contents
+        let missing = contents
             .missing(&folder)?
             .iter()
-            .map(|s| s.end - s.start)
+            .map(|samples| samples.end - samples.start)
             .sum();
         let (key, layout) = (&contents.key, &contents.layout);
-        let there = key.samples - samples;
+        let stored = key.samples - missing;
         let [height, width] = layout.grid.into();
         errln!(
             "{name}: {} images{} x {height} x {width} {} x {}, {}: {} in {}{}",
@@ -65,23 +65,25 @@ impl Job {
             layout.stored.name(),
             HumanBytes(contents.bytes(key.samples)),
             folder.display(),
-            match there {
+            match stored {
                 0 => String::new(),
-                _ if samples == 0 => "; complete".to_owned(),
-                _ => format!("; {there} images are there, {samples} to do"),
+                _ if missing == 0 => "; complete".to_owned(),
+                _ => format!("; {stored} images are already stored, {missing} are missing"),
             }
         );
         Ok(Self {
             name: name.to_owned(),
             folder,
             contents,
-            samples,
+            missing,
         })
     }
 
-    /// Fills the cache; `false` if it was interrupted. What `load` gives puts the features of some
-    /// images, given as u8 `[B, 3, R, R]` on `device` and mirrored already where it says so, into
-    /// rows from the sample that is named; it is not called where nothing is missing.
+    /// Fills the cache. Returns false if it was interrupted.
+    ///
+    /// `load` loads the network and returns a function that encodes images; it is not called if the cache is complete.
+    /// That function is called with the rows to write to, the id of the first sample, whether the images are mirrored,
+    /// and the images, u8 `[B, 3, R, R]` on `device`.
     pub(super) fn fill<P>(
         &self,
         config: &Config,
@@ -100,17 +102,18 @@ impl Job {
         if missing.is_empty() {
             return Ok(true);
         }
-        let put = load()?;
-        let mut progress = ImageProgress::new(&self.name, self.samples);
+        let encode = load()?;
+        let mut progress = ImageProgress::new(&self.name, self.missing);
         let mut skipped = Skipped::new(config, dataset.as_ref());
         let (send, receive) = mpsc::sync_channel(AHEAD);
         thread::scope(|scope| {
-            // Gone with this closure, however it ends: the thread would wait for ever otherwise.
+            // Moved into this closure, so that it is dropped when the closure ends. Otherwise the thread would block
+            // forever.
             let receive = receive;
-            let ahead: Vec<Range<u64>> = missing.iter().flat_map(chunks).collect();
+            let to_read: Vec<Range<u64>> = missing.iter().flat_map(chunks).collect();
             scope.spawn(move || {
-                for samples in ahead {
-                    // The other end is gone when something failed or was interrupted.
+                for samples in to_read {
+                    // The receiver is dropped after an error or an interruption.
                     if send.send(read(dataset.as_ref(), config, samples)).is_err() {
                         return;
                     }
@@ -122,19 +125,19 @@ impl Job {
                     if interrupted.load(Ordering::Relaxed) {
                         return Ok(false);
                     }
-                    // It ends when everything has been read, and not before.
-                    let Ok(parts) = receive.recv() else {
+                    // The thread ends only after it has sent all chunks.
+                    let Ok(reads) = receive.recv() else {
                         return Ok(false);
                     };
-                    for part in parts {
-                        let Some((first, batch)) = skipped.pass(part)? else {
+                    for read in reads {
+                        let Some((first, batch)) = skipped.check(read)? else {
                             continue;
                         };
                         let images = images_to_device(&batch, device)?;
-                        put(&mut rows, first, false, &images)?;
+                        encode(&mut rows, first, false, &images)?;
                         if config.data.flip {
                             let mirrored = images.f_flip([-1]).map_err(TrainError::from)?;
-                            put(&mut rows, first, true, &mirrored)?;
+                            encode(&mut rows, first, true, &mirrored)?;
                         }
                     }
                     progress.add(chunk.end - chunk.start);
@@ -150,19 +153,22 @@ impl Job {
     }
 }
 
-/// Compares what is to be written with what is free.
+/// Compares the bytes to be written with the free space of the disk, and prints both.
+///
+/// # Errors
+/// The disk has not enough free space.
 pub(super) fn check_space(out: &Path, jobs: &[Job]) -> Result<(), PrepareError> {
-    let needed = jobs.iter().map(|job| job.contents.bytes(job.samples)).sum();
-    // The folder is not there yet; its disk is that of the nearest one that is.
+    let needed = jobs.iter().map(|job| job.contents.bytes(job.missing)).sum();
+    // The folder may not exist yet; it will be on the disk of its nearest existing ancestor.
     let absolute = std::path::absolute(out).map_err(|source| CacheError::Io {
         action: "find",
         path: out.to_owned(),
         source,
     })?;
-    let Some(there) = absolute.ancestors().find(|path| path.exists()) else {
+    let Some(existing) = absolute.ancestors().find(|path| path.exists()) else {
         return Ok(());
     };
-    match fs4::available_space(there) {
+    match fs4::available_space(existing) {
         Ok(free) if needed > free => Err(PrepareError::Cache(CacheError::InsufficientSpace {
             folder: out.to_owned(),
             needed,
@@ -176,15 +182,15 @@ pub(super) fn check_space(out: &Path, jobs: &[Job]) -> Result<(), PrepareError> 
         }
         Err(error) => {
             tracing::warn!(
-                "the free space of {} is not known: {error}",
-                there.display()
+                "the free space of {} is unknown: {error}",
+                existing.display()
             );
             Ok(())
         }
     }
 }
 
-/// Parts of a shard that are read at once.
+/// Divides the samples of a shard into ranges that are read at once.
 fn chunks(samples: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
     let end = samples.end;
     (samples.start..end)
@@ -192,11 +198,11 @@ fn chunks(samples: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
         .map(move |start| start..(start + BATCH as u64).min(end))
 }
 
-/// Images from the sample that is named with them.
-type Part = Result<(u64, Batch), DataError>;
+/// Consecutive images and the id of the first, or the error of reading them.
+type ReadImages = Result<(u64, Batch), DataError>;
 
-/// The images of some samples: together, or one by one if not all can be read.
-fn read(dataset: &dyn Dataset, config: &Config, samples: Range<u64>) -> Vec<Part> {
+/// Reads the images of `samples` as one batch, or one by one if some of them are corrupt.
+fn read(dataset: &dyn Dataset, config: &Config, samples: Range<u64>) -> Vec<ReadImages> {
     let data = &config.data;
     let images = |samples: Range<u64>| {
         let first = samples.start;
@@ -208,11 +214,11 @@ fn read(dataset: &dyn Dataset, config: &Config, samples: Range<u64>) -> Vec<Part
         Err(error) if error.is_corrupt_sample() => {
             samples.map(|sample| images(sample..sample + 1)).collect()
         }
-        together => vec![together],
+        batch => vec![batch],
     }
 }
 
-/// Samples that cannot be read: passed over, up to a share.
+/// Counts the corrupt samples that are skipped, up to `data.max_corrupt_share`.
 struct Skipped {
     dataset: String,
     samples: u64,
@@ -230,11 +236,15 @@ impl Skipped {
         }
     }
 
-    fn pass(&mut self, part: Part) -> Result<Option<(u64, Batch)>, DataError> {
-        match part {
+    /// Returns images that could be read, and `None` for a corrupt sample that is skipped.
+    ///
+    /// # Errors
+    /// Too many samples are corrupt, or another error of reading.
+    fn check(&mut self, read: ReadImages) -> Result<Option<(u64, Batch)>, DataError> {
+        match read {
             Ok(images) => Ok(Some(images)),
             Err(error) if error.is_corrupt_sample() => {
-                tracing::warn!(%error, "passing over a corrupt sample");
+                tracing::warn!(%error, "skipping a corrupt sample");
                 self.count += 1;
                 if self.count as f64 <= self.max_share * self.samples as f64 {
                     return Ok(None);

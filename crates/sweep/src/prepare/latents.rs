@@ -1,4 +1,4 @@
-//! The moments of the latents of a whole data set, by the frozen autoencoder of a configuration.
+//! Computes the moments of the latents of a whole data set with the frozen autoencoder of a configuration.
 
 use std::path::PathBuf;
 use std::slice;
@@ -14,27 +14,25 @@ use super::fill::{Job, check_space};
 use evaluation::autoencoder_files::AutoencoderFiles;
 use evaluation::encoder_bank::device_kind;
 
-/// What to make.
+/// Options of [`latents`].
 #[derive(Debug, Clone)]
 pub struct LatentOptions {
-    /// Whose data set, resolution, background, flips and autoencoder are used: the configuration
-    /// that will be trained.
+    /// The configuration that will be trained. Its data set, resolution, background, flips and autoencoder are used.
     pub config: Config,
     /// Folder of the cache.
     pub out: PathBuf,
     /// Dtype of the stored moments.
     pub stored: Precision,
-    /// Bytes of a shard, about.
+    /// Approximate size of a shard in bytes.
     pub shard_bytes: u64,
 }
 
 /// Computes mean and standard deviation of the latents of the training split and stores them, as
-/// [`features`](super::features) does tokens. `false` when it was interrupted; what is written
-/// stays.
+/// [`features`](super::features) does with tokens. Returns false if it was interrupted; shards that are written stay.
 ///
 /// # Errors
-/// The configuration has no frozen autoencoder, its weights or the data set cannot be read, or the
-/// disk is too small.
+/// The configuration has no frozen autoencoder, its weights or the data set cannot be read, or the disk has not enough
+/// free space.
 pub fn latents(
     options: &LatentOptions,
     device: Device,

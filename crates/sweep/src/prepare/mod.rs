@@ -1,5 +1,5 @@
-//! What training would compute in every epoch, computed once for a whole data set: encoders' tokens
-//! and the moments of latents.
+//! Precomputes what training would otherwise compute in every epoch: the tokens of encoders and the moments of latents
+//! of a whole data set.
 
 mod features;
 mod fill;
@@ -14,7 +14,7 @@ use training::{CheckpointError, TrainError};
 pub use features::{FeatureOptions, FeatureOutcome, features};
 pub use latents::{LatentOptions, latents};
 
-/// Why features could not be computed or stored.
+/// Why tokens or moments could not be computed or stored.
 #[derive(Debug, Error)]
 pub enum PrepareError {
     /// The data set cannot be read.
@@ -23,7 +23,7 @@ pub enum PrepareError {
     /// The encoder cannot be loaded, or failed.
     #[error(transparent)]
     Encoder(#[from] EncoderError),
-    /// The features cannot be stored.
+    /// The cache cannot be read or written.
     #[error(transparent)]
     Cache(#[from] CacheError),
     /// The autoencoder's weights cannot be read.

@@ -1,4 +1,4 @@
-//! A small experiment in a folder of its own, and the program that runs it.
+//! A small experiment in a temporary folder, and helpers that run the program on it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use training::checkpoint;
 
-/// An experiment of a few seconds: 16-pixel images, a 4 x 4 token grid, 6 steps.
+/// An experiment that runs in a few seconds: images of 16 pixels, a token grid of 4 x 4, 6 steps.
 pub struct Playground {
     folder: tempfile::TempDir,
 }
@@ -96,7 +96,7 @@ impl Playground {
         this
     }
 
-    /// Copies a test encoder to the folder that the program looks in.
+    /// Copies a test encoder to the folder in which the program looks for encoders.
     pub fn add_encoder(&self, name: &str) {
         let source = repository().join("crates/encoders/tests/data/broken");
         fs::create_dir_all(self.path("encoders")).unwrap();
@@ -106,7 +106,7 @@ impl Playground {
         }
     }
 
-    /// A folder with the files of a case in `tests/data/cases`, and the project's own encoders.
+    /// A folder with the files of a case in `tests/data/cases` and the encoders of the project.
     pub fn of_case(name: &str) -> Self {
         let this = Self {
             folder: tempfile::tempdir().unwrap(),
@@ -134,7 +134,7 @@ impl Playground {
         fs::read_to_string(self.path(name)).unwrap()
     }
 
-    /// Changes a file's text; the old part must be there.
+    /// Replaces text in a file, which must contain the old text.
     pub fn edit(&self, name: &str, old: &str, new: &str) {
         let text = self.read(name);
         assert!(text.contains(old), "{name} has no `{old}`");
@@ -161,7 +161,8 @@ impl Playground {
     }
 }
 
-/// What a cell's training left, by file name; the rest of a cell is measured from these.
+/// The files that a cell's training wrote, by name: the newest checkpoint and the log. All results of the cell are
+/// derived from them.
 pub fn trained(run: &Path) -> BTreeMap<String, Vec<u8>> {
     let newest = checkpoint::list(&run.join("checkpoints"))
         .unwrap()
@@ -183,11 +184,14 @@ pub fn trained(run: &Path) -> BTreeMap<String, Vec<u8>> {
     files
 }
 
-/// Waits until `ready`, for at most two minutes.
+/// Waits until `ready` returns true, for at most two minutes.
 pub fn wait_until(what: &str, mut ready: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(120);
     while !ready() {
-        assert!(Instant::now() < deadline, "{what} did not come about");
+        assert!(
+            Instant::now() < deadline,
+            "timeout while waiting for {what}"
+        );
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -199,7 +203,7 @@ pub fn interrupt(child: &Child) {
     assert!(sent.success());
 }
 
-/// The exit code of a process that ends by itself in time.
+/// Waits for a process to end, for at most two minutes. Returns its exit code; `None` if a signal ended it.
 pub fn end_of(child: &mut Child) -> Option<i32> {
     let deadline = Instant::now() + Duration::from_secs(120);
     loop {
@@ -214,7 +218,7 @@ pub fn end_of(child: &mut Child) -> Option<i32> {
     }
 }
 
-/// How the program ended and what it said.
+/// Exit code and output of the program.
 pub struct Outcome {
     pub code: Option<i32>,
     pub stdout: String,
@@ -230,12 +234,12 @@ impl Outcome {
         }
     }
 
-    /// Asserts the exit code and that the error says all of `words`.
+    /// Asserts the exit code, and that the output contains all of `words`.
     pub fn expect(self, code: i32, words: &[&str]) -> Self {
         assert_eq!(self.code, Some(code), "{}{}", self.stdout, self.stderr);
         for word in words {
-            let said = self.stderr.contains(word) || self.stdout.contains(word);
-            assert!(said, "no `{word}` in:\n{}{}", self.stdout, self.stderr);
+            let found = self.stderr.contains(word) || self.stdout.contains(word);
+            assert!(found, "no `{word}` in:\n{}{}", self.stdout, self.stderr);
         }
         self
     }

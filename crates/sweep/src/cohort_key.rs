@@ -1,4 +1,4 @@
-//! What the cells of a cohort have in common.
+//! The key by which cells are grouped into cohorts.
 
 use encoders::Precision;
 use training::{
@@ -8,43 +8,45 @@ use training::{
 
 use crate::planned::Planned;
 
-/// Everything that shapes what a cohort's cells share: the batches, their latents and tokens, and the judges.
-/// Cells whose values are equal form one cohort.
+/// Everything that affects what the cells of a cohort share: the batches, their latents and tokens, and the judges.
+/// Cells with equal keys form one cohort.
 ///
-/// It is taken from a configuration by patterns that name every setting. A new setting does not compile until
-/// it is said here whether it shapes what is shared.
+/// The patterns below name every setting of the configuration, so that a new setting does not compile until it is
+/// decided here whether it belongs to the key.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Shared {
-    /// Fingerprints of the images of both splits.
+pub(crate) struct CohortKey {
+    /// Fingerprint of the training images.
     training: String,
+    /// Fingerprint of the reference images.
     reference: String,
-    settings: SharedSettings,
+    settings: CohortSettings,
 }
 
-/// The part of [`Shared`] that is in the configuration.
+/// The part of [`CohortKey`] that comes from the configuration.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct SharedSettings {
-    /// Which images, how they are read, and where their tokens and latents are cached.
+pub(crate) struct CohortSettings {
+    /// The images, how they are read, and the caches of their tokens and latents.
     data: DataConfig,
     batch_size: usize,
-    /// The order of the images follows from it.
+    /// Determines the order of the images.
     seed: u64,
     encoder: String,
     encoder_precision: Precision,
-    /// Switches of libtorch, under which the encoder runs too.
+    /// A global setting of libtorch, which also affects the encoder.
     tf32: bool,
+    /// A global setting of libtorch, which also affects the encoder.
     deterministic: bool,
     latents: Latents,
     evaluate: EvaluateConfig,
-    /// Samples that the judges see.
+    /// Number of samples that are measured.
     samples: usize,
 }
 
-/// What a cell's denoiser is trained on, before it is scaled.
+/// The source of what a cell's denoiser is trained on, before scaling.
 #[derive(Debug, Clone, PartialEq)]
 enum Latents {
     Pixels,
-    /// Each cell encodes with an autoencoder of its own.
+    /// Each cell trains its own autoencoder.
     Own,
     Frozen {
         layout: KlLayout,
@@ -52,17 +54,17 @@ enum Latents {
     },
 }
 
-impl Shared {
+impl CohortKey {
     pub(crate) fn of(planned: &Planned) -> Self {
         Self {
             training: planned.training.fingerprint().to_owned(),
             reference: planned.reference.fingerprint().to_owned(),
-            settings: SharedSettings::of(&planned.cell.config),
+            settings: CohortSettings::of(&planned.cell.config),
         }
     }
 }
 
-impl SharedSettings {
+impl CohortSettings {
     pub(crate) fn of(config: &Config) -> Self {
         let Config {
             base: _,
@@ -75,7 +77,7 @@ impl SharedSettings {
             sample,
             evaluate,
         } = config;
-        // Heads, losses and the normalisation of tokens belong to each cell's trainer.
+        // Heads, losses and the normalisation of tokens may differ between the cells of a cohort.
         let AlignmentConfig {
             encoder,
             encoder_precision,
@@ -84,7 +86,7 @@ impl SharedSettings {
             losses: _,
             pool_tokens: _,
         } = alignment;
-        // Encoders and autoencoders have no part in a trainer's precision.
+        // Encoders and autoencoders do not run in the precision of the trainer.
         let TrainConfig {
             steps: _,
             batch_size,
@@ -146,13 +148,13 @@ mod tests {
     fn differs(change: impl FnOnce(&mut Config)) -> bool {
         let mut config = Config::default();
         config.alignment.encoder = "hog".to_owned();
-        let before = SharedSettings::of(&config);
+        let before = CohortSettings::of(&config);
         change(&mut config);
-        SharedSettings::of(&config) != before
+        CohortSettings::of(&config) != before
     }
 
     #[test]
-    fn what_shapes_batches_tokens_or_judges_separates_cells() {
+    fn settings_of_batches_tokens_and_judges_separate_cells() {
         assert!(differs(
             |config| config.alignment.encoder_precision = Precision::Bf16
         ));
@@ -174,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_concerns_a_trainer_does_not() {
+    fn settings_of_the_trainer_alone_do_not_separate_cells() {
         assert!(!differs(|config| config.alignment.losses.clear()));
         assert!(!differs(|config| config.optimizer.lr = 1.0));
         assert!(!differs(|config| config.train.steps = 7));
