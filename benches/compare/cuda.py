@@ -21,14 +21,30 @@ HERE = Path(__file__).resolve().parent
 # Case: description, iterations per round, PyTorch contenders, and further Rust contenders.
 CASES = {
     "copy": ("copy of one token tensor, fp32", 50, ["eager"], {}),
-    "loss": ("alignment loss, forward and backward, fp32", 50, ["eager", "compile", "upstream"],
-             {"Rust, not fused": "loss_composed"}),
-    "loss_bf16": ("alignment loss, forward and backward, bf16", 50, ["eager", "compile"],
-                  {"Rust, not fused": "loss_bf16_composed"}),
-    "sit_b2": ("training step, SiT-B/2 with iREPA, bf16", 10, ["eager", "compile", "upstream"],
-               {"Rust, not fused": "sit_b2_composed", "Rust, CUDA graph": "sit_b2_graphs"}),
-    "sit_xl2": ("training step, SiT-XL/2 with iREPA, bf16", 5, ["eager", "compile", "upstream"],
-                {"Rust, not fused": "sit_xl2_composed", "Rust, CUDA graph": "sit_xl2_graphs"}),
+    "loss": (
+        "alignment loss, forward and backward, fp32",
+        50,
+        ["eager", "compile", "upstream"],
+        {"Rust, not fused": "loss_composed"},
+    ),
+    "loss_bf16": (
+        "alignment loss, forward and backward, bf16",
+        50,
+        ["eager", "compile"],
+        {"Rust, not fused": "loss_bf16_composed"},
+    ),
+    "sit_b2": (
+        "training step, SiT-B/2 with iREPA, bf16",
+        10,
+        ["eager", "compile", "upstream"],
+        {"Rust, not fused": "sit_b2_composed", "Rust, CUDA graph": "sit_b2_graphs"},
+    ),
+    "sit_xl2": (
+        "training step, SiT-XL/2 with iREPA, bf16",
+        5,
+        ["eager", "compile", "upstream"],
+        {"Rust, not fused": "sit_xl2_composed", "Rust, CUDA graph": "sit_xl2_graphs"},
+    ),
 }
 # Width, number of blocks, number of heads, and number of the block whose tokens are aligned.
 SIZES = {"sit_b2": (768, 12, 12, 4), "sit_xl2": (1152, 28, 16, 8)}
@@ -70,9 +86,14 @@ def compare(case, workers, batch, rounds):
             times[name].append(seconds)
     for name, measured in times.items():
         median = statistics.median(second for seconds in measured for second in seconds)
-        ratios = [statistics.median(own) / statistics.median(ours) for own, ours in zip(measured, times["Rust"])]
-        print(f"| {what}, batch {batch} | {name} | {1e3 * median:.3f} | {statistics.median(ratios):.2f} | "
-              f"{peaks[name]:.0f} |", flush=True)
+        ratios = [
+            statistics.median(own) / statistics.median(ours) for own, ours in zip(measured, times["Rust"], strict=False)
+        ]
+        print(
+            f"| {what}, batch {batch} | {name} | {1e3 * median:.3f} | {statistics.median(ratios):.2f} | "
+            f"{peaks[name]:.0f} |",
+            flush=True,
+        )
 
 
 def drive(arguments):
@@ -89,8 +110,10 @@ def drive(arguments):
     if arguments.upstream:
         commands["upstream"] = [*python, "upstream", "--upstream", str(Path(arguments.upstream).resolve())]
     workers = {name: Worker(command) for name, command in commands.items()}
-    print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, {arguments.rounds} rounds, tokens "
-          f"{TOKENS} x {WIDTH}\n")
+    print(
+        f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, {arguments.rounds} rounds, tokens "
+        f"{TOKENS} x {WIDTH}\n"
+    )
     print("| case | contender | median, ms | against Rust | peak memory, MiB |\n| --- | --- | --- | --- | --- |")
     for case in CASES:
         if arguments.only and not case.startswith(arguments.only):
@@ -111,9 +134,8 @@ def drive(arguments):
 
 
 def loss_case(mode, checkout, batch, dtype):
-    import torch
-
     import model as plain
+    import torch
     import worker
 
     tokens = torch.randn(batch, TOKENS, WIDTH, device="cuda", dtype=dtype)
@@ -124,7 +146,9 @@ def loss_case(mode, checkout, batch, dtype):
         from projection_loss import make_projection_loss
 
         cosine = make_projection_loss("cosine")
-        loss = lambda tokens, projected: cosine(spatial_zscore(tokens, alpha=plain.ALPHA), projected)
+
+        def loss(tokens, projected):
+            return cosine(spatial_zscore(tokens, alpha=plain.ALPHA), projected)
     elif mode == "compile":
         loss = torch.compile(loss)
 
@@ -136,9 +160,8 @@ def loss_case(mode, checkout, batch, dtype):
 
 
 def step_case(case, mode, checkout, batch):
-    import torch
-
     import model as plain
+    import torch
     import worker
 
     width, depth, heads, aligned = SIZES[case]
@@ -147,16 +170,28 @@ def step_case(case, mode, checkout, batch):
     if mode == "upstream":
         network_type, objective, spatial_zscore = worker.upstream_parts(checkout)
         network = network_type(
-            path_type="linear", input_size=32, in_channels=3, hidden_size=width, decoder_hidden_size=width,
-            encoder_depth=aligned, depth=depth, num_heads=heads, z_dims=[WIDTH], projection_layer_type="conv",
-            proj_kwargs_kernel_size=3, fused_attn=True, qk_norm=False,
+            path_type="linear",
+            input_size=32,
+            in_channels=3,
+            hidden_size=width,
+            decoder_hidden_size=width,
+            encoder_depth=aligned,
+            depth=depth,
+            num_heads=heads,
+            z_dims=[WIDTH],
+            projection_layer_type="conv",
+            proj_kwargs_kernel_size=3,
+            fused_attn=True,
+            qk_norm=False,
         ).cuda()
         objective = objective(proj_coeff="1.0")
     else:
         network = plain.SiT(width, depth, heads, encoder_width=WIDTH, aligned=aligned).cuda()
     average = copy.deepcopy(network).requires_grad_(False)
     weights = [weight for weight in network.parameters() if weight.requires_grad]
-    averages = [weight for weight, own in zip(average.parameters(), network.parameters()) if own.requires_grad]
+    averages = [
+        weight for weight, own in zip(average.parameters(), network.parameters(), strict=False) if own.requires_grad
+    ]
     fused = None if mode == "upstream" else True
     optimizer = torch.optim.AdamW(weights, lr=1e-4, weight_decay=0.0, fused=fused)
     forward = network if mode == "eager" else torch.compile(network)
@@ -164,9 +199,8 @@ def step_case(case, mode, checkout, batch):
 
     def losses():
         if mode == "upstream":
-            with torch.autocast("cuda", torch.bfloat16):
-                with torch.no_grad():
-                    target = spatial_zscore(tokens, alpha=plain.ALPHA)
+            with torch.autocast("cuda", torch.bfloat16), torch.no_grad():
+                target = spatial_zscore(tokens, alpha=plain.ALPHA)
 
             def in_float(*inputs, **kwargs):
                 # accelerate casts the outputs of the network to float32.
@@ -192,7 +226,7 @@ def step_case(case, mode, checkout, batch):
         optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             if mode == "upstream":
-                for kept, weight in zip(averages, weights):
+                for kept, weight in zip(averages, weights, strict=False):
                     kept.mul_(0.9999).add_(weight, alpha=1e-4)
             else:
                 torch._foreach_mul_(averages, 0.9999)

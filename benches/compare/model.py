@@ -113,8 +113,10 @@ class RotatingBlock(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).view(batch, 6, 1, width).unbind(1)
         y = self.norm1(x) * (1 + scale1) + shift1
         q, k, v = self.qkv(y).view(batch, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        q, k = (rotate(norm(part.float()), cosines, sines).to(v.dtype)
-                for norm, part in ((self.norm_q, q), (self.norm_k, k)))
+        q, k = (
+            rotate(norm(part.float()), cosines, sines).to(v.dtype)
+            for norm, part in ((self.norm_q, q), (self.norm_k, k))
+        )
         y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, count, width)
         x = x + gate1 * self.proj(y)
         y = self.norm2(x) * (1 + scale2) + shift2
@@ -141,7 +143,9 @@ class JiT(nn.Module):
         head = width // heads
         frequencies = 10000.0 ** -(torch.arange(head // 4) * 4 / head)
         positions = torch.arange(16.0)[:, None] * frequencies
-        angles = torch.cat([positions[:, None].expand(16, 16, -1), positions[None].expand(16, 16, -1)], -1).flatten(0, 1)
+        angles = torch.cat([positions[:, None].expand(16, 16, -1), positions[None].expand(16, 16, -1)], -1).flatten(
+            0, 1
+        )
         angles = torch.cat([torch.zeros(context, head // 2), angles])
         self.register_buffer("cosines", angles.cos())
         self.register_buffer("sines", angles.sin())
@@ -162,11 +166,11 @@ class JiT(nn.Module):
         for index, block in enumerate(self.blocks):
             if index == self.aligned:
                 x = torch.cat([of_labels[:, None] + self.context_pos, x], 1)
-            x = block(x, c, self.cosines[-x.shape[1]:], self.sines[-x.shape[1]:])
+            x = block(x, c, self.cosines[-x.shape[1] :], self.sines[-x.shape[1] :])
             if index + 1 == self.aligned:
                 hidden = x
         shift, scale = self.final_modulation(c).view(batch, 2, 1, self.width).unbind(1)
-        x = self.final(self.norm(x[:, self.context:]) * (1 + scale) + shift)
+        x = self.final(self.norm(x[:, self.context :]) * (1 + scale) + shift)
         x = x.view(batch, 16, 16, 16, 16, 3).permute(0, 5, 1, 3, 2, 4).reshape(batch, 3, 256, 256)
         image = hidden.view(batch, 16, 16, self.width).permute(0, 3, 1, 2)
         return x, self.head(image).permute(0, 2, 3, 1).reshape(batch, 256, -1)
@@ -178,5 +182,7 @@ class JiT(nn.Module):
         mixed = time * images + (1 - time) * torch.randn_like(images)
         dropped = torch.where(torch.rand(len(images), device=images.device) < 0.1, self.classes, labels)
         remaining = (1 - time).clamp_min(0.05)
-        return (lambda network: network(mixed, t, dropped),
-                lambda prediction: ((prediction - mixed) / remaining, (images - mixed) / remaining))
+        return (
+            lambda network: network(mixed, t, dropped),
+            lambda prediction: ((prediction - mixed) / remaining, (images - mixed) / remaining),
+        )

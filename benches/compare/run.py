@@ -37,17 +37,33 @@ CASES = {
 # Contenders besides Rust, for cases that not all workers run: name, worker, and the worker's name for the case.
 OTHERS = {
     "copy": [("PyTorch", "PyTorch", "copy")],
-    **{case: [(name, name, case) for name in ("PyTorch", "torch.compile")]
-       for case in ("step_jit_fp32", "step_jit_bf16")},
+    **{
+        case: [(name, name, case) for name in ("PyTorch", "torch.compile")]
+        for case in ("step_jit_fp32", "step_jit_bf16")
+    },
     "spatial": [("upstream", "upstream", "spatial")],
-    "loader": [("Pillow, ADM's crop", "PyTorch", "loader"), ("Pillow, torchvision", "PyTorch", "loader_torchvision"),
-               ("upstream's crop", "upstream", "loader")],
+    "loader": [
+        ("Pillow, ADM's crop", "PyTorch", "loader"),
+        ("Pillow, torchvision", "PyTorch", "loader_torchvision"),
+        ("upstream's crop", "upstream", "loader"),
+    ],
 }
 
 
 def build(profile, bench="compare"):
-    command = ["cargo", "bench", "--profile", profile, "-p", "benches", "--bench", bench, "--no-run",
-               "--message-format", "json"]
+    command = [
+        "cargo",
+        "bench",
+        "--profile",
+        profile,
+        "-p",
+        "benches",
+        "--bench",
+        bench,
+        "--no-run",
+        "--message-format",
+        "json",
+    ]
     lines = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True).stdout.splitlines()
     for message in map(json.loads, filter(lambda line: line.startswith("{"), lines)):
         if message.get("executable") and message["target"]["name"] == bench:
@@ -57,8 +73,9 @@ def build(profile, bench="compare"):
 
 class Worker:
     def __init__(self, command, environment):
-        self.process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        text=True, cwd=HERE)
+        self.process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=HERE
+        )
 
     def time(self, case, iterations):
         # Lets threads of the previous worker stop spinning.
@@ -106,14 +123,17 @@ def main():
         others = OTHERS.get(case) or [(name, name, case) for name in workers if name != "Rust"]
         contenders += [(name, workers[worker], own) for name, worker, own in others if worker in workers]
         times = {name: [] for name, _, _ in contenders}
-        for name, worker, own in contenders:
+        for _, worker, own in contenders:
             worker.time(own, 1)
         for _ in range(arguments.rounds):
             for name, worker, own in contenders:
                 times[name].append(worker.time(own, iterations))
         for name, rounds in times.items():
             median = statistics.median(second for seconds in rounds for second in seconds)
-            ratios = [statistics.median(own) / statistics.median(ours) for own, ours in zip(rounds, times["Rust"])]
+            ratios = [
+                statistics.median(own) / statistics.median(ours)
+                for own, ours in zip(rounds, times["Rust"], strict=False)
+            ]
             print(f"| {what} | {name} | {1e3 * median:.2f} | {statistics.median(ratios):.2f} |", flush=True)
             what = ""
     for worker in workers.values():
@@ -131,8 +151,9 @@ def main():
         commands["Rust, not fused"] = commands["Rust"]
         for name, command in commands.items():
             case = "loss_composed" if name == "Rust, not fused" else "loss"
-            output = subprocess.run([*command, "memory", case], env=environment, cwd=HERE, stdout=subprocess.PIPE,
-                                    check=True, text=True)
+            output = subprocess.run(
+                [*command, "memory", case], env=environment, cwd=HERE, stdout=subprocess.PIPE, check=True, text=True
+            )
             print(f"| {name} | {output.stdout.strip()} |", flush=True)
 
 

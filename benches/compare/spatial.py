@@ -35,10 +35,16 @@ def values(checkout):
 
 def differences(commands, environment):
     """Prints the largest difference between Rust and upstream over the images, for each metric."""
-    output = [subprocess.run([*commands[name], "values", "spatial"], env=environment, stdout=subprocess.PIPE,
-                             check=True, text=True).stdout for name in ["Rust", "upstream"]]
+    output = [
+        subprocess.run(
+            [*commands[name], "values", "spatial"], env=environment, stdout=subprocess.PIPE, check=True, text=True
+        ).stdout
+        for name in ["Rust", "upstream"]
+    ]
     ours, theirs = (np.array(json.loads(text)) for text in output)
-    print("\n| metric | mean | largest difference | largest share of the goldens' tolerance |\n| --- | --- | --- | --- |")
+    print(
+        "\n| metric | mean | largest difference | largest share of the goldens' tolerance |\n| --- | --- | --- | --- |"
+    )
     for column, name in enumerate(NAMES):
         a, b = ours[:, column], theirs[:, column]
         assert (np.isnan(a) == np.isnan(b)).all(), f"{name}: not computed for the same images"

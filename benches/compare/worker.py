@@ -9,11 +9,10 @@ import os
 import sys
 import time
 
-import torch
-
 import loader
 import model as plain
 import spatial
+import torch
 
 WIDTH = 768
 
@@ -41,7 +40,9 @@ def loss_case(mode, checkout):
         from utils import spatial_zscore
 
         cosine = make_projection_loss("cosine")
-        loss = lambda tokens, projected: cosine(spatial_zscore(tokens, alpha=plain.ALPHA), projected)
+
+        def loss(tokens, projected):
+            return cosine(spatial_zscore(tokens, alpha=plain.ALPHA), projected)
 
     def run():
         loss(tokens, projected).backward()
@@ -57,16 +58,28 @@ def step_case(mode, checkout, bf16, jit=False):
     if mode == "upstream":
         network_type, objective, spatial_zscore = upstream_parts(checkout)
         network = network_type(
-            path_type="linear", input_size=32, in_channels=3, hidden_size=384, decoder_hidden_size=384,
-            encoder_depth=4, depth=12, num_heads=6, z_dims=[WIDTH], projection_layer_type="conv",
-            proj_kwargs_kernel_size=3, fused_attn=True, qk_norm=False,
+            path_type="linear",
+            input_size=32,
+            in_channels=3,
+            hidden_size=384,
+            decoder_hidden_size=384,
+            encoder_depth=4,
+            depth=12,
+            num_heads=6,
+            z_dims=[WIDTH],
+            projection_layer_type="conv",
+            proj_kwargs_kernel_size=3,
+            fused_attn=True,
+            qk_norm=False,
         )
         objective = objective(proj_coeff="1.0")
     else:
         network = plain.JiT() if jit else plain.SiT()
     average = copy.deepcopy(network).requires_grad_(False)
     weights = [weight for weight in network.parameters() if weight.requires_grad]
-    averages = [weight for weight, own in zip(average.parameters(), network.parameters()) if own.requires_grad]
+    averages = [
+        weight for weight, own in zip(average.parameters(), network.parameters(), strict=False) if own.requires_grad
+    ]
     fused = None if mode == "upstream" else True
     optimizer = torch.optim.AdamW(weights, lr=1e-4, weight_decay=0.0, fused=fused)
     forward = torch.compile(network) if mode == "compile" else network
@@ -102,7 +115,7 @@ def step_case(mode, checkout, bf16, jit=False):
         optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             if mode == "upstream":
-                for kept, weight in zip(averages, weights):
+                for kept, weight in zip(averages, weights, strict=False):
                     kept.mul_(0.9999).add_(weight, alpha=1e-4)
             else:
                 torch._foreach_mul_(averages, 0.9999)

@@ -15,11 +15,10 @@ from unittest import mock
 
 import numpy as np
 import torch
-from PIL import Image
-
 from export import inception
 from export.exporter import Options
 from export.reference import fixture_images
+from PIL import Image
 
 SIDE = 64
 SETS = {"real": 1, "fake": 2}

@@ -20,11 +20,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from efficientnet_lite_pytorch import EfficientNet
+from export.sidecar import Preprocessing, Sidecar, write_encoder
 from safetensors.torch import save
 from torch import Tensor, nn
 from torchvision.io import ImageReadMode, decode_image
-
-from export.sidecar import Preprocessing, Sidecar, write_encoder
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 INPUT_SIZE = 256

@@ -2,9 +2,9 @@
 
     python crates/encoders/python/make_test_encoders.py
 
-The encoders are written to `crates/encoders/tests/data/broken`, and two tiny stand-ins for the network of
-FID, one of which must be refused, to `crates/encoders/tests/data/inception`. Each sidecar is valid and has the correct checksum, so that the fault of an
-encoder appears only when it is loaded or run.
+The encoders are written to `crates/encoders/tests/data/broken`. Two tiny stand-ins for the network of FID, one of
+which must be refused, are written to `crates/encoders/tests/data/inception`. Each sidecar is valid and has the correct
+checksum, so that the fault of an encoder appears only when it is loaded or run.
 """
 
 import math
@@ -12,10 +12,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from export import inception
 from export.sidecar import Preprocessing, Sidecar, sha256_of, write_encoder, write_text, write_torchscript
+from torch import Tensor, nn
 
 FOLDER = Path(__file__).resolve().parents[1] / "tests/data/broken"
 INCEPTION = FOLDER.parent / "inception"

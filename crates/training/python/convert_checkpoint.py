@@ -18,7 +18,6 @@ Needs torch and safetensors. Checkpoints are loaded with `weights_only`, so that
 import argparse
 import hashlib
 import json
-import os
 import pathlib
 import pickle
 import re
@@ -203,9 +202,7 @@ def export_checkpoint(folder: Path, target: Path, layout: str) -> None:
         raise ConversionError(f"{folder} has no model.safetensors and ema.safetensors: not a checkpoint folder")
     steps = _steps_of_manifest(folder / "manifest.json")
     if layout == "jit":
-        prefixed = {
-            name: {f"net.{key}": tensor for key, tensor in state.items()} for name, state in states.items()
-        }
+        prefixed = {name: {f"net.{key}": tensor for key, tensor in state.items()} for name, state in states.items()}
         second = prefixed.get("ema2", prefixed["ema"])
         content = {"model": prefixed["model"], "model_ema1": prefixed["ema"], "model_ema2": second, "epoch": 0}
     elif layout == "repa-e":
@@ -219,7 +216,7 @@ def export_checkpoint(folder: Path, target: Path, layout: str) -> None:
     partial = target.with_name(f".{target.name}.partial")
     try:
         torch.save(content, partial)
-        os.replace(partial, target)
+        partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -1,7 +1,6 @@
 import unittest
 
 import torch
-
 from export import build, catalogue
 from export.checkpoints import CONVERSIONS
 from export.errors import UsageError

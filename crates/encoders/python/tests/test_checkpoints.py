@@ -4,10 +4,9 @@ import re
 import unittest
 
 import torch
-from torch import Tensor
-
 from export import build, catalogue, checkpoints, tables
 from export.errors import ExportError
+from torch import Tensor
 
 State = dict[str, Tensor]
 ENTRIES = catalogue.load()

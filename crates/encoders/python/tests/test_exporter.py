@@ -11,8 +11,6 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from safetensors.torch import load_file, save_file
-
 from export import __main__ as command
 from export import build, catalogue, checkpoints, exporter, sources
 from export.errors import ExportError
@@ -21,6 +19,7 @@ from export.isolated import reason
 from export.preprocess import preprocess
 from export.reference import reference_images
 from export.sidecar import sha256_of
+from safetensors.torch import load_file, save_file
 
 ENTRIES = catalogue.load()
 DINO = ENTRIES["dino-vit-b"]

@@ -5,7 +5,6 @@ import unittest
 
 import torch
 import torch.nn.functional as F
-
 from export import catalogue
 from export.preprocess import preprocess
 from export.reference import fixture_images, reference, reference_images

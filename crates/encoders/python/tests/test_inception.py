@@ -11,7 +11,6 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-
 from export import __main__ as command
 from export import inception, measures
 from export.errors import ExportError

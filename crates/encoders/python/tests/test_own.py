@@ -7,13 +7,12 @@ import unittest
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-
 from export.errors import ExportError
 from export.own import export_network
 from export.preprocess import preprocess
 from export.reference import reference_images
 from export.sidecar import Preprocessing, sha256_of
+from torch import Tensor, nn
 
 RECIPE = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 

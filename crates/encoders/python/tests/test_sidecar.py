@@ -7,8 +7,6 @@ import zipfile
 from pathlib import Path
 
 import torch
-from torch import nn
-
 from export.sidecar import (
     Preprocessing,
     Reference,
@@ -19,6 +17,7 @@ from export.sidecar import (
     write_text,
     write_torchscript,
 )
+from torch import nn
 
 SIDECAR = Sidecar(
     name="small",

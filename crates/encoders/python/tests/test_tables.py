@@ -2,9 +2,8 @@ import unittest
 
 import torch
 import torch.nn.functional as F
-from timm.layers import resample_abs_pos_embed
-
 from export import tables
+from timm.layers import resample_abs_pos_embed
 
 
 def table(grid: int, prefix: int) -> torch.Tensor:

@@ -4,10 +4,9 @@ import warnings
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-
 from export import verify
 from export.errors import ExportError
+from torch import Tensor, nn
 
 
 class Means(nn.Module):

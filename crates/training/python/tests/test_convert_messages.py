@@ -41,8 +41,9 @@ class Messages(unittest.TestCase):
                 self.assertEqual(done.returncode, 0, done.stderr)
                 source = json.loads((self.out / "source.json").read_text())
                 self.assertEqual(source["args"], args)
-                self.assertEqual({path.name for path in self.out.iterdir()},
-                                 {"model.safetensors", "ema.safetensors", "source.json"})
+                self.assertEqual(
+                    {path.name for path in self.out.iterdir()}, {"model.safetensors", "ema.safetensors", "source.json"}
+                )
 
 
 if __name__ == "__main__":
