@@ -8,28 +8,24 @@
 //! batch. Random access to a data set of any size therefore needs neither a cache nor a memory map.
 
 mod cells;
+mod columns;
 mod features;
 mod files;
 mod locate;
+mod malformed;
 mod stream;
 
 use std::path::Path;
 
-use arrow_schema::DataType;
-
 use self::cells::{ReadError, RowGroup};
+use self::columns::Columns;
 use self::features::{Features, State};
 use self::files::Files;
-use self::stream::Columns;
-use crate::dataset::{Dataset, Fingerprint, ONLY_CLASS, OpenOptions};
+use crate::dataset::{Dataset, ONLY_CLASS, OpenOptions};
 use crate::error::DataError;
+use crate::fingerprint::Fingerprint;
 use crate::formats;
 use crate::sample::{CompleteSamples, Image, Sample};
-
-/// The option that names the image column, for error messages.
-const IMAGE_COLUMN: &str = "image_column";
-/// The option that names the label column, for error messages.
-const LABEL_COLUMN: &str = "label_column";
 
 /// A data set, or one split of one, written by Hugging Face `save_to_disk`.
 #[derive(Debug)]
@@ -317,22 +313,5 @@ impl Dataset for ArrowDataset {
 
     fn fingerprint(&self) -> &str {
         &self.fingerprint
-    }
-}
-
-/// The error for a column of an unsupported type.
-fn column_type(
-    path: &Path,
-    key: &'static str,
-    column: &str,
-    found: &DataType,
-    allowed: &'static str,
-) -> DataError {
-    DataError::ColumnType {
-        path: path.to_path_buf(),
-        key,
-        column: column.to_owned(),
-        found: found.to_string(),
-        allowed,
     }
 }

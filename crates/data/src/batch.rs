@@ -2,9 +2,9 @@
 
 use rayon::prelude::*;
 
+use crate::cursor::Cursor;
 use crate::dataset::Dataset;
 use crate::error::DataError;
-use crate::loader::Cursor;
 use crate::render::{self, Background, Rendered};
 
 /// Largest side of the images of a batch, so that a typo does not exhaust memory.

@@ -7,10 +7,10 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::dataset::{
-    Dataset, Entry, Fingerprint, ONLY_CLASS, OpenOptions, distinct_name, sorted_entries,
-};
+use crate::dataset::{Dataset, ONLY_CLASS, OpenOptions};
+use crate::entries::{Entry, distinct_name, sorted_entries};
 use crate::error::DataError;
+use crate::fingerprint::Fingerprint;
 use crate::formats;
 use crate::sample::{CompleteSamples, Image, Sample};
 

@@ -15,11 +15,15 @@
 //! Source: ITU-T T.81, sections F.2 and G.2; libjpeg-turbo's `jdhuff.c` and `jdphuff.c`.
 
 mod bits;
+mod fault;
 mod frame;
+mod marker;
 mod scan;
 mod unterminated;
 
+use self::fault::Fault;
 use self::frame::{Component, Frame, Scan, Tables};
+pub(crate) use self::marker::{next_marker, segment};
 
 const SOI: u8 = 0xd8;
 const EOI: u8 = 0xd9;
@@ -29,33 +33,6 @@ const DRI: u8 = 0xdd;
 
 /// The bytes of the end marker.
 pub(crate) const END: [u8; 2] = [0xff, EOI];
-
-/// What is wrong with the coded data of a JPEG.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fault {
-    /// The data ends before the last block.
-    Truncated,
-    /// The data has a code that is in no table.
-    BadCode,
-    /// A segment is invalid or missing.
-    BadSegment,
-    /// Some coefficients lack some or all of their bits, because the last scans are missing.
-    MissingScan,
-    /// The data is complete, but the end marker is missing.
-    Unterminated,
-}
-
-impl Fault {
-    pub(crate) fn reason(self) -> &'static str {
-        match self {
-            Fault::Truncated => "the JPEG is truncated: its coded data ends before the last pixel",
-            Fault::BadCode => "the JPEG is damaged: its coded data has an undefined Huffman code",
-            Fault::BadSegment => "the JPEG is damaged: a header segment is invalid",
-            Fault::MissingScan => "the JPEG is truncated: its last scans are missing",
-            Fault::Unterminated => "the JPEG is truncated: its end marker is missing",
-        }
-    }
-}
 
 /// Checks that every scan has all of its blocks, and that Pillow accepts the end of the file.
 ///
@@ -130,29 +107,4 @@ fn ends_without_marker(bytes: &[u8], position: usize) -> bool {
     const MAX_REST: usize = 16;
     let rest = bytes.get(position..).unwrap_or_default();
     rest.len() < MAX_REST && next_marker(bytes, position).is_none()
-}
-
-/// Finds the next marker at or after `position`, and skips all other bytes. Returns the code of the marker and the
-/// position after it, where its segment starts.
-pub(crate) fn next_marker(bytes: &[u8], position: usize) -> Option<(u8, usize)> {
-    let mut position = position;
-    loop {
-        let rest = bytes.get(position..)?;
-        position += rest.iter().position(|&byte| byte == 0xff)? + 1;
-        while *bytes.get(position)? == 0xff {
-            position += 1;
-        }
-        position += 1;
-        match *bytes.get(position - 1)? {
-            0 => {}
-            marker => return Some((marker, position)),
-        }
-    }
-}
-
-/// The payload of the segment at `start`, which begins with its length.
-pub(crate) fn segment(bytes: &[u8], start: usize) -> Option<&[u8]> {
-    let length = bytes.get(start..start + 2)?;
-    let length = usize::from(u16::from_be_bytes([length[0], length[1]]));
-    bytes.get(start + 2..start + length)
 }

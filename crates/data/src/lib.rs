@@ -45,19 +45,25 @@ pub mod seed;
 
 mod batch;
 mod classes;
+mod cursor;
 mod dataset;
+mod entries;
 mod error;
+mod fingerprint;
 mod formats;
 mod jpeg;
 mod loader;
+mod open;
 mod orientation;
 mod render;
 mod sample;
 
 pub use batch::{Batch, read_batch};
 pub use classes::ClassMap;
-pub use dataset::{Dataset, OpenOptions, open};
+pub use cursor::Cursor;
+pub use dataset::{Dataset, OpenOptions};
 pub use error::{DataError, ImageError};
-pub use loader::{Cursor, Loader, LoaderConfig};
+pub use loader::{Loader, LoaderConfig};
+pub use open::open;
 pub use render::Background;
 pub use sample::{Image, Sample};

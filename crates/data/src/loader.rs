@@ -1,109 +1,26 @@
 //! The endless stream of shuffled batches for training.
 
+mod config;
+mod order;
 mod pool;
-mod stream;
+mod prefetch;
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
+pub use self::config::LoaderConfig;
+use self::order::{EpochOrders, StreamPosition};
 use self::pool::Pool;
-use self::stream::{EpochOrders, PrefetchWindow, StreamPosition};
-use crate::batch::{Batch, check_resolution};
+use self::prefetch::PrefetchWindow;
+use crate::batch::Batch;
+use crate::cursor::Cursor;
 use crate::dataset::Dataset;
 use crate::error::DataError;
-use crate::render::{self, Background};
+use crate::render;
 
 /// Smallest number of samples that the share of corrupt samples refers to, or one epoch if that is less: one
 /// bad image among the first ten does not mean that a tenth of the data is corrupt.
 const MIN_SAMPLES_FOR_SHARE: u64 = 1000;
-
-/// Configuration of a [`Loader`].
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct LoaderConfig {
-    /// Images per batch, at least 1.
-    pub batch_size: usize,
-    /// Side of the centre crop in pixels, 1 to 8192.
-    pub resolution: u32,
-    /// Seed of the sample order and the flips.
-    pub seed: u64,
-    /// Number of threads that prefetch and decode, at most 1024; 0 decodes in the calling thread. The
-    /// batches do not depend on this number.
-    pub workers: usize,
-    /// Number of batches to prefetch, at most 1024, in addition to the current one.
-    pub prefetch: usize,
-    /// Mirror each image left to right with probability 1/2, drawn anew each epoch.
-    pub flip: bool,
-    /// How transparent pixels are converted to RGB.
-    pub background: Background,
-    /// Share of corrupt samples, 0 to 1, above which the stream ends with an error. Until 1000 samples
-    /// (or one epoch, if that is less) have been read, the share refers to that number.
-    pub max_corrupt_share: f64,
-}
-
-impl Default for LoaderConfig {
-    fn default() -> Self {
-        Self {
-            batch_size: 256,
-            resolution: 256,
-            seed: 0,
-            workers: 4,
-            prefetch: 2,
-            flip: false,
-            background: Background::default(),
-            max_corrupt_share: 0.01,
-        }
-    }
-}
-
-impl LoaderConfig {
-    fn check(&self) -> Result<(), DataError> {
-        let wrong = |key, found: String, allowed| {
-            Err(DataError::Config {
-                key,
-                found,
-                allowed,
-            })
-        };
-        check_resolution(self.resolution)?;
-        if self.batch_size == 0 {
-            return wrong("batch_size", self.batch_size.to_string(), "1 or more");
-        }
-        if self.workers > 1024 {
-            return wrong("workers", self.workers.to_string(), "0 to 1024");
-        }
-        if self.prefetch > 1024 {
-            return wrong("prefetch", self.prefetch.to_string(), "0 to 1024");
-        }
-        if !(0.0..=1.0).contains(&self.max_corrupt_share) {
-            return wrong(
-                "max_corrupt_share",
-                self.max_corrupt_share.to_string(),
-                "0 to 1",
-            );
-        }
-        Ok(())
-    }
-}
-
-/// A position in the stream, which a checkpoint stores. The default is the start.
-///
-/// With the same data set and [`LoaderConfig`] (except `workers` and `prefetch`), a loader that
-/// starts from a batch's cursor yields exactly the batches that would have followed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Cursor {
-    /// The epoch, from 0.
-    pub epoch: u64,
-    /// Number of samples already read in this epoch, including corrupt ones.
-    pub position: u64,
-    /// Number of samples read since the start, including corrupt ones.
-    pub seen: u64,
-    /// Number of corrupt samples since the start. A sample counts again in each epoch.
-    pub skipped: u64,
-}
 
 /// An endless iterator of batches, epoch after epoch.
 ///

@@ -13,7 +13,7 @@ use png::{BitDepth, ColorType, Decoder, Transformations};
 use rayon::prelude::*;
 
 use crate::batch::check_resolution;
-use crate::dataset::sorted_entries;
+use crate::entries::sorted_entries;
 use crate::error::{DataError, ImageError};
 use crate::pillow::{Filter, resize};
 use crate::sample::{check_buffer, check_size};

@@ -1,4 +1,4 @@
-//! The interface of a vision encoder: its tokens and its declared properties.
+//! The interface of a vision encoder, and its declared properties.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -6,8 +6,7 @@ use std::fmt::Debug;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::repeatable::Outputs;
-use crate::{EncoderError, Preprocessing, Reference};
+use crate::{EncoderError, Grid, Preprocessing, Reference, Tokens, WeightDtype};
 
 /// A frozen vision encoder.
 pub trait Encoder: Debug + Send {
@@ -20,53 +19,6 @@ pub trait Encoder: Debug + Send {
     /// # Errors
     /// Images of another shape or dtype, or of a size that the encoder does not support.
     fn encode(&self, images: &Tensor) -> Result<Tokens, EncoderError>;
-}
-
-/// Tokens that an encoder computes for a batch of images.
-#[derive(Debug)]
-pub struct Tokens {
-    /// Patch tokens in row-major order, float32 `[B, T, D]`.
-    pub patch: Tensor,
-    /// Class token, float32 `[B, D]`, if the encoder has one.
-    pub class: Option<Tensor>,
-}
-
-impl Outputs for Tokens {
-    fn tensors(&self) -> Vec<&Tensor> {
-        [Some(&self.patch), self.class.as_ref()]
-            .into_iter()
-            .flatten()
-            .collect()
-    }
-}
-
-/// Rows and columns of the patch tokens. In TOML: `[16, 16]`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "[usize; 2]", into = "[usize; 2]")]
-pub struct Grid {
-    /// Rows.
-    pub height: usize,
-    /// Columns.
-    pub width: usize,
-}
-
-impl From<[usize; 2]> for Grid {
-    fn from([height, width]: [usize; 2]) -> Self {
-        Self { height, width }
-    }
-}
-
-impl From<Grid> for [usize; 2] {
-    fn from(grid: Grid) -> Self {
-        [grid.height, grid.width]
-    }
-}
-
-impl Grid {
-    /// Number of tokens, `T`.
-    pub fn tokens(self) -> usize {
-        self.height * self.width
-    }
 }
 
 /// Declared properties of an encoder. A sidecar file is this struct in TOML.
@@ -128,19 +80,6 @@ pub struct EncoderSpec {
     /// Values that Python computed for the reference images when it wrote the file.
     #[serde(default)]
     pub reference: Option<Reference>,
-}
-
-/// Dtype of the weights in an encoder file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum WeightDtype {
-    /// float32.
-    #[default]
-    Float32,
-    /// bfloat16.
-    BFloat16,
-    /// float16.
-    Float16,
 }
 
 impl EncoderSpec {

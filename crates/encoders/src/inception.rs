@@ -7,10 +7,11 @@ use tch::{CModule, Device, IValue, Kind, Tensor};
 
 use crate::encoder::check_images;
 use crate::reference::relative_difference;
-use crate::registry::ignore_invalid;
+use crate::registry::INCEPTION_NAMES;
 use crate::repeatable::{self, Outputs};
 use crate::torchscript::{
-    check_sha256, disable_graph_optimisation, first_line, read_toml, runtime_failure,
+    check_sha256, disable_graph_optimisation, first_line, ignore_invalid, read_toml,
+    runtime_failure,
 };
 use crate::{EncoderError, Precision, Reference, Registry};
 
@@ -101,7 +102,7 @@ impl Outputs for InceptionFeatures {
 
 impl Inception {
     /// Names of the files: with the resizing of TensorFlow 1, and with that of pytorch-fid.
-    pub const NAMES: [&'static str; 2] = ["inception", "inception-pytorch-fid"];
+    pub const NAMES: [&'static str; 2] = INCEPTION_NAMES;
 
     /// Searches the registry's folders for the file `name`.
     ///

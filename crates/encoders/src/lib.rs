@@ -62,14 +62,16 @@ mod preprocess;
 mod reference;
 mod registry;
 mod repeatable;
+mod tokens;
 mod torchscript;
 
 pub use catalogue::{KnownEncoder, catalogue, known};
-pub use encoder::{Encoder, EncoderSpec, Grid, Tokens, WeightDtype};
+pub use encoder::{Encoder, EncoderSpec};
 pub use error::EncoderError;
 pub use inception::{Inception, InceptionFeatures, InceptionReference, InceptionSpec};
-pub use precision::Precision;
+pub use precision::{Precision, WeightDtype};
 pub use preprocess::{Order, Preprocessing, Resize, resample_pos_embed};
 pub use reference::Reference;
 pub use registry::{LoadOptions, Registry, Status, named_set, split_names};
+pub use tokens::{Grid, Tokens};
 pub use torchscript::TorchScript;

@@ -6,8 +6,8 @@ use ndarray::{Array3, Array4};
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::classic::{ClassicError, HogConfig, SIFT_DIM, SIFT_STRIDE, hog, sift, sift_opencv};
-use crate::encoder::{WeightDtype, check_images};
-use crate::{Encoder, EncoderError, EncoderSpec, Grid, Preprocessing, Tokens};
+use crate::encoder::check_images;
+use crate::{Encoder, EncoderError, EncoderSpec, Grid, Preprocessing, Tokens, WeightDtype};
 
 /// Side in pixels of the images at the study's base resolution.
 const BASE_RESOLUTION: i64 = 256;

@@ -1,11 +1,9 @@
-//! The precision in which encoders compute and features are stored.
+//! The dtypes of weights, and the precision in which encoders compute and features are stored.
 
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use tch::Kind;
-
-use crate::encoder::WeightDtype;
 
 /// The dtype that an encoder's weights are cast to and that it computes in, or the dtype of stored
 /// features. An encoder's tokens are float32 for every precision.
@@ -60,6 +58,19 @@ impl FromStr for Precision {
             .find(|precision| precision.name() == text)
             .ok_or_else(|| format!("`{text}` is not fp32, bf16 or fp16"))
     }
+}
+
+/// Dtype of the weights in an encoder file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WeightDtype {
+    /// float32.
+    #[default]
+    Float32,
+    /// bfloat16.
+    BFloat16,
+    /// float16.
+    Float16,
 }
 
 impl From<WeightDtype> for Precision {

@@ -7,12 +7,13 @@ use tch::Device;
 
 use crate::native::Native;
 use crate::torchscript::{self, TorchScript};
-use crate::{
-    Encoder, EncoderError, EncoderSpec, Inception, KnownEncoder, Precision, catalogue, known,
-};
+use crate::{Encoder, EncoderError, EncoderSpec, KnownEncoder, Precision, catalogue, known};
 
 /// Environment variable with additional folders of encoder files, separated as in `PATH`.
 const FOLDERS_VARIABLE: &str = "IREPA_ENCODERS";
+
+/// Names of the files of [`Inception`](crate::Inception), which are in the same folders but are not encoders.
+pub(crate) const INCEPTION_NAMES: [&str; 2] = ["inception", "inception-pytorch-fid"];
 
 /// Finds encoders by name: native encoders, TorchScript files in some folders, and the encoders of the
 /// [`catalogue`], whose files may or may not be installed.
@@ -74,18 +75,6 @@ impl Default for LoadOptions {
     }
 }
 
-/// Turns an invalid sidecar into `None`; loading the encoder reports what is wrong with it. A sidecar that cannot
-/// be read stays an error.
-pub(crate) fn ignore_invalid<T>(
-    sidecar: Result<T, EncoderError>,
-) -> Result<Option<T>, EncoderError> {
-    match sidecar {
-        Ok(spec) => Ok(Some(spec)),
-        Err(error @ EncoderError::Io { .. }) => Err(error),
-        Err(_) => Ok(None),
-    }
-}
-
 impl Registry {
     /// Creates a registry that searches `folders` and those in the environment variable `IREPA_ENCODERS`.
     pub fn new(folders: &[PathBuf]) -> Self {
@@ -125,7 +114,7 @@ impl Registry {
                 Some(stem.split('@').next().unwrap_or(stem).to_owned())
             })
             // The network of FID is in the same folder.
-            .filter(|name| !Inception::NAMES.contains(&name.as_str()))
+            .filter(|name| !INCEPTION_NAMES.contains(&name.as_str()))
             .collect()
     }
 
@@ -213,7 +202,8 @@ impl Registry {
         Ok(match self.status_for(name, resolution) {
             Ok(Status::Native) => Some(env!("CARGO_PKG_VERSION").to_owned()),
             Ok(Status::Present { path, .. }) => {
-                ignore_invalid(torchscript::read_sidecar(&path))?.and_then(|spec| spec.sha256)
+                torchscript::ignore_invalid(torchscript::read_sidecar(&path))?
+                    .and_then(|spec| spec.sha256)
             }
             Ok(Status::Missing { .. }) | Err(_) => None,
         })

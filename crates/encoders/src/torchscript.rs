@@ -265,6 +265,18 @@ pub(crate) fn disable_graph_optimisation() {
     }
 }
 
+/// Turns an invalid sidecar into `None`; loading the encoder reports what is wrong with it. A sidecar that cannot
+/// be read stays an error.
+pub(crate) fn ignore_invalid<T>(
+    sidecar: Result<T, EncoderError>,
+) -> Result<Option<T>, EncoderError> {
+    match sidecar {
+        Ok(spec) => Ok(Some(spec)),
+        Err(error @ EncoderError::Io { .. }) => Err(error),
+        Err(_) => Ok(None),
+    }
+}
+
 /// Reads the sidecar of the TorchScript file `path` as any type.
 pub(crate) fn read_toml<T: DeserializeOwned>(path: &Path) -> Result<T, EncoderError> {
     let sidecar = path.with_extension("toml");

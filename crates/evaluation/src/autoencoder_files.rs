@@ -11,7 +11,7 @@ use encoders::feature_cache::{CacheKey, Contents};
 use tch::Device;
 use training::{Autoencoder, CheckpointError, Config, Objective, TrainError, checkpoint};
 
-use crate::encoder_bank::{IdentityError, contents_of, device_kind};
+use crate::identity::{IdentityError, contents_of, device_kind};
 
 /// The files of autoencoders, with cached checksums so that each file is read once.
 #[derive(Debug, Default)]

@@ -1,43 +1,20 @@
 //! Finds, identifies and loads the encoders and autoencoders of a sweep.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
 use data::Dataset;
-use encoders::feature_cache::{self, CacheError, CacheKey, Contents};
+use encoders::feature_cache::{self, CacheKey};
 use encoders::{
     Encoder, EncoderError, EncoderSpec, Inception, LoadOptions, Precision, Registry, Status,
 };
 use tch::Device;
-use thiserror::Error;
-use training::{CheckpointError, Config};
+use training::Config;
 
 use crate::autoencoder_files::AutoencoderFiles;
+use crate::identity::contents_of;
+pub use crate::identity::{IdentityError, device_kind};
 use console::interruptible::interruptible;
-
-/// Why the inputs of a cell cannot be identified: a file exists but cannot be read. If such a file were treated as missing
-/// or changed, a finished cell would be trained again.
-#[derive(Debug, Error)]
-pub enum IdentityError {
-    /// An encoder's sidecar cannot be read.
-    #[error(transparent)]
-    Encoder(#[from] EncoderError),
-    /// A feature cache cannot be read.
-    #[error(transparent)]
-    Cache(#[from] CacheError),
-    /// An autoencoder's weights cannot be read.
-    #[error(transparent)]
-    Weights(#[from] CheckpointError),
-}
-
-/// Reads the description of a cache; `None` if there is no cache, or if the description is damaged, which opening the
-/// cache reports.
-pub(crate) fn contents_of(folder: &Path) -> Result<Option<Contents>, CacheError> {
-    match Contents::read(folder) {
-        Err(CacheError::Damaged { .. }) => Ok(None),
-        contents => contents,
-    }
-}
 
 /// Encoders by name, for one device.
 pub struct EncoderBank {
@@ -238,13 +215,4 @@ pub fn cache_of(config: &Config, encoder: &str) -> Option<PathBuf> {
     let root = &config.data.token_cache;
     let named = !root.as_os_str().is_empty();
     named.then(|| feature_cache::folder_of(root, encoder, config.data.resolution))
-}
-
-/// The kind of a device, as recorded in feature caches.
-pub fn device_kind(device: Device) -> &'static str {
-    match device {
-        Device::Cpu => "cpu",
-        Device::Cuda(_) => "cuda",
-        _ => "other",
-    }
 }

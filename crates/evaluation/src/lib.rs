@@ -15,6 +15,7 @@ mod classes;
 pub mod encoder_bank;
 mod error;
 mod features;
+mod identity;
 mod images;
 mod judges;
 mod measure;

@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     let write_error = output::finish();
     if has_abandoned_work() {
         // An abandoned thread may still be in libtorch, so libtorch's destructors must not run.
-        low_level::exit(i32::from(commands::INTERRUPTED_CODE));
+        low_level::exit(i32::from(commands::interrupts::INTERRUPTED_CODE));
     }
     match write_error {
         None => code,

@@ -2,6 +2,7 @@
 //! encoders averaged over seeds.
 
 use super::columns::Column;
+use super::distinct::distinct;
 use super::run_folder::{Cell, RunFolder};
 use crate::results::Status;
 
@@ -142,17 +143,6 @@ pub(super) fn mean(values: impl IntoIterator<Item = f64>) -> Option<Mean> {
         value: sum / f64::from(seeds),
         seeds: seeds as usize,
     })
-}
-
-/// Returns the distinct items in the order of their first appearance.
-pub(super) fn distinct<T: PartialEq>(items: impl IntoIterator<Item = T>) -> Vec<T> {
-    let mut distinct = Vec::new();
-    for item in items {
-        if !distinct.contains(&item) {
-            distinct.push(item);
-        }
-    }
-    distinct
 }
 
 /// Converts a label to a part of a file name: lower-case letters, digits, `_` and single hyphens.

@@ -3,9 +3,10 @@
 use crate::results::Status;
 
 use super::columns::{Column, DENOISING_LOSS, ENCODER_METRICS, frechet, frechet_features};
-use super::comparison::{Group, distinct, groups, mean};
+use super::comparison::{Group, groups, mean};
 use super::correlation::{Relation, points, relation};
 use super::curve::{denoising_loss, smooth, stays_below};
+use super::distinct::distinct;
 use super::number::{decimals, plain, short, signed};
 use super::run_folder::{Cell, RunFolder};
 use super::words::counted;

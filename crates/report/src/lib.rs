@@ -23,6 +23,7 @@ mod columns;
 mod comparison;
 mod correlation;
 mod curve;
+mod distinct;
 mod escape;
 mod findings;
 mod html;

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use crate::ranking::Ranking;
 use crate::results::{ResultRow, ResultsError, Status, read_csv};
 
-use super::comparison::distinct;
+use super::distinct::distinct;
 use super::time;
 
 /// Maximum size of a picture on the page, which should be small enough to be sent by e-mail.

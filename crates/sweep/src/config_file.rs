@@ -6,23 +6,23 @@
 
 mod error;
 mod layers;
+mod path;
 mod settings;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use toml::{Table, Value};
 use training::{Config, ConfigPath};
 
+use error::MAX_DEPTH;
 use layers::replace;
 
 pub use error::ConfigError;
 pub(crate) use error::nearest;
 pub use layers::Layers;
+pub(crate) use path::{folder_of, tidy};
 pub use settings::apply_settings;
 pub(crate) use settings::leaves;
-
-/// Maximum length of a chain of `base` files.
-const MAX_DEPTH: usize = 16;
 
 /// Reads a configuration file and its chain of `base` files, without the defaults.
 ///
@@ -78,11 +78,6 @@ pub(crate) fn parse<T: serde::de::DeserializeOwned>(
     })
 }
 
-/// The folder of a file.
-pub(crate) fn folder_of(path: &Path) -> &Path {
-    path.parent().unwrap_or(Path::new(""))
-}
-
 /// The configuration as the text of a file. Its paths are absolute, so that the file can be in any folder.
 ///
 /// # Errors
@@ -96,27 +91,6 @@ pub fn to_file(config: &Config) -> Result<String, toml::ser::Error> {
         }
     }
     toml::to_string(&table)
-}
-
-/// Removes `.` and `folder/..` parts from a path. `..` after a symbolic link stays, because it is the parent of the
-/// link's target.
-pub(crate) fn tidy(path: &Path) -> PathBuf {
-    use std::path::Component;
-    let mut tidy = PathBuf::new();
-    for part in path.components() {
-        let follows_name = matches!(tidy.components().next_back(), Some(Component::Normal(_)));
-        match part {
-            Component::CurDir => {}
-            Component::ParentDir if follows_name && !tidy.is_symlink() => {
-                tidy.pop();
-            }
-            _ => tidy.push(part),
-        }
-    }
-    match tidy.as_os_str().is_empty() && !path.as_os_str().is_empty() {
-        true => PathBuf::from("."),
-        false => tidy,
-    }
 }
 
 /// Converts merged layers to a configuration and checks it. `origin` names what is resolved, for error messages.

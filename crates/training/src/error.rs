@@ -10,7 +10,9 @@ use tch::TchError;
 use thiserror::Error;
 use torch_ext::TorchError;
 
-use crate::{CheckpointError, Collapse, InvalidConfig};
+use crate::checkpoint::error::CheckpointError;
+use crate::collapse::Collapse;
+use crate::config::InvalidConfig;
 
 impl From<DiffusionError> for TrainError {
     fn from(error: DiffusionError) -> Self {

@@ -2,21 +2,7 @@
 
 use std::f64::consts::PI;
 
-use serde::{Deserialize, Serialize};
-
-use crate::Config;
-
-/// The course of the learning rate after the warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Schedule {
-    /// It stays constant.
-    #[default]
-    Constant,
-    /// It falls along half a cosine to `optimizer.min_lr` at the last step (`adjust_learning_rate`
-    /// of JiT upstream).
-    Cosine,
-}
+use crate::{Config, Schedule};
 
 /// Linear warm-up, then a [`Schedule`].
 ///
@@ -73,6 +59,13 @@ impl LearningRate {
                 self.min + (self.peak - self.min) * 0.5 * (1.0 + (PI * share).cos())
             }
         }
+    }
+}
+
+impl Config {
+    /// Returns the learning rate as a function of the step.
+    pub fn learning_rate(&self) -> LearningRate {
+        LearningRate::new(self)
     }
 }
 

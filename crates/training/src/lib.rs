@@ -55,10 +55,12 @@ mod average;
 mod batch;
 pub mod checkpoint;
 mod collapse;
+mod collapse_watch;
 mod config;
 mod error;
 pub mod event_log;
 mod fused_update;
+mod inputs;
 mod learning_rate;
 mod metrics_log;
 mod model;
@@ -76,19 +78,20 @@ pub use autoencoder::AutoencoderModel;
 pub use average::Average;
 pub use batch::{DeviceBatch, images_to_device};
 pub use checkpoint::{Checkpoint, CheckpointError};
-pub use collapse::{Collapse, CollapseWatch};
+pub use collapse::Collapse;
+pub use collapse_watch::CollapseWatch;
 pub use config::{
     AlignmentConfig, Autoencoder, Config, ConfigPath, DataConfig, EvaluateConfig, InceptionMetric,
-    InvalidConfig, KlLayout, KlSettings, ModelConfig, NO_ENCODER, OptimizerConfig, PerChannel,
-    SampleConfig, SettingEffect, TrainConfig, TrainPrecision,
+    InvalidConfig, JointTraining, KlLayout, KlSettings, ModelConfig, NO_ENCODER, Objective,
+    OptimizerConfig, PerChannel, SampleConfig, Schedule, SettingEffect, TrainConfig,
+    TrainPrecision,
 };
 pub use error::{LastGoodCheckpoint, TrainError};
 pub use event_log::EventLog;
-pub use learning_rate::{LearningRate, Schedule};
+pub use inputs::{EncoderShape, Inputs};
+pub use learning_rate::LearningRate;
 pub use metrics_log::{AutoencoderMetrics, MetricsLog, Quality, StepMetrics};
-pub use objective::Objective;
-pub use repa_e::JointTraining;
 pub use run::Run;
 pub use sampling::Sampling;
 pub use tensor_file::{read_tensors, write_tensors};
-pub use trainer::{EncoderShape, Inputs, Trainer};
+pub use trainer::Trainer;

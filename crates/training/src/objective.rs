@@ -1,69 +1,13 @@
-//! The objectives of a run, and the forward pass of each.
+//! The forward pass of each objective.
 
 use alignment::Head;
-use diffusion::objective::meanflow::{self, MeanFlow};
-use diffusion::objective::velocity::{self, Velocity};
-use diffusion::objective::x_prediction::{self, XPrediction};
-use diffusion::samplers::jit::JitSampler;
-use diffusion::samplers::meanflow::{MeanFlowSampler, MeanFlowSamplerConfig};
-use diffusion::samplers::{Sampler, SamplerConfig};
-use diffusion::{Denoiser, DiffusionError, Mode};
-use serde::{Deserialize, Deserializer, Serialize};
+use diffusion::objective::{meanflow, velocity, x_prediction};
+use diffusion::{Denoiser, Mode};
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Generator, autocast};
 
 use crate::model::{Model, Network};
-use crate::{JointTraining, TrainError};
-
-/// `[objective]`: the training objective. `kind` selects it: `velocity` (the default), `x-prediction`,
-/// `meanflow` or `repa-e`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(tag = "kind", rename_all = "kebab-case")]
-pub enum Objective {
-    /// SiT: the network predicts the velocity of the interpolant between image and noise.
-    Velocity(Velocity),
-    /// JiT: the network predicts the image; the loss compares velocities.
-    XPrediction(XPrediction),
-    /// MeanFlow: the network predicts the average velocity between two times, for sampling in one step.
-    Meanflow(MeanFlow),
-    /// REPA-E: SiT's objective on the latents of an autoencoder that is trained jointly.
-    RepaE(Box<JointTraining>),
-}
-
-impl Default for Objective {
-    fn default() -> Self {
-        Self::Velocity(Velocity::default())
-    }
-}
-
-impl<'de> Deserialize<'de> for Objective {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        /// [`Objective`] with a required kind.
-        #[derive(Deserialize)]
-        #[serde(tag = "kind", rename_all = "kebab-case")]
-        enum Tagged {
-            Velocity(Velocity),
-            XPrediction(XPrediction),
-            Meanflow(MeanFlow),
-            RepaE(Box<JointTraining>),
-        }
-        let mut settings = serde_json::Map::deserialize(deserializer)?;
-        let has_kind = settings.contains_key("kind");
-        settings.entry("kind").or_insert_with(|| "velocity".into());
-        let tagged = serde_json::from_value(settings.into()).map_err(|error| {
-            serde::de::Error::custom(match has_kind {
-                true => error.to_string(),
-                false => format!("{error} (the default of `kind` is velocity)"),
-            })
-        })?;
-        Ok(match tagged {
-            Tagged::Velocity(objective) => Self::Velocity(objective),
-            Tagged::XPrediction(objective) => Self::XPrediction(objective),
-            Tagged::Meanflow(objective) => Self::Meanflow(objective),
-            Tagged::RepaE(objective) => Self::RepaE(objective),
-        })
-    }
-}
+use crate::{Objective, TrainError};
 
 /// A noised batch: the network's inputs and the target, with all random numbers of the step drawn.
 pub(crate) enum NoisyInputs {
@@ -123,29 +67,6 @@ pub(crate) struct ForwardOutput {
 }
 
 impl Objective {
-    /// Returns the objective's name in configurations.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Velocity(_) => "velocity",
-            Self::XPrediction(_) => "x-prediction",
-            Self::Meanflow(_) => "meanflow",
-            Self::RepaE(_) => "repa-e",
-        }
-    }
-
-    /// Checks the objective's settings.
-    ///
-    /// # Errors
-    /// Names the first setting with an invalid value.
-    pub fn validate(&self) -> Result<(), DiffusionError> {
-        match self {
-            Self::Velocity(_) => Ok(()),
-            Self::XPrediction(objective) => objective.validate(),
-            Self::Meanflow(objective) => objective.validate(),
-            Self::RepaE(objective) => objective.validate(),
-        }
-    }
-
     /// Draws times and noise for images or latents `x0`, and which of `labels` are dropped. These are all
     /// random numbers of a forward pass except those of dropout.
     pub(crate) fn draw(
@@ -234,28 +155,6 @@ impl Objective {
             network: network.family(),
         }
     }
-
-    /// Builds the sampler for networks that were trained with this objective.
-    ///
-    /// # Errors
-    /// Names the first setting that the sampler refuses.
-    pub(crate) fn sampler(&self, config: SamplerConfig) -> Result<AnySampler, DiffusionError> {
-        Ok(match self {
-            Self::Velocity(objective) => {
-                AnySampler::Velocity(Sampler::new(config, objective.path)?)
-            }
-            Self::RepaE(joint) => {
-                AnySampler::Velocity(Sampler::new(config, joint.velocity().path)?)
-            }
-            Self::XPrediction(objective) => AnySampler::Jit(JitSampler::new(config, *objective)?),
-            Self::Meanflow(_) => {
-                AnySampler::MeanFlow(MeanFlowSampler::new(MeanFlowSamplerConfig {
-                    num_steps: config.num_steps,
-                    cfg_scale: config.cfg_scale,
-                })?)
-            }
-        })
-    }
 }
 
 impl ForwardOutput {
@@ -273,99 +172,4 @@ impl ForwardOutput {
 /// Projects the hidden tokens with each head.
 pub(crate) fn project(heads: &[Head], hidden: &Tensor) -> Result<Vec<Tensor>, TrainError> {
     heads.iter().map(|head| Ok(head.forward(hidden)?)).collect()
-}
-
-/// The sampler of any objective.
-#[derive(Debug)]
-pub(crate) enum AnySampler {
-    Velocity(Sampler),
-    Jit(JitSampler),
-    MeanFlow(MeanFlowSampler),
-}
-
-impl AnySampler {
-    /// Draws images (or latents) from standard normal `noise` `[B, C, H, W]` for `labels` `[B]`. A sampler that adds
-    /// noise in each step takes it from `step_noise`, `[B, C, H, W]` in float64. `check_interrupted` is called after
-    /// each step; an error ends the sampling.
-    pub(crate) fn sample(
-        &self,
-        network: &Network,
-        noise: &Tensor,
-        labels: &Tensor,
-        mut step_noise: impl FnMut() -> Result<Tensor, DiffusionError>,
-        check_interrupted: impl Fn() -> Result<(), DiffusionError>,
-    ) -> Result<Tensor, TrainError> {
-        let denoiser = network.denoiser();
-        Ok(match (self, network) {
-            (Self::Velocity(sampler), _) => sampler.sample_with(
-                denoiser,
-                noise,
-                labels,
-                |_| step_noise(),
-                |_| check_interrupted(),
-            )?,
-            (Self::Jit(sampler), _) => {
-                sampler.sample(denoiser, noise, labels, |_| check_interrupted())?
-            }
-            (Self::MeanFlow(sampler), Network::MeanFlow(network)) => {
-                sampler.sample(network, noise, labels, |_| check_interrupted())?
-            }
-            (Self::MeanFlow(_), network) => {
-                return Err(TrainError::Objective {
-                    objective: "meanflow",
-                    network: network.family(),
-                });
-            }
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parsed(text: &str) -> Result<Objective, String> {
-        toml::from_str(text).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn the_default_kind_is_velocity() {
-        assert_eq!(parsed("").unwrap(), Objective::default());
-        assert_eq!(parsed("path = 'linear'").unwrap(), Objective::default());
-        let found = parsed("kind = 'x-prediction'\nnoise_scale = 2.0").unwrap();
-        assert!(matches!(found, Objective::XPrediction(x) if x.noise_scale == 2.0));
-        let found = parsed("kind = 'meanflow'\ncfg_omega = 0.2").unwrap();
-        assert!(matches!(found, Objective::Meanflow(m) if m.cfg_omega == 0.2));
-    }
-
-    #[test]
-    fn keys_of_another_kind_are_refused() {
-        let error = parsed("cfg_omega = 0.2").unwrap_err();
-        assert!(
-            error.contains("cfg_omega") && error.contains("`kind` is velocity"),
-            "{error}"
-        );
-        let error = parsed("kind = 'x-prediction'\npath = 'linear'").unwrap_err();
-        assert!(
-            error.contains("path") && error.contains("noise_scale"),
-            "{error}"
-        );
-        let error = parsed("kind = 'diffusion'").unwrap_err();
-        assert!(
-            error.contains("diffusion") && error.contains("meanflow"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn a_written_objective_is_read_back() {
-        for objective in [
-            Objective::default(),
-            Objective::XPrediction(XPrediction::default()),
-            Objective::Meanflow(MeanFlow::default()),
-        ] {
-            let text = toml::to_string(&objective).unwrap();
-            assert_eq!(parsed(&text).unwrap(), objective, "{text}");
-        }
-    }
 }

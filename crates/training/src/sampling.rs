@@ -8,6 +8,7 @@ use tch::{Device, Kind, Tensor};
 use torch_ext::{Generator, TorchError, autocast};
 
 use crate::autoencoder::read_weights;
+use crate::config::AnySampler;
 use crate::model::{Model, Network, num_classes};
 use crate::{Autoencoder, AutoencoderModel, Config, Inputs, TrainError};
 
@@ -218,6 +219,43 @@ pub(crate) fn draw_samples(
         return Ok(Tensor::f_zeros([0, 3, 1, 1], (Kind::Uint8, Device::Cpu))?);
     }
     Ok(Tensor::f_cat(&images, 0)?)
+}
+
+impl AnySampler {
+    /// Draws images (or latents) from standard normal `noise` `[B, C, H, W]` for `labels` `[B]`. A sampler that adds
+    /// noise in each step takes it from `step_noise`, `[B, C, H, W]` in float64. `check_interrupted` is called after
+    /// each step; an error ends the sampling.
+    pub(crate) fn sample(
+        &self,
+        network: &Network,
+        noise: &Tensor,
+        labels: &Tensor,
+        mut step_noise: impl FnMut() -> Result<Tensor, DiffusionError>,
+        check_interrupted: impl Fn() -> Result<(), DiffusionError>,
+    ) -> Result<Tensor, TrainError> {
+        let denoiser = network.denoiser();
+        Ok(match (self, network) {
+            (Self::Velocity(sampler), _) => sampler.sample_with(
+                denoiser,
+                noise,
+                labels,
+                |_| step_noise(),
+                |_| check_interrupted(),
+            )?,
+            (Self::Jit(sampler), _) => {
+                sampler.sample(denoiser, noise, labels, |_| check_interrupted())?
+            }
+            (Self::MeanFlow(sampler), Network::MeanFlow(network)) => {
+                sampler.sample(network, noise, labels, |_| check_interrupted())?
+            }
+            (Self::MeanFlow(_), network) => {
+                return Err(TrainError::Objective {
+                    objective: "meanflow",
+                    network: network.family(),
+                });
+            }
+        })
+    }
 }
 
 /// Checks that all values of samples `[B, C, H, W]` are finite. The samples' indices count from `start`.

@@ -8,7 +8,7 @@ use files::AtomicPath;
 use safetensors::tensor::{Dtype, SafeTensors, View};
 use tch::{Device, Kind, Tensor};
 
-use crate::CheckpointError;
+use crate::checkpoint::error::CheckpointError;
 
 /// The contiguous bytes of a tensor on the CPU, as the safetensors crate needs them.
 struct HostTensor {

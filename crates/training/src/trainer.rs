@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 
 use data::{Cursor, seed};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 use torch_ext::readback::Readback;
 use torch_ext::{Generator, Mismatch, Params, TorchError, autocast};
 
@@ -17,34 +17,9 @@ use crate::repa_e::{BatchPart, Joint, JointFigures};
 use crate::sampling::{self, draw_samples};
 use crate::step_graph::StepGraph;
 use crate::{
-    AutoencoderMetrics, AutoencoderModel, Checkpoint, Config, DeviceBatch, LastGoodCheckpoint,
-    Objective, Quality, StepMetrics, TrainError,
+    AutoencoderMetrics, AutoencoderModel, Checkpoint, Config, DeviceBatch, Inputs,
+    LastGoodCheckpoint, Objective, Quality, StepMetrics, TrainError,
 };
-
-/// The properties of device, data set and encoders that a trainer needs to build its model.
-#[derive(Debug, Clone)]
-pub struct Inputs {
-    /// The training device.
-    pub device: Device,
-    /// Number of classes of the data set.
-    pub num_classes: i64,
-    /// The encoders whose tokens each step takes, in order; empty without alignment.
-    pub encoders: Vec<EncoderShape>,
-    /// Identifies the inputs that affect the weights besides the configuration, with the data set's
-    /// fingerprint and the encoders' checksums. Part of [`Config::training_hash`].
-    pub identity: String,
-}
-
-/// The shape of an encoder's tokens.
-#[derive(Debug, Clone)]
-pub struct EncoderShape {
-    /// Name of the encoder, for messages.
-    pub name: String,
-    /// Width of a token.
-    pub width: i64,
-    /// Rows and columns of the token grid.
-    pub grid: (i64, i64),
-}
 
 /// The autoencoder of a trainer.
 #[derive(Debug)]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::{IMAGE_COLUMN, LABEL_COLUMN};
+use super::columns::{IMAGE_COLUMN, LABEL_COLUMN};
 use crate::error::DataError;
 
 const WRITE_AGAIN: &str = "copy the folder again, or write it again with `save_to_disk`";

@@ -9,7 +9,8 @@ use arrow_ipc::RecordBatch;
 use arrow_schema::{DataType, Field, Schema};
 
 use super::cells::{BinaryColumn, IntegerColumn, RowGroup, Span};
-use super::stream::{Columns, malformed};
+use super::columns::Columns;
+use super::malformed::malformed;
 use crate::error::DataError;
 
 /// Iterates over the arrays and buffers of a record batch, column by column.

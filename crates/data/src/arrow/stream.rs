@@ -10,24 +10,13 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use arrow_ipc::{Endianness, Message, MessageHeader};
-use arrow_schema::{DataType, Schema};
 
 use super::cells::{RowGroup, Span, to_int};
+use super::columns::{Columns, check_columns};
 use super::locate::ColumnLocator;
-use super::{IMAGE_COLUMN, LABEL_COLUMN, column_type};
+use super::malformed::{COPY_AGAIN, malformed};
 use crate::error::DataError;
 use crate::formats::HEAD;
-
-const COPY_AGAIN: &str = "the file is damaged: copy or download it again";
-const BINARY: &str = "struct {bytes: binary, path: string} or binary with encoded images (in \
-                      Python: `cast_column(name, datasets.Image())`, then `save_to_disk`)";
-const INTEGER: &str = "integers (in Python: `class_encode_column(name)`, then `save_to_disk`)";
-
-/// The columns to index.
-pub(super) struct Columns {
-    pub image: String,
-    pub label: Option<String>,
-}
 
 /// Indexes a file. Returns its size and its non-empty record batches.
 pub(super) fn index(
@@ -88,60 +77,6 @@ pub(super) fn index(
         Some(_) => Ok((size, groups)),
         None => Err(malformed("it has no schema".to_owned())),
     }
-}
-
-/// The error for a damaged file.
-pub(super) fn malformed(path: &Path, problem: String) -> DataError {
-    DataError::Malformed {
-        path: path.to_path_buf(),
-        problem,
-        fix: COPY_AGAIN,
-    }
-}
-
-/// Checks the names and types of the columns before any data is read.
-fn check_columns(path: &Path, schema: &Schema, columns: &Columns) -> Result<(), DataError> {
-    let find = |key, column: &str| {
-        schema
-            .field_with_name(column)
-            .map_err(|_| DataError::MissingColumn {
-                path: path.to_path_buf(),
-                key,
-                problem: format!("there is no column `{column}`"),
-                available: schema
-                    .fields()
-                    .iter()
-                    .map(|field| field.name().clone())
-                    .collect(),
-            })
-    };
-    let image = find(IMAGE_COLUMN, &columns.image)?;
-    let encoded = match image.data_type() {
-        DataType::Struct(fields) => fields.find("bytes").map(|(_, field)| field.data_type()),
-        other => Some(other),
-    };
-    if !matches!(encoded, Some(DataType::Binary | DataType::LargeBinary)) {
-        return Err(column_type(
-            path,
-            IMAGE_COLUMN,
-            &columns.image,
-            image.data_type(),
-            BINARY,
-        ));
-    }
-    if let Some(column) = &columns.label {
-        let label = find(LABEL_COLUMN, column)?;
-        if !label.data_type().is_integer() {
-            return Err(column_type(
-                path,
-                LABEL_COLUMN,
-                column,
-                label.data_type(),
-                INTEGER,
-            ));
-        }
-    }
-    Ok(())
 }
 
 /// The first bytes of a file; fewer, or none, if they cannot be read.

@@ -1,6 +1,6 @@
 //! Huffman tables, and a reader of the bits of coded data.
 
-use super::Fault;
+use super::fault::Fault;
 
 /// Number of bits that index the lookup tables.
 const LOOKUP_BITS: u32 = 10;

@@ -1,8 +1,9 @@
 //! Checks the codes of one scan.
 
 use super::bits::{BitReader, Table};
+use super::fault::Fault;
 use super::frame::{Frame, Scan, Tables};
-use super::{Fault, next_marker};
+use super::marker::next_marker;
 
 /// Checks the coded data that starts at `start`. Returns where reading stopped: at a marker, at the end of the
 /// file, or up to 8 bytes after the last code.

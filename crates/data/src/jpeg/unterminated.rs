@@ -11,7 +11,7 @@
 
 use super::bits::Table;
 use super::frame::{Frame, Scan, Tables};
-use super::next_marker;
+use super::marker::next_marker;
 use super::scan::mcus;
 
 /// Number of bytes that Pillow reads at once.

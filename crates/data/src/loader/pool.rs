@@ -5,7 +5,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use super::stream::{StreamPosition, Task};
+use super::order::{StreamPosition, Task};
 use crate::dataset::Dataset;
 use crate::error::DataError;
 use crate::render::{self, Background, Rendered};

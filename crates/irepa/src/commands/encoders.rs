@@ -10,7 +10,7 @@ use encoders::{LoadOptions, Registry, Status};
 use evaluation::encoder_bank::EncoderBank;
 use tch::Device;
 
-use super::metrics::{ImageSelection, spatial};
+use super::image_selection::{ImageSelection, spatial};
 use crate::cli::{CheckArgs, InspectArgs};
 use crate::failure::Failure;
 
@@ -21,7 +21,7 @@ const EMBEDDED: &str = "experiments/data/emoji64";
 const SECONDS: f64 = 1.0;
 
 pub fn list() -> Result<ExitCode, Failure> {
-    let registry = super::registry();
+    let registry = super::encoder_files::registry();
     let mut rows =
         vec![["name", "file", "params", "width", "licence", "weights"].map(str::to_owned)];
     for name in registry.names() {
@@ -93,8 +93,8 @@ fn print_table<const N: usize>(rows: &[[String; N]]) {
 }
 
 pub fn check(arguments: &CheckArgs) -> Result<ExitCode, Failure> {
-    let device = super::device(&arguments.device)?;
-    let registry = super::registry();
+    let device = super::arguments::device(&arguments.device)?;
+    let registry = super::encoder_files::registry();
     for name in &arguments.names {
         registry.check_name(name).map_err(Failure::usage)?;
     }
@@ -194,8 +194,8 @@ fn row(name: &str, report: &CheckReport, flaws: &[String]) -> [String; 7] {
 }
 
 pub fn inspect(arguments: &InspectArgs) -> Result<ExitCode, Failure> {
-    let device = super::device(&arguments.device)?;
-    let registry = super::registry();
+    let device = super::arguments::device(&arguments.device)?;
+    let registry = super::encoder_files::registry();
     registry
         .check_name(&arguments.name)
         .map_err(Failure::usage)?;

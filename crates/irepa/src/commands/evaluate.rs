@@ -19,9 +19,9 @@ use crate::failure::Failure;
 
 pub fn run(arguments: &EvaluateArgs) -> Result<ExitCode, Failure> {
     if let Some(path) = &arguments.out {
-        super::check_out("--out", path)?;
+        super::arguments::check_out("--out", path)?;
     }
-    let device = super::device(&arguments.device)?;
+    let device = super::arguments::device(&arguments.device)?;
     let images = ImageOptions {
         split: None,
         resolution: arguments.resolution,
@@ -42,7 +42,7 @@ pub fn run(arguments: &EvaluateArgs) -> Result<ExitCode, Failure> {
         arguments.background,
     )
     .map_err(|error| Failure::usage(anyhow!("--reference: {error}")))?;
-    let registry = super::registry();
+    let registry = super::encoder_files::registry();
     let name = arguments.encoder.as_str();
     if !Inception::NAMES.contains(&name) {
         registry.check_name(name).map_err(Failure::usage)?;
@@ -60,7 +60,7 @@ pub fn run(arguments: &EvaluateArgs) -> Result<ExitCode, Failure> {
         },
         cache: arguments.cache.clone(),
     };
-    let interrupted = super::watch_interrupts()?;
+    let interrupted = super::interrupts::watch_interrupts()?;
     let bank = EncoderBank::new(registry, device);
     let extractor = match Extractor::load(&bank, name, samples.size().0, interrupted) {
         Err(EvaluationError::Interrupted) => return Ok(interrupted_code()),
@@ -115,7 +115,7 @@ pub fn run(arguments: &EvaluateArgs) -> Result<ExitCode, Failure> {
 
 fn interrupted_code() -> ExitCode {
     errln!("{}", EvaluationError::Interrupted);
-    ExitCode::from(super::INTERRUPTED_CODE)
+    ExitCode::from(super::interrupts::INTERRUPTED_CODE)
 }
 
 /// The JSON file beside the samples: `samples.evaluation.json` for `samples/` and for `samples.npz`.

@@ -1,21 +1,19 @@
 //! `runner metrics`.
 
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, anyhow};
 use console::{errln, out, outln};
-use data::{Background, Dataset};
+use data::Dataset;
 use encoders::Encoder;
 use evaluation::encoder_bank::EncoderBank;
 use evaluation::{self, EvaluationError, ProbeAccuracy, ProbeData};
-use metrics::spatial::SpatialMetrics;
 use report::ranking::Ranking;
 use tch::Device;
-use training::Config;
 
+use super::image_selection::ImageSelection;
 use crate::cli::MetricsArgs;
 use crate::failure::Failure;
 
@@ -26,11 +24,15 @@ const RANK_IMAGES: usize = 256;
 
 pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
     if let Some(path) = &arguments.json {
-        super::check_out("--json", path)?;
+        super::arguments::check_out("--json", path)?;
     }
-    let device = super::device(&arguments.device)?;
-    let registry = super::registry();
-    let names = super::installed_encoders(&arguments.encoders, arguments.resolution, &registry)?;
+    let device = super::arguments::device(&arguments.device)?;
+    let registry = super::encoder_files::registry();
+    let names = super::encoder_files::installed_encoders(
+        &arguments.encoders,
+        arguments.resolution,
+        &registry,
+    )?;
     if names.is_empty() {
         return Err(Failure::usage(anyhow!(
             "none of these encoders is installed; `runner encoders list` shows how to install them"
@@ -77,7 +79,7 @@ pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
         };
         outln!("encoder,lds,cds,srss,rmsc{probe_columns}");
     }
-    let interrupted = super::watch_interrupts()?;
+    let interrupted = super::interrupts::watch_interrupts()?;
     let mut measured = Vec::new();
     let mut failed = false;
     for (index, name) in names.iter().enumerate() {
@@ -159,7 +161,7 @@ pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
         }
     }
     Ok(match is_interrupted {
-        true => ExitCode::from(super::INTERRUPTED_CODE),
+        true => ExitCode::from(super::interrupts::INTERRUPTED_CODE),
         false => ExitCode::from(u8::from(failed)),
     })
 }
@@ -189,53 +191,4 @@ impl Probe {
         let progress = |_, _| {};
         evaluation::probe(encoder, "", data, &config, device, interrupted, progress)
     }
-}
-
-/// The images on which an encoder is measured.
-#[derive(Clone, Copy)]
-pub struct ImageSelection<'a> {
-    /// The data set.
-    pub path: &'a Path,
-    /// The split of the data set.
-    pub split: &'a str,
-    /// Side in pixels.
-    pub resolution: u32,
-    /// Background of transparent pixels.
-    pub background: Background,
-    /// Number of images.
-    pub count: usize,
-}
-
-impl ImageSelection<'_> {
-    fn config(&self) -> Config {
-        let mut config = Config::default();
-        config.data.path = self.path.to_owned().into();
-        config.data.split = self.split.to_owned();
-        config.data.resolution = self.resolution;
-        config.data.background = self.background;
-        config
-    }
-
-    fn open(&self) -> Result<Arc<dyn Dataset>, Failure> {
-        let options = self.config().data.training_split();
-        data::open(self.path, &options).map_err(|error| Failure::usage(anyhow!("--data {error}")))
-    }
-}
-
-/// Measures the spatial metrics of an encoder.
-pub fn spatial(
-    encoder: &dyn Encoder,
-    device: Device,
-    images: &ImageSelection,
-) -> Result<SpatialMetrics, Failure> {
-    let dataset = images.open()?;
-    Ok(evaluation::spatial_metrics(
-        encoder,
-        &dataset,
-        &images.config(),
-        images.count,
-        device,
-        // Never interrupted: there is no state to save, so Ctrl-C may simply kill the process.
-        &AtomicBool::new(false),
-    )?)
 }

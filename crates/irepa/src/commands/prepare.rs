@@ -20,8 +20,8 @@ const LATENTS: &str = "latents";
 
 pub fn features(arguments: &PrepareFeaturesArgs) -> Result<ExitCode, Failure> {
     let config = config_file::load(&arguments.config, &arguments.settings)?;
-    let device = super::device(&arguments.device)?;
-    let registry = super::registry_for(Some(&arguments.config));
+    let device = super::arguments::device(&arguments.device)?;
+    let registry = super::encoder_files::registry_for(Some(&arguments.config));
     let encoders = encoders(arguments, &config, &registry)?;
     let named =
         Some(config.data.token_cache.to_path_buf()).filter(|path| !path.as_os_str().is_empty());
@@ -36,7 +36,7 @@ pub fn features(arguments: &PrepareFeaturesArgs) -> Result<ExitCode, Failure> {
         stored: arguments.dtype,
         shard_bytes: arguments.shard_mib << 20,
     };
-    let interrupted = super::watch_interrupts()?;
+    let interrupted = super::interrupts::watch_interrupts()?;
     let outcome = prepare::features(&options, registry, device, interrupted)
         .map_err(|error| failure(error, &arguments.config))?;
     for folder in &outcome.made {
@@ -47,7 +47,7 @@ pub fn features(arguments: &PrepareFeaturesArgs) -> Result<ExitCode, Failure> {
     }
     if outcome.interrupted {
         errln!("interrupted: run the same command again to resume");
-        return Ok(ExitCode::from(super::INTERRUPTED_CODE));
+        return Ok(ExitCode::from(super::interrupts::INTERRUPTED_CODE));
     }
     if !outcome.made.is_empty() {
         errln!(
@@ -60,7 +60,7 @@ pub fn features(arguments: &PrepareFeaturesArgs) -> Result<ExitCode, Failure> {
 
 pub fn latents(arguments: &PrepareLatentsArgs) -> Result<ExitCode, Failure> {
     let config = config_file::load(&arguments.config, &arguments.settings)?;
-    let device = super::device(&arguments.device)?;
+    let device = super::arguments::device(&arguments.device)?;
     let named =
         Some(config.data.latent_cache.to_path_buf()).filter(|path| !path.as_os_str().is_empty());
     let options = LatentOptions {
@@ -73,11 +73,11 @@ pub fn latents(arguments: &PrepareLatentsArgs) -> Result<ExitCode, Failure> {
         stored: arguments.dtype,
         shard_bytes: arguments.shard_mib << 20,
     };
-    let is_complete = prepare::latents(&options, device, super::watch_interrupts()?)
+    let is_complete = prepare::latents(&options, device, super::interrupts::watch_interrupts()?)
         .map_err(|error| failure(error, &arguments.config))?;
     if !is_complete {
         errln!("interrupted: run the same command again to resume");
-        return Ok(ExitCode::from(super::INTERRUPTED_CODE));
+        return Ok(ExitCode::from(super::interrupts::INTERRUPTED_CODE));
     }
     outln!("{}", options.out.display());
     errln!(
@@ -109,7 +109,8 @@ fn encoders(
         true => config.alignment.encoders(),
         false => arguments.encoders.clone(),
     };
-    let names = super::installed_encoders(&requested, config.data.resolution, registry)?;
+    let names =
+        super::encoder_files::installed_encoders(&requested, config.data.resolution, registry)?;
     if names.is_empty() {
         return Err(Failure::usage(anyhow!(
             "{}: `alignment.encoder` names no installed encoder; name some with --encoder \

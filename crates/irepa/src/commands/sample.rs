@@ -80,7 +80,7 @@ pub fn run(arguments: &SampleArgs) -> Result<ExitCode, Failure> {
         )));
     }
     // Signals are handled before anything is written.
-    let interrupted = super::watch_interrupts()?;
+    let interrupted = super::interrupts::watch_interrupts()?;
     let folder = SampleFolder::open(&path, &recipe, arguments.fresh).map_err(failure)?;
     let count = arguments.count;
     let progress = Progress::new(count);
@@ -99,7 +99,7 @@ pub fn run(arguments: &SampleArgs) -> Result<ExitCode, Failure> {
             "interrupted after {} of {count} images: run the same command again to resume",
             outcome.existing + outcome.drawn
         );
-        return Ok(ExitCode::from(super::INTERRUPTED_CODE));
+        return Ok(ExitCode::from(super::interrupts::INTERRUPTED_CODE));
     }
     if outcome.existing > 0 {
         errln!(
@@ -218,7 +218,7 @@ fn check_picture(path: &Path) -> Result<(), Failure> {
             path.display()
         )));
     }
-    super::check_out("--grid", path)
+    super::arguments::check_out("--grid", path)
 }
 
 /// The configuration, overridden by the flags and checked with them.
@@ -270,7 +270,7 @@ fn config_of(checkpoint: &Path) -> Result<PathBuf, Failure> {
 fn devices(names: &[String]) -> Result<Vec<Device>, Failure> {
     let devices = names
         .iter()
-        .map(|name| super::device(name.trim()))
+        .map(|name| super::arguments::device(name.trim()))
         .collect::<Result<Vec<_>, _>>()?;
     let on_cpu = devices.iter().filter(|device| **device == Device::Cpu);
     if !matches!(on_cpu.count(), count if count == 0 || count == devices.len()) {

@@ -24,8 +24,8 @@ pub fn run(arguments: &SweepArgs) -> Result<ExitCode, Failure> {
     };
     let outcome = sweep::run(
         &options,
-        super::registry_for(Some(&arguments.experiment)),
-        super::watch_interrupts()?,
+        super::encoder_files::registry_for(Some(&arguments.experiment)),
+        super::interrupts::watch_interrupts()?,
     )?;
     if arguments.dry_run {
         return Ok(ExitCode::SUCCESS);
@@ -47,7 +47,7 @@ pub fn run(arguments: &SweepArgs) -> Result<ExitCode, Failure> {
     outln!("{}", outcome.folder.join("report.html").display());
     Ok(if outcome.interrupted {
         errln!("interrupted: run the same command again to resume");
-        ExitCode::from(super::INTERRUPTED_CODE)
+        ExitCode::from(super::interrupts::INTERRUPTED_CODE)
     } else if let Some(reason) = &outcome.idle {
         errln!("error: {reason}");
         ExitCode::from(1)

@@ -38,12 +38,12 @@ pub fn run(arguments: &TrainArgs) -> Result<ExitCode, Failure> {
     };
     let result = sweep::train(
         &options,
-        super::registry_for(Some(&arguments.config)),
-        super::watch_interrupts()?,
+        super::encoder_files::registry_for(Some(&arguments.config)),
+        super::interrupts::watch_interrupts()?,
     )?;
     let Some(result) = result else {
         errln!("interrupted: run the same command with --resume to continue");
-        return Ok(ExitCode::from(super::INTERRUPTED_CODE));
+        return Ok(ExitCode::from(super::interrupts::INTERRUPTED_CODE));
     };
     outln!("{}", options.folder.display());
     match result.status {

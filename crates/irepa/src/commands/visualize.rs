@@ -17,10 +17,10 @@ use crate::failure::Failure;
 pub fn run(arguments: &VisualizeArgs) -> Result<ExitCode, Failure> {
     let out = &arguments.out;
     Format::of(out).map_err(|error| Failure::usage(anyhow!("--out {error}")))?;
-    super::check_out("--out", out)?;
+    super::arguments::check_out("--out", out)?;
     let norm = norm(arguments.alpha)?;
-    let device = super::device(&arguments.device)?;
-    let registry = super::registry();
+    let device = super::arguments::device(&arguments.device)?;
+    let registry = super::encoder_files::registry();
     let names = names(&registry, &arguments.encoders)?;
     let images = images(arguments)?;
     check_size(

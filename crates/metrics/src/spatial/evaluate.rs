@@ -4,7 +4,8 @@ use ndarray::{ArrayView1, ArrayView2, ArrayView3, Axis};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::Grid;
+use super::check_grid::check_grid;
+use super::grid::Grid;
 use super::measures::{decay, foreground_contrast, local_minus_far};
 use super::similarity::{DistanceProfile, NORM_FLOOR, SRSS_NORM_FLOOR, UnitTokens};
 use crate::MetricsError;
@@ -110,7 +111,7 @@ pub fn evaluate_images(
     options: &SpatialOptions,
 ) -> Result<Vec<SpatialMetrics>, MetricsError> {
     let (images, count, _) = tokens.dim();
-    grid.check(count)?;
+    check_grid(grid, count)?;
     if let Some(masks) = masks
         && masks.dim() != (images, count)
     {

@@ -4,8 +4,6 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::MetricsError;
-
 /// A grid of patch tokens; token `t` is in row `t / width` and column `t % width`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -32,20 +30,6 @@ impl Grid {
     /// Returns the row and column of token `t`.
     pub(super) fn position(&self, t: usize) -> (usize, usize) {
         (t / self.width, t % self.width)
-    }
-
-    /// Checks that the number of tokens matches the grid, and that the grid has at least two tokens.
-    pub(super) fn check(&self, tokens: usize) -> Result<(), MetricsError> {
-        if tokens != self.tokens() {
-            return Err(MetricsError::GridMismatch {
-                found: tokens,
-                grid: *self,
-            });
-        }
-        if tokens < 2 {
-            return Err(MetricsError::GridTooSmall { grid: *self });
-        }
-        Ok(())
     }
 }
 

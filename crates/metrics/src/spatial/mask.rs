@@ -2,7 +2,7 @@
 
 use ndarray::{ArrayView2, s};
 
-use super::Grid;
+use super::grid::Grid;
 use crate::MetricsError;
 
 /// Computes the foreground mask `[T]` of a grid's patches from a mask of pixels `[H, W]`.

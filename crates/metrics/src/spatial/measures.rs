@@ -5,7 +5,8 @@ use std::ops::Range;
 use ndarray::ArrayView2;
 use pulp::{Arch, Simd, WithSimd};
 
-use super::Grid;
+use super::check_grid::check_grid;
+use super::grid::Grid;
 use super::similarity::{DistanceProfile, NORM_FLOOR, SRSS_NORM_FLOOR, UnitTokens};
 use crate::MetricsError;
 
@@ -72,7 +73,7 @@ pub fn srss(
     near_distance: usize,
     far_distance: usize,
 ) -> Result<Option<f64>, MetricsError> {
-    grid.check(tokens.nrows())?;
+    check_grid(grid, tokens.nrows())?;
     if mask.len() != grid.tokens() {
         return Err(MetricsError::Shape {
             what: "the foreground mask",
@@ -111,7 +112,7 @@ pub fn rmsc(tokens: ArrayView2<'_, f32>) -> Result<f64, MetricsError> {
 }
 
 fn profile(tokens: ArrayView2<'_, f32>, grid: Grid) -> Result<DistanceProfile, MetricsError> {
-    grid.check(tokens.nrows())?;
+    check_grid(grid, tokens.nrows())?;
     let unit = UnitTokens::new(tokens, NORM_FLOOR)?;
     Ok(DistanceProfile::new(&unit.cosines(), grid))
 }

@@ -17,6 +17,7 @@
 //!
 //! [`anchor_similarity`] and [`pca_rgb`] visualise tokens.
 
+mod check_grid;
 mod evaluate;
 mod grid;
 mod maps;

@@ -6,7 +6,7 @@ use faer::Mat;
 use ndarray::{Array2, ArrayView2};
 use pulp::{Arch, Simd, WithSimd};
 
-use super::Grid;
+use super::grid::Grid;
 use crate::MetricsError;
 use crate::linalg::gram;
 

@@ -12,9 +12,9 @@ use crate::escape::escape;
 use crate::results::Status;
 
 use super::columns::{DENOISING_LOSS, frechet, frechet_features};
-use super::comparison::distinct;
 use super::correlation::{LEVEL, MIN_ENCODERS, RESAMPLES};
 use super::curve::SMOOTHING;
+use super::distinct::distinct;
 use super::findings::findings;
 use super::number::short;
 use super::plots::{Plot, Plots, dark_rules};

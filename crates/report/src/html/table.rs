@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::columns::{Better, COLUMNS, Column};
-use crate::comparison::distinct;
+use crate::distinct::distinct;
 use crate::escape::escape;
 use crate::number::{decimals, plain};
 use crate::results::{ResultRow, Status};

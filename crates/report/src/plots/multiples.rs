@@ -210,7 +210,7 @@ fn small_panel(
             }
         }
     }
-    let ends: Vec<(&str, f64)> = crate::comparison::distinct(lines.iter().map(|line| line.recipe))
+    let ends: Vec<(&str, f64)> = crate::distinct::distinct(lines.iter().map(|line| line.recipe))
         .into_iter()
         .filter_map(|recipe| {
             let ends = lines.iter().filter(|line| line.recipe == recipe);

@@ -10,8 +10,9 @@ use super::panel::Panel;
 use super::recipes::Recipes;
 use super::{Plot, WIDTH, frechet_title};
 use crate::columns::{Column, ENCODER_METRICS, frechet};
-use crate::comparison::{Group, distinct};
+use crate::comparison::Group;
 use crate::correlation::{Point, Relation, points, relation};
+use crate::distinct::distinct;
 use crate::number::{plain, short};
 use crate::run_folder::RunFolder;
 

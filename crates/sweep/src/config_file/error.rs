@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use super::MAX_DEPTH;
+/// Maximum length of a chain of `base` files.
+pub(super) const MAX_DEPTH: usize = 16;
 
 /// Why a configuration was refused. The program exits with code 2.
 #[derive(Debug, Error)]

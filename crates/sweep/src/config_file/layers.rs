@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 use training::{Config, ConfigPath};
 
-use super::tidy;
+use super::path::tidy;
 
 /// The merged settings of several files, and the folder of the file that each string comes from.
 ///

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use toml::{Table, Value};
 
-use super::{ConfigError, Layers};
+use super::error::ConfigError;
+use super::layers::Layers;
 
 /// Applies `key.sub=value` settings of the command line. They form one layer, so that no setting drops another. A value
 /// is parsed as TOML; if that fails, it is a string.

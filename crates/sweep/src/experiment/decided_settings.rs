@@ -5,7 +5,8 @@ use std::path::Path;
 
 use toml::{Table, Value};
 
-use super::{Cell, DeviceSection, Experiment};
+use super::file::{DeviceSection, Experiment};
+use super::plan::Cell;
 use crate::config_file::{self, ConfigError, Layers};
 
 /// The settings that the grid decides: those of its axes, and those in the recipe and variant files that its axes name.

@@ -3,7 +3,7 @@
 use toml::{Table, Value};
 use training::NO_ENCODER;
 
-use super::PLAIN_VARIANT;
+use super::file::PLAIN_VARIANT;
 
 /// The values of one cell on the axes of the grid.
 #[derive(Clone, Copy)]

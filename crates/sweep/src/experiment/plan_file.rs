@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use training::Config;
 
-use super::Plan;
+use super::plan::Plan;
 
 /// The contents of `plan.toml`.
 #[derive(Debug, Serialize)]

@@ -8,8 +8,9 @@ use toml::Value;
 use training::{Config, NO_ENCODER};
 
 use super::decided_settings::DecidedSettings;
+use super::file::{BASELINE, DeviceSection, Experiment, PLAIN_VARIANT};
 use super::grid_point::GridPoint;
-use super::{BASELINE, Cell, DeviceSection, Experiment, PLAIN_VARIANT, Plan};
+use super::plan::{Cell, Plan};
 use crate::config_file::{self, ConfigError, Layers};
 
 /// Resolves the cells of an experiment for one kind of device.

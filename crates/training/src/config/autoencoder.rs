@@ -6,7 +6,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
-use super::ConfigPath;
+use super::path::ConfigPath;
 
 /// The map between images and the denoiser's space. In files it is the name `identity`, or a table.
 ///

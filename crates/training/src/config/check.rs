@@ -4,8 +4,10 @@ use alignment::HeadConfig;
 use diffusion::samplers::Method;
 use diffusion::{JitConfig, SitConfig};
 
-use super::{Autoencoder, Config};
-use crate::Objective;
+use super::autoencoder::Autoencoder;
+use super::invalid::InvalidConfig;
+use super::objective::Objective;
+use super::root::Config;
 
 impl Config {
     /// Checks the ranges of settings, and that settings fit each other.
@@ -426,29 +428,6 @@ impl Config {
             key: "objective",
             reason: format!("is invalid: {error}"),
         })
-    }
-}
-
-/// A setting is out of range, or does not fit other settings.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error("`{key}` {reason}")]
-pub struct InvalidConfig {
-    /// Dotted key of the setting.
-    pub key: &'static str,
-    /// The value and the allowed values, as the rest of the sentence.
-    pub reason: String,
-}
-
-impl InvalidConfig {
-    fn new(
-        key: &'static str,
-        found: impl std::fmt::Display,
-        allowed: impl std::fmt::Display,
-    ) -> Self {
-        Self {
-            key,
-            reason: format!("is {found}, must be {allowed}"),
-        }
     }
 }
 

@@ -3,8 +3,8 @@
 use files::Checksum;
 use serde_json::{Map, Value};
 
-use super::Config;
-use crate::learning_rate::Schedule;
+use super::optimizer::Schedule;
+use super::root::Config;
 
 /// What a setting affects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,16 +1,14 @@
-//! Paths in a configuration, and how to find all of them.
+//! A path in a configuration.
 
 use std::cell::Cell;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::Value;
-
-use super::Config;
 
 /// A path in a configuration; empty for none. In a file it is relative to that file's folder, on the command line
-/// to the working directory. The code that merges files resolves the paths, which it finds with [`Config::paths`].
+/// to the working directory. The code that merges files resolves the paths, which it finds with
+/// [`Config::paths`](crate::Config::paths).
 ///
 /// In files a path is a string. Bytes that are not valid UTF-8 are written as U+EF80 to U+EFFF, so that different
 /// names remain different strings.
@@ -36,6 +34,11 @@ impl ConfigPath {
     /// Returns the path as it is written in a file.
     pub fn to_text(&self) -> String {
         text_of(&self.0)
+    }
+
+    /// Returns the path that was serialised as `text` while [`PathMarking`] was alive; `None` for another string.
+    pub(super) fn from_marked(text: &str) -> Option<Self> {
+        text.strip_prefix(MARK).map(|text| Self(path_of(text)))
     }
 }
 
@@ -71,19 +74,6 @@ impl From<&str> for ConfigPath {
     }
 }
 
-impl Config {
-    /// Returns every path of the configuration with its key, without empty paths that are omitted from files.
-    pub fn paths(&self) -> Vec<(Vec<String>, ConfigPath)> {
-        let marking = PathMarking::begin();
-        // A struct of plain fields always serialises.
-        let value = serde_json::to_value(self).unwrap_or_default();
-        drop(marking);
-        let mut found = Vec::new();
-        collect(&mut Vec::new(), &value, &mut found);
-        found
-    }
-}
-
 /// Prefix of a serialised path while [`PathMarking`] is alive. No path contains it.
 const MARK: char = '\0';
 
@@ -93,10 +83,10 @@ thread_local! {
 
 /// While it is alive, paths are serialised on this thread with the prefix [`MARK`]. So they are found by their type,
 /// anywhere in a configuration.
-struct PathMarking;
+pub(super) struct PathMarking;
 
 impl PathMarking {
-    fn begin() -> Self {
+    pub(super) fn begin() -> Self {
         MARK_PATHS.set(true);
         Self
     }
@@ -105,24 +95,6 @@ impl PathMarking {
 impl Drop for PathMarking {
     fn drop(&mut self) {
         MARK_PATHS.set(false);
-    }
-}
-
-fn collect(key: &mut Vec<String>, value: &Value, found: &mut Vec<(Vec<String>, ConfigPath)>) {
-    match value {
-        Value::String(text) => {
-            if let Some(text) = text.strip_prefix(MARK) {
-                found.push((key.clone(), ConfigPath(path_of(text))));
-            }
-        }
-        Value::Object(table) => {
-            for (name, value) in table {
-                key.push(name.clone());
-                collect(key, value, found);
-                key.pop();
-            }
-        }
-        _ => {}
     }
 }
 
@@ -191,40 +163,7 @@ fn path_of(text: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn paths_are_found_by_their_type_in_every_section() {
-        let text = "
-            [data]
-            path = 'a'
-            token_cache = 'b'
-            [model.autoencoder]
-            kind = 'kl'
-            weights = 'c'
-            train = true
-            [objective]
-            kind = 'repa-e'
-            lpips = 'd'
-            discriminator_weights = 'e'
-        ";
-        let config: Config = toml::from_str(text).unwrap();
-        let found: Vec<(String, String)> = config
-            .paths()
-            .into_iter()
-            .map(|(key, path)| (key.join("."), path.to_text()))
-            .collect();
-        let expected = [
-            ("data.path", "a"),
-            ("data.token_cache", "b"),
-            ("model.autoencoder.weights", "c"),
-            ("objective.discriminator_weights", "e"),
-            ("objective.lpips", "d"),
-        ];
-        let expected = expected.map(|(key, path)| (key.to_owned(), path.to_owned()));
-        assert_eq!(found, expected);
-        // Outside `Config::paths` a path is a plain string.
-        assert!(toml::to_string(&config).unwrap().contains("path = \"a\""));
-    }
+    use crate::Config;
 
     #[cfg(unix)]
     #[test]

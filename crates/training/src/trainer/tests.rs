@@ -4,9 +4,10 @@ use diffusion::objective::meanflow::MeanFlow;
 use diffusion::objective::velocity::Velocity;
 use diffusion::objective::x_prediction::XPrediction;
 use diffusion::samplers::Method;
+use tch::Device;
 
 use super::*;
-use crate::TrainPrecision;
+use crate::{EncoderShape, TrainPrecision};
 
 /// Width of the encoder's tokens.
 const WIDTH: i64 = 24;

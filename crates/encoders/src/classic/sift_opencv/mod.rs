@@ -5,6 +5,7 @@
 //! pixel for the orientations does not depend on the keypoint, so it is computed once per image
 //! ([`Votes`]). A descriptor is then a weighted sum of votes.
 
+mod layout;
 mod votes;
 mod window;
 
@@ -13,14 +14,6 @@ use ndarray::{Array3, ArrayView4};
 use super::{ClassicError, SIFT_DIM, SIFT_STRIDE, encode_images, map_rgb, sift_size};
 use votes::Votes;
 use window::Window;
-
-/// Number of orientations, and of cells per side, of the descriptor.
-const BINS: usize = 8;
-const CELLS: usize = 4;
-
-/// OpenCV interprets angle -1 as 360 - (-1) degrees and does not replace it by 0, so the windows and the
-/// orientations are rotated by one degree.
-const ORIENTATION: f32 = 361.0;
 
 /// Largest descriptor value, relative to the descriptor's norm.
 const CLIP: f32 = 0.2;

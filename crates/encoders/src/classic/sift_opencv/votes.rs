@@ -5,7 +5,7 @@ use std::ops::Range;
 use wide::f32x8;
 
 use super::super::angle::fast_atan2;
-use super::{BINS, ORIENTATION};
+use super::layout::{BINS, ORIENTATION};
 
 /// Votes of the pixels of one image for the orientation bins.
 pub(super) struct Votes {

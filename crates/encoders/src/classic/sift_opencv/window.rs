@@ -5,8 +5,8 @@ use std::ops::Range;
 use wide::f32x8;
 
 use super::super::SIFT_STRIDE;
+use super::layout::{BINS, CELLS, ORIENTATION};
 use super::votes::Votes;
-use super::{BINS, CELLS, ORIENTATION};
 
 /// A descriptor before normalisation: the orientation histograms of the cells, row-major.
 pub(super) type Cells = [[f32; BINS]; CELLS * CELLS];

@@ -1,0 +1,104 @@
+//! Lists the files and folders of a folder.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+
+use crate::error::DataError;
+
+/// A file or folder inside a folder.
+pub(crate) struct Entry {
+    /// Its name as text, unique within the folder; see [`distinct_name`].
+    pub name: String,
+    pub path: PathBuf,
+    pub is_dir: bool,
+    /// Size in bytes; meaningful for files only.
+    pub size: u64,
+    /// Device and inode number, which a folder shares with the symbolic links to it.
+    pub identity: (u64, u64),
+    /// For a broken symbolic link, what is wrong with it.
+    pub broken: Option<String>,
+}
+
+/// Files and folders that operating systems and tools create, in addition to hidden ones.
+const LEFT_BY_TOOLS: [&str; 10] = [
+    "__MACOSX",
+    "@eaDir",
+    "@Recycle",
+    "#recycle",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+    "lost+found",
+    "__pycache__",
+    "Thumbs.db",
+    "desktop.ini",
+];
+
+/// Lists a folder, sorted by name, without hidden entries and those of [`LEFT_BY_TOOLS`].
+pub(crate) fn sorted_entries(folder: &Path) -> Result<Vec<Entry>, DataError> {
+    let listing = fs::read_dir(folder).map_err(DataError::io(folder, "list the folder"))?;
+    let mut entries = Vec::new();
+    for entry in listing {
+        let entry = entry.map_err(DataError::io(folder, "list the folder"))?;
+        let name = entry.file_name();
+        let hidden = name.as_encoded_bytes().starts_with(b".");
+        if hidden || LEFT_BY_TOOLS.iter().any(|&left| name == left) {
+            continue;
+        }
+        let path = entry.path();
+        let name = distinct_name(&name);
+        // Follows symbolic links, because image folders often consist of them.
+        match fs::metadata(&path) {
+            Ok(meta) => entries.push(Entry {
+                name,
+                path,
+                is_dir: meta.is_dir(),
+                size: meta.len(),
+                identity: (meta.dev(), meta.ino()),
+                broken: None,
+            }),
+            Err(error) => {
+                let Ok(target) = fs::read_link(&path) else {
+                    return Err(DataError::io(&path, "read the size")(error));
+                };
+                let is_loop = error.raw_os_error() == Some(Errno::LOOP.raw_os_error());
+                let problem = match error.kind() {
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => "does not exist",
+                    _ if is_loop => "is part of a loop of links",
+                    _ => return Err(DataError::io(&path, "read the size")(error)),
+                };
+                entries.push(Entry {
+                    broken: Some(format!("-> `{}`, which {problem}", target.display())),
+                    name,
+                    path,
+                    is_dir: false,
+                    size: 0,
+                    identity: (0, 0),
+                });
+            }
+        }
+    }
+    entries.sort_by(|a, b| a.path.file_name().cmp(&b.path.file_name()));
+    Ok(entries)
+}
+
+/// A file name as text, such that distinct names have distinct texts. Bytes that are not UTF-8 are written as `\xE9`,
+/// and backslashes are doubled.
+pub(crate) fn distinct_name(name: &OsStr) -> String {
+    let plain = name.to_str().filter(|name| !name.contains('\\'));
+    if let Some(plain) = plain {
+        return plain.to_owned();
+    }
+    let mut text = String::new();
+    for chunk in name.as_encoded_bytes().utf8_chunks() {
+        text.push_str(&chunk.valid().replace('\\', "\\\\"));
+        for byte in chunk.invalid() {
+            text.push_str(&format!("\\x{byte:02X}"));
+        }
+    }
+    text
+}

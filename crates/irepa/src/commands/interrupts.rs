@@ -1,0 +1,45 @@
+//! Ctrl-C and the other signals that end a command.
+
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, LazyLock};
+use std::thread;
+
+use console::errln;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag;
+use signal_hook::iterator::Signals;
+
+use crate::failure::Failure;
+
+/// Set by the first Ctrl-C. Commands then save their state and end.
+static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
+
+/// Exit code of an interrupted command: 128 plus the number of SIGINT.
+pub const INTERRUPTED_CODE: u8 = 130;
+
+/// The signals that interrupt a command.
+const SIGNALS: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
+
+/// Handles Ctrl-C and the other [`SIGNALS`]. The first signal sets the returned flag. A second SIGINT or SIGTERM ends the
+/// process in the signal handler, whatever its threads are doing.
+pub fn watch_interrupts() -> Result<&'static AtomicBool, Failure> {
+    // Registered before the flag is, so that the first signal does not end the process. Not for SIGHUP, which a closed
+    // terminal sends more than once.
+    for signal in [SIGINT, SIGTERM] {
+        let code = i32::from(INTERRUPTED_CODE);
+        flag::register_conditional_shutdown(signal, code, Arc::clone(&INTERRUPTED))?;
+    }
+    for signal in SIGNALS {
+        flag::register(signal, Arc::clone(&INTERRUPTED))?;
+    }
+    let mut signals = Signals::new(SIGNALS)?;
+    // In a separate thread, because writing to standard error may block, and saving must not wait for it.
+    thread::Builder::new()
+        .name("interrupts".to_owned())
+        .spawn(move || {
+            if signals.forever().next().is_some() {
+                errln!("interrupted: saving and ending; press Ctrl-C again to end at once");
+            }
+        })?;
+    Ok(&INTERRUPTED)
+}
