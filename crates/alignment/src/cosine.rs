@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use crate::tokens;
-use crate::{AlignmentError, SpatialNorm, TokenLoss, fused};
+use crate::{AlignmentError, SpatialNorm, TokenLoss};
 
 /// Lower bound of the length by which a token is divided (`eps` of `F.normalize`).
 const NORM_EPS: f64 = 1e-12;
@@ -50,7 +50,16 @@ impl TokenLoss for CosineLoss {
         projected: &Tensor,
         expected_grad: f64,
     ) -> Result<Option<Tensor>, AlignmentError> {
-        fused::cosine(norm, tokens, projected, expected_grad)
+        norm.validate()?;
+        let (_, count, _) = tokens::pair(tokens, projected)?;
+        let norm = match *norm {
+            SpatialNorm::None => None,
+            SpatialNorm::ZScore { .. } if count < 2 => {
+                return Err(AlignmentError::TooFewTokens(count));
+            }
+            SpatialNorm::ZScore { alpha, eps } => Some(ops::ZScore { alpha, eps }),
+        };
+        Ok(ops::cosine_loss(norm, tokens, projected, expected_grad)?)
     }
 }
 

@@ -17,11 +17,11 @@ mod tangent;
 #[cfg(test)]
 mod tests;
 
+use ops::Norm;
 use tch::{TchError, Tensor};
 
 use crate::DiffusionError;
 use crate::embedding::{sinusoids, sinusoids_derivative};
-use crate::fused::{self, Norm};
 use crate::layers::{join_heads, split_heads};
 use tangent::Tangent;
 
@@ -131,7 +131,7 @@ impl Activation for Tensor {
     }
 
     fn gelu(&self, fused: bool) -> Result<Self, DiffusionError> {
-        if fused && let Some(y) = fused::gelu(self)? {
+        if fused && let Some(y) = ops::gelu(self)? {
             return Ok(y);
         }
         Ok(self.f_gelu("tanh")?)
@@ -160,21 +160,21 @@ impl Activation for Tensor {
         scale: &Self,
         fused: bool,
     ) -> Result<Self, DiffusionError> {
-        if fused && let Some(y) = fused::norm_modulate(self, Norm::Layer, shift, scale, NORM_EPS)? {
+        if fused && let Some(y) = ops::norm_modulate(self, Norm::Layer, shift, scale, NORM_EPS)? {
             return Ok(y);
         }
         Activation::layer_norm(self, width, None, NORM_EPS)?.modulate(shift, scale)
     }
 
     fn add_gated(&self, gate: &Self, x: &Self, fused: bool) -> Result<Self, DiffusionError> {
-        if fused && let Some(y) = fused::gate(self, gate, x)? {
+        if fused && let Some(y) = ops::gated_residual(self, gate, x)? {
             return Ok(y);
         }
         self.add_product(gate, x)
     }
 
     fn attention(q: &Self, k: &Self, v: &Self, fused: bool) -> Result<Self, DiffusionError> {
-        if fused && let Some(mixed) = fused::attention_of_heads(q, k, v)? {
+        if fused && let Some(mixed) = ops::attention_of_heads(q, k, v)? {
             return Ok(mixed);
         }
         join_heads(&Tensor::f_scaled_dot_product_attention::<&Tensor>(
@@ -183,7 +183,7 @@ impl Activation for Tensor {
     }
 
     fn self_attention(&self, heads: i64, fused: bool) -> Result<Self, DiffusionError> {
-        if fused && let Some(mixed) = fused::attention(self, heads)? {
+        if fused && let Some(mixed) = ops::attention(self, heads)? {
             return Ok(mixed);
         }
         let [q, k, v] = split_heads(self, heads)?;
@@ -353,7 +353,7 @@ impl Activation for Dual {
         let value = match fused {
             true => {
                 let (shift, scale) = (&shift.value, &scale.value);
-                fused::norm_modulate(&self.value, Norm::Layer, shift, scale, NORM_EPS)?
+                ops::norm_modulate(&self.value, Norm::Layer, shift, scale, NORM_EPS)?
             }
             false => None,
         };
@@ -397,7 +397,7 @@ impl Activation for Dual {
 
     fn self_attention(&self, heads: i64, fused: bool) -> Result<Self, DiffusionError> {
         let value = match fused {
-            true => fused::attention(&self.value, heads)?,
+            true => ops::attention(&self.value, heads)?,
             false => None,
         };
         let Some(value) = value else {

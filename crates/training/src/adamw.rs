@@ -1,10 +1,10 @@
 //! The optimiser of a run: AdamW with gradient clipping and moving averages.
 
+use ops::{Operands, PointerTable, Update};
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Params, optim};
 
 use crate::average::Average;
-use crate::fused_update::{self, Operands, PointerTable, Update};
 use crate::learning_rate::LearningRate;
 use crate::{OptimizerConfig, TrainError};
 
@@ -129,7 +129,7 @@ impl AdamW {
             max_norm: self.config.max_grad_norm,
             decays: &decays,
         };
-        Ok(fused_update::sweep(&operands, &update, &self.table)?)
+        Ok(ops::update_weights(&operands, &update, &self.table)?)
     }
 
     /// Returns the copy of weight `i` that the model computes with, or `None` if it uses the weight itself.

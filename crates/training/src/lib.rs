@@ -58,7 +58,6 @@ mod collapse;
 mod config;
 mod error;
 pub mod event_log;
-mod fused_update;
 mod learning_rate;
 mod metrics_log;
 mod model;

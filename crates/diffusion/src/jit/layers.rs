@@ -1,12 +1,12 @@
 //! Layers of [`Jit`](crate::Jit) that [`Sit`](crate::Sit) does not have.
 
+use ops::{Norm, Rotations};
 use tch::{Kind, Tensor};
 use torch_ext::{Init, Scope};
 
 use super::{JitConfig, Rotary};
 use crate::denoiser::Mode;
 use crate::dual::Activation;
-use crate::fused::{self, Norm, Rotations};
 use crate::layers::{Linear, join_heads, split_heads};
 use crate::{DiffusionError, check};
 
@@ -88,7 +88,7 @@ impl RmsNorm {
         fused: bool,
     ) -> Result<Tensor, DiffusionError> {
         let norm = Norm::Rms(&self.weight);
-        if fused && let Some(y) = fused::norm_modulate(x, norm, shift, scale, RMS_EPS)? {
+        if fused && let Some(y) = ops::norm_modulate(x, norm, shift, scale, RMS_EPS)? {
             return Ok(y);
         }
         self.forward(x)?.modulate(shift, scale)
@@ -193,7 +193,7 @@ impl Attention {
             sines: &sines,
         };
         let weights = [&self.q_norm.weight, &self.k_norm.weight];
-        fused::norm_rotate(qkv, weights, rotations, RMS_EPS)
+        Ok(ops::norm_rotate(qkv, weights, rotations, RMS_EPS)?)
     }
 
     fn mix(
@@ -247,7 +247,7 @@ impl SwiGlu {
 
     pub fn forward(&self, x: &Tensor, mode: &mut Mode<'_>) -> Result<Tensor, DiffusionError> {
         let x = self.w12.forward(x)?; // [B, T, 2 inner]
-        let fused = if self.fused { fused::swiglu(&x)? } else { None };
+        let fused = if self.fused { ops::swiglu(&x)? } else { None };
         let x = match fused {
             Some(x) => x,
             None => {

@@ -108,14 +108,8 @@ impl Rotary {
             _ => all,
         };
         check::shape("queries or keys", x, &[-1, -1, tokens, self.head_width])?;
-        let (batch, heads, ..) = x.size4()?;
         let rotations = self.rotations.f_narrow(0, all - tokens, tokens)?;
-        Ok(x.f_to_kind(Kind::Float)?
-            .f_reshape([batch, heads, tokens, self.head_width / 2, 2])?
-            .f_view_as_complex()?
-            .f_mul(&rotations)?
-            .f_view_as_real()?
-            .f_flatten(-2, -1)?)
+        Ok(ops::rotate_pairs(x, &rotations)?)
     }
 
     /// Cosines and sines as upstream stores them (`freqs_cos`, `freqs_sin`), each

@@ -2,19 +2,19 @@
 //! one backward.
 
 use tch::Tensor;
+use torch_ext::TorchError;
 use torch_ext::autograd;
 use torch_ext::kernel::{self as cpu, Input, Output, Real, Vectorised, vectorised};
 
-use super::unary::{self, Unary};
-use super::{KernelElement, sigmoid};
-use crate::DiffusionError;
+use crate::rows::{KernelElement, sigmoid};
+use crate::unary::{self, Unary};
 
 /// Number of tokens per work item.
 const TOKENS: usize = 16;
 
 /// `silu(a) b` `[.., I]` for `x` `[.., 2 I]`, whose first half is `a`. Returns `None` if there is no fused form:
 /// on devices other than the CPU, for dtypes other than float32, bfloat16 and float64, and for odd widths.
-pub(crate) fn swiglu(x: &Tensor) -> Result<Option<Tensor>, DiffusionError> {
+pub fn swiglu(x: &Tensor) -> Result<Option<Tensor>, TorchError> {
     let width = x.size().last().copied().unwrap_or_default();
     match width > 0 && width % 2 == 0 {
         true => unary::apply::<Gated>(x),
@@ -124,11 +124,10 @@ impl<E: KernelElement> Vectorised for SwiGluBackward<'_, E> {
 #[cfg(test)]
 mod tests {
     use tch::Kind;
-    use torch_ext::TorchError;
     use torch_ext::autograd::check_gradients;
 
-    use super::super::tests::{assert_close, random, run};
     use super::*;
+    use crate::test_support::{assert_close, random, run};
 
     fn composed(x: &Tensor) -> Tensor {
         let width = x.size()[2] / 2;
@@ -138,7 +137,7 @@ mod tests {
     #[test]
     fn gradients_agree_with_finite_differences() {
         let function = |inputs: &[Tensor]| {
-            let y = swiglu(&inputs[0]).map_err(|error| TorchError::Libtorch(error.to_string()))?;
+            let y = swiglu(&inputs[0])?;
             Ok(vec![y.expect("a fused form")])
         };
         check_gradients(function, &[random(1, [2, 3, 34], Kind::Double)], 1e-6, 1e-6).unwrap();

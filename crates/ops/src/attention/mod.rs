@@ -10,20 +10,21 @@ mod tests;
 
 use half::bf16;
 use tch::{Device, Kind, Tensor};
+use torch_ext::TorchError;
 use torch_ext::autograd::{self, Backward, Forward, Function, Gradients, Outputs};
-use torch_ext::kernel::{self as cpu, Columns, Input, Output, Rows};
+use torch_ext::kernel::{self as cpu, Input, Output};
 
 use self::kernel::{Head, Scratch};
-use super::KernelElement;
-use crate::DiffusionError;
+use crate::matrix::{Columns, Rows, multiplies_fast};
+use crate::rows::KernelElement;
 
 /// `softmax(q k^T / sqrt(d)) v` of every head, `[B, T, D]`, for `qkv` `[B, T, 3 D]` with the heads of the
 /// queries, then of the keys, then of the values.
 ///
 /// Returns `None` if there is no fused form: on devices other than the CPU, for dtypes other than float32,
 /// bfloat16 and float64, for bfloat16 heads of an odd width, and on processors where
-/// [`cpu::multiplies_fast`] is false.
-pub(crate) fn attention(qkv: &Tensor, heads: i64) -> Result<Option<Tensor>, DiffusionError> {
+/// without AVX2.
+pub fn attention(qkv: &Tensor, heads: i64) -> Result<Option<Tensor>, TorchError> {
     let size = qkv.size();
     let &[batch, count, width] = size.as_slice() else {
         return Ok(None);
@@ -35,11 +36,11 @@ pub(crate) fn attention(qkv: &Tensor, heads: i64) -> Result<Option<Tensor>, Diff
 }
 
 /// [`attention`], `[B, T, heads d]`, for `q`, `k` and `v` `[B, heads, T, d]` of the same dtype.
-pub(crate) fn attention_of_heads(
+pub fn attention_of_heads(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-) -> Result<Option<Tensor>, DiffusionError> {
+) -> Result<Option<Tensor>, TorchError> {
     let size = q.size();
     let &[batch, heads, count, width] = size.as_slice() else {
         return Ok(None);
@@ -54,9 +55,9 @@ pub(crate) fn attention_of_heads(
 fn apply(
     inputs: &[&Tensor],
     [batch, count, heads, width]: [i64; 4],
-) -> Result<Option<Tensor>, DiffusionError> {
+) -> Result<Option<Tensor>, TorchError> {
     // Tests run it on all processors.
-    let fast = cpu::multiplies_fast() || cfg!(test);
+    let fast = multiplies_fast() || cfg!(test);
     if !fast || inputs[0].device() != Device::Cpu || inputs[0].numel() == 0 {
         return Ok(None);
     }

@@ -2,19 +2,19 @@
 //! libtorch's GELU spends most of its time on the tanh.
 
 use tch::Tensor;
+use torch_ext::TorchError;
 use torch_ext::autograd;
 use torch_ext::kernel::{self as cpu, Input, Output, Real, Vectorised, vectorised};
 
-use super::unary::{self, Unary};
-use super::{KernelElement, sigmoid};
-use crate::DiffusionError;
+use crate::rows::{KernelElement, sigmoid};
+use crate::unary::{self, Unary};
 
 /// Number of elements per work item.
 const PART: usize = 1 << 14;
 
 /// GELU of a tensor of any shape. Returns `None` if there is no fused form: on devices other than the CPU, and
 /// for dtypes other than float32, bfloat16 and float64.
-pub(crate) fn gelu(x: &Tensor) -> Result<Option<Tensor>, DiffusionError> {
+pub fn gelu(x: &Tensor) -> Result<Option<Tensor>, TorchError> {
     unary::apply::<Gelu>(x)
 }
 
@@ -104,11 +104,10 @@ fn twice_u_slope<A: Real>(x: A) -> A {
 #[cfg(test)]
 mod tests {
     use tch::Kind;
-    use torch_ext::TorchError;
     use torch_ext::autograd::check_gradients;
 
-    use super::super::tests::{assert_close, random, run};
     use super::*;
+    use crate::test_support::{assert_close, random, run};
 
     fn fused(x: &Tensor) -> Tensor {
         gelu(x).unwrap().expect("a fused form")
@@ -117,7 +116,7 @@ mod tests {
     #[test]
     fn gradients_agree_with_finite_differences() {
         let function = |inputs: &[Tensor]| {
-            let y = gelu(&inputs[0]).map_err(|error| TorchError::Libtorch(error.to_string()))?;
+            let y = gelu(&inputs[0])?;
             Ok(vec![y.expect("a fused form")])
         };
         check_gradients(function, &[random(1, [2, 3, 17], Kind::Double)], 1e-6, 1e-6).unwrap();

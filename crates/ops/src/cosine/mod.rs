@@ -10,12 +10,14 @@ use std::marker::PhantomData;
 
 use half::bf16;
 use tch::{Device, Kind, Tensor};
+use torch_ext::TorchError;
 use torch_ext::autograd::{self, Backward, Forward, Function, Gradients, Outputs};
 use torch_ext::kernel::{self as cpu, Element, Input, Output, Real, Stored};
 
 use self::cuda::{Cosine, Shape};
-use self::kernel::{CosineSum, Gradient, ZScore};
-use crate::{AlignmentError, SpatialNorm, tokens};
+use self::kernel::{CosineSum, Gradient};
+
+pub use self::kernel::ZScore;
 
 /// Returns `CosineLoss::forward(norm.forward(target), projected)`, a scalar, for `target` and `projected`
 /// `[B, T, D]`.
@@ -29,21 +31,19 @@ use crate::{AlignmentError, SpatialNorm, tokens};
 /// Non-contiguous tokens are copied. `expected_grad` is the expected gradient of the loss, usually its
 /// coefficient. The gradient of `projected` is prepared for it; the backward pass scales it if the loss
 /// receives another gradient.
-pub(crate) fn cosine(
-    norm: &SpatialNorm,
+pub fn cosine_loss(
+    norm: Option<ZScore>,
     target: &Tensor,
     projected: &Tensor,
     expected_grad: f64,
-) -> Result<Option<Tensor>, AlignmentError> {
-    norm.validate()?;
-    let (_, count, width) = tokens::pair(target, projected)?;
-    let norm = match *norm {
-        SpatialNorm::None => None,
-        SpatialNorm::ZScore { .. } if count < 2 => {
-            return Err(AlignmentError::TooFewTokens(count));
-        }
-        SpatialNorm::ZScore { alpha, eps } => Some(ZScore { alpha, eps }),
+) -> Result<Option<Tensor>, TorchError> {
+    let size = target.size();
+    let &[_, count, width] = size.as_slice() else {
+        return Ok(None);
     };
+    if projected.size() != size || (norm.is_some() && count < 2) {
+        return Ok(None);
+    }
     let device = target.device();
     let fits = |tensor: &Tensor| tensor.device() == device && !tensor.is_sparse();
     if !fits(target) || !fits(projected) || target.requires_grad() || target.numel() == 0 {
@@ -182,7 +182,7 @@ fn cosines<Z: Stored<A>, P: Stored<A>, A: Real>(
     let gradients: Vec<_> = (0..batch)
         .map(|_| parts.as_mut().and_then(Iterator::next))
         .collect();
-    let sum = cpu::run(|scope| -> Result<f64, torch_ext::TorchError> {
+    let sum = cpu::run(|scope| -> Result<f64, TorchError> {
         let mut images: Vec<_> = scope
             .read(&z)
             .chunks_exact(len)

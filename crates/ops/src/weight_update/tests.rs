@@ -6,7 +6,7 @@ use torch_ext::optim::{self, AdamW};
 use torch_ext::{Generator, TorchError, device};
 
 use super::cuda::program;
-use super::{AVERAGES, CHUNK, Operands, PointerTable, Update, sweep};
+use super::{AVERAGES, CHUNK, Operands, PointerTable, Update, update_weights};
 
 const CPU: Device = Device::Cpu;
 
@@ -153,7 +153,7 @@ fn update(step: u64, max_norm: f64, averages: usize) -> Update<'static> {
 
 fn swept(state: &State, gradients: &[Tensor], update: &Update<'_>) -> Tensor {
     let table = PointerTable::default();
-    let norm = sweep(&state.operands(gradients), update, &table).unwrap();
+    let norm = update_weights(&state.operands(gradients), update, &table).unwrap();
     norm.expect("a fused form")
 }
 
@@ -291,7 +291,7 @@ fn unsupported_operands_are_not_changed() {
     let refused = |state: &State, gradients: &[Tensor], averages| {
         let before = state.copy();
         let table = PointerTable::default();
-        let outcome = sweep(
+        let outcome = update_weights(
             &state.operands(gradients),
             &update(1, 1.0, averages),
             &table,
@@ -312,7 +312,11 @@ fn unsupported_operands_are_not_changed() {
     refused(&plain, &narrow(&gradients(&plain)), 1);
     refused(&plain, &gradients(&plain), 2);
     let table = PointerTable::default();
-    assert!(sweep(&[], &update(1, 1.0, 0), &table).unwrap().is_none());
+    assert!(
+        update_weights(&[], &update(1, 1.0, 0), &table)
+            .unwrap()
+            .is_none()
+    );
 }
 
 #[test]
@@ -321,7 +325,7 @@ fn the_same_weight_twice_is_refused() {
     let gradients: Vec<Tensor> = state.weights.iter().map(Tensor::ones_like).collect();
     let (mut operands, mut again) = (state.operands(&gradients), state.operands(&gradients));
     operands.push(again.remove(0));
-    let error = sweep(&operands, &update(1, 1.0, 0), &PointerTable::default());
+    let error = update_weights(&operands, &update(1, 1.0, 0), &PointerTable::default());
     assert!(matches!(error, Err(TorchError::Memory(_))), "{error:?}");
 }
 

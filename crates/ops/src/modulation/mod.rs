@@ -8,13 +8,13 @@ mod tests;
 
 use half::bf16;
 use tch::{Device, Kind, Tensor};
+use torch_ext::TorchError;
 use torch_ext::autograd::{self, Backward, Forward, Function, Gradients, Outputs};
 use torch_ext::kernel::{self as cpu, Element, Input, Output, Real, Stored};
 
 use self::cuda::Modulation;
 use self::kernel::{Gate, GateBackward, NormModulate, NormModulateBackward};
-use super::{image_parts, image_parts_mut};
-use crate::DiffusionError;
+use crate::rows::{image_parts, image_parts_mut};
 
 /// Number of tokens per work item. Sums over tokens are computed per item first, so they do not depend on the
 /// number of threads.
@@ -22,7 +22,7 @@ const PART: i64 = 64;
 
 /// The norm of tokens before modulation.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Norm<'w> {
+pub enum Norm<'w> {
     /// Layer norm without weights.
     Layer,
     /// RMS norm with weights `[D]` in the dtype of the tokens.
@@ -35,13 +35,13 @@ pub(crate) enum Norm<'w> {
 /// Returns `None` if there is no fused form: for dtypes other than float32 tokens with float32 or bfloat16
 /// modulation, or (on the CPU) float64; on devices other than the CPU and CUDA; on CUDA also for tokens
 /// wider than 5,120, and if the kernels cannot be compiled.
-pub(crate) fn norm_modulate(
+pub fn norm_modulate(
     x: &Tensor,
     norm: Norm<'_>,
     shift: &Tensor,
     scale: &Tensor,
     eps: f64,
-) -> Result<Option<Tensor>, DiffusionError> {
+) -> Result<Option<Tensor>, TorchError> {
     let Some(implementation) = implementation(x, &[shift, scale])? else {
         return Ok(None);
     };
@@ -63,11 +63,7 @@ pub(crate) fn norm_modulate(
 
 /// `x + gate y` for `x` and `y` `[B, T, D]` and `gate` `[B, 1, D]`, in the dtype of `x`. Returns `None` like
 /// [`norm_modulate`].
-pub(crate) fn gate(
-    x: &Tensor,
-    gate: &Tensor,
-    y: &Tensor,
-) -> Result<Option<Tensor>, DiffusionError> {
+pub fn gated_residual(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Option<Tensor>, TorchError> {
     if y.size() != x.size() || y.kind() != gate.kind() || y.device() != x.device() {
         return Ok(None);
     }
@@ -83,7 +79,7 @@ pub(crate) fn gate(
 fn implementation(
     x: &Tensor,
     conditions: &[&Tensor],
-) -> Result<Option<Implementation>, DiffusionError> {
+) -> Result<Option<Implementation>, TorchError> {
     let size = x.size();
     let &[batch, _, width] = size.as_slice() else {
         return Ok(None);

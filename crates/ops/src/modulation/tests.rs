@@ -1,16 +1,10 @@
 use tch::{Device, Kind, Tensor};
 use torch_ext::autograd::{self, check_gradients};
-use torch_ext::{TorchError, device};
+use torch_ext::device;
 
-use super::super::tests::{assert_close, random, run};
 use super::cuda::Modulation;
-use super::{FusedGate, FusedNormModulate, Implementation, Norm, gate, norm_modulate};
-use crate::DiffusionError;
-use crate::dual::Activation;
-
-fn torch(error: DiffusionError) -> TorchError {
-    TorchError::Libtorch(error.to_string())
-}
+use super::{FusedGate, FusedNormModulate, Implementation, Norm, gated_residual, norm_modulate};
+use crate::test_support::{assert_close, random, run};
 
 /// Weights of an RMS norm.
 fn weights(width: i64, kind: Kind) -> Tensor {
@@ -25,7 +19,7 @@ fn composed(i: &[Tensor]) -> Tensor {
         None => i[0].layer_norm([width], None::<&Tensor>, None::<&Tensor>, 1e-6, true),
         Some(weight) => i[0].rms_norm([width], Some(weight), 1e-6),
     };
-    normal.modulate(&i[1], &i[2]).unwrap()
+    i[1].addcmul(&normal, &(&i[2] + 1.0))
 }
 
 /// The fused form for the same inputs.
@@ -58,7 +52,7 @@ fn gradients_agree_with_finite_differences() {
     for inputs in both_norms([x.shallow_clone(), a.shallow_clone(), b]) {
         check_gradients(|i: &[Tensor]| Ok(vec![fused(i)]), &inputs, 1e-6, 1e-6).unwrap();
     }
-    let function = |i: &[Tensor]| Ok(vec![gate(&i[0], &i[1], &i[2]).map_err(torch)?.unwrap()]);
+    let function = |i: &[Tensor]| Ok(vec![gated_residual(&i[0], &i[1], &i[2])?.unwrap()]);
     check_gradients(function, &[x, a, y], 1e-6, 1e-6).unwrap();
 }
 
@@ -72,8 +66,10 @@ fn they_agree_with_the_composed_form() {
                 assert_close(&run(&inputs, fused), &run(&inputs, composed), limit);
             }
             let inputs = [x, a, random(2, size, kind)];
-            let fused = run(&inputs, |i| gate(&i[0], &i[1], &i[2]).unwrap().unwrap());
-            let plain = run(&inputs, |i| i[0].add_product(&i[1], &i[2]).unwrap());
+            let fused = run(&inputs, |i| {
+                gated_residual(&i[0], &i[1], &i[2]).unwrap().unwrap()
+            });
+            let plain = run(&inputs, |i| i[0].addcmul(&i[1], &i[2]));
             assert_close(&fused, &plain, limit);
         }
     }
@@ -139,7 +135,11 @@ fn unsupported_inputs_have_no_fused_form() {
         let y = norm_modulate(&x, Norm::Rms(&weights(width, kind)), &a, &a, 1e-6);
         assert_eq!(y.unwrap().is_some(), has_one);
     }
-    assert!(gate(&x, &a, &x.to_kind(Kind::BFloat16)).unwrap().is_none());
+    assert!(
+        gated_residual(&x, &a, &x.to_kind(Kind::BFloat16))
+            .unwrap()
+            .is_none()
+    );
 }
 
 /// Sizes with one or several warps per token, with vectors or single numbers, and with incomplete parts of an image.
@@ -172,7 +172,7 @@ fn assert_cuda_agrees(
         assert_eq!(run(&inputs, &norm), found, "the same bits again");
     }
     let inputs = [x, a, random(2, size, kind).to_device(on)];
-    let plain = run(&inputs, |i| i[0].add_product(&i[1], &i[2]).unwrap());
+    let plain = run(&inputs, |i| i[0].addcmul(&i[1], &i[2]));
     let found = run(&inputs, &gated);
     assert_close(&found, &plain, limit);
     assert_eq!(run(&inputs, &gated), found, "the same bits again");
@@ -219,7 +219,11 @@ mod needs_cuda {
     fn kernels_on_a_cuda_device_agree_with_the_composed_form() {
         device::load_cuda().unwrap();
         let on = Device::Cuda(0);
-        let gated = |i: &[Tensor]| gate(&i[0], &i[1], &i[2]).unwrap().expect("a fused form");
+        let gated = |i: &[Tensor]| {
+            gated_residual(&i[0], &i[1], &i[2])
+                .unwrap()
+                .expect("a fused form")
+        };
         for size in CUDA_SIZES
             .into_iter()
             .chain([[64, 256, 768], [8, 256, 1152]])

@@ -16,10 +16,10 @@ use torch_ext::optim::AdamW;
 
 use self::kernel::{SquaredNorm, Sweep};
 
-pub(crate) use self::cuda::PointerTable;
+pub use self::cuda::PointerTable;
 
 /// Largest number of moving averages that a sweep updates.
-pub(crate) const AVERAGES: usize = 2;
+pub const AVERAGES: usize = 2;
 
 /// Number of elements that a thread, or a block on CUDA, processes at once. The rounding of the gradient norm depends
 /// on it, but not on the number of threads.
@@ -27,28 +27,32 @@ const CHUNK: usize = 1 << 14;
 
 /// A weight with its gradient, moments, averages and copy, all of the same shape.
 #[derive(Debug)]
-pub(crate) struct Operands<'a> {
+pub struct Operands<'a> {
     /// float32, or bfloat16 if `copy` is `Some`.
-    pub(crate) gradient: Tensor,
-    pub(crate) weight: &'a Tensor,
-    pub(crate) exp_avg: &'a Tensor,
-    pub(crate) exp_avg_sq: &'a Tensor,
+    pub gradient: Tensor,
+    /// float32, contiguous, as are the moments.
+    pub weight: &'a Tensor,
+    /// The first moment.
+    pub exp_avg: &'a Tensor,
+    /// The second moment.
+    pub exp_avg_sq: &'a Tensor,
     /// One for each of [`Update::decays`], at most [`AVERAGES`].
-    pub(crate) averages: Vec<&'a Tensor>,
+    pub averages: Vec<&'a Tensor>,
     /// Receives the new weight, in bfloat16.
-    pub(crate) copy: Option<&'a Tensor>,
+    pub copy: Option<&'a Tensor>,
 }
 
 /// The settings of one update.
 #[derive(Debug)]
-pub(crate) struct Update<'a> {
-    pub(crate) settings: AdamW,
+pub struct Update<'a> {
+    /// Learning rate, betas, weight decay and eps.
+    pub settings: AdamW,
     /// The step, counted from 1.
-    pub(crate) step: u64,
+    pub step: u64,
     /// Gradients are scaled by `min(1, max_norm / (norm + 1e-6))`.
-    pub(crate) max_norm: f64,
+    pub max_norm: f64,
     /// Decay of each moving average.
-    pub(crate) decays: &'a [f64],
+    pub decays: &'a [f64],
 }
 
 /// The factors of a step, rounded to float32 as in libtorch.
@@ -112,7 +116,7 @@ impl Factors {
 /// Returns `None`, and changes nothing, if no fused form supports the operands: for an empty list, for dtypes other
 /// than those of [`Operands`], if a tensor other than a gradient is not contiguous, on a device other than the CPU and
 /// CUDA, and if the CUDA kernels cannot be compiled. The caller keeps `table` from step to step.
-pub(crate) fn sweep(
+pub fn update_weights(
     weights: &[Operands<'_>],
     update: &Update<'_>,
     table: &PointerTable,

@@ -1,19 +1,27 @@
 use tch::{Device, Kind, Tensor};
-use torch_ext::TorchError;
 use torch_ext::autograd::check_gradients;
 
-use super::super::tests::{assert_close, random, run};
 use super::{attention, attention_of_heads};
-use crate::dual::Activation;
-use crate::layers::split_heads;
+use crate::test_support::{assert_close, random, run};
+
+/// Queries, keys and values, `[B, heads, T, d]` each.
+fn split_heads(qkv: &Tensor, heads: i64) -> [Tensor; 3] {
+    let (batch, count, width) = qkv.size3().unwrap();
+    let parts = qkv.view([batch, count, 3, heads, width / (3 * heads)]);
+    let parts = parts.permute([2, 0, 3, 1, 4]);
+    [0, 1, 2].map(|index| parts.get(index))
+}
 
 fn fused(qkv: &Tensor, heads: i64) -> Tensor {
     attention(qkv, heads).unwrap().expect("a fused form")
 }
 
 fn composed(qkv: &Tensor, heads: i64) -> Tensor {
-    let [q, k, v] = split_heads(qkv, heads).unwrap();
-    Tensor::attention(&q, &k, &v, false).unwrap()
+    let [q, k, v] = split_heads(qkv, heads);
+    let none: Option<&Tensor> = None;
+    let o = Tensor::scaled_dot_product_attention(&q, &k, &v, none, 0.0, false, None, false);
+    let (batch, heads, count, width) = o.size4().unwrap();
+    o.transpose(1, 2).reshape([batch, count, heads * width])
 }
 
 #[test]
@@ -21,8 +29,7 @@ fn gradients_agree_with_finite_differences() {
     let qkv = random(1, [1, 34, 12], Kind::Double);
     let function = |inputs: &[Tensor]| {
         let o = attention(&inputs[0], 2);
-        let o = o.map_err(|error| TorchError::Libtorch(error.to_string()))?;
-        Ok(vec![o.expect("a fused form")])
+        Ok(vec![o?.expect("a fused form")])
     };
     check_gradients(function, &[qkv], 1e-6, 1e-6).unwrap();
 }
@@ -61,14 +68,14 @@ fn it_agrees_with_the_composed_form() {
 fn separate_heads_have_the_same_bits() {
     for kind in [Kind::Float, Kind::BFloat16] {
         let packed = [random(1, [2, 37, 72], kind)];
-        let apart = split_heads(&packed[0].detach(), 3).unwrap();
+        let apart = split_heads(&packed[0].detach(), 3);
         let packed = run(&packed, |i| fused(&i[0], 3));
         let apart = run(&apart, |i| {
             let o = attention_of_heads(&i[0], &i[1], &i[2]).unwrap();
             o.expect("a fused form")
         });
         assert_eq!(apart[0], packed[0]);
-        let gradients = split_heads(&packed[1], 3).unwrap();
+        let gradients = split_heads(&packed[1], 3);
         assert_eq!(apart[1..], gradients);
     }
     let [q, k] = [1, 2].map(|seed| random(seed, [2, 3, 8], Kind::Float).unsqueeze(0));

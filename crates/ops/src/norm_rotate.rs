@@ -3,13 +3,13 @@
 
 use half::bf16;
 use tch::{Device, Kind, Tensor};
+use torch_ext::TorchError;
 use torch_ext::autograd::{self, Backward, Forward, Function, Gradients, Outputs};
 use torch_ext::kernel::{
     self as cpu, Element, Input, LANES, Output, Real, Row, Vectorised, vectorised,
 };
 
-use super::{KernelElement, dot, image_parts, image_parts_mut, sum};
-use crate::DiffusionError;
+use crate::rows::{KernelElement, dot, image_parts, image_parts_mut, sum};
 
 /// Number of tokens per work item. Sums over tokens are computed per item first, so they do not depend on the
 /// number of threads.
@@ -18,10 +18,11 @@ const TOKENS: usize = 32;
 /// Factors of a rotation: `y_i = x_i cos_i + x_j sin_i`, where `j` is the other number of the pair of `i`.
 /// `[T, d]` each, float32.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Rotations<'t> {
-    pub(crate) cosines: &'t Tensor,
+pub struct Rotations<'t> {
+    /// The cosines, each twice in succession.
+    pub cosines: &'t Tensor,
     /// The sines, negated for the first number of each pair.
-    pub(crate) sines: &'t Tensor,
+    pub sines: &'t Tensor,
 }
 
 /// Normalises and rotates the queries and keys of `qkv` `[B, T, 3 D]`: divides each head by its root mean
@@ -30,12 +31,12 @@ pub(crate) struct Rotations<'t> {
 ///
 /// Returns `None` if there is no fused form: on devices other than the CPU; for dtypes other than float32 or
 /// bfloat16 with float32 weights, or float64 with float64 weights; and for other shapes.
-pub(crate) fn norm_rotate(
+pub fn norm_rotate(
     qkv: &Tensor,
     weights: [&Tensor; 2],
     rotations: Rotations<'_>,
     eps: f64,
-) -> Result<Option<Tensor>, DiffusionError> {
+) -> Result<Option<Tensor>, TorchError> {
     let size = qkv.size();
     let &[batch, count, width] = size.as_slice() else {
         return Ok(None);
@@ -73,6 +74,21 @@ pub(crate) fn norm_rotate(
         &inputs,
     )?;
     Ok(rotated.into_iter().next())
+}
+
+/// Rotates the pairs of successive numbers of `x` `[B, heads, T, d]`: multiplies each pair, as a complex number, by
+/// its factor in `rotations`, complex `[T, d / 2]`. It computes in float32 and returns float32.
+///
+/// # Errors
+/// The shapes do not fit each other.
+pub fn rotate_pairs(x: &Tensor, rotations: &Tensor) -> Result<Tensor, TorchError> {
+    let (batch, heads, count, width) = x.size4()?;
+    Ok(x.f_to_kind(Kind::Float)?
+        .f_reshape([batch, heads, count, width / 2, 2])?
+        .f_view_as_complex()?
+        .f_mul(rotations)?
+        .f_view_as_real()?
+        .f_flatten(-2, -1)?)
 }
 
 /// Arguments: `qkv`, two weights, cosines and sines; eps.
@@ -422,12 +438,10 @@ impl<E: KernelElement> Vectorised for RotateBackward<'_, E> {
 
 #[cfg(test)]
 mod tests {
-    use torch_ext::TorchError;
     use torch_ext::autograd::check_gradients;
 
-    use super::super::tests::{assert_close, random, run};
     use super::*;
-    use crate::jit::Rotary;
+    use crate::test_support::{assert_close, random, run};
 
     const EPS: f64 = 1e-6;
 
@@ -446,18 +460,43 @@ mod tests {
         [qkv, weight(2), weight(3)]
     }
 
-    fn fused(i: &[Tensor], rotary: &Rotary) -> Tensor {
-        let [cosines, sines] = rotary.rotation_tables(i[0].size()[1]).unwrap();
-        let rotations = Rotations {
-            cosines: &cosines,
-            sines: &sines,
-        };
-        let y = norm_rotate(&i[0], [&i[1], &i[2]], rotations, EPS).unwrap();
+    /// Rotations by random angles: the complex factors `[T, d / 2]`, and the tables of [`Rotations`].
+    struct Tables {
+        complex: Tensor,
+        cosines: Tensor,
+        sines: Tensor,
+    }
+
+    impl Tables {
+        fn new(count: i64, head: i64) -> Self {
+            let angles = random(4, [1, count, head / 2], Kind::Float).detach() * 3.0;
+            let angles = angles.view([count, head / 2]);
+            let (cosines, sines) = (angles.cos(), angles.sin());
+            let pairs = |first: &Tensor, second: &Tensor| {
+                Tensor::stack(&[first, second], -1).flatten(-2, -1)
+            };
+            Self {
+                complex: Tensor::complex(&cosines, &sines),
+                cosines: pairs(&cosines, &cosines),
+                sines: pairs(&-&sines, &sines),
+            }
+        }
+
+        fn rotations(&self) -> Rotations<'_> {
+            Rotations {
+                cosines: &self.cosines,
+                sines: &self.sines,
+            }
+        }
+    }
+
+    fn fused(i: &[Tensor], tables: &Tables) -> Tensor {
+        let y = norm_rotate(&i[0], [&i[1], &i[2]], tables.rotations(), EPS).unwrap();
         y.expect("a fused form")
     }
 
-    /// The same with the layers' composed operators.
-    fn composed(i: &[Tensor], rotary: &Rotary) -> Tensor {
+    /// The same with libtorch's operators.
+    fn composed(i: &[Tensor], tables: &Tables) -> Tensor {
         let (batch, count, width) = i[0].size3().unwrap();
         let head = i[1].size()[0];
         let heads = i[0].view([batch, count, 3, width / 3 / head, head]);
@@ -465,7 +504,7 @@ mod tests {
         let rotated = [0, 1].map(|index| {
             let x = heads.get(index).to_kind(Kind::Float);
             let normal = x.rms_norm([head], Some(&i[1 + index as usize]), EPS);
-            rotary.forward(&normal).unwrap()
+            rotate_pairs(&normal, &tables.complex).unwrap()
         });
         let [q, k] = rotated;
         let heads = Tensor::stack(&[q, k, heads.get(2).to_kind(Kind::Float)], 0);
@@ -476,10 +515,10 @@ mod tests {
 
     #[test]
     fn gradients_agree_with_finite_differences() {
-        for (heads, head, context) in [(2, 4, 2), (1, 20, 0)] {
-            let rotary = Rotary::new(head, 3, context, Device::Cpu).unwrap();
-            let inputs = inputs([2, 9 + context], heads, head, Kind::Double);
-            let function = |i: &[Tensor]| Ok::<_, TorchError>(vec![fused(i, &rotary)]);
+        for (heads, head) in [(2, 4), (1, 20)] {
+            let tables = Tables::new(9, head);
+            let inputs = inputs([2, 9], heads, head, Kind::Double);
+            let function = |i: &[Tensor]| Ok::<_, TorchError>(vec![fused(i, &tables)]);
             check_gradients(function, &inputs, 1e-6, 1e-6).unwrap();
         }
     }
@@ -487,22 +526,21 @@ mod tests {
     #[test]
     fn it_agrees_with_the_composed_form() {
         for (kind, limit) in [(Kind::Float, 4e-6), (Kind::BFloat16, 1.2e-2)] {
-            for (batch, side, context, heads, head) in [
-                (2, 9, 0, 3, 64),
-                (1, 8, 5, 1, 32),
-                (3, 1, 0, 2, 4),
-                (2, 4, 3, 2, 36),
+            for (batch, count, heads, head) in [
+                (2, 81, 3, 64),
+                (1, 69, 1, 32),
+                (3, 1, 2, 4),
+                (2, 19, 2, 36),
+                (1, 5, 2, 6),
             ] {
-                let rotary = Rotary::new(head, side, context, Device::Cpu).unwrap();
-                for count in [side * side, context + side * side] {
-                    let inputs = inputs([batch, count], heads, head, kind);
-                    let found = run(&inputs, |i| {
-                        let y = fused(i, &rotary);
-                        assert_eq!(y.kind(), kind);
-                        y
-                    });
-                    assert_close(&found, &run(&inputs, |i| composed(i, &rotary)), limit);
-                }
+                let tables = Tables::new(count, head);
+                let inputs = inputs([batch, count], heads, head, kind);
+                let found = run(&inputs, |i| {
+                    let y = fused(i, &tables);
+                    assert_eq!(y.kind(), kind);
+                    y
+                });
+                assert_close(&found, &run(&inputs, |i| composed(i, &tables)), limit);
             }
         }
     }
@@ -510,11 +548,11 @@ mod tests {
     #[test]
     fn the_bits_do_not_depend_on_the_number_of_threads() {
         let before = tch::get_num_threads();
-        let rotary = Rotary::new(32, 9, 2, Device::Cpu).unwrap();
+        let tables = Tables::new(83, 32);
         let inputs = inputs([3, 83], 2, 32, Kind::Float);
         let results = [1, 2, 5].map(|threads| {
             tch::set_num_threads(threads);
-            run(&inputs, |i| fused(i, &rotary))
+            run(&inputs, |i| fused(i, &tables))
         });
         tch::set_num_threads(before);
         assert_eq!(results[0], results[1]);
@@ -523,15 +561,11 @@ mod tests {
 
     #[test]
     fn unsupported_inputs_have_no_fused_form() {
-        let rotary = Rotary::new(8, 2, 0, Device::Cpu).unwrap();
-        let [cosines, sines] = rotary.rotation_tables(4).unwrap();
-        let rotations = Rotations {
-            cosines: &cosines,
-            sines: &sines,
-        };
+        let tables = Tables::new(4, 8);
         let [qkv, of_queries, of_keys] = inputs([1, 4], 2, 8, Kind::Float);
         let weights = [&of_queries, &of_keys];
-        let form = |qkv: &Tensor, weights| norm_rotate(qkv, weights, rotations, EPS).unwrap();
+        let form =
+            |qkv: &Tensor, weights| norm_rotate(qkv, weights, tables.rotations(), EPS).unwrap();
         assert!(form(&qkv, weights).is_some());
         assert!(form(&qkv.to_kind(Kind::Half), weights).is_none());
         assert!(form(&qkv.narrow(1, 0, 3), weights).is_none());
