@@ -16,7 +16,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 # Tests that need a CUDA device, tests that need its compiler, and tests of emulated kernels.
-packages=(-p torch-ext -p alignment -p diffusion -p training)
+packages=(-p torch-ext -p ops -p alignment -p diffusion -p training)
 {
     cargo xtask test --cuda "${packages[@]}"
     cargo xtask test --python "${packages[@]}"

@@ -302,7 +302,7 @@ fn products<Z: Stored<A>, P: Stored<A>, A: Real, const N: usize>(
 }
 
 /// Lower bound of the length by which a token is divided (`eps` of `F.normalize`).
-const NORM_EPS: f64 = 1e-12;
+pub(super) const NORM_EPS: f64 = 1e-12;
 
 impl Products {
     /// Returns the cosine, and the factors of the target and of the projected token whose sum is the

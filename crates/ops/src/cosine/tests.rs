@@ -5,7 +5,7 @@ use tch::{Device, Kind, Tensor};
 use torch_ext::{Generator, autograd, device};
 
 use super::cuda::{Cosine, Shape};
-use super::{Form, FusedCosine, ZScore, cosine_loss};
+use super::{Form, FusedCosine, ZScore, compose, kernel};
 
 /// iREPA's spatial norm for SiT.
 const ZSCORE: Option<ZScore> = Some(ZScore {
@@ -82,19 +82,7 @@ fn exact(
 ) -> (f64, Tensor) {
     let cpu = |tensor: &Tensor| tensor.to_device(Device::Cpu).to_kind(Kind::Double);
     let (target, projected) = (cpu(target), cpu(projected).detach().set_requires_grad(true));
-    let target = match norm {
-        None => target,
-        Some(ZScore { alpha, eps }) => {
-            let (std, mean) = target.std_mean_dim(1, true, true);
-            (target - mean * alpha) / (std + eps)
-        }
-    };
-    let unit = |tokens: &Tensor| {
-        let lengths = tokens.norm_scalaropt_dim(2.0, -1, true);
-        tokens / lengths.clamp_min(1e-12)
-    };
-    let cosines = (unit(&target) * unit(&projected)).sum_dim_intlist(-1, false, None);
-    let loss = -cosines.mean(None);
+    let loss = compose(norm, &target, &projected).unwrap();
     (&loss * output_grad).f_backward().unwrap();
     (loss.double_value(&[]), projected.grad())
 }
@@ -249,8 +237,8 @@ mod needs_cuda {
                     let projected = random(2, size, kinds.1);
                     let run = || {
                         let projected = projected.to_device(cuda).set_requires_grad(true);
-                        let loss = cosine_loss(norm, &target.to_device(cuda), &projected, 0.5);
-                        let loss = loss.unwrap().expect("a fused form on CUDA");
+                        let loss = kernel(norm, &target.to_device(cuda), &projected, 0.5);
+                        let loss = loss.unwrap().expect("a kernel on CUDA");
                         (&loss * 0.5).f_backward().unwrap();
                         (
                             loss.double_value(&[]),
@@ -266,13 +254,13 @@ mod needs_cuda {
                     );
                     assert_eq!(run(), first, "a second run differs");
                     let leaf = projected.detach().set_requires_grad(true);
-                    let loss = cosine_loss(norm, &target, &leaf, 0.5).unwrap().unwrap();
+                    let loss = kernel(norm, &target, &leaf, 0.5).unwrap().unwrap();
                     assert!((loss.double_value(&[]) - first.0).abs() < 1e-6);
                 }
             }
         }
         let wide = random(1, [1, 3, 20_000], Kind::Float).to_device(cuda);
-        assert!(cosine_loss(None, &wide, &wide, 1.0).unwrap().is_none());
+        assert!(kernel(None, &wide, &wide, 1.0).unwrap().is_none());
     }
 }
 

@@ -38,7 +38,7 @@ struct Cached {
 type Row = [i64; 8];
 
 impl PointerTable {
-    /// Like [`super::update_weights`], for weights that have passed its checks.
+    /// Like [`super::kernel`], for weights that have passed its checks.
     pub(super) fn sweep(
         &self,
         device: Device,
