@@ -62,8 +62,11 @@ fn loss_on(criterion: &mut Criterion, name: &str, device: Device, batch: i64) {
             let Ok(loss) = AlignmentLoss::new(&COSINE) else {
                 return;
             };
-            let loss = loss.with_fused(fused);
-            let forward = || loss.forward_tokens(&norm, &[black_box(&tokens)], &[&projected]);
+            let forward = || {
+                ops::composed_if(!fused, || {
+                    loss.forward_tokens(&norm, &[black_box(&tokens)], &[&projected])
+                })
+            };
             group.bench_function(format!("forward/{form}/{width}"), |bencher| {
                 bencher.iter(|| {
                     let output = tch::no_grad(forward);

@@ -22,16 +22,13 @@ struct Contender {
     adamw: AdamW,
     gradients: Vec<Tensor>,
     cast: bool,
+    fused: bool,
     step: u64,
 }
 
 fn weights() -> Result<Params, Box<dyn Error>> {
     let params = Params::new(CPU, 0)?;
-    let config = SitConfig {
-        fused: true,
-        ..SitConfig::named("SiT-S/2")?
-    };
-    let _network = Sit::new(&params.root(), &config)?;
+    let _network = Sit::new(&params.root(), &SitConfig::named("SiT-S/2")?)?;
     Ok(params)
 }
 
@@ -49,11 +46,12 @@ impl Contender {
         }
         let config = Config::default();
         Ok(Self {
-            adamw: AdamW::new(&params, &config.optimizer, config.learning_rate(), fused)?,
+            adamw: AdamW::new(&params, &config.optimizer, config.learning_rate())?,
             average: Average::new(&averaged, &params, config.train.ema_decay),
             _averaged: averaged,
             gradients,
             cast: bf16 && !fused,
+            fused,
             params,
             step: 0,
         })
@@ -84,9 +82,10 @@ impl Contender {
         for (leaf, gradient) in leaves.iter().zip(&narrow) {
             let _cast = (leaf.to_kind(Kind::BFloat16), gradient.to_kind(Kind::Float));
         }
-        let _norm = self
-            .adamw
-            .step(self.step, std::slice::from_ref(&self.average))?;
+        let _norm = ops::composed_if(!self.fused, || {
+            self.adamw
+                .step(self.step, std::slice::from_ref(&self.average))
+        })?;
         Ok(start.elapsed())
     }
 }

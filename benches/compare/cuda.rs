@@ -103,10 +103,11 @@ fn loss(batch: i64, kind: Kind, fused: bool) -> Outcome<Case> {
     let loss = AlignmentLoss::new(&[LossConfig {
         kind: LossKind::Cosine,
         coefficient: 1.0,
-    }])?
-    .with_fused(fused);
+    }])?;
     Ok(Box::new(move || {
-        let output = loss.forward_tokens(&norm, &[&tokens], &[&projected])?;
+        let output = ops::composed_if(!fused, || {
+            loss.forward_tokens(&norm, &[&tokens], &[&projected])
+        })?;
         output.total.f_backward()?;
         Ok(optim::clear_grads(&[projected.shallow_clone()])?)
     }))

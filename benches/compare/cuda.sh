@@ -16,12 +16,12 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 # Tests that need a CUDA device, tests that need its compiler, and tests of emulated kernels.
-packages=(-p torch-ext -p alignment -p diffusion -p training)
+packages=(-p torch-ext -p ops -p alignment -p diffusion -p training)
 {
     cargo xtask test --cuda "${packages[@]}"
     cargo xtask test --python "${packages[@]}"
     cargo xtask test -p torch-ext --test cuda
-    cargo xtask test -p alignment -p diffusion -p training --lib fused
+    cargo xtask test -p ops --lib
 } 2>&1 | tee "$work/tests"
 counted=$(grep -o '^[0-9]* passed' "$work/tests" | awk '{ sum += $1 } END { print sum + 0 }')
 "$python" benches/compare/cuda.py "$@" | tee "$work/table"

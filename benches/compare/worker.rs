@@ -129,10 +129,11 @@ fn loss(fused: bool) -> Outcome<Case> {
     let loss = AlignmentLoss::new(&[LossConfig {
         kind: LossKind::Cosine,
         coefficient: 1.0,
-    }])?
-    .with_fused(fused);
+    }])?;
     Ok(Box::new(move || {
-        let output = loss.forward_tokens(&norm, &[&tokens], &[&projected])?;
+        let output = ops::composed_if(!fused, || {
+            loss.forward_tokens(&norm, &[&tokens], &[&projected])
+        })?;
         output.total.f_backward()?;
         Ok(optim::clear_grads(&[projected.shallow_clone()])?)
     }))
@@ -178,8 +179,9 @@ fn memory(name: &str) -> Outcome<f64> {
             kind: LossKind::Cosine,
             coefficient: 1.0,
         }])?;
-        let loss = loss.with_fused(fused);
-        let output = loss.forward_tokens(&SpatialNorm::default(), &[&small], &[&leaf])?;
+        let output = ops::composed_if(!fused, || {
+            loss.forward_tokens(&SpatialNorm::default(), &[&small], &[&leaf])
+        })?;
         output.total.f_backward()?;
     }
     let mut case = case(name)?;

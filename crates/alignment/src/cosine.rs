@@ -3,10 +3,7 @@
 use tch::Tensor;
 
 use crate::tokens;
-use crate::{AlignmentError, SpatialNorm, TokenLoss, fused};
-
-/// Lower bound of the length by which a token is divided (`eps` of `F.normalize`).
-const NORM_EPS: f64 = 1e-12;
+use crate::{AlignmentError, TokenLoss};
 
 /// The negative cosine of each pair of tokens, averaged over samples and tokens
 /// (`CosineProjectionLoss` upstream).
@@ -28,8 +25,7 @@ impl CosineLoss {
         projected: &Tensor,
     ) -> Result<Tensor, AlignmentError> {
         tokens::pair(target, projected)?;
-        let product = unit(target)?.f_mul(&unit(projected)?)?;
-        Ok(product.f_sum_dim_intlist(-1, false, None)?)
+        Ok(ops::token_cosines(target, projected)?)
     }
 }
 
@@ -42,22 +38,4 @@ impl TokenLoss for CosineLoss {
         let cosine = self.similarity(target, projected)?;
         Ok(cosine.f_mean(None)?.f_neg()?)
     }
-
-    fn fused(
-        &self,
-        norm: &SpatialNorm,
-        tokens: &Tensor,
-        projected: &Tensor,
-        expected_grad: f64,
-    ) -> Result<Option<Tensor>, AlignmentError> {
-        fused::cosine(norm, tokens, projected, expected_grad)
-    }
-}
-
-/// Scales tokens to length 1 along the last dimension.
-fn unit(tokens: &Tensor) -> Result<Tensor, AlignmentError> {
-    let length = tokens
-        .f_norm_scalaropt_dim(2.0, -1, true)?
-        .f_clamp_min(NORM_EPS)?;
-    Ok(tokens.f_div(&length)?)
 }

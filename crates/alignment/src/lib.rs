@@ -43,7 +43,6 @@
 
 mod cosine;
 mod error;
-mod fused;
 mod head;
 mod loss;
 mod spatial_norm;

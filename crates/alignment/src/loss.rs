@@ -5,11 +5,11 @@ use std::fmt::Debug;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::{AlignmentError, CosineLoss, SpatialNorm};
+use crate::{AlignmentError, CosineLoss, SpatialNorm, tokens};
 
 /// A loss between an encoder's tokens and projected tokens.
 ///
-/// Implement it to add a loss, or to replace a composed loss by a fused kernel.
+/// Implement it to add a loss ([`AlignmentLoss::with_losses`]).
 pub trait TokenLoss: Debug + Send {
     /// The loss's name in logs.
     fn name(&self) -> &'static str;
@@ -20,24 +20,6 @@ pub trait TokenLoss: Debug + Send {
     /// # Errors
     /// The shapes differ, or are not three-dimensional.
     fn forward(&self, target: &Tensor, projected: &Tensor) -> Result<Tensor, AlignmentError>;
-
-    /// Returns `forward(norm.forward(tokens), projected)` as one operation that does not store the
-    /// normalised tokens, or `None` if no such operation supports these tensors. `expected_grad` is
-    /// the gradient that the backward pass is expected to pass to the loss; an implementation may
-    /// use it to compute the gradient of `projected` in advance.
-    ///
-    /// # Errors
-    /// Those of `forward` and of [`SpatialNorm::forward`].
-    fn fused(
-        &self,
-        norm: &SpatialNorm,
-        tokens: &Tensor,
-        projected: &Tensor,
-        expected_grad: f64,
-    ) -> Result<Option<Tensor>, AlignmentError> {
-        let _ = (norm, tokens, projected, expected_grad);
-        Ok(None)
-    }
 }
 
 /// A loss and its weight in the sum. In TOML: `{ kind = "cosine", coefficient = 0.5 }`.
@@ -79,8 +61,24 @@ pub enum LossKind {
 /// ```
 #[derive(Debug)]
 pub struct AlignmentLoss {
-    terms: Vec<(f64, Box<dyn TokenLoss>)>,
-    fused: bool,
+    terms: Vec<(f64, Term)>,
+}
+
+/// One of the losses.
+#[derive(Debug)]
+enum Term {
+    /// [`CosineLoss`], which has one operation for spatial normalisation and loss ([`ops::cosine_loss`]).
+    Cosine,
+    Custom(Box<dyn TokenLoss>),
+}
+
+impl Term {
+    fn loss(&self) -> &dyn TokenLoss {
+        match self {
+            Self::Cosine => &CosineLoss,
+            Self::Custom(loss) => loss.as_ref(),
+        }
+    }
 }
 
 /// The result of [`AlignmentLoss::forward`]. Its tensors stay on the device.
@@ -109,24 +107,29 @@ impl AlignmentLoss {
     /// # Errors
     /// `configs` is empty, or a coefficient is not finite.
     pub fn new(configs: &[LossConfig]) -> Result<Self, AlignmentError> {
-        Self::with_losses(
-            configs
-                .iter()
-                .map(|config| {
-                    let loss: Box<dyn TokenLoss> = match config.kind {
-                        LossKind::Cosine => Box::new(CosineLoss),
-                    };
-                    (config.coefficient, loss)
-                })
-                .collect(),
-        )
+        let terms = configs.iter().map(|config| {
+            let term = match config.kind {
+                LossKind::Cosine => Term::Cosine,
+            };
+            (config.coefficient, term)
+        });
+        Self::with_terms(terms.collect())
     }
 
     /// Builds the weighted sum of custom losses, each with its coefficient.
     ///
     /// # Errors
     /// Those of [`AlignmentLoss::new`].
-    pub fn with_losses(terms: Vec<(f64, Box<dyn TokenLoss>)>) -> Result<Self, AlignmentError> {
+    pub fn with_losses(losses: Vec<(f64, Box<dyn TokenLoss>)>) -> Result<Self, AlignmentError> {
+        let terms = losses.into_iter();
+        Self::with_terms(
+            terms
+                .map(|(coefficient, loss)| (coefficient, Term::Custom(loss)))
+                .collect(),
+        )
+    }
+
+    fn with_terms(terms: Vec<(f64, Term)>) -> Result<Self, AlignmentError> {
         if terms.is_empty() {
             return Err(AlignmentError::NoLoss);
         }
@@ -139,21 +142,15 @@ impl AlignmentLoss {
                 });
             }
         }
-        Ok(Self { terms, fused: true })
-    }
-
-    /// Sets whether [`AlignmentLoss::forward_tokens`] may use fused operations; it may by default.
-    pub fn with_fused(self, fused: bool) -> Self {
-        Self { fused, ..self }
+        Ok(Self { terms })
     }
 
     /// Normalises each encoder's raw tokens with `norm` and compares them with the projection for
-    /// that encoder, like [`AlignmentLoss::forward`]. Both steps run as one operation where a fused
-    /// one exists ([`TokenLoss::fused`]).
+    /// that encoder, like [`AlignmentLoss::forward`].
     ///
     /// Tokens of lower precision are compared in float32, the dtype in which accelerate passes them
-    /// to upstream's loss. [`CosineLoss`] has a fused form, for targets without gradient; it equals
-    /// the composed form up to the order of the sums.
+    /// to upstream's loss. For [`LossKind::Cosine`], both steps run as one operation
+    /// ([`ops::cosine_loss`]).
     ///
     /// # Errors
     /// Those of [`AlignmentLoss::forward`] and [`SpatialNorm::forward`].
@@ -163,26 +160,26 @@ impl AlignmentLoss {
         tokens: &[&Tensor],
         projected: &[&Tensor],
     ) -> Result<AlignmentOutput, AlignmentError> {
-        // Computed at the first loss that needs it, and shared by all losses.
+        // Computed at the first custom loss, and shared by all.
         let mut normalised: Vec<Option<Tensor>> = tokens.iter().map(|_| None).collect();
         self.sum(
             tokens.len(),
             projected.len(),
-            |loss, index, expected_grad| {
-                if self.fused {
-                    let fused = loss.fused(norm, tokens[index], projected[index], expected_grad)?;
-                    if let Some(value) = fused {
-                        return Ok(value);
+            |term, index, expected_grad| {
+                let (tokens, projected) = (tokens[index], projected[index]);
+                let loss = match term {
+                    Term::Cosine => {
+                        tokens::pair(tokens, projected)?;
+                        let norm = norm.zscore_for(tokens)?;
+                        return Ok(ops::cosine_loss(norm, tokens, projected, expected_grad)?);
                     }
-                }
+                    Term::Custom(loss) => loss,
+                };
                 let target = match normalised[index].take() {
                     Some(target) => target,
-                    None => norm.forward(&widened(tokens[index])?)?,
+                    None => norm.forward(&widened(tokens)?)?,
                 };
-                loss.forward(
-                    normalised[index].insert(target),
-                    &widened(projected[index])?,
-                )
+                loss.forward(normalised[index].insert(target), &widened(projected)?)
             },
         )
     }
@@ -197,30 +194,30 @@ impl AlignmentLoss {
         targets: &[&Tensor],
         projected: &[&Tensor],
     ) -> Result<AlignmentOutput, AlignmentError> {
-        self.sum(targets.len(), projected.len(), |loss, index, _| {
-            loss.forward(targets[index], projected[index])
+        self.sum(targets.len(), projected.len(), |term, index, _| {
+            term.loss().forward(targets[index], projected[index])
         })
     }
 
     /// Returns the weighted sum of `value` over losses and encoders. `value` takes the loss, the
-    /// encoder's index and the gradient that the loss will receive in the backward pass.
+    /// encoder's index and the gradient that the loss is expected to receive in the backward pass.
     fn sum(
         &self,
         targets: usize,
         projected: usize,
-        mut value: impl FnMut(&dyn TokenLoss, usize, f64) -> Result<Tensor, AlignmentError>,
+        mut value: impl FnMut(&Term, usize, f64) -> Result<Tensor, AlignmentError>,
     ) -> Result<AlignmentOutput, AlignmentError> {
         if targets == 0 || targets != projected {
             return Err(AlignmentError::EncoderCount { targets, projected });
         }
         let mut total: Option<Tensor> = None;
         let mut terms = Vec::with_capacity(self.terms.len());
-        for (coefficient, loss) in &self.terms {
+        for (coefficient, term) in &self.terms {
             // The backward pass computes its scalars in float32.
             let expected_grad = f64::from(*coefficient as f32 / targets as f32);
             let mut mean: Option<Tensor> = None;
             for index in 0..targets {
-                let value = value(loss.as_ref(), index, expected_grad)?;
+                let value = value(term, index, expected_grad)?;
                 mean = Some(match mean {
                     Some(sum) => sum.f_add(&value)?,
                     None => value,
@@ -237,7 +234,7 @@ impl AlignmentLoss {
                 None => weighted,
             });
             terms.push(LossTerm {
-                name: loss.name(),
+                name: term.loss().name(),
                 coefficient: *coefficient,
                 value,
             });

@@ -109,6 +109,24 @@ impl SpatialNorm {
         Ok(())
     }
 
+    /// The z-score for tokens of this shape, or `None` for [`SpatialNorm::None`].
+    ///
+    /// # Errors
+    /// As [`SpatialNorm::forward`].
+    pub(crate) fn zscore_for(
+        &self,
+        tokens: &Tensor,
+    ) -> Result<Option<ops::ZScore>, AlignmentError> {
+        self.validate()?;
+        match *self {
+            Self::None => Ok(None),
+            Self::ZScore { alpha, eps } => {
+                check_count(tokens)?;
+                Ok(Some(ops::ZScore { alpha, eps }))
+            }
+        }
+    }
+
     /// Normalises `tokens` `[B, T, D]`. The result has the same shape, dtype and device. It is
     /// computed in the tokens' own dtype, as upstream does.
     ///
@@ -116,17 +134,10 @@ impl SpatialNorm {
     /// `tokens` is not three-dimensional; [`SpatialNorm::validate`] refuses the settings; a z-score
     /// has fewer than two tokens, where upstream returns NaN.
     pub fn forward(&self, tokens: &Tensor) -> Result<Tensor, AlignmentError> {
-        self.validate()?;
-        match *self {
-            Self::None => {
-                tokens::sizes("encoder tokens", tokens)?;
-                Ok(tokens.shallow_clone())
-            }
-            Self::ZScore { alpha, eps } => {
-                let (mean, std) = token_statistics(tokens)?;
-                let centred = tokens.f_sub(&mean.f_mul_scalar(alpha)?)?;
-                Ok(centred.f_div(&std.f_add_scalar(eps)?)?)
-            }
+        tokens::sizes("encoder tokens", tokens)?;
+        match self.zscore_for(tokens)? {
+            None => Ok(tokens.shallow_clone()),
+            Some(zscore) => Ok(ops::spatial_zscore(tokens, zscore)?),
         }
     }
 }
@@ -137,12 +148,14 @@ impl SpatialNorm {
 /// # Errors
 /// `tokens` is not three-dimensional, or has fewer than two tokens.
 pub fn token_statistics(tokens: &Tensor) -> Result<(Tensor, Tensor), AlignmentError> {
-    let (_, count, _) = tokens::sizes("encoder tokens", tokens)?;
-    if count < 2 {
-        return Err(AlignmentError::TooFewTokens(count));
+    check_count(tokens)?;
+    Ok(ops::token_statistics(tokens)?)
+}
+
+/// Checks that `tokens` `[B, T, D]` have a standard deviation over the tokens.
+fn check_count(tokens: &Tensor) -> Result<(), AlignmentError> {
+    match tokens::sizes("encoder tokens", tokens)? {
+        (_, count, _) if count < 2 => Err(AlignmentError::TooFewTokens(count)),
+        _ => Ok(()),
     }
-    // `std_mean` computes both in one pass. Its running mean is exact on constant tokens. A sum
-    // divided by T has a rounding error there, which the division by eps would amplify.
-    let (std, mean) = tokens.f_std_mean_dim(1, true, true)?;
-    Ok((mean, std))
 }

@@ -17,11 +17,11 @@ mod tangent;
 #[cfg(test)]
 mod tests;
 
+use ops::Norm;
 use tch::{TchError, Tensor};
 
 use crate::DiffusionError;
 use crate::embedding::{sinusoids, sinusoids_derivative};
-use crate::fused::{self, Norm};
 use crate::layers::{join_heads, split_heads};
 use tangent::Tangent;
 
@@ -55,41 +55,28 @@ pub(crate) trait Activation: Sized {
 
     fn silu(&self) -> Result<Self, DiffusionError>;
 
-    /// The tanh form of GELU. Uses the fused operation if `fused` is true and it is available.
-    fn gelu(&self, fused: bool) -> Result<Self, DiffusionError>;
+    /// The tanh form of GELU.
+    fn gelu(&self) -> Result<Self, DiffusionError>;
 
     fn add(&self, other: &Self) -> Result<Self, DiffusionError>;
 
     /// `x + constant`.
     fn add_constant(&self, constant: &Tensor) -> Result<Self, DiffusionError>;
 
-    /// `x + a b` in one operation.
-    fn add_product(&self, a: &Self, b: &Self) -> Result<Self, DiffusionError>;
+    /// Layer norm without weights over the last dimension, of size `width`, then `x (1 + scale) + shift`, for
+    /// tokens `[B, T, D]` with `shift` and `scale` `[B, 1, D]`.
+    fn norm_modulate(&self, width: i64, shift: &Self, scale: &Self)
+    -> Result<Self, DiffusionError>;
 
-    /// `x (1 + scale) + shift` in one operation.
-    fn modulate(&self, shift: &Self, scale: &Self) -> Result<Self, DiffusionError>;
+    /// `self + gate x` for tokens `[B, T, D]` and `gate` `[B, 1, D]`.
+    fn add_gated(&self, gate: &Self, x: &Self) -> Result<Self, DiffusionError>;
 
-    /// Layer norm without weights, then [`Activation::modulate`]. Uses the fused operation if `fused` is
-    /// true and it is available.
-    fn norm_modulate(
-        &self,
-        width: i64,
-        shift: &Self,
-        scale: &Self,
-        fused: bool,
-    ) -> Result<Self, DiffusionError>;
-
-    /// As [`Activation::add_product`]. Uses the operation with a fused backward pass if `fused` is true
-    /// and it is available.
-    fn add_gated(&self, gate: &Self, x: &Self, fused: bool) -> Result<Self, DiffusionError>;
-
-    /// `softmax(q k^T / sqrt(d)) v`, `[B, T, heads d]`, for `q`, `k` and `v` `[B, heads, T, d]`. Uses the
-    /// fused operation if `fused` is true and it is available.
-    fn attention(q: &Self, k: &Self, v: &Self, fused: bool) -> Result<Self, DiffusionError>;
+    /// `softmax(q k^T / sqrt(d)) v`, `[B, T, heads d]`, for `q`, `k` and `v` `[B, heads, T, d]`.
+    fn attention(q: &Self, k: &Self, v: &Self) -> Result<Self, DiffusionError>;
 
     /// [`Activation::attention`], `[B, T, D]`, for `self` `[B, T, 3 D]` with the heads of the queries, then
     /// of the keys, then of the values.
-    fn self_attention(&self, heads: i64, fused: bool) -> Result<Self, DiffusionError>;
+    fn self_attention(&self, heads: i64) -> Result<Self, DiffusionError>;
 
     /// Sinusoids `[B, width]` of times `[B]`, in the dtype of the times; see
     /// [`timestep_sinusoids`](crate::timestep_sinusoids).
@@ -130,11 +117,8 @@ impl Activation for Tensor {
         Ok(self.f_silu()?)
     }
 
-    fn gelu(&self, fused: bool) -> Result<Self, DiffusionError> {
-        if fused && let Some(y) = fused::gelu(self)? {
-            return Ok(y);
-        }
-        Ok(self.f_gelu("tanh")?)
+    fn gelu(&self) -> Result<Self, DiffusionError> {
+        Ok(ops::gelu(self)?)
     }
 
     fn add(&self, other: &Self) -> Result<Self, DiffusionError> {
@@ -145,49 +129,31 @@ impl Activation for Tensor {
         Ok(self.f_add(constant)?)
     }
 
-    fn add_product(&self, a: &Self, b: &Self) -> Result<Self, DiffusionError> {
-        Ok(self.f_addcmul(a, b)?)
-    }
-
-    fn modulate(&self, shift: &Self, scale: &Self) -> Result<Self, DiffusionError> {
-        Ok(shift.f_addcmul(self, &scale.f_add_scalar(1.0)?)?)
-    }
-
     fn norm_modulate(
         &self,
-        width: i64,
+        _width: i64,
         shift: &Self,
         scale: &Self,
-        fused: bool,
     ) -> Result<Self, DiffusionError> {
-        if fused && let Some(y) = fused::norm_modulate(self, Norm::Layer, shift, scale, NORM_EPS)? {
-            return Ok(y);
-        }
-        Activation::layer_norm(self, width, None, NORM_EPS)?.modulate(shift, scale)
-    }
-
-    fn add_gated(&self, gate: &Self, x: &Self, fused: bool) -> Result<Self, DiffusionError> {
-        if fused && let Some(y) = fused::gate(self, gate, x)? {
-            return Ok(y);
-        }
-        self.add_product(gate, x)
-    }
-
-    fn attention(q: &Self, k: &Self, v: &Self, fused: bool) -> Result<Self, DiffusionError> {
-        if fused && let Some(mixed) = fused::attention_of_heads(q, k, v)? {
-            return Ok(mixed);
-        }
-        join_heads(&Tensor::f_scaled_dot_product_attention::<&Tensor>(
-            q, k, v, None, 0.0, false, None, false,
+        Ok(ops::norm_modulate(
+            self,
+            Norm::Layer,
+            shift,
+            scale,
+            NORM_EPS,
         )?)
     }
 
-    fn self_attention(&self, heads: i64, fused: bool) -> Result<Self, DiffusionError> {
-        if fused && let Some(mixed) = fused::attention(self, heads)? {
-            return Ok(mixed);
-        }
-        let [q, k, v] = split_heads(self, heads)?;
-        Self::attention(&q, &k, &v, false)
+    fn add_gated(&self, gate: &Self, x: &Self) -> Result<Self, DiffusionError> {
+        Ok(ops::gated_residual(self, gate, x)?)
+    }
+
+    fn attention(q: &Self, k: &Self, v: &Self) -> Result<Self, DiffusionError> {
+        Ok(ops::attention(q, k, v)?)
+    }
+
+    fn self_attention(&self, heads: i64) -> Result<Self, DiffusionError> {
+        Ok(ops::self_attention(self, heads)?)
     }
 
     fn sinusoids(&self, frequencies: &Tensor, width: i64) -> Result<Self, DiffusionError> {
@@ -208,18 +174,6 @@ impl Dual {
     pub fn input(value: Tensor, tangent: &Tensor) -> Result<Self, DiffusionError> {
         let tangent = tangent.f_detach()?;
         Self::new(value, move || Ok(tangent))
-    }
-
-    /// `self + a b`, whose value the caller has computed as `value`.
-    fn with_product(&self, value: Tensor, a: &Self, b: &Self) -> Result<Self, DiffusionError> {
-        let (dx, a, b) = (self.tangent.clone(), a.clone(), b.clone());
-        Self::new(value, move || {
-            let (da, db) = (a.tangent.compute()?, b.tangent.compute()?);
-            Ok(dx
-                .compute()?
-                .f_addcmul(&da, &b.value)?
-                .f_addcmul_(&a.value, &db)?)
-        })
     }
 
     /// A dual number with a deferred tangent, which is converted to the dtype of `value`: under autocast
@@ -315,9 +269,9 @@ impl Activation for Dual {
         })
     }
 
-    fn gelu(&self, fused: bool) -> Result<Self, DiffusionError> {
+    fn gelu(&self) -> Result<Self, DiffusionError> {
         let (x, dx) = (self.value.shallow_clone(), self.tangent.clone());
-        Self::new(Activation::gelu(&self.value, fused)?, move || {
+        Self::new(ops::gelu(&self.value)?, move || {
             Ok(x.f_gelu_backward(&dx.compute()?, "tanh")?)
         })
     }
@@ -334,37 +288,18 @@ impl Activation for Dual {
         Self::new(self.value.f_add(constant)?, move || dx.compute())
     }
 
-    fn add_product(&self, a: &Self, b: &Self) -> Result<Self, DiffusionError> {
-        self.with_product(self.value.add_product(&a.value, &b.value)?, a, b)
-    }
-
-    fn add_gated(&self, gate: &Self, x: &Self, fused: bool) -> Result<Self, DiffusionError> {
-        let value = self.value.add_gated(&gate.value, &x.value, fused)?;
-        self.with_product(value, gate, x)
-    }
-
     fn norm_modulate(
         &self,
         width: i64,
         shift: &Self,
         scale: &Self,
-        fused: bool,
     ) -> Result<Self, DiffusionError> {
-        let value = match fused {
-            true => {
-                let (shift, scale) = (&shift.value, &scale.value);
-                fused::norm_modulate(&self.value, Norm::Layer, shift, scale, NORM_EPS)?
-            }
-            false => None,
-        };
-        let Some(value) = value else {
-            return self
-                .layer_norm(width, None, NORM_EPS)?
-                .modulate(shift, scale);
-        };
+        let value = self
+            .value
+            .norm_modulate(width, &shift.value, &scale.value)?;
         let (x, dshift, scale) = (self.clone(), shift.tangent.clone(), scale.clone());
         Self::new(value, move || {
-            // The normalised tokens are recomputed: the fused operation does not keep them.
+            // The normalised tokens are recomputed: a kernel does not keep them.
             let none: Option<&Tensor> = None;
             let (normal, _, reciprocal) =
                 x.value.f_native_layer_norm([width], none, none, NORM_EPS)?;
@@ -377,33 +312,26 @@ impl Activation for Dual {
         })
     }
 
-    fn modulate(&self, shift: &Self, scale: &Self) -> Result<Self, DiffusionError> {
-        let value = self.value.modulate(&shift.value, &scale.value)?;
-        let (x, dshift, scale) = (self.clone(), shift.tangent.clone(), scale.clone());
+    fn add_gated(&self, gate: &Self, x: &Self) -> Result<Self, DiffusionError> {
+        let value = self.value.add_gated(&gate.value, &x.value)?;
+        let (dx, gate, y) = (self.tangent.clone(), gate.clone(), x.clone());
         Self::new(value, move || {
-            let (dx, dscale) = (x.tangent.compute()?, scale.tangent.compute()?);
-            Ok(dshift
+            let (dgate, dy) = (gate.tangent.compute()?, y.tangent.compute()?);
+            Ok(dx
                 .compute()?
-                .f_addcmul(&dx, &scale.value.f_add_scalar(1.0)?)?
-                .f_addcmul_(&x.value, &dscale)?)
+                .f_addcmul(&dgate, &y.value)?
+                .f_addcmul_(&gate.value, &dy)?)
         })
     }
 
-    fn attention(q: &Self, k: &Self, v: &Self, fused: bool) -> Result<Self, DiffusionError> {
-        let value = Tensor::attention(&q.value, &k.value, &v.value, fused)?;
+    fn attention(q: &Self, k: &Self, v: &Self) -> Result<Self, DiffusionError> {
+        let value = Tensor::attention(&q.value, &k.value, &v.value)?;
         let (q, k, v) = (q.clone(), k.clone(), v.clone());
         Self::new(value, move || join_heads(&attention::tangent(&q, &k, &v)?))
     }
 
-    fn self_attention(&self, heads: i64, fused: bool) -> Result<Self, DiffusionError> {
-        let value = match fused {
-            true => fused::attention(&self.value, heads)?,
-            false => None,
-        };
-        let Some(value) = value else {
-            let [q, k, v] = split_heads(self, heads)?;
-            return Self::attention(&q, &k, &v, false);
-        };
+    fn self_attention(&self, heads: i64) -> Result<Self, DiffusionError> {
+        let value = self.value.self_attention(heads)?;
         let qkv = self.clone();
         Self::new(value, move || {
             let [q, k, v] = split_heads(&qkv, heads)?;

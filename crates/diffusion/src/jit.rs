@@ -247,7 +247,6 @@ struct Block {
     norm2: RmsNorm,
     mlp: SwiGlu,
     modulation: Modulation<6>,
-    fused: bool,
 }
 
 impl Block {
@@ -261,18 +260,10 @@ impl Block {
                 width,
                 config.num_heads,
                 (attn_dropout, proj_dropout),
-                config.fused,
             )?,
             norm2: RmsNorm::new(&scope.sub("norm2"), width)?,
-            mlp: SwiGlu::new(
-                &scope.sub("mlp"),
-                width,
-                config.mlp_width(),
-                proj_dropout,
-                config.fused,
-            )?,
+            mlp: SwiGlu::new(&scope.sub("mlp"), width, config.mlp_width(), proj_dropout)?,
             modulation: Modulation::new(scope, width)?,
-            fused: config.fused,
         })
     }
 
@@ -292,14 +283,10 @@ impl Block {
             scale_mlp,
             gate_mlp,
         ] = self.modulation.forward(c)?;
-        let y = self
-            .norm1
-            .modulated(x, &shift_msa, &scale_msa, self.fused)?;
-        let x = x.add_gated(&gate_msa, &self.attn.forward(&y, rotary, mode)?, self.fused)?;
-        let y = self
-            .norm2
-            .modulated(&x, &shift_mlp, &scale_mlp, self.fused)?;
-        x.add_gated(&gate_mlp, &self.mlp.forward(&y, mode)?, self.fused)
+        let y = self.norm1.modulated(x, &shift_msa, &scale_msa)?;
+        let x = x.add_gated(&gate_msa, &self.attn.forward(&y, rotary, mode)?)?;
+        let y = self.norm2.modulated(&x, &shift_mlp, &scale_mlp)?;
+        x.add_gated(&gate_mlp, &self.mlp.forward(&y, mode)?)
     }
 }
 
@@ -309,7 +296,6 @@ struct FinalLayer {
     norm_final: RmsNorm,
     linear: Linear,
     modulation: Modulation<2>,
-    fused: bool,
 }
 
 impl FinalLayer {
@@ -320,13 +306,12 @@ impl FinalLayer {
             norm_final: RmsNorm::new(&scope.sub("norm_final"), width)?,
             linear: Linear::new(&scope.sub("linear"), width, patch, Init::Zeros)?,
             modulation: Modulation::new(scope, width)?,
-            fused: config.fused,
         })
     }
 
     fn forward(&self, x: &Tensor, c: &Tensor) -> Result<Tensor, DiffusionError> {
         let [shift, scale] = self.modulation.forward(c)?;
-        let x = self.norm_final.modulated(x, &shift, &scale, self.fused)?;
+        let x = self.norm_final.modulated(x, &shift, &scale)?;
         self.linear.forward(&x)
     }
 }

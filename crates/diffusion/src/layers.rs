@@ -61,7 +61,6 @@ pub(crate) struct Attention {
     norms: Option<(HeadNorm, HeadNorm)>,
     proj: Linear,
     heads: i64,
-    fused: bool,
 }
 
 /// Splits `qkv` `[B, T, 3 D]` into queries, keys and values, `[B, heads, T, D / heads]` each.
@@ -91,7 +90,6 @@ impl Attention {
         width: i64,
         heads: i64,
         qk_norm: bool,
-        fused: bool,
     ) -> Result<Self, DiffusionError> {
         let head_width = width / heads;
         let qkv = Linear::new(&scope.sub("qkv"), width, 3 * width, Init::XavierUniform)?;
@@ -109,7 +107,6 @@ impl Attention {
             norms,
             proj,
             heads,
-            fused,
         })
     }
 
@@ -117,11 +114,11 @@ impl Attention {
     pub fn forward<V: Activation>(&self, x: &V) -> Result<V, DiffusionError> {
         let qkv = self.qkv.forward(x)?;
         let mixed = match &self.norms {
-            None => qkv.self_attention(self.heads, self.fused)?,
+            None => qkv.self_attention(self.heads)?,
             Some((q_norm, k_norm)) => {
                 let [q, k, v] = split_heads(&qkv, self.heads)?;
                 let (q, k) = (q_norm.forward(&q)?, k_norm.forward(&k)?);
-                V::attention(&q, &k, &v, self.fused)?
+                V::attention(&q, &k, &v)?
             }
         };
         self.proj.forward(&mixed)
@@ -133,19 +130,17 @@ impl Attention {
 pub(crate) struct Mlp {
     fc1: Linear,
     fc2: Linear,
-    fused: bool,
 }
 
 impl Mlp {
-    pub fn new(scope: &Scope, width: i64, inner: i64, fused: bool) -> Result<Self, DiffusionError> {
+    pub fn new(scope: &Scope, width: i64, inner: i64) -> Result<Self, DiffusionError> {
         Ok(Self {
             fc1: Linear::new(&scope.sub("fc1"), width, inner, Init::XavierUniform)?,
             fc2: Linear::new(&scope.sub("fc2"), inner, width, Init::XavierUniform)?,
-            fused,
         })
     }
 
     pub fn forward<V: Activation>(&self, x: &V) -> Result<V, DiffusionError> {
-        self.fc2.forward(&self.fc1.forward(x)?.gelu(self.fused)?)
+        self.fc2.forward(&self.fc1.forward(x)?.gelu()?)
     }
 }

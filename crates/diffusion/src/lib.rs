@@ -73,7 +73,6 @@ mod denoiser;
 mod dual;
 mod embedding;
 mod error;
-mod fused;
 pub mod interpolant;
 pub mod jit;
 pub mod latents;

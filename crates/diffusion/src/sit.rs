@@ -252,7 +252,6 @@ struct Block {
     mlp: Mlp,
     modulation: Modulation<6>,
     width: i64,
-    fused: bool,
 }
 
 impl Block {
@@ -260,17 +259,10 @@ impl Block {
         let width = config.hidden_size;
         let inner = (width as f64 * config.mlp_ratio) as i64;
         Ok(Self {
-            attn: Attention::new(
-                &scope.sub("attn"),
-                width,
-                config.num_heads,
-                config.qk_norm,
-                config.fused,
-            )?,
-            mlp: Mlp::new(&scope.sub("mlp"), width, inner, config.fused)?,
+            attn: Attention::new(&scope.sub("attn"), width, config.num_heads, config.qk_norm)?,
+            mlp: Mlp::new(&scope.sub("mlp"), width, inner)?,
             modulation: Modulation::new(scope, width)?,
             width,
-            fused: config.fused,
         })
     }
 
@@ -284,11 +276,10 @@ impl Block {
             scale_mlp,
             gate_mlp,
         ] = self.modulation.forward(c)?;
-        let fused = self.fused;
-        let y = x.norm_modulate(self.width, &shift_msa, &scale_msa, fused)?;
-        let x = x.add_gated(&gate_msa, &self.attn.forward(&y)?, fused)?;
-        let y = x.norm_modulate(self.width, &shift_mlp, &scale_mlp, fused)?;
-        x.add_gated(&gate_mlp, &self.mlp.forward(&y)?, fused)
+        let y = x.norm_modulate(self.width, &shift_msa, &scale_msa)?;
+        let x = x.add_gated(&gate_msa, &self.attn.forward(&y)?)?;
+        let y = x.norm_modulate(self.width, &shift_mlp, &scale_mlp)?;
+        x.add_gated(&gate_mlp, &self.mlp.forward(&y)?)
     }
 }
 
@@ -298,7 +289,6 @@ struct FinalLayer {
     linear: Linear,
     modulation: Modulation<2>,
     width: i64,
-    fused: bool,
 }
 
 impl FinalLayer {
@@ -309,13 +299,12 @@ impl FinalLayer {
             linear: Linear::new(&scope.sub("linear"), width, patch, Init::Zeros)?,
             modulation: Modulation::new(scope, width)?,
             width,
-            fused: config.fused,
         })
     }
 
     fn forward<V: Activation>(&self, x: &V, c: &V) -> Result<V, DiffusionError> {
         let [shift, scale] = self.modulation.forward(c)?;
-        let x = x.norm_modulate(self.width, &shift, &scale, self.fused)?;
+        let x = x.norm_modulate(self.width, &shift, &scale)?;
         self.linear.forward(&x)
     }
 }

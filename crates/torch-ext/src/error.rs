@@ -41,6 +41,17 @@ pub enum TorchError {
     )]
     Recording,
 
+    /// The shape of a tensor is not one that the operation takes.
+    #[error("shape of {what} is {found:?}, must be {expected}")]
+    Shape {
+        /// Which tensor.
+        what: &'static str,
+        /// Its shape.
+        found: Vec<i64>,
+        /// The shapes that the operation takes.
+        expected: &'static str,
+    },
+
     /// A kernel cannot access the memory of a tensor directly.
     #[error("a tensor {0}; kernels take contiguous CPU tensors of the dtype they expect")]
     Memory(String),

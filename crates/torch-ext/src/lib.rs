@@ -18,7 +18,7 @@
 //! - [`device`]: `libtorch_cuda.so` loaded at run time, so that one binary runs on machines with and
 //!   without CUDA; memory statistics; switches for TF32 and determinism.
 //!
-//! All `unsafe` code of the project is in this crate. Every binding follows the safety rules in
+//! All `unsafe` code of the project is in this crate and in `ops`. Every binding follows the safety rules in
 //! `ffi.rs`.
 //!
 //! # Example

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use half::bf16;
 use tch::{Device, Kind, Tensor};
 use torch_ext::TorchError;
-use torch_ext::kernel::{self, InPlace, Input, Output, Vectorised};
+use torch_ext::kernel::{self, InPlace, Input, Output, Real, Vectorised};
 
 const CPU: Device = Device::Cpu;
 
@@ -286,4 +286,18 @@ impl Vectorised for Sum<'_> {
 fn a_vectorised_loop_has_the_same_bits_as_the_plain_one() {
     let values: Vec<f32> = (0..1001).map(|i| (i as f32 * 0.37).sin()).collect();
     assert_eq!(kernel::vectorised(Sum(&values)), Sum(&values).run());
+}
+
+#[test]
+fn the_exponential_is_accurate_to_two_units_in_the_last_place() {
+    for step in -8730..=8730 {
+        let x = step as f32 / 100.0;
+        let expected = f64::from(x).exp();
+        let error = (f64::from(Real::exp(x)) - expected) / expected;
+        assert!(error.abs() < 2.0 * f64::from(f32::EPSILON), "{x}: {error}");
+    }
+    assert_eq!(Real::exp(0f32), 1.0);
+    assert!(Real::exp(f32::NAN).is_nan());
+    let (least, most) = (Real::exp(f32::NEG_INFINITY), Real::exp(f32::INFINITY));
+    assert!(least > 0.0 && least < 2e-38 && most.is_finite() && most > 8e37);
 }

@@ -1,10 +1,10 @@
 //! The optimiser of a run: AdamW with gradient clipping and moving averages.
 
-use tch::{Device, Kind, Tensor};
+use ops::{Operands, PointerTable, Update};
+use tch::Tensor;
 use torch_ext::{Params, optim};
 
 use crate::average::Average;
-use crate::fused_update::{self, Operands, PointerTable, Update};
 use crate::learning_rate::LearningRate;
 use crate::{OptimizerConfig, TrainError};
 
@@ -20,14 +20,12 @@ pub struct AdamW {
     exp_avg_sqs: Vec<Tensor>,
     config: OptimizerConfig,
     rate: LearningRate,
-    /// Whether to use the fused update, where one exists, instead of libtorch's operations.
-    fused: bool,
     table: PointerTable,
 }
 
 impl AdamW {
     /// Creates zero moments for the weights of `params`. If the weights have copies
-    /// ([`Params::keep_copies`]), these must already exist. `fused` is `train.fused`.
+    /// ([`Params::keep_copies`]), these must already exist.
     ///
     /// # Errors
     /// The device is out of memory.
@@ -35,7 +33,6 @@ impl AdamW {
         params: &Params,
         config: &OptimizerConfig,
         rate: LearningRate,
-        fused: bool,
     ) -> Result<Self, TrainError> {
         let mut adamw = Self {
             names: Vec::new(),
@@ -45,7 +42,6 @@ impl AdamW {
             exp_avg_sqs: Vec::new(),
             config: config.clone(),
             rate,
-            fused,
             table: PointerTable::default(),
         };
         for param in params.entries().iter().filter(|param| param.trainable) {
@@ -79,10 +75,7 @@ impl AdamW {
         // A weight that the loss does not depend on has no gradient. Like PyTorch's AdamW, this skips it.
         let (reached, unreached): (Vec<usize>, Vec<usize>) =
             (0..grads.len()).partition(|&i| grads[i].defined());
-        let norm = match self.fused_step(step, &reached, &grads, averages)? {
-            Some(norm) => norm,
-            None => self.composed_step(step, &reached, &grads, averages)?,
-        };
+        let norm = self.update(step, &reached, &grads, averages)?;
         for average in averages {
             average.follow(&self.params, &unreached)?;
         }
@@ -99,18 +92,14 @@ impl AdamW {
         }
     }
 
-    /// Runs the fused update. Returns `None`, and changes nothing, if it is switched off or does not
-    /// support these tensors.
-    fn fused_step(
+    /// Updates the weights `reached`, their moments, averages and copies. Returns the gradient norm.
+    fn update(
         &self,
         step: u64,
         reached: &[usize],
         grads: &[Tensor],
         averages: &[Average],
-    ) -> Result<Option<Tensor>, TrainError> {
-        if !self.fused {
-            return Ok(None);
-        }
+    ) -> Result<Tensor, TrainError> {
         let operands: Vec<Operands<'_>> = reached
             .iter()
             .map(|&i| Operands {
@@ -129,57 +118,13 @@ impl AdamW {
             max_norm: self.config.max_grad_norm,
             decays: &decays,
         };
-        Ok(fused_update::sweep(&operands, &update, &self.table)?)
+        Ok(ops::update_weights(&operands, &update, &self.table)?)
     }
 
     /// Returns the copy of weight `i` that the model computes with, or `None` if it uses the weight itself.
     fn copy(&self, i: usize) -> Option<&Tensor> {
         let (leaf, param) = (&self.leaves[i], &self.params[i]);
         (leaf.kind() != param.kind()).then_some(leaf)
-    }
-
-    /// Runs the update with libtorch's operations, each of which reads all weights.
-    fn composed_step(
-        &self,
-        step: u64,
-        reached: &[usize],
-        grads: &[Tensor],
-        averages: &[Average],
-    ) -> Result<Tensor, TrainError> {
-        let pick = |list: &[Tensor]| -> Vec<Tensor> {
-            reached.iter().map(|&i| list[i].shallow_clone()).collect()
-        };
-        let params = pick(&self.params);
-        let device = params.first().map_or(Device::Cpu, Tensor::device);
-        if params.is_empty() {
-            return Ok(Tensor::f_zeros([], (Kind::Float, device))?);
-        }
-        let grads = reached
-            .iter()
-            .map(|&i| grads[i].f_to_kind(self.params[i].kind()))
-            .collect::<Result<Vec<_>, _>>()?;
-        let norm = optim::grad_norm(&grads)?;
-        optim::clip_grads_(&grads, &norm, self.config.max_grad_norm)?;
-        let count = Tensor::f_full([], step as f64, (Kind::Float, device))?;
-        let counts: Vec<Tensor> = params.iter().map(|_| count.shallow_clone()).collect();
-        optim::fused_adamw_(
-            &params,
-            &grads,
-            &pick(&self.exp_avgs),
-            &pick(&self.exp_avg_sqs),
-            &counts,
-            &self.settings(step),
-        )?;
-        for average in averages {
-            average.follow(&self.params, reached)?;
-        }
-        let copied = reached.iter().filter_map(|&i| {
-            let copy = self.copy(i)?;
-            Some((copy.shallow_clone(), self.params[i].shallow_clone()))
-        });
-        let (copies, masters): (Vec<_>, Vec<_>) = copied.unzip();
-        optim::copy_(&copies, &masters)?;
-        Ok(norm)
     }
 
     /// Returns the moments, named `exp_avg.NAME` and `exp_avg_sq.NAME`.

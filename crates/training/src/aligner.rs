@@ -30,7 +30,7 @@ impl Aligner {
         grid: (i64, i64),
     ) -> Result<Self, TrainError> {
         Ok(Self {
-            loss: AlignmentLoss::new(&config.alignment.losses)?.with_fused(config.train.fused),
+            loss: AlignmentLoss::new(&config.alignment.losses)?,
             norm: config.alignment.spatial_norm,
             encoders: encoders.to_vec(),
             grid,

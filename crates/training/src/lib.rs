@@ -59,7 +59,6 @@ mod collapse_watch;
 mod config;
 mod error;
 pub mod event_log;
-mod fused_update;
 mod inputs;
 mod learning_rate;
 mod metrics_log;

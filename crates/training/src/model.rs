@@ -32,7 +32,6 @@ impl Network {
                 num_classes,
                 attn_dropout: model.attn_dropout,
                 proj_dropout: model.proj_dropout,
-                fused: config.train.fused,
                 alignment_depth: model.alignment_depth.unwrap_or(named.alignment_depth),
                 ..named
             };
@@ -45,7 +44,6 @@ impl Network {
             num_classes,
             class_dropout: model.label_dropout,
             qk_norm: model.qk_norm,
-            fused: config.train.fused,
             alignment_depth: model.alignment_depth.unwrap_or(named.alignment_depth),
             // Upstream's REPA-E trains the position embedding, apparently by mistake.
             train_pos_embed: matches!(config.objective, Objective::RepaE(_)),

@@ -87,7 +87,7 @@ impl Joint {
             None => config.learning_rate(),
         };
         let with_optimizer = |params: Params, lr| {
-            let adamw = AdamW::new(&params, &config.optimizer, rate(lr), config.train.fused)?;
+            let adamw = AdamW::new(&params, &config.optimizer, rate(lr))?;
             Ok::<_, TrainError>((params, adamw))
         };
 

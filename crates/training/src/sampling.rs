@@ -187,7 +187,7 @@ pub(crate) fn draw_samples(
             IndexedNoise::new(config.sample.seed, start..start + length as u64, device)?;
         let latents = noise.draw(&shape, Kind::Float)?;
         let batch_labels = Tensor::f_from_slice(&batch_labels)?.f_to_device(device)?;
-        let latents = autocast::run(device, precision, || {
+        let sample = || {
             let step_noise = || noise.draw(&shape, Kind::Double);
             sampler.sample(
                 network,
@@ -196,6 +196,9 @@ pub(crate) fn draw_samples(
                 step_noise,
                 check_interrupted,
             )
+        };
+        let latents = ops::composed_if(!config.train.fused, || {
+            autocast::run(device, precision, sample)
         })??;
         let samples = latents.f_narrow(0, offset as i64, count as i64)?;
         check_finite(&samples, index)?;

@@ -111,12 +111,7 @@ impl Trainer {
             averages: averages
                 .map(|(target, decay)| Average::new(target, &model.params, decay))
                 .collect(),
-            adamw: AdamW::new(
-                &model.params,
-                &config.optimizer,
-                config.learning_rate(),
-                train.fused,
-            )?,
+            adamw: AdamW::new(&model.params, &config.optimizer, config.learning_rate())?,
             aligner: Aligner::new(
                 config,
                 &inputs.encoders,
@@ -205,6 +200,15 @@ impl Trainer {
         }
         // These settings hold for the whole process, and another trainer may have run the previous step.
         self.config.apply_numerics(self.inputs.device)?;
+        ops::composed_if(!self.config.train.fused, || self.run_step(batch, tokens))
+    }
+
+    /// Runs [`step`](Self::step) on valid tokens, with kernels or compositions as the caller has chosen.
+    fn run_step(
+        &mut self,
+        batch: &DeviceBatch,
+        tokens: &[Tensor],
+    ) -> Result<Option<StepMetrics>, TrainError> {
         let step = self.step + 1;
         let (figures, autoencoder_figures) = match &self.autoencoder {
             Autoencoding::Frozen(_) => (self.backward(batch, tokens)?, None),

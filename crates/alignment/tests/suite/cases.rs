@@ -85,7 +85,7 @@ fn spatial_norm_follows_upstream() {
         let expected = golden.tensor(&format!("out.alpha_{alpha}"));
         let size: [i64; 3] = feat.size().try_into().unwrap();
         let projected = fused::random(4, size, Kind::Float);
-        let (value, _) = fused::run(&fused::loss(1.0, true), &norm, &feat, &projected);
+        let (value, _) = fused::run(&fused::loss(1.0), &norm, &feat, &projected);
         let reference = CosineLoss.forward(&expected, &projected).unwrap();
         assert!(
             (value - reference.double_value(&[])).abs() <= 4e-7,
@@ -113,7 +113,7 @@ fn cosine_loss_follows_upstream() {
     golden.check("grad.in.zs", &target.grad());
     golden.check("grad.in.zs_tilde", &projected.grad());
 
-    let fused = fused::loss(1.0, true);
+    let fused = fused::loss(1.0);
     let (value, gradient) = fused::run(&fused, &SpatialNorm::None, &target.detach(), &projected);
     golden.check("out.loss", &Tensor::from(value as f32));
     golden.check("grad.in.zs_tilde", &gradient);
@@ -122,7 +122,7 @@ fn cosine_loss_follows_upstream() {
 /// All inputs are representable in bfloat16. The kernel widens them, so its results equal those of
 /// float32 inputs.
 fn the_fused_loss_widens_bfloat16(golden: &Golden) {
-    let fused = fused::loss(1.0, true);
+    let fused = fused::loss(1.0);
     let (target, projected) = (golden.tensor("in.zs"), golden.tensor("in.zs_tilde"));
     let norm = SpatialNorm::None;
     for kind in [Kind::Float, Kind::BFloat16] {

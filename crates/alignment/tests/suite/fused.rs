@@ -1,4 +1,4 @@
-//! The fused loss against the composed one, and its own guarantees.
+//! The kernel of the loss against its composition, and its own guarantees.
 
 use alignment::{AlignmentError, AlignmentLoss, LossConfig, LossKind, SpatialNorm};
 use proptest::prelude::*;
@@ -11,12 +11,12 @@ pub fn random(seed: u64, size: [i64; 3], kind: Kind) -> Tensor {
     generator.randn(&size, Kind::Float).unwrap().to_kind(kind)
 }
 
-pub fn loss(coefficient: f64, fused: bool) -> AlignmentLoss {
+pub fn loss(coefficient: f64) -> AlignmentLoss {
     let config = LossConfig {
         kind: LossKind::Cosine,
         coefficient,
     };
-    AlignmentLoss::new(&[config]).unwrap().with_fused(fused)
+    AlignmentLoss::new(&[config]).unwrap()
 }
 
 /// Returns the total loss, and the gradient of `projected` in the dtype of `projected`.
@@ -43,15 +43,10 @@ fn zscore(alpha: f64) -> SpatialNorm {
 /// gradient's size before its component along the token is subtracted.
 pub fn assert_agree(norm: &SpatialNorm, tokens: &Tensor, projected: &Tensor, coefficient: f64) {
     let composed = |kind| {
-        let plain = loss(coefficient, false);
-        run(
-            &plain,
-            norm,
-            &tokens.to_kind(kind),
-            &projected.to_kind(kind),
-        )
+        let (tokens, projected) = (tokens.to_kind(kind), projected.to_kind(kind));
+        ops::composed(|| run(&loss(coefficient), norm, &tokens, &projected))
     };
-    let (fused, gradient) = run(&loss(coefficient, true), norm, tokens, projected);
+    let (fused, gradient) = run(&loss(coefficient), norm, tokens, projected);
     let ((plain, plain_gradient), (exact, exact_gradient)) =
         (composed(Kind::Float), composed(Kind::Double));
     let limit = 4e-7 * coefficient.abs().max(1.0) + 2.0 * (plain - exact).abs();
@@ -81,7 +76,7 @@ fn constant_tokens_equal_their_mean() {
     for count in [2, 7, 8, 9, 64, 257] {
         let tokens = Tensor::full([1, count, 20], 0.1, (Kind::Float, Device::Cpu));
         let projected = random(5, [1, count, 20], Kind::Float);
-        let (value, _) = run(&loss(1.0, true), &zscore(1.0), &tokens, &projected);
+        let (value, _) = run(&loss(1.0), &zscore(1.0), &tokens, &projected);
         assert_eq!(value, 0.0, "{count} tokens");
     }
 }
@@ -96,7 +91,7 @@ fn gradients_equal_finite_differences() {
         let tokens = random(1, size, Kind::Double);
         let projected = random(2, size, Kind::Double).set_requires_grad(true);
         let function = |inputs: &[Tensor]| {
-            let output = loss(0.7, true).forward_tokens(&norm, &[&tokens], &[&inputs[0]]);
+            let output = loss(0.7).forward_tokens(&norm, &[&tokens], &[&inputs[0]]);
             match output {
                 Ok(output) => Ok(vec![output.total]),
                 Err(AlignmentError::Torch(error)) => Err(error),
@@ -164,11 +159,11 @@ fn large_gradients_equal_small_ones() {
             random(1, [1, 128, width], kind),
             random(2, [1, 128, width], kind),
         );
-        let (value, gradient) = run(&loss(1.0, true), &zscore(0.6), &tokens, &projected);
+        let (value, gradient) = run(&loss(1.0), &zscore(0.6), &tokens, &projected);
         let copies = |tensor: &Tensor| tensor.repeat([BATCH, 1, 1]);
         let (tokens, projected) = (copies(&tokens), copies(&projected));
         let (repeated_value, repeated_gradient) =
-            run(&loss(1.0, true), &zscore(0.6), &tokens, &projected);
+            run(&loss(1.0), &zscore(0.6), &tokens, &projected);
         assert!(
             (repeated_value - value).abs() < 1e-6,
             "{repeated_value}, {value}"
@@ -191,8 +186,8 @@ fn zero_tokens_have_cosine_zero() {
     // The gradient of a token below the bound is up to 1e12 / (B T), so each token is compared relative
     // to its own largest gradient.
     let norm = SpatialNorm::None;
-    let (fused, gradient) = run(&loss(1.0, true), &norm, &tokens, &projected);
-    let (plain, expected) = run(&loss(1.0, false), &norm, &tokens, &projected);
+    let (fused, gradient) = run(&loss(1.0), &norm, &tokens, &projected);
+    let (plain, expected) = ops::composed(|| run(&loss(1.0), &norm, &tokens, &projected));
     assert!((fused - plain).abs() < 4e-7);
     let scale = expected.abs().amax(-1, true) + 1e-20;
     let error = ((gradient - expected).abs() / scale)
@@ -209,8 +204,8 @@ fn nan_propagates_as_in_the_composed_loss() {
             let projected = random(2, [2, 6, 18], Kind::Float);
             let broken = if in_tokens { &tokens } else { &projected };
             let _ = broken.get(1).get(2).narrow(0, 17, 1).fill_(f64::NAN);
-            let (fused, gradient) = run(&loss(1.0, true), &norm, &tokens, &projected);
-            let (plain, expected) = run(&loss(1.0, false), &norm, &tokens, &projected);
+            let (fused, gradient) = run(&loss(1.0), &norm, &tokens, &projected);
+            let (plain, expected) = ops::composed(|| run(&loss(1.0), &norm, &tokens, &projected));
             assert!(fused.is_nan() && plain.is_nan());
             assert_eq!(gradient.isnan(), expected.isnan(), "{norm:?} {in_tokens}");
         }
@@ -224,7 +219,7 @@ fn one_token_can_be_compared_but_not_normalised() {
         random(2, [3, 1, 20], Kind::Float),
     );
     assert_agree(&SpatialNorm::None, &tokens, &projected, 1.0);
-    let error = loss(1.0, true).forward_tokens(&zscore(0.6), &[&tokens], &[&projected]);
+    let error = loss(1.0).forward_tokens(&zscore(0.6), &[&tokens], &[&projected]);
     assert!(matches!(error, Err(AlignmentError::TooFewTokens(1))));
 }
 
@@ -234,13 +229,18 @@ fn both_forms_refuse_shapes_that_differ() {
         random(1, [2, 4, 8], Kind::Float),
         random(2, [2, 4, 6], Kind::Float),
     );
-    for fused in [true, false] {
-        let error = loss(1.0, fused).forward_tokens(&zscore(0.6), &[&tokens], &[&projected]);
+    for composed in [false, true] {
+        let refuse = |projected: &[&Tensor]| {
+            ops::composed_if(composed, || {
+                loss(1.0).forward_tokens(&zscore(0.6), &[&tokens], projected)
+            })
+        };
+        let error = refuse(&[&projected]);
         assert!(
             matches!(error, Err(AlignmentError::ShapeMismatch { .. })),
             "{error:?}"
         );
-        let error = loss(1.0, fused).forward_tokens(&zscore(0.6), &[&tokens], &[]);
+        let error = refuse(&[]);
         assert!(
             matches!(error, Err(AlignmentError::EncoderCount { .. })),
             "{error:?}"
@@ -252,9 +252,11 @@ fn both_forms_refuse_shapes_that_differ() {
 fn encoder_tokens_that_require_a_gradient_receive_one() {
     let tokens = random(1, [2, 6, 18], Kind::Float);
     let projected = random(2, [2, 6, 18], Kind::Float);
-    let [fused, plain] = [true, false].map(|fused| {
+    let [fused, plain] = [false, true].map(|composed| {
         let tokens = tokens.copy().set_requires_grad(true);
-        let output = loss(1.0, fused).forward_tokens(&zscore(0.6), &[&tokens], &[&projected]);
+        let output = ops::composed_if(composed, || {
+            loss(1.0).forward_tokens(&zscore(0.6), &[&tokens], &[&projected])
+        });
         output.unwrap().total.f_backward().unwrap();
         tokens.grad()
     });
@@ -270,7 +272,7 @@ fn results_do_not_depend_on_the_number_of_threads() {
         .into_iter()
         .map(|threads| {
             tch::set_num_threads(threads);
-            run(&loss(0.3, true), &zscore(0.6), &tokens, &projected)
+            run(&loss(0.3), &zscore(0.6), &tokens, &projected)
         })
         .collect();
     tch::set_num_threads(before);
@@ -292,21 +294,17 @@ fn both_forms_average_encoders_and_sum_losses_alike() {
         kind: LossKind::Cosine,
         coefficient,
     };
-    let results = [true, false].map(|fused| {
-        let loss = AlignmentLoss::new(&[config(0.5), config(0.0)])
-            .unwrap()
-            .with_fused(fused);
+    let results = [false, true].map(|composed| {
+        let loss = AlignmentLoss::new(&[config(0.5), config(0.0)]).unwrap();
         let projected: Vec<Tensor> = projected
             .iter()
             .map(|p| p.copy().set_requires_grad(true))
             .collect();
-        let output = loss
-            .forward_tokens(
-                &zscore(0.6),
-                &tokens.each_ref(),
-                &projected.iter().collect::<Vec<_>>(),
-            )
-            .unwrap();
+        let output = ops::composed_if(composed, || {
+            let projected: Vec<&Tensor> = projected.iter().collect();
+            loss.forward_tokens(&zscore(0.6), &tokens.each_ref(), &projected)
+        })
+        .unwrap();
         output.total.f_backward().unwrap();
         let gradients: Vec<Tensor> = projected.iter().map(Tensor::grad).collect();
         (
@@ -331,7 +329,7 @@ fn a_retained_graph_returns_the_same_gradient_again() {
     let tokens = random(1, [2, 6, 18], Kind::Float);
     let projected = random(2, [2, 6, 18], Kind::Float).set_requires_grad(true);
     // The output gradient is 3 instead of the expected 1, so the prepared gradient is scaled each time.
-    let total = loss(1.0, true)
+    let total = loss(1.0)
         .forward_tokens(&zscore(0.6), &[&tokens], &[&projected])
         .unwrap()
         .total
@@ -347,7 +345,7 @@ fn a_retained_graph_returns_the_same_gradient_again() {
     assert_eq!(gradients[0], gradients[1]);
     assert_eq!(gradients[0], gradients[2]);
     // While the graph is retained, the saved gradient is not changed.
-    let total = loss(1.0, true)
+    let total = loss(1.0)
         .forward_tokens(&zscore(0.6), &[&tokens], &[&projected])
         .unwrap()
         .total;
@@ -364,10 +362,9 @@ fn a_retained_graph_returns_the_same_gradient_again() {
 fn no_gradient_is_prepared_under_no_grad() {
     let tokens = random(1, [2, 6, 18], Kind::Float);
     let projected = random(2, [2, 6, 18], Kind::Float).set_requires_grad(true);
-    let output =
-        tch::no_grad(|| loss(1.0, true).forward_tokens(&zscore(0.6), &[&tokens], &[&projected]));
+    let output = tch::no_grad(|| loss(1.0).forward_tokens(&zscore(0.6), &[&tokens], &[&projected]));
     let total = output.unwrap().total;
     assert!(!total.requires_grad());
-    let (with_gradient, _) = run(&loss(1.0, true), &zscore(0.6), &tokens, &projected);
+    let (with_gradient, _) = run(&loss(1.0), &zscore(0.6), &tokens, &projected);
     assert_eq!(total.double_value(&[]), with_gradient);
 }

@@ -5,7 +5,7 @@ use tch::{Device, Kind, Tensor};
 use super::Dual;
 use crate::DiffusionError;
 
-/// Number of attention scores in memory at once. Fused attention keeps none, so this bounds what the
+/// Number of attention scores in memory at once. Attention keeps none, so this bounds what the
 /// tangent adds to peak memory. On the CPU, this number fits in the cache; other devices need more
 /// scores for full utilisation.
 fn scores_at_once(device: Device) -> i64 {
@@ -20,7 +20,7 @@ fn scores_at_once(device: Device) -> i64 {
 ///
 /// `ds = (dq k^T + q dk^T) / sqrt(d)`, `dp = p (ds - sum(p ds))`, `do = dp v + p dv`.
 ///
-/// The weights `p` are recomputed: fused attention does not keep them, and attention that does would
+/// The weights `p` are recomputed: attention does not keep them, and attention that did would
 /// hold them in every block until the backward pass.
 pub(super) fn tangent(q: &Dual, k: &Dual, v: &Dual) -> Result<Tensor, DiffusionError> {
     let (batch, heads, count, width) = q.value.size4()?;

@@ -60,6 +60,12 @@ fn check_tangent(operation: &impl Operation, sizes: &[&[i64]], seed: u64) -> Tes
     Ok(())
 }
 
+/// [`check_tangent`] with kernels and with compositions.
+fn check_in_both_forms(operation: &impl Operation, sizes: &[&[i64]], seed: u64) -> TestCaseResult {
+    check_tangent(operation, sizes, seed)?;
+    ops::composed(|| check_tangent(operation, sizes, seed))
+}
+
 /// A layer whose weights are all random and float64.
 fn layer<T>(make: impl FnOnce(&Params) -> Result<T, DiffusionError>) -> T {
     let params = Params::new(Device::Cpu, 0).unwrap();
@@ -102,12 +108,10 @@ impl Operation for Silu {
     }
 }
 
-struct Gelu {
-    fused: bool,
-}
+struct Gelu;
 impl Operation for Gelu {
     fn run<V: Activation>(&self, inputs: &[V]) -> Result<V, DiffusionError> {
-        inputs[0].gelu(self.fused)
+        inputs[0].gelu()
     }
 }
 
@@ -119,26 +123,24 @@ impl Operation for Sum {
     }
 }
 
-struct AddProduct;
-impl Operation for AddProduct {
+struct AddGated;
+impl Operation for AddGated {
     fn run<V: Activation>(&self, inputs: &[V]) -> Result<V, DiffusionError> {
-        inputs[0].add_product(&inputs[1], &inputs[2])
+        inputs[0].add_gated(&inputs[1], &inputs[2])
     }
 }
 
-struct Modulate;
-impl Operation for Modulate {
+struct NormModulate(i64);
+impl Operation for NormModulate {
     fn run<V: Activation>(&self, inputs: &[V]) -> Result<V, DiffusionError> {
-        inputs[0].modulate(&inputs[1], &inputs[2])
+        inputs[0].norm_modulate(self.0, &inputs[1], &inputs[2])
     }
 }
 
-struct ScaledDotProduct {
-    fused: bool,
-}
+struct ScaledDotProduct;
 impl Operation for ScaledDotProduct {
     fn run<V: Activation>(&self, inputs: &[V]) -> Result<V, DiffusionError> {
-        V::attention(&inputs[0], &inputs[1], &inputs[2], self.fused)
+        V::attention(&inputs[0], &inputs[1], &inputs[2])
     }
 }
 
@@ -188,14 +190,11 @@ proptest! {
         let c: &[i64] = &[batch, 1, width];
         check_tangent(&Linear(3), &[x], seed)?;
         check_tangent(&Silu, &[x], seed)?;
-        for fused in [false, true] {
-            check_tangent(&Gelu { fused }, &[x], seed)?;
-            let mlp = layer(|params| Mlp::new(&params.root(), width, 2 * width, fused));
-            check_tangent(&mlp, &[x], seed)?;
-        }
+        check_in_both_forms(&Gelu, &[x], seed)?;
+        check_in_both_forms(&AddGated, &[x, c, x], seed)?;
+        let mlp = layer(|params| Mlp::new(&params.root(), width, 2 * width));
+        check_in_both_forms(&mlp, &[x], seed)?;
         check_tangent(&Sum, &[x, x], seed)?;
-        check_tangent(&AddProduct, &[x, c, x], seed)?;
-        check_tangent(&Modulate, &[x, c, c], seed)?;
         check_tangent(&Rearranged, &[x], seed)?;
     }
 
@@ -203,9 +202,11 @@ proptest! {
     fn tangents_of_layer_norms_are_central_differences(
         batch in 1i64..4, count in 1i64..6, width in 4i64..17, seed in 0u64..1000,
     ) {
+        let (x, c): (&[i64], &[i64]) = (&[batch, count, width], &[batch, 1, width]);
         for affine in [false, true] {
-            check_tangent(&LayerNorm { affine }, &[&[batch, count, width]], seed)?;
+            check_tangent(&LayerNorm { affine }, &[x], seed)?;
         }
+        check_in_both_forms(&NormModulate(width), &[x, c, c], seed)?;
     }
 
     #[test]
@@ -213,15 +214,11 @@ proptest! {
         batch in 1i64..4, heads in 1i64..4, count in 1i64..8, half in 2i64..4, seed in 0u64..1000,
     ) {
         let size: &[i64] = &[batch, heads, count, 2 * half];
-        for fused in [false, true] {
-            check_tangent(&ScaledDotProduct { fused }, &[size; 3], seed)?;
-        }
+        check_in_both_forms(&ScaledDotProduct, &[size; 3], seed)?;
         let width = 2 * half * heads;
-        for (qk_norm, fused) in [(false, false), (false, true), (true, true)] {
-            let attention = layer(|params| {
-                Attention::new(&params.root(), width, heads, qk_norm, fused)
-            });
-            check_tangent(&attention, &[&[batch, count, width]], seed)?;
+        for qk_norm in [false, true] {
+            let attention = layer(|params| Attention::new(&params.root(), width, heads, qk_norm));
+            check_in_both_forms(&attention, &[&[batch, count, width]], seed)?;
         }
     }
 

@@ -60,8 +60,6 @@ pub struct JitConfig {
     pub proj_dropout: f64,
     /// Number of the block, counted from 1, whose patch tokens are aligned.
     pub alignment_depth: i64,
-    /// As [`SitConfig::fused`](crate::SitConfig::fused), for attention and gated residuals.
-    pub fused: bool,
 }
 
 impl Default for JitConfig {
@@ -82,7 +80,6 @@ impl Default for JitConfig {
             attn_dropout: 0.0,
             proj_dropout: 0.0,
             alignment_depth: 4,
-            fused: true,
         }
     }
 }
@@ -167,7 +164,6 @@ impl JitConfig {
             attn_dropout,
             proj_dropout,
             alignment_depth,
-            fused: _,
         } = *self;
         for (name, value) in [
             ("patch_size", patch_size),

@@ -1,13 +1,12 @@
 //! Layers of [`Jit`](crate::Jit) that [`Sit`](crate::Sit) does not have.
 
+use ops::Norm;
 use tch::{Kind, Tensor};
 use torch_ext::{Init, Scope};
 
 use super::{JitConfig, Rotary};
 use crate::denoiser::Mode;
-use crate::dual::Activation;
-use crate::fused::{self, Norm, Rotations};
-use crate::layers::{Linear, join_heads, split_heads};
+use crate::layers::{Linear, join_heads};
 use crate::{DiffusionError, check};
 
 /// Maps images `[B, C, S, S]` to one token per patch `[B, T, D]`, row-major, through a narrow layer
@@ -60,38 +59,24 @@ const RMS_EPS: f64 = 1e-6;
 #[derive(Debug)]
 pub(super) struct RmsNorm {
     weight: Tensor,
-    width: i64,
 }
 
 impl RmsNorm {
     pub fn new(scope: &Scope, width: i64) -> Result<Self, DiffusionError> {
         Ok(Self {
             weight: scope.var("weight", &[width], Init::Ones)?,
-            width,
         })
     }
 
-    /// Computes in float32 and returns the dtype of `x`.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor, DiffusionError> {
-        Ok(x.f_to_kind(Kind::Float)?
-            .f_rms_norm([self.width], Some(&self.weight), RMS_EPS)?
-            .f_to_kind(x.kind())?)
-    }
-
-    /// `norm(x) (1 + scale) + shift` for `x` `[B, T, D]`, with `shift` and `scale` `[B, 1, D]`. Uses the
-    /// fused operation if `fused` is true and it is available.
+    /// `norm(x) (1 + scale) + shift` for `x` `[B, T, D]`, with `shift` and `scale` `[B, 1, D]`.
     pub fn modulated(
         &self,
         x: &Tensor,
         shift: &Tensor,
         scale: &Tensor,
-        fused: bool,
     ) -> Result<Tensor, DiffusionError> {
         let norm = Norm::Rms(&self.weight);
-        if fused && let Some(y) = fused::norm_modulate(x, norm, shift, scale, RMS_EPS)? {
-            return Ok(y);
-        }
-        self.forward(x)?.modulate(shift, scale)
+        Ok(ops::norm_modulate(x, norm, shift, scale, RMS_EPS)?)
     }
 }
 
@@ -128,7 +113,6 @@ pub(super) struct Attention {
     proj: Linear,
     proj_drop: Dropout,
     heads: i64,
-    fused: bool,
 }
 
 impl Attention {
@@ -137,7 +121,6 @@ impl Attention {
         width: i64,
         heads: i64,
         (attn_dropout, proj_dropout): (f64, f64),
-        fused: bool,
     ) -> Result<Self, DiffusionError> {
         let head_width = width / heads;
         let init = Init::XavierUniform;
@@ -149,7 +132,6 @@ impl Attention {
             proj: Linear::new(&scope.sub("proj"), width, width, init)?,
             proj_drop: Dropout { rate: proj_dropout },
             heads,
-            fused,
         })
     }
 
@@ -161,59 +143,34 @@ impl Attention {
         mode: &mut Mode<'_>,
     ) -> Result<Tensor, DiffusionError> {
         let qkv = self.qkv.forward(x)?; // [B, T, 3 D]
-        let mixed = match self.norm_rotate(&qkv, rotary)? {
-            Some(rotated) if !self.attn_drop.is_active(mode) => {
-                rotated.self_attention(self.heads, self.fused)?
-            }
-            Some(rotated) => {
-                let [q, k, v] = split_heads(&rotated, self.heads)?;
-                self.mix(&q, &k, &v, mode)?
-            }
-            None => {
-                let [q, k, v] = split_heads(&qkv, self.heads)?;
-                let q = rotary.forward(&self.q_norm.forward(&q)?)?;
-                let k = rotary.forward(&self.k_norm.forward(&k)?)?;
-                // The rotation returns float32; under autocast, the values have another dtype.
-                let (q, k) = (q.f_to_kind(v.kind())?, k.f_to_kind(v.kind())?);
-                self.mix(&q, &k, &v, mode)?
-            }
+        let heads = ops::norm_rotate(
+            &qkv,
+            self.heads,
+            [&self.q_norm.weight, &self.k_norm.weight],
+            &rotary.rotations(qkv.size3()?.1)?,
+            RMS_EPS,
+        )?;
+        let mixed = match self.attn_drop.is_active(mode) {
+            true => self.attention_with_dropout(heads.split()?, mode)?,
+            false => heads.attention()?,
         }; // [B, T, D]
         self.proj_drop.forward(self.proj.forward(&mixed)?, mode)
     }
 
-    /// Normalises and rotates the queries and keys of `qkv` `[B, T, 3 D]` with the fused operation, or
-    /// returns `None` if it is not available.
-    fn norm_rotate(&self, qkv: &Tensor, rotary: &Rotary) -> Result<Option<Tensor>, DiffusionError> {
-        if !self.fused {
-            return Ok(None);
-        }
-        let [cosines, sines] = rotary.rotation_tables(qkv.size3()?.1)?;
-        let rotations = Rotations {
-            cosines: &cosines,
-            sines: &sines,
-        };
-        let weights = [&self.q_norm.weight, &self.k_norm.weight];
-        fused::norm_rotate(qkv, weights, rotations, RMS_EPS)
-    }
-
-    fn mix(
+    /// `q`, `k` and `v` are `[B, heads, T, d]`.
+    fn attention_with_dropout(
         &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
+        [q, k, v]: [Tensor; 3],
         mode: &mut Mode<'_>,
     ) -> Result<Tensor, DiffusionError> {
-        if !self.attn_drop.is_active(mode) {
-            return Tensor::attention(q, k, v, self.fused);
-        }
-        // libtorch's fused attention would draw dropout from the process-wide generator.
+        // libtorch's attention would draw dropout from the process-wide generator.
         let (.., head_width) = q.size4()?;
         let weights = q
             .f_matmul(&k.f_transpose(-2, -1)?)?
             .f_div_scalar((head_width as f64).sqrt())?
             .f_softmax(-1, Kind::Float)?; // [B, heads, T, T]
         let weights = self.attn_drop.forward(weights, mode)?;
-        join_heads(&weights.f_to_kind(v.kind())?.f_matmul(v)?)
+        join_heads(&weights.f_to_kind(v.kind())?.f_matmul(&v)?)
     }
 }
 
@@ -223,8 +180,6 @@ pub(super) struct SwiGlu {
     w12: Linear,
     w3: Linear,
     ffn_dropout: Dropout,
-    inner: i64,
-    fused: bool,
 }
 
 impl SwiGlu {
@@ -233,28 +188,18 @@ impl SwiGlu {
         width: i64,
         inner: i64,
         dropout: f64,
-        fused: bool,
     ) -> Result<Self, DiffusionError> {
         let init = Init::XavierUniform;
         Ok(Self {
             w12: Linear::new(&scope.sub("w12"), width, 2 * inner, init)?,
             w3: Linear::new(&scope.sub("w3"), inner, width, init)?,
             ffn_dropout: Dropout { rate: dropout },
-            inner,
-            fused,
         })
     }
 
     pub fn forward(&self, x: &Tensor, mode: &mut Mode<'_>) -> Result<Tensor, DiffusionError> {
         let x = self.w12.forward(x)?; // [B, T, 2 inner]
-        let fused = if self.fused { fused::swiglu(&x)? } else { None };
-        let x = match fused {
-            Some(x) => x,
-            None => {
-                let gate = x.f_narrow(-1, 0, self.inner)?.f_silu()?;
-                gate.f_mul(&x.f_narrow(-1, self.inner, self.inner)?)?
-            }
-        };
+        let x = ops::swiglu(&x)?;
         self.w3.forward(&self.ffn_dropout.forward(x, mode)?)
     }
 }

@@ -1,5 +1,6 @@
 //! Rotary position embedding on a grid of tokens (RoPE, arXiv 2104.09864).
 
+use ops::Rotations;
 use tch::{Device, Kind, Tensor};
 
 use crate::{DiffusionError, check};
@@ -30,11 +31,8 @@ const THETA: f64 = 10_000.0;
 /// ```
 #[derive(Debug)]
 pub struct Rotary {
-    /// `cos + i sin`, `[in_context + side * side, head_width / 2]`.
-    rotations: Tensor,
-    /// The same rotations as factors of real numbers, `[in_context + side * side, head_width]` each:
-    /// cosines for the number itself, signed sines for the other number of its pair.
-    cosines_and_sines: [Tensor; 2],
+    /// Of `in_context + side * side` tokens.
+    rotations: Rotations,
     head_width: i64,
     patches: i64,
 }
@@ -73,27 +71,16 @@ impl Rotary {
         let context = Tensor::f_zeros([in_context, half], cpu)?;
         let angles = Tensor::f_cat(&[context, angles], 0)?;
         let (cosines, sines) = (angles.f_cos()?, angles.f_sin()?);
-        let rotations = Tensor::f_complex(&cosines, &sines)?;
-        let pairs = |first: &Tensor, second: &Tensor| {
-            let pairs = Tensor::f_stack(&[first, second], -1)?;
-            pairs.f_flatten(-2, -1)?.f_to_device(device)
-        };
         Ok(Self {
-            rotations: rotations.f_to_device(device)?,
-            cosines_and_sines: [pairs(&cosines, &cosines)?, pairs(&sines.f_neg()?, &sines)?],
+            rotations: Rotations::new(&cosines, &sines, device)?,
             head_width,
             patches: side * side,
         })
     }
 
-    /// The factors of real numbers for the last `tokens` tokens, `[T, head_width]` each, float32: cosines
-    /// for each number of a head, and signed sines for the other number of its pair. `tokens` counts the
-    /// tokens of the grid, or all tokens.
-    pub(crate) fn rotation_tables(&self, tokens: i64) -> Result<[Tensor; 2], DiffusionError> {
-        let all = self.rotations.size2()?.0;
-        let [cosines, sines] = &self.cosines_and_sines;
-        let of = |table: &Tensor| table.f_narrow(0, all - tokens, tokens);
-        Ok([of(cosines)?, of(sines)?])
+    /// The rotations of the last `tokens` tokens: those of the grid, or all.
+    pub(crate) fn rotations(&self, tokens: i64) -> Result<Rotations, DiffusionError> {
+        Ok(self.rotations.last(tokens)?)
     }
 
     /// Rotates queries or keys `x` `[B, heads, T, head_width]` of the grid's tokens, or of all tokens
@@ -102,20 +89,13 @@ impl Rotary {
     /// # Errors
     /// `x` has another shape.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor, DiffusionError> {
-        let all = self.rotations.size2()?.0;
+        let all = self.rotations.factors().size2()?.0;
         let tokens = match x.size().get(2) {
             Some(&tokens) if tokens == self.patches => tokens,
             _ => all,
         };
         check::shape("queries or keys", x, &[-1, -1, tokens, self.head_width])?;
-        let (batch, heads, ..) = x.size4()?;
-        let rotations = self.rotations.f_narrow(0, all - tokens, tokens)?;
-        Ok(x.f_to_kind(Kind::Float)?
-            .f_reshape([batch, heads, tokens, self.head_width / 2, 2])?
-            .f_view_as_complex()?
-            .f_mul(&rotations)?
-            .f_view_as_real()?
-            .f_flatten(-2, -1)?)
+        Ok(self.rotations(tokens)?.rotate(x)?)
     }
 
     /// Cosines and sines as upstream stores them (`freqs_cos`, `freqs_sin`), each
@@ -126,8 +106,8 @@ impl Rotary {
     pub fn tables(&self) -> Result<(Tensor, Tensor), DiffusionError> {
         let twice = |table: Tensor| table.f_repeat_interleave_self_int(2, 1, None);
         Ok((
-            twice(self.rotations.f_real()?)?,
-            twice(self.rotations.f_imag()?)?,
+            twice(self.rotations.factors().f_real()?)?,
+            twice(self.rotations.factors().f_imag()?)?,
         ))
     }
 }

@@ -54,10 +54,6 @@ pub struct SitConfig {
     /// Train the position embedding, starting from its sinusoidal values. REPA-E's published models
     /// were trained this way, through an error in its code.
     pub train_pos_embed: bool,
-    /// Use fused operations for modulated layer norms and gated residuals, and on the CPU also for
-    /// attention and GELU. If false, they are composed of libtorch's operators; results differ by
-    /// rounding. The tangents of MeanFlow are always composed.
-    pub fused: bool,
 }
 
 impl Default for SitConfig {
@@ -76,7 +72,6 @@ impl Default for SitConfig {
             alignment_depth: 8,
             qk_norm: false,
             train_pos_embed: false,
-            fused: true,
         }
     }
 }
@@ -131,7 +126,6 @@ impl SitConfig {
             alignment_depth,
             qk_norm: _,
             train_pos_embed: _,
-            fused: _,
         } = *self;
         for (name, value) in [
             ("patch_size", patch_size),

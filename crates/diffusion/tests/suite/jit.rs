@@ -14,10 +14,6 @@ pub struct Case {
 
 impl Case {
     pub fn build(golden: &Golden) -> Self {
-        Self::with_fused(golden, true)
-    }
-
-    fn with_fused(golden: &Golden, fused: bool) -> Self {
         let net = golden.config("net");
         let number = |key: &str| net[key].as_i64().unwrap();
         let config = JitConfig {
@@ -35,7 +31,6 @@ impl Case {
             attn_dropout: 0.0,
             proj_dropout: 0.0,
             alignment_depth: number("encoder_depth"),
-            fused,
         };
         let head = match net["projection_layer_type"].as_str() {
             Some("mlp") => HeadConfig::Mlp {
@@ -62,25 +57,29 @@ impl Case {
 
 fn forward(name: &str) {
     let golden = Golden::open(name);
-    for fused in [true, false] {
-        let case = Case::with_fused(&golden, fused);
-        let [x, t, y] = ["in.x", "in.t", "in.y"].map(|key| golden.tensor(key));
-        let observe = &mut |number, tokens: &Tensor| {
-            golden.check(&format!("out.block.{}", number - 1), tokens);
-        };
-        let output = case
-            .jit
-            .forward_observed(&x, &t, &y, Mode::Eval, observe)
-            .unwrap();
-        golden.check("out.x_pred", &output.prediction);
-        golden.check("out.hidden.0", &output.hidden);
-        let projected = case.heads[0].forward(&output.hidden).unwrap();
-        golden.check("out.zs_tilde.0", &projected);
-        golden.check("out.t_embed", &case.jit.time_embedding(&t).unwrap());
-        golden.check("out.y_embed", &case.jit.class_embedding(&y).unwrap());
-        let positions = case.params.get("pos_embed").unwrap();
-        golden.check("out.x_embed", &(case.jit.tokens(&x).unwrap() - positions));
+    for composed in [false, true] {
+        ops::composed_if(composed, || forward_in_form(&golden));
     }
+}
+
+fn forward_in_form(golden: &Golden) {
+    let case = Case::build(golden);
+    let [x, t, y] = ["in.x", "in.t", "in.y"].map(|key| golden.tensor(key));
+    let observe = &mut |number, tokens: &Tensor| {
+        golden.check(&format!("out.block.{}", number - 1), tokens);
+    };
+    let output = case
+        .jit
+        .forward_observed(&x, &t, &y, Mode::Eval, observe)
+        .unwrap();
+    golden.check("out.x_pred", &output.prediction);
+    golden.check("out.hidden.0", &output.hidden);
+    let projected = case.heads[0].forward(&output.hidden).unwrap();
+    golden.check("out.zs_tilde.0", &projected);
+    golden.check("out.t_embed", &case.jit.time_embedding(&t).unwrap());
+    golden.check("out.y_embed", &case.jit.class_embedding(&y).unwrap());
+    let positions = case.params.get("pos_embed").unwrap();
+    golden.check("out.x_embed", &(case.jit.tokens(&x).unwrap() - positions));
 }
 
 #[test]

@@ -33,7 +33,6 @@ fn build(golden: &Golden, alignment_depth: i64) -> (Params, MeanFlowSit) {
         alignment_depth,
         qk_norm: golden.config("qk_norm") == &Value::Bool(true),
         train_pos_embed: false,
-        fused: true,
     };
     let params = Params::new(Device::Cpu, 0).unwrap();
     let network = MeanFlowSit::new(&params.root(), &config).unwrap();

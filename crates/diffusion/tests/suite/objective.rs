@@ -10,13 +10,13 @@ use crate::sit::{Case, randomised, tiny};
 
 fn loss(name: &str, path: Interpolant, spatial_norm: SpatialNorm) {
     let golden = Golden::open(name);
-    for fused in [true, false] {
-        loss_in_form(&golden, path, spatial_norm, fused);
+    for composed in [false, true] {
+        ops::composed_if(composed, || loss_in_form(&golden, path, spatial_norm));
     }
 }
 
-fn loss_in_form(golden: &Golden, path: Interpolant, spatial_norm: SpatialNorm, fused: bool) {
-    let case = Case::with_fused(golden, fused);
+fn loss_in_form(golden: &Golden, path: Interpolant, spatial_norm: SpatialNorm) {
+    let case = Case::build(golden);
     let objective = Velocity {
         path,
         ..Velocity::default()
@@ -25,8 +25,7 @@ fn loss_in_form(golden: &Golden, path: Interpolant, spatial_norm: SpatialNorm, f
         kind: LossKind::Cosine,
         coefficient: golden.config("proj_coeff").as_f64().unwrap(),
     }])
-    .unwrap()
-    .with_fused(fused);
+    .unwrap();
     let [x0, noise, t, y] = ["in.images", "in.noise", "in.t", "in.y"].map(|key| golden.tensor(key));
 
     let noisy = objective.add_noise(&x0, &t, &noise).unwrap();

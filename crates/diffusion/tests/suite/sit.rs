@@ -14,10 +14,6 @@ pub struct Case {
 
 impl Case {
     pub fn build(golden: &Golden) -> Self {
-        Self::with_fused(golden, true)
-    }
-
-    pub fn with_fused(golden: &Golden, fused: bool) -> Self {
         let number = |key| golden.config(key).as_i64().unwrap();
         let config = SitConfig {
             input_size: number("input_size"),
@@ -32,7 +28,6 @@ impl Case {
             alignment_depth: number("encoder_depth"),
             qk_norm: golden.config("qk_norm").as_bool().unwrap(),
             train_pos_embed: false,
-            fused,
         };
         let head = match golden.config("projection_layer_type").as_str() {
             Some("mlp") => HeadConfig::Mlp {
@@ -69,18 +64,22 @@ impl Case {
 
 fn forward(name: &str, with_tokens: bool) {
     let golden = Golden::open(name);
-    for fused in [true, false] {
-        let case = Case::with_fused(&golden, fused);
-        let [x, t, y] = ["in.x", "in.t", "in.y"].map(|key| golden.tensor(key));
-        let output = case.sit.forward(&x, &t, &y, Mode::Eval).unwrap();
-        golden.check("out.velocity", &output.prediction);
-        golden.check("out.hidden", &output.hidden);
-        golden.check("out.zs", &case.head.forward(&output.hidden).unwrap());
-        let condition = case.sit.conditioning(&t, &y, Mode::Eval).unwrap();
-        golden.check("out.cond", &condition);
-        if with_tokens {
-            golden.check("out.tokens", &case.sit.tokens(&x).unwrap());
-        }
+    for composed in [false, true] {
+        ops::composed_if(composed, || forward_in_form(&golden, with_tokens));
+    }
+}
+
+fn forward_in_form(golden: &Golden, with_tokens: bool) {
+    let case = Case::build(golden);
+    let [x, t, y] = ["in.x", "in.t", "in.y"].map(|key| golden.tensor(key));
+    let output = case.sit.forward(&x, &t, &y, Mode::Eval).unwrap();
+    golden.check("out.velocity", &output.prediction);
+    golden.check("out.hidden", &output.hidden);
+    golden.check("out.zs", &case.head.forward(&output.hidden).unwrap());
+    let condition = case.sit.conditioning(&t, &y, Mode::Eval).unwrap();
+    golden.check("out.cond", &condition);
+    if with_tokens {
+        golden.check("out.tokens", &case.sit.tokens(&x).unwrap());
     }
 }
 

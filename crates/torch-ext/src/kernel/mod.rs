@@ -11,9 +11,7 @@
 //! - [`vectorised`] compiles a loop for AVX-512, AVX2 and the baseline, and selects one at run time;
 //! - [`Real`] and [`Stored`] allow one loop for float32, float64 and bfloat16;
 //! - [`past_cache`] writes data that is too large for the cache directly to memory, and [`prefetch`]
-//!   requests data before it is read;
-//! - [`multiply`] multiplies small matrices, the right one in [`Packed`] form, and [`Columns`] divides a
-//!   matrix into blocks of columns that can be written independently.
+//!   requests data before it is read.
 //!
 //! ```
 //! use tch::{Device, Kind, Tensor};
@@ -34,18 +32,14 @@
 
 mod borrows;
 mod cache;
-mod columns;
 mod in_place;
-mod matrix;
 mod memory;
 mod number;
 mod parallel;
 mod simd;
 
 pub use cache::{PastCache, past_cache, prefetch};
-pub use columns::Columns;
 pub use in_place::{InPlace, InPlaceScope, run_in_place};
-pub use matrix::{Operand, Packed, Rows, multiplies_fast, multiply};
 pub use memory::{Element, Input, Output, Scope, run};
 pub use number::{LANES, Real, Row, Stored, sum_lanes};
 pub use parallel::{for_each, for_each_with};

@@ -21,7 +21,7 @@ const VECTOR: i64 = 4;
 /// has changed since the previous step. This is rare, since the allocator usually reuses the same memory for
 /// gradients.
 #[derive(Debug, Default)]
-pub(crate) struct PointerTable {
+pub struct PointerTable {
     cached: RefCell<Option<Cached>>,
 }
 
@@ -38,7 +38,7 @@ struct Cached {
 type Row = [i64; 8];
 
 impl PointerTable {
-    /// Like [`super::sweep`], for weights that have passed its checks.
+    /// Like [`super::kernel`], for weights that have passed its checks.
     pub(super) fn sweep(
         &self,
         device: Device,

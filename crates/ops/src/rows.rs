@@ -1,35 +1,25 @@
-//! Fused operations of a transformer block, with their gradients: norm with modulation, gated residuals,
-//! multi-head attention, norm and rotation of queries and keys, GELU and SwiGLU.
+//! What several CPU kernels share: their element types, the division of tokens into parts, and sums over rows.
 
-mod attention;
-mod gelu;
-mod modulation;
-mod norm_rotate;
-mod swiglu;
-#[cfg(test)]
-mod tests;
-mod unary;
+use torch_ext::kernel::{LANES, Real, Stored, sum_lanes};
 
-use torch_ext::kernel::{LANES, Operand, Real, Stored, sum_lanes};
-
-pub(crate) use self::attention::{attention, attention_of_heads};
-pub(crate) use self::gelu::gelu;
-pub(crate) use self::modulation::{Norm, gate, norm_modulate};
-pub(crate) use self::norm_rotate::{Rotations, norm_rotate};
-pub(crate) use self::swiglu::swiglu;
+use crate::matrix::Operand;
 
 /// An element type of kernels that compute in the dtype in which its products are summed.
-trait KernelElement: Operand + Stored<Self::Sum> {}
+pub(crate) trait KernelElement: Operand + Stored<Self::Sum> {}
 
 impl<E: Operand + Stored<E::Sum>> KernelElement for E {}
 
 /// Divides `values` into images of `len` values, and each image into parts of `part` values.
-fn image_parts<T>(values: &[T], len: usize, part: usize) -> impl Iterator<Item = &[T]> {
+pub(crate) fn image_parts<T>(values: &[T], len: usize, part: usize) -> impl Iterator<Item = &[T]> {
     values.chunks(len).flat_map(move |image| image.chunks(part))
 }
 
 /// As [`image_parts`], for writing.
-fn image_parts_mut<T>(values: &mut [T], len: usize, part: usize) -> impl Iterator<Item = &mut [T]> {
+pub(crate) fn image_parts_mut<T>(
+    values: &mut [T],
+    len: usize,
+    part: usize,
+) -> impl Iterator<Item = &mut [T]> {
     values
         .chunks_mut(len)
         .flat_map(move |image| image.chunks_mut(part))
@@ -38,7 +28,7 @@ fn image_parts_mut<T>(values: &mut [T], len: usize, part: usize) -> impl Iterato
 /// `1 / (1 + e^-x)`, and exactly 0 for `x` below -87, where the exponential is clamped: the clamped value,
 /// multiplied by a power of `x`, would not be negligible.
 #[inline(always)]
-fn sigmoid<A: Real>(x: A) -> A {
+pub(crate) fn sigmoid<A: Real>(x: A) -> A {
     let one = A::from_f64(1.0);
     let sigmoid = one / (one + (A::default() - x).exp());
     if x < A::from_f64(-87.0) {
@@ -50,7 +40,7 @@ fn sigmoid<A: Real>(x: A) -> A {
 
 /// The sum of `term` over the elements of a row.
 #[inline(always)]
-fn sum<A: Real>(row: &[A], term: impl Fn(A) -> A) -> f64 {
+pub(crate) fn sum<A: Real>(row: &[A], term: impl Fn(A) -> A) -> f64 {
     let (pieces, rest) = row.as_chunks::<LANES>();
     let mut lanes = [A::default(); LANES];
     for piece in pieces {
@@ -66,7 +56,7 @@ fn sum<A: Real>(row: &[A], term: impl Fn(A) -> A) -> f64 {
 
 /// The dot product of two rows.
 #[inline(always)]
-fn dot<A: Real>(left: &[A], right: &[A]) -> f64 {
+pub(crate) fn dot<A: Real>(left: &[A], right: &[A]) -> f64 {
     let ((left, left_rest), (right, right_rest)) =
         (left.as_chunks::<LANES>(), right.as_chunks::<LANES>());
     let mut lanes = [A::default(); LANES];

@@ -1,47 +1,175 @@
-//! RMS norm and rotation of queries and keys on the CPU. Input and result are one tensor of queries, keys and
-//! values, which attention takes without copying the heads.
+//! RMS norm and rotation of queries and keys.
 
 use half::bf16;
 use tch::{Device, Kind, Tensor};
+use torch_ext::TorchError;
 use torch_ext::autograd::{self, Backward, Forward, Function, Gradients, Outputs};
 use torch_ext::kernel::{
     self as cpu, Element, Input, LANES, Output, Real, Row, Vectorised, vectorised,
 };
 
-use super::{KernelElement, dot, image_parts, image_parts_mut, sum};
-use crate::DiffusionError;
+use crate::attention::{attention, check_heads, self_attention, split_heads};
+use crate::composed::is_composed;
+use crate::modulation::rms_norm;
+use crate::rows::{KernelElement, dot, image_parts, image_parts_mut, sum};
 
 /// Number of tokens per work item. Sums over tokens are computed per item first, so they do not depend on the
 /// number of threads.
 const TOKENS: usize = 32;
 
-/// Factors of a rotation: `y_i = x_i cos_i + x_j sin_i`, where `j` is the other number of the pair of `i`.
-/// `[T, d]` each, float32.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Rotations<'t> {
-    pub(crate) cosines: &'t Tensor,
-    /// The sines, negated for the first number of each pair.
-    pub(crate) sines: &'t Tensor,
+/// The rotations of each token's queries and keys (rotary embedding). Each pair of successive numbers of a head is
+/// multiplied, as a complex number, by `cos + i sin` of its angle.
+#[derive(Debug)]
+pub struct Rotations {
+    /// Complex `[T, d / 2]`.
+    factors: Tensor,
+    /// For the kernel, `[T, d]`, float32: `y_i = x_i cos_i + x_j sin_i`, where `j` is the other number of the pair of
+    /// `i`. The sines are negated for the first number of each pair.
+    cosines: Tensor,
+    sines: Tensor,
 }
 
-/// Normalises and rotates the queries and keys of `qkv` `[B, T, 3 D]`: divides each head by its root mean
-/// square, multiplies it by the `weights` `[d]` (of queries, of keys), and rotates it. Values do not change. The
-/// result is `[B, T, 3 D]`, in the dtype of `qkv`.
+impl Rotations {
+    /// Rotations on `device` with these `cosines` and `sines` `[T, d / 2]`, float32.
+    ///
+    /// # Errors
+    /// The shapes or dtypes differ; memory is exhausted.
+    pub fn new(cosines: &Tensor, sines: &Tensor, device: Device) -> Result<Self, TorchError> {
+        let pairs = |first: &Tensor, second: &Tensor| {
+            let pairs = Tensor::f_stack(&[first, second], -1)?;
+            pairs.f_flatten(-2, -1)?.f_to_device(device)
+        };
+        Ok(Self {
+            factors: Tensor::f_complex(cosines, sines)?.f_to_device(device)?,
+            cosines: pairs(cosines, cosines)?,
+            sines: pairs(&sines.f_neg()?, sines)?,
+        })
+    }
+
+    /// The complex factors `[T, d / 2]`.
+    pub fn factors(&self) -> &Tensor {
+        &self.factors
+    }
+
+    /// The rotations of the last `count` tokens.
+    ///
+    /// # Errors
+    /// There are fewer tokens.
+    pub fn last(&self, count: i64) -> Result<Self, TorchError> {
+        let start = self.factors.size2()?.0 - count;
+        let last = |table: &Tensor| table.f_narrow(0, start, count);
+        Ok(Self {
+            factors: last(&self.factors)?,
+            cosines: last(&self.cosines)?,
+            sines: last(&self.sines)?,
+        })
+    }
+
+    /// Rotates `x` `[B, heads, T, d]`. Computes in float32 and returns float32.
+    ///
+    /// # Errors
+    /// The shape of `x` does not fit.
+    pub fn rotate(&self, x: &Tensor) -> Result<Tensor, TorchError> {
+        let (batch, heads, count, width) = x.size4()?;
+        Ok(x.f_to_kind(Kind::Float)?
+            .f_reshape([batch, heads, count, width / 2, 2])?
+            .f_view_as_complex()?
+            .f_mul(&self.factors)?
+            .f_view_as_real()?
+            .f_flatten(-2, -1)?)
+    }
+}
+
+/// Queries, keys and values of all heads, in the layout of the form of [`norm_rotate`] that computed them.
+#[derive(Debug)]
+pub struct Heads(Layout);
+
+#[derive(Debug)]
+enum Layout {
+    /// `[B, T, 3 D]` with the heads of the queries, then of the keys, then of the values; and their number.
+    Packed(Tensor, i64),
+    /// `[B, heads, T, d]` each.
+    Separate([Tensor; 3]),
+}
+
+impl Heads {
+    /// [`attention`](crate::attention) of these queries, keys and values, `[B, T, heads d]`.
+    ///
+    /// # Errors
+    /// Memory is exhausted.
+    pub fn attention(&self) -> Result<Tensor, TorchError> {
+        match &self.0 {
+            Layout::Packed(qkv, heads) => self_attention(qkv, *heads),
+            Layout::Separate([q, k, v]) => attention(q, k, v),
+        }
+    }
+
+    /// Queries, keys and values, `[B, heads, T, d]` each.
+    ///
+    /// # Errors
+    /// Memory is exhausted.
+    pub fn split(self) -> Result<[Tensor; 3], TorchError> {
+        match self.0 {
+            Layout::Packed(qkv, heads) => split_heads(&qkv, heads),
+            Layout::Separate(heads) => Ok(heads),
+        }
+    }
+}
+
+/// Normalises and rotates the queries and keys of `qkv` `[B, T, 3 D]` with `heads` heads: divides each head by its root
+/// mean square, `sqrt(mean(x^2) + eps)`, multiplies it by the `weights` `[d]` (of queries, of keys), and rotates it.
+/// Values do not change. The result has the dtype of `qkv`.
 ///
-/// Returns `None` if there is no fused form: on devices other than the CPU; for dtypes other than float32 or
-/// bfloat16 with float32 weights, or float64 with float64 weights; and for other shapes.
-pub(crate) fn norm_rotate(
+/// A kernel runs on the CPU for float32 or bfloat16 with float32 weights, and for float64 with float64 weights. Its
+/// result is one tensor, which the kernel of attention takes without copying the heads. Otherwise libtorch's
+/// operators run; they compute in float32 and round to the dtype of `qkv` after the norm and after the rotation.
+///
+/// # Errors
+/// The shapes do not fit each other; memory is exhausted.
+pub fn norm_rotate(
+    qkv: &Tensor,
+    heads: i64,
+    weights: [&Tensor; 2],
+    rotations: &Rotations,
+    eps: f64,
+) -> Result<Heads, TorchError> {
+    check_heads(qkv, heads)?;
+    let fits = qkv.size()[2] == 3 * heads * weights[0].numel() as i64;
+    if fits
+        && !is_composed()
+        && let Some(rotated) = kernel(qkv, weights, rotations, eps)?
+    {
+        return Ok(Heads(Layout::Packed(rotated, heads)));
+    }
+    let heads = compose(qkv, heads, weights, rotations, eps)?;
+    Ok(Heads(Layout::Separate(heads)))
+}
+
+fn compose(
+    qkv: &Tensor,
+    heads: i64,
+    [of_queries, of_keys]: [&Tensor; 2],
+    rotations: &Rotations,
+    eps: f64,
+) -> Result<[Tensor; 3], TorchError> {
+    let [q, k, v] = split_heads(qkv, heads)?;
+    let q = rotations.rotate(&rms_norm(&q, of_queries, eps)?)?;
+    let k = rotations.rotate(&rms_norm(&k, of_keys, eps)?)?;
+    Ok([q.f_to_kind(v.kind())?, k.f_to_kind(v.kind())?, v])
+}
+
+fn kernel(
     qkv: &Tensor,
     weights: [&Tensor; 2],
-    rotations: Rotations<'_>,
+    rotations: &Rotations,
     eps: f64,
-) -> Result<Option<Tensor>, DiffusionError> {
+) -> Result<Option<Tensor>, TorchError> {
     let size = qkv.size();
     let &[batch, count, width] = size.as_slice() else {
         return Ok(None);
     };
     let head = weights[0].numel() as i64;
-    let tables = [rotations.cosines, rotations.sines];
+    let tables = [&rotations.cosines, &rotations.sines];
     let fits = head > 0
         && head % 2 == 0
         && width % (3 * head) == 0
@@ -187,7 +315,7 @@ fn forward<E: KernelElement>(inputs: &[&Tensor; 5], eps: f64) -> autograd::Resul
             vectorised(Rotate {
                 x,
                 y,
-                heads: Heads::new(weights, tables, *index % inputs.parts(), width, eps),
+                heads: HeadRows::new(weights, tables, *index % inputs.parts(), width, eps),
             });
         })
     })?;
@@ -223,7 +351,7 @@ fn backward<E: KernelElement>(
                 dy,
                 dx,
                 sums,
-                heads: Heads::new(weights, tables, *index % inputs.parts(), width, eps),
+                heads: HeadRows::new(weights, tables, *index % inputs.parts(), width, eps),
             });
         })
     })?;
@@ -234,7 +362,7 @@ fn backward<E: KernelElement>(
 }
 
 /// The division of tokens into heads, with the parameters for each head.
-struct Heads<'a, A> {
+struct HeadRows<'a, A> {
     /// Weights of queries and keys.
     weights: [&'a [A]; 2],
     /// Cosines and sines, starting at the part's first token.
@@ -245,7 +373,7 @@ struct Heads<'a, A> {
     eps: f64,
 }
 
-impl<'a, A: Real> Heads<'a, A> {
+impl<'a, A: Real> HeadRows<'a, A> {
     fn new(
         weights: [&'a [A]; 2],
         [cosines, sines]: [&'a [A]; 2],
@@ -313,7 +441,7 @@ fn rotate<A: Real>(x: &mut [A], cosines: &[A], sines: &[A]) {
 struct Rotate<'a, E: KernelElement> {
     x: &'a [E],
     y: &'a mut [E],
-    heads: Heads<'a, E::Sum>,
+    heads: HeadRows<'a, E::Sum>,
 }
 
 impl<E: KernelElement> Vectorised for Rotate<'_, E> {
@@ -358,7 +486,7 @@ struct RotateBackward<'a, E: KernelElement> {
     dx: &'a mut [E],
     /// Sums over the tokens: the gradient of the weight of queries, followed by that of keys.
     sums: &'a mut [E::Sum],
-    heads: Heads<'a, E::Sum>,
+    heads: HeadRows<'a, E::Sum>,
 }
 
 impl<E: KernelElement> Vectorised for RotateBackward<'_, E> {
@@ -422,12 +550,10 @@ impl<E: KernelElement> Vectorised for RotateBackward<'_, E> {
 
 #[cfg(test)]
 mod tests {
-    use torch_ext::TorchError;
     use torch_ext::autograd::check_gradients;
 
-    use super::super::tests::{assert_close, random, run};
     use super::*;
-    use crate::jit::Rotary;
+    use crate::test_support::{assert_close, random, run};
 
     const EPS: f64 = 1e-6;
 
@@ -446,63 +572,55 @@ mod tests {
         [qkv, weight(2), weight(3)]
     }
 
-    fn fused(i: &[Tensor], rotary: &Rotary) -> Tensor {
-        let [cosines, sines] = rotary.rotation_tables(i[0].size()[1]).unwrap();
-        let rotations = Rotations {
-            cosines: &cosines,
-            sines: &sines,
-        };
-        let y = norm_rotate(&i[0], [&i[1], &i[2]], rotations, EPS).unwrap();
-        y.expect("a fused form")
+    /// Rotations by random angles.
+    fn random_rotations(count: i64, head: i64) -> Rotations {
+        let angles = random(4, [1, count, head / 2], Kind::Float).detach() * 3.0;
+        let angles = angles.view([count, head / 2]);
+        Rotations::new(&angles.cos(), &angles.sin(), Device::Cpu).unwrap()
     }
 
-    /// The same with the layers' composed operators.
-    fn composed(i: &[Tensor], rotary: &Rotary) -> Tensor {
-        let (batch, count, width) = i[0].size3().unwrap();
-        let head = i[1].size()[0];
-        let heads = i[0].view([batch, count, 3, width / 3 / head, head]);
-        let heads = heads.permute([2, 0, 3, 1, 4]);
-        let rotated = [0, 1].map(|index| {
-            let x = heads.get(index).to_kind(Kind::Float);
-            let normal = x.rms_norm([head], Some(&i[1 + index as usize]), EPS);
-            rotary.forward(&normal).unwrap()
-        });
-        let [q, k] = rotated;
-        let heads = Tensor::stack(&[q, k, heads.get(2).to_kind(Kind::Float)], 0);
-        heads
-            .permute([1, 3, 0, 2, 4])
-            .reshape([batch, count, width])
+    fn fused(i: &[Tensor], rotations: &Rotations) -> Tensor {
+        let y = kernel(&i[0], [&i[1], &i[2]], rotations, EPS).unwrap();
+        y.expect("a kernel")
+    }
+
+    /// The composition in float32, as one tensor of queries, keys and values.
+    fn composed(i: &[Tensor], rotations: &Rotations) -> Tensor {
+        let heads = i[0].size()[2] / (3 * i[1].size()[0]);
+        let qkv = i[0].to_kind(Kind::Float);
+        let heads = compose(&qkv, heads, [&i[1], &i[2]], rotations, EPS).unwrap();
+        let joined = Tensor::stack(&heads, 0).permute([1, 3, 0, 2, 4]);
+        joined.reshape(i[0].size())
     }
 
     #[test]
     fn gradients_agree_with_finite_differences() {
-        for (heads, head, context) in [(2, 4, 2), (1, 20, 0)] {
-            let rotary = Rotary::new(head, 3, context, Device::Cpu).unwrap();
-            let inputs = inputs([2, 9 + context], heads, head, Kind::Double);
-            let function = |i: &[Tensor]| Ok::<_, TorchError>(vec![fused(i, &rotary)]);
+        for (heads, head) in [(2, 4), (1, 20)] {
+            let rotations = random_rotations(9, head);
+            let inputs = inputs([2, 9], heads, head, Kind::Double);
+            let function = |i: &[Tensor]| Ok::<_, TorchError>(vec![fused(i, &rotations)]);
             check_gradients(function, &inputs, 1e-6, 1e-6).unwrap();
         }
     }
 
     #[test]
-    fn it_agrees_with_the_composed_form() {
+    fn kernel_and_composition_agree() {
         for (kind, limit) in [(Kind::Float, 4e-6), (Kind::BFloat16, 1.2e-2)] {
-            for (batch, side, context, heads, head) in [
-                (2, 9, 0, 3, 64),
-                (1, 8, 5, 1, 32),
-                (3, 1, 0, 2, 4),
-                (2, 4, 3, 2, 36),
+            for (batch, count, heads, head) in [
+                (2, 81, 3, 64),
+                (1, 69, 1, 32),
+                (3, 1, 2, 4),
+                (2, 19, 2, 36),
+                (1, 5, 2, 6),
             ] {
-                let rotary = Rotary::new(head, side, context, Device::Cpu).unwrap();
-                for count in [side * side, context + side * side] {
-                    let inputs = inputs([batch, count], heads, head, kind);
-                    let found = run(&inputs, |i| {
-                        let y = fused(i, &rotary);
-                        assert_eq!(y.kind(), kind);
-                        y
-                    });
-                    assert_close(&found, &run(&inputs, |i| composed(i, &rotary)), limit);
-                }
+                let rotations = random_rotations(count, head);
+                let inputs = inputs([batch, count], heads, head, kind);
+                let found = run(&inputs, |i| {
+                    let y = fused(i, &rotations);
+                    assert_eq!(y.kind(), kind);
+                    y
+                });
+                assert_close(&found, &run(&inputs, |i| composed(i, &rotations)), limit);
             }
         }
     }
@@ -510,11 +628,11 @@ mod tests {
     #[test]
     fn the_bits_do_not_depend_on_the_number_of_threads() {
         let before = tch::get_num_threads();
-        let rotary = Rotary::new(32, 9, 2, Device::Cpu).unwrap();
+        let rotations = random_rotations(83, 32);
         let inputs = inputs([3, 83], 2, 32, Kind::Float);
         let results = [1, 2, 5].map(|threads| {
             tch::set_num_threads(threads);
-            run(&inputs, |i| fused(i, &rotary))
+            run(&inputs, |i| fused(i, &rotations))
         });
         tch::set_num_threads(before);
         assert_eq!(results[0], results[1]);
@@ -522,16 +640,11 @@ mod tests {
     }
 
     #[test]
-    fn unsupported_inputs_have_no_fused_form() {
-        let rotary = Rotary::new(8, 2, 0, Device::Cpu).unwrap();
-        let [cosines, sines] = rotary.rotation_tables(4).unwrap();
-        let rotations = Rotations {
-            cosines: &cosines,
-            sines: &sines,
-        };
+    fn unsupported_inputs_have_no_kernel() {
+        let rotations = random_rotations(4, 8);
         let [qkv, of_queries, of_keys] = inputs([1, 4], 2, 8, Kind::Float);
         let weights = [&of_queries, &of_keys];
-        let form = |qkv: &Tensor, weights| norm_rotate(qkv, weights, rotations, EPS).unwrap();
+        let form = |qkv: &Tensor, weights| kernel(qkv, weights, &rotations, EPS).unwrap();
         assert!(form(&qkv, weights).is_some());
         assert!(form(&qkv.to_kind(Kind::Half), weights).is_none());
         assert!(form(&qkv.narrow(1, 0, 3), weights).is_none());
@@ -540,5 +653,19 @@ mod tests {
         assert!(form(&qkv, [&of_queries, &narrow]).is_none());
         let halves = weights.map(|weight| weight.to_kind(Kind::BFloat16));
         assert!(form(&qkv, [&halves[0], &halves[1]]).is_none());
+    }
+
+    #[test]
+    fn attention_of_both_forms_agrees() {
+        let rotations = random_rotations(19, 8);
+        let [qkv, of_queries, of_keys] = inputs([2, 19], 3, 8, Kind::Float);
+        let rotated = || norm_rotate(&qkv, 3, [&of_queries, &of_keys], &rotations, EPS).unwrap();
+        let (packed, separate) = (rotated(), crate::composed(rotated));
+        let [left, right] = [&packed, &separate].map(|heads| heads.attention().unwrap());
+        assert_close(&[left.detach()], &[right.detach()], 4e-6);
+        let [left, right] = [packed, separate].map(|heads| heads.split().unwrap());
+        for (left, right) in left.iter().zip(&right) {
+            assert_close(&[left.detach()], &[right.detach()], 4e-6);
+        }
     }
 }

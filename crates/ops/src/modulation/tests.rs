@@ -1,16 +1,13 @@
 use tch::{Device, Kind, Tensor};
 use torch_ext::autograd::{self, check_gradients};
-use torch_ext::{TorchError, device};
+use torch_ext::device;
 
-use super::super::tests::{assert_close, random, run};
 use super::cuda::Modulation;
-use super::{FusedGate, FusedNormModulate, Implementation, Norm, gate, norm_modulate};
-use crate::DiffusionError;
-use crate::dual::Activation;
-
-fn torch(error: DiffusionError) -> TorchError {
-    TorchError::Libtorch(error.to_string())
-}
+use super::{
+    FusedGate, FusedNormModulate, Implementation, Norm, compose_gated_residual,
+    compose_norm_modulate, gated_residual_kernel, norm_modulate_kernel,
+};
+use crate::test_support::{assert_close, random, run};
 
 /// Weights of an RMS norm.
 fn weights(width: i64, kind: Kind) -> Tensor {
@@ -20,19 +17,15 @@ fn weights(width: i64, kind: Kind) -> Tensor {
 
 /// The composed form for tokens, shift and scale, and optionally the weights of an RMS norm.
 fn composed(i: &[Tensor]) -> Tensor {
-    let width = i[0].size()[2];
-    let normal = match i.get(3) {
-        None => i[0].layer_norm([width], None::<&Tensor>, None::<&Tensor>, 1e-6, true),
-        Some(weight) => i[0].rms_norm([width], Some(weight), 1e-6),
-    };
-    normal.modulate(&i[1], &i[2]).unwrap()
+    let norm = i.get(3).map_or(Norm::Layer, Norm::Rms);
+    compose_norm_modulate(&i[0], norm, &i[1], &i[2], 1e-6).unwrap()
 }
 
 /// The fused form for the same inputs.
 fn fused(i: &[Tensor]) -> Tensor {
     let norm = i.get(3).map_or(Norm::Layer, Norm::Rms);
-    let y = norm_modulate(&i[0], norm, &i[1], &i[2], 1e-6).unwrap();
-    let y = y.expect("a fused form");
+    let y = norm_modulate_kernel(&i[0], norm, &i[1], &i[2], 1e-6).unwrap();
+    let y = y.expect("a kernel");
     assert_eq!(y.kind(), i[1].kind());
     y
 }
@@ -58,12 +51,12 @@ fn gradients_agree_with_finite_differences() {
     for inputs in both_norms([x.shallow_clone(), a.shallow_clone(), b]) {
         check_gradients(|i: &[Tensor]| Ok(vec![fused(i)]), &inputs, 1e-6, 1e-6).unwrap();
     }
-    let function = |i: &[Tensor]| Ok(vec![gate(&i[0], &i[1], &i[2]).map_err(torch)?.unwrap()]);
+    let function = |i: &[Tensor]| Ok(vec![gated_residual_kernel(&i[0], &i[1], &i[2])?.unwrap()]);
     check_gradients(function, &[x, a, y], 1e-6, 1e-6).unwrap();
 }
 
 #[test]
-fn they_agree_with_the_composed_form() {
+fn kernels_and_compositions_agree() {
     for size @ [batch, _, width] in [[1, 1, 1], [2, 65, 24], [3, 200, 48], [2, 64, 33]] {
         for (kind, limit) in [(Kind::Float, 3e-6), (Kind::BFloat16, 8e-3)] {
             let [a, b] = [3, 4].map(|seed| random(seed, [batch, 1, width], kind));
@@ -72,8 +65,12 @@ fn they_agree_with_the_composed_form() {
                 assert_close(&run(&inputs, fused), &run(&inputs, composed), limit);
             }
             let inputs = [x, a, random(2, size, kind)];
-            let fused = run(&inputs, |i| gate(&i[0], &i[1], &i[2]).unwrap().unwrap());
-            let plain = run(&inputs, |i| i[0].add_product(&i[1], &i[2]).unwrap());
+            let fused = run(&inputs, |i| {
+                gated_residual_kernel(&i[0], &i[1], &i[2]).unwrap().unwrap()
+            });
+            let plain = run(&inputs, |i| {
+                compose_gated_residual(&i[0], &i[1], &i[2]).unwrap()
+            });
             assert_close(&fused, &plain, limit);
         }
     }
@@ -120,13 +117,14 @@ fn the_bits_do_not_depend_on_the_number_of_threads() {
 }
 
 #[test]
-fn unsupported_inputs_have_no_fused_form() {
+fn unsupported_inputs_have_no_kernel() {
     let (x, a) = (
         random(1, [2, 3, 8], Kind::Float),
         random(2, [2, 1, 8], Kind::Float),
     );
-    let form =
-        |norm, shift: &Tensor, scale: &Tensor| norm_modulate(&x, norm, shift, scale, 1e-6).unwrap();
+    let form = |norm, shift: &Tensor, scale: &Tensor| {
+        norm_modulate_kernel(&x, norm, shift, scale, 1e-6).unwrap()
+    };
     let half = a.to_kind(Kind::Half);
     assert!(form(Norm::Layer, &half, &half).is_none());
     assert!(form(Norm::Layer, &a, &a.to_kind(Kind::BFloat16)).is_none());
@@ -136,10 +134,14 @@ fn unsupported_inputs_have_no_fused_form() {
         (7, Kind::Float, false),
         (8, Kind::BFloat16, false),
     ] {
-        let y = norm_modulate(&x, Norm::Rms(&weights(width, kind)), &a, &a, 1e-6);
+        let y = norm_modulate_kernel(&x, Norm::Rms(&weights(width, kind)), &a, &a, 1e-6);
         assert_eq!(y.unwrap().is_some(), has_one);
     }
-    assert!(gate(&x, &a, &x.to_kind(Kind::BFloat16)).unwrap().is_none());
+    assert!(
+        gated_residual_kernel(&x, &a, &x.to_kind(Kind::BFloat16))
+            .unwrap()
+            .is_none()
+    );
 }
 
 /// Sizes with one or several warps per token, with vectors or single numbers, and with incomplete parts of an image.
@@ -172,7 +174,9 @@ fn assert_cuda_agrees(
         assert_eq!(run(&inputs, &norm), found, "the same bits again");
     }
     let inputs = [x, a, random(2, size, kind).to_device(on)];
-    let plain = run(&inputs, |i| i[0].add_product(&i[1], &i[2]).unwrap());
+    let plain = run(&inputs, |i| {
+        compose_gated_residual(&i[0], &i[1], &i[2]).unwrap()
+    });
     let found = run(&inputs, &gated);
     assert_close(&found, &plain, limit);
     assert_eq!(run(&inputs, &gated), found, "the same bits again");
@@ -219,7 +223,11 @@ mod needs_cuda {
     fn kernels_on_a_cuda_device_agree_with_the_composed_form() {
         device::load_cuda().unwrap();
         let on = Device::Cuda(0);
-        let gated = |i: &[Tensor]| gate(&i[0], &i[1], &i[2]).unwrap().expect("a fused form");
+        let gated = |i: &[Tensor]| {
+            gated_residual_kernel(&i[0], &i[1], &i[2])
+                .unwrap()
+                .expect("a kernel")
+        };
         for size in CUDA_SIZES
             .into_iter()
             .chain([[64, 256, 768], [8, 256, 1152]])

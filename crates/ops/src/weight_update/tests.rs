@@ -6,7 +6,7 @@ use torch_ext::optim::{self, AdamW};
 use torch_ext::{Generator, TorchError, device};
 
 use super::cuda::program;
-use super::{AVERAGES, CHUNK, Operands, PointerTable, Update, sweep};
+use super::{AVERAGES, CHUNK, Operands, PointerTable, Update, kernel, update_weights};
 
 const CPU: Device = Device::Cpu;
 
@@ -153,8 +153,8 @@ fn update(step: u64, max_norm: f64, averages: usize) -> Update<'static> {
 
 fn swept(state: &State, gradients: &[Tensor], update: &Update<'_>) -> Tensor {
     let table = PointerTable::default();
-    let norm = sweep(&state.operands(gradients), update, &table).unwrap();
-    norm.expect("a fused form")
+    let norm = kernel(&state.operands(gradients), update, &table).unwrap();
+    norm.expect("a kernel")
 }
 
 /// Asserts that some steps of `sweep` equal those of the composed update.
@@ -197,6 +197,17 @@ fn assert_agrees(
 #[test]
 fn a_sweep_equals_the_composed_update() {
     assert_agrees(CPU, 2e-7, swept);
+}
+
+#[test]
+fn a_composed_update_equals_libtorchs() {
+    let table = PointerTable::default();
+    let composed = |state: &State, gradients: &[Tensor], update: &Update<'_>| {
+        // Libtorch scales gradients in place.
+        let gradients: Vec<Tensor> = gradients.iter().map(Tensor::copy).collect();
+        crate::composed(|| update_weights(&state.operands(&gradients), update, &table)).unwrap()
+    };
+    assert_agrees(CPU, 2e-6, composed);
 }
 
 #[test]
@@ -285,13 +296,13 @@ fn the_norm_of_a_gradient_that_is_not_finite_is_not_finite() {
 }
 
 #[test]
-fn unsupported_operands_are_not_changed() {
+fn unsupported_operands_have_no_kernel_and_are_not_changed() {
     let gradients =
         |state: &State| -> Vec<Tensor> { state.weights.iter().map(Tensor::ones_like).collect() };
     let refused = |state: &State, gradients: &[Tensor], averages| {
         let before = state.copy();
         let table = PointerTable::default();
-        let outcome = sweep(
+        let outcome = kernel(
             &state.operands(gradients),
             &update(1, 1.0, averages),
             &table,
@@ -310,9 +321,12 @@ fn unsupported_operands_are_not_changed() {
     refused(&transposed, &gradients(&transposed), 1);
     let plain = State::new(1, false, CPU);
     refused(&plain, &narrow(&gradients(&plain)), 1);
-    refused(&plain, &gradients(&plain), 2);
     let table = PointerTable::default();
-    assert!(sweep(&[], &update(1, 1.0, 0), &table).unwrap().is_none());
+    let operands = gradients(&plain);
+    let error = update_weights(&plain.operands(&operands), &update(1, 1.0, 2), &table);
+    assert!(matches!(error, Err(TorchError::Length { .. })), "{error:?}");
+    let norm = update_weights(&[], &update(1, 1.0, 0), &table).unwrap();
+    assert_eq!(norm.double_value(&[]), 0.0);
 }
 
 #[test]
@@ -321,7 +335,7 @@ fn the_same_weight_twice_is_refused() {
     let gradients: Vec<Tensor> = state.weights.iter().map(Tensor::ones_like).collect();
     let (mut operands, mut again) = (state.operands(&gradients), state.operands(&gradients));
     operands.push(again.remove(0));
-    let error = sweep(&operands, &update(1, 1.0, 0), &PointerTable::default());
+    let error = update_weights(&operands, &update(1, 1.0, 0), &PointerTable::default());
     assert!(matches!(error, Err(TorchError::Memory(_))), "{error:?}");
 }
 

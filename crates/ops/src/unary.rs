@@ -2,10 +2,10 @@
 
 use half::bf16;
 use tch::{Device, Kind, Tensor};
+use torch_ext::TorchError;
 use torch_ext::autograd::{self, Backward, Forward, Function, Gradients, Outputs};
 
-use super::KernelElement;
-use crate::DiffusionError;
+use crate::rows::KernelElement;
 
 /// A function on the CPU, for each dtype. Tensors are contiguous.
 pub(super) trait Unary {
@@ -20,7 +20,7 @@ pub(super) trait Unary {
 
 /// Applies `U` to `x`. Returns `None` on devices other than the CPU, and for dtypes other than float32, bfloat16
 /// and float64.
-pub(super) fn apply<U: Unary>(x: &Tensor) -> Result<Option<Tensor>, DiffusionError> {
+pub(super) fn apply<U: Unary>(x: &Tensor) -> Result<Option<Tensor>, TorchError> {
     if x.device() != Device::Cpu {
         return Ok(None);
     }

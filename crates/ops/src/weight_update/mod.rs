@@ -1,6 +1,6 @@
-//! Clipping, AdamW and moving averages fused into one sweep over the weights.
+//! The update of the weights: clipping, AdamW and moving averages.
 //!
-//! A first pass reads the gradients to compute their norm. The sweep then reads and writes each element once per
+//! The kernels work in one sweep over the weights. A first pass reads the gradients to compute their norm. The sweep then reads and writes each element once per
 //! step. It scales the gradients as it reads them, and does not write them back.
 
 mod cuda;
@@ -12,14 +12,15 @@ use half::bf16;
 use tch::{Device, Kind, Tensor};
 use torch_ext::TorchError;
 use torch_ext::kernel::{self as cpu, InPlace, Input, Stored};
-use torch_ext::optim::AdamW;
+use torch_ext::optim::{self, AdamW};
 
 use self::kernel::{SquaredNorm, Sweep};
+use crate::composed::is_composed;
 
-pub(crate) use self::cuda::PointerTable;
+pub use self::cuda::PointerTable;
 
 /// Largest number of moving averages that a sweep updates.
-pub(crate) const AVERAGES: usize = 2;
+pub const AVERAGES: usize = 2;
 
 /// Number of elements that a thread, or a block on CUDA, processes at once. The rounding of the gradient norm depends
 /// on it, but not on the number of threads.
@@ -27,28 +28,32 @@ const CHUNK: usize = 1 << 14;
 
 /// A weight with its gradient, moments, averages and copy, all of the same shape.
 #[derive(Debug)]
-pub(crate) struct Operands<'a> {
+pub struct Operands<'a> {
     /// float32, or bfloat16 if `copy` is `Some`.
-    pub(crate) gradient: Tensor,
-    pub(crate) weight: &'a Tensor,
-    pub(crate) exp_avg: &'a Tensor,
-    pub(crate) exp_avg_sq: &'a Tensor,
+    pub gradient: Tensor,
+    /// float32, contiguous, as are the moments.
+    pub weight: &'a Tensor,
+    /// The first moment.
+    pub exp_avg: &'a Tensor,
+    /// The second moment.
+    pub exp_avg_sq: &'a Tensor,
     /// One for each of [`Update::decays`], at most [`AVERAGES`].
-    pub(crate) averages: Vec<&'a Tensor>,
+    pub averages: Vec<&'a Tensor>,
     /// Receives the new weight, in bfloat16.
-    pub(crate) copy: Option<&'a Tensor>,
+    pub copy: Option<&'a Tensor>,
 }
 
 /// The settings of one update.
 #[derive(Debug)]
-pub(crate) struct Update<'a> {
-    pub(crate) settings: AdamW,
+pub struct Update<'a> {
+    /// Learning rate, betas, weight decay and eps.
+    pub settings: AdamW,
     /// The step, counted from 1.
-    pub(crate) step: u64,
+    pub step: u64,
     /// Gradients are scaled by `min(1, max_norm / (norm + 1e-6))`.
-    pub(crate) max_norm: f64,
+    pub max_norm: f64,
     /// Decay of each moving average.
-    pub(crate) decays: &'a [f64],
+    pub decays: &'a [f64],
 }
 
 /// The factors of a step, rounded to float32 as in libtorch.
@@ -107,12 +112,92 @@ impl Factors {
     }
 }
 
-/// Updates `weights`. Returns the norm of all their gradients, a float32 scalar on their device.
+/// Clips the gradients of `weights`, and updates weights, moments, moving averages and copies in place. Returns the
+/// norm of all gradients before clipping, a float32 scalar on the device of the weights.
 ///
-/// Returns `None`, and changes nothing, if no fused form supports the operands: for an empty list, for dtypes other
-/// than those of [`Operands`], if a tensor other than a gradient is not contiguous, on a device other than the CPU and
-/// CUDA, and if the CUDA kernels cannot be compiled. The caller keeps `table` from step to step.
-pub(crate) fn sweep(
+/// With `c = min(1, max_norm / (norm + 1e-6))` and `g = c * gradient`, in step `t`:
+///
+/// ```text
+/// m = beta1 m + (1 - beta1) g             v = beta2 v + (1 - beta2) g^2
+/// w = w (1 - lr weight_decay) - lr / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
+/// average = decay average + (1 - decay) w
+/// ```
+///
+/// A kernel runs on the CPU and on CUDA for contiguous float32 tensors, contiguous bfloat16 copies, gradients in the
+/// dtypes of [`Operands::gradient`] and at most [`AVERAGES`] averages; on CUDA if it can be compiled. It reads and
+/// writes each element once after a pass over the gradients, which it does not change. Otherwise libtorch's operators
+/// run, which scale gradients that have the dtype of their weights in place. The caller keeps `table` from step to
+/// step; it is used on CUDA only.
+///
+/// # Errors
+/// Tensors do not fit each other, or the number of averages is not that of [`Update::decays`]; two operands share
+/// memory; memory is exhausted.
+pub fn update_weights(
+    weights: &[Operands<'_>],
+    update: &Update<'_>,
+    table: &PointerTable,
+) -> Result<Tensor, TorchError> {
+    for operands in weights {
+        if operands.averages.len() != update.decays.len() {
+            return Err(TorchError::Length {
+                what: "moving averages",
+                left: operands.averages.len(),
+                right: update.decays.len(),
+            });
+        }
+    }
+    if !is_composed()
+        && let Some(norm) = kernel(weights, update, table)?
+    {
+        return Ok(norm);
+    }
+    compose(weights, update)
+}
+
+/// The update with libtorch's operators, each of which reads all weights.
+fn compose(weights: &[Operands<'_>], update: &Update<'_>) -> Result<Tensor, TorchError> {
+    let Some(first) = weights.first() else {
+        return Ok(Tensor::f_zeros([], (Kind::Float, Device::Cpu))?);
+    };
+    let device = first.weight.device();
+    let all =
+        |pick: fn(&Operands<'_>) -> Tensor| -> Vec<Tensor> { weights.iter().map(pick).collect() };
+    let params = all(|operands| operands.weight.shallow_clone());
+    let gradients = weights
+        .iter()
+        .map(|operands| operands.gradient.f_to_kind(operands.weight.kind()))
+        .collect::<Result<Vec<_>, _>>()?;
+    let norm = optim::grad_norm(&gradients)?;
+    optim::clip_grads_(&gradients, &norm, update.max_norm)?;
+    let count = Tensor::f_full([], update.step as f64, (Kind::Float, device))?;
+    let counts: Vec<Tensor> = params.iter().map(|_| count.shallow_clone()).collect();
+    optim::fused_adamw_(
+        &params,
+        &gradients,
+        &all(|operands| operands.exp_avg.shallow_clone()),
+        &all(|operands| operands.exp_avg_sq.shallow_clone()),
+        &counts,
+        &update.settings,
+    )?;
+    for (index, &decay) in update.decays.iter().enumerate() {
+        let averages: Vec<Tensor> = weights
+            .iter()
+            .map(|operands| operands.averages[index].shallow_clone())
+            .collect();
+        optim::ema_(&averages, &params, decay)?;
+    }
+    let copied = weights.iter().filter_map(|operands| {
+        let copy = operands.copy?;
+        Some((copy.shallow_clone(), operands.weight.shallow_clone()))
+    });
+    let (copies, masters): (Vec<_>, Vec<_>) = copied.unzip();
+    optim::copy_(&copies, &masters)?;
+    Ok(norm)
+}
+
+/// The kernel for operands with as many averages as decays. It changes nothing if it returns `None` or an error of
+/// operands that share memory.
+fn kernel(
     weights: &[Operands<'_>],
     update: &Update<'_>,
     table: &PointerTable,
@@ -122,7 +207,7 @@ pub(crate) fn sweep(
     };
     let device = first.weight.device();
     for operands in weights {
-        if operands.averages.len() != update.decays.len() || !fits(operands, device)? {
+        if !fits(operands, device)? {
             return Ok(None);
         }
     }

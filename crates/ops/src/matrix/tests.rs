@@ -1,7 +1,7 @@
-//! Products of small matrices, and related number types.
-
 use half::bf16;
-use torch_ext::kernel::{Columns, Operand, Packed, Real, Rows, Stored, multiply};
+use torch_ext::kernel::{Real, Stored};
+
+use super::{Columns, Operand, Packed, Rows, multiply};
 
 /// Pseudo-random numbers between -1 and 1.
 fn numbers<E: Stored<A>, A: Real>(seed: usize, count: usize) -> Vec<E> {
@@ -109,20 +109,6 @@ fn mismatched_shapes_panic() {
     let mut packed = Packed::<f32>::default();
     packed.pack_rows(Rows::new(&[0.0; 8], 2, 4, 2));
     multiply(Rows::new(&[0.0; 6], 3, 2, 3), &packed, &mut [0.0; 4], false);
-}
-
-#[test]
-fn the_exponential_is_accurate_to_two_units_in_the_last_place() {
-    for step in -8730..=8730 {
-        let x = step as f32 / 100.0;
-        let expected = f64::from(x).exp();
-        let error = (f64::from(Real::exp(x)) - expected) / expected;
-        assert!(error.abs() < 2.0 * f64::from(f32::EPSILON), "{x}: {error}");
-    }
-    assert_eq!(Real::exp(0f32), 1.0);
-    assert!(Real::exp(f32::NAN).is_nan());
-    let (least, most) = (Real::exp(f32::NEG_INFINITY), Real::exp(f32::INFINITY));
-    assert!(least > 0.0 && least < 2e-38 && most.is_finite() && most > 8e37);
 }
 
 #[test]

@@ -1,5 +1,8 @@
 //! Products of small matrices that fit in the cache, for kernels that combine several products.
 
+mod columns;
+#[cfg(test)]
+mod tests;
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -11,14 +14,15 @@ mod x86 {
 }
 
 use half::bf16;
+use torch_ext::kernel::{Element, Real};
 
-use super::{Element, Real};
+pub(crate) use self::columns::Columns;
 
 /// Number of columns of a panel. The sums of a few rows and one panel are computed at once, in registers.
 pub(super) const PANEL: usize = 32;
 
 /// Element types of matrices that can be multiplied.
-pub trait Operand: Element + Default {
+pub(crate) trait Operand: Element + Default {
     /// Type in which products are summed: float64 for float64, otherwise float32.
     type Sum: Real;
     /// Elements of a row that one step of a product uses: one number, or a pair of 16-bit numbers.
@@ -34,7 +38,6 @@ pub trait Operand: Element + Default {
     fn multiply_add<const FUSED: bool>(sum: Self::Sum, a: Self::Unit, b: Self::Unit) -> Self::Sum;
 
     /// [`multiply`] with native instructions of the processor, if it has any; returns whether it has.
-    #[doc(hidden)]
     fn multiply_natively(_: &mut Product<'_, Self>) -> bool {
         false
     }
@@ -94,7 +97,7 @@ impl Operand for bf16 {
 
 /// A matrix in memory whose rows start `stride` elements apart.
 #[derive(Debug, Clone, Copy)]
-pub struct Rows<'a, E> {
+pub(crate) struct Rows<'a, E> {
     values: &'a [E],
     stride: usize,
     count: usize,
@@ -106,7 +109,7 @@ impl<'a, E> Rows<'a, E> {
     ///
     /// # Panics
     /// The last row ends beyond the end of `values`.
-    pub fn new(values: &'a [E], stride: usize, count: usize, width: usize) -> Self {
+    pub(crate) fn new(values: &'a [E], stride: usize, count: usize, width: usize) -> Self {
         let last = count.saturating_sub(1) * stride + width;
         assert!(
             count == 0 || last <= values.len(),
@@ -122,18 +125,18 @@ impl<'a, E> Rows<'a, E> {
     }
 
     /// Number of rows.
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.count
     }
 
     /// Number of elements of each row.
-    pub fn width(&self) -> usize {
+    pub(crate) fn width(&self) -> usize {
         self.width
     }
 
     /// Row `index`.
     #[inline(always)]
-    pub fn row(&self, index: usize) -> &'a [E] {
+    pub(crate) fn row(&self, index: usize) -> &'a [E] {
         &self.values[index * self.stride..][..self.width]
     }
 
@@ -141,7 +144,7 @@ impl<'a, E> Rows<'a, E> {
     ///
     /// # Panics
     /// There are fewer rows.
-    pub fn part(&self, first: usize, count: usize) -> Self {
+    pub(crate) fn part(&self, first: usize, count: usize) -> Self {
         assert!(
             first + count <= self.count,
             "rows {first}..{}",
@@ -159,7 +162,7 @@ impl<'a, E> Rows<'a, E> {
 /// The right factor `[K, N]` of products, stored in the order in which products read it and padded with
 /// zeros to whole panels and units.
 #[derive(Debug)]
-pub struct Packed<E: Operand> {
+pub(crate) struct Packed<E: Operand> {
     /// Ordered by panel, then by step.
     units: Vec<[E::Unit; PANEL]>,
     /// Number of units of a column.
@@ -186,7 +189,7 @@ impl<E: Operand> Packed<E> {
     }
 
     /// Stores the matrix whose rows are `rows`, and replaces the previous content.
-    pub fn pack_rows(&mut self, rows: Rows<'_, E>) {
+    pub(crate) fn pack_rows(&mut self, rows: Rows<'_, E>) {
         self.resize(rows.count, rows.width);
         let depth = self.depth;
         for (index, panel) in self.units.chunks_mut(depth.max(1)).enumerate() {
@@ -208,7 +211,7 @@ impl<E: Operand> Packed<E> {
     ///
     /// # Panics
     /// Columns do not consist of whole units.
-    pub fn pack_columns(&mut self, columns: Rows<'_, E>) {
+    pub(crate) fn pack_columns(&mut self, columns: Rows<'_, E>) {
         assert!(
             columns.width.is_multiple_of(E::UNIT),
             "columns are not whole units"
@@ -231,7 +234,8 @@ impl<E: Operand> Packed<E> {
     }
 
     /// Number of columns of the matrix.
-    pub fn columns(&self) -> usize {
+    #[cfg(test)]
+    pub(crate) fn columns(&self) -> usize {
         self.columns
     }
 
@@ -243,7 +247,7 @@ impl<E: Operand> Packed<E> {
 
 /// Whether [`multiply`] is about as fast as a library for matrix products, which it is on processors with AVX2
 /// or AVX-512. For float64 it never is.
-pub fn multiplies_fast() -> bool {
+pub(crate) fn multiplies_fast() -> bool {
     #[cfg(target_arch = "x86_64")]
     return is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
     #[cfg(not(target_arch = "x86_64"))]
@@ -252,8 +256,7 @@ pub fn multiplies_fast() -> bool {
 
 /// The operands and the result of a product.
 #[derive(Debug)]
-#[doc(hidden)]
-pub struct Product<'a, E: Operand> {
+pub(crate) struct Product<'a, E: Operand> {
     a: Rows<'a, E>,
     b: &'a Packed<E>,
     c: &'a mut [E::Sum],
@@ -266,7 +269,7 @@ pub struct Product<'a, E: Operand> {
 ///
 /// # Panics
 /// The shapes do not match, or the rows of `a` do not consist of whole units.
-pub fn multiply<E: Operand>(a: Rows<'_, E>, b: &Packed<E>, c: &mut [E::Sum], add: bool) {
+pub(crate) fn multiply<E: Operand>(a: Rows<'_, E>, b: &Packed<E>, c: &mut [E::Sum], add: bool) {
     assert!(
         a.width.is_multiple_of(E::UNIT) && a.width / E::UNIT == b.depth,
         "rows of {} elements and columns of {} units",

@@ -1,8 +1,4 @@
-//! Self-attention on the CPU. It takes queries, keys and values as the linear layer returns them, or as
-//! separate heads, and returns tokens as the next linear layer takes them.
-//!
-//! libtorch's attention needs separate heads, whose gradients it copies together, and its block products are
-//! slow in bfloat16.
+//! Multi-head attention.
 
 mod kernel;
 #[cfg(test)]
@@ -10,20 +6,85 @@ mod tests;
 
 use half::bf16;
 use tch::{Device, Kind, Tensor};
+use torch_ext::TorchError;
 use torch_ext::autograd::{self, Backward, Forward, Function, Gradients, Outputs};
-use torch_ext::kernel::{self as cpu, Columns, Input, Output, Rows};
+use torch_ext::kernel::{self as cpu, Input, Output};
 
 use self::kernel::{Head, Scratch};
-use super::KernelElement;
-use crate::DiffusionError;
+use crate::composed::is_composed;
+use crate::matrix::{Columns, Rows, multiplies_fast};
+use crate::rows::KernelElement;
 
-/// `softmax(q k^T / sqrt(d)) v` of every head, `[B, T, D]`, for `qkv` `[B, T, 3 D]` with the heads of the
-/// queries, then of the keys, then of the values.
+/// Self-attention, `softmax(q k^T / sqrt(d)) v` of every head, `[B, T, D]`, for `qkv` `[B, T, 3 D]` with the heads of
+/// the queries, then of the keys, then of the values. The result has the dtype of `qkv`.
 ///
-/// Returns `None` if there is no fused form: on devices other than the CPU, for dtypes other than float32,
-/// bfloat16 and float64, for bfloat16 heads of an odd width, and on processors where
-/// [`cpu::multiplies_fast`] is false.
-pub(crate) fn attention(qkv: &Tensor, heads: i64) -> Result<Option<Tensor>, DiffusionError> {
+/// A kernel runs on CPUs with AVX2 for float32, bfloat16 and float64, except for bfloat16 heads of an odd width. It
+/// reads queries, keys and values as the linear layer returns them; libtorch's attention, which runs otherwise, needs
+/// separate heads, whose gradients it copies together, and its products are slow in bfloat16.
+///
+/// # Errors
+/// `qkv` is not three-dimensional, or its width is not a multiple of `3 heads`; memory is exhausted.
+pub fn self_attention(qkv: &Tensor, heads: i64) -> Result<Tensor, TorchError> {
+    check_heads(qkv, heads)?;
+    if !is_composed()
+        && let Some(o) = self_attention_kernel(qkv, heads)?
+    {
+        return Ok(o);
+    }
+    let [q, k, v] = split_heads(qkv, heads)?;
+    compose(&q, &k, &v)
+}
+
+/// [`self_attention`], `[B, T, heads d]`, for separate `q`, `k` and `v` `[B, heads, T, d]`.
+///
+/// The kernel runs for tensors of one size and dtype.
+///
+/// # Errors
+/// The shapes do not fit each other; the dtypes differ; memory is exhausted.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor, TorchError> {
+    if !is_composed()
+        && let Some(o) = attention_kernel(q, k, v)?
+    {
+        return Ok(o);
+    }
+    compose(q, k, v)
+}
+
+/// Checks that `qkv` is `[B, T, 3 heads d]`.
+pub(crate) fn check_heads(qkv: &Tensor, heads: i64) -> Result<(), TorchError> {
+    match qkv.size()[..] {
+        [_, _, width] if heads > 0 && width % (3 * heads) == 0 => Ok(()),
+        _ => Err(TorchError::Shape {
+            what: "queries, keys and values",
+            found: qkv.size(),
+            expected: "[B, T, 3 heads d]",
+        }),
+    }
+}
+
+/// Queries, keys and values of `qkv` `[B, T, 3 D]`, `[B, heads, T, d]` each.
+pub(crate) fn split_heads(qkv: &Tensor, heads: i64) -> Result<[Tensor; 3], TorchError> {
+    let (batch, count, width) = qkv.size3()?;
+    let qkv = qkv
+        .f_view([batch, count, 3, heads, width / (3 * heads)])?
+        .f_permute([2, 0, 3, 1, 4])?;
+    Ok([
+        qkv.f_select(0, 0)?,
+        qkv.f_select(0, 1)?,
+        qkv.f_select(0, 2)?,
+    ])
+}
+
+fn compose(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor, TorchError> {
+    let mixed =
+        Tensor::f_scaled_dot_product_attention::<&Tensor>(q, k, v, None, 0.0, false, None, false)?;
+    let (batch, heads, count, width) = mixed.size4()?;
+    Ok(mixed
+        .f_transpose(1, 2)?
+        .f_reshape([batch, count, heads * width])?)
+}
+
+fn self_attention_kernel(qkv: &Tensor, heads: i64) -> Result<Option<Tensor>, TorchError> {
     let size = qkv.size();
     let &[batch, count, width] = size.as_slice() else {
         return Ok(None);
@@ -34,12 +95,7 @@ pub(crate) fn attention(qkv: &Tensor, heads: i64) -> Result<Option<Tensor>, Diff
     apply(&[qkv], [batch, count, heads, width / (3 * heads)])
 }
 
-/// [`attention`], `[B, T, heads d]`, for `q`, `k` and `v` `[B, heads, T, d]` of the same dtype.
-pub(crate) fn attention_of_heads(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-) -> Result<Option<Tensor>, DiffusionError> {
+fn attention_kernel(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Option<Tensor>, TorchError> {
     let size = q.size();
     let &[batch, heads, count, width] = size.as_slice() else {
         return Ok(None);
@@ -54,9 +110,9 @@ pub(crate) fn attention_of_heads(
 fn apply(
     inputs: &[&Tensor],
     [batch, count, heads, width]: [i64; 4],
-) -> Result<Option<Tensor>, DiffusionError> {
+) -> Result<Option<Tensor>, TorchError> {
     // Tests run it on all processors.
-    let fast = cpu::multiplies_fast() || cfg!(test);
+    let fast = multiplies_fast() || cfg!(test);
     if !fast || inputs[0].device() != Device::Cpu || inputs[0].numel() == 0 {
         return Ok(None);
     }

@@ -6,8 +6,7 @@ use tch::{Device, Kind, Tensor};
 use torch_ext::autograd;
 use torch_ext::cuda::{self, Argument, Kernels, Layout, Program, Source};
 
-use super::LossAndGradient;
-use super::kernel::ZScore;
+use super::{LossAndGradient, ZScore};
 
 static COSINE: Source = Source {
     name: "cosine.cu",

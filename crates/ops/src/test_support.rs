@@ -1,16 +1,16 @@
-//! Helpers of the tests of fused operations.
+//! Helpers of the tests of several operations.
 
 use tch::{Device, Kind, Tensor};
 use torch_ext::Generator;
 
-pub(super) fn random(seed: u64, size: [i64; 3], kind: Kind) -> Tensor {
+pub(crate) fn random(seed: u64, size: [i64; 3], kind: Kind) -> Tensor {
     let mut generator = Generator::new(Device::Cpu, seed).unwrap();
     let tensor = generator.randn(&size, Kind::Float).unwrap().to_kind(kind);
     tensor.set_requires_grad(true)
 }
 
 /// The value of `function` and its gradients, in float32.
-pub(super) fn run(inputs: &[Tensor], function: impl Fn(&[Tensor]) -> Tensor) -> Vec<Tensor> {
+pub(crate) fn run(inputs: &[Tensor], function: impl Fn(&[Tensor]) -> Tensor) -> Vec<Tensor> {
     let inputs: Vec<Tensor> = inputs
         .iter()
         .map(|input| input.detach().copy().set_requires_grad(true))
@@ -26,7 +26,7 @@ pub(super) fn run(inputs: &[Tensor], function: impl Fn(&[Tensor]) -> Tensor) -> 
     [output].into_iter().chain(gradients).collect()
 }
 
-pub(super) fn assert_close(left: &[Tensor], right: &[Tensor], limit: f64) {
+pub(crate) fn assert_close(left: &[Tensor], right: &[Tensor], limit: f64) {
     for (index, (left, right)) in left.iter().zip(right).enumerate() {
         let scale = right.abs().max().double_value(&[]).max(1.0);
         let error = (left - right).abs().max().double_value(&[]);

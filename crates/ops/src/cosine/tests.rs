@@ -5,9 +5,13 @@ use tch::{Device, Kind, Tensor};
 use torch_ext::{Generator, autograd, device};
 
 use super::cuda::{Cosine, Shape};
-use super::kernel::ZScore;
-use super::{Form, FusedCosine, cosine};
-use crate::{AlignmentLoss, LossConfig, LossKind, SpatialNorm};
+use super::{Form, FusedCosine, ZScore, compose, kernel};
+
+/// iREPA's spatial norm for SiT.
+const ZSCORE: Option<ZScore> = Some(ZScore {
+    alpha: 0.6,
+    eps: 1e-6,
+});
 
 fn random(seed: u64, size: [i64; 3], kind: Kind) -> Tensor {
     let mut generator = Generator::new(Device::Cpu, seed).unwrap();
@@ -33,11 +37,11 @@ const KINDS: [(Kind, Kind); 4] = [
     (Kind::BFloat16, Kind::BFloat16),
 ];
 
-fn shape(target: &Tensor, projected: &Tensor, norm: &SpatialNorm) -> Shape {
+fn shape(target: &Tensor, projected: &Tensor, norm: Option<ZScore>) -> Shape {
     Shape {
         target: target.kind(),
         projected: projected.kind(),
-        zscore: *norm != SpatialNorm::None,
+        zscore: norm.is_some(),
         width: target.size()[2],
     }
 }
@@ -45,7 +49,7 @@ fn shape(target: &Tensor, projected: &Tensor, norm: &SpatialNorm) -> Shape {
 /// Returns loss and gradient of the emulated kernels, prepared for `expected_grad` and with
 /// `output_grad` as the gradient of the loss.
 fn emulated(
-    norm: &SpatialNorm,
+    norm: Option<ZScore>,
     target: &Tensor,
     projected: &Tensor,
     expected_grad: f64,
@@ -55,10 +59,7 @@ fn emulated(
         .unwrap()
         .unwrap();
     let function = FusedCosine {
-        norm: match *norm {
-            SpatialNorm::None => None,
-            SpatialNorm::ZScore { alpha, eps } => Some(ZScore { alpha, eps }),
-        },
+        norm,
         expected_grad,
         form: Form::Cuda(kernels),
     };
@@ -74,23 +75,16 @@ fn emulated(
 /// Returns loss and gradient of the composed loss in float64, with `output_grad` as the gradient of the
 /// loss.
 fn exact(
-    norm: &SpatialNorm,
+    norm: Option<ZScore>,
     target: &Tensor,
     projected: &Tensor,
     output_grad: f64,
 ) -> (f64, Tensor) {
-    let loss = AlignmentLoss::new(&[LossConfig {
-        kind: LossKind::Cosine,
-        coefficient: output_grad,
-    }]);
     let cpu = |tensor: &Tensor| tensor.to_device(Device::Cpu).to_kind(Kind::Double);
     let (target, projected) = (cpu(target), cpu(projected).detach().set_requires_grad(true));
-    let loss = loss.unwrap().with_fused(false);
-    let output = loss
-        .forward_tokens(norm, &[&target], &[&projected])
-        .unwrap();
-    output.total.f_backward().unwrap();
-    (output.terms[0].value.double_value(&[]), projected.grad())
+    let loss = compose(norm, &target, &projected).unwrap();
+    (&loss * output_grad).f_backward().unwrap();
+    (loss.double_value(&[]), projected.grad())
 }
 
 /// Asserts that `found` equals `exact`, computed in float64, up to float32 rounding. Gradient errors are
@@ -128,14 +122,14 @@ fn emulated_kernels_equal_the_composed_loss() {
     for (index, size) in SIZES.into_iter().enumerate() {
         for kinds in [KINDS[0], KINDS[1 + index % 3]] {
             let plain = index % 3 == 1;
-            for norm in [SpatialNorm::default(), SpatialNorm::None] {
-                if norm == SpatialNorm::None && !plain {
+            for norm in [ZSCORE, None] {
+                if norm.is_none() && !plain {
                     continue;
                 }
                 let target = (random(1, size, Kind::Float) + 3.0).to_kind(kinds.0);
                 let projected = random(2, size, kinds.1);
-                let found = emulated(&norm, &target, &projected, 0.5, 0.5);
-                let exact = exact(&norm, &target, &projected, 0.5);
+                let found = emulated(norm, &target, &projected, 0.5, 0.5);
+                let exact = exact(norm, &target, &projected, 0.5);
                 assert_close(&found, &exact, &projected, 0.5);
             }
         }
@@ -148,12 +142,12 @@ fn an_unexpected_gradient_scales_the_prepared_one() {
         random(3, [2, 10, 36], Kind::Float),
         random(4, [2, 10, 36], Kind::Float),
     );
-    let norm = SpatialNorm::default();
+    let norm = ZSCORE;
     for output_grad in [0.5, -3.0] {
-        let found = emulated(&norm, &target, &projected, 0.5, output_grad);
+        let found = emulated(norm, &target, &projected, 0.5, output_grad);
         assert_close(
             &found,
-            &exact(&norm, &target, &projected, output_grad),
+            &exact(norm, &target, &projected, output_grad),
             &projected,
             output_grad,
         );
@@ -162,36 +156,32 @@ fn an_unexpected_gradient_scales_the_prepared_one() {
 
 #[test]
 fn emulated_kernels_handle_edge_cases_like_the_composed_loss() {
-    let norm = SpatialNorm::ZScore {
+    let norm = Some(ZScore {
         alpha: 1.0,
         eps: 1e-6,
-    };
+    });
     // With alpha 1, constant tokens become exactly 0.
     for count in [2, 9, 300] {
         let target = Tensor::full([1, count, 36], 0.1, (Kind::Float, Device::Cpu));
         let projected = random(5, [1, count, 36], Kind::Float);
-        assert_eq!(emulated(&norm, &target, &projected, 1.0, 1.0).0, 0.0);
+        assert_eq!(emulated(norm, &target, &projected, 1.0, 1.0).0, 0.0);
     }
     // A mean that is large relative to the deviation causes no loss of accuracy.
     let target = random(6, [1, 300, 36], Kind::Float) + 100.0;
     let projected = random(7, [1, 300, 36], Kind::Float);
-    let found = emulated(&norm, &target, &projected, 1.0, 1.0);
-    let exact = exact(&norm, &target, &projected, 1.0);
+    let found = emulated(norm, &target, &projected, 1.0, 1.0);
+    let exact = exact(norm, &target, &projected, 1.0);
     assert_close(&found, &exact, &projected, 1.0);
     // A zero token has cosine 0.
     let target = random(8, [1, 300, 36], Kind::Float);
     let _zero = projected.narrow(1, 4, 1).zero_();
-    let found = emulated(&SpatialNorm::None, &target, &projected, 1.0, 1.0);
-    let others = super::tests::exact(&SpatialNorm::None, &target, &projected, 1.0);
+    let found = emulated(None, &target, &projected, 1.0, 1.0);
+    let others = super::tests::exact(None, &target, &projected, 1.0);
     assert!((found.0 - others.0).abs() < 1e-6);
     assert!(bool::try_from(found.1.isfinite().all()).unwrap());
     // NaN propagates.
     let _nan = projected.narrow(1, 200, 1).fill_(f64::NAN);
-    assert!(
-        emulated(&SpatialNorm::None, &target, &projected, 1.0, 1.0)
-            .0
-            .is_nan()
-    );
+    assert!(emulated(None, &target, &projected, 1.0, 1.0).0.is_nan());
 }
 
 #[test]
@@ -200,21 +190,17 @@ fn results_do_not_depend_on_the_order_of_the_blocks() {
         random(1, [9, 17, 112], Kind::Float),
         random(2, [9, 17, 112], Kind::Float),
     );
-    let run = || emulated(&SpatialNorm::default(), &target, &projected, 1.0, 1.0);
+    let run = || emulated(ZSCORE, &target, &projected, 1.0, 1.0);
     let first = run();
     for _ in 0..5 {
         assert_eq!(run(), first);
     }
     // The loss is the same without a gradient.
-    let kernels = Cosine::emulated(shape(&target, &projected, &SpatialNorm::default()));
-    let norm = ZScore {
-        alpha: 0.6,
-        eps: 1e-6,
-    };
+    let kernels = Cosine::emulated(shape(&target, &projected, ZSCORE));
     let (loss, gradient) = kernels
         .unwrap()
         .unwrap()
-        .cosines(&target, &projected, Some(norm), None)
+        .cosines(&target, &projected, ZSCORE, None)
         .unwrap();
     assert_eq!(loss.double_value(&[]), first.0);
     assert!(gradient.is_none());
@@ -226,11 +212,11 @@ fn non_contiguous_and_unaligned_tokens_have_the_same_loss() {
     // Contiguous, but not aligned to 16 bytes.
     let flat = random(2, [1, 1, 9 * 17 * 112 + 1], Kind::Float);
     let projected = flat.view(-1).narrow(0, 1, 9 * 17 * 112).view([9, 17, 112]);
-    let norm = SpatialNorm::default();
-    let found = emulated(&norm, &target, &projected, 1.0, 1.0);
+    let norm = ZSCORE;
+    let found = emulated(norm, &target, &projected, 1.0, 1.0);
     assert_close(
         &found,
-        &exact(&norm, &target, &projected, 1.0),
+        &exact(norm, &target, &projected, 1.0),
         &projected,
         1.0,
     );
@@ -246,13 +232,13 @@ mod needs_cuda {
         let cuda = Device::Cuda(0);
         for size in SIZES.into_iter().chain([[40, 256, 768], [300, 64, 384]]) {
             for kinds in KINDS {
-                for norm in [SpatialNorm::default(), SpatialNorm::None] {
+                for norm in [ZSCORE, None] {
                     let target = (random(1, size, Kind::Float) + 3.0).to_kind(kinds.0);
                     let projected = random(2, size, kinds.1);
                     let run = || {
                         let projected = projected.to_device(cuda).set_requires_grad(true);
-                        let loss = cosine(&norm, &target.to_device(cuda), &projected, 0.5);
-                        let loss = loss.unwrap().expect("a fused form on CUDA");
+                        let loss = kernel(norm, &target.to_device(cuda), &projected, 0.5);
+                        let loss = loss.unwrap().expect("a kernel on CUDA");
                         (&loss * 0.5).f_backward().unwrap();
                         (
                             loss.double_value(&[]),
@@ -262,23 +248,19 @@ mod needs_cuda {
                     let first = run();
                     assert_close(
                         &first,
-                        &exact(&norm, &target, &projected, 0.5),
+                        &exact(norm, &target, &projected, 0.5),
                         &projected,
                         0.5,
                     );
                     assert_eq!(run(), first, "a second run differs");
                     let leaf = projected.detach().set_requires_grad(true);
-                    let loss = cosine(&norm, &target, &leaf, 0.5).unwrap().unwrap();
+                    let loss = kernel(norm, &target, &leaf, 0.5).unwrap().unwrap();
                     assert!((loss.double_value(&[]) - first.0).abs() < 1e-6);
                 }
             }
         }
         let wide = random(1, [1, 3, 20_000], Kind::Float).to_device(cuda);
-        assert!(
-            cosine(&SpatialNorm::None, &wide, &wide, 1.0)
-                .unwrap()
-                .is_none()
-        );
+        assert!(kernel(None, &wide, &wide, 1.0).unwrap().is_none());
     }
 }
 

@@ -3,7 +3,7 @@
 
 use torch_ext::kernel::{Real, Row, Stored, Vectorised};
 
-use super::super::{dot, sum};
+use crate::rows::{dot, sum};
 
 /// `y = (x - mean) r weight (1 + scale) + shift`, for rows of `x` with the width of `shift`. With a weight, this
 /// is an RMS norm: the mean is replaced by 0.

@@ -2,33 +2,33 @@ use tch::{Device, Kind, Tensor};
 use torch_ext::TorchError;
 use torch_ext::autograd::check_gradients;
 
-use super::super::tests::{assert_close, random, run};
-use super::{attention, attention_of_heads};
-use crate::dual::Activation;
-use crate::layers::split_heads;
+use super::{attention_kernel, compose, self_attention, self_attention_kernel};
+use crate::test_support::{assert_close, random, run};
 
 fn fused(qkv: &Tensor, heads: i64) -> Tensor {
-    attention(qkv, heads).unwrap().expect("a fused form")
+    self_attention_kernel(qkv, heads)
+        .unwrap()
+        .expect("a kernel")
+}
+
+fn split_heads(qkv: &Tensor, heads: i64) -> [Tensor; 3] {
+    super::split_heads(qkv, heads).unwrap()
 }
 
 fn composed(qkv: &Tensor, heads: i64) -> Tensor {
-    let [q, k, v] = split_heads(qkv, heads).unwrap();
-    Tensor::attention(&q, &k, &v, false).unwrap()
+    let [q, k, v] = split_heads(qkv, heads);
+    compose(&q, &k, &v).unwrap()
 }
 
 #[test]
 fn gradients_agree_with_finite_differences() {
     let qkv = random(1, [1, 34, 12], Kind::Double);
-    let function = |inputs: &[Tensor]| {
-        let o = attention(&inputs[0], 2);
-        let o = o.map_err(|error| TorchError::Libtorch(error.to_string()))?;
-        Ok(vec![o.expect("a fused form")])
-    };
+    let function = |inputs: &[Tensor]| Ok(vec![fused(&inputs[0], 2)]);
     check_gradients(function, &[qkv], 1e-6, 1e-6).unwrap();
 }
 
 #[test]
-fn it_agrees_with_the_composed_form() {
+fn kernel_and_composition_agree() {
     for (batch, count, heads, width) in [
         (1, 1, 1, 2),
         (2, 33, 3, 8),
@@ -61,24 +61,24 @@ fn it_agrees_with_the_composed_form() {
 fn separate_heads_have_the_same_bits() {
     for kind in [Kind::Float, Kind::BFloat16] {
         let packed = [random(1, [2, 37, 72], kind)];
-        let apart = split_heads(&packed[0].detach(), 3).unwrap();
+        let apart = split_heads(&packed[0].detach(), 3);
         let packed = run(&packed, |i| fused(&i[0], 3));
         let apart = run(&apart, |i| {
-            let o = attention_of_heads(&i[0], &i[1], &i[2]).unwrap();
-            o.expect("a fused form")
+            let o = attention_kernel(&i[0], &i[1], &i[2]).unwrap();
+            o.expect("a kernel")
         });
         assert_eq!(apart[0], packed[0]);
-        let gradients = split_heads(&packed[1], 3).unwrap();
+        let gradients = split_heads(&packed[1], 3);
         assert_eq!(apart[1..], gradients);
     }
     let [q, k] = [1, 2].map(|seed| random(seed, [2, 3, 8], Kind::Float).unsqueeze(0));
     assert!(
-        attention_of_heads(&q, &k, &q.to_kind(Kind::Double))
+        attention_kernel(&q, &k, &q.to_kind(Kind::Double))
             .unwrap()
             .is_none()
     );
     assert!(
-        attention_of_heads(&q, &k.narrow(2, 0, 2), &q)
+        attention_kernel(&q, &k.narrow(2, 0, 2), &q)
             .unwrap()
             .is_none()
     );
@@ -130,12 +130,21 @@ fn nothing_is_recorded_without_gradients() {
 }
 
 #[test]
-fn unsupported_inputs_have_no_fused_form() {
-    let none = |qkv: &Tensor, heads| assert!(attention(qkv, heads).unwrap().is_none());
+fn unsupported_inputs_have_no_kernel() {
+    let none = |qkv: &Tensor, heads| assert!(self_attention_kernel(qkv, heads).unwrap().is_none());
     let qkv = random(1, [2, 4, 18], Kind::Float);
     none(&qkv.to_kind(Kind::Half), 2);
     none(&qkv.to_kind(Kind::BFloat16), 2);
     none(&qkv, 4);
     none(&qkv.flatten(0, 1), 2);
     none(&Tensor::zeros([0, 4, 18], (Kind::Float, Device::Cpu)), 2);
+}
+
+#[test]
+fn a_width_that_the_heads_do_not_divide_is_refused() {
+    let qkv = random(1, [2, 4, 18], Kind::Float);
+    for (qkv, heads) in [(&qkv, 4), (&qkv, 0), (&qkv.flatten(0, 1), 2)] {
+        let error = self_attention(qkv, heads);
+        assert!(matches!(error, Err(TorchError::Shape { .. })), "{error:?}");
+    }
 }

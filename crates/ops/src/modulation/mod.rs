@@ -1,5 +1,4 @@
-//! Fused norm with modulation, `norm(x) (1 + scale) + shift`, in one pass over the tokens, and fused gated
-//! residuals, `x + gate y`.
+//! The modulation of a transformer block (adaLN-Zero): norm with shift and scale, and gated residuals.
 
 mod cuda;
 mod kernel;
@@ -8,13 +7,14 @@ mod tests;
 
 use half::bf16;
 use tch::{Device, Kind, Tensor};
+use torch_ext::TorchError;
 use torch_ext::autograd::{self, Backward, Forward, Function, Gradients, Outputs};
 use torch_ext::kernel::{self as cpu, Element, Input, Output, Real, Stored};
 
 use self::cuda::Modulation;
 use self::kernel::{Gate, GateBackward, NormModulate, NormModulateBackward};
-use super::{image_parts, image_parts_mut};
-use crate::DiffusionError;
+use crate::composed::is_composed;
+use crate::rows::{image_parts, image_parts_mut};
 
 /// Number of tokens per work item. Sums over tokens are computed per item first, so they do not depend on the
 /// number of threads.
@@ -22,26 +22,90 @@ const PART: i64 = 64;
 
 /// The norm of tokens before modulation.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Norm<'w> {
+pub enum Norm<'w> {
     /// Layer norm without weights.
     Layer,
-    /// RMS norm with weights `[D]` in the dtype of the tokens.
+    /// RMS norm with weights `[D]`, float32.
     Rms(&'w Tensor),
 }
 
-/// `norm(x) (1 + scale) + shift` for tokens `x` `[B, T, D]`, with `shift` and `scale` `[B, 1, D]`.
+/// `norm(x) (1 + scale) + shift` for tokens `x` `[B, T, D]`, with `shift` and `scale` `[B, 1, D]`. Layer norm is
+/// `(x - mean) / sqrt(var + eps)`, RMS norm `x / sqrt(mean(x^2) + eps) * weight`, both over `D`.
 ///
-/// The result has the dtype of `scale`: under autocast, the next linear layer would cast it to that dtype.
-/// Returns `None` if there is no fused form: for dtypes other than float32 tokens with float32 or bfloat16
-/// modulation, or (on the CPU) float64; on devices other than the CPU and CUDA; on CUDA also for tokens
-/// wider than 5,120, and if the kernels cannot be compiled.
-pub(crate) fn norm_modulate(
+/// One pass over the tokens runs for float32 tokens with `shift` and `scale` in float32 or bfloat16: on the CPU, and
+/// on CUDA for tokens of at most 5,120 numbers if the kernels can be compiled. On the CPU it also runs for float64.
+/// Its result has the dtype of `scale`: under autocast, the next linear layer would cast it to that dtype. Otherwise
+/// libtorch's operators run, with their promotion of dtypes; the composed RMS norm computes in float32 and returns
+/// the dtype of `x`.
+///
+/// # Errors
+/// The shapes do not fit each other; memory is exhausted.
+pub fn norm_modulate(
     x: &Tensor,
     norm: Norm<'_>,
     shift: &Tensor,
     scale: &Tensor,
     eps: f64,
-) -> Result<Option<Tensor>, DiffusionError> {
+) -> Result<Tensor, TorchError> {
+    if !is_composed()
+        && let Some(y) = norm_modulate_kernel(x, norm, shift, scale, eps)?
+    {
+        return Ok(y);
+    }
+    compose_norm_modulate(x, norm, shift, scale, eps)
+}
+
+/// `x + gate y` for `x` and `y` `[B, T, D]` and `gate` `[B, 1, D]`, in the dtype of `x`.
+///
+/// One pass forward and one backward run for the dtypes and devices of [`norm_modulate`], with `gate` and `y` in the
+/// place of `shift` and `scale`. Otherwise libtorch's operators run.
+///
+/// # Errors
+/// The shapes do not fit each other; memory is exhausted.
+pub fn gated_residual(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor, TorchError> {
+    if !is_composed()
+        && let Some(z) = gated_residual_kernel(x, gate, y)?
+    {
+        return Ok(z);
+    }
+    compose_gated_residual(x, gate, y)
+}
+
+fn compose_norm_modulate(
+    x: &Tensor,
+    norm: Norm<'_>,
+    shift: &Tensor,
+    scale: &Tensor,
+    eps: f64,
+) -> Result<Tensor, TorchError> {
+    let width = x.size().last().copied().unwrap_or_default();
+    let none: Option<&Tensor> = None;
+    let normal = match norm {
+        Norm::Layer => x.f_layer_norm([width], none, none, eps, true)?,
+        Norm::Rms(weight) => rms_norm(x, weight, eps)?,
+    };
+    Ok(shift.f_addcmul(&normal, &scale.f_add_scalar(1.0)?)?)
+}
+
+/// RMS norm over the last dimension with weights `[D]`. Computes in float32 and returns the dtype of `x`.
+pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor, TorchError> {
+    let width = x.size().last().copied().unwrap_or_default();
+    Ok(x.f_to_kind(Kind::Float)?
+        .f_rms_norm([width], Some(weight), eps)?
+        .f_to_kind(x.kind())?)
+}
+
+fn compose_gated_residual(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor, TorchError> {
+    Ok(x.f_addcmul(gate, y)?)
+}
+
+fn norm_modulate_kernel(
+    x: &Tensor,
+    norm: Norm<'_>,
+    shift: &Tensor,
+    scale: &Tensor,
+    eps: f64,
+) -> Result<Option<Tensor>, TorchError> {
     let Some(implementation) = implementation(x, &[shift, scale])? else {
         return Ok(None);
     };
@@ -61,13 +125,11 @@ pub(crate) fn norm_modulate(
     Ok(Some(autograd::apply(function, &inputs)?.remove(0)))
 }
 
-/// `x + gate y` for `x` and `y` `[B, T, D]` and `gate` `[B, 1, D]`, in the dtype of `x`. Returns `None` like
-/// [`norm_modulate`].
-pub(crate) fn gate(
+fn gated_residual_kernel(
     x: &Tensor,
     gate: &Tensor,
     y: &Tensor,
-) -> Result<Option<Tensor>, DiffusionError> {
+) -> Result<Option<Tensor>, TorchError> {
     if y.size() != x.size() || y.kind() != gate.kind() || y.device() != x.device() {
         return Ok(None);
     }
@@ -83,7 +145,7 @@ pub(crate) fn gate(
 fn implementation(
     x: &Tensor,
     conditions: &[&Tensor],
-) -> Result<Option<Implementation>, DiffusionError> {
+) -> Result<Option<Implementation>, TorchError> {
     let size = x.size();
     let &[batch, _, width] = size.as_slice() else {
         return Ok(None);

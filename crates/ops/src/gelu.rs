@@ -1,21 +1,40 @@
-//! The tanh form of GELU on the CPU, computed as `x sigmoid(2 u)` with `u = sqrt(2 / pi) (x + 0.044715 x^3)`.
-//! libtorch's GELU spends most of its time on the tanh.
+//! The tanh form of GELU.
 
 use tch::Tensor;
+use torch_ext::TorchError;
 use torch_ext::autograd;
 use torch_ext::kernel::{self as cpu, Input, Output, Real, Vectorised, vectorised};
 
-use super::unary::{self, Unary};
-use super::{KernelElement, sigmoid};
-use crate::DiffusionError;
+use crate::composed::is_composed;
+use crate::rows::{KernelElement, sigmoid};
+use crate::unary::{self, Unary};
 
 /// Number of elements per work item.
 const PART: usize = 1 << 14;
 
-/// GELU of a tensor of any shape. Returns `None` if there is no fused form: on devices other than the CPU, and
-/// for dtypes other than float32, bfloat16 and float64.
-pub(crate) fn gelu(x: &Tensor) -> Result<Option<Tensor>, DiffusionError> {
+/// The tanh form of GELU, `x (1 + tanh(u)) / 2` with `u = sqrt(2 / pi) (x + 0.044715 x^3)`, for `x` of any shape. The
+/// result has the shape and the dtype of `x`.
+///
+/// A kernel runs on the CPU for float32, bfloat16 and float64. It computes `x sigmoid(2 u)`: libtorch's GELU, which
+/// runs otherwise, spends most of its time on the tanh.
+///
+/// # Errors
+/// The dtype is not a floating-point dtype; memory is exhausted.
+pub fn gelu(x: &Tensor) -> Result<Tensor, TorchError> {
+    if !is_composed()
+        && let Some(y) = kernel(x)?
+    {
+        return Ok(y);
+    }
+    compose(x)
+}
+
+fn kernel(x: &Tensor) -> Result<Option<Tensor>, TorchError> {
     unary::apply::<Gelu>(x)
+}
+
+fn compose(x: &Tensor) -> Result<Tensor, TorchError> {
+    Ok(x.f_gelu("tanh")?)
 }
 
 struct Gelu;
@@ -104,27 +123,23 @@ fn twice_u_slope<A: Real>(x: A) -> A {
 #[cfg(test)]
 mod tests {
     use tch::Kind;
-    use torch_ext::TorchError;
     use torch_ext::autograd::check_gradients;
 
-    use super::super::tests::{assert_close, random, run};
     use super::*;
+    use crate::test_support::{assert_close, random, run};
 
     fn fused(x: &Tensor) -> Tensor {
-        gelu(x).unwrap().expect("a fused form")
+        kernel(x).unwrap().expect("a kernel")
     }
 
     #[test]
     fn gradients_agree_with_finite_differences() {
-        let function = |inputs: &[Tensor]| {
-            let y = gelu(&inputs[0]).map_err(|error| TorchError::Libtorch(error.to_string()))?;
-            Ok(vec![y.expect("a fused form")])
-        };
+        let function = |inputs: &[Tensor]| Ok(vec![gelu(&inputs[0])?]);
         check_gradients(function, &[random(1, [2, 3, 17], Kind::Double)], 1e-6, 1e-6).unwrap();
     }
 
     #[test]
-    fn it_agrees_with_libtorch() {
+    fn kernel_and_composition_agree() {
         for (kind, limit) in [(Kind::Float, 2e-6), (Kind::BFloat16, 8e-3)] {
             for (scale, size) in [(1.0, [3, 100, 200]), (8.0, [1, 1, 33]), (60.0, [1, 7, 9])] {
                 let x = [(random(1, size, kind) * scale).detach()];
@@ -133,17 +148,22 @@ mod tests {
                     assert_eq!(y.kind(), kind);
                     y
                 });
-                let plain = run(&x, |i| i[0].gelu("tanh"));
+                let plain = run(&x, |i| compose(&i[0]).unwrap());
                 assert_close(&fused, &plain, limit);
             }
         }
         let odd = [0f32, -0.0, 1e12, -1e12, f32::INFINITY, f32::NAN];
         let odd = [Tensor::from_slice(&odd).view([1, 1, 6])];
         let values = run(&odd, |i| fused(&i[0]));
-        for (fused, plain) in values.iter().zip(run(&odd, |i| i[0].gelu("tanh"))) {
+        for (fused, plain) in values.iter().zip(run(&odd, |i| compose(&i[0]).unwrap())) {
             assert!(fused.allclose(&plain, 0.0, 1e-7, true), "{fused} {plain}");
         }
         let odd = &odd[0];
-        assert!(gelu(&odd.to_kind(Kind::Half)).unwrap().is_none());
+        let half = odd.to_kind(Kind::Half);
+        assert!(kernel(&half).unwrap().is_none());
+        assert_eq!(
+            gelu(&half).unwrap().nan_to_num(0.0, 0.0, 0.0),
+            half.gelu("tanh").nan_to_num(0.0, 0.0, 0.0)
+        );
     }
 }

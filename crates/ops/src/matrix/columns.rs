@@ -5,7 +5,7 @@ use std::slice;
 
 /// Exclusive access to a block of columns of a matrix.
 #[derive(Debug)]
-pub struct Columns<'a, T> {
+pub(crate) struct Columns<'a, T> {
     start: *mut T,
     rows: usize,
     stride: usize,
@@ -23,7 +23,7 @@ impl<'a, T> Columns<'a, T> {
     ///
     /// # Panics
     /// The length of `matrix` is not a multiple of `row`, or `row` is not a multiple of `width`.
-    pub fn split(matrix: &'a mut [T], row: usize, width: usize) -> Vec<Self> {
+    pub(crate) fn split(matrix: &'a mut [T], row: usize, width: usize) -> Vec<Self> {
         assert!(
             row > 0 && width > 0 && matrix.len().is_multiple_of(row) && row.is_multiple_of(width),
             "{} elements in rows of {row}, {width} columns each",
@@ -45,7 +45,8 @@ impl<'a, T> Columns<'a, T> {
     }
 
     /// Number of rows of the matrix.
-    pub fn rows(&self) -> usize {
+    #[cfg(test)]
+    pub(crate) fn rows(&self) -> usize {
         self.rows
     }
 
@@ -54,7 +55,7 @@ impl<'a, T> Columns<'a, T> {
     /// # Panics
     /// `index` is not below the number of rows.
     #[inline(always)]
-    pub fn row_mut(&mut self, index: usize) -> &mut [T] {
+    pub(crate) fn row_mut(&mut self, index: usize) -> &mut [T] {
         assert!(index < self.rows, "row {index} of {}", self.rows);
         // SAFETY: `split` ensured that the `width` elements of row `index` in this block are within the
         // matrix, which is borrowed for `'a`. Blocks are disjoint, and `&mut self` prevents two references

@@ -16,11 +16,14 @@ use torch_ext::kernel::{LANES, PastCache, Real, Row, Stored, Vectorised, prefetc
 /// exact.
 const ROWS: usize = 8;
 
-/// The settings of a z-score.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct ZScore {
-    pub(super) alpha: f64,
-    pub(super) eps: f64,
+/// The settings of a spatial z-score, `(x - alpha * mean) / (std + eps)`, with the mean and the unbiased standard
+/// deviation over the tokens of a sample.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ZScore {
+    /// Share of the mean that is subtracted.
+    pub alpha: f64,
+    /// Added to the standard deviation.
+    pub eps: f64,
 }
 
 /// Computes the sum of the cosines of an image's tokens. Encoder tokens and projected tokens are `T` rows
@@ -299,7 +302,7 @@ fn products<Z: Stored<A>, P: Stored<A>, A: Real, const N: usize>(
 }
 
 /// Lower bound of the length by which a token is divided (`eps` of `F.normalize`).
-const NORM_EPS: f64 = 1e-12;
+pub(super) const NORM_EPS: f64 = 1e-12;
 
 impl Products {
     /// Returns the cosine, and the factors of the target and of the projected token whose sum is the

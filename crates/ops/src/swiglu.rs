@@ -1,25 +1,53 @@
-//! SwiGLU, `silu(a) b` for tokens `[a, b]`, on the CPU: without copies of the halves, with one pass forward and
-//! one backward.
+//! SwiGLU, the gated activation of JiT's MLP.
 
 use tch::Tensor;
+use torch_ext::TorchError;
 use torch_ext::autograd;
 use torch_ext::kernel::{self as cpu, Input, Output, Real, Vectorised, vectorised};
 
-use super::unary::{self, Unary};
-use super::{KernelElement, sigmoid};
-use crate::DiffusionError;
+use crate::composed::is_composed;
+use crate::rows::{KernelElement, sigmoid};
+use crate::unary::{self, Unary};
 
 /// Number of tokens per work item.
 const TOKENS: usize = 16;
 
-/// `silu(a) b` `[.., I]` for `x` `[.., 2 I]`, whose first half is `a`. Returns `None` if there is no fused form:
-/// on devices other than the CPU, for dtypes other than float32, bfloat16 and float64, and for odd widths.
-pub(crate) fn swiglu(x: &Tensor) -> Result<Option<Tensor>, DiffusionError> {
-    let width = x.size().last().copied().unwrap_or_default();
-    match width > 0 && width % 2 == 0 {
-        true => unary::apply::<Gated>(x),
-        false => Ok(None),
+/// `silu(a) b` `[.., I]` for `x` `[.., 2 I]`, whose first half is `a`. The result has the dtype of `x`.
+///
+/// A kernel runs on the CPU for float32, bfloat16 and float64: one pass forward and one backward, without copies of
+/// the halves. Otherwise libtorch's operators run.
+///
+/// # Errors
+/// `x` has an odd width or no dimension; its dtype is not a floating-point dtype; memory is exhausted.
+pub fn swiglu(x: &Tensor) -> Result<Tensor, TorchError> {
+    let size = x.size();
+    if size.last().is_none_or(|width| width % 2 != 0) {
+        return Err(TorchError::Shape {
+            what: "the input of SwiGLU",
+            found: size,
+            expected: "[.., 2 I]",
+        });
     }
+    if !is_composed()
+        && let Some(y) = kernel(x)?
+    {
+        return Ok(y);
+    }
+    compose(x)
+}
+
+/// The kernel for `x` of an even width.
+fn kernel(x: &Tensor) -> Result<Option<Tensor>, TorchError> {
+    match x.numel() {
+        0 => Ok(None),
+        _ => unary::apply::<Gated>(x),
+    }
+}
+
+fn compose(x: &Tensor) -> Result<Tensor, TorchError> {
+    let width = x.size().last().copied().unwrap_or_default() / 2;
+    let gate = x.f_narrow(-1, 0, width)?.f_silu()?;
+    Ok(gate.f_mul(&x.f_narrow(-1, width, width)?)?)
 }
 
 /// The size of the result for tokens `x`, and the width of the result.
@@ -124,33 +152,32 @@ impl<E: KernelElement> Vectorised for SwiGluBackward<'_, E> {
 #[cfg(test)]
 mod tests {
     use tch::Kind;
-    use torch_ext::TorchError;
     use torch_ext::autograd::check_gradients;
 
-    use super::super::tests::{assert_close, random, run};
     use super::*;
+    use crate::test_support::{assert_close, random, run};
+
+    fn fused(x: &Tensor) -> Tensor {
+        kernel(x).unwrap().expect("a kernel")
+    }
 
     fn composed(x: &Tensor) -> Tensor {
-        let width = x.size()[2] / 2;
-        x.narrow(-1, 0, width).silu() * x.narrow(-1, width, width)
+        compose(x).unwrap()
     }
 
     #[test]
     fn gradients_agree_with_finite_differences() {
-        let function = |inputs: &[Tensor]| {
-            let y = swiglu(&inputs[0]).map_err(|error| TorchError::Libtorch(error.to_string()))?;
-            Ok(vec![y.expect("a fused form")])
-        };
+        let function = |inputs: &[Tensor]| Ok(vec![swiglu(&inputs[0])?]);
         check_gradients(function, &[random(1, [2, 3, 34], Kind::Double)], 1e-6, 1e-6).unwrap();
     }
 
     #[test]
-    fn it_agrees_with_the_composed_form() {
+    fn kernel_and_composition_agree() {
         for (kind, limit) in [(Kind::Float, 2e-6), (Kind::BFloat16, 1.2e-2)] {
             for (scale, size) in [(1.0, [3, 100, 200]), (8.0, [1, 1, 2]), (30.0, [1, 37, 18])] {
                 let x = [(random(1, size, kind) * scale).detach()];
                 let fused = run(&x, |i| {
-                    let y = swiglu(&i[0]).unwrap().expect("a fused form");
+                    let y = fused(&i[0]);
                     assert_eq!(y.kind(), kind);
                     y
                 });
@@ -159,26 +186,26 @@ mod tests {
         }
         // Non-contiguous tokens and gradients.
         let x = [random(1, [4, 20, 6], Kind::Float)];
-        let fused = run(&x, |i| {
-            let y = swiglu(&i[0].transpose(1, 2)).unwrap();
-            y.expect("a fused form").transpose(1, 2)
-        });
+        let fused = run(&x, |i| fused(&i[0].transpose(1, 2)).transpose(1, 2));
         let plain = run(&x, |i| composed(&i[0].transpose(1, 2)).transpose(1, 2));
         assert_close(&fused, &plain, 2e-6);
-        assert!(
-            swiglu(&random(1, [1, 2, 3], Kind::Float))
-                .unwrap()
-                .is_none()
-        );
-        assert!(swiglu(&x[0].to_kind(Kind::Half)).unwrap().is_none());
+        assert!(kernel(&x[0].to_kind(Kind::Half)).unwrap().is_none());
     }
 
     #[test]
-    fn extreme_numbers_agree_with_libtorch() {
+    fn an_odd_width_is_refused() {
+        let error = swiglu(&random(1, [1, 2, 3], Kind::Float));
+        assert!(matches!(error, Err(TorchError::Shape { .. })), "{error:?}");
+        let empty = Tensor::zeros([2, 0], (Kind::Float, tch::Device::Cpu));
+        assert_eq!(swiglu(&empty).unwrap().size(), [2, 0]);
+    }
+
+    #[test]
+    fn kernel_and_composition_agree_on_extreme_numbers() {
         let a = [0f32, -0.0, 1e30, -1e30, f32::NEG_INFINITY, f32::NAN];
         let x: Vec<f32> = a.into_iter().chain([2.0; 6]).collect();
         let x = [Tensor::from_slice(&x).view([1, 1, 12])];
-        let values = run(&x, |i| swiglu(&i[0]).unwrap().unwrap());
+        let values = run(&x, |i| fused(&i[0]));
         for (fused, plain) in values.iter().zip(run(&x, |i| composed(&i[0]))) {
             assert!(fused.allclose(&plain, 0.0, 1e-7, true), "{fused} {plain}");
         }

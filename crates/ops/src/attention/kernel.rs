@@ -4,11 +4,10 @@
 // Indexing several rows with one lane index lets the compiler generate vector instructions.
 #![allow(clippy::needless_range_loop)]
 
-use torch_ext::kernel::{
-    Columns, LANES, Operand, Packed, Real, Rows, Vectorised, multiply, sum_lanes, vectorised,
-};
+use torch_ext::kernel::{LANES, Real, Vectorised, sum_lanes, vectorised};
 
-use super::super::KernelElement;
+use crate::matrix::{Columns, Operand, Packed, Rows, multiply};
+use crate::rows::KernelElement;
 
 /// Number of rows of scores that are computed at once; even, since bfloat16 is multiplied in pairs.
 const BLOCK: usize = 32;

@@ -3,8 +3,9 @@
 // Indexing several rows with one lane index lets the compiler generate vector instructions.
 #![allow(clippy::needless_range_loop)]
 
+use torch_ext::kernel::Real;
+
 use super::{Operand, PANEL, Product};
-use crate::kernel::Real;
 
 /// Number of rows of a tile.
 const ROWS: usize = 4;
