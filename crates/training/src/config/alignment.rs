@@ -3,6 +3,8 @@
 use alignment::{HeadConfig, LossConfig, LossKind, SpatialNorm};
 use serde::{Deserialize, Serialize};
 
+use super::invalid::InvalidConfig;
+
 /// `[alignment]`: encoder, normalisation, head, losses.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -35,6 +37,41 @@ impl AlignmentConfig {
             .map(str::to_owned)
             .collect()
     }
+
+    /// Checks head, losses and normalisation, also of a run without an encoder: a variant of it may have one.
+    pub(super) fn check(&self) -> Result<(), InvalidConfig> {
+        if let HeadConfig::Mlp { width } = self.head
+            && width < 1
+        {
+            return Err(InvalidConfig::new(
+                "alignment.head.width",
+                width,
+                "at least 1",
+            ));
+        }
+        if self.losses.is_empty() {
+            return Err(InvalidConfig {
+                key: "alignment.losses",
+                reason: "is empty; for a run without alignment, set alignment.encoder = \"none\""
+                    .to_owned(),
+            });
+        }
+        for loss in &self.losses {
+            if !loss.coefficient.is_finite() {
+                return Err(InvalidConfig {
+                    key: "alignment.losses",
+                    reason: format!(
+                        "has coefficient {}, must be a finite number",
+                        loss.coefficient
+                    ),
+                });
+            }
+        }
+        self.spatial_norm.validate().map_err(|error| InvalidConfig {
+            key: "alignment.spatial_norm",
+            reason: format!("is invalid: {error}"),
+        })
+    }
 }
 
 impl Default for AlignmentConfig {
@@ -49,6 +86,61 @@ impl Default for AlignmentConfig {
                 coefficient: 1.0,
             }],
             pool_tokens: false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Config;
+
+    fn refused(change: impl FnOnce(&mut Config)) -> Option<String> {
+        let mut config = Config::default();
+        change(&mut config);
+        config.validate().err().map(|error| error.to_string())
+    }
+
+    #[test]
+    fn invalid_alignment_settings_are_refused() {
+        let norm = |alpha, eps| {
+            refused(|config| config.alignment.spatial_norm = SpatialNorm::ZScore { alpha, eps })
+        };
+        let head = |width| refused(|config| config.alignment.head = HeadConfig::Mlp { width });
+        let loss =
+            |coefficient| refused(|config| config.alignment.losses[0].coefficient = coefficient);
+        for good in [norm(0.6, 1e-6), head(1), loss(0.0), loss(-1.0)] {
+            assert_eq!(good, None);
+        }
+        for (error, key) in [
+            (
+                norm(f64::NAN, 1e-6),
+                "`alignment.spatial_norm` is invalid: alpha",
+            ),
+            (
+                norm(f64::INFINITY, 1e-6),
+                "`alignment.spatial_norm` is invalid: alpha",
+            ),
+            (norm(0.6, 0.0), "`alignment.spatial_norm` is invalid: eps"),
+            (norm(0.6, -1.0), "`alignment.spatial_norm` is invalid: eps"),
+            (
+                norm(0.6, f64::NAN),
+                "`alignment.spatial_norm` is invalid: eps",
+            ),
+            (head(0), "`alignment.head.width` is 0"),
+            (head(-3), "`alignment.head.width` is -3"),
+            (loss(f64::NAN), "`alignment.losses` has coefficient NaN"),
+            (
+                loss(f64::INFINITY),
+                "`alignment.losses` has coefficient inf",
+            ),
+            (
+                refused(|config| config.alignment.losses.clear()),
+                "`alignment.losses` is empty",
+            ),
+        ] {
+            let error = error.unwrap();
+            assert!(error.starts_with(key), "{error}");
         }
     }
 }

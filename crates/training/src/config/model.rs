@@ -30,6 +30,13 @@ pub struct ModelConfig {
     pub alignment_depth: Option<i64>,
 }
 
+impl ModelConfig {
+    /// Whether the model is a JiT, by its name.
+    pub(super) fn is_jit(&self) -> bool {
+        self.name.to_lowercase().starts_with("jit")
+    }
+}
+
 impl Default for ModelConfig {
     fn default() -> Self {
         Self {
