@@ -7,6 +7,7 @@ use torch_ext::kernel::{self as cpu, Input, Output, Real, Vectorised, vectorised
 
 use crate::composed::is_composed;
 use crate::rows::{KernelElement, sigmoid};
+use crate::scope::run;
 use crate::unary::{self, Unary};
 
 /// Number of elements per work item.
@@ -46,7 +47,7 @@ impl Unary for Gelu {
         let mut y = Output::<E>::new(&x.size())?;
         let x = Input::<E>::new(x)?;
         let y_slice = y.as_mut_slice();
-        cpu::run(|scope| {
+        run(|scope| {
             let parts = scope.read(&x).chunks(PART).zip(y_slice.chunks_mut(PART));
             let mut parts: Vec<_> = parts.collect();
             cpu::for_each(&mut parts, |(x, y)| {
@@ -65,7 +66,7 @@ impl Unary for Gelu {
         let mut dx = Output::<E>::new(&x.size())?;
         let (x, dy) = (Input::<E>::new(x)?, Input::<E>::new(dy)?);
         let dx_slice = dx.as_mut_slice();
-        cpu::run(|scope| {
+        run(|scope| {
             let parts = scope.read(&x).chunks(PART);
             let parts = parts.zip(scope.read(&dy).chunks(PART));
             let mut parts: Vec<_> = parts.zip(dx_slice.chunks_mut(PART)).collect();

@@ -45,6 +45,7 @@ mod matrix;
 mod modulation;
 mod norm_rotate;
 mod rows;
+mod scope;
 mod swiglu;
 #[cfg(test)]
 mod test_support;

@@ -12,6 +12,7 @@ use crate::attention::{attention, check_heads, self_attention, split_heads};
 use crate::composed::is_composed;
 use crate::modulation::rms_norm;
 use crate::rows::{KernelElement, dot, image_parts, image_parts_mut, sum};
+use crate::scope::run;
 
 /// Number of tokens per work item. Sums over tokens are computed per item first, so they do not depend on the
 /// number of threads.
@@ -303,7 +304,7 @@ fn forward<E: KernelElement>(inputs: &[&Tensor; 5], eps: f64) -> autograd::Resul
     let mut y = Output::<E>::new(&inputs[0].size())?;
     let inputs = Inputs::<E>::new(inputs)?;
     let y_slice = y.as_mut_slice();
-    cpu::run(|scope| {
+    run(|scope| {
         let (count, width) = (inputs.count, inputs.width);
         let weights = [0, 1].map(|index| scope.read(&inputs.weights[index]));
         let tables = [0, 1].map(|index| scope.read(&inputs.tables[index]));
@@ -335,7 +336,7 @@ fn backward<E: KernelElement>(
     let parts = batch * inputs.parts() as i64;
     let mut sums = Output::<E::Sum>::new(&[parts, 2, head as i64])?;
     let (dx_slice, sums_slice) = (dx.as_mut_slice(), sums.as_mut_slice());
-    cpu::run(|scope| {
+    run(|scope| {
         let (count, width) = (inputs.count, inputs.width);
         let weights = [0, 1].map(|index| scope.read(&inputs.weights[index]));
         let tables = [0, 1].map(|index| scope.read(&inputs.tables[index]));

@@ -7,6 +7,7 @@ use torch_ext::kernel::{self as cpu, Input, Output, Real, Vectorised, vectorised
 
 use crate::composed::is_composed;
 use crate::rows::{KernelElement, sigmoid};
+use crate::scope::run;
 use crate::unary::{self, Unary};
 
 /// Number of tokens per work item.
@@ -70,7 +71,7 @@ impl Unary for Gated {
         let mut y = Output::<E>::new(&size)?;
         let x = Input::<E>::new(x)?;
         let y_slice = y.as_mut_slice();
-        cpu::run(|scope| {
+        run(|scope| {
             let parts = scope.read(&x).chunks(2 * width * TOKENS);
             let mut parts: Vec<_> = parts.zip(y_slice.chunks_mut(width * TOKENS)).collect();
             cpu::for_each(&mut parts, |(x, y)| vectorised(SwiGlu { x, y, width }))
@@ -83,7 +84,7 @@ impl Unary for Gated {
         let mut dx = Output::<E>::new(&x.size())?;
         let (x, dy) = (Input::<E>::new(x)?, Input::<E>::new(dy)?);
         let dx_slice = dx.as_mut_slice();
-        cpu::run(|scope| {
+        run(|scope| {
             let parts = scope.read(&x).chunks(2 * width * TOKENS);
             let parts = parts.zip(scope.read(&dy).chunks(width * TOKENS));
             let parts = parts.zip(dx_slice.chunks_mut(2 * width * TOKENS));

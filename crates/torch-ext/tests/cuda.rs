@@ -1,6 +1,7 @@
 //! Kernels compiled at run time: compilation without a GPU, emulation on the host, and runs on a CUDA device.
 
 use std::process::Command;
+use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
 use torch_ext::cuda::{self, Architecture, Argument, CudaError, Kernels, Layout, Program, Source};
@@ -57,6 +58,11 @@ fn layout(width: i64) -> Layout {
     Layout::new(width, 4, 8).unwrap()
 }
 
+fn emulate(program: &Program) -> Result<Arc<Kernels>, CudaError> {
+    // SAFETY: the sources of these tests have no code that runs when they are loaded.
+    unsafe { Kernels::emulate(program) }
+}
+
 mod needs_nvrtc {
     use super::*;
 
@@ -89,7 +95,7 @@ mod needs_nvrtc {
         assert!(text.starts_with("broken.cu WIDTH=4 VEC=4 WARPS=1 does not compile for sm_90"));
         assert!(text.contains("broken.cu(2): error"), "{text}");
         assert!(text.contains("not_declared"), "{text}");
-        let text = Kernels::emulate(&program).unwrap_err().to_string();
+        let text = emulate(&program).unwrap_err().to_string();
         assert!(text.contains("not_declared"), "{text}");
     }
 }
@@ -174,7 +180,8 @@ fn doubled_on(kernels: &Kernels, layout: Layout, size: [i64; 2]) {
         Argument::Double(2.0),
     ];
     let blocks = (size[0] + layout.tokens() - 1) / layout.tokens();
-    kernels.launch("doubled", blocks, &arguments).unwrap();
+    // SAFETY: the arguments are those of the kernel, and there are no more blocks than tokens need.
+    unsafe { kernels.launch("doubled", blocks, &arguments) }.unwrap();
     assert_eq!(y, &x * 2.0);
     // The numbers are small integers divided by 4, so any order of summation has the same result.
     assert_eq!(sums, x.sum_dim_intlist(1, false, Kind::Float));
@@ -187,7 +194,7 @@ const SIZES: [[i64; 2]; 5] = [[1, 1], [9, 128], [5, 600], [3, 33], [2, 2044]];
 fn an_emulated_kernel_computes_the_result() {
     for size in SIZES {
         let layout = layout(size[1]);
-        let kernels = Kernels::emulate(&program(&DOUBLED, layout)).unwrap();
+        let kernels = emulate(&program(&DOUBLED, layout)).unwrap();
         doubled_on(&kernels, layout, size);
     }
 }
@@ -209,8 +216,10 @@ mod needs_cuda {
 
 #[test]
 fn a_barrier_that_some_threads_never_reach_is_an_error() {
-    let kernels = Kernels::emulate(&program(&LOPSIDED, layout(4))).unwrap();
-    let error = kernels.launch("lopsided", 2, &[]).unwrap_err().to_string();
+    let kernels = emulate(&program(&LOPSIDED, layout(4))).unwrap();
+    // SAFETY: the kernel has no parameters.
+    let error = unsafe { kernels.launch("lopsided", 2, &[]) };
+    let error = error.unwrap_err().to_string();
     assert!(
         error.contains("`lopsided`") && error.contains("barrier"),
         "{error}"
@@ -219,9 +228,12 @@ fn a_barrier_that_some_threads_never_reach_is_an_error() {
 
 #[test]
 fn invalid_arguments_of_a_kernel_are_errors() {
-    let kernels = Kernels::emulate(&program(&DOUBLED, layout(8))).unwrap();
+    let kernels = emulate(&program(&DOUBLED, layout(8))).unwrap();
     let x = Tensor::zeros([2, 8], (Kind::Float, Device::Cpu));
-    let launch = |blocks, argument| kernels.launch("doubled", blocks, &[argument]).unwrap_err();
+    let launch = |blocks, argument| {
+        // SAFETY: an argument or the number of blocks is refused, so nothing runs.
+        unsafe { kernels.launch("doubled", blocks, &[argument]) }.unwrap_err()
+    };
     let message = |error: TorchError| error.to_string();
     let (transposed, undefined) = (x.transpose(0, 1), Tensor::new());
     assert!(message(launch(1, Argument::Tensor(&transposed))).contains("[8, 2] is not contiguous"));
@@ -230,8 +242,10 @@ fn invalid_arguments_of_a_kernel_are_errors() {
         message(launch(1, Argument::Int(1 << 40))).contains("1099511627776 does not fit an `int`")
     );
     assert!(message(launch(0, Argument::Null)).contains("0 blocks"));
+    // SAFETY: there is no such kernel.
+    let missing = unsafe { kernels.launch("tripled", 1, &[]) };
     assert!(matches!(
-        kernels.launch("tripled", 1, &[]),
+        missing,
         Err(TorchError::Kernel(CudaError::Library { .. }))
     ));
     let error = Kernels::load(Device::Cpu, &program(&DOUBLED, layout(8))).unwrap_err();

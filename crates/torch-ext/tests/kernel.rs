@@ -10,25 +10,36 @@ use std::time::{Duration, Instant};
 use half::bf16;
 use tch::{Device, Kind, Tensor};
 use torch_ext::TorchError;
-use torch_ext::kernel::{self, InPlace, Input, Output, Real, Vectorised};
+use torch_ext::kernel::{self, InPlace, InPlaceScope, Input, Output, Real, Scope, Vectorised};
 
 const CPU: Device = Device::Cpu;
+
+fn run<'env, R>(kernel: impl for<'scope> FnOnce(&'scope Scope<'scope, 'env>) -> R + Sync) -> R {
+    // SAFETY: these tests use the memory of tensors in kernels only while a kernel runs.
+    unsafe { kernel::run(kernel) }
+}
+
+fn run_in_place<'env, R>(
+    kernel: impl for<'scope> FnOnce(&'scope InPlaceScope<'scope, 'env>) -> R + Sync,
+) -> R {
+    // SAFETY: as above.
+    unsafe { kernel::run_in_place(kernel) }
+}
 
 #[test]
 fn elements_are_in_row_major_order() {
     let x = Tensor::arange(6, (Kind::BFloat16, CPU)).view([2, 3]);
     let input = Input::<bf16>::new(&x).unwrap();
-    let read: Vec<f32> =
-        kernel::run(|scope| scope.read(&input).iter().map(|v| v.to_f32()).collect());
+    let read: Vec<f32> = run(|scope| scope.read(&input).iter().map(|v| v.to_f32()).collect());
     assert_eq!(read, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
     // A view of some rows is contiguous too, and its slice starts at its own first element.
     let tail = x.narrow(0, 1, 1);
     let input = Input::<bf16>::new(&tail).unwrap();
-    let first = kernel::run(|scope| scope.read(&input)[0].to_f32());
+    let first = run(|scope| scope.read(&input)[0].to_f32());
     assert_eq!(first, 3.0);
     let empty = Tensor::zeros([0, 3], (Kind::Float, CPU));
     let input = Input::<f32>::new(&empty).unwrap();
-    assert!(kernel::run(|scope| scope.read(&input).is_empty()));
+    assert!(run(|scope| scope.read(&input).is_empty()));
 }
 
 #[test]
@@ -61,7 +72,7 @@ fn a_tensor_is_changed_in_place_through_its_view() {
         Input::<f32>::new(&first).unwrap(),
         InPlace::<f32>::new(&last).unwrap(),
     );
-    kernel::run_in_place(|scope| {
+    run_in_place(|scope| {
         let (from, to) = (scope.read(&from)?, scope.write(&to)?);
         to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
         Ok::<_, TorchError>(())
@@ -87,21 +98,21 @@ fn memory_with_another_borrow_is_not_writable() {
     };
 
     let (writes_top, writes_middle, writes_bottom) = (write(&top), write(&middle), write(&bottom));
-    refused(kernel::run_in_place(|scope| {
+    refused(run_in_place(|scope| {
         let _disjoint = (scope.write(&writes_bottom)?, scope.write(&writes_top)?);
         scope.write(&writes_middle).map(|_| ())
     }));
-    refused(kernel::run_in_place(|scope| {
+    refused(run_in_place(|scope| {
         let _once = scope.write(&writes_top)?;
         scope.write(&writes_top).map(|_| ())
     }));
     let (reads_all, reads_bottom) = (read(&all), read(&bottom));
-    refused(kernel::run_in_place(|scope| {
+    refused(run_in_place(|scope| {
         let _same = (scope.read(&reads_bottom)?, scope.read(&reads_bottom)?);
         let _other = scope.write(&writes_top)?;
         scope.read(&reads_all).map(|_| ())
     }));
-    refused(kernel::run_in_place(|scope| {
+    refused(run_in_place(|scope| {
         let _both = (scope.read(&reads_all)?, scope.read(&reads_bottom)?);
         scope.write(&writes_top).map(|_| ())
     }));
@@ -119,31 +130,29 @@ fn no_kernel_accesses_memory_that_another_one_changes() {
         Input::<f32>::new(&x).unwrap(),
         Input::<f32>::new(&row).unwrap(),
     );
-    kernel::run_in_place(|scope| {
+    run_in_place(|scope| {
         let slice = scope.write(&one).unwrap();
         // Until this kernel is done, neither nested kernels nor other threads may access the memory.
-        assert!(kernel::run_in_place(|inner| inner.write(&all).is_err()));
-        assert!(kernel::run_in_place(|inner| inner
-            .read(&reads_all)
-            .is_err()));
+        assert!(run_in_place(|inner| inner.write(&all).is_err()));
+        assert!(run_in_place(|inner| inner.read(&reads_all).is_err()));
         thread::scope(|threads| {
-            let other = threads.spawn(|| kernel::run_in_place(|inner| inner.write(&one).is_err()));
+            let other = threads.spawn(|| run_in_place(|inner| inner.write(&one).is_err()));
             assert!(other.join().unwrap());
         });
         let read = catch_unwind(AssertUnwindSafe(|| {
-            kernel::run(|inner| inner.read(&reads_one).len())
+            run(|inner| inner.read(&reads_one).len())
         }));
         assert!(read.is_err());
         slice.fill(1.0);
     });
-    assert_eq!(kernel::run(|scope| scope.read(&reads_one)[0]), 1.0);
+    assert_eq!(run(|scope| scope.read(&reads_one)[0]), 1.0);
     // Several kernels may read the same memory. All must be done before it can be changed.
-    kernel::run(|scope| {
+    run(|scope| {
         let first = scope.read(&reads_all);
-        kernel::run(|inner| assert_eq!(inner.read(&reads_all), first));
-        assert!(kernel::run_in_place(|inner| inner.write(&one).is_err()));
+        run(|inner| assert_eq!(inner.read(&reads_all), first));
+        assert!(run_in_place(|inner| inner.write(&one).is_err()));
     });
-    assert!(kernel::run_in_place(|scope| scope.write(&all).is_ok()));
+    assert!(run_in_place(|scope| scope.write(&all).is_ok()));
 }
 
 #[test]

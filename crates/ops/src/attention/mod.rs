@@ -14,6 +14,7 @@ use self::kernel::{Head, Scratch};
 use crate::composed::is_composed;
 use crate::matrix::{Columns, Rows, multiplies_fast};
 use crate::rows::KernelElement;
+use crate::scope::run;
 
 /// Self-attention, `softmax(q k^T / sqrt(d)) v` of every head, `[B, T, D]`, for `qkv` `[B, T, 3 D]` with the heads of
 /// the queries, then of the keys, then of the values. The result has the dtype of `qkv`.
@@ -300,7 +301,7 @@ fn forward<E: KernelElement>(inputs: &[Tensor], layout: Layout) -> autograd::Res
     let mut log_sums = Output::<E::Sum>::new(&[batch, heads, count])?;
     let inputs = readable::<E>(inputs)?;
     let (o_slice, log_sums_slice) = (o.as_mut_slice(), log_sums.as_mut_slice());
-    cpu::run(|scope| {
+    run(|scope| {
         let inputs: Vec<&[E]> = inputs.iter().map(|input| scope.read(input)).collect();
         let token = layout.token();
         let images = o_slice.chunks_mut(layout.count * token);
@@ -335,7 +336,7 @@ fn backward<E: KernelElement>(
     let log_sums = Input::<E::Sum>::new(log_sums)?;
     let slices = gradients.iter_mut().map(Output::as_mut_slice).collect();
     let columns = layout.split(slices);
-    cpu::run(|scope| {
+    run(|scope| {
         let inputs: Vec<&[E]> = inputs.iter().map(|input| scope.read(input)).collect();
         let (o, d_o) = (scope.read(&o), scope.read(&d_o));
         let mut items: Vec<_> = layout

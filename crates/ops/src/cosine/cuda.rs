@@ -76,7 +76,8 @@ impl Cosine {
     /// The kernels emulated on the CPU, for tests.
     #[cfg(test)]
     pub(super) fn emulated(shape: Shape) -> Option<Result<Self, cuda::CudaError>> {
-        Self::with(shape, Kernels::emulate)
+        // SAFETY: the source has no code that runs when it is loaded.
+        Self::with(shape, |program| unsafe { Kernels::emulate(program) })
     }
 
     fn with<E>(
@@ -123,27 +124,32 @@ impl Cosine {
             alpha: 0.0,
             eps: 0.0,
         });
-        self.kernels.launch(
-            "cosine_loss",
-            schedule.blocks,
-            &[
-                Argument::Tensor(&target),
-                Argument::Tensor(&projected),
-                or_null(&gradient),
-                Argument::Tensor(&loss),
-                or_null(&shift),
-                or_null(&scale),
-                Argument::Tensor(&sums),
-                Argument::Tensor(&counters),
-                Argument::Int(batch),
-                Argument::Int(count),
-                Argument::Int(schedule.tokens_per_tile),
-                Argument::Int(schedule.lag),
-                Argument::Float(alpha),
-                Argument::Float(eps),
-                Argument::Float(slope),
-            ],
-        )?;
+        // SAFETY: `super::kernel` has checked that both token tensors have the size `[batch, count, width]`, and the
+        // dtypes and the width of the kernels' shape. All other tensors were allocated above, in the sizes and dtypes
+        // that `cosine.cu` documents, and with a z-score the statistics are not null.
+        unsafe {
+            self.kernels.launch(
+                "cosine_loss",
+                schedule.blocks,
+                &[
+                    Argument::Tensor(&target),
+                    Argument::Tensor(&projected),
+                    or_null(&gradient),
+                    Argument::Tensor(&loss),
+                    or_null(&shift),
+                    or_null(&scale),
+                    Argument::Tensor(&sums),
+                    Argument::Tensor(&counters),
+                    Argument::Int(batch),
+                    Argument::Int(count),
+                    Argument::Int(schedule.tokens_per_tile),
+                    Argument::Int(schedule.lag),
+                    Argument::Float(alpha),
+                    Argument::Float(eps),
+                    Argument::Float(slope),
+                ],
+            )
+        }?;
         Ok((loss, gradient))
     }
 
@@ -157,16 +163,21 @@ impl Cosine {
     ) -> autograd::Result<()> {
         let vectors = gradient.numel() as i64 / self.layout.vector();
         let blocks = (vectors / cuda::BLOCK).clamp(1, 4 * self.kernels.resident_blocks());
-        Ok(self.kernels.launch(
-            "rescale",
-            blocks,
-            &[
-                Argument::Tensor(gradient),
-                Argument::Tensor(output_grad),
-                Argument::Double(expected_grad),
-                Argument::Int(vectors),
-            ],
-        )?)
+        // SAFETY: `gradient` is a contiguous result of `cosines`, of `vectors` whole vectors, which no other tensor
+        // shares. Autograd gives `output_grad` the size and dtype of the loss, a float32 scalar.
+        unsafe {
+            self.kernels.launch(
+                "rescale",
+                blocks,
+                &[
+                    Argument::Tensor(gradient),
+                    Argument::Tensor(output_grad),
+                    Argument::Double(expected_grad),
+                    Argument::Int(vectors),
+                ],
+            )
+        }?;
+        Ok(())
     }
 }
 

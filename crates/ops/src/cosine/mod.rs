@@ -17,6 +17,7 @@ use torch_ext::kernel::{self as cpu, Element, Input, Output, Real, Stored};
 use self::cuda::{Cosine, Shape};
 use self::kernel::{CosineSum, Gradient, NORM_EPS};
 use crate::composed::is_composed;
+use crate::scope::run;
 
 pub use self::kernel::ZScore;
 
@@ -285,7 +286,7 @@ fn cosines<Z: Stored<A>, P: Stored<A>, A: Real>(
     let gradients: Vec<_> = (0..batch)
         .map(|_| parts.as_mut().and_then(Iterator::next))
         .collect();
-    let sum = cpu::run(|scope| -> Result<f64, TorchError> {
+    let sum = run(|scope| -> Result<f64, TorchError> {
         let mut images: Vec<_> = scope
             .read(&z)
             .chunks_exact(len)

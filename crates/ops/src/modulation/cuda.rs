@@ -16,6 +16,10 @@ static MODULATION: Source = Source {
 const HELD: i64 = 20;
 
 /// The kernels for one width of tokens and one dtype of modulation.
+///
+/// Its launches are sound because `implementation` has checked the sizes, dtypes and the device of the inputs for which
+/// it made the kernels. Autograd gives the gradient of a result the size and dtype of the result, and saved tensors are
+/// unchanged. Results are allocated here, in the size that the kernel writes.
 #[derive(Debug, Clone)]
 pub(super) struct Modulation {
     kernels: Arc<Kernels>,
@@ -48,7 +52,8 @@ impl Modulation {
     pub(super) fn emulated(condition: Kind, width: i64) -> Option<Self> {
         let (program, layout) = program(condition, width)?;
         Some(Self {
-            kernels: Kernels::emulate(&program).unwrap(),
+            // SAFETY: the source has no code that runs when it is loaded.
+            kernels: unsafe { Kernels::emulate(&program) }.unwrap(),
             layout,
             condition,
         })
@@ -84,21 +89,24 @@ impl Modulation {
         let (batch, count, width) = x.size3()?;
         let y = self.empty(&[batch, count, width], self.condition)?;
         let statistics = self.empty(&[batch, count, 2], Kind::Float)?;
-        self.kernels.launch(
-            "norm_modulate",
-            ceil(batch * count, self.layout.tokens()),
-            &[
-                Argument::Tensor(&x),
-                Argument::Tensor(&shift),
-                Argument::Tensor(&scale),
-                weight.as_ref().map_or(Argument::Null, Argument::Tensor),
-                Argument::Tensor(&y),
-                Argument::Tensor(&statistics),
-                Argument::Int(batch * count),
-                Argument::Int(count),
-                Argument::Float(eps),
-            ],
-        )?;
+        // SAFETY: see the type. The kernel writes one token of `y` and two statistics for each token of `x`.
+        unsafe {
+            self.kernels.launch(
+                "norm_modulate",
+                ceil(batch * count, self.layout.tokens()),
+                &[
+                    Argument::Tensor(&x),
+                    Argument::Tensor(&shift),
+                    Argument::Tensor(&scale),
+                    weight.as_ref().map_or(Argument::Null, Argument::Tensor),
+                    Argument::Tensor(&y),
+                    Argument::Tensor(&statistics),
+                    Argument::Int(batch * count),
+                    Argument::Int(count),
+                    Argument::Float(eps),
+                ],
+            )
+        }?;
         Ok([y, statistics])
     }
 
@@ -115,22 +123,25 @@ impl Modulation {
         let (batch, _, width) = x.size3()?;
         let dx = x.f_empty_like()?;
         let sums = self.empty(&[batch, parts.parts, 2, width], Kind::Float)?;
-        self.kernels.launch(
-            "norm_modulate_backward",
-            batch * parts.parts,
-            &[
-                Argument::Tensor(&x),
-                Argument::Tensor(&scale),
-                weight.as_ref().map_or(Argument::Null, Argument::Tensor),
-                Argument::Tensor(&statistics),
-                Argument::Tensor(&dy),
-                Argument::Tensor(&dx),
-                Argument::Tensor(&sums),
-                Argument::Int(parts.count),
-                Argument::Int(parts.parts),
-                Argument::Int(parts.tokens),
-            ],
-        )?;
+        // SAFETY: see the type. The kernel writes `dx`, of the size of `x`, and two sums for each part.
+        unsafe {
+            self.kernels.launch(
+                "norm_modulate_backward",
+                batch * parts.parts,
+                &[
+                    Argument::Tensor(&x),
+                    Argument::Tensor(&scale),
+                    weight.as_ref().map_or(Argument::Null, Argument::Tensor),
+                    Argument::Tensor(&statistics),
+                    Argument::Tensor(&dy),
+                    Argument::Tensor(&dx),
+                    Argument::Tensor(&sums),
+                    Argument::Int(parts.count),
+                    Argument::Int(parts.parts),
+                    Argument::Int(parts.tokens),
+                ],
+            )
+        }?;
         let of_images = self.empty(&[batch, 2, width], Kind::Float)?;
         self.sum_parts(&sums, &of_images, &parts)?;
         Ok([dx, of_images])
@@ -141,18 +152,21 @@ impl Modulation {
         let [x, gate, y] = readable(inputs)?;
         let (batch, count, _) = x.size3()?;
         let z = x.f_empty_like()?;
-        self.kernels.launch(
-            "gate",
-            ceil(batch * count, self.layout.tokens()),
-            &[
-                Argument::Tensor(&x),
-                Argument::Tensor(&gate),
-                Argument::Tensor(&y),
-                Argument::Tensor(&z),
-                Argument::Int(batch * count),
-                Argument::Int(count),
-            ],
-        )?;
+        // SAFETY: see the type. The kernel writes `z`, of the size of `x`.
+        unsafe {
+            self.kernels.launch(
+                "gate",
+                ceil(batch * count, self.layout.tokens()),
+                &[
+                    Argument::Tensor(&x),
+                    Argument::Tensor(&gate),
+                    Argument::Tensor(&y),
+                    Argument::Tensor(&z),
+                    Argument::Int(batch * count),
+                    Argument::Int(count),
+                ],
+            )
+        }?;
         Ok(z)
     }
 
@@ -163,20 +177,23 @@ impl Modulation {
         let (batch, _, width) = y.size3()?;
         let dy = y.f_empty_like()?;
         let sums = self.empty(&[batch, parts.parts, 1, width], Kind::Float)?;
-        self.kernels.launch(
-            "gate_backward",
-            batch * parts.parts,
-            &[
-                Argument::Tensor(&y),
-                Argument::Tensor(&gate),
-                Argument::Tensor(&gradient),
-                Argument::Tensor(&dy),
-                Argument::Tensor(&sums),
-                Argument::Int(parts.count),
-                Argument::Int(parts.parts),
-                Argument::Int(parts.tokens),
-            ],
-        )?;
+        // SAFETY: see the type. The kernel writes `dy`, of the size of `y`, and one sum for each part.
+        unsafe {
+            self.kernels.launch(
+                "gate_backward",
+                batch * parts.parts,
+                &[
+                    Argument::Tensor(&y),
+                    Argument::Tensor(&gate),
+                    Argument::Tensor(&gradient),
+                    Argument::Tensor(&dy),
+                    Argument::Tensor(&sums),
+                    Argument::Int(parts.count),
+                    Argument::Int(parts.parts),
+                    Argument::Int(parts.tokens),
+                ],
+            )
+        }?;
         let dgate = self.empty(&[batch, 1, width], Kind::Float)?;
         self.sum_parts(&sums, &dgate, &parts)?;
         Ok([dgate.f_to_kind(self.condition)?, dy])
@@ -185,16 +202,20 @@ impl Modulation {
     /// Sums `[B, parts, kinds, D]` over the parts to `[B, kinds, D]`.
     fn sum_parts(&self, sums: &Tensor, result: &Tensor, parts: &Parts) -> autograd::Result<()> {
         let (_, kinds, width) = result.size3()?;
-        Ok(self.kernels.launch(
-            "sum_parts",
-            parts.batch * kinds * ceil(width, cuda::BLOCK),
-            &[
-                Argument::Tensor(sums),
-                Argument::Tensor(result),
-                Argument::Int(parts.parts),
-                Argument::Int(kinds),
-            ],
-        )?)
+        // SAFETY: both are float32, and `result` has the size of `sums` without the parts.
+        unsafe {
+            self.kernels.launch(
+                "sum_parts",
+                parts.batch * kinds * ceil(width, cuda::BLOCK),
+                &[
+                    Argument::Tensor(sums),
+                    Argument::Tensor(result),
+                    Argument::Int(parts.parts),
+                    Argument::Int(kinds),
+                ],
+            )
+        }?;
+        Ok(())
     }
 }
 

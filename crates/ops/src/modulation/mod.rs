@@ -15,6 +15,7 @@ use self::cuda::Modulation;
 use self::kernel::{Gate, GateBackward, NormModulate, NormModulateBackward};
 use crate::composed::is_composed;
 use crate::rows::{image_parts, image_parts_mut};
+use crate::scope::run;
 
 /// Number of tokens per work item. Sums over tokens are computed per item first, so they do not depend on the
 /// number of threads.
@@ -374,7 +375,7 @@ fn norm_modulate_pass<C: Stored<A>, A: Real + Stored<A>>(
     let (shift, scale) = (Input::<C>::new(inputs[1])?, Input::<C>::new(inputs[2])?);
     let weight = weight.map(Input::<A>::new).transpose()?;
     let (y_slice, statistics_slice) = (y.as_mut_slice(), statistics.as_mut_slice());
-    cpu::run(|scope| {
+    run(|scope| {
         let (parts, part) = parts(count, width);
         let (len, width) = ((count * width) as usize, width as usize);
         let (shift, scale) = (scope.read(&shift), scope.read(&scale));
@@ -421,7 +422,7 @@ fn norm_modulate_backward<C: Stored<A>, A: Real + Stored<A>>(
     let (statistics, dy) = (Input::<A>::new(inputs[2])?, Input::<C>::new(inputs[3])?);
     let weight = weight.map(Input::<A>::new).transpose()?;
     let (dx_slice, sums_slice) = (dx.as_mut_slice(), sums.as_mut_slice());
-    cpu::run(|scope| {
+    run(|scope| {
         let (len, width) = ((count * width) as usize, width as usize);
         let scale = scope.read(&scale);
         let weight = weight.as_ref().map(|weight| scope.read(weight));
@@ -463,7 +464,7 @@ fn gate_pass<C: Stored<A>, A: Real + Stored<A>>(inputs: &[&Tensor; 3]) -> autogr
     let x = Input::<A>::new(inputs[0])?;
     let (gate, y) = (Input::<C>::new(inputs[1])?, Input::<C>::new(inputs[2])?);
     let z_slice = z.as_mut_slice();
-    cpu::run(|scope| {
+    run(|scope| {
         let (parts, part) = parts(count, width);
         let (len, width) = ((count * width) as usize, width as usize);
         let gate = scope.read(&gate);
@@ -499,7 +500,7 @@ fn gate_backward<C: Stored<A>, A: Real + Stored<A>>(
     let (gate, y) = (Input::<C>::new(inputs[0])?, Input::<C>::new(inputs[1])?);
     let gradient = Input::<A>::new(inputs[2])?;
     let (dy_slice, dgate_slice) = (dy.as_mut_slice(), dgate.as_mut_slice());
-    cpu::run(|scope| {
+    run(|scope| {
         let (len, width) = ((count * width) as usize, width as usize);
         let gate = scope.read(&gate);
         let mut work: Vec<_> = image_parts(scope.read(&y), len, part)

@@ -81,21 +81,29 @@ impl PointerTable {
             Argument::Tensor(&cached.on_device),
             Argument::Tensor(&cached.chunks),
         );
-        kernels.launch(
-            "squared_norms",
-            count,
-            &[rows, chunks, Argument::Tensor(&sums)],
-        )?;
-        kernels.launch(
-            "total_norm",
-            1,
-            &[
-                Argument::Tensor(&sums),
-                Argument::Tensor(&norm),
-                Argument::Int(count),
-                Argument::Float(update.max_norm),
-            ],
-        )?;
+        // SAFETY: the rows hold the addresses of tensors that are borrowed until the end of this function or, for
+        // gradients, owned by it. `super::fits` has checked their dtypes and sizes, and `Cached::new` that those which
+        // are written share no memory. `chunks` divides them, and `sums` has one element for each chunk.
+        unsafe {
+            kernels.launch(
+                "squared_norms",
+                count,
+                &[rows, chunks, Argument::Tensor(&sums)],
+            )
+        }?;
+        // SAFETY: `sums` has `count` elements, and `norm` two.
+        unsafe {
+            kernels.launch(
+                "total_norm",
+                1,
+                &[
+                    Argument::Tensor(&sums),
+                    Argument::Tensor(&norm),
+                    Argument::Int(count),
+                    Argument::Float(update.max_norm),
+                ],
+            )
+        }?;
         let factors = Factors::new(update);
         let mut arguments = vec![rows, chunks, Argument::Tensor(&norm)];
         let adamw = [
@@ -114,7 +122,8 @@ impl PointerTable {
                 .chain(averages)
                 .map(|factor| Argument::Float(f64::from(factor))),
         );
-        kernels.launch("update", count, &arguments)?;
+        // SAFETY: as for the first kernel; the factors follow in the order of the parameters.
+        unsafe { kernels.launch("update", count, &arguments) }?;
         for operands in weights {
             for tensor in changed(operands) {
                 autograd::bump_version(tensor)?;
@@ -126,6 +135,10 @@ impl PointerTable {
 
 impl Cached {
     fn new(rows: Vec<Row>, device: Device) -> Result<Self, TorchError> {
+        if shares_memory(&rows) {
+            let reason = "shares memory with another tensor that a kernel changes";
+            return Err(TorchError::Memory(reason.to_owned()));
+        }
         let mut chunks = Vec::new();
         for (index, row) in rows.iter().enumerate() {
             let count = (row[7] as usize).div_ceil(CHUNK);
@@ -139,6 +152,32 @@ impl Cached {
             rows,
         })
     }
+}
+
+/// Whether memory that the sweep writes is also that of another operand.
+fn shares_memory(rows: &[Row]) -> bool {
+    // Address of the first byte and of the byte after the last, and whether it is written.
+    let mut ranges: Vec<(i64, i64, bool)> = Vec::new();
+    for &[gradient, weight, first, second, average, other, copy, count] in rows {
+        // Gradients are bfloat16 if there is a copy.
+        let narrow = if copy == 0 { 4 } else { 2 };
+        ranges.push((gradient, gradient + narrow * count, false));
+        for state in [weight, first, second, average, other] {
+            ranges.push((state, state + 4 * count, true));
+        }
+        ranges.push((copy, copy + 2 * count, true));
+    }
+    ranges.retain(|&(start, end, _)| start != 0 && start < end);
+    ranges.sort_unstable();
+    let (mut read_until, mut written_until) = (0, 0);
+    ranges.into_iter().any(|(start, end, written)| {
+        let shared = start < written_until || (written && start < read_until);
+        match written {
+            true => written_until = written_until.max(end),
+            false => read_until = read_until.max(end),
+        }
+        shared
+    })
 }
 
 /// Returns the tensors that a sweep changes.

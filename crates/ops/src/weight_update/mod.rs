@@ -16,6 +16,7 @@ use torch_ext::optim::{self, AdamW};
 
 use self::kernel::{SquaredNorm, Sweep};
 use crate::composed::is_composed;
+use crate::scope::run_in_place;
 
 pub use self::cuda::PointerTable;
 
@@ -294,7 +295,7 @@ fn sweep_cpu<const N: usize>(
         .map(|(operands, gradient)| memory::<N>(operands, gradient))
         .collect::<Result<Vec<_>, TorchError>>()?;
     let factors = Factors::new(update);
-    let norm = cpu::run_in_place(|scope| {
+    let norm = run_in_place(|scope| {
         // Each chunk with its part of the squared norm.
         let mut chunks: Vec<(Option<Chunk<'_, N>>, f64)> = Vec::new();
         for memory in &memories {

@@ -136,12 +136,16 @@ impl Kernels {
         })
     }
 
-    /// Compiles `program` with the host's C++ compiler (`CXX`, or `c++`) to run on CPU tensors. It is slow and
-    /// meant for tests. As on a GPU, the order of blocks is unspecified.
+    /// Compiles `program` with the host's C++ compiler (`CXX`, or `c++`) to run on CPU tensors, and loads it into
+    /// this process. It is slow and meant for tests. As on a GPU, the order of blocks is unspecified.
     ///
     /// # Errors
     /// The compiler is missing, or the source does not compile.
-    pub fn emulate(program: &Program) -> Result<Arc<Self>, CudaError> {
+    ///
+    /// # Safety
+    /// The source has no code that runs when it is loaded (such as constructors of global variables) and violates
+    /// memory safety.
+    pub unsafe fn emulate(program: &Program) -> Result<Arc<Self>, CudaError> {
         Self::cached(Device::Cpu, program, || {
             Ok(Code::Emulated(emulator::Emulated::compile(program)?))
         })
@@ -183,14 +187,20 @@ impl Kernels {
     /// Queues kernel `name` on the current stream of the device, with `arguments` in the order of its
     /// parameters.
     ///
-    /// As with libtorch's own kernels, the source must stay within the tensors, and the caller must pass the
-    /// arguments that the kernel expects. A mistake corrupts memory of the device, or causes an error in a
-    /// later call.
+    /// A mistake in the arguments or in the source corrupts memory of the device, or causes an error in a later
+    /// call; emulated kernels run on memory of this process.
     ///
     /// # Errors
     /// A tensor is undefined, on another device or not contiguous; a number is out of range; the kernel does
     /// not exist; the launch fails.
-    pub fn launch(
+    ///
+    /// # Safety
+    /// - `arguments` have the number and the types of the kernel's parameters: a tensor of the dtype that a
+    ///   pointer points to, or null where the kernel accepts it, and otherwise a number of the parameter's type.
+    /// - With these arguments and this number of blocks, the kernel stays within the tensors. Tensors that it
+    ///   writes share no memory with each other or with tensors that it reads, except where the kernel allows it.
+    /// - No tensor that it writes is in use on another stream or, if the kernel is emulated, on another thread.
+    pub unsafe fn launch(
         &self,
         name: &str,
         blocks: i64,
@@ -215,15 +225,14 @@ impl Kernels {
                 let name = CString::new(name).unwrap_or_default();
                 let stream = current_stream(self.device)?;
                 // SAFETY: the pointers refer to `values`, which outlive the call. The stream is libtorch's,
-                // on this device. The sources of this project, which are compiled into it like its C++,
-                // are responsible for passing the values that the kernel expects. The values are device
-                // addresses, so no memory of Rust is affected. The allocator reuses memory in stream order,
-                // so a tensor may be dropped before the kernel has run.
+                // on this device. By contract the values are those that the kernel expects; the tensors are
+                // on this device. The allocator reuses memory in stream order, so a tensor may be dropped
+                // before the kernel has run.
                 unsafe { module.launch(&name, blocks, BLOCK as u32, stream, &mut pointers)? };
             }
             Code::Emulated(library) => {
                 // SAFETY: as above, but the values are host addresses of tensors that are borrowed until the
-                // kernel has ended. Only tests emulate kernels.
+                // kernel has ended.
                 unsafe { library.launch(name, blocks, BLOCK as u32, &mut pointers)? };
             }
         }

@@ -63,8 +63,8 @@ impl<'scope, 'env> InPlaceScope<'scope, 'env> {
             return Err(shared());
         }
         // SAFETY: `Input::new` checked start and length against a tensor that is borrowed for longer than
-        // the kernel runs, so the memory lives. `borrow` ensures that no kernel has write access to any of
-        // it until the scope ends. No other code writes to it: see `run_in_place`.
+        // the kernel runs. `borrow` ensures that no kernel has write access to any of it until the scope
+        // ends. By the contract of `run_in_place`, the memory lives and no other code writes to it.
         Ok(unsafe { slice::from_raw_parts(input.start, input.len) })
     }
 
@@ -82,7 +82,7 @@ impl<'scope, 'env> InPlaceScope<'scope, 'env> {
             return Err(shared());
         }
         // SAFETY: as in `read`; `borrow_mut` ensures that no other slice of any kernel refers to this memory
-        // until the scope ends.
+        // until the scope ends, and by contract no other code reads it.
         Ok(unsafe { slice::from_raw_parts_mut(tensor.start, tensor.len) })
     }
 }
@@ -93,10 +93,13 @@ fn shared() -> TorchError {
 
 /// Runs a kernel that changes tensors in place.
 ///
-/// Slices in kernels never overlap unless all of them are read-only. As with any operator of libtorch, no
-/// other thread may use the tensors meanwhile, and the kernel may use them only through its scope. `tch`
-/// allows a program to break this rule through a second handle, which no binding can detect.
-pub fn run_in_place<'env, R, K>(kernel: K) -> R
+/// Slices in kernels never overlap unless all of them are read-only; [`InPlaceScope`] checks it. Operators of
+/// libtorch are not tracked, see [`run`](super::run).
+///
+/// # Safety
+/// As [`run`](super::run) for the inputs that the kernel reads. The same holds for the tensors that it changes, and
+/// while it runs, nothing else reads their memory either, except through an [`Input`].
+pub unsafe fn run_in_place<'env, R, K>(kernel: K) -> R
 where
     K: for<'scope> FnOnce(&'scope InPlaceScope<'scope, 'env>) -> R + Sync,
 {

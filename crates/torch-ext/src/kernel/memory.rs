@@ -143,18 +143,26 @@ impl<'scope, 'env> Scope<'scope, 'env> {
             "a kernel reads memory that another kernel changes"
         );
         // SAFETY: `Input::new` checked start and length against a tensor that is borrowed for longer
-        // than the kernel runs, so the memory lives. `borrow` ensures that no kernel has write access to
-        // any of it until the scope ends. No other code writes to it: see `run`.
+        // than the kernel runs. `borrow` ensures that no kernel has write access to any of it until the
+        // scope ends. By the contract of `run`, the memory lives and no other code writes to it.
         unsafe { slice::from_raw_parts(input.start, input.len) }
     }
 }
 
 /// Runs a kernel that reads inputs.
 ///
-/// As with any operator of libtorch, no other thread may write to the inputs meanwhile. `tch` allows a
-/// program to break this rule through a second handle, which no binding can detect. Tensors are not
-/// `Sync`, so the bound `K: Sync` prevents the kernel itself from changing its inputs through a tensor.
-pub fn run<'env, R, K>(kernel: K) -> R
+/// Kernels that change tensors are tracked ([`run_in_place`](super::run_in_place)), but libtorch's operators are
+/// not: they write through any handle to the memory of an input, and a handle can be reached from any code, for
+/// example through a `Mutex<Tensor>` or a thread-local variable. The function is therefore unsafe. A kernel that
+/// calls no code of its caller and no operator, between [`Input::new`] and its end, can only be disturbed by another
+/// thread.
+///
+/// # Safety
+/// From the creation of each input that the kernel reads until the kernel ends, on this thread and on others:
+///
+/// - the memory of the input is not freed, for example by resizing the tensor or replacing its data;
+/// - while the kernel runs, nothing writes to it except through an [`InPlace`](super::InPlace).
+pub unsafe fn run<'env, R, K>(kernel: K) -> R
 where
     K: for<'scope> FnOnce(&'scope Scope<'scope, 'env>) -> R + Sync,
 {

@@ -21,10 +21,13 @@
 //! let x = Tensor::from_slice2(&[[1f32, 2.0], [3.0, 4.0]]);
 //! let mut sums = Output::<f32>::new(&[2])?;
 //! let (input, rows) = (Input::<f32>::new(&x)?, sums.as_mut_slice());
-//! kernel::run(|scope| {
-//!     let mut work: Vec<_> = scope.read(&input).chunks(2).zip(rows).collect();
-//!     kernel::for_each(&mut work, |(row, sum)| **sum = row.iter().sum())
-//! })?;
+//! // SAFETY: no other code uses the memory of `x`, and the kernel calls no operator.
+//! unsafe {
+//!     kernel::run(|scope| {
+//!         let mut work: Vec<_> = scope.read(&input).chunks(2).zip(rows).collect();
+//!         kernel::for_each(&mut work, |(row, sum)| **sum = row.iter().sum())
+//!     })?;
+//! }
 //! assert_eq!(sums.into_tensor(), Tensor::from_slice(&[3f32, 7.0]));
 //! # Ok(())
 //! # }
