@@ -14,7 +14,7 @@ use training::Config;
 use crate::autoencoder_files::AutoencoderFiles;
 use crate::identity::contents_of;
 pub use crate::identity::{IdentityError, device_kind};
-use console::interruptible::interruptible;
+use terminal::interruptible::interruptible;
 
 /// Encoders by name, for one device.
 pub struct EncoderBank {

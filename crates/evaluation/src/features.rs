@@ -9,7 +9,7 @@ use tch::{Device, Kind, TchError, Tensor};
 use crate::encoder_bank::EncoderBank;
 use crate::error::{EvaluationError, check_interrupted};
 use crate::tensors;
-use console::interruptible::interruptible;
+use terminal::interruptible::interruptible;
 
 /// A network that computes features of images.
 pub enum Extractor {

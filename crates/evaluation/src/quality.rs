@@ -18,7 +18,7 @@ use crate::images::ImageSet;
 use crate::measure::{PassOptions, PassResult, measure};
 use crate::metric::SampleMetric;
 use crate::statistics::{Reference, ReferenceStatistics};
-use console::interruptible::interruptible;
+use terminal::interruptible::interruptible;
 
 /// Parameters of the metrics.
 #[derive(Debug, Clone)]

@@ -14,9 +14,9 @@ use signal_hook::low_level;
 use tracing_subscriber::EnvFilter;
 
 use cli::{Cli, Command, EncodersCommand, PrepareCommand};
-use console::interruptible::has_abandoned_work;
-use console::{errln, output};
 use failure::Failure;
+use terminal::interruptible::has_abandoned_work;
+use terminal::{errln, output};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     let write_error = output::finish();
     if has_abandoned_work() {
         // An abandoned thread may still be in libtorch, so libtorch's destructors must not run.
-        low_level::exit(i32::from(commands::interrupts::INTERRUPTED_CODE));
+        low_level::exit(i32::from(terminal::interrupts::INTERRUPTED_CODE));
     }
     match write_error {
         None => code,

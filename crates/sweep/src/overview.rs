@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use console::errln;
 use evaluation::autoencoder_files::AutoencoderFiles;
+use terminal::errln;
 
 use crate::cohort::Cohort;
 use crate::experiment::Plan;

@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use console::{errln, outln};
 use encoders::{Inception, Registry};
 use evaluation::encoder_bank::EncoderBank;
 use globset::{Glob, GlobMatcher};
 use report::results::Status;
 use tch::Device;
+use terminal::{errln, outln};
 
 use crate::SweepError;
 use crate::cell_folder::CellFolderError;

@@ -8,7 +8,7 @@ use tch::{Cuda, Device};
 use torch_ext::{cuda, device};
 
 use crate::failure::Failure;
-use console::outln;
+use terminal::outln;
 
 /// Prints what is installed. A missing component is not an error; its line says so.
 pub fn run() -> Result<ExitCode, Failure> {

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use console::errln;
 use encoders::{Registry, Status};
+use terminal::errln;
 
 use crate::failure::Failure;
 

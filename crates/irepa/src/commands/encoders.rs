@@ -3,12 +3,12 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use console::{errln, outln};
 use data::Background;
 use encoders::check::{CheckOptions, CheckReport, check as check_encoder};
 use encoders::{LoadOptions, Registry, Status};
 use evaluation::encoder_bank::EncoderBank;
 use tch::Device;
+use terminal::{errln, outln};
 
 use super::image_selection::{ImageSelection, spatial};
 use crate::cli::{CheckArgs, InspectArgs};

@@ -4,8 +4,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow};
-use console::image_progress::ImageProgress;
-use console::{errln, out, outln};
 use encoders::Inception;
 use evaluation::encoder_bank::EncoderBank;
 use evaluation::{
@@ -13,6 +11,8 @@ use evaluation::{
     evaluate,
 };
 use metrics::quality::{KidOptions, Splits};
+use terminal::image_progress::ImageProgress;
+use terminal::{errln, out, outln};
 
 use crate::cli::EvaluateArgs;
 use crate::failure::Failure;
@@ -60,7 +60,7 @@ pub fn run(arguments: &EvaluateArgs) -> Result<ExitCode, Failure> {
         },
         cache: arguments.cache.clone(),
     };
-    let interrupted = super::interrupts::watch_interrupts()?;
+    let interrupted = terminal::interrupts::watch_interrupts()?;
     let bank = EncoderBank::new(registry, device);
     let extractor = match Extractor::load(&bank, name, samples.size().0, interrupted) {
         Err(EvaluationError::Interrupted) => return Ok(interrupted_code()),
@@ -115,7 +115,7 @@ pub fn run(arguments: &EvaluateArgs) -> Result<ExitCode, Failure> {
 
 fn interrupted_code() -> ExitCode {
     errln!("{}", EvaluationError::Interrupted);
-    ExitCode::from(super::interrupts::INTERRUPTED_CODE)
+    ExitCode::from(terminal::interrupts::INTERRUPTED_CODE)
 }
 
 /// The JSON file beside the samples: `samples.evaluation.json` for `samples/` and for `samples.npz`.

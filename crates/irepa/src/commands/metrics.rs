@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, anyhow};
-use console::{errln, out, outln};
 use data::Dataset;
 use encoders::Encoder;
 use evaluation::encoder_bank::EncoderBank;
 use evaluation::{self, EvaluationError, ProbeAccuracy, ProbeData};
 use report::ranking::Ranking;
 use tch::Device;
+use terminal::{errln, out, outln};
 
 use super::image_selection::ImageSelection;
 use crate::cli::MetricsArgs;
@@ -79,7 +79,7 @@ pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
         };
         outln!("encoder,lds,cds,srss,rmsc{probe_columns}");
     }
-    let interrupted = super::interrupts::watch_interrupts()?;
+    let interrupted = terminal::interrupts::watch_interrupts()?;
     let mut measured = Vec::new();
     let mut failed = false;
     for (index, name) in names.iter().enumerate() {
@@ -161,7 +161,7 @@ pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
         }
     }
     Ok(match is_interrupted {
-        true => ExitCode::from(super::interrupts::INTERRUPTED_CODE),
+        true => ExitCode::from(terminal::interrupts::INTERRUPTED_CODE),
         false => ExitCode::from(u8::from(failed)),
     })
 }

@@ -5,7 +5,6 @@
 mod arguments;
 mod encoder_files;
 mod image_selection;
-pub mod interrupts;
 
 pub mod doctor;
 pub mod encoders;

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::anyhow;
-use console::{errln, outln};
 use encoders::Registry;
 use sweep::config_file;
 use sweep::prepare::{self, FeatureOptions, LatentOptions, PrepareError};
+use terminal::{errln, outln};
 use training::{Config, TrainError};
 
 use crate::cli::{PrepareFeaturesArgs, PrepareLatentsArgs};
@@ -36,7 +36,7 @@ pub fn features(arguments: &PrepareFeaturesArgs) -> Result<ExitCode, Failure> {
         stored: arguments.dtype,
         shard_bytes: arguments.shard_mib << 20,
     };
-    let interrupted = super::interrupts::watch_interrupts()?;
+    let interrupted = terminal::interrupts::watch_interrupts()?;
     let outcome = prepare::features(&options, registry, device, interrupted)
         .map_err(|error| failure(error, &arguments.config))?;
     for folder in &outcome.made {
@@ -47,7 +47,7 @@ pub fn features(arguments: &PrepareFeaturesArgs) -> Result<ExitCode, Failure> {
     }
     if outcome.interrupted {
         errln!("interrupted: run the same command again to resume");
-        return Ok(ExitCode::from(super::interrupts::INTERRUPTED_CODE));
+        return Ok(ExitCode::from(terminal::interrupts::INTERRUPTED_CODE));
     }
     if !outcome.made.is_empty() {
         errln!(
@@ -73,11 +73,11 @@ pub fn latents(arguments: &PrepareLatentsArgs) -> Result<ExitCode, Failure> {
         stored: arguments.dtype,
         shard_bytes: arguments.shard_mib << 20,
     };
-    let is_complete = prepare::latents(&options, device, super::interrupts::watch_interrupts()?)
+    let is_complete = prepare::latents(&options, device, terminal::interrupts::watch_interrupts()?)
         .map_err(|error| failure(error, &arguments.config))?;
     if !is_complete {
         errln!("interrupted: run the same command again to resume");
-        return Ok(ExitCode::from(super::interrupts::INTERRUPTED_CODE));
+        return Ok(ExitCode::from(terminal::interrupts::INTERRUPTED_CODE));
     }
     outln!("{}", options.out.display());
     errln!(

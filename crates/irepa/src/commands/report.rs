@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use crate::cli::ReportArgs;
 use crate::failure::Failure;
-use console::{errln, outln};
+use terminal::{errln, outln};
 
 pub fn run(arguments: &ReportArgs) -> Result<ExitCode, Failure> {
     let report = report::build(&arguments.folder)?;

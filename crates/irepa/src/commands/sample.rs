@@ -1,19 +1,17 @@
 //! `runner sample`.
 
 use std::fs;
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use console::{errln, outln};
 use evaluation::sampling::{self, ClassOrder, ClassRule, Recipe, SampleFolder, SamplingError};
-use indicatif::{ProgressBar, ProgressStyle};
 use ndarray::{Array4, Axis};
 use report::image_grid::{GridLayout, write_grid};
 use sweep::config_file;
 use tch::{Device, Tensor};
+use terminal::image_progress::ImageProgress;
+use terminal::{errln, outln};
 use training::checkpoint::VAE;
 use training::{Checkpoint, Config, Sampling, checkpoint, read_tensors};
 
@@ -22,8 +20,6 @@ use crate::failure::Failure;
 
 /// Maximum number of images in the picture of `--grid`.
 const GRID: u64 = 64;
-/// Interval between lines if standard error is not a terminal.
-const LINE_EVERY: Duration = Duration::from_secs(10);
 
 pub fn run(arguments: &SampleArgs) -> Result<ExitCode, Failure> {
     if let Some(picture) = &arguments.grid {
@@ -80,26 +76,35 @@ pub fn run(arguments: &SampleArgs) -> Result<ExitCode, Failure> {
         )));
     }
     // Signals are handled before anything is written.
-    let interrupted = super::interrupts::watch_interrupts()?;
+    let interrupted = terminal::interrupts::watch_interrupts()?;
     let folder = SampleFolder::open(&path, &recipe, arguments.fresh).map_err(failure)?;
     let count = arguments.count;
-    let progress = Progress::new(count);
+    let mut progress: Option<ImageProgress> = None;
     let outcome = sampling::draw(
         &folder,
         samplers,
         &recipe.classes,
         count,
         interrupted,
-        |done| progress.update(done),
+        |done| match &mut progress {
+            Some(progress) => progress.add(done - progress.done()),
+            // The first call tells how many images exist already.
+            None => {
+                let new = progress.insert(ImageProgress::new("samples", count));
+                new.resume_at(done);
+            }
+        },
     );
-    progress.finish();
+    if let Some(progress) = &progress {
+        progress.finish("");
+    }
     let outcome = outcome?;
     if outcome.interrupted {
         errln!(
             "interrupted after {} of {count} images: run the same command again to resume",
             outcome.existing + outcome.drawn
         );
-        return Ok(ExitCode::from(super::interrupts::INTERRUPTED_CODE));
+        return Ok(ExitCode::from(terminal::interrupts::INTERRUPTED_CODE));
     }
     if outcome.existing > 0 {
         errln!(
@@ -341,50 +346,4 @@ fn write_picture(path: &Path, folder: &SampleFolder, count: u64) -> Result<(), F
     let layout = GridLayout::for_images(count, height, width);
     write_grid(path, images.view(), layout)?;
     Ok(())
-}
-
-/// Progress on standard error: a bar on a terminal, otherwise a line every [`LINE_EVERY`].
-struct Progress {
-    bar: Option<ProgressBar>,
-    last_line: std::cell::Cell<Instant>,
-    count: u64,
-}
-
-impl Progress {
-    fn new(count: u64) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let style = "{bar:32} {pos}/{len} images  {per_sec}  {eta} left";
-            let style = ProgressStyle::with_template(style)
-                .unwrap_or_else(|_| ProgressStyle::default_bar());
-            ProgressBar::new(count).with_style(style)
-        });
-        Self {
-            bar,
-            last_line: Instant::now().into(),
-            count,
-        }
-    }
-
-    fn update(&self, done: u64) {
-        match &self.bar {
-            Some(bar) if bar.position() == 0 => {
-                // Existing images do not count for the speed.
-                bar.set_position(done);
-                bar.reset_eta();
-            }
-            Some(bar) => bar.set_position(done),
-            None => {
-                if done == self.count || self.last_line.get().elapsed() >= LINE_EVERY {
-                    errln!("{done} of {} images", self.count);
-                    self.last_line.set(Instant::now());
-                }
-            }
-        }
-    }
-
-    fn finish(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-    }
 }

@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use console::{errln, outln};
 use sweep::{self, Options};
+use terminal::{errln, outln};
 
 use crate::cli::SweepArgs;
 use crate::failure::Failure;
@@ -25,7 +25,7 @@ pub fn run(arguments: &SweepArgs) -> Result<ExitCode, Failure> {
     let outcome = sweep::run(
         &options,
         super::encoder_files::registry_for(Some(&arguments.experiment)),
-        super::interrupts::watch_interrupts()?,
+        terminal::interrupts::watch_interrupts()?,
     )?;
     if arguments.dry_run {
         return Ok(ExitCode::SUCCESS);
@@ -47,7 +47,7 @@ pub fn run(arguments: &SweepArgs) -> Result<ExitCode, Failure> {
     outln!("{}", outcome.folder.join("report.html").display());
     Ok(if outcome.interrupted {
         errln!("interrupted: run the same command again to resume");
-        ExitCode::from(super::interrupts::INTERRUPTED_CODE)
+        ExitCode::from(terminal::interrupts::INTERRUPTED_CODE)
     } else if let Some(reason) = &outcome.idle {
         errln!("error: {reason}");
         ExitCode::from(1)

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::anyhow;
-use console::{errln, outln};
 use report::results::Status;
 use sweep::config_file;
 use sweep::{self, InitialWeights, TrainOptions};
+use terminal::{errln, outln};
 use training::{checkpoint, read_tensors};
 
 use crate::cli::TrainArgs;
@@ -39,11 +39,11 @@ pub fn run(arguments: &TrainArgs) -> Result<ExitCode, Failure> {
     let result = sweep::train(
         &options,
         super::encoder_files::registry_for(Some(&arguments.config)),
-        super::interrupts::watch_interrupts()?,
+        terminal::interrupts::watch_interrupts()?,
     )?;
     let Some(result) = result else {
         errln!("interrupted: run the same command with --resume to continue");
-        return Ok(ExitCode::from(super::interrupts::INTERRUPTED_CODE));
+        return Ok(ExitCode::from(terminal::interrupts::INTERRUPTED_CODE));
     };
     outln!("{}", options.folder.display());
     match result.status {

@@ -4,12 +4,12 @@ use std::process::ExitCode;
 
 use alignment::SpatialNorm;
 use anyhow::anyhow;
-use console::{errln, outln};
 use data::OpenOptions;
 use encoders::{Registry, split_names};
 use evaluation::encoder_bank::EncoderBank;
 use evaluation::evenly_spaced;
 use evaluation::visualize::{Format, Row, Sheet, TitledImages, VisualizeError, check_size};
+use terminal::{errln, outln};
 
 use crate::cli::VisualizeArgs;
 use crate::failure::Failure;

@@ -11,8 +11,8 @@ use training::Config;
 
 use super::PrepareError;
 use super::fill::{Job, check_space};
-use console::errln;
 use evaluation::encoder_bank::{EncoderBank, device_kind};
+use terminal::errln;
 
 /// Options of [`features`].
 #[derive(Debug, Clone)]

@@ -14,8 +14,8 @@ use tch::{Device, Tensor};
 use training::{Config, TrainError, images_to_device};
 
 use super::PrepareError;
-use console::errln;
-use console::image_progress::ImageProgress;
+use terminal::errln;
+use terminal::image_progress::ImageProgress;
 
 /// Number of images that are read and encoded at once.
 const BATCH: usize = 32;

@@ -1,15 +1,15 @@
 //! Ctrl-C and the other signals that end a command.
 
+use std::io;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, LazyLock};
 use std::thread;
 
-use console::errln;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 use signal_hook::iterator::Signals;
 
-use crate::failure::Failure;
+use crate::errln;
 
 /// Set by the first Ctrl-C. Commands then save their state and end.
 static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
@@ -20,9 +20,12 @@ pub const INTERRUPTED_CODE: u8 = 130;
 /// The signals that interrupt a command.
 const SIGNALS: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
 
-/// Handles Ctrl-C and the other [`SIGNALS`]. The first signal sets the returned flag. A second SIGINT or SIGTERM ends the
+/// Handles SIGINT (Ctrl-C), SIGTERM and SIGHUP. The first signal sets the returned flag. A second SIGINT or SIGTERM ends the
 /// process in the signal handler, whatever its threads are doing.
-pub fn watch_interrupts() -> Result<&'static AtomicBool, Failure> {
+///
+/// # Errors
+/// A handler or its thread cannot be installed.
+pub fn watch_interrupts() -> io::Result<&'static AtomicBool> {
     // Registered before the flag is, so that the first signal does not end the process. Not for SIGHUP, which a closed
     // terminal sends more than once.
     for signal in [SIGINT, SIGTERM] {

@@ -16,6 +16,8 @@ pub struct ImageProgress {
     bar: Option<ProgressBar>,
     total: u64,
     done: u64,
+    /// Images that existed before the pass; they do not count for the speed.
+    existing: u64,
     started: Instant,
     last_line: Instant,
 }
@@ -35,6 +37,7 @@ impl ImageProgress {
             bar,
             total,
             done: 0,
+            existing: 0,
             started: Instant::now(),
             last_line: Instant::now(),
         }
@@ -53,8 +56,24 @@ impl ImageProgress {
         }
     }
 
+    /// Starts again at `existing` images that are done already.
+    pub fn resume_at(&mut self, existing: u64) {
+        (self.done, self.existing) = (existing, existing);
+        self.started = Instant::now();
+        if let Some(bar) = &self.bar {
+            bar.set_position(existing);
+            bar.reset_eta();
+        }
+    }
+
+    /// Number of images that are done.
+    pub fn done(&self) -> u64 {
+        self.done
+    }
+
     fn line(&self) -> String {
-        let rate = self.done as f64 / self.started.elapsed().as_secs_f64().max(1e-9);
+        let rate =
+            (self.done - self.existing) as f64 / self.started.elapsed().as_secs_f64().max(1e-9);
         format!("{}/{} images, {rate:.1} images/s", self.done, self.total)
     }
 
