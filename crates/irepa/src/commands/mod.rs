@@ -1,6 +1,6 @@
 //! The commands of the program, one module per command.
 //!
-//! They share [`arguments`], [`encoder_files`], [`image_selection`] and [`interrupts`].
+//! They share [`arguments`], [`encoder_files`] and [`image_selection`].
 
 mod arguments;
 mod encoder_files;
