@@ -185,7 +185,7 @@ fn samples_of_a_checkpoint_are_decoded_from_any_working_directory() {
             .unwrap();
         Outcome::of(output)
     };
-    sample("images").expect(0, &["5 of 5"]);
+    sample("images").expect(0, &["samples: 5/5 images"]);
     let image = fs::read(place.path("elsewhere/images/000004.png")).unwrap();
     // Width and height in the header.
     assert_eq!(&image[16..24], [0, 0, 0, 16, 0, 0, 0, 16]);
