@@ -5,18 +5,13 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use alignment::{
-    AlignmentError, AlignmentLoss, Head, HeadConfig, KernelSize, LossConfig, LossKind, SpatialNorm,
-};
+use alignment::{AlignmentError, HeadConfig, Heads, KernelSize, SpatialNorm};
+use benches::cosine_alignment::CosineAlignment;
 use criterion::{Criterion, criterion_group, criterion_main};
 use tch::{Cuda, Device, Kind, Tensor};
 use torch_ext::{Params, optim};
 
 const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
-const COSINE: [LossConfig; 1] = [LossConfig {
-    kind: LossKind::Cosine,
-    coefficient: 1.0,
-}];
 
 /// Number of tokens per image.
 const TOKENS: i64 = 256;
@@ -40,7 +35,6 @@ fn loss_on(criterion: &mut Criterion, name: &str, device: Device, batch: i64) {
         .sample_size(20)
         .warm_up_time(Duration::from_secs(1))
         .measurement_time(Duration::from_secs(3));
-    let norm = SpatialNorm::default();
     // CUDA operators return before their work is done.
     let wait = || {
         if let Device::Cuda(index) = device {
@@ -59,14 +53,12 @@ fn loss_on(criterion: &mut Criterion, name: &str, device: Device, batch: i64) {
             });
         });
         for (form, fused) in [("fused", true), ("composed", false)] {
-            let Ok(loss) = AlignmentLoss::new(&COSINE) else {
+            let loss = CosineAlignment::new(SpatialNorm::default(), HeadConfig::default());
+            let Ok(loss) = loss else {
                 return;
             };
-            let forward = || {
-                ops::composed_if(!fused, || {
-                    loss.forward_tokens(&norm, &[black_box(&tokens)], &[&projected])
-                })
-            };
+            let forward =
+                || ops::composed_if(!fused, || loss.forward(black_box(&tokens), &projected));
             group.bench_function(format!("forward/{form}/{width}"), |bencher| {
                 bencher.iter(|| {
                     let output = tch::no_grad(forward);
@@ -115,15 +107,17 @@ fn with_head(criterion: &mut Criterion) {
         let Ok(params) = Params::new(Device::Cpu, 0) else {
             continue;
         };
-        let heads = Head::projectors(&params.root(), &head, WIDTH, &[WIDTH]);
-        let (Ok(heads), Ok(loss)) = (heads, AlignmentLoss::new(&COSINE)) else {
+        let Ok(loss) = CosineAlignment::new(norm, head) else {
+            continue;
+        };
+        let projections = loss.terms().projections();
+        let Ok(heads) = Heads::new(&params.root(), projections, WIDTH, &[WIDTH]) else {
             continue;
         };
         let step = || -> Result<(), AlignmentError> {
-            let projected = heads[0].forward(&hidden)?;
-            loss.forward_tokens(&norm, &[&tokens], &[&projected])?
-                .total
-                .f_backward()?;
+            let projected = heads.project(&[hidden.shallow_clone()])?;
+            let output = loss.forward(&tokens, &projected[0])?;
+            output.total.f_backward()?;
             optim::clear_grads(&params.trainable())?;
             optim::clear_grads(&[hidden.shallow_clone()])?;
             Ok(())

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use criterion::Criterion;
 use diffusion::SitConfig;
-use diffusion::meanflow::{Direction, Jvp, MeanFlowSit};
+use diffusion::models::meanflow::{Direction, Jvp, MeanFlowSit};
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Generator, Params, optim};
 
@@ -76,8 +76,10 @@ impl Setting {
         let direction = Direction::along(&self.velocity);
         Ok(match form {
             Form::Nothing => None,
-            Form::OnePass => Some(network.jvp(z, r, t, labels, &direction)?),
-            Form::TwoPasses => Some(network.jvp_in_two_passes(z, r, t, labels, &direction)?),
+            Form::OnePass => Some(network.jvp(z, r, t, labels, &direction, &[4])?),
+            Form::TwoPasses => {
+                Some(network.jvp_in_two_passes(z, r, t, labels, &direction, &[4])?)
+            }
         })
     }
 

@@ -7,7 +7,8 @@ use std::hint::black_box;
 use std::io::{self, BufRead, Write};
 use std::time::Instant;
 
-use alignment::{AlignmentLoss, LossConfig, LossKind, SpatialNorm};
+use alignment::{HeadConfig, SpatialNorm};
+use benches::cosine_alignment::CosineAlignment;
 use benches::trainers::TrainerSpec;
 use tch::{Cuda, Device, Kind, Tensor};
 use torch_ext::{Generator, device, optim};
@@ -99,15 +100,9 @@ fn copy(batch: i64) -> Outcome<Case> {
 fn loss(batch: i64, kind: Kind, fused: bool) -> Outcome<Case> {
     let tokens = random(0, &[batch, TOKENS, WIDTH], kind)?;
     let projected = random(1, &[batch, TOKENS, WIDTH], kind)?.set_requires_grad(true);
-    let norm = SpatialNorm::default();
-    let loss = AlignmentLoss::new(&[LossConfig {
-        kind: LossKind::Cosine,
-        coefficient: 1.0,
-    }])?;
+    let loss = CosineAlignment::new(SpatialNorm::default(), HeadConfig::default())?;
     Ok(Box::new(move || {
-        let output = ops::composed_if(!fused, || {
-            loss.forward_tokens(&norm, &[&tokens], &[&projected])
-        })?;
+        let output = ops::composed_if(!fused, || loss.forward(&tokens, &projected))?;
         output.total.f_backward()?;
         Ok(optim::clear_grads(&[projected.shallow_clone()])?)
     }))

@@ -16,7 +16,8 @@ use std::io::{self, BufRead, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use alignment::{AlignmentLoss, LossConfig, LossKind, SpatialNorm};
+use alignment::{HeadConfig, SpatialNorm};
+use benches::cosine_alignment::CosineAlignment;
 use benches::trainers::TrainerSpec;
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Generator, optim};
@@ -125,15 +126,9 @@ fn copy() -> Outcome<Case> {
 fn loss(fused: bool) -> Outcome<Case> {
     let tokens = random(0, [32, 256, WIDTH])?;
     let projected = random(1, [32, 256, WIDTH])?.set_requires_grad(true);
-    let norm = SpatialNorm::default();
-    let loss = AlignmentLoss::new(&[LossConfig {
-        kind: LossKind::Cosine,
-        coefficient: 1.0,
-    }])?;
+    let loss = CosineAlignment::new(SpatialNorm::default(), HeadConfig::default())?;
     Ok(Box::new(move || {
-        let output = ops::composed_if(!fused, || {
-            loss.forward_tokens(&norm, &[&tokens], &[&projected])
-        })?;
+        let output = ops::composed_if(!fused, || loss.forward(&tokens, &projected))?;
         output.total.f_backward()?;
         Ok(optim::clear_grads(&[projected.shallow_clone()])?)
     }))
@@ -175,13 +170,8 @@ fn memory(name: &str) -> Outcome<f64> {
     let small = random(3, [2, 256, 64])?;
     let leaf = random(4, [2, 256, 64])?.set_requires_grad(true);
     for fused in [true, false] {
-        let loss = AlignmentLoss::new(&[LossConfig {
-            kind: LossKind::Cosine,
-            coefficient: 1.0,
-        }])?;
-        let output = ops::composed_if(!fused, || {
-            loss.forward_tokens(&SpatialNorm::default(), &[&small], &[&leaf])
-        })?;
+        let loss = CosineAlignment::new(SpatialNorm::default(), HeadConfig::default())?;
+        let output = ops::composed_if(!fused, || loss.forward(&small, &leaf))?;
         output.total.f_backward()?;
     }
     let mut case = case(name)?;

@@ -29,16 +29,15 @@ pub enum AlignmentError {
         projected: Vec<i64>,
     },
 
-    /// The number of projections differs from the number of encoders, or both are 0.
-    #[error(
-        "there are tokens of {targets} encoders and {projected} projections: each encoder needs one \
-         head, and at least one encoder is required"
-    )]
-    EncoderCount {
-        /// Number of encoders.
-        targets: usize,
-        /// Number of projections.
-        projected: usize,
+    /// The number of tensors differs from the number that the terms need.
+    #[error("there are tokens of {found} {what}, and the terms of the alignment need {expected}")]
+    Count {
+        /// What the tensors belong to.
+        what: &'static str,
+        /// The number of tensors.
+        found: usize,
+        /// The number that the terms need.
+        expected: usize,
     },
 
     /// The width of the tokens is not the head's input width.
@@ -93,9 +92,9 @@ pub enum AlignmentError {
         allowed: &'static str,
     },
 
-    /// The list of alignment losses is empty.
-    #[error("the list of alignment losses is empty; list at least one, or omit the alignment")]
-    NoLoss,
+    /// The alignment loss has no terms.
+    #[error("the alignment loss has no terms; list at least one, or omit the alignment")]
+    NoTerm,
 
     /// A libtorch operation failed.
     #[error(transparent)]

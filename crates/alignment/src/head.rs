@@ -116,11 +116,10 @@ impl From<KernelSize> for i64 {
 ///
 /// # fn main() -> Result<(), alignment::AlignmentError> {
 /// let params = Params::new(Device::Cpu, 0)?;
-/// let heads = Head::projectors(&params.root(), &HeadConfig::default(), 64, &[112, 768])?;
-/// assert_eq!(params.entries()[0].name, "projectors.0.projection_layer.weight");
+/// let head = Head::new(&params.root(), &HeadConfig::default(), 64, 768)?;
 ///
 /// let hidden = Tensor::randn([2, 16, 64], (Kind::Float, Device::Cpu));
-/// assert_eq!(heads[1].forward(&hidden)?.size(), [2, 16, 768]);
+/// assert_eq!(head.forward(&hidden)?.size(), [2, 16, 768]);
 /// # Ok(())
 /// # }
 /// ```
@@ -216,25 +215,6 @@ impl Head {
             in_width,
             out_width,
         })
-    }
-
-    /// Declares one head per encoder, named `projectors.0`, `projectors.1`, ... below `root` as in
-    /// upstream's checkpoints. `encoder_widths` are the widths of the encoders' tokens.
-    ///
-    /// # Errors
-    /// Those of [`Head::new`].
-    pub fn projectors(
-        root: &Scope,
-        config: &HeadConfig,
-        in_width: i64,
-        encoder_widths: &[i64],
-    ) -> Result<Vec<Self>, AlignmentError> {
-        let scope = root.sub("projectors");
-        encoder_widths
-            .iter()
-            .enumerate()
-            .map(|(index, &width)| Self::new(&scope.sub(index), config, in_width, width))
-            .collect()
     }
 
     /// Width of the hidden tokens that this head takes.

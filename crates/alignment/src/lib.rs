@@ -4,35 +4,43 @@
 //! hidden tokens at some depth, projected by a trained head, are pulled towards the patch tokens
 //! that a frozen vision encoder computes from the clean image. REPA (arXiv 2410.06940) projects
 //! with an MLP. iREPA (arXiv 2512.10794) projects with a 3x3 convolution, and first normalises the
-//! encoder's tokens over space. The crate has three main types, in the order of the computation:
+//! encoder's tokens over space.
 //!
-//! - [`SpatialNorm`] maps the encoder's tokens `[B, T, D]` to the targets, of the same shape;
-//! - [`Head`] projects the hidden tokens `[B, T, hidden]` to `[B, T, D]`;
-//! - [`AlignmentLoss`] compares the two, over one or more encoders and losses. Each loss is a
-//!   [`TokenLoss`]; [`CosineLoss`] is the paper's.
+//! The unit is the [`Term`]: a source of tokens, the depth of the hidden tokens, a [`Head`] that projects them, a
+//! [`SpatialNorm`] of the source's tokens, a [`TokenLoss`] and its coefficient. A run has a list of terms:
+//!
+//! - [`Heads`] holds the weights that the terms need, and projects hidden tokens `[B, T, hidden]` to `[B, T, D]`;
+//! - [`AlignmentLoss`] normalises the source's tokens `[B, T, D]`, compares, and sums. A loss sees the [`Tokens`] of
+//!   both sides. [`CosineLoss`] is the paper's.
 //!
 //! [`HeadConfig`], [`SpatialNorm`] and [`LossConfig`] are read from configuration files.
 //!
 //! # Example
 //!
 //! ```
-//! use alignment::{AlignmentLoss, Head, HeadConfig, LossConfig, LossKind, SpatialNorm};
+//! use alignment::{AlignmentLoss, HeadConfig, Heads, LossKind, Source, SpatialNorm, Term};
 //! use tch::{Device, Kind, Tensor};
 //! use torch_ext::Params;
 //!
 //! # fn main() -> Result<(), alignment::AlignmentError> {
 //! let cpu = (Kind::Float, Device::Cpu);
 //! let encoder_tokens = Tensor::randn([2, 16, 112], cpu);
-//! let hidden = Tensor::randn([2, 16, 64], cpu);
+//! let hidden = Tensor::randn([2, 16, 64], cpu); // after block 4
 //!
 //! // iREPA: 3x3 convolution, z-score with alpha 0.6, coefficient 1.
+//! let loss = AlignmentLoss::new(vec![Term {
+//!     source: Source::Encoder(0),
+//!     depth: 4,
+//!     head: HeadConfig::default(),
+//!     norm: SpatialNorm::default(),
+//!     loss: LossKind::Cosine.build(),
+//!     coefficient: 1.0,
+//! }])?;
 //! let params = Params::new(Device::Cpu, 0)?;
-//! let heads = Head::projectors(&params.root(), &HeadConfig::default(), 64, &[112])?;
-//! let loss = AlignmentLoss::new(&[LossConfig { kind: LossKind::Cosine, coefficient: 1.0 }])?;
+//! let heads = Heads::new(&params.root(), loss.projections(), 64, &[112])?;
 //!
-//! let target = SpatialNorm::default().forward(&encoder_tokens)?;
-//! let projected = heads[0].forward(&hidden)?;
-//! let output = loss.forward(&[&target], &[&projected])?;
+//! let projected = heads.project(&[hidden.shallow_clone()])?;
+//! let output = loss.forward(&[&encoder_tokens], &[&hidden], &[&projected[0]])?;
 //! output.total.backward();
 //! assert!(params.trainable().iter().all(|weight| weight.grad().defined()));
 //! # Ok(())
@@ -44,12 +52,18 @@
 mod cosine;
 mod error;
 mod head;
+mod heads;
 mod loss;
 mod spatial_norm;
+mod term;
+mod token_loss;
 mod tokens;
 
 pub use cosine::CosineLoss;
 pub use error::AlignmentError;
 pub use head::{Head, HeadConfig, KernelSize};
-pub use loss::{AlignmentLoss, AlignmentOutput, LossConfig, LossKind, LossTerm, TokenLoss};
+pub use heads::Heads;
+pub use loss::{AlignmentLoss, AlignmentOutput, LossConfig, LossKind, TermOutput};
 pub use spatial_norm::{SpatialNorm, token_statistics};
+pub use term::{Projection, Source, Term, depths, projections};
+pub use token_loss::{TokenLoss, Tokens};

@@ -1,26 +1,10 @@
-//! The alignment loss: a weighted sum of token losses over the encoders.
-
-use std::fmt::Debug;
+//! The alignment loss: a weighted sum of terms.
 
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::{AlignmentError, CosineLoss, SpatialNorm, tokens};
-
-/// A loss between an encoder's tokens and projected tokens.
-///
-/// Implement it to add a loss ([`AlignmentLoss::with_losses`]).
-pub trait TokenLoss: Debug + Send {
-    /// The loss's name in logs.
-    fn name(&self) -> &'static str;
-
-    /// Returns the loss as a scalar tensor, for `target` and `projected` of the same shape
-    /// `[B, T, D]`.
-    ///
-    /// # Errors
-    /// The shapes differ, or are not three-dimensional.
-    fn forward(&self, target: &Tensor, projected: &Tensor) -> Result<Tensor, AlignmentError>;
-}
+use crate::term;
+use crate::{AlignmentError, CosineLoss, Projection, Source, Term, TokenLoss, Tokens};
 
 /// A loss and its weight in the sum. In TOML: `{ kind = "cosine", coefficient = 0.5 }`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -40,20 +24,35 @@ pub enum LossKind {
     Cosine,
 }
 
-/// A weighted sum of losses, each averaged over the encoders (`SILoss` upstream).
+impl LossKind {
+    /// The loss of this kind.
+    pub fn build(self) -> Box<dyn TokenLoss> {
+        match self {
+            Self::Cosine => Box::new(CosineLoss),
+        }
+    }
+}
+
+/// A weighted sum of terms (`SILoss` upstream).
 ///
-/// It should run outside autocast, on projected tokens cast to float32. The encoder's tokens keep
-/// their own dtype.
+/// It should run outside autocast. The tokens of sources and denoiser keep their own dtypes.
 ///
 /// ```
-/// use alignment::{AlignmentLoss, LossConfig, LossKind};
+/// use alignment::{AlignmentLoss, HeadConfig, LossKind, Source, SpatialNorm, Term};
 /// use tch::{Device, Kind, Tensor};
 ///
 /// # fn main() -> Result<(), alignment::AlignmentError> {
-/// let loss = AlignmentLoss::new(&[LossConfig { kind: LossKind::Cosine, coefficient: 0.5 }])?;
+/// let loss = AlignmentLoss::new(vec![Term {
+///     source: Source::Encoder(0),
+///     depth: 4,
+///     head: HeadConfig::Linear,
+///     norm: SpatialNorm::None,
+///     loss: LossKind::Cosine.build(),
+///     coefficient: 0.5,
+/// }])?;
 /// let tokens = Tensor::randn([2, 16, 8], (Kind::Float, Device::Cpu));
 /// // Equal tokens have cosine 1, so the loss is -1, and the weighted loss -0.5.
-/// let output = loss.forward(&[&tokens], &[&tokens])?;
+/// let output = loss.forward(&[&tokens], &[&tokens], &[&tokens])?;
 /// assert!((output.total.double_value(&[]) + 0.5).abs() < 1e-6);
 /// assert!((output.terms[0].value.double_value(&[]) + 1.0).abs() < 1e-6);
 /// # Ok(())
@@ -61,24 +60,11 @@ pub enum LossKind {
 /// ```
 #[derive(Debug)]
 pub struct AlignmentLoss {
-    terms: Vec<(f64, Term)>,
-}
-
-/// One of the losses.
-#[derive(Debug)]
-enum Term {
-    /// [`CosineLoss`], which has one operation for spatial normalisation and loss ([`ops::cosine_loss`]).
-    Cosine,
-    Custom(Box<dyn TokenLoss>),
-}
-
-impl Term {
-    fn loss(&self) -> &dyn TokenLoss {
-        match self {
-            Self::Cosine => &CosineLoss,
-            Self::Custom(loss) => loss.as_ref(),
-        }
-    }
+    terms: Vec<Term>,
+    /// For each term, the positions of its hidden tokens and of its projection.
+    positions: Vec<(usize, usize)>,
+    projections: Vec<Projection>,
+    depths: Vec<i64>,
 }
 
 /// The result of [`AlignmentLoss::forward`]. Its tensors stay on the device.
@@ -86,168 +72,147 @@ impl Term {
 pub struct AlignmentOutput {
     /// The weighted sum, a scalar to be added to the denoising loss.
     pub total: Tensor,
-    /// The terms before weighting, in the order of the configuration.
-    pub terms: Vec<LossTerm>,
+    /// The terms before weighting, in their order.
+    pub terms: Vec<TermOutput>,
 }
 
-/// One term of an alignment loss.
+impl AlignmentOutput {
+    /// The mean of the terms before weighting, a scalar in float32.
+    ///
+    /// # Errors
+    /// libtorch failed.
+    pub fn mean(&self) -> Result<Tensor, AlignmentError> {
+        let values: Vec<&Tensor> = self.terms.iter().map(|term| &term.value).collect();
+        Ok(Tensor::f_stack(&values, 0)?.f_mean(Kind::Float)?)
+    }
+}
+
+/// The loss of one term.
 #[derive(Debug)]
-pub struct LossTerm {
+pub struct TermOutput {
     /// Name of the loss.
     pub name: &'static str,
     /// Its weight in the sum.
     pub coefficient: f64,
-    /// The loss averaged over the encoders, a scalar.
+    /// The loss before weighting, a scalar.
     pub value: Tensor,
 }
 
 impl AlignmentLoss {
-    /// Builds the losses of a configuration.
+    /// Builds the weighted sum of `terms`. Without terms, there is nothing to compare.
     ///
     /// # Errors
-    /// `configs` is empty, or a coefficient is not finite.
-    pub fn new(configs: &[LossConfig]) -> Result<Self, AlignmentError> {
-        let terms = configs.iter().map(|config| {
-            let term = match config.kind {
-                LossKind::Cosine => Term::Cosine,
-            };
-            (config.coefficient, term)
-        });
-        Self::with_terms(terms.collect())
-    }
-
-    /// Builds the weighted sum of custom losses, each with its coefficient.
-    ///
-    /// # Errors
-    /// Those of [`AlignmentLoss::new`].
-    pub fn with_losses(losses: Vec<(f64, Box<dyn TokenLoss>)>) -> Result<Self, AlignmentError> {
-        let terms = losses.into_iter();
-        Self::with_terms(
-            terms
-                .map(|(coefficient, loss)| (coefficient, Term::Custom(loss)))
-                .collect(),
-        )
-    }
-
-    fn with_terms(terms: Vec<(f64, Term)>) -> Result<Self, AlignmentError> {
-        if terms.is_empty() {
-            return Err(AlignmentError::NoLoss);
-        }
-        for (coefficient, _) in &terms {
-            if !coefficient.is_finite() {
+    /// A coefficient is not finite, or a depth is below 1.
+    pub fn new(terms: Vec<Term>) -> Result<Self, AlignmentError> {
+        for term in &terms {
+            if !term.coefficient.is_finite() {
                 return Err(AlignmentError::Setting {
                     name: "coefficient",
-                    found: *coefficient,
+                    found: term.coefficient,
                     allowed: "a finite number",
                 });
             }
+            if term.depth < 1 {
+                return Err(AlignmentError::Setting {
+                    name: "the depth of hidden tokens",
+                    found: term.depth as f64,
+                    allowed: "the number of a block, 1 or more",
+                });
+            }
         }
-        Ok(Self { terms })
-    }
-
-    /// Normalises each encoder's raw tokens with `norm` and compares them with the projection for
-    /// that encoder, like [`AlignmentLoss::forward`].
-    ///
-    /// Tokens of lower precision are compared in float32, the dtype in which accelerate passes them
-    /// to upstream's loss. For [`LossKind::Cosine`], both steps run as one operation
-    /// ([`ops::cosine_loss`]).
-    ///
-    /// # Errors
-    /// Those of [`AlignmentLoss::forward`] and [`SpatialNorm::forward`].
-    pub fn forward_tokens(
-        &self,
-        norm: &SpatialNorm,
-        tokens: &[&Tensor],
-        projected: &[&Tensor],
-    ) -> Result<AlignmentOutput, AlignmentError> {
-        // Computed at the first custom loss, and shared by all.
-        let mut normalised: Vec<Option<Tensor>> = tokens.iter().map(|_| None).collect();
-        self.sum(
-            tokens.len(),
-            projected.len(),
-            |term, index, expected_grad| {
-                let (tokens, projected) = (tokens[index], projected[index]);
-                let loss = match term {
-                    Term::Cosine => {
-                        tokens::pair(tokens, projected)?;
-                        let norm = norm.zscore_for(tokens)?;
-                        return Ok(ops::cosine_loss(norm, tokens, projected, expected_grad)?);
-                    }
-                    Term::Custom(loss) => loss,
-                };
-                let target = match normalised[index].take() {
-                    Some(target) => target,
-                    None => norm.forward(&widened(tokens)?)?,
-                };
-                loss.forward(normalised[index].insert(target), &widened(projected)?)
-            },
-        )
-    }
-
-    /// Compares each encoder's tokens with the projection for that encoder. Both lists are in the
-    /// order of the encoders; each entry is `[B, T, D]`, with the width `D` of its encoder.
-    ///
-    /// # Errors
-    /// The lists are empty or differ in length, or the shapes of a pair differ.
-    pub fn forward(
-        &self,
-        targets: &[&Tensor],
-        projected: &[&Tensor],
-    ) -> Result<AlignmentOutput, AlignmentError> {
-        self.sum(targets.len(), projected.len(), |term, index, _| {
-            term.loss().forward(targets[index], projected[index])
+        let projections = term::projections(&terms);
+        let depths = term::depths(&projections);
+        let positions = terms.iter().filter_map(|term| {
+            let depth = depths.iter().position(|depth| *depth == term.depth)?;
+            let projection = term.projection();
+            let projection = projections.iter().position(|known| *known == projection)?;
+            Some((depth, projection))
+        });
+        Ok(Self {
+            positions: positions.collect(),
+            terms,
+            projections,
+            depths,
         })
     }
 
-    /// Returns the weighted sum of `value` over losses and encoders. `value` takes the loss, the
-    /// encoder's index and the gradient that the loss is expected to receive in the backward pass.
-    fn sum(
+    /// The terms.
+    pub fn terms(&self) -> &[Term] {
+        &self.terms
+    }
+
+    /// The projections that the terms need, each once.
+    pub fn projections(&self) -> &[Projection] {
+        &self.projections
+    }
+
+    /// The depths of the hidden tokens that the terms need, each once.
+    pub fn depths(&self) -> &[i64] {
+        &self.depths
+    }
+
+    /// Compares the tokens of each term's source with the denoiser's. `sources` holds the tokens of each encoder,
+    /// `[B, T, D]`, before normalisation; `hidden` the hidden tokens `[B, T, H]` of [`AlignmentLoss::depths`];
+    /// `projected` those that a head has projected, `[B, T, D]`, for each of [`AlignmentLoss::projections`].
+    ///
+    /// Tokens of lower precision are compared in float32, the dtype in which accelerate passes them
+    /// to upstream's loss.
+    ///
+    /// # Errors
+    /// There are no terms; the numbers of tensors differ from those that the terms need; the shapes of a pair differ.
+    pub fn forward(
         &self,
-        targets: usize,
-        projected: usize,
-        mut value: impl FnMut(&Term, usize, f64) -> Result<Tensor, AlignmentError>,
+        sources: &[&Tensor],
+        hidden: &[&Tensor],
+        projected: &[&Tensor],
     ) -> Result<AlignmentOutput, AlignmentError> {
-        if targets == 0 || targets != projected {
-            return Err(AlignmentError::EncoderCount { targets, projected });
-        }
+        self.check_counts(sources, hidden, projected)?;
         let mut total: Option<Tensor> = None;
         let mut terms = Vec::with_capacity(self.terms.len());
-        for (coefficient, term) in &self.terms {
-            // The backward pass computes its scalars in float32.
-            let expected_grad = f64::from(*coefficient as f32 / targets as f32);
-            let mut mean: Option<Tensor> = None;
-            for index in 0..targets {
-                let value = value(term, index, expected_grad)?;
-                mean = Some(match mean {
-                    Some(sum) => sum.f_add(&value)?,
-                    None => value,
-                });
-            }
-            let value = match mean {
-                Some(only) if targets == 1 => only,
-                Some(sum) => sum.f_div_scalar(targets as f64)?,
-                None => return Err(AlignmentError::EncoderCount { targets, projected }),
-            };
-            let weighted = value.f_mul_scalar(*coefficient)?;
+        for (term, &(depth, projection)) in self.terms.iter().zip(&self.positions) {
+            let Source::Encoder(source) = term.source;
+            let tokens = Tokens::new(
+                (sources[source], &term.norm),
+                (hidden[depth], projected[projection]),
+                term.coefficient,
+            )?;
+            let value = term.loss.forward(&tokens)?;
+            let weighted = value.f_mul_scalar(term.coefficient)?;
             total = Some(match total {
                 Some(sum) => sum.f_add(&weighted)?,
                 None => weighted,
             });
-            terms.push(LossTerm {
-                name: term.loss().name(),
-                coefficient: *coefficient,
+            terms.push(TermOutput {
+                name: term.loss.name(),
+                coefficient: term.coefficient,
                 value,
             });
         }
-        let total = total.ok_or(AlignmentError::NoLoss)?;
+        let total = total.ok_or(AlignmentError::NoTerm)?;
         Ok(AlignmentOutput { total, terms })
     }
-}
 
-/// Casts tokens to float32; float64 tokens stay float64.
-fn widened(tokens: &Tensor) -> Result<Tensor, AlignmentError> {
-    Ok(match tokens.f_kind()? {
-        Kind::Double => tokens.shallow_clone(),
-        _ => tokens.f_to_kind(Kind::Float)?,
-    })
+    fn check_counts(
+        &self,
+        sources: &[&Tensor],
+        hidden: &[&Tensor],
+        projected: &[&Tensor],
+    ) -> Result<(), AlignmentError> {
+        let used = self.terms.iter().map(|term| match term.source {
+            Source::Encoder(index) => index + 1,
+        });
+        let encoders = used.max().unwrap_or(0);
+        let count = |what, found: usize, expected: usize| match found == expected {
+            true => Ok(()),
+            false => Err(AlignmentError::Count {
+                what,
+                found,
+                expected,
+            }),
+        };
+        // A run may load an encoder that no term uses.
+        count("encoders", sources.len().min(encoders), encoders)?;
+        count("depths", hidden.len(), self.depths.len())?;
+        count("projections", projected.len(), self.projections.len())
+    }
 }

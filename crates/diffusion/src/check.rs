@@ -61,3 +61,11 @@ pub(crate) fn setting(
         allowed: allowed.into(),
     })
 }
+
+/// Returns an error that names the first of `settings` that is below 1.
+pub(crate) fn positive(settings: &[(&'static str, i64)]) -> Result<(), DiffusionError> {
+    for &(name, value) in settings {
+        setting(value > 0, name, value, "at least 1")?;
+    }
+    Ok(())
+}

@@ -4,7 +4,8 @@
 //!
 //! - a [`Denoiser`] maps noisy images, times and labels to a prediction and to the hidden tokens
 //!   that representation alignment projects. [`Sit`] is the denoiser of REPA and iREPA;
-//!   [`SitConfig::named`] knows its sizes. [`Jit`] works on large patches of pixels;
+//!   [`SitConfig::named`] knows its sizes. [`Jit`] works on large patches of pixels. [`models`] has one file per
+//!   network, [`nn`] the layers that they are built from;
 //! - an [`Interpolant`] mixes an image with noise; an [`objective`] defines what a denoiser predicts
 //!   from the mixture;
 //! - a [`samplers::Sampler`] integrates from noise back to an image, with classifier-free guidance;
@@ -44,9 +45,9 @@
 //! let objective = Velocity::default();
 //! let x0 = Identity.encode(&images, &mut generator)?;
 //! let noisy = objective.draw(&x0, &mut generator)?;
-//! let output = sit.forward(&noisy.x, &noisy.t, &labels, Mode::Train(&mut generator))?;
+//! let output = sit.forward(&noisy.x, &noisy.t, &labels, &[2], Mode::Train(&mut generator))?;
 //! objective.loss(&output.prediction, &noisy)?.mean(None).backward();
-//! assert_eq!(output.hidden.size(), [2, 16, 128]);
+//! assert_eq!(output.hidden[0].size(), [2, 16, 128]); // after block 2
 //!
 //! // Two images, sampled with guidance.
 //! let latents = generator.randn(&[2, 3, 16, 16], Kind::Float)?;
@@ -66,29 +67,23 @@
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod autoencoder;
-mod batch_norm;
 mod check;
-mod conv;
 mod denoiser;
-mod dual;
-mod embedding;
 mod error;
+mod guidance;
 pub mod interpolant;
-pub mod jit;
 pub mod latents;
-mod layers;
-pub mod meanflow;
+pub mod models;
+pub mod nn;
 pub mod objective;
 pub mod repa_e;
 pub mod samplers;
-mod sit;
 
-pub use denoiser::{Denoiser, Mode, Output, drop_labels};
-pub use embedding::{sincos_2d, timestep_sinusoids};
+pub use denoiser::{Denoiser, Dimensions, HiddenTokens, Mode, Output, drop_labels};
 pub use error::DiffusionError;
 pub use interpolant::Interpolant;
-pub use jit::{Jit, JitConfig};
-pub use sit::{Sit, SitConfig};
+pub use models::jit::{Jit, JitConfig};
+pub use models::sit::{Sit, SitConfig};
 
 #[cfg(test)]
 #[path = "../tests/golden/mod.rs"]

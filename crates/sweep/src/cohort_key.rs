@@ -67,7 +67,6 @@ impl CohortKey {
 impl CohortSettings {
     pub(crate) fn of(config: &Config) -> Self {
         let Config {
-            base: _,
             data,
             model,
             objective: _,

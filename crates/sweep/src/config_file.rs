@@ -9,9 +9,10 @@ mod layers;
 mod path;
 mod settings;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use toml::{Table, Value};
+use serde::Deserialize;
+use toml::{Spanned, Table, Value};
 use training::{Config, ConfigPath};
 
 use error::MAX_DEPTH;
@@ -44,11 +45,11 @@ pub(crate) fn read_layers_named_by(
             return Err(ConfigError::BaseChain(path));
         }
         let text = read(&path, from)?;
-        let config: Config = parse(&path, &text)?;
-        let mut table: Table = parse(&path, &text)?;
-        table.remove("base");
+        let (base, text) = take_base(&path, text)?;
+        let _checked: Config = parse(&path, &text)?;
+        let table: Table = parse(&path, &text)?;
         layers.push(Layers::new(table, folder_of(&path)));
-        next = config.base.map(|base| tidy(&folder_of(&path).join(&*base)));
+        next = base.map(|base| tidy(&folder_of(&path).join(base)));
         from = Some(format!("`base` in {}", path.display()));
     }
     let mut merged = Layers::default();
@@ -56,6 +57,23 @@ pub(crate) fn read_layers_named_by(
         merged.merge(layer);
     }
     Ok(merged)
+}
+
+/// Takes the key `base` from the text of a configuration file: another file whose settings this one overrides. The
+/// returned text has spaces in its place, so that errors in other keys have the right line and column.
+fn take_base(path: &Path, mut text: String) -> Result<(Option<PathBuf>, String), ConfigError> {
+    #[derive(Deserialize)]
+    struct WithBase {
+        base: Option<Spanned<PathBuf>>,
+    }
+    let Some(base) = parse::<WithBase>(path, &text)?.base else {
+        return Ok((None, text));
+    };
+    let end = base.span().end;
+    let start = text[..base.span().start].rfind('\n').map_or(0, |at| at + 1);
+    let blank = text[start..end].replace(|c| c != '\n', " ");
+    text.replace_range(start..end, &blank);
+    Ok((Some(base.into_inner()), text))
 }
 
 /// Reads a text file.
@@ -195,6 +213,20 @@ mod tests {
         let settings: Vec<String> = settings.iter().map(|text| (*text).to_owned()).collect();
         apply_settings(&mut below, &settings).unwrap();
         resolve(below, "here").unwrap()
+    }
+
+    #[test]
+    fn a_base_is_taken_out_of_the_text_and_leaves_the_lines_in_place() {
+        let text = "# A file.\nbase = \"a b.toml\" # with a base\n[train]\nstep = 3\n";
+        let path = Path::new("mine.toml");
+        let (base, rest) = take_base(path, text.to_owned()).unwrap();
+        assert_eq!(base.unwrap(), Path::new("a b.toml"));
+        assert_eq!(rest, text.replace("base = \"a b.toml\"", &" ".repeat(17)));
+        let error = parse::<Config>(path, &rest).unwrap_err().to_string();
+        assert!(error.contains("line 4"), "{error}");
+        let (base, rest) = take_base(path, "[train]\nsteps = 3".to_owned()).unwrap();
+        assert_eq!((base, rest.as_str()), (None, "[train]\nsteps = 3"));
+        assert!(take_base(path, "base = 3".to_owned()).is_err());
     }
 
     #[test]

@@ -1,15 +1,15 @@
 //! The alignment loss of a run: hidden tokens compared with the encoders' tokens.
 
-use alignment::{AlignmentLoss, SpatialNorm};
-use tch::{Kind, Tensor};
+use alignment::AlignmentLoss;
+use tch::Tensor;
 
-use crate::{Config, EncoderShape, TrainError};
+use crate::forward::Hidden;
+use crate::{EncoderShape, TrainError};
 
 /// Computes a run's alignment loss.
 #[derive(Debug)]
 pub(crate) struct Aligner {
     loss: AlignmentLoss,
-    norm: SpatialNorm,
     encoders: Vec<EncoderShape>,
     /// Rows and columns of the hidden tokens.
     grid: (i64, i64),
@@ -24,17 +24,12 @@ pub(crate) struct Aligned {
 }
 
 impl Aligner {
-    pub(crate) fn new(
-        config: &Config,
-        encoders: &[EncoderShape],
-        grid: (i64, i64),
-    ) -> Result<Self, TrainError> {
-        Ok(Self {
-            loss: AlignmentLoss::new(&config.alignment.losses)?,
-            norm: config.alignment.spatial_norm,
+    pub(crate) fn new(loss: AlignmentLoss, encoders: &[EncoderShape], grid: (i64, i64)) -> Self {
+        Self {
+            loss,
             encoders: encoders.to_vec(),
             grid,
-        })
+        }
     }
 
     /// Pools each encoder's tokens, `[B, T, D]`, to the grid of the hidden tokens.
@@ -48,24 +43,22 @@ impl Aligner {
         })
     }
 
-    /// Normalises the tokens that [`Aligner::pooled`] returned, and compares them with the hidden tokens
-    /// projected for each encoder. `None` without alignment.
+    /// Compares the tokens that [`Aligner::pooled`] returned with the hidden tokens. `None` without alignment.
     pub(crate) fn compare(
         &self,
         tokens: &[Tensor],
-        projected: &[Tensor],
+        hidden: &Hidden,
     ) -> Result<Option<Aligned>, TrainError> {
-        if projected.is_empty() {
+        if self.loss.terms().is_empty() {
             return Ok(None);
         }
-        let found = self.loss.forward_tokens(
-            &self.norm,
+        let found = self.loss.forward(
             &tokens.iter().collect::<Vec<_>>(),
-            &projected.iter().collect::<Vec<_>>(),
+            &hidden.tokens.iter().collect::<Vec<_>>(),
+            &hidden.projected.iter().collect::<Vec<_>>(),
         )?;
-        let terms: Vec<&Tensor> = found.terms.iter().map(|term| &term.value).collect();
         Ok(Some(Aligned {
-            mean: Tensor::f_stack(&terms, 0)?.f_mean(Kind::Float)?,
+            mean: found.mean()?,
             weighted: found.total,
         }))
     }

@@ -116,15 +116,6 @@ pub enum TrainError {
         expected: (i64, i64),
     },
 
-    /// The objective does not support the network.
-    #[error("the objective {objective} does not train a {network}")]
-    Objective {
-        /// Name of the objective.
-        objective: &'static str,
-        /// Family of the network.
-        network: &'static str,
-    },
-
     /// A file of weights lacks one that every denoiser has.
     #[error("the weight `{0}` is missing: these are not the weights of a denoiser")]
     NoWeight(&'static str),

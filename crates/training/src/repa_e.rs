@@ -5,9 +5,7 @@ use std::collections::BTreeMap;
 
 use data::seed;
 use diffusion::Mode;
-use diffusion::Sit;
 use diffusion::autoencoder::KlAutoencoder;
-use diffusion::objective::velocity::Velocity;
 use diffusion::repa_e::{
     AutoencoderLoss, AutoencoderPass, Discriminator, LatentNorm, Lpips, RepaE, RepaEConfig,
 };
@@ -18,8 +16,8 @@ use crate::adamw::{AdamW, trained_bytes};
 use crate::aligner::Aligned;
 use crate::autoencoder::{decode, scaling, trainable};
 use crate::checkpoint::VAE;
-use crate::model::Model;
-use crate::{Autoencoder, Config, Objective, TrainError, read_tensors};
+use crate::task::{JointNetwork, Weights};
+use crate::{Config, JointTraining, KlSettings, TrainError, read_tensors};
 
 /// A network with its weights and their optimiser.
 #[derive(Debug)]
@@ -36,7 +34,8 @@ pub(crate) struct Joint {
     discriminator: TrainedNetwork<AutoencoderLoss>,
     /// Trainable weights of the denoiser and its heads.
     denoiser_weights: Vec<Tensor>,
-    objective: Velocity,
+    /// The blocks of the denoiser, counted from 1, whose tokens are aligned.
+    hidden_depths: Vec<i64>,
     alignment: RepaEConfig,
     precision: Option<Kind>,
 }
@@ -47,7 +46,7 @@ pub(crate) struct BatchPart<A> {
     pub(crate) images: Tensor,
     /// i64 `[B]`.
     pub(crate) labels: Tensor,
-    /// Computes the alignment loss of hidden tokens `[B, T, D]`.
+    /// Computes the alignment loss of hidden tokens `[B, T, D]`, one tensor for each depth.
     pub(crate) align: A,
 }
 
@@ -67,20 +66,14 @@ impl Joint {
         trained_bytes(&self.autoencoder.params) + trained_bytes(&self.discriminator.params)
     }
 
-    /// Builds autoencoder and discriminator of a REPA-E configuration; `None` for other objectives. The
+    /// Builds autoencoder and discriminator. `weights` and `norm` are those of the denoiser. The
     /// running statistics of latents start from the configuration's scale and bias.
     pub(crate) fn new(
         config: &Config,
-        model: &Model,
+        (settings, kl): (&JointTraining, &KlSettings),
+        (weights, norm): (&Weights, &LatentNorm),
         device: Device,
-    ) -> Result<Option<Self>, TrainError> {
-        let (Objective::RepaE(settings), Autoencoder::Kl(kl), Some(norm)) = (
-            &config.objective,
-            &config.model.autoencoder,
-            &model.latent_norm,
-        ) else {
-            return Ok(None);
-        };
+    ) -> Result<Self, TrainError> {
         norm.set_statistics(&scaling(kl, device)?)?;
         let rate = |lr: Option<f64>| match lr {
             Some(lr) => config.learning_rate().with_peak(lr),
@@ -128,12 +121,12 @@ impl Joint {
             adamw,
         };
 
-        let aligned = !model.heads.is_empty();
-        Ok(Some(Self {
+        let aligned = !weights.heads.depths().is_empty();
+        Ok(Self {
             autoencoder,
             discriminator,
-            denoiser_weights: model.params.trainable(),
-            objective: settings.velocity(),
+            denoiser_weights: weights.params.trainable(),
+            hidden_depths: weights.heads.depths().to_vec(),
             alignment: RepaEConfig {
                 autoencoder_alignment: match aligned {
                     true => settings.autoencoder_alignment,
@@ -143,7 +136,7 @@ impl Joint {
                 denoiser_alignment: 1.0,
             },
             precision: config.train.precision.autocast(),
-        }))
+        })
     }
 
     /// Decodes normalised latents `[B, C, h, w]` to images, u8 `[B, 3, H, W]`, with the current weights
@@ -157,23 +150,24 @@ impl Joint {
     /// and computes the gradients of the denoiser.
     pub(crate) fn step<A>(
         &self,
-        (sit, latent_norm): (&Sit, &LatentNorm),
+        network: &JointNetwork,
         parts: &[BatchPart<A>],
         step: u64,
         generator: &mut Generator,
     ) -> Result<JointFigures, TrainError>
     where
-        A: Fn(&Tensor) -> Result<Aligned, TrainError>,
+        A: Fn(&[Tensor]) -> Result<Aligned, TrainError>,
     {
         let repa_e = RepaE {
             autoencoder: &self.autoencoder.network,
             loss: &self.discriminator.network,
-            denoiser: sit,
-            latent_norm,
+            denoiser: &network.sit,
+            latent_norm: &network.latent_norm,
             denoiser_weights: &self.denoiser_weights,
-            objective: self.objective,
+            objective: network.objective,
             config: self.alignment,
             precision: self.precision,
+            hidden_depths: &self.hidden_depths,
         };
         let share = 1.0 / parts.len().max(1) as f64;
         let backward = |loss: &Tensor| loss.f_mul_scalar(share)?.f_backward();
@@ -184,7 +178,7 @@ impl Joint {
         for part in parts {
             let (images, labels) = (&part.images, &part.labels);
             let draws = repa_e.draw(images, generator)?;
-            let align = |hidden: &Tensor| Ok::<_, TrainError>((part.align)(hidden)?.mean);
+            let align = |hidden: &[Tensor]| Ok::<_, TrainError>((part.align)(hidden)?.mean);
             let mut pass = repa_e.autoencoder_pass(images, labels, &draws, steps_before, align)?;
             backward(&pass.total)?;
             // Frees the autograd graph, which is large and no longer needed.
@@ -217,7 +211,7 @@ impl Joint {
         let mut denoiser_figures = MeanFigures::new(share);
         for (pass, part) in passes.iter().zip(parts) {
             let mean = RefCell::new(None);
-            let align = |hidden: &Tensor| {
+            let align = |hidden: &[Tensor]| {
                 let aligned = (part.align)(hidden)?;
                 mean.replace(Some(aligned.mean.f_detach()?));
                 Ok::<_, TrainError>(aligned.weighted)

@@ -4,20 +4,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use data::seed;
 use diffusion::DiffusionError;
+use diffusion::repa_e::LatentNorm;
 use tch::{Device, Kind, Tensor};
-use torch_ext::{Generator, TorchError, autocast};
+use torch_ext::{Generator, Params, TorchError, autocast};
 
 use crate::autoencoder::read_weights;
-use crate::config::AnySampler;
-use crate::model::{Model, Network, num_classes};
-use crate::{Autoencoder, AutoencoderModel, Config, Inputs, TrainError};
+use crate::denoising::Denoising;
+use crate::task::num_classes;
+use crate::{AutoencoderModel, Config, TrainError};
 
 /// The averaged denoiser of a checkpoint, without heads, for sampling.
 #[derive(Debug)]
 pub struct Sampling {
     config: Config,
     autoencoder: AutoencoderModel,
-    network: Network,
+    network: Denoising,
     num_classes: i64,
     device: Device,
     /// Name of the weights, for errors.
@@ -41,23 +42,27 @@ impl Sampling {
     ) -> Result<Self, TrainError> {
         config.check_guidance()?;
         let num_classes = num_classes(config, weights)?;
-        let inputs = Inputs {
-            device,
-            num_classes,
-            encoders: Vec::new(),
-            identity: String::new(),
+        let params = Params::new(device, 0)?;
+        let network = Denoising::new(&params.root(), config, num_classes)?;
+        let joint = match config.joint() {
+            Some((settings, autoencoder)) => {
+                let [channels, ..] = network.denoiser().dimensions().image;
+                let momentum = settings.latent_norm_momentum;
+                let norm = LatentNorm::new(&params.root(), channels, momentum)?;
+                Some((autoencoder, norm))
+            }
+            None => None,
         };
-        let model = Model::new(config, &inputs)?;
         let denoiser_weights: Vec<(String, Tensor)> = weights
             .iter()
             .filter(|(name, _)| !name.starts_with("projectors."))
             .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()))
             .collect();
-        model.params.load(&denoiser_weights)?;
+        params.load(&denoiser_weights)?;
         Ok(Self {
             config: config.clone(),
-            autoencoder: match (&config.model.autoencoder, &model.latent_norm) {
-                (Autoencoder::Kl(settings), Some(norm)) => {
+            autoencoder: match joint {
+                Some((settings, norm)) => {
                     let read;
                     let vae = match vae {
                         Some(vae) => vae,
@@ -68,9 +73,9 @@ impl Sampling {
                     };
                     AutoencoderModel::from_weights(settings, vae, norm.scaling()?, device)?
                 }
-                _ => AutoencoderModel::load(config, device)?,
+                None => AutoencoderModel::load(config, device)?,
             },
-            network: model.network,
+            network,
             num_classes,
             device,
             weights: "the loaded weights".to_owned(),
@@ -126,8 +131,14 @@ impl Sampling {
         labels: &[i64],
         progress: impl FnMut(usize),
     ) -> Result<Tensor, TrainError> {
+        let sample = |noise: &Tensor, labels: &Tensor, steps: &mut StepNoise<'_>| {
+            let check = || check_interrupted(interrupted);
+            self.network
+                .sample(self.config.sample.sampler, noise, labels, steps, check)
+        };
         draw_samples(
-            &self.network,
+            self.network.denoiser().dimensions().image,
+            sample,
             |latents| self.autoencoder.decode(latents),
             &self.config,
             (first, labels),
@@ -150,13 +161,26 @@ pub(crate) fn batch_size(config: &Config, device: Device) -> usize {
     }
 }
 
-/// Draws one image for each of `labels`, with indices from `first` on.
+/// Draws the noise of a sampler's step, `[B, C, H, W]` in float64.
+pub(crate) type StepNoise<'a> = dyn FnMut() -> Result<Tensor, DiffusionError> + 'a;
+
+/// Returns an error if `interrupted` is set.
+pub(crate) fn check_interrupted(interrupted: &AtomicBool) -> Result<(), DiffusionError> {
+    match interrupted.load(Ordering::Relaxed) {
+        true => Err(DiffusionError::Interrupted),
+        false => Ok(()),
+    }
+}
+
+/// Draws one image for each of `labels`, with indices from `first` on. `sample` maps noise `[B, C, H, W]` of `shape`,
+/// labels `[B]` and the noise of its steps to images or latents, which `decode` maps to images.
 ///
 /// Matrix products round differently in batches of another length. Therefore all batches are full and
 /// start at multiples of their length; the first and the last one are padded with images that are
 /// discarded.
 pub(crate) fn draw_samples(
-    network: &Network,
+    shape: [i64; 3],
+    sample: impl Fn(&Tensor, &Tensor, &mut StepNoise<'_>) -> Result<Tensor, DiffusionError>,
     decode: impl Fn(&Tensor) -> Result<Tensor, TrainError>,
     config: &Config,
     (first, labels): (u64, &[i64]),
@@ -164,13 +188,7 @@ pub(crate) fn draw_samples(
     interrupted: &AtomicBool,
     mut progress: impl FnMut(usize),
 ) -> Result<Tensor, TrainError> {
-    let check_interrupted = || match interrupted.load(Ordering::Relaxed) {
-        true => Err(DiffusionError::Interrupted),
-        false => Ok(()),
-    };
     config.apply_numerics(device)?;
-    let sampler = config.objective.sampler(config.sample.sampler)?;
-    let shape = network.denoiser().image_shape();
     let precision = config.train.precision.autocast();
     let length = batch_size(config, device);
     let mut images = Vec::new();
@@ -187,18 +205,11 @@ pub(crate) fn draw_samples(
             IndexedNoise::new(config.sample.seed, start..start + length as u64, device)?;
         let latents = noise.draw(&shape, Kind::Float)?;
         let batch_labels = Tensor::f_from_slice(&batch_labels)?.f_to_device(device)?;
-        let sample = || {
-            let step_noise = || noise.draw(&shape, Kind::Double);
-            sampler.sample(
-                network,
-                &latents,
-                &batch_labels,
-                step_noise,
-                check_interrupted,
-            )
-        };
         let latents = ops::composed_if(!config.train.fused, || {
-            autocast::run(device, precision, sample)
+            autocast::run(device, precision, || {
+                let mut step_noise = || noise.draw(&shape, Kind::Double);
+                sample(&latents, &batch_labels, &mut step_noise)
+            })
         })??;
         let samples = latents.f_narrow(0, offset as i64, count as i64)?;
         check_finite(&samples, index)?;
@@ -206,7 +217,7 @@ pub(crate) fn draw_samples(
             // On the CPU, `decode` would decode images one by one anyway.
             Device::Cpu => {
                 for position in offset..offset + count {
-                    check_interrupted()?;
+                    check_interrupted(interrupted)?;
                     images.push(decode(&latents.f_narrow(0, position as i64, 1)?)?);
                 }
             }
@@ -222,43 +233,6 @@ pub(crate) fn draw_samples(
         return Ok(Tensor::f_zeros([0, 3, 1, 1], (Kind::Uint8, Device::Cpu))?);
     }
     Ok(Tensor::f_cat(&images, 0)?)
-}
-
-impl AnySampler {
-    /// Draws images (or latents) from standard normal `noise` `[B, C, H, W]` for `labels` `[B]`. A sampler that adds
-    /// noise in each step takes it from `step_noise`, `[B, C, H, W]` in float64. `check_interrupted` is called after
-    /// each step; an error ends the sampling.
-    pub(crate) fn sample(
-        &self,
-        network: &Network,
-        noise: &Tensor,
-        labels: &Tensor,
-        mut step_noise: impl FnMut() -> Result<Tensor, DiffusionError>,
-        check_interrupted: impl Fn() -> Result<(), DiffusionError>,
-    ) -> Result<Tensor, TrainError> {
-        let denoiser = network.denoiser();
-        Ok(match (self, network) {
-            (Self::Velocity(sampler), _) => sampler.sample_with(
-                denoiser,
-                noise,
-                labels,
-                |_| step_noise(),
-                |_| check_interrupted(),
-            )?,
-            (Self::Jit(sampler), _) => {
-                sampler.sample(denoiser, noise, labels, |_| check_interrupted())?
-            }
-            (Self::MeanFlow(sampler), Network::MeanFlow(network)) => {
-                sampler.sample(network, noise, labels, |_| check_interrupted())?
-            }
-            (Self::MeanFlow(_), network) => {
-                return Err(TrainError::Objective {
-                    objective: "meanflow",
-                    network: network.family(),
-                });
-            }
-        })
-    }
 }
 
 /// Checks that all values of samples `[B, C, H, W]` are finite. The samples' indices count from `start`.

@@ -4,31 +4,24 @@ use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 
 use data::{Cursor, seed};
+use diffusion::Denoiser as _;
 use tch::{Kind, Tensor};
 use torch_ext::readback::Readback;
-use torch_ext::{Generator, Mismatch, Params, TorchError, autocast};
+use torch_ext::{Generator, Mismatch, Params, TorchError};
 
 use crate::adamw::{AdamW, trained_bytes};
-use crate::aligner::{Aligned, Aligner};
+use crate::aligner::Aligner;
 use crate::average::Average;
-use crate::model::{Model, Network};
-use crate::objective::{ForwardOutput, NoisyInputs, project};
-use crate::repa_e::{BatchPart, Joint, JointFigures};
-use crate::sampling::{self, draw_samples};
+use crate::denoising::sample_velocity;
+use crate::passes::Passes;
+use crate::repa_e::Joint;
+use crate::sampling::{self, StepNoise, check_interrupted, draw_samples};
 use crate::step_graph::StepGraph;
+use crate::task::{Task, Weights, alignment_loss};
 use crate::{
-    AutoencoderMetrics, AutoencoderModel, Checkpoint, Config, DeviceBatch, Inputs,
-    LastGoodCheckpoint, Objective, Quality, StepMetrics, TrainError,
+    AutoencoderMetrics, Checkpoint, Config, DeviceBatch, Inputs, LastGoodCheckpoint, Objective,
+    Quality, StepMetrics, TrainError,
 };
-
-/// The autoencoder of a trainer.
-#[derive(Debug)]
-enum Autoencoding {
-    /// It is not trained.
-    Frozen(AutoencoderModel),
-    /// REPA-E's autoencoder, which is trained jointly.
-    Trained(Box<Joint>),
-}
 
 /// The figures of a step while they are copied from the device.
 #[derive(Debug)]
@@ -50,9 +43,9 @@ struct Pending {
 pub struct Trainer {
     config: Config,
     inputs: Inputs,
-    autoencoder: Autoencoding,
-    model: Model,
-    average: Model,
+    task: Task,
+    weights: Weights,
+    average: Params,
     second_average: Option<Params>,
     /// Both averages, for the optimiser, which updates them.
     averages: Vec<Average>,
@@ -88,35 +81,31 @@ impl Trainer {
         if config.train.cuda_graphs && !inputs.device.is_cuda() {
             tracing::warn!("train.cuda_graphs has no effect on {:?}", inputs.device);
         }
-        let model = Model::new(config, &inputs)?;
-        let autoencoder = match Joint::new(config, &model, inputs.device)? {
-            Some(joint) => Autoencoding::Trained(Box::new(joint)),
-            None => Autoencoding::Frozen(AutoencoderModel::on_demand(config, inputs.device)?),
-        };
-        let average = model.averaged(config, &inputs)?;
+        let (task, weights, average) = Task::new(config, &inputs)?;
+        let average = average.params;
         let second_average = match config.train.second_ema_decay {
-            Some(_) => Some(model.averaged(config, &inputs)?.params),
+            Some(_) => Some(Task::further_average(config, &inputs, &weights)?),
             None => None,
         };
         if let Some(kind) = copies {
-            model.params.keep_copies(kind)?;
+            weights.params.keep_copies(kind)?;
         }
         let train = &config.train;
         let averages = [
-            Some((&average.params, train.ema_decay)),
+            Some((&average, train.ema_decay)),
             second_average.as_ref().zip(train.second_ema_decay),
         ];
         let averages = averages.into_iter().flatten();
         Ok(Self {
             averages: averages
-                .map(|(target, decay)| Average::new(target, &model.params, decay))
+                .map(|(target, decay)| Average::new(target, &weights.params, decay))
                 .collect(),
-            adamw: AdamW::new(&model.params, &config.optimizer, config.learning_rate())?,
+            adamw: AdamW::new(&weights.params, &config.optimizer, config.learning_rate())?,
             aligner: Aligner::new(
-                config,
+                alignment_loss(config, &inputs)?,
                 &inputs.encoders,
-                model.network.denoiser().token_grid(),
-            )?,
+                task.denoiser().dimensions().token_grid,
+            ),
             generator: Generator::new(
                 inputs.device,
                 seed::derive(config.train.seed, "training", &[]),
@@ -127,9 +116,9 @@ impl Trainer {
             read_back: Readback::begin,
             graph: None,
             config: config.clone(),
-            autoencoder,
+            task,
             inputs,
-            model,
+            weights,
             average,
             second_average,
         })
@@ -144,11 +133,8 @@ impl Trainer {
     /// memory only temporarily.
     pub fn state_bytes(&self) -> u64 {
         let second = self.second_average.as_ref().map_or(0, Params::bytes);
-        let trained = match &self.autoencoder {
-            Autoencoding::Frozen(_) => 0,
-            Autoencoding::Trained(joint) => joint.state_bytes(),
-        };
-        trained_bytes(&self.model.params) + self.average.params.bytes() + second + trained
+        let joint = self.task.joint().map_or(0, Joint::state_bytes);
+        trained_bytes(&self.weights.params) + self.average.bytes() + second + joint
     }
 
     /// Returns the position of the data stream after the last batch.
@@ -168,12 +154,12 @@ impl Trainer {
 
     /// Returns the trained weights.
     pub fn params(&self) -> &Params {
-        &self.model.params
+        &self.weights.params
     }
 
     /// Returns the moving average of the weights.
     pub fn average(&self) -> &Params {
-        &self.average.params
+        &self.average
     }
 
     /// Returns the hash of the checkpoints that belong to this run.
@@ -192,10 +178,10 @@ impl Trainer {
         batch: &DeviceBatch,
         tokens: &[Tensor],
     ) -> Result<Option<StepMetrics>, TrainError> {
-        if tokens.len() != self.model.heads.len() {
+        if tokens.len() != self.inputs.encoders.len() {
             return Err(TrainError::EncoderCount {
                 found: tokens.len(),
-                expected: self.model.heads.len(),
+                expected: self.inputs.encoders.len(),
             });
         }
         // These settings hold for the whole process, and another trainer may have run the previous step.
@@ -210,10 +196,20 @@ impl Trainer {
         tokens: &[Tensor],
     ) -> Result<Option<StepMetrics>, TrainError> {
         let step = self.step + 1;
-        let (figures, autoencoder_figures) = match &self.autoencoder {
-            Autoencoding::Frozen(_) => (self.backward(batch, tokens)?, None),
-            Autoencoding::Trained(_) => {
-                let figures = self.joint_step(batch, tokens, step)?;
+        let passes = Passes {
+            config: &self.config,
+            device: self.inputs.device,
+            weights: &self.weights,
+            aligner: &self.aligner,
+        };
+        let generator = &mut self.generator;
+        let (figures, autoencoder_figures) = match &self.task {
+            Task::Frozen(task) => {
+                let figures = passes.backward(task, batch, tokens, generator, &mut self.graph)?;
+                (figures, None)
+            }
+            Task::Joint(task) => {
+                let figures = passes.joint_step(task, batch, tokens, step, generator)?;
                 (figures.denoiser, Some(figures.autoencoder))
             }
         };
@@ -236,180 +232,6 @@ impl Trainer {
         Ok(previous)
     }
 
-    /// Computes the gradients of the whole batch. Returns total, denoising and alignment loss, `[3]`.
-    fn backward(&mut self, batch: &DeviceBatch, tokens: &[Tensor]) -> Result<Tensor, TrainError> {
-        let parts = self.config.train.accumulation as i64;
-        let part_len = batch.labels.size1()? / parts;
-        let mut figures: Option<Tensor> = None;
-        for part in 0..parts {
-            let cut = |tensor: &Tensor| tensor.f_narrow(0, part * part_len, part_len);
-            let tokens = tokens.iter().map(cut).collect::<Result<Vec<_>, _>>()?;
-            let moments = batch.moments.as_ref().map(cut).transpose()?;
-            let part_figures = self.backward_part(
-                &cut(&batch.images)?,
-                moments.as_ref(),
-                &cut(&batch.labels)?,
-                &tokens,
-                parts,
-            )?;
-            figures = Some(match figures {
-                Some(sum) => sum.f_add(&part_figures)?,
-                None => part_figures,
-            });
-        }
-        match figures {
-            Some(sum) if parts > 1 => Ok(sum.f_div_scalar(parts as f64)?),
-            Some(sum) => Ok(sum),
-            None => Ok(Tensor::f_zeros([3], (Kind::Float, self.inputs.device))?),
-        }
-    }
-
-    /// Adds the gradients of one of `parts` parts of a batch. Returns the part's figures, like
-    /// [`backward`](Self::backward).
-    fn backward_part(
-        &mut self,
-        images: &Tensor,
-        moments: Option<&Tensor>,
-        labels: &Tensor,
-        tokens: &[Tensor],
-        parts: i64,
-    ) -> Result<Tensor, TrainError> {
-        let x0 = match &self.autoencoder {
-            Autoencoding::Frozen(autoencoder) => {
-                autoencoder.encode(images, moments, &mut self.generator)?
-            }
-            Autoencoding::Trained(_) => return Err(self.mismatch()),
-        };
-        let objective = self.config.objective();
-        let noisy = objective.draw(&self.model, &x0, labels, &mut self.generator)?;
-        let tokens = self.aligner.pooled(tokens)?;
-        if self.config.train.cuda_graphs
-            && self.inputs.device.is_cuda()
-            && let Some(mut inputs) = noisy.tensors()
-        {
-            inputs.extend(tokens);
-            return self.replay_graph(&objective, &noisy, &inputs);
-        }
-        self.forward_backward(&objective, noisy, &tokens, parts)
-    }
-
-    /// Runs the forward pass, the losses and the backward pass on one of `parts` parts of a batch.
-    fn forward_backward(
-        &mut self,
-        objective: &Objective,
-        noisy: NoisyInputs,
-        tokens: &[Tensor],
-        parts: i64,
-    ) -> Result<Tensor, TrainError> {
-        let precision = self.config.train.precision.autocast();
-        let ForwardOutput {
-            loss: denoising,
-            error,
-            projected,
-        } = objective.compute(
-            &self.model,
-            noisy,
-            &mut self.generator,
-            (self.inputs.device, precision),
-        )?;
-        let (total, alignment) = match self.aligner.compare(tokens, &projected)? {
-            Some(aligned) => (denoising.f_add(&aligned.weighted)?, aligned.mean.detach()),
-            None => (denoising, error.f_zeros_like()?),
-        };
-        let figures = Tensor::f_stack(&[total.detach(), error, alignment], 0)?;
-        total.f_div_scalar(parts as f64)?.f_backward()?;
-        Ok(figures)
-    }
-
-    /// Runs [`forward_backward`](Self::forward_backward) as a CUDA graph, which is recorded for the first
-    /// batch of each new shape. `inputs` holds the tensors of `noisy`, then the encoders' tokens.
-    fn replay_graph(
-        &mut self,
-        objective: &Objective,
-        noisy: &NoisyInputs,
-        inputs: &[Tensor],
-    ) -> Result<Tensor, TrainError> {
-        if !self.graph.as_ref().is_some_and(|graph| graph.fits(inputs)) {
-            // Frees the old graph's memory for the new one.
-            self.graph = None;
-            let weights = self.model.params.leaves();
-            let device = self.inputs.device;
-            let graph = StepGraph::capture(device, inputs, weights, |inputs| {
-                let replaced = noisy.with_tensors(inputs);
-                let (noisy, tokens) = replaced.ok_or_else(|| self.mismatch())?;
-                self.forward_backward(objective, noisy, tokens, 1)
-            })?;
-            self.graph = Some(graph);
-        }
-        match &self.graph {
-            Some(graph) => graph.replay(inputs),
-            None => Err(self.mismatch()),
-        }
-    }
-
-    /// Runs REPA-E's step up to the gradients of the denoiser.
-    fn joint_step(
-        &mut self,
-        batch: &DeviceBatch,
-        tokens: &[Tensor],
-        step: u64,
-    ) -> Result<JointFigures, TrainError> {
-        let Self {
-            aligner,
-            model,
-            config,
-            inputs,
-            generator,
-            autoencoder,
-            ..
-        } = self;
-        let (aligner, heads, device) = (&*aligner, &model.heads, inputs.device);
-        let precision = config.train.precision.autocast();
-        let parts = config.train.accumulation as i64;
-        let part_len = batch.labels.size1()? / parts;
-        let batch_parts = (0..parts)
-            .map(|part| {
-                let cut = |tensor: &Tensor| tensor.f_narrow(0, part * part_len, part_len);
-                let tokens = tokens.iter().map(cut).collect::<Result<Vec<_>, _>>()?;
-                let tokens = aligner.pooled(&tokens)?;
-                Ok(BatchPart {
-                    images: cut(&batch.images)?,
-                    labels: cut(&batch.labels)?,
-                    align: move |hidden: &Tensor| {
-                        let projected =
-                            autocast::run(device, precision, || project(heads, hidden))??;
-                        if let Some(aligned) = aligner.compare(&tokens, &projected)? {
-                            return Ok(aligned);
-                        }
-                        let nothing = Tensor::f_zeros([0; 0], (Kind::Float, device))?;
-                        Ok(Aligned {
-                            mean: nothing.shallow_clone(),
-                            weighted: nothing,
-                        })
-                    },
-                })
-            })
-            .collect::<Result<Vec<_>, TrainError>>()?;
-        match (autoencoder, &model.network, &model.latent_norm) {
-            (Autoencoding::Trained(joint), Network::Sit(sit), Some(norm)) => {
-                joint.step((sit, norm), &batch_parts, step, generator)
-            }
-            _ => {
-                drop(batch_parts);
-                Err(self.mismatch())
-            }
-        }
-    }
-
-    /// Returns the error for an objective and a network that do not fit each other. It cannot occur with a
-    /// validated configuration.
-    fn mismatch(&self) -> TrainError {
-        TrainError::Objective {
-            objective: self.config.objective.name(),
-            network: self.model.network.family(),
-        }
-    }
-
     /// Waits for the last step and returns its figures. Returns `None` if they have already been returned.
     ///
     /// # Errors
@@ -422,7 +244,7 @@ impl Trainer {
         let &[loss, denoising, alignment, norm, ref autoencoder @ ..] = figures.as_slice() else {
             return Ok(None);
         };
-        let aligned = !self.model.heads.is_empty();
+        let aligned = !self.weights.heads.depths().is_empty();
         let autoencoder = <[f32; 11]>::try_from(autoencoder).ok();
         let autoencoder_figures = autoencoder.iter().flat_map(|figures| {
             [
@@ -472,15 +294,12 @@ impl Trainer {
             step: self.step,
             cursor: self.cursor,
             config_hash: self.hash(),
-            model: self.model.params.state_dict(),
-            ema: self.average.params.state_dict(),
+            model: self.weights.params.state_dict(),
+            ema: self.average.state_dict(),
             second_ema: self.second_average.as_ref().map(Params::state_dict),
             optimizer: self.adamw.state(),
             random: vec![("training".to_owned(), self.generator.state()?)],
-            others: match &self.autoencoder {
-                Autoencoding::Frozen(_) => BTreeMap::new(),
-                Autoencoding::Trained(joint) => joint.state(),
-            },
+            others: self.task.joint().map_or_else(BTreeMap::new, Joint::state),
         })
     }
 
@@ -510,8 +329,8 @@ impl Trainer {
             );
             return Err(TrainError::Resume { step, reason });
         }
-        self.model.params.load(&checkpoint.model)?;
-        self.average.params.load(&checkpoint.ema)?;
+        self.weights.params.load(&checkpoint.model)?;
+        self.average.load(&checkpoint.ema)?;
         match (&self.second_average, &checkpoint.second_ema) {
             (Some(average), Some(saved)) => average.load(saved)?,
             (None, None) => {}
@@ -529,7 +348,7 @@ impl Trainer {
         self.adamw
             .load(&checkpoint.optimizer)
             .map_err(|reason| TrainError::Resume { step, reason })?;
-        if let Autoencoding::Trained(joint) = &self.autoencoder {
+        if let Some(joint) = self.task.joint() {
             joint
                 .load(&checkpoint.others)
                 .map_err(|reason| TrainError::Resume { step, reason })?;
@@ -553,14 +372,14 @@ impl Trainer {
         partial: bool,
     ) -> Result<Mismatch, TrainError> {
         let mismatch = match partial {
-            true => self.model.params.load_partial(weights)?,
+            true => self.weights.params.load_partial(weights)?,
             false => {
-                self.model.params.load(weights)?;
+                self.weights.params.load(weights)?;
                 Mismatch::default()
             }
         };
-        let start = self.model.params.state_dict();
-        self.average.params.load(&start)?;
+        let start = self.weights.params.state_dict();
+        self.average.load(&start)?;
         if let Some(second) = &self.second_average {
             second.load(&start)?;
         }
@@ -600,26 +419,42 @@ impl Trainer {
         labels: &[i64],
         progress: impl FnMut(usize),
     ) -> Result<Tensor, TrainError> {
-        let decode = |latents: &Tensor| match &self.autoencoder {
-            Autoencoding::Frozen(autoencoder) => autoencoder.decode(latents),
-            Autoencoding::Trained(joint) => match &self.average.latent_norm {
-                Some(norm) => joint.decode(latents, norm),
-                None => Err(self.mismatch()),
-            },
+        let sampler = self.config.sample.sampler;
+        let check = || check_interrupted(interrupted);
+        let samples = match &self.task {
+            Task::Frozen(task) => {
+                let samples = draw_samples(
+                    task.average.denoiser().dimensions().image,
+                    |noise: &Tensor, labels: &Tensor, steps: &mut StepNoise<'_>| {
+                        task.average.sample(sampler, noise, labels, steps, check)
+                    },
+                    |latents| task.autoencoder.decode(latents),
+                    &self.config,
+                    (first, labels),
+                    self.inputs.device,
+                    interrupted,
+                    progress,
+                );
+                // Trainers of a sweep sample one after the other, so only one autoencoder has to be in memory.
+                task.autoencoder.unload();
+                samples
+            }
+            Task::Joint(task) => {
+                let network = (&task.average.objective, &task.average.sit);
+                draw_samples(
+                    task.average.sit.dimensions().image,
+                    |noise: &Tensor, labels: &Tensor, steps: &mut StepNoise<'_>| {
+                        sample_velocity(network, sampler, noise, labels, steps, check)
+                    },
+                    |latents| task.joint.decode(latents, &task.average.latent_norm),
+                    &self.config,
+                    (first, labels),
+                    self.inputs.device,
+                    interrupted,
+                    progress,
+                )
+            }
         };
-        let samples = draw_samples(
-            &self.average.network,
-            decode,
-            &self.config,
-            (first, labels),
-            self.inputs.device,
-            interrupted,
-            progress,
-        );
-        // Trainers of a sweep sample one after the other, so only one autoencoder has to be in memory.
-        if let Autoencoding::Frozen(autoencoder) = &self.autoencoder {
-            autoencoder.unload();
-        }
         samples.map_err(|error| {
             error.with_weights(|| format!("the averaged weights of step {}", self.step))
         })

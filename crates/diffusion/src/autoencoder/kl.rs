@@ -18,7 +18,7 @@ use torch_ext::{Generator, Scope};
 use self::decoder::Decoder;
 use self::encoder::Encoder;
 use super::{Autoencoder, bytes};
-use crate::conv::Conv2d;
+use crate::nn::Conv2d;
 use crate::{DiffusionError, check};
 
 pub use config::KlConfig;

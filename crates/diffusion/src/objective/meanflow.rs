@@ -13,12 +13,13 @@ mod time;
 mod weighting;
 
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 use torch_ext::Generator;
 
 use crate::denoiser::Denoiser;
+use crate::guidance::with_and_without_class;
 use crate::interpolant::Interpolant;
-use crate::meanflow::{Direction, Jvp, MeanFlowSit};
+use crate::models::meanflow::{Direction, Jvp, MeanFlowSit};
 use crate::{DiffusionError, check};
 
 pub use time::{TimeDistribution, TimeSampling, Times};
@@ -28,7 +29,7 @@ pub use weighting::Weighting;
 ///
 /// ```
 /// use diffusion::SitConfig;
-/// use diffusion::meanflow::MeanFlowSit;
+/// use diffusion::models::meanflow::MeanFlowSit;
 /// use diffusion::objective::meanflow::MeanFlow;
 /// use tch::{Device, Kind, Tensor};
 /// use torch_ext::{Generator, Params};
@@ -45,10 +46,10 @@ pub use weighting::Weighting;
 /// objective.validate()?;
 /// let noisy = objective.draw(&network, &x0, &labels, &mut generator)?;
 /// let noisy = objective.guide(&network, noisy)?;
-/// let output = objective.forward(&network, &noisy)?;
+/// let output = objective.forward(&network, &noisy, &[2])?;
 /// let loss = objective.loss(&output, &noisy)?;
 /// assert_eq!(loss.value.size(), [2]);
-/// assert_eq!(output.hidden.size(), [2, 16, 128]); // for alignment, as in SiT
+/// assert_eq!(output.hidden[0].size(), [2, 16, 128]); // for alignment, as in SiT
 /// loss.value.mean(None).backward();
 /// # Ok(())
 /// # }
@@ -135,6 +136,14 @@ pub struct Loss {
     pub squared_error: Tensor,
 }
 
+/// The rows of a batch on which [`MeanFlow::guide`] runs the network.
+enum GuidedRows {
+    /// Those that are guided. Finding them waits for the device.
+    Selected,
+    /// All of them, so that the number of rows is known without waiting.
+    All,
+}
+
 impl MeanFlow {
     /// Checks the settings.
     ///
@@ -177,7 +186,7 @@ impl MeanFlow {
         check::shape("the batch of images", x0, &[-1, -1, -1, -1])?;
         self.validate()?;
         let (batch, ..) = x0.size4()?;
-        let dropped = match network.null_class() {
+        let dropped = match network.dimensions().null_class {
             Some(_) => generator
                 .rand(&[batch], Kind::Float)?
                 .f_lt(network.config().class_dropout)?,
@@ -225,7 +234,7 @@ impl MeanFlow {
             .f_ge(self.cfg_min_t)?
             .f_logical_and(&t32.f_le(self.cfg_max_t)?)?
             .f_logical_and(&dropped.f_logical_not()?)?;
-        let labels = match network.null_class() {
+        let labels = match network.dimensions().null_class {
             Some(null_class) => Tensor::f_where_scalarself(
                 &dropped.f_to_device(labels.device())?,
                 null_class,
@@ -259,45 +268,74 @@ impl MeanFlow {
     pub fn guide(
         &self,
         network: &MeanFlowSit,
+        noisy: NoisyBatch,
+    ) -> Result<NoisyBatch, DiffusionError> {
+        let rows = match noisy.z.device() {
+            Device::Cpu => GuidedRows::Selected,
+            _ => GuidedRows::All,
+        };
+        self.guide_rows(network, noisy, rows)
+    }
+
+    fn guide_rows(
+        &self,
+        network: &MeanFlowSit,
         mut noisy: NoisyBatch,
+        rows: GuidedRows,
     ) -> Result<NoisyBatch, DiffusionError> {
         if !self.trains_with_guidance() {
             return Ok(noisy);
         }
         let (omega, kappa) = (self.cfg_omega, self.cfg_kappa);
-        let null_class = network.null_class().ok_or(DiffusionError::Setting {
-            name: "cfg_omega",
-            found: omega.to_string(),
-            allowed: "1, with cfg_kappa = 0, for a network without a null class \
+        let null_class = network
+            .dimensions()
+            .null_class
+            .ok_or(DiffusionError::Setting {
+                name: "cfg_omega",
+                found: omega.to_string(),
+                allowed: "1, with cfg_kappa = 0, for a network without a null class \
                       (class_dropout = 0)"
-                .to_owned(),
-        })?;
+                    .to_owned(),
+            })?;
         let _no_grad = tch::no_grad_guard();
-        let rows = noisy.guided.f_nonzero()?.f_flatten(0, -1)?;
-        let count = rows.size1()?;
-        if count == 0 {
-            return Ok(noisy);
-        }
-        let select = |x: &Tensor| x.f_index_select(0, &rows.f_to_device(x.device())?);
-        let twice = |x: &Tensor| Tensor::f_cat(&[x, x], 0);
-        let labels = select(&noisy.labels)?;
-        let null = labels.f_full_like(null_class)?;
-        let labels = Tensor::f_cat(&[&labels, &null], 0)?;
-        let (z, t) = (twice(&select(&noisy.z)?)?, twice(&select(&noisy.t)?)?);
-        let kind = noisy.velocity.kind();
-        let both = network.forward(&z, &t, &t, &labels)?;
-        let both = both.prediction.f_to_kind(kind)?;
-        let conditional = both.f_narrow(0, 0, count)?;
-        let unconditional = both.f_narrow(0, count, count)?;
-        let guided = select(&noisy.velocity)?
-            .f_mul_scalar(omega)?
-            .f_add_(&conditional.f_mul_scalar(kappa)?)?
-            .f_add_(&unconditional.f_mul_scalar(1.0 - omega - kappa)?)?;
-        noisy.velocity = noisy.velocity.f_index_copy(0, &rows, &guided)?;
+        let guided = |z: &Tensor, t: &Tensor, labels: &Tensor, velocity: &Tensor| {
+            let [conditional, unconditional] =
+                with_and_without_class(z, labels, null_class, |z, labels| {
+                    let t = Tensor::f_cat(&[t, t], 0)?;
+                    let output = network.forward(z, &t, &t, labels, &[])?;
+                    Ok(output.prediction.f_to_kind(velocity.kind())?)
+                })?;
+            Ok::<_, DiffusionError>(
+                velocity
+                    .f_mul_scalar(omega)?
+                    .f_add_(&conditional.f_mul_scalar(kappa)?)?
+                    .f_add_(&unconditional.f_mul_scalar(1.0 - omega - kappa)?)?,
+            )
+        };
+        let velocity = match rows {
+            GuidedRows::Selected => {
+                let rows = noisy.guided.f_nonzero()?.f_flatten(0, -1)?;
+                if rows.size1()? == 0 {
+                    return Ok(noisy);
+                }
+                let select = |x: &Tensor| x.f_index_select(0, &rows.f_to_device(x.device())?);
+                let (z, t) = (select(&noisy.z)?, select(&noisy.t)?);
+                let (labels, velocity) = (select(&noisy.labels)?, select(&noisy.velocity)?);
+                let guided = guided(&z, &t, &labels, &velocity)?;
+                noisy.velocity.f_index_copy(0, &rows, &guided)?
+            }
+            GuidedRows::All => {
+                let guided = guided(&noisy.z, &noisy.t, &noisy.labels, &noisy.velocity)?;
+                let chosen = noisy.guided.f_view([-1, 1, 1, 1])?;
+                guided.f_where_self(&chosen, &noisy.velocity)?
+            }
+        };
+        noisy.velocity = velocity;
         Ok(noisy)
     }
 
-    /// The network's average velocity `u` and its derivative along the path, `du/dt`.
+    /// The network's average velocity `u`, its derivative along the path, `du/dt`, and the hidden tokens after the
+    /// blocks `depths`.
     ///
     /// # Errors
     /// As [`MeanFlowSit::jvp`].
@@ -305,9 +343,13 @@ impl MeanFlow {
         &self,
         network: &MeanFlowSit,
         noisy: &NoisyBatch,
+        depths: &[i64],
     ) -> Result<Jvp, DiffusionError> {
         let direction = Direction::along(&noisy.velocity);
-        network.jvp(&noisy.z, &noisy.r, &noisy.t, &noisy.labels, &direction)
+        let NoisyBatch {
+            z, r, t, labels, ..
+        } = noisy;
+        network.jvp(z, r, t, labels, &direction, depths)
     }
 
     /// The target of `u`, `v - (t - r) du/dt`, in the images' shape and dtype, without gradient.
@@ -340,5 +382,56 @@ impl MeanFlow {
             value: self.weighting.apply(&squared_error, self.adaptive_p)?,
             squared_error: squared_error.f_detach()?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use torch_ext::Params;
+
+    use super::*;
+    use crate::SitConfig;
+
+    #[test]
+    fn guiding_selected_rows_equals_guiding_all_rows() {
+        let config = SitConfig {
+            input_size: 8,
+            num_classes: 3,
+            ..SitConfig::named("SiT-XS/4").unwrap()
+        };
+        let params = Params::new(Device::Cpu, 0).unwrap();
+        let network = MeanFlowSit::new(&params.root(), &config).unwrap();
+        let mut generator = Generator::new(Device::Cpu, 1).unwrap();
+        for mut weight in params.trainable() {
+            generator.normal_(&mut weight, 0.0, 0.1).unwrap();
+        }
+        let objective = MeanFlow {
+            cfg_omega: 0.4,
+            cfg_kappa: 0.3,
+            cfg_min_t: 0.3,
+            cfg_max_t: 0.8,
+            ..MeanFlow::default()
+        };
+        let x0 = generator.randn(&[6, 4, 8, 8], Kind::Float).unwrap();
+        let random_inputs = RandomInputs {
+            dropped: Tensor::from_slice(&[false, false, true, false, false, false]),
+            r: Tensor::from_slice(&[0.0f32, 0.1, 0.2, 0.3, 0.4, 0.5]),
+            t: Tensor::from_slice(&[0.1f32, 0.5, 0.6, 0.7, 0.9, 0.8]),
+            noise: generator.randn(&[6, 4, 8, 8], Kind::Float).unwrap(),
+        };
+        let labels = Tensor::from_slice(&[0i64, 1, 2, 0, 1, 2]);
+        let draw = || objective.add_noise(&network, &x0, &labels, &random_inputs);
+        let guide = |rows| {
+            let guided = objective.guide_rows(&network, draw().unwrap(), rows);
+            guided.unwrap().velocity
+        };
+        let (selected, all) = (guide(GuidedRows::Selected), guide(GuidedRows::All));
+        let error = (&selected - &all).abs().max().double_value(&[]);
+        assert!(error < 1e-5, "{error}");
+        let plain = draw().unwrap().velocity;
+        for (row, guided) in [false, true, false, true, false, true].iter().enumerate() {
+            let changed = all.get(row as i64) != plain.get(row as i64);
+            assert_eq!(changed, *guided, "row {row}");
+        }
     }
 }

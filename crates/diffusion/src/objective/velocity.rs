@@ -29,7 +29,7 @@ use crate::{DiffusionError, check};
 /// let labels = Tensor::from_slice(&[3i64, 5]);
 /// let objective = Velocity::default();
 /// let noisy = objective.draw(&x0, &mut generator)?;
-/// let output = sit.forward(&noisy.x, &noisy.t, &labels, Mode::Train(&mut generator))?;
+/// let output = sit.forward(&noisy.x, &noisy.t, &labels, &[], Mode::Train(&mut generator))?;
 /// let loss = objective.loss(&output.prediction, &noisy)?;
 /// assert_eq!(loss.size(), [2]);
 /// loss.mean(None).backward();

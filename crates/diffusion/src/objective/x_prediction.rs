@@ -36,7 +36,7 @@ use crate::{DiffusionError, check};
 /// let objective = XPrediction::default();
 /// let noisy = objective.draw(&images, &labels, config.num_classes, &mut generator)?;
 /// let mode = Mode::Train(&mut generator);
-/// let output = jit.forward(&noisy.z, &noisy.t, &noisy.labels, mode)?;
+/// let output = jit.forward(&noisy.z, &noisy.t, &noisy.labels, &[], mode)?;
 /// let loss = objective.loss(&output.prediction, &noisy)?;
 /// assert_eq!(loss.size(), [2]);
 /// loss.mean(None).backward();

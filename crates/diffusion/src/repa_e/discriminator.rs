@@ -4,8 +4,8 @@ use tch::{Device, Kind, Tensor};
 use torch_ext::{Init, Scope};
 
 use super::frozen::Frozen;
-use crate::batch_norm::{BatchNorm2d, Statistics};
-use crate::conv::{Conv2d, default_init};
+use crate::nn::{BatchNorm2d, Statistics};
+use crate::nn::{Conv2d, default_init};
 use crate::{DiffusionError, check};
 
 /// Height and width of every kernel.

@@ -4,8 +4,8 @@ use tch::{Kind, Tensor};
 use torch_ext::{Scope, optim};
 
 use crate::DiffusionError;
-use crate::batch_norm::{BatchNorm2d, Statistics};
 use crate::latents::LatentScaling;
+use crate::nn::{BatchNorm2d, Statistics};
 
 /// Batch normalisation of the denoiser's input latents (`SiT.bn` upstream), with eps 1e-4 and an unbiased
 /// running variance. It has no learned scale or shift, which the denoiser's loss would misuse.

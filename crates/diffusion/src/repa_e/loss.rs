@@ -7,7 +7,7 @@ use torch_ext::{Scope, optim};
 use super::discriminator::{Discriminator, hinge_loss, lecam_loss};
 use super::lpips::Lpips;
 use crate::autoencoder::Posterior;
-use crate::batch_norm::Statistics;
+use crate::nn::Statistics;
 use crate::{DiffusionError, check};
 
 /// The distance between a reconstruction and its image.

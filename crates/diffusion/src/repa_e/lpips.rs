@@ -5,7 +5,7 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Params, Scope};
 
-use crate::conv::Conv2d;
+use crate::nn::Conv2d;
 use crate::{DiffusionError, check};
 
 #[cfg(test)]

@@ -46,14 +46,15 @@
 //!     objective: Velocity::default(),
 //!     config: RepaEConfig::default(),
 //!     precision: None,
+//!     hidden_depths: &[2],
 //! };
 //!
 //! let mut generator = Generator::new(Device::Cpu, 0)?;
 //! let images = Tensor::randint(256, [2, 3, 32, 32], (Kind::Uint8, Device::Cpu));
 //! let labels = Tensor::from_slice(&[0i64, 1]);
 //! // A loss on the hidden tokens: here their mean square; in real use, heads and encoder tokens.
-//! let align = |hidden: &Tensor| -> Result<Tensor, DiffusionError> {
-//!     Ok(hidden.f_square()?.f_mean(None)?)
+//! let align = |hidden: &[Tensor]| -> Result<Tensor, DiffusionError> {
+//!     Ok(hidden[0].f_square()?.f_mean(None)?)
 //! };
 //!
 //! let random_inputs = repa_e.draw(&images, &mut generator)?;
@@ -79,7 +80,7 @@ mod loss;
 mod lpips;
 mod step;
 
-pub use crate::batch_norm::Statistics;
+pub use crate::nn::Statistics;
 pub use discriminator::{Discriminator, hinge_loss, lecam_loss};
 pub use latent_norm::LatentNorm;
 pub use loss::{

@@ -8,7 +8,7 @@ use super::frozen::Frozen;
 use super::latent_norm::LatentNorm;
 use super::loss::{AutoencoderLoss, DiscriminatorLoss, GeneratorLoss};
 use crate::autoencoder::{Autoencoder, KlAutoencoder, Posterior, kl};
-use crate::batch_norm::Statistics;
+use crate::nn::Statistics;
 use crate::objective::velocity::Velocity;
 use crate::{Denoiser, DiffusionError, Mode, check};
 
@@ -60,6 +60,8 @@ pub struct RepaE<'a, D> {
     /// losses are always computed outside autocast, in float32. `align` receives the hidden tokens in
     /// the dtype that the denoiser returns, and chooses its own precision.
     pub precision: Option<Kind>,
+    /// The blocks of the denoiser, counted from 1, whose tokens `align` receives.
+    pub hidden_depths: &'a [i64],
 }
 
 /// The random inputs of a training step, except label dropout.
@@ -137,7 +139,7 @@ impl<D: Denoiser> RepaE<'_, D> {
     ///
     /// The gradient of the alignment loss reaches the autoencoder through the latents. They are
     /// normalised with the running statistics, noise is added, and the denoiser maps them to hidden
-    /// tokens `[B, T, D]`, from which `align` computes the alignment loss, a scalar. The denoiser runs
+    /// tokens `[B, T, D]` per depth, from which `align` computes the alignment loss, a scalar. The denoiser runs
     /// in evaluation mode: no labels are dropped and no statistics are updated. Neither the denoiser's
     /// weights nor those of the heads record gradients. `align` is not called if the coefficient is 0.
     ///
@@ -149,7 +151,7 @@ impl<D: Denoiser> RepaE<'_, D> {
         labels: &Tensor,
         random_inputs: &RandomInputs,
         step: u64,
-        align: impl FnOnce(&Tensor) -> Result<Tensor, E>,
+        align: impl FnOnce(&[Tensor]) -> Result<Tensor, E>,
     ) -> Result<AutoencoderPass, E> {
         let pixels = kl::pixels(images)?;
         let device = pixels.device();
@@ -172,7 +174,9 @@ impl<D: Denoiser> RepaE<'_, D> {
                 .objective
                 .add_noise(&x0, &random_inputs.t, &random_inputs.noise)?;
             let hidden = self.mixed(device, || {
-                self.denoiser.hidden(&noisy.x, &noisy.t, labels, Mode::Eval)
+                let (x, t) = (&noisy.x, &noisy.t);
+                self.denoiser
+                    .hidden(x, t, labels, self.hidden_depths, Mode::Eval)
             })?;
             align(&hidden)?
         };
@@ -217,14 +221,16 @@ impl<D: Denoiser> RepaE<'_, D> {
         first: &AutoencoderPass,
         labels: &Tensor,
         mode: Mode<'_>,
-        align: impl FnOnce(&Tensor) -> Result<Tensor, E>,
+        align: impl FnOnce(&[Tensor]) -> Result<Tensor, E>,
     ) -> Result<DenoiserPass, E> {
         let x0 = self
             .latent_norm
             .forward(&first.latents, Statistics::Batch)?;
         let noisy = self.objective.add_noise(&x0, &first.t, &first.noise)?;
         let output = self.mixed(noisy.x.device(), || {
-            self.denoiser.forward(&noisy.x, &noisy.t, labels, mode)
+            let (x, t) = (&noisy.x, &noisy.t);
+            self.denoiser
+                .forward(x, t, labels, self.hidden_depths, mode)
         })?;
         let denoising = self.objective.loss(&output.prediction, &noisy)?;
         let alignment = align(&output.hidden)?;

@@ -7,6 +7,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{Method, Progress, ProgressResult, SamplerConfig};
 use crate::denoiser::{Denoiser, Mode};
+use crate::guidance::Guidance;
 use crate::objective::x_prediction::XPrediction;
 use crate::{DiffusionError, check};
 
@@ -92,10 +93,18 @@ impl JitSampler {
         labels: &Tensor,
         mut progress: impl FnMut(Progress<'_>) -> V,
     ) -> Result<Tensor, DiffusionError> {
-        let [channels, height, width] = denoiser.image_shape();
+        let [channels, height, width] = denoiser.dimensions().image;
         check::shape("the noise", noise, &[-1, channels, height, width])?;
         check::shape("labels", labels, &[noise.size4()?.0])?;
-        let velocity = GuidedVelocity::new(self, denoiser, labels)?;
+        let velocity = GuidedVelocity {
+            sampler: self,
+            denoiser,
+            guidance: Guidance::new(
+                labels,
+                self.config.cfg_scale,
+                denoiser.dimensions().null_class,
+            )?,
+        };
 
         let _no_grad = tch::no_grad_guard();
         let times = self.times()?;
@@ -129,49 +138,18 @@ impl JitSampler {
 struct GuidedVelocity<'a> {
     sampler: &'a JitSampler,
     denoiser: &'a dyn Denoiser,
-    labels: &'a Tensor,
-    /// The labels, followed by the null class for each of them; `None` without guidance.
-    doubled_labels: Option<Tensor>,
+    guidance: Guidance<'a>,
 }
 
-impl<'a> GuidedVelocity<'a> {
-    fn new(
-        sampler: &'a JitSampler,
-        denoiser: &'a dyn Denoiser,
-        labels: &'a Tensor,
-    ) -> Result<Self, DiffusionError> {
-        let scale = sampler.config.cfg_scale;
-        let doubled_labels = if scale > 1.0 {
-            let null_class = denoiser
-                .null_class()
-                .ok_or(DiffusionError::NoNullClass(scale))?;
-            let null = labels.f_full_like(null_class)?;
-            Some(Tensor::f_cat(&[labels, &null], 0)?)
-        } else {
-            None
-        };
-        Ok(Self {
-            sampler,
-            denoiser,
-            labels,
-            doubled_labels,
-        })
-    }
-
+impl GuidedVelocity<'_> {
     fn evaluate(&self, z: &Tensor, t: f32) -> Result<Tensor, DiffusionError> {
-        let image = match &self.doubled_labels {
-            Some(labels) if self.guides_at(t) => {
-                let images = self.image(&Tensor::f_cat(&[z, z], 0)?, t, labels)?;
-                let (count, ..) = z.size4()?;
-                let conditional = images.f_narrow(0, 0, count)?;
-                let unconditional = images.f_narrow(0, count, count)?;
-                conditional
-                    .f_sub(&unconditional)?
-                    .f_mul_scalar_(self.sampler.config.cfg_scale)?
-                    .f_add_(&unconditional)?
-            }
-            _ => self.image(z, t, self.labels)?,
-        };
+        let guide = self.guides_at(t);
+        let image = self.guidance.apply(z, guide, |z, labels| {
+            let output = self
+                .denoiser
+                .forward(z, &times(z, t)?, labels, &[], Mode::Eval)?;
+            Ok(output.prediction.f_to_kind(z.kind())?)
+        })?;
         self.sampler.objective.velocity(&image, z, &times(z, t)?)
     }
 
@@ -181,13 +159,6 @@ impl<'a> GuidedVelocity<'a> {
         let low = (1.0 - self.sampler.config.guidance_high) as f32;
         let high = (1.0 - self.sampler.config.guidance_low) as f32;
         t < high && (low == 0.0 || t > low)
-    }
-
-    fn image(&self, z: &Tensor, t: f32, labels: &Tensor) -> Result<Tensor, DiffusionError> {
-        let output = self
-            .denoiser
-            .forward(z, &times(z, t)?, labels, Mode::Eval)?;
-        Ok(output.prediction.f_to_kind(z.kind())?)
     }
 }
 

@@ -5,9 +5,11 @@
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::{Progress, ProgressResult, linspace};
+use super::times::linspace;
+use super::{Progress, ProgressResult};
 use crate::denoiser::Denoiser;
-use crate::meanflow::MeanFlowSit;
+use crate::guidance::Guidance;
+use crate::models::meanflow::MeanFlowSit;
 use crate::{DiffusionError, check};
 
 /// Settings of a [`MeanFlowSampler`].
@@ -35,7 +37,7 @@ impl Default for MeanFlowSamplerConfig {
 ///
 /// ```
 /// use diffusion::SitConfig;
-/// use diffusion::meanflow::MeanFlowSit;
+/// use diffusion::models::meanflow::MeanFlowSit;
 /// use diffusion::samplers::meanflow::{MeanFlowSampler, MeanFlowSamplerConfig};
 /// use tch::{Device, Kind, Tensor};
 /// use torch_ext::{Generator, Params};
@@ -93,39 +95,23 @@ impl MeanFlowSampler {
         labels: &Tensor,
         mut progress: impl FnMut(Progress<'_>) -> V,
     ) -> Result<Tensor, DiffusionError> {
-        let [channels, height, width] = network.image_shape();
+        let [channels, height, width] = network.dimensions().image;
         check::shape("the latents", latents, &[-1, channels, height, width])?;
-        let (batch, ..) = latents.size4()?;
-        check::shape("labels", labels, &[batch])?;
-        let scale = self.config.cfg_scale;
-        let null = match (scale > 1.0, network.null_class()) {
-            (false, _) => None,
-            (true, Some(null_class)) => Some(labels.f_full_like(null_class)?),
-            (true, None) => return Err(DiffusionError::NoNullClass(scale)),
-        };
+        check::shape("labels", labels, &[latents.size4()?.0])?;
+        let guidance = Guidance::new(
+            labels,
+            self.config.cfg_scale,
+            network.dimensions().null_class,
+        )?;
 
         let _no_grad = tch::no_grad_guard();
-        let velocity = |z: &Tensor, r: f64, t: f64| -> Result<Tensor, DiffusionError> {
-            let (z, labels) = match &null {
-                Some(null) => (
-                    Tensor::f_cat(&[z, z], 0)?,
-                    Tensor::f_cat(&[labels, null], 0)?,
-                ),
-                None => (z.shallow_clone(), labels.shallow_clone()),
-            };
-            let z = z.f_to_kind(latents.kind())?;
-            let time =
-                |time: f64| Tensor::f_full(labels.size(), time, (latents.kind(), latents.device()));
-            let output = network.forward(&z, &time(r)?, &time(t)?, &labels)?;
-            let u = output.prediction.f_to_kind(Kind::Double)?;
-            if null.is_none() {
-                return Ok(u);
-            }
-            let unconditional = u.f_narrow(0, batch, batch)?;
-            Ok(u.f_narrow(0, 0, batch)?
-                .f_sub(&unconditional)?
-                .f_mul_scalar_(scale)?
-                .f_add_(&unconditional)?)
+        let velocity = |z: &Tensor, r: f64, t: f64| {
+            guidance.apply(z, true, |z, labels| {
+                let z = z.f_to_kind(latents.kind())?;
+                let time = |time| Tensor::f_full(labels.size(), time, (z.kind(), z.device()));
+                let output = network.forward(&z, &time(r)?, &time(t)?, labels, &[])?;
+                Ok(output.prediction.f_to_kind(Kind::Double)?)
+            })
         };
 
         let times = self.times();

@@ -1,6 +1,6 @@
 //! `[alignment]`: encoder, normalisation, head and losses.
 
-use alignment::{HeadConfig, LossConfig, LossKind, SpatialNorm};
+use alignment::{HeadConfig, LossConfig, LossKind, Source, SpatialNorm, Term};
 use serde::{Deserialize, Serialize};
 
 use super::invalid::InvalidConfig;
@@ -36,6 +36,22 @@ impl AlignmentConfig {
             .filter(|name| !name.is_empty() && *name != NO_ENCODER)
             .map(str::to_owned)
             .collect()
+    }
+
+    /// Returns the terms of the alignment with `encoders` encoders: each loss for each encoder, with hidden tokens
+    /// after block `depth`. A loss is averaged over the encoders.
+    pub(crate) fn terms(&self, encoders: usize, depth: i64) -> Vec<Term> {
+        let terms = self.losses.iter().flat_map(|loss| {
+            (0..encoders).map(|encoder| Term {
+                source: Source::Encoder(encoder),
+                depth,
+                head: self.head,
+                norm: self.spatial_norm,
+                loss: loss.kind.build(),
+                coefficient: loss.coefficient / encoders as f64,
+            })
+        });
+        terms.collect()
     }
 
     /// Checks head, losses and normalisation, also of a run without an encoder: a variant of it may have one.

@@ -43,7 +43,7 @@ impl Config {
         self.check_guidance()?;
         if self.sample.count > 0 || self.sample.grid > 0 {
             self.objective
-                .sampler(self.sample.sampler)
+                .check_sampler(self.sample.sampler)
                 .map_err(|error| InvalidConfig {
                     key: "sample.sampler",
                     reason: format!("is invalid: {error}"),

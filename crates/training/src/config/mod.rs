@@ -35,5 +35,5 @@ pub use optimizer::{OptimizerConfig, Schedule};
 pub use path::ConfigPath;
 pub use root::Config;
 pub use sample::SampleConfig;
-pub(crate) use sampler::AnySampler;
+pub(crate) use sampler::meanflow_sampler;
 pub use train::{TrainConfig, TrainPrecision};

@@ -1,5 +1,6 @@
 //! `[model]`: the denoiser.
 
+use diffusion::{DiffusionError, JitConfig, SitConfig};
 use serde::{Deserialize, Serialize};
 
 use super::autoencoder::Autoencoder;
@@ -31,6 +32,18 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
+    /// Returns the block after which hidden tokens are aligned: `alignment_depth`, or the paper's for the model.
+    ///
+    /// # Errors
+    /// No model has that name.
+    pub(crate) fn alignment_depth(&self) -> Result<i64, DiffusionError> {
+        match self.alignment_depth {
+            Some(depth) => Ok(depth),
+            None if self.is_jit() => JitConfig::alignment_depth(&self.name),
+            None => SitConfig::alignment_depth(&self.name),
+        }
+    }
+
     /// Whether the model is a JiT, by its name.
     pub(super) fn is_jit(&self) -> bool {
         self.name.to_lowercase().starts_with("jit")

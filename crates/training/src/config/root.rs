@@ -1,14 +1,14 @@
 //! The whole configuration: all sections, and what the settings of several sections give together.
 
-use std::path::PathBuf;
-
 use data::LoaderConfig;
 use diffusion::objective::x_prediction::XPrediction;
 use serde::{Deserialize, Serialize};
 
 use super::alignment::AlignmentConfig;
+use super::autoencoder::{Autoencoder, KlSettings};
 use super::data::DataConfig;
 use super::evaluate::EvaluateConfig;
+use super::joint_training::JointTraining;
 use super::model::ModelConfig;
 use super::objective::Objective;
 use super::optimizer::OptimizerConfig;
@@ -25,10 +25,6 @@ use super::train::TrainConfig;
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// In a file: another file whose settings this one overrides. It is resolved when the file is
-    /// read, and is `None` afterwards.
-    #[serde(skip_serializing)]
-    pub base: Option<PathBuf>,
     /// The images and how they are read.
     pub data: DataConfig,
     /// The denoiser.
@@ -56,6 +52,14 @@ impl Config {
                 ..*objective
             }),
             other => other.clone(),
+        }
+    }
+
+    /// Returns the settings of joint training and of the autoencoder that is trained, for REPA-E.
+    pub(crate) fn joint(&self) -> Option<(&JointTraining, &KlSettings)> {
+        match (&self.objective, &self.model.autoencoder) {
+            (Objective::RepaE(joint), Autoencoder::Kl(settings)) => Some((joint, settings)),
+            _ => None,
         }
     }
 

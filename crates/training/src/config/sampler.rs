@@ -1,4 +1,4 @@
-//! The sampler that an objective and the settings of a sampler determine.
+//! The settings of a sampler, for an objective.
 
 use diffusion::DiffusionError;
 use diffusion::samplers::jit::JitSampler;
@@ -7,34 +7,25 @@ use diffusion::samplers::{Sampler, SamplerConfig};
 
 use super::objective::Objective;
 
-/// The sampler of any objective.
-#[derive(Debug)]
-pub(crate) enum AnySampler {
-    Velocity(Sampler),
-    Jit(JitSampler),
-    MeanFlow(MeanFlowSampler),
+/// Returns the settings of MeanFlow's sampler among those of all samplers.
+pub(crate) fn meanflow_sampler(config: SamplerConfig) -> MeanFlowSamplerConfig {
+    MeanFlowSamplerConfig {
+        num_steps: config.num_steps,
+        cfg_scale: config.cfg_scale,
+    }
 }
 
 impl Objective {
-    /// Builds the sampler for networks that were trained with this objective.
+    /// Checks the settings of the sampler for networks that were trained with this objective.
     ///
     /// # Errors
     /// Names the first setting that the sampler refuses.
-    pub(crate) fn sampler(&self, config: SamplerConfig) -> Result<AnySampler, DiffusionError> {
-        Ok(match self {
-            Self::Velocity(objective) => {
-                AnySampler::Velocity(Sampler::new(config, objective.path)?)
-            }
-            Self::RepaE(joint) => {
-                AnySampler::Velocity(Sampler::new(config, joint.velocity().path)?)
-            }
-            Self::XPrediction(objective) => AnySampler::Jit(JitSampler::new(config, *objective)?),
-            Self::Meanflow(_) => {
-                AnySampler::MeanFlow(MeanFlowSampler::new(MeanFlowSamplerConfig {
-                    num_steps: config.num_steps,
-                    cfg_scale: config.cfg_scale,
-                })?)
-            }
-        })
+    pub(super) fn check_sampler(&self, config: SamplerConfig) -> Result<(), DiffusionError> {
+        match self {
+            Self::Velocity(objective) => Sampler::new(config, objective.path).map(drop),
+            Self::RepaE(joint) => Sampler::new(config, joint.velocity().path).map(drop),
+            Self::XPrediction(objective) => JitSampler::new(config, *objective).map(drop),
+            Self::Meanflow(_) => MeanFlowSampler::new(meanflow_sampler(config)).map(drop),
+        }
     }
 }

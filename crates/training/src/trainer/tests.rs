@@ -57,7 +57,7 @@ fn batch(step: u64, grid: i64) -> (DeviceBatch, Tensor) {
 
 /// Runs `steps` steps. Returns their figures, and the checkpoint after them.
 fn outcome(trainer: &mut Trainer, steps: u64) -> (Vec<StepMetrics>, Checkpoint) {
-    let (rows, _) = trainer.model.network.denoiser().token_grid();
+    let (rows, _) = trainer.task.denoiser().dimensions().token_grid;
     let first = trainer.steps_done();
     let figures = (first..first + steps)
         .map(|step| {
@@ -98,7 +98,7 @@ fn training_with_bfloat16_copies_equals_training_with_autocast() {
         let config = config(model, objective);
         let [copies, casts] = [dtype_of_copies(&config), None].map(|copies| {
             let mut trainer = Trainer::with_copies(&config, inputs(grid), copies).unwrap();
-            let entries = trainer.model.params.entries();
+            let entries = trainer.weights.params.entries();
             let copied = entries.iter().filter(|param| param.copy.is_some()).count();
             drop(entries);
             assert_eq!(copied > 0, copies.is_some(), "{model}");

@@ -5,7 +5,7 @@ use torch_ext::{Init, Scope};
 
 use super::KlConfig;
 use crate::DiffusionError;
-use crate::conv::{Conv2d, default_init};
+use crate::nn::{Conv2d, default_init};
 
 /// Group norm with a learned scale and shift (`Normalize` upstream).
 #[derive(Debug)]

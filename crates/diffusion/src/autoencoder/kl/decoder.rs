@@ -6,7 +6,7 @@ use torch_ext::Scope;
 use super::KlConfig;
 use super::blocks::{GroupNorm, Level, Middle, Upsample};
 use crate::DiffusionError;
-use crate::conv::Conv2d;
+use crate::nn::Conv2d;
 
 /// Maps latents `[B, C, h, w]` to pixels `[B, 3, f h, f w]` (`Decoder` upstream).
 #[derive(Debug)]

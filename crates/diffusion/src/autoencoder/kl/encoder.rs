@@ -6,7 +6,7 @@ use torch_ext::Scope;
 use super::KlConfig;
 use super::blocks::{Downsample, GroupNorm, Level, Middle};
 use crate::DiffusionError;
-use crate::conv::Conv2d;
+use crate::nn::Conv2d;
 
 /// Maps pixels `[B, 3, H, W]` to `[B, 2 C, H / f, W / f]` (`Encoder` upstream).
 #[derive(Debug)]

@@ -1,0 +1,60 @@
+//! Layers that diffusion transformers are built from.
+//!
+//! A layer is a plain struct of weights with a `new` that declares them below a [`torch_ext::Scope`], under the names
+//! of upstream's state dicts, and a `forward` on [`tch::Tensor`]s. The fused operations behind them are those of
+//! [`ops`]. [`models`](crate::models) composes the layers; `examples/sit_variant.rs` of this crate composes its own
+//! model.
+//!
+//! | layer | used by |
+//! | --- | --- |
+//! | [`PatchEmbedder`], [`TimestepEmbedder`], [`LabelEmbedder`], [`position_embedding`] | SiT; the last three in JiT too |
+//! | [`Attention`], [`Mlp`] | SiT |
+//! | [`BottleneckPatchEmbedder`], [`RotaryAttention`], [`Rotary`], [`SwiGlu`] | JiT |
+//! | [`Modulation`], [`Norm`], [`gate`], [`FinalLayer`], [`unpatchify`] | both |
+
+mod attention;
+mod batch_norm;
+mod conv;
+mod dropout;
+mod embedding;
+mod linear;
+mod mlp;
+mod modulation;
+mod norm;
+mod patches;
+mod rotary;
+mod rotary_attention;
+
+pub use attention::Attention;
+pub(crate) use attention::{heads_first, join_heads};
+pub(crate) use batch_norm::BatchNorm2d;
+pub use batch_norm::Statistics;
+pub(crate) use conv::{Conv2d, default_init};
+pub use dropout::Dropout;
+pub use embedding::{
+    LabelEmbedder, TimestepEmbedder, position_embedding, sincos_2d, timestep_sinusoids,
+};
+pub(crate) use embedding::{sinusoids, sinusoids_derivative};
+pub use linear::Linear;
+pub use mlp::{Mlp, SwiGlu};
+pub use modulation::{FinalLayer, Modulation, gate};
+pub use norm::{AffineLayerNorm, LayerNorm, Norm, RmsNorm};
+pub use patches::{BottleneckPatchEmbedder, PatchEmbedder, unpatchify};
+pub use rotary::Rotary;
+pub use rotary_attention::RotaryAttention;
+
+use crate::DiffusionError;
+
+/// The `N` parts, whose name in an error is `what`.
+pub(crate) fn to_array<T, const N: usize>(
+    parts: Vec<T>,
+    what: &'static str,
+) -> Result<[T; N], DiffusionError> {
+    parts
+        .try_into()
+        .map_err(|parts: Vec<T>| DiffusionError::Shape {
+            what,
+            found: vec![parts.len() as i64],
+            expected: vec![N as i64],
+        })
+}
