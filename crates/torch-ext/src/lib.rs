@@ -14,6 +14,7 @@
 //!   graphs;
 //! - [`stream`]: streams and events, for work that overlaps on a device;
 //! - [`readback`]: copies to the host that do not wait for later work;
+//! - [`operators`]: counts of the operators that code calls;
 //! - [`optim`]: fused AdamW, EMA, gradient norm and clipping over lists of tensors;
 //! - [`device`]: `libtorch_cuda.so` loaded at run time, so that one binary runs on machines with and
 //!   without CUDA; memory statistics; switches for TF32 and determinism.
@@ -54,6 +55,7 @@ mod error;
 mod ffi;
 mod generator;
 pub mod kernel;
+pub mod operators;
 pub mod optim;
 mod params;
 pub mod readback;

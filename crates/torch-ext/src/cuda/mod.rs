@@ -30,6 +30,7 @@ use std::sync::{Arc, Mutex, Once, PoisonError};
 
 use tch::{Device, Tensor};
 
+use crate::kernel::row_stride;
 use crate::{TorchError, ffi};
 
 pub use error::CudaError;
@@ -92,6 +93,9 @@ impl fmt::Display for Program {
 pub enum Argument<'a> {
     /// The address of a contiguous tensor's first element.
     Tensor(&'a Tensor),
+    /// The address of the first row of a tensor with contiguous rows ([`row_stride`]). The kernel also needs the
+    /// distance between the rows.
+    Rows(&'a Tensor),
     /// A null pointer.
     Null,
     /// An `int`.
@@ -241,11 +245,12 @@ impl Kernels {
 
     fn value(&self, argument: &Argument<'_>) -> Result<Value, String> {
         Ok(match *argument {
-            Argument::Tensor(tensor) => {
+            Argument::Tensor(tensor) | Argument::Rows(tensor) => {
                 if !tensor.defined() || tensor.device() != self.device || tensor.is_sparse() {
                     return Err(format!("a tensor is not dense or not on {:?}", self.device));
                 }
-                if !tensor.is_contiguous() {
+                let by_rows = matches!(argument, Argument::Rows(_)) && row_stride(tensor).is_some();
+                if !by_rows && !tensor.is_contiguous() {
                     return Err(format!("a tensor {:?} is not contiguous", tensor.size()));
                 }
                 Value::Pointer(tensor.data_ptr())
