@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
-use torch_ext::autograd;
 use torch_ext::cuda::{self, Argument, Kernels, Layout, Program, Source};
+use torch_ext::kernel::row_stride;
+use torch_ext::{TorchError, autograd};
 
 static MODULATION: Source = Source {
     name: "modulation.cu",
@@ -36,6 +37,12 @@ struct Parts {
     tokens: i64,
 }
 
+/// A shift, scale or gate `[B, 1, D]`, and the number of elements from one of its rows to the next.
+struct Rows {
+    tensor: Tensor,
+    stride: i64,
+}
+
 impl Modulation {
     /// Returns `None` if there is no kernel, or if it cannot be compiled or loaded, which is logged.
     pub(super) fn new(device: Device, condition: Kind, width: i64) -> Option<Self> {
@@ -63,6 +70,32 @@ impl Modulation {
         Ok(Tensor::f_empty(size, (kind, self.kernels.device()))?)
     }
 
+    /// `condition` `[B, 1, D]` as the kernels read it: in place if all its rows are contiguous and aligned to vectors.
+    fn rows(&self, condition: &Tensor) -> Result<Rows, TorchError> {
+        let bytes = match self.condition {
+            Kind::BFloat16 => 2,
+            _ => 4,
+        };
+        let (vector, address) = (self.layout.vector(), condition.data_ptr().addr());
+        let aligned = |stride: i64| {
+            address.is_multiple_of((vector * bytes) as usize)
+                && stride % vector == 0
+                && stride <= i64::from(i32::MAX)
+        };
+        Ok(
+            match row_stride(condition).filter(|&stride| aligned(stride)) {
+                Some(stride) => Rows {
+                    tensor: condition.shallow_clone(),
+                    stride,
+                },
+                None => Rows {
+                    tensor: cuda::readable(condition)?,
+                    stride: condition.size().last().copied().unwrap_or_default(),
+                },
+            },
+        )
+    }
+
     fn parts(&self, x: &Tensor) -> autograd::Result<Parts> {
         // Number of blocks that keeps the largest GPUs busy.
         const BLOCKS: i64 = 1024;
@@ -84,7 +117,8 @@ impl Modulation {
         weight: Option<&Tensor>,
         eps: f64,
     ) -> autograd::Result<[Tensor; 2]> {
-        let [x, shift, scale] = readable(inputs)?;
+        let x = cuda::readable(inputs[0])?;
+        let (shift, scale) = (self.rows(inputs[1])?, self.rows(inputs[2])?);
         let weight = weight.map(cuda::readable).transpose()?;
         let (batch, count, width) = x.size3()?;
         let y = self.empty(&[batch, count, width], self.condition)?;
@@ -96,13 +130,15 @@ impl Modulation {
                 ceil(batch * count, self.layout.tokens()),
                 &[
                     Argument::Tensor(&x),
-                    Argument::Tensor(&shift),
-                    Argument::Tensor(&scale),
+                    Argument::Rows(&shift.tensor),
+                    Argument::Rows(&scale.tensor),
                     weight.as_ref().map_or(Argument::Null, Argument::Tensor),
                     Argument::Tensor(&y),
                     Argument::Tensor(&statistics),
                     Argument::Int(batch * count),
                     Argument::Int(count),
+                    Argument::Int(shift.stride),
+                    Argument::Int(scale.stride),
                     Argument::Float(eps),
                 ],
             )
@@ -117,7 +153,9 @@ impl Modulation {
         inputs: &[&Tensor; 4],
         weight: Option<&Tensor>,
     ) -> autograd::Result<[Tensor; 2]> {
-        let [x, scale, statistics, dy] = readable(inputs)?;
+        let &[x, scale, statistics, dy] = inputs;
+        let [x, statistics, dy] = readable(&[x, statistics, dy])?;
+        let scale = self.rows(scale)?;
         let weight = weight.map(cuda::readable).transpose()?;
         let parts = self.parts(&x)?;
         let (batch, _, width) = x.size3()?;
@@ -130,7 +168,7 @@ impl Modulation {
                 batch * parts.parts,
                 &[
                     Argument::Tensor(&x),
-                    Argument::Tensor(&scale),
+                    Argument::Rows(&scale.tensor),
                     weight.as_ref().map_or(Argument::Null, Argument::Tensor),
                     Argument::Tensor(&statistics),
                     Argument::Tensor(&dy),
@@ -139,6 +177,7 @@ impl Modulation {
                     Argument::Int(parts.count),
                     Argument::Int(parts.parts),
                     Argument::Int(parts.tokens),
+                    Argument::Int(scale.stride),
                 ],
             )
         }?;
@@ -149,7 +188,9 @@ impl Modulation {
 
     /// `x + gate y`, from `x`, `gate` and `y`.
     pub(super) fn gate(&self, inputs: &[&Tensor; 3]) -> autograd::Result<Tensor> {
-        let [x, gate, y] = readable(inputs)?;
+        let &[x, gate, y] = inputs;
+        let [x, y] = readable(&[x, y])?;
+        let gate = self.rows(gate)?;
         let (batch, count, _) = x.size3()?;
         let z = x.f_empty_like()?;
         // SAFETY: see the type. The kernel writes `z`, of the size of `x`.
@@ -159,11 +200,12 @@ impl Modulation {
                 ceil(batch * count, self.layout.tokens()),
                 &[
                     Argument::Tensor(&x),
-                    Argument::Tensor(&gate),
+                    Argument::Rows(&gate.tensor),
                     Argument::Tensor(&y),
                     Argument::Tensor(&z),
                     Argument::Int(batch * count),
                     Argument::Int(count),
+                    Argument::Int(gate.stride),
                 ],
             )
         }?;
@@ -172,7 +214,9 @@ impl Modulation {
 
     /// The gradients of `gate` and `y`, from `gate`, `y` and the gradient of the result.
     pub(super) fn gate_backward(&self, inputs: &[&Tensor; 3]) -> autograd::Result<[Tensor; 2]> {
-        let [gate, y, gradient] = readable(inputs)?;
+        let &[gate, y, gradient] = inputs;
+        let [y, gradient] = readable(&[y, gradient])?;
+        let gate = self.rows(gate)?;
         let parts = self.parts(&y)?;
         let (batch, _, width) = y.size3()?;
         let dy = y.f_empty_like()?;
@@ -184,13 +228,14 @@ impl Modulation {
                 batch * parts.parts,
                 &[
                     Argument::Tensor(&y),
-                    Argument::Tensor(&gate),
+                    Argument::Rows(&gate.tensor),
                     Argument::Tensor(&gradient),
                     Argument::Tensor(&dy),
                     Argument::Tensor(&sums),
                     Argument::Int(parts.count),
                     Argument::Int(parts.parts),
                     Argument::Int(parts.tokens),
+                    Argument::Int(gate.stride),
                 ],
             )
         }?;

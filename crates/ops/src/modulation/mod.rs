@@ -9,7 +9,7 @@ use half::bf16;
 use tch::{Device, Kind, Tensor};
 use torch_ext::TorchError;
 use torch_ext::autograd::{self, Backward, Forward, Function, Gradients, Outputs};
-use torch_ext::kernel::{self as cpu, Element, Input, Output, Real, Stored};
+use torch_ext::kernel::{self as cpu, Element, Input, InputRows, Output, Real, Stored, row_stride};
 
 use self::cuda::Modulation;
 use self::kernel::{Gate, GateBackward, NormModulate, NormModulateBackward};
@@ -37,7 +37,7 @@ pub enum Norm<'w> {
 /// on CUDA for tokens of at most 5,120 numbers if the kernels can be compiled. On the CPU it also runs for float64.
 /// Its result has the dtype of `scale`: under autocast, the next linear layer would cast it to that dtype. Otherwise
 /// libtorch's operators run, with their promotion of dtypes; the composed RMS norm computes in float32 and returns
-/// the dtype of `x`.
+/// the dtype of `x`. `shift` and `scale` may be slices of one tensor `[B, N D]`: the kernels read them in place.
 ///
 /// # Errors
 /// The shapes do not fit each other; memory is exhausted.
@@ -267,11 +267,7 @@ impl Function for FusedNormModulate {
         let &[x, shift, scale, ref weight @ ..] = inputs else {
             return Err("it takes tokens, shift and scale, and the weights of an RMS norm".into());
         };
-        let (x, shift, scale) = (
-            x.f_contiguous()?,
-            shift.f_contiguous()?,
-            scale.f_contiguous()?,
-        );
+        let (x, shift, scale) = (x.f_contiguous()?, rows(shift)?, rows(scale)?);
         let weight = weight.first().map(|w| w.f_contiguous()).transpose()?;
         let inputs = [&x, &shift, &scale];
         let [y, statistics] =
@@ -332,7 +328,7 @@ impl Function for FusedGate {
         let &[x, gate, y] = inputs else {
             return Err("it takes tokens, gate and the tensor to gate".into());
         };
-        let (x, gate, y) = (x.f_contiguous()?, gate.f_contiguous()?, y.f_contiguous()?);
+        let (x, gate, y) = (x.f_contiguous()?, rows(gate)?, y.f_contiguous()?);
         if context.needs_any_grad() {
             context.save(&gate);
             context.save(&y);
@@ -355,6 +351,14 @@ impl Function for FusedGate {
     }
 }
 
+/// A shift, scale or gate `[B, 1, D]` with contiguous rows. Slices of one `[B, N D]` have them, and are not copied.
+fn rows(condition: &Tensor) -> Result<Tensor, TorchError> {
+    match row_stride(condition) {
+        Some(_) => Ok(condition.shallow_clone()),
+        None => Ok(condition.f_contiguous()?),
+    }
+}
+
 /// Number of parts per image, and number of elements per part.
 fn parts(count: i64, width: i64) -> (usize, usize) {
     (
@@ -372,13 +376,16 @@ fn norm_modulate_pass<C: Stored<A>, A: Real + Stored<A>>(
     let mut y = Output::<C>::new(&[batch, count, width])?;
     let mut statistics = Output::<A>::new(&[batch, count, 2])?;
     let x = Input::<A>::new(inputs[0])?;
-    let (shift, scale) = (Input::<C>::new(inputs[1])?, Input::<C>::new(inputs[2])?);
+    let (shift, scale) = (
+        InputRows::<C>::new(inputs[1])?,
+        InputRows::<C>::new(inputs[2])?,
+    );
     let weight = weight.map(Input::<A>::new).transpose()?;
     let (y_slice, statistics_slice) = (y.as_mut_slice(), statistics.as_mut_slice());
     run(|scope| {
         let (parts, part) = parts(count, width);
-        let (len, width) = ((count * width) as usize, width as usize);
-        let (shift, scale) = (scope.read(&shift), scope.read(&scale));
+        let len = (count * width) as usize;
+        let (shift, scale) = (scope.read_rows(&shift), scope.read_rows(&scale));
         let weight = weight.as_ref().map(|weight| scope.read(weight));
         let mut work: Vec<_> = image_parts(scope.read(&x), len, part)
             .zip(image_parts_mut(y_slice, len, part))
@@ -389,11 +396,10 @@ fn norm_modulate_pass<C: Stored<A>, A: Real + Stored<A>>(
             ))
             .enumerate()
             .map(|(index, ((x, y), statistics))| {
-                let image = index / parts * width;
                 Some(NormModulate {
                     x,
-                    shift: &shift[image..][..width],
-                    scale: &scale[image..][..width],
+                    shift: shift.row(index / parts),
+                    scale: scale.row(index / parts),
                     weight,
                     eps,
                     y,
@@ -418,13 +424,13 @@ fn norm_modulate_backward<C: Stored<A>, A: Real + Stored<A>>(
     let (parts, part) = parts(count, width);
     let mut dx = Output::<A>::new(&[batch, count, width])?;
     let mut sums = Output::<A>::new(&[batch, parts as i64, 2, width])?;
-    let (x, scale) = (Input::<A>::new(inputs[0])?, Input::<C>::new(inputs[1])?);
+    let (x, scale) = (Input::<A>::new(inputs[0])?, InputRows::<C>::new(inputs[1])?);
     let (statistics, dy) = (Input::<A>::new(inputs[2])?, Input::<C>::new(inputs[3])?);
     let weight = weight.map(Input::<A>::new).transpose()?;
     let (dx_slice, sums_slice) = (dx.as_mut_slice(), sums.as_mut_slice());
     run(|scope| {
         let (len, width) = ((count * width) as usize, width as usize);
-        let scale = scope.read(&scale);
+        let scale = scope.read_rows(&scale);
         let weight = weight.as_ref().map(|weight| scope.read(weight));
         let mut work: Vec<_> = image_parts(scope.read(&x), len, part)
             .zip(image_parts(scope.read(&dy), len, part))
@@ -439,7 +445,7 @@ fn norm_modulate_backward<C: Stored<A>, A: Real + Stored<A>>(
             .map(|(index, ((((x, dy), statistics), dx), sums))| {
                 Some(NormModulateBackward {
                     x,
-                    scale: &scale[index / parts * width..][..width],
+                    scale: scale.row(index / parts),
                     weight,
                     statistics,
                     dy,
@@ -462,12 +468,12 @@ fn gate_pass<C: Stored<A>, A: Real + Stored<A>>(inputs: &[&Tensor; 3]) -> autogr
     let (batch, count, width) = inputs[0].size3()?;
     let mut z = Output::<A>::new(&[batch, count, width])?;
     let x = Input::<A>::new(inputs[0])?;
-    let (gate, y) = (Input::<C>::new(inputs[1])?, Input::<C>::new(inputs[2])?);
+    let (gate, y) = (InputRows::<C>::new(inputs[1])?, Input::<C>::new(inputs[2])?);
     let z_slice = z.as_mut_slice();
     run(|scope| {
         let (parts, part) = parts(count, width);
-        let (len, width) = ((count * width) as usize, width as usize);
-        let gate = scope.read(&gate);
+        let len = (count * width) as usize;
+        let gate = scope.read_rows(&gate);
         let mut work: Vec<_> = image_parts(scope.read(&x), len, part)
             .zip(image_parts(scope.read(&y), len, part))
             .zip(image_parts_mut(z_slice, len, part))
@@ -475,7 +481,7 @@ fn gate_pass<C: Stored<A>, A: Real + Stored<A>>(inputs: &[&Tensor; 3]) -> autogr
             .map(|(index, ((x, y), z))| {
                 Some(Gate {
                     x,
-                    gate: &gate[index / parts * width..][..width],
+                    gate: gate.row(index / parts),
                     y,
                     z,
                 })
@@ -497,12 +503,12 @@ fn gate_backward<C: Stored<A>, A: Real + Stored<A>>(
     let (parts, part) = parts(count, width);
     let mut dy = Output::<C>::new(&[batch, count, width])?;
     let mut dgate = Output::<A>::new(&[batch, parts as i64, width])?;
-    let (gate, y) = (Input::<C>::new(inputs[0])?, Input::<C>::new(inputs[1])?);
+    let (gate, y) = (InputRows::<C>::new(inputs[0])?, Input::<C>::new(inputs[1])?);
     let gradient = Input::<A>::new(inputs[2])?;
     let (dy_slice, dgate_slice) = (dy.as_mut_slice(), dgate.as_mut_slice());
     run(|scope| {
         let (len, width) = ((count * width) as usize, width as usize);
-        let gate = scope.read(&gate);
+        let gate = scope.read_rows(&gate);
         let mut work: Vec<_> = image_parts(scope.read(&y), len, part)
             .zip(image_parts(scope.read(&gradient), len, part))
             .zip(image_parts_mut(dy_slice, len, part))
@@ -511,7 +517,7 @@ fn gate_backward<C: Stored<A>, A: Real + Stored<A>>(
             .map(|(index, (((y, gradient), dy), dgate))| {
                 Some(GateBackward {
                     y,
-                    gate: &gate[index / parts * width..][..width],
+                    gate: gate.row(index / parts),
                     gradient,
                     dy,
                     dgate,

@@ -1,6 +1,6 @@
 use tch::{Device, Kind, Tensor};
 use torch_ext::autograd::{self, check_gradients};
-use torch_ext::device;
+use torch_ext::{device, operators};
 
 use super::cuda::Modulation;
 use super::{
@@ -95,6 +95,77 @@ fn slices(on: Device, function: impl Fn(&[Tensor]) -> Tensor) -> Vec<Tensor> {
 fn slices_and_non_contiguous_tokens_are_supported() {
     let (found, plain) = (slices(Device::Cpu, fused), slices(Device::Cpu, composed));
     assert_close(&found, &plain, 3e-6);
+}
+
+/// Applies both operations to slices of one modulation `[B, 3 D]`.
+fn modulate(
+    x: &Tensor,
+    modulation: &Tensor,
+    norm: impl Fn(&[Tensor]) -> Tensor,
+    gated: impl Fn(&[Tensor]) -> Tensor,
+) -> Tensor {
+    let (batch, _, width) = x.size3().unwrap();
+    let parts = modulation.view([batch, 3, 1, width]).unbind(1);
+    let [shift, scale, gate] = [0, 1, 2].map(|index| parts[index].shallow_clone());
+    let y = norm(&[x.shallow_clone(), shift, scale]);
+    gated(&[x.shallow_clone(), gate, y])
+}
+
+/// Asserts that the forms read slices of a modulation in place in both passes, and keep no copy for the backward pass.
+fn assert_no_copy(
+    kind: Kind,
+    norm: impl Fn(&[Tensor]) -> Tensor,
+    gated: impl Fn(&[Tensor]) -> Tensor,
+) {
+    let x = random(1, [4, 7, 24], Kind::Float);
+    let modulation = random(2, [4, 1, 72], kind);
+    let weights = random(3, [4, 7, 24], Kind::Float).detach();
+    let count = |counts: &operators::Counts, name: &str| counts.get(name).copied().unwrap_or(0);
+    let (z, forward) =
+        operators::count(|| modulate(&x, &modulation.view([4, 72]), &norm, &gated)).unwrap();
+    let loss = (&z * weights).sum(Kind::Float);
+    let ((), backward) = operators::count(|| loss.backward()).unwrap();
+    assert_eq!(count(&forward, "aten::copy_"), 0, "{forward:?}");
+    // The backward pass only converts the three gradients to the dtype of the modulation.
+    let converted = if kind == Kind::Float { 0 } else { 3 };
+    assert_eq!(count(&backward, "aten::copy_"), converted, "{backward:?}");
+
+    let contiguous = |i: &[Tensor]| -> Vec<Tensor> { i.iter().map(Tensor::contiguous).collect() };
+    let inputs = [x.shallow_clone(), modulation.shallow_clone()];
+    let copied = run(&inputs, |i| {
+        let norm = |i: &[Tensor]| norm(&contiguous(i));
+        modulate(&i[0], &i[1].view([4, 72]), norm, |i: &[Tensor]| {
+            gated(&contiguous(i))
+        })
+    });
+    let sliced = run(&inputs, |i| {
+        modulate(&i[0], &i[1].view([4, 72]), &norm, &gated)
+    });
+    assert_eq!(sliced, copied, "the same bits");
+    assert_eq!(copied[0], z.detach());
+
+    // What is kept for the backward pass is the slice itself: libtorch notices that its memory has changed.
+    let parts = modulation.view([4, 3, 1, 24]).unbind(1);
+    let [shift, scale, gate] = [0, 1, 2].map(|index| parts[index].shallow_clone());
+    let y = norm(&[x.shallow_clone(), shift, scale]);
+    let z = gated(&[x.shallow_clone(), gate, y.detach()]);
+    let _changed = tch::no_grad(|| modulation.detach().fill_(0.0));
+    for result in [y, z] {
+        let error = result
+            .sum(Kind::Float)
+            .f_backward()
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("modified inplace"), "{error}");
+    }
+}
+
+#[test]
+fn slices_of_a_modulation_are_not_copied() {
+    let gated = |i: &[Tensor]| gated_residual_kernel(&i[0], &i[1], &i[2]).unwrap().unwrap();
+    for kind in [Kind::Float, Kind::BFloat16] {
+        assert_no_copy(kind, fused, gated);
+    }
 }
 
 #[test]
@@ -211,6 +282,16 @@ fn emulated_cuda_kernels_agree_with_the_composed_form() {
     }
     let (found, plain) = (slices(Device::Cpu, apply), slices(Device::Cpu, composed));
     assert_close(&found, &plain, 3e-6);
+    for kind in [Kind::Float, Kind::BFloat16] {
+        let apply_gate = |i: &[Tensor]| {
+            let function = FusedGate {
+                implementation: implementation(kind, 24),
+            };
+            let y = autograd::apply(function, &[&i[0], &i[1], &i[2]]);
+            y.unwrap().remove(0)
+        };
+        assert_no_copy(kind, apply, apply_gate);
+    }
     assert!(Modulation::emulated(Kind::Double, 384).is_none());
     assert!(Modulation::emulated(Kind::Float, 6000).is_none());
 }
