@@ -12,6 +12,7 @@
 //! - [`kernel`]: CPU kernels in Rust: tensor memory as slices, libtorch's threads, vector instructions;
 //! - [`cuda`]: custom CUDA kernels, compiled at run time and launched on libtorch's streams, and CUDA
 //!   graphs;
+//! - [`OnceMap`]: values that are made once, such as compiled kernels;
 //! - [`stream`]: streams and events, for work that overlaps on a device;
 //! - [`readback`]: copies to the host that do not wait for later work;
 //! - [`operators`]: counts of the operators that code calls;
@@ -55,6 +56,7 @@ mod error;
 mod ffi;
 mod generator;
 pub mod kernel;
+mod once_map;
 pub mod operators;
 pub mod optim;
 mod params;
@@ -63,4 +65,5 @@ pub mod stream;
 
 pub use error::TorchError;
 pub use generator::Generator;
+pub use once_map::OnceMap;
 pub use params::{Init, Mismatch, Param, Params, Scope};

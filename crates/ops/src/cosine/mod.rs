@@ -160,7 +160,7 @@ fn kernel(
         width,
     };
     let form = match (device, shape.target, shape.projected) {
-        (Device::Cuda(_), ..) => match Cosine::new(device, shape) {
+        (Device::Cuda(_), ..) => match Cosine::on(device, shape) {
             Some(kernels) => Form::Cuda(kernels),
             None => return Ok(None),
         },
@@ -200,7 +200,7 @@ struct FusedCosine {
 /// The implementation for a device.
 enum Form {
     Cpu(CpuKernel),
-    Cuda(Cosine),
+    Cuda(&'static Cosine),
 }
 
 impl Function for FusedCosine {

@@ -1,11 +1,9 @@
 //! Norm with modulation and gated residuals on CUDA devices, with the kernels in `modulation.cu`.
 
-use std::sync::Arc;
-
 use tch::{Device, Kind, Tensor};
-use torch_ext::cuda::{self, Argument, Kernels, Layout, Program, Source};
+use torch_ext::cuda::{self, Argument, CudaError, Kernel, Kernels, Layout, Program, Source};
 use torch_ext::kernel::row_stride;
-use torch_ext::{TorchError, autograd};
+use torch_ext::{OnceMap, TorchError, autograd};
 
 static MODULATION: Source = Source {
     name: "modulation.cu",
@@ -21,12 +19,20 @@ const HELD: i64 = 20;
 /// Its launches are sound because `implementation` has checked the sizes, dtypes and the device of the inputs for which
 /// it made the kernels. Autograd gives the gradient of a result the size and dtype of the result, and saved tensors are
 /// unchanged. Results are allocated here, in the size that the kernel writes.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Modulation {
-    kernels: Arc<Kernels>,
+    device: Device,
     layout: Layout,
     condition: Kind,
+    norm_modulate: Kernel,
+    norm_modulate_backward: Kernel,
+    gate: Kernel,
+    gate_backward: Kernel,
+    sum_parts: Kernel,
 }
+
+/// The kernels for a device, a dtype of modulation and a width of tokens; `None` if they cannot be used.
+type Resolved = OnceMap<(Device, Kind, i64), Option<Modulation>>;
 
 /// The division of an image's tokens among blocks, which keeps the number of partial sums small. It depends
 /// only on shapes, and so do the bits of the result.
@@ -45,29 +51,45 @@ struct Rows {
 
 impl Modulation {
     /// Returns `None` if there is no kernel, or if it cannot be compiled or loaded, which is logged.
-    pub(super) fn new(device: Device, condition: Kind, width: i64) -> Option<Self> {
-        let (program, layout) = program(condition, width)?;
-        Some(Self {
-            kernels: cuda::usable(device, &program)?,
-            layout,
-            condition,
-        })
+    pub(super) fn on(device: Device, condition: Kind, width: i64) -> Option<&'static Self> {
+        static RESOLVED: Resolved = OnceMap::new();
+        let modulation = RESOLVED.get_or_make((device, condition, width), || {
+            let (program, layout) = program(condition, width)?;
+            let kernels = Kernels::load(device, &program);
+            let modulation = kernels.and_then(|kernels| Self::new(kernels, layout, condition));
+            cuda::usable(device, modulation)
+        });
+        modulation.as_ref()
     }
 
     /// Emulated kernels on the CPU, for tests.
     #[cfg(test)]
-    pub(super) fn emulated(condition: Kind, width: i64) -> Option<Self> {
-        let (program, layout) = program(condition, width)?;
-        Some(Self {
+    pub(super) fn emulated(condition: Kind, width: i64) -> Option<&'static Self> {
+        static RESOLVED: Resolved = OnceMap::new();
+        let modulation = RESOLVED.get_or_make((Device::Cpu, condition, width), || {
+            let (program, layout) = program(condition, width)?;
             // SAFETY: the source has no code that runs when it is loaded.
-            kernels: unsafe { Kernels::emulate(&program) }.unwrap(),
+            let kernels = unsafe { Kernels::emulate(&program) }.unwrap();
+            Some(Self::new(kernels, layout, condition).unwrap())
+        });
+        modulation.as_ref()
+    }
+
+    fn new(kernels: &'static Kernels, layout: Layout, condition: Kind) -> Result<Self, CudaError> {
+        Ok(Self {
+            device: kernels.device(),
             layout,
             condition,
+            norm_modulate: kernels.kernel("norm_modulate")?,
+            norm_modulate_backward: kernels.kernel("norm_modulate_backward")?,
+            gate: kernels.kernel("gate")?,
+            gate_backward: kernels.kernel("gate_backward")?,
+            sum_parts: kernels.kernel("sum_parts")?,
         })
     }
 
     fn empty(&self, size: &[i64], kind: Kind) -> autograd::Result<Tensor> {
-        Ok(Tensor::f_empty(size, (kind, self.kernels.device()))?)
+        Ok(Tensor::f_empty(size, (kind, self.device))?)
     }
 
     /// `condition` `[B, 1, D]` as the kernels read it: in place if all its rows are contiguous and aligned to vectors.
@@ -125,8 +147,7 @@ impl Modulation {
         let statistics = self.empty(&[batch, count, 2], Kind::Float)?;
         // SAFETY: see the type. The kernel writes one token of `y` and two statistics for each token of `x`.
         unsafe {
-            self.kernels.launch(
-                "norm_modulate",
+            self.norm_modulate.launch(
                 ceil(batch * count, self.layout.tokens()),
                 &[
                     Argument::Tensor(&x),
@@ -163,8 +184,7 @@ impl Modulation {
         let sums = self.empty(&[batch, parts.parts, 2, width], Kind::Float)?;
         // SAFETY: see the type. The kernel writes `dx`, of the size of `x`, and two sums for each part.
         unsafe {
-            self.kernels.launch(
-                "norm_modulate_backward",
+            self.norm_modulate_backward.launch(
                 batch * parts.parts,
                 &[
                     Argument::Tensor(&x),
@@ -195,8 +215,7 @@ impl Modulation {
         let z = x.f_empty_like()?;
         // SAFETY: see the type. The kernel writes `z`, of the size of `x`.
         unsafe {
-            self.kernels.launch(
-                "gate",
+            self.gate.launch(
                 ceil(batch * count, self.layout.tokens()),
                 &[
                     Argument::Tensor(&x),
@@ -223,8 +242,7 @@ impl Modulation {
         let sums = self.empty(&[batch, parts.parts, 1, width], Kind::Float)?;
         // SAFETY: see the type. The kernel writes `dy`, of the size of `y`, and one sum for each part.
         unsafe {
-            self.kernels.launch(
-                "gate_backward",
+            self.gate_backward.launch(
                 batch * parts.parts,
                 &[
                     Argument::Tensor(&y),
@@ -249,8 +267,7 @@ impl Modulation {
         let (_, kinds, width) = result.size3()?;
         // SAFETY: both are float32, and `result` has the size of `sums` without the parts.
         unsafe {
-            self.kernels.launch(
-                "sum_parts",
+            self.sum_parts.launch(
                 parts.batch * kinds * ceil(width, cuda::BLOCK),
                 &[
                     Argument::Tensor(sums),

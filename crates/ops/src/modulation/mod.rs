@@ -167,7 +167,7 @@ fn implementation(
     };
     Ok(match (device, x.f_kind()?, condition) {
         (Device::Cuda(_), Kind::Float, _) => {
-            Modulation::new(device, condition, width).map(Implementation::Cuda)
+            Modulation::on(device, condition, width).map(Implementation::Cuda)
         }
         (Device::Cpu, Kind::Float, Kind::Float) => Some(Implementation::cpu::<f32, f32>()),
         (Device::Cpu, Kind::Float, Kind::BFloat16) => Some(Implementation::cpu::<bf16, f32>()),
@@ -193,7 +193,7 @@ enum Implementation {
         gate: fn(&[&Tensor; 3]) -> autograd::Result<Tensor>,
         gate_backward: fn(&[&Tensor; 3]) -> autograd::Result<[Tensor; 2]>,
     },
-    Cuda(Modulation),
+    Cuda(&'static Modulation),
 }
 
 impl Implementation {

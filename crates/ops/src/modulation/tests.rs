@@ -1,6 +1,6 @@
 use tch::{Device, Kind, Tensor};
 use torch_ext::autograd::{self, check_gradients};
-use torch_ext::{device, operators};
+use torch_ext::{cuda, device, operators};
 
 use super::cuda::Modulation;
 use super::{
@@ -292,6 +292,13 @@ fn emulated_cuda_kernels_agree_with_the_composed_form() {
         };
         assert_no_copy(kind, apply, apply_gate);
     }
+    let before = cuda::resolutions();
+    assert_eq!(slices(Device::Cpu, apply), found);
+    assert_eq!(
+        cuda::resolutions(),
+        before,
+        "a repeated launch looks nothing up"
+    );
     assert!(Modulation::emulated(Kind::Double, 384).is_none());
     assert!(Modulation::emulated(Kind::Float, 6000).is_none());
 }
