@@ -4,7 +4,7 @@ use tch::{Device, Kind, Tensor};
 use torch_ext::cuda::{self, Argument, CudaError, Kernel, Kernels, Layout, Program, Source};
 use torch_ext::{OnceMap, autograd};
 
-use super::{LossAndGradient, ZScore};
+use super::settings::{LossAndGradient, ZScore};
 
 static COSINE: Source = Source {
     name: "cosine.cu",
@@ -138,7 +138,7 @@ impl Cosine {
             alpha: 0.0,
             eps: 0.0,
         });
-        // SAFETY: `super::kernel` has checked that both token tensors have the size `[batch, count, width]`, and the
+        // SAFETY: `kernel` has checked that both token tensors have the size `[batch, count, width]`, and the
         // dtypes and the width of the kernels' shape. All other tensors were allocated above, in the sizes and dtypes
         // that `cosine.cu` documents, and with a z-score the statistics are not null.
         unsafe {

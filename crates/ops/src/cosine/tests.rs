@@ -5,7 +5,8 @@ use tch::{Device, Kind, Tensor};
 use torch_ext::{Generator, autograd, cuda, device};
 
 use super::cuda::{Cosine, Shape};
-use super::{Form, FusedCosine, ZScore, compose, kernel};
+use super::function::{Form, FusedCosine};
+use super::{ZScore, compose, kernel};
 
 /// iREPA's spatial norm for SiT.
 const ZSCORE: Option<ZScore> = Some(ZScore {

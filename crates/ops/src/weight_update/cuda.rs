@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 use torch_ext::cuda::{self, Argument, BLOCK, CudaError, Kernel, Kernels, Layout, Program, Source};
 use torch_ext::{OnceMap, TorchError, autograd};
 
-use super::{CHUNK, Factors, Operands, Update};
+use super::operands::{CHUNK, Factors, Operands, Update};
 
 static UPDATE: Source = Source {
     name: "update.cu",
@@ -38,7 +38,7 @@ struct Cached {
 type Row = [i64; 8];
 
 impl PointerTable {
-    /// Like [`super::kernel`], for weights that have passed its checks.
+    /// Like [`update_weights`](super::update_weights), for operands that kernels take.
     pub(super) fn sweep(
         &self,
         device: Device,
@@ -82,7 +82,7 @@ impl PointerTable {
             Argument::Tensor(&cached.chunks),
         );
         // SAFETY: the rows hold the addresses of tensors that are borrowed until the end of this function or, for
-        // gradients, owned by it. `super::fits` has checked their dtypes and sizes, and `Cached::new` that those which
+        // gradients, owned by it. `fits` has checked their dtypes and sizes, and `Cached::new` that those which
         // are written share no memory. `chunks` divides them, and `sums` has one element for each chunk.
         unsafe {
             let arguments = [rows, chunks, Argument::Tensor(&sums)];

@@ -5,7 +5,8 @@ use torch_ext::optim::{self, AdamW};
 use torch_ext::{Generator, TorchError, cuda, device};
 
 use super::cuda::UpdateKernels;
-use super::{AVERAGES, CHUNK, Operands, PointerTable, Update, kernel, update_weights};
+use super::operands::CHUNK;
+use super::{AVERAGES, Operands, PointerTable, Update, kernel, update_weights};
 
 const CPU: Device = Device::Cpu;
 
