@@ -1,5 +1,5 @@
 // Norm with modulation, gated residuals, and the gradients of both, each in one pass over the tokens.
-// The formulas are those of `kernel.rs`. Sums over tokens are computed per part of an image first, then over the
+// The formulas are those of each `kernel.rs`. Sums over tokens are computed per part of an image first, then over the
 // parts in order, so that they have the same bits each time.
 //
 // Besides the prelude's macros, each program defines CONDITION, float or bf16: the dtype of the modulation and of

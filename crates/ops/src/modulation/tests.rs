@@ -3,10 +3,8 @@ use torch_ext::autograd::{self, check_gradients};
 use torch_ext::{cuda, device, operators};
 
 use super::cuda::Modulation;
-use super::{
-    FusedGate, FusedNormModulate, Implementation, Norm, compose_gated_residual,
-    compose_norm_modulate, gated_residual_kernel, norm_modulate_kernel,
-};
+use super::gated_residual::{self, FusedGate};
+use super::norm_modulate::{self, FusedNormModulate, Norm};
 use crate::test_support::{assert_close, random, run};
 
 /// Weights of an RMS norm.
@@ -18,13 +16,13 @@ fn weights(width: i64, kind: Kind) -> Tensor {
 /// The composed form for tokens, shift and scale, and optionally the weights of an RMS norm.
 fn composed(i: &[Tensor]) -> Tensor {
     let norm = i.get(3).map_or(Norm::Layer, Norm::Rms);
-    compose_norm_modulate(&i[0], norm, &i[1], &i[2], 1e-6).unwrap()
+    norm_modulate::compose(&i[0], norm, &i[1], &i[2], 1e-6).unwrap()
 }
 
 /// The fused form for the same inputs.
 fn fused(i: &[Tensor]) -> Tensor {
     let norm = i.get(3).map_or(Norm::Layer, Norm::Rms);
-    let y = norm_modulate_kernel(&i[0], norm, &i[1], &i[2], 1e-6).unwrap();
+    let y = norm_modulate::kernel(&i[0], norm, &i[1], &i[2], 1e-6).unwrap();
     let y = y.expect("a kernel");
     assert_eq!(y.kind(), i[1].kind());
     y
@@ -51,7 +49,7 @@ fn gradients_agree_with_finite_differences() {
     for inputs in both_norms([x.shallow_clone(), a.shallow_clone(), b]) {
         check_gradients(|i: &[Tensor]| Ok(vec![fused(i)]), &inputs, 1e-6, 1e-6).unwrap();
     }
-    let function = |i: &[Tensor]| Ok(vec![gated_residual_kernel(&i[0], &i[1], &i[2])?.unwrap()]);
+    let function = |i: &[Tensor]| Ok(vec![gated_residual::kernel(&i[0], &i[1], &i[2])?.unwrap()]);
     check_gradients(function, &[x, a, y], 1e-6, 1e-6).unwrap();
 }
 
@@ -66,10 +64,12 @@ fn kernels_and_compositions_agree() {
             }
             let inputs = [x, a, random(2, size, kind)];
             let fused = run(&inputs, |i| {
-                gated_residual_kernel(&i[0], &i[1], &i[2]).unwrap().unwrap()
+                gated_residual::kernel(&i[0], &i[1], &i[2])
+                    .unwrap()
+                    .unwrap()
             });
             let plain = run(&inputs, |i| {
-                compose_gated_residual(&i[0], &i[1], &i[2]).unwrap()
+                gated_residual::compose(&i[0], &i[1], &i[2]).unwrap()
             });
             assert_close(&fused, &plain, limit);
         }
@@ -162,7 +162,11 @@ fn assert_no_copy(
 
 #[test]
 fn slices_of_a_modulation_are_not_copied() {
-    let gated = |i: &[Tensor]| gated_residual_kernel(&i[0], &i[1], &i[2]).unwrap().unwrap();
+    let gated = |i: &[Tensor]| {
+        gated_residual::kernel(&i[0], &i[1], &i[2])
+            .unwrap()
+            .unwrap()
+    };
     for kind in [Kind::Float, Kind::BFloat16] {
         assert_no_copy(kind, fused, gated);
     }
@@ -194,7 +198,7 @@ fn unsupported_inputs_have_no_kernel() {
         random(2, [2, 1, 8], Kind::Float),
     );
     let form = |norm, shift: &Tensor, scale: &Tensor| {
-        norm_modulate_kernel(&x, norm, shift, scale, 1e-6).unwrap()
+        norm_modulate::kernel(&x, norm, shift, scale, 1e-6).unwrap()
     };
     let half = a.to_kind(Kind::Half);
     assert!(form(Norm::Layer, &half, &half).is_none());
@@ -205,11 +209,11 @@ fn unsupported_inputs_have_no_kernel() {
         (7, Kind::Float, false),
         (8, Kind::BFloat16, false),
     ] {
-        let y = norm_modulate_kernel(&x, Norm::Rms(&weights(width, kind)), &a, &a, 1e-6);
+        let y = norm_modulate::kernel(&x, Norm::Rms(&weights(width, kind)), &a, &a, 1e-6);
         assert_eq!(y.unwrap().is_some(), has_one);
     }
     assert!(
-        gated_residual_kernel(&x, &a, &x.to_kind(Kind::BFloat16))
+        gated_residual::kernel(&x, &a, &x.to_kind(Kind::BFloat16))
             .unwrap()
             .is_none()
     );
@@ -246,7 +250,7 @@ fn assert_cuda_agrees(
     }
     let inputs = [x, a, random(2, size, kind).to_device(on)];
     let plain = run(&inputs, |i| {
-        compose_gated_residual(&i[0], &i[1], &i[2]).unwrap()
+        gated_residual::compose(&i[0], &i[1], &i[2]).unwrap()
     });
     let found = run(&inputs, &gated);
     assert_close(&found, &plain, limit);
@@ -255,13 +259,12 @@ fn assert_cuda_agrees(
 
 #[test]
 fn emulated_cuda_kernels_agree_with_the_composed_form() {
-    let implementation =
-        |kind, width| Implementation::Cuda(Modulation::emulated(kind, width).unwrap());
+    let kernels = |kind, width| Modulation::emulated(kind, width).unwrap();
     let apply = |i: &[Tensor]| {
         let function = FusedNormModulate {
             weighted: i.len() == 4,
             eps: 1e-6,
-            implementation: implementation(i[1].kind(), i[0].size()[2]),
+            passes: norm_modulate::Passes::Cuda(kernels(i[1].kind(), i[0].size()[2])),
         };
         let inputs: Vec<&Tensor> = i.iter().collect();
         let y = autograd::apply(function, &inputs).unwrap().remove(0);
@@ -272,7 +275,7 @@ fn emulated_cuda_kernels_agree_with_the_composed_form() {
         for kind in [Kind::Float, Kind::BFloat16] {
             let apply_gate = |i: &[Tensor]| {
                 let function = FusedGate {
-                    implementation: implementation(kind, size[2]),
+                    passes: gated_residual::Passes::Cuda(kernels(kind, size[2])),
                 };
                 let y = autograd::apply(function, &[&i[0], &i[1], &i[2]]);
                 y.unwrap().remove(0)
@@ -285,12 +288,25 @@ fn emulated_cuda_kernels_agree_with_the_composed_form() {
     for kind in [Kind::Float, Kind::BFloat16] {
         let apply_gate = |i: &[Tensor]| {
             let function = FusedGate {
-                implementation: implementation(kind, 24),
+                passes: gated_residual::Passes::Cuda(kernels(kind, 24)),
             };
             let y = autograd::apply(function, &[&i[0], &i[1], &i[2]]);
             y.unwrap().remove(0)
         };
         assert_no_copy(kind, apply, apply_gate);
+        // Rows that vectors cannot be read from are copied first.
+        let inputs = [
+            random(1, [4, 7, 24], Kind::Float),
+            random(2, [4, 1, 49], kind),
+        ];
+        let modulated = |layout: fn(&Tensor) -> Tensor| {
+            run(&inputs, |i| {
+                let [shift, scale] = [1, 25].map(|start| layout(&i[1].narrow(2, start, 24)));
+                apply(&[i[0].shallow_clone(), shift, scale])
+            })
+        };
+        let unaligned = modulated(Tensor::shallow_clone);
+        assert_eq!(unaligned, modulated(Tensor::contiguous));
     }
     let before = cuda::resolutions();
     assert_eq!(slices(Device::Cpu, apply), found);
@@ -312,7 +328,7 @@ mod needs_cuda {
         device::load_cuda().unwrap();
         let on = Device::Cuda(0);
         let gated = |i: &[Tensor]| {
-            gated_residual_kernel(&i[0], &i[1], &i[2])
+            gated_residual::kernel(&i[0], &i[1], &i[2])
                 .unwrap()
                 .expect("a kernel")
         };
