@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 use torch_ext::cuda::{self, Argument, CudaError, Kernel, Kernels, Layout, Program, Source};
-use torch_ext::{OnceMap, autograd};
+use torch_ext::{OnceMap, TorchError, autograd};
 
 use super::settings::{LossAndGradient, ZScore};
 
@@ -62,6 +62,7 @@ fn element(kind: Kind) -> Option<(&'static str, i64)> {
 pub(super) struct Cosine {
     kernels: &'static Kernels,
     layout: Layout,
+    width: i64,
     zscore: bool,
     cosine_loss: Kernel,
     rescale: Kernel,
@@ -100,6 +101,7 @@ impl Cosine {
         Ok(Self {
             kernels,
             layout,
+            width: shape.width,
             zscore: shape.zscore,
             cosine_loss: kernels.kernel("cosine_loss")?,
             rescale: kernels.kernel("rescale")?,
@@ -114,8 +116,16 @@ impl Cosine {
         norm: Option<ZScore>,
         expected_grad: Option<f64>,
     ) -> LossAndGradient {
-        let (target, projected) = (cuda::readable(target)?, cuda::readable(projected)?);
         let (batch, count, width) = target.size3()?;
+        if projected.size() != target.size() || width != self.width {
+            return Err(TorchError::Shape {
+                what: "tokens of the loss",
+                found: projected.size(),
+                expected: "that of the target, with the kernels' width",
+            }
+            .into());
+        }
+        let (target, projected) = (cuda::readable(target)?, cuda::readable(projected)?);
         let device = self.kernels.device();
         let slope = -expected_grad.unwrap_or_default() / (batch * count) as f64;
         let schedule = TileSchedule::new(self, batch, count, width);
@@ -138,9 +148,8 @@ impl Cosine {
             alpha: 0.0,
             eps: 0.0,
         });
-        // SAFETY: `kernel` has checked that both token tensors have the size `[batch, count, width]`, and the
-        // dtypes and the width of the kernels' shape. All other tensors were allocated above, in the sizes and dtypes
-        // that `cosine.cu` documents, and with a z-score the statistics are not null.
+        // SAFETY: the sizes of the tokens are checked above. All other tensors were allocated above, in the sizes that
+        // `cosine.cu` documents, and with a z-score the statistics are not null.
         unsafe {
             self.cosine_loss.launch(
                 schedule.blocks,
@@ -174,10 +183,18 @@ impl Cosine {
         output_grad: &Tensor,
         expected_grad: f64,
     ) -> autograd::Result<()> {
+        if output_grad.numel() != 1 {
+            return Err(TorchError::Shape {
+                what: "the gradient of the loss",
+                found: output_grad.size(),
+                expected: "[]",
+            }
+            .into());
+        }
         let vectors = gradient.numel() as i64 / self.layout.vector();
         let blocks = (vectors / cuda::BLOCK).clamp(1, 4 * self.kernels.resident_blocks());
-        // SAFETY: `gradient` is a contiguous result of `cosines`, of `vectors` whole vectors, which no other tensor
-        // shares. Autograd gives `output_grad` the size and dtype of the loss, a float32 scalar.
+        // SAFETY: `gradient` has `vectors` whole vectors, is no other tensor's memory as a result of `cosines`, and
+        // `output_grad` has one element.
         unsafe {
             self.rescale.launch(
                 blocks,

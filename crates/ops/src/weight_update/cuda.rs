@@ -39,7 +39,10 @@ type Row = [i64; 8];
 
 impl PointerTable {
     /// Like [`update_weights`](super::update_weights), for operands that kernels take.
-    pub(super) fn sweep(
+    ///
+    /// # Safety
+    /// As [`PointerTable::launch`].
+    pub(super) unsafe fn sweep(
         &self,
         device: Device,
         weights: &[Operands<'_>],
@@ -49,10 +52,17 @@ impl PointerTable {
         let Some(kernels) = kernels.filter(|_| weights.iter().all(is_aligned)) else {
             return Ok(None);
         };
-        self.launch(kernels, weights, update).map(Some)
+        // SAFETY: the caller's promise; the addresses are aligned, as checked above.
+        unsafe { self.launch(kernels, weights, update) }.map(Some)
     }
 
-    pub(super) fn launch(
+    /// The sweep with `kernels`.
+    ///
+    /// # Safety
+    /// The operands of each weight are dense tensors on the device of the kernels, in the size of the weight and in the
+    /// dtypes of [`Operands`]; all but the gradients are contiguous and aligned to 16 bytes. There are at most
+    /// [`AVERAGES`](super::AVERAGES) averages.
+    pub(super) unsafe fn launch(
         &self,
         kernels: &UpdateKernels,
         weights: &[Operands<'_>],
@@ -82,8 +92,8 @@ impl PointerTable {
             Argument::Tensor(&cached.chunks),
         );
         // SAFETY: the rows hold the addresses of tensors that are borrowed until the end of this function or, for
-        // gradients, owned by it. `fits` has checked their dtypes and sizes, and `Cached::new` that those which
-        // are written share no memory. `chunks` divides them, and `sums` has one element for each chunk.
+        // gradients, owned by it. By contract they have the right dtypes and sizes, and `Cached::new` checks that those
+        // which are written share no memory. `chunks` divides them, and `sums` has one element for each chunk.
         unsafe {
             let arguments = [rows, chunks, Argument::Tensor(&sums)];
             kernels.squared_norms.launch(count, &arguments)

@@ -123,7 +123,8 @@ fn kernel(
         (Device::Cpu, 0) => cpu::sweep::<0>(weights, update).map(Some),
         (Device::Cpu, 1) => cpu::sweep::<1>(weights, update).map(Some),
         (Device::Cpu, AVERAGES) => cpu::sweep::<AVERAGES>(weights, update).map(Some),
-        (Device::Cuda(_), 0..=AVERAGES) => table.sweep(device, weights, update),
+        // SAFETY: `fits` has checked the operands of all weights.
+        (Device::Cuda(_), 0..=AVERAGES) => unsafe { table.sweep(device, weights, update) },
         _ => Ok(None),
     }
 }
