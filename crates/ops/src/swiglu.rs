@@ -47,8 +47,16 @@ fn kernel(x: &Tensor) -> Result<Option<Tensor>, TorchError> {
 
 fn compose(x: &Tensor) -> Result<Tensor, TorchError> {
     let width = x.size().last().copied().unwrap_or_default() / 2;
-    let gate = x.f_narrow(-1, 0, width)?.f_silu()?;
-    Ok(gate.f_mul(&x.f_narrow(-1, width, width)?)?)
+    // The gradients of both halves are joined by one operator. Those of two `narrow`s would each be padded with zeros
+    // to the size of `x`, and added.
+    match x.f_split_with_sizes([width, width], -1)?.as_slice() {
+        [gate, value] => Ok(gate.f_silu()?.f_mul(value)?),
+        parts => Err(TorchError::Length {
+            what: "the halves of tokens",
+            left: parts.len(),
+            right: 2,
+        }),
+    }
 }
 
 /// The size of the result for tokens `x`, and the width of the result.
@@ -154,6 +162,7 @@ impl<E: KernelElement> Vectorised for SwiGluBackward<'_, E> {
 mod tests {
     use tch::Kind;
     use torch_ext::autograd::check_gradients;
+    use torch_ext::operators;
 
     use super::*;
     use crate::test_support::{assert_close, random, run};
@@ -191,6 +200,33 @@ mod tests {
         let plain = run(&x, |i| composed(&i[0].transpose(1, 2)).transpose(1, 2));
         assert_close(&fused, &plain, 2e-6);
         assert!(kernel(&x[0].to_kind(Kind::Half)).unwrap().is_none());
+    }
+
+    #[test]
+    fn the_composition_joins_the_gradients_of_both_halves_once() {
+        let x = random(1, [2, 3, 8], Kind::Float);
+        let loss = composed(&x).sum(Kind::Float);
+        let ((), counts) = operators::count(|| loss.backward()).unwrap();
+        assert_eq!(counts["aten::cat"], 1);
+        for name in [
+            "aten::zeros",
+            "aten::narrow_backward",
+            "aten::slice_backward",
+            "aten::add",
+        ] {
+            assert!(!counts.contains_key(name), "{name} in {counts:?}");
+        }
+    }
+
+    #[test]
+    fn the_composition_has_the_bits_of_two_slices() {
+        for kind in [Kind::Float, Kind::BFloat16] {
+            let x = [random(1, [2, 3, 34], kind)];
+            let sliced = run(&x, |i| {
+                i[0].narrow(-1, 0, 17).silu() * i[0].narrow(-1, 17, 17)
+            });
+            assert_eq!(run(&x, |i| composed(&i[0])), sliced);
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 #include "device.cpp"
 #include "generator.cpp"
 #include "graph.cpp"
+#include "operators.cpp"
 #include "optim.cpp"
 #include "parallel.cpp"
 #include "shim.cpp"

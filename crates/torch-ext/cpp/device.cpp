@@ -62,6 +62,17 @@ int te_peak_memory(int device, uint64_t *bytes) {
   });
 }
 
+// Memory that the allocator has taken from the device, whether or not tensors use it.
+int te_reserved_memory(int device, uint64_t *bytes) {
+  return guarded([&] {
+    const auto target = torch_ext::device_of(device);
+    const auto stats = at::getDeviceAllocator(target.type())->getDeviceStats(target.index());
+    constexpr auto total =
+        static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+    *bytes = static_cast<uint64_t>(stats.reserved_bytes[total].current);
+  });
+}
+
 int te_reset_peak_memory(int device) {
   return guarded([&] {
     const auto target = torch_ext::device_of(device);

@@ -143,6 +143,17 @@ pub fn free_memory(device: Device) -> Result<Option<u64>, TorchError> {
     Ok(Some(bytes))
 }
 
+/// Memory in bytes that the allocator has taken from a CUDA device, whether or not tensors use it.
+///
+/// # Errors
+/// The device has no allocator statistics, as the CPU.
+pub fn reserved_memory(device: Device) -> Result<u64, TorchError> {
+    let mut bytes = 0;
+    // SAFETY: `bytes` is valid for writes.
+    ffi::check(unsafe { ffi::te_reserved_memory(ffi::device(device)?, &mut bytes) })?;
+    Ok(bytes)
+}
+
 /// Returns the allocator's unused memory to the device; does nothing on the CPU.
 ///
 /// # Errors

@@ -36,6 +36,12 @@ pub(crate) struct RawGraph {
     _opaque: [u8; 0],
 }
 
+/// A `te_operators`; only used behind a pointer.
+#[repr(C)]
+pub(crate) struct RawOperators {
+    _opaque: [u8; 0],
+}
+
 /// One call of a backward function (`te_backward_call`, which documents the ownership).
 #[repr(C)]
 pub(crate) struct BackwardCall {
@@ -195,9 +201,16 @@ unsafe extern "C" {
         grads: *const *const C_tensor,
         count: usize,
     ) -> c_int;
+    pub(crate) fn te_operators_begin(out: *mut *mut RawOperators) -> c_int;
+    pub(crate) fn te_operators_end(
+        operators: *mut RawOperators,
+        data: *mut c_void,
+        visit: unsafe extern "C" fn(*mut c_void, *const c_char, u64),
+    ) -> c_int;
     pub(crate) fn te_library_dir(out: *mut c_char, capacity: usize) -> c_int;
     pub(crate) fn te_load_cuda() -> c_int;
     pub(crate) fn te_peak_memory(device: c_int, bytes: *mut u64) -> c_int;
+    pub(crate) fn te_reserved_memory(device: c_int, bytes: *mut u64) -> c_int;
     pub(crate) fn te_reset_peak_memory(device: c_int) -> c_int;
     pub(crate) fn te_free_memory(device: c_int, bytes: *mut u64) -> c_int;
     pub(crate) fn te_synchronize(device: c_int) -> c_int;

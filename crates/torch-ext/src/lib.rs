@@ -12,8 +12,10 @@
 //! - [`kernel`]: CPU kernels in Rust: tensor memory as slices, libtorch's threads, vector instructions;
 //! - [`cuda`]: custom CUDA kernels, compiled at run time and launched on libtorch's streams, and CUDA
 //!   graphs;
+//! - [`OnceMap`]: values that are made once, such as compiled kernels;
 //! - [`stream`]: streams and events, for work that overlaps on a device;
 //! - [`readback`]: copies to the host that do not wait for later work;
+//! - [`operators`]: counts of the operators that code calls;
 //! - [`optim`]: fused AdamW, EMA, gradient norm and clipping over lists of tensors;
 //! - [`device`]: `libtorch_cuda.so` loaded at run time, so that one binary runs on machines with and
 //!   without CUDA; memory statistics; switches for TF32 and determinism.
@@ -54,6 +56,8 @@ mod error;
 mod ffi;
 mod generator;
 pub mod kernel;
+mod once_map;
+pub mod operators;
 pub mod optim;
 mod params;
 pub mod readback;
@@ -61,4 +65,5 @@ pub mod stream;
 
 pub use error::TorchError;
 pub use generator::Generator;
+pub use once_map::OnceMap;
 pub use params::{Init, Mismatch, Param, Params, Scope};

@@ -1,7 +1,6 @@
 //! Kernels compiled at run time: compilation without a GPU, emulation on the host, and runs on a CUDA device.
 
 use std::process::Command;
-use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
 use torch_ext::cuda::{self, Architecture, Argument, CudaError, Kernels, Layout, Program, Source};
@@ -58,7 +57,7 @@ fn layout(width: i64) -> Layout {
     Layout::new(width, 4, 8).unwrap()
 }
 
-fn emulate(program: &Program) -> Result<Arc<Kernels>, CudaError> {
+fn emulate(program: &Program) -> Result<&'static Kernels, CudaError> {
     // SAFETY: the sources of these tests have no code that runs when they are loaded.
     unsafe { Kernels::emulate(program) }
 }
@@ -123,7 +122,8 @@ fn a_missing_compiler_is_an_error_with_a_remedy() {
         let program = program(&DOUBLED, layout(8));
         println!("error: {}", cuda::compile(&program, HOPPER).unwrap_err());
         // `usable` returns no kernels, with or without a GPU.
-        assert!(cuda::usable(Device::Cuda(0), &program).is_none());
+        let gpu = Device::Cuda(0);
+        assert!(cuda::usable(gpu, Kernels::load(gpu, &program)).is_none());
         return;
     }
     let text = run_in_child(
@@ -146,7 +146,7 @@ fn a_missing_driver_is_an_error_with_a_remedy() {
         let program = program(&DOUBLED, layout(8));
         let error = Kernels::load(Device::Cuda(0), &program).unwrap_err();
         println!("error: {error}");
-        assert!(cuda::usable(Device::Cuda(0), &program).is_none());
+        assert!(cuda::usable::<()>(Device::Cuda(0), Err(error)).is_none());
         return;
     }
     // Hides the CUDA devices of the machine, if it has any.
@@ -165,7 +165,7 @@ fn a_missing_driver_is_an_error_with_a_remedy() {
     }
 }
 
-fn doubled_on(kernels: &Kernels, layout: Layout, size: [i64; 2]) {
+fn doubled_on(kernels: &'static Kernels, layout: Layout, size: [i64; 2]) {
     let x = Tensor::arange(size[0] * size[1], (Kind::Float, Device::Cpu));
     let x = (x.view(size) * 0.25).to_device(kernels.device());
     let (y, sums) = (
@@ -180,8 +180,11 @@ fn doubled_on(kernels: &Kernels, layout: Layout, size: [i64; 2]) {
         Argument::Double(2.0),
     ];
     let blocks = (size[0] + layout.tokens() - 1) / layout.tokens();
+    let kernel = kernels.kernel("doubled").unwrap();
+    let before = cuda::resolutions();
     // SAFETY: the arguments are those of the kernel, and there are no more blocks than tokens need.
-    unsafe { kernels.launch("doubled", blocks, &arguments) }.unwrap();
+    unsafe { kernel.launch(blocks, &arguments) }.unwrap();
+    assert_eq!(cuda::resolutions(), before, "a launch looks nothing up");
     assert_eq!(y, &x * 2.0);
     // The numbers are small integers divided by 4, so any order of summation has the same result.
     assert_eq!(sums, x.sum_dim_intlist(1, false, Kind::Float));
@@ -195,7 +198,7 @@ fn an_emulated_kernel_computes_the_result() {
     for size in SIZES {
         let layout = layout(size[1]);
         let kernels = emulate(&program(&DOUBLED, layout)).unwrap();
-        doubled_on(&kernels, layout, size);
+        doubled_on(kernels, layout, size);
     }
 }
 
@@ -209,7 +212,7 @@ mod needs_cuda {
         for size in SIZES {
             let layout = layout(size[1]);
             let kernels = Kernels::load(Device::Cuda(0), &program(&DOUBLED, layout)).unwrap();
-            doubled_on(&kernels, layout, size);
+            doubled_on(kernels, layout, size);
         }
     }
 }
@@ -217,8 +220,9 @@ mod needs_cuda {
 #[test]
 fn a_barrier_that_some_threads_never_reach_is_an_error() {
     let kernels = emulate(&program(&LOPSIDED, layout(4))).unwrap();
+    let kernel = kernels.kernel("lopsided").unwrap();
     // SAFETY: the kernel has no parameters.
-    let error = unsafe { kernels.launch("lopsided", 2, &[]) };
+    let error = unsafe { kernel.launch(2, &[]) };
     let error = error.unwrap_err().to_string();
     assert!(
         error.contains("`lopsided`") && error.contains("barrier"),
@@ -229,27 +233,88 @@ fn a_barrier_that_some_threads_never_reach_is_an_error() {
 #[test]
 fn invalid_arguments_of_a_kernel_are_errors() {
     let kernels = emulate(&program(&DOUBLED, layout(8))).unwrap();
+    let kernel = kernels.kernel("doubled").unwrap();
     let x = Tensor::zeros([2, 8], (Kind::Float, Device::Cpu));
-    let launch = |blocks, argument| {
-        // SAFETY: an argument or the number of blocks is refused, so nothing runs.
-        unsafe { kernels.launch("doubled", blocks, &[argument]) }.unwrap_err()
-    };
-    let message = |error: TorchError| error.to_string();
     let (transposed, undefined) = (x.transpose(0, 1), Tensor::new());
-    assert!(message(launch(1, Argument::Tensor(&transposed))).contains("[8, 2] is not contiguous"));
-    assert!(message(launch(1, Argument::Tensor(&undefined))).contains("not dense"));
-    assert!(
-        message(launch(1, Argument::Int(1 << 40))).contains("1099511627776 does not fit an `int`")
+    let (double, rows) = (
+        x.to_kind(Kind::Double),
+        x.unsqueeze(0).expand([2, 2, 8], false),
     );
-    assert!(message(launch(0, Argument::Null)).contains("0 blocks"));
-    // SAFETY: there is no such kernel.
-    let missing = unsafe { kernels.launch("tripled", 1, &[]) };
+    let fitting = [
+        Argument::Tensor(&x),
+        Argument::Null,
+        Argument::Null,
+        Argument::Int(2),
+        Argument::Double(2.0),
+    ];
+    let message = |blocks, index: usize, argument| {
+        let mut arguments = fitting;
+        arguments[index] = argument;
+        // SAFETY: an argument or the number of blocks is refused, so nothing runs.
+        let error = unsafe { kernel.launch(blocks, &arguments) }.unwrap_err();
+        assert!(matches!(
+            error,
+            TorchError::Kernel(CudaError::Argument { .. })
+        ));
+        error.to_string()
+    };
+    for (index, argument, expected) in [
+        (
+            0,
+            Argument::Tensor(&transposed),
+            "argument 0 of size [8, 2] is not contiguous",
+        ),
+        (
+            0,
+            Argument::Rows(&rows),
+            "argument 0 of size [2, 2, 8] has no contiguous rows",
+        ),
+        (1, Argument::Tensor(&undefined), "argument 1 is not dense"),
+        (
+            1,
+            Argument::Tensor(&double),
+            "argument 1 is Double, the parameter Float",
+        ),
+        (2, Argument::Int(1), "argument 2 is Int(1)"),
+        (
+            3,
+            Argument::Int(1 << 40),
+            "1099511627776, which does not fit an `int`",
+        ),
+        (3, Argument::Float(1.0), "argument 3 is Float(1.0)"),
+        (3, Argument::Tensor(&x), "argument 3 is Tensor"),
+        (4, Argument::Float(1.0), "the parameter Double"),
+    ] {
+        let message = message(1, index, argument);
+        assert!(message.contains(expected), "{message}");
+    }
+    assert!(message(0, 1, Argument::Null).contains("0 blocks"));
+    // SAFETY: the number of arguments is refused, so nothing runs.
+    let error = unsafe { kernel.launch(1, &fitting[..4]) }.unwrap_err();
+    assert!(
+        error.to_string().contains("4 arguments instead of 5"),
+        "{error}"
+    );
     assert!(matches!(
-        missing,
-        Err(TorchError::Kernel(CudaError::Library { .. }))
+        kernels.kernel("tripled"),
+        Err(CudaError::Library { .. })
     ));
     let error = Kernels::load(Device::Cpu, &program(&DOUBLED, layout(8))).unwrap_err();
     assert!(error.to_string().contains("not a CUDA device"));
+}
+
+#[test]
+fn a_program_is_compiled_once() {
+    let program = program(&DOUBLED, layout(16));
+    let loaded: Vec<&Kernels> = std::thread::scope(|scope| {
+        let threads = [(); 3].map(|()| scope.spawn(|| emulate(&program).unwrap()));
+        threads.map(|thread| thread.join().unwrap()).into()
+    });
+    assert!(
+        loaded
+            .iter()
+            .all(|kernels| std::ptr::eq(*kernels, loaded[0]))
+    );
 }
 
 #[test]

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use half::bf16;
 use tch::{Device, Kind, Tensor};
 use torch_ext::TorchError;
-use torch_ext::kernel::{self, InPlace, InPlaceScope, Input, Output, Real, Scope, Vectorised};
+use torch_ext::kernel::{
+    self, InPlace, InPlaceScope, Input, InputRows, Output, Real, Scope, Vectorised,
+};
 
 const CPU: Device = Device::Cpu;
 
@@ -40,6 +42,44 @@ fn elements_are_in_row_major_order() {
     let empty = Tensor::zeros([0, 3], (Kind::Float, CPU));
     let input = Input::<f32>::new(&empty).unwrap();
     assert!(run(|scope| scope.read(&input).is_empty()));
+}
+
+#[test]
+fn rows_of_a_slice_are_read_in_place() {
+    let x = Tensor::arange(24, (Kind::Float, CPU)).view([2, 4, 3]);
+    for (slice, first, second) in [
+        (x.narrow(1, 2, 1), [6.0, 7.0, 8.0], [18.0, 19.0, 20.0]),
+        (x.narrow(1, 3, 1), [9.0, 10.0, 11.0], [21.0, 22.0, 23.0]),
+        (x.select(1, 3), [9.0, 10.0, 11.0], [21.0, 22.0, 23.0]),
+        (
+            x.select(1, 3).unsqueeze(1).contiguous(),
+            [9.0, 10.0, 11.0],
+            [21.0, 22.0, 23.0],
+        ),
+        (
+            x.select(0, 1).narrow(0, 0, 1).expand([2, 3], false),
+            [12.0, 13.0, 14.0],
+            [12.0, 13.0, 14.0],
+        ),
+    ] {
+        let input = InputRows::<f32>::new(&slice).unwrap();
+        run(|scope| {
+            let rows = scope.read_rows(&input);
+            assert_eq!((rows.row(0), rows.row(1)), (&first[..], &second[..]));
+        });
+    }
+    // Several tokens per row, columns, and a vector.
+    for tensor in [
+        x.shallow_clone(),
+        x.select(1, 0).transpose(0, 1),
+        x.flatten(0, -1),
+    ] {
+        assert_eq!(kernel::row_stride(&tensor), None);
+        assert!(InputRows::<f32>::new(&tensor).is_err());
+    }
+    assert!(InputRows::<f64>::new(&x.select(1, 0)).is_err());
+    let empty = Tensor::zeros([0, 1, 3], (Kind::Float, CPU));
+    assert!(InputRows::<f32>::new(&empty).is_ok());
 }
 
 #[test]

@@ -69,11 +69,16 @@ pub(crate) fn split_heads(qkv: &Tensor, heads: i64) -> Result<[Tensor; 3], Torch
     let qkv = qkv
         .f_view([batch, count, 3, heads, width / (3 * heads)])?
         .f_permute([2, 0, 3, 1, 4])?;
-    Ok([
-        qkv.f_select(0, 0)?,
-        qkv.f_select(0, 1)?,
-        qkv.f_select(0, 2)?,
-    ])
+    // The gradients of the parts are joined by one operator. Those of three `select`s would each be padded with zeros
+    // to the size of `qkv`, and added.
+    let parts = qkv.f_unbind(0)?;
+    parts
+        .try_into()
+        .map_err(|parts: Vec<_>| TorchError::Length {
+            what: "queries, keys and values",
+            left: parts.len(),
+            right: 3,
+        })
 }
 
 fn compose(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor, TorchError> {

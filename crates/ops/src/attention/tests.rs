@@ -1,6 +1,6 @@
 use tch::{Device, Kind, Tensor};
-use torch_ext::TorchError;
 use torch_ext::autograd::check_gradients;
+use torch_ext::{TorchError, operators};
 
 use super::{attention_kernel, compose, self_attention, self_attention_kernel};
 use crate::test_support::{assert_close, random, run};
@@ -25,6 +25,30 @@ fn gradients_agree_with_finite_differences() {
     let qkv = random(1, [1, 34, 12], Kind::Double);
     let function = |inputs: &[Tensor]| Ok(vec![fused(&inputs[0], 2)]);
     check_gradients(function, &[qkv], 1e-6, 1e-6).unwrap();
+}
+
+#[test]
+fn the_composition_joins_the_gradients_of_the_heads_once() {
+    let qkv = random(1, [2, 5, 24], Kind::Float);
+    let loss = composed(&qkv, 2).sum(Kind::Float);
+    let ((), counts) = operators::count(|| loss.backward()).unwrap();
+    assert_eq!(counts["aten::stack"], 1);
+    for name in ["aten::select_backward", "aten::add"] {
+        assert!(!counts.contains_key(name), "{name} in {counts:?}");
+    }
+}
+
+#[test]
+fn the_composition_has_the_bits_of_slices() {
+    for kind in [Kind::Float, Kind::BFloat16] {
+        let qkv = [random(1, [2, 5, 24], kind)];
+        let sliced = run(&qkv, |i| {
+            let heads = i[0].view([2, 5, 3, 2, 4]).permute([2, 0, 3, 1, 4]);
+            let [q, k, v] = [0, 1, 2].map(|part| heads.select(0, part));
+            compose(&q, &k, &v).unwrap()
+        });
+        assert_eq!(run(&qkv, |i| composed(&i[0], 2)), sliced);
+    }
 }
 
 #[test]

@@ -1,12 +1,10 @@
 //! The fused cosine loss on a CUDA device, with the kernels of `cosine.cu`.
 
-use std::sync::Arc;
-
 use tch::{Device, Kind, Tensor};
-use torch_ext::autograd;
-use torch_ext::cuda::{self, Argument, Kernels, Layout, Program, Source};
+use torch_ext::cuda::{self, Argument, CudaError, Kernel, Kernels, Layout, Program, Source};
+use torch_ext::{OnceMap, TorchError, autograd};
 
-use super::{LossAndGradient, ZScore};
+use super::settings::{LossAndGradient, ZScore};
 
 static COSINE: Source = Source {
     name: "cosine.cu",
@@ -21,7 +19,7 @@ const ELEMENTS_PER_THREAD: i64 = 40;
 const MAX_WIDTH: i64 = 5120;
 
 /// The dtypes and sizes that the kernels are compiled for.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Shape {
     pub(super) target: Kind,
     pub(super) projected: Kind,
@@ -62,34 +60,52 @@ fn element(kind: Kind) -> Option<(&'static str, i64)> {
 /// The kernels for one [`Shape`].
 #[derive(Debug)]
 pub(super) struct Cosine {
-    kernels: Arc<Kernels>,
+    kernels: &'static Kernels,
     layout: Layout,
+    width: i64,
     zscore: bool,
+    cosine_loss: Kernel,
+    rescale: Kernel,
 }
+
+/// The kernels for a device and a shape; `None` if they cannot be used.
+type Resolved = OnceMap<(Device, Shape), Option<Cosine>>;
 
 impl Cosine {
     /// `None` if no kernel supports `shape`, or if it cannot be compiled and loaded, which is logged.
-    pub(super) fn new(device: Device, shape: Shape) -> Option<Self> {
-        Self::with(shape, |program| cuda::usable(device, program).ok_or(())).and_then(Result::ok)
+    pub(super) fn on(device: Device, shape: Shape) -> Option<&'static Self> {
+        static RESOLVED: Resolved = OnceMap::new();
+        let cosine = RESOLVED.get_or_make((device, shape), || {
+            let (program, layout) = shape.program()?;
+            let kernels = Kernels::load(device, &program);
+            let cosine = kernels.and_then(|kernels| Self::new(kernels, layout, shape));
+            cuda::usable(device, cosine)
+        });
+        cosine.as_ref()
     }
 
     /// The kernels emulated on the CPU, for tests.
     #[cfg(test)]
-    pub(super) fn emulated(shape: Shape) -> Option<Result<Self, cuda::CudaError>> {
-        // SAFETY: the source has no code that runs when it is loaded.
-        Self::with(shape, |program| unsafe { Kernels::emulate(program) })
+    pub(super) fn emulated(shape: Shape) -> Option<&'static Self> {
+        static RESOLVED: Resolved = OnceMap::new();
+        let cosine = RESOLVED.get_or_make((Device::Cpu, shape), || {
+            let (program, layout) = shape.program()?;
+            // SAFETY: the source has no code that runs when it is loaded.
+            let kernels = unsafe { Kernels::emulate(&program) }.unwrap();
+            Some(Self::new(kernels, layout, shape).unwrap())
+        });
+        cosine.as_ref()
     }
 
-    fn with<E>(
-        shape: Shape,
-        kernels: impl FnOnce(&Program) -> Result<Arc<Kernels>, E>,
-    ) -> Option<Result<Self, E>> {
-        let (program, layout) = shape.program()?;
-        Some(kernels(&program).map(|kernels| Self {
+    fn new(kernels: &'static Kernels, layout: Layout, shape: Shape) -> Result<Self, CudaError> {
+        Ok(Self {
             kernels,
             layout,
+            width: shape.width,
             zscore: shape.zscore,
-        }))
+            cosine_loss: kernels.kernel("cosine_loss")?,
+            rescale: kernels.kernel("rescale")?,
+        })
     }
 
     /// Returns the loss, a scalar, and, if `expected_grad` is `Some`, the gradient of `projected`.
@@ -100,8 +116,16 @@ impl Cosine {
         norm: Option<ZScore>,
         expected_grad: Option<f64>,
     ) -> LossAndGradient {
-        let (target, projected) = (cuda::readable(target)?, cuda::readable(projected)?);
         let (batch, count, width) = target.size3()?;
+        if projected.size() != target.size() || width != self.width {
+            return Err(TorchError::Shape {
+                what: "tokens of the loss",
+                found: projected.size(),
+                expected: "that of the target, with the kernels' width",
+            }
+            .into());
+        }
+        let (target, projected) = (cuda::readable(target)?, cuda::readable(projected)?);
         let device = self.kernels.device();
         let slope = -expected_grad.unwrap_or_default() / (batch * count) as f64;
         let schedule = TileSchedule::new(self, batch, count, width);
@@ -124,12 +148,10 @@ impl Cosine {
             alpha: 0.0,
             eps: 0.0,
         });
-        // SAFETY: `super::kernel` has checked that both token tensors have the size `[batch, count, width]`, and the
-        // dtypes and the width of the kernels' shape. All other tensors were allocated above, in the sizes and dtypes
-        // that `cosine.cu` documents, and with a z-score the statistics are not null.
+        // SAFETY: the sizes of the tokens are checked above. All other tensors were allocated above, in the sizes that
+        // `cosine.cu` documents, and with a z-score the statistics are not null.
         unsafe {
-            self.kernels.launch(
-                "cosine_loss",
+            self.cosine_loss.launch(
                 schedule.blocks,
                 &[
                     Argument::Tensor(&target),
@@ -161,13 +183,20 @@ impl Cosine {
         output_grad: &Tensor,
         expected_grad: f64,
     ) -> autograd::Result<()> {
+        if output_grad.numel() != 1 {
+            return Err(TorchError::Shape {
+                what: "the gradient of the loss",
+                found: output_grad.size(),
+                expected: "[]",
+            }
+            .into());
+        }
         let vectors = gradient.numel() as i64 / self.layout.vector();
         let blocks = (vectors / cuda::BLOCK).clamp(1, 4 * self.kernels.resident_blocks());
-        // SAFETY: `gradient` is a contiguous result of `cosines`, of `vectors` whole vectors, which no other tensor
-        // shares. Autograd gives `output_grad` the size and dtype of the loss, a float32 scalar.
+        // SAFETY: `gradient` has `vectors` whole vectors, is no other tensor's memory as a result of `cosines`, and
+        // `output_grad` has one element.
         unsafe {
-            self.kernels.launch(
-                "rescale",
+            self.rescale.launch(
                 blocks,
                 &[
                     Argument::Tensor(gradient),

@@ -12,19 +12,11 @@ use std::marker::PhantomData;
 
 use torch_ext::kernel::{LANES, PastCache, Real, Row, Stored, Vectorised, prefetch, sum_lanes};
 
+use super::settings::{NORM_EPS, ZScore};
+
 /// Rows whose statistics are merged at once. It is a power of two, so that the mean of equal values is
 /// exact.
 const ROWS: usize = 8;
-
-/// The settings of a spatial z-score, `(x - alpha * mean) / (std + eps)`, with the mean and the unbiased standard
-/// deviation over the tokens of a sample.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ZScore {
-    /// Share of the mean that is subtracted.
-    pub alpha: f64,
-    /// Added to the standard deviation.
-    pub eps: f64,
-}
 
 /// Computes the sum of the cosines of an image's tokens. Encoder tokens and projected tokens are `T` rows
 /// of `width` elements each.
@@ -300,9 +292,6 @@ fn products<Z: Stored<A>, P: Stored<A>, A: Real, const N: usize>(
     }
     [product, target, projected]
 }
-
-/// Lower bound of the length by which a token is divided (`eps` of `F.normalize`).
-pub(super) const NORM_EPS: f64 = 1e-12;
 
 impl Products {
     /// Returns the cosine, and the factors of the target and of the projected token whose sum is the

@@ -2,10 +2,11 @@
 //! has one.
 
 use tch::{Device, Kind, Tensor};
-use torch_ext::{Generator, autograd, device};
+use torch_ext::{Generator, autograd, cuda, device};
 
 use super::cuda::{Cosine, Shape};
-use super::{Form, FusedCosine, ZScore, compose, kernel};
+use super::function::{Form, FusedCosine};
+use super::{ZScore, compose, kernel};
 
 /// iREPA's spatial norm for SiT.
 const ZSCORE: Option<ZScore> = Some(ZScore {
@@ -55,9 +56,7 @@ fn emulated(
     expected_grad: f64,
     output_grad: f64,
 ) -> (f64, Tensor) {
-    let kernels = Cosine::emulated(shape(target, projected, norm))
-        .unwrap()
-        .unwrap();
+    let kernels = Cosine::emulated(shape(target, projected, norm)).unwrap();
     let function = FusedCosine {
         norm,
         expected_grad,
@@ -192,13 +191,18 @@ fn results_do_not_depend_on_the_order_of_the_blocks() {
     );
     let run = || emulated(ZSCORE, &target, &projected, 1.0, 1.0);
     let first = run();
+    let before = cuda::resolutions();
     for _ in 0..5 {
         assert_eq!(run(), first);
     }
+    assert_eq!(
+        cuda::resolutions(),
+        before,
+        "a repeated launch looks nothing up"
+    );
     // The loss is the same without a gradient.
     let kernels = Cosine::emulated(shape(&target, &projected, ZSCORE));
     let (loss, gradient) = kernels
-        .unwrap()
         .unwrap()
         .cosines(&target, &projected, ZSCORE, None)
         .unwrap();
@@ -229,15 +233,15 @@ mod needs_cuda {
     #[ignore = "needs a CUDA device: `cargo xtask test --cuda`"]
     fn cuda_kernels_equal_the_composed_loss_on_the_cpu() {
         device::load_cuda().unwrap();
-        let cuda = Device::Cuda(0);
+        let on = Device::Cuda(0);
         for size in SIZES.into_iter().chain([[40, 256, 768], [300, 64, 384]]) {
             for kinds in KINDS {
                 for norm in [ZSCORE, None] {
                     let target = (random(1, size, Kind::Float) + 3.0).to_kind(kinds.0);
                     let projected = random(2, size, kinds.1);
                     let run = || {
-                        let projected = projected.to_device(cuda).set_requires_grad(true);
-                        let loss = kernel(norm, &target.to_device(cuda), &projected, 0.5);
+                        let projected = projected.to_device(on).set_requires_grad(true);
+                        let loss = kernel(norm, &target.to_device(on), &projected, 0.5);
                         let loss = loss.unwrap().expect("a kernel on CUDA");
                         (&loss * 0.5).f_backward().unwrap();
                         (
@@ -259,7 +263,7 @@ mod needs_cuda {
                 }
             }
         }
-        let wide = random(1, [1, 3, 20_000], Kind::Float).to_device(cuda);
+        let wide = random(1, [1, 3, 20_000], Kind::Float).to_device(on);
         assert!(kernel(None, &wide, &wide, 1.0).unwrap().is_none());
     }
 }

@@ -1,9 +1,10 @@
 // Norm with modulation, gated residuals, and the gradients of both, each in one pass over the tokens.
-// The formulas are those of `kernel.rs`. Sums over tokens are computed per part of an image first, then over the
+// The formulas are those of each `kernel.rs`. Sums over tokens are computed per part of an image first, then over the
 // parts in order, so that they have the same bits each time.
 //
 // Besides the prelude's macros, each program defines CONDITION, float or bf16: the dtype of the modulation and of
-// the inputs of linear layers. Tokens are float.
+// the inputs of linear layers. Tokens are float. Rows of a shift, scale or gate are `.._stride` elements apart, since
+// each is usually a slice of one tensor.
 #include "prelude.cuh"
 
 // Replaces `scale` by `weight (1 + scale)`; a missing weight counts as 1.
@@ -19,11 +20,12 @@ __device__ inline void factors(const float *weight, int vector, float (&scale)[V
 // `y = (x - mean) r weight (1 + scale) + shift` for `tokens` tokens, `count` per image. Writes mean and `r` to
 // `statistics` [tokens, 2]. A missing weight counts as 1; with a weight, the mean is replaced by 0.
 KERNEL(norm_modulate, (const float *x, const CONDITION *shift, const CONDITION *scale, const float *weight,
-                       CONDITION *y, float *statistics, int tokens, int count, float eps)) {
+                       CONDITION *y, float *statistics, int tokens, int count, int shift_stride,
+                       int scale_stride, float eps)) {
   const int token = blockIdx.x * TOKENS + own_token();
   const bool valid = token < tokens;
   const size_t start = size_t(token) * WIDTH;
-  const size_t image = valid ? size_t(token / count) * WIDTH : 0;
+  const size_t image = valid ? token / count : 0;
   float row[PIECES][VEC] = {};
   float sum[1] = {};
 #pragma unroll
@@ -54,8 +56,8 @@ KERNEL(norm_modulate, (const float *x, const CONDITION *shift, const CONDITION *
     if (!valid || vector >= VECTORS)
       continue;
     float by[VEC], offset[VEC], out[VEC];
-    load(scale + image, vector, by);
-    load(shift + image, vector, offset);
+    load(scale + image * scale_stride, vector, by);
+    load(shift + image * shift_stride, vector, offset);
     factors(weight, vector, by);
 #pragma unroll
     for (int i = 0; i < VEC; ++i)
@@ -99,7 +101,7 @@ template <int N> __device__ inline void sum_over_block(const float (&own)[N][PIE
 // scale to `sums` [batch, parts, 2, WIDTH].
 KERNEL(norm_modulate_backward, (const float *x, const CONDITION *scale, const float *weight,
                                 const float *statistics, const CONDITION *dy, float *dx, float *sums,
-                                int count, int parts, int tokens_of_part)) {
+                                int count, int parts, int tokens_of_part, int scale_stride)) {
   const size_t image = blockIdx.x / parts;
   const int begin = blockIdx.x % parts * tokens_of_part;
   const int end = begin + tokens_of_part < count ? begin + tokens_of_part : count;
@@ -117,7 +119,7 @@ KERNEL(norm_modulate_backward, (const float *x, const CONDITION *scale, const fl
       if (!valid || vector >= VECTORS)
         continue;
       float by[VEC];
-      load(scale + image * WIDTH, vector, by);
+      load(scale + image * scale_stride, vector, by);
       factors(weight, vector, by);
       load_once(x + token * WIDTH, vector, normal[k]);
       load_once(dy + token * WIDTH, vector, slope[k]);
@@ -149,11 +151,12 @@ KERNEL(norm_modulate_backward, (const float *x, const CONDITION *scale, const fl
 }
 
 // `z = x + gate y` for `tokens` tokens, `count` per image.
-KERNEL(gate, (const float *x, const CONDITION *gate, const CONDITION *y, float *z, int tokens, int count)) {
+KERNEL(gate, (const float *x, const CONDITION *gate, const CONDITION *y, float *z, int tokens, int count,
+              int gate_stride)) {
   const int token = blockIdx.x * TOKENS + own_token();
   if (token >= tokens)
     return;
-  const size_t start = size_t(token) * WIDTH, image = size_t(token / count) * WIDTH;
+  const size_t start = size_t(token) * WIDTH, image = size_t(token / count) * gate_stride;
 #pragma unroll
   for (int k = 0; k < PIECES; ++k) {
     const int vector = own_vector() + k * STRIDE;
@@ -173,7 +176,7 @@ KERNEL(gate, (const float *x, const CONDITION *gate, const CONDITION *y, float *
 // The gradients of `x + gate y` with respect to `y` and `gate`. Parts are as above; `sums` is [batch, parts, 1,
 // WIDTH].
 KERNEL(gate_backward, (const CONDITION *y, const CONDITION *gate, const float *gradient, CONDITION *dy,
-                       float *sums, int count, int parts, int tokens_of_part)) {
+                       float *sums, int count, int parts, int tokens_of_part, int gate_stride)) {
   const size_t image = blockIdx.x / parts;
   const int begin = blockIdx.x % parts * tokens_of_part;
   const int end = begin + tokens_of_part < count ? begin + tokens_of_part : count;
@@ -188,7 +191,7 @@ KERNEL(gate_backward, (const CONDITION *y, const CONDITION *gate, const float *g
       float g[VEC], by[VEC], of[VEC];
       load(gradient + start, vector, g);
       load_once(y + start, vector, of);
-      load(gate + image * WIDTH, vector, by);
+      load(gate + image * gate_stride, vector, by);
 #pragma unroll
       for (int i = 0; i < VEC; ++i) {
         own[0][k][i] += g[i] * of[i];

@@ -1,12 +1,10 @@
 use tch::{Device, Kind, Tensor};
 use torch_ext::autograd::{self, check_gradients};
-use torch_ext::device;
+use torch_ext::{cuda, device, operators};
 
 use super::cuda::Modulation;
-use super::{
-    FusedGate, FusedNormModulate, Implementation, Norm, compose_gated_residual,
-    compose_norm_modulate, gated_residual_kernel, norm_modulate_kernel,
-};
+use super::gated_residual::{self, FusedGate};
+use super::norm_modulate::{self, FusedNormModulate, Norm};
 use crate::test_support::{assert_close, random, run};
 
 /// Weights of an RMS norm.
@@ -18,13 +16,13 @@ fn weights(width: i64, kind: Kind) -> Tensor {
 /// The composed form for tokens, shift and scale, and optionally the weights of an RMS norm.
 fn composed(i: &[Tensor]) -> Tensor {
     let norm = i.get(3).map_or(Norm::Layer, Norm::Rms);
-    compose_norm_modulate(&i[0], norm, &i[1], &i[2], 1e-6).unwrap()
+    norm_modulate::compose(&i[0], norm, &i[1], &i[2], 1e-6).unwrap()
 }
 
 /// The fused form for the same inputs.
 fn fused(i: &[Tensor]) -> Tensor {
     let norm = i.get(3).map_or(Norm::Layer, Norm::Rms);
-    let y = norm_modulate_kernel(&i[0], norm, &i[1], &i[2], 1e-6).unwrap();
+    let y = norm_modulate::kernel(&i[0], norm, &i[1], &i[2], 1e-6).unwrap();
     let y = y.expect("a kernel");
     assert_eq!(y.kind(), i[1].kind());
     y
@@ -51,7 +49,7 @@ fn gradients_agree_with_finite_differences() {
     for inputs in both_norms([x.shallow_clone(), a.shallow_clone(), b]) {
         check_gradients(|i: &[Tensor]| Ok(vec![fused(i)]), &inputs, 1e-6, 1e-6).unwrap();
     }
-    let function = |i: &[Tensor]| Ok(vec![gated_residual_kernel(&i[0], &i[1], &i[2])?.unwrap()]);
+    let function = |i: &[Tensor]| Ok(vec![gated_residual::kernel(&i[0], &i[1], &i[2])?.unwrap()]);
     check_gradients(function, &[x, a, y], 1e-6, 1e-6).unwrap();
 }
 
@@ -66,10 +64,12 @@ fn kernels_and_compositions_agree() {
             }
             let inputs = [x, a, random(2, size, kind)];
             let fused = run(&inputs, |i| {
-                gated_residual_kernel(&i[0], &i[1], &i[2]).unwrap().unwrap()
+                gated_residual::kernel(&i[0], &i[1], &i[2])
+                    .unwrap()
+                    .unwrap()
             });
             let plain = run(&inputs, |i| {
-                compose_gated_residual(&i[0], &i[1], &i[2]).unwrap()
+                gated_residual::compose(&i[0], &i[1], &i[2]).unwrap()
             });
             assert_close(&fused, &plain, limit);
         }
@@ -95,6 +95,81 @@ fn slices(on: Device, function: impl Fn(&[Tensor]) -> Tensor) -> Vec<Tensor> {
 fn slices_and_non_contiguous_tokens_are_supported() {
     let (found, plain) = (slices(Device::Cpu, fused), slices(Device::Cpu, composed));
     assert_close(&found, &plain, 3e-6);
+}
+
+/// Applies both operations to slices of one modulation `[B, 3 D]`.
+fn modulate(
+    x: &Tensor,
+    modulation: &Tensor,
+    norm: impl Fn(&[Tensor]) -> Tensor,
+    gated: impl Fn(&[Tensor]) -> Tensor,
+) -> Tensor {
+    let (batch, _, width) = x.size3().unwrap();
+    let parts = modulation.view([batch, 3, 1, width]).unbind(1);
+    let [shift, scale, gate] = [0, 1, 2].map(|index| parts[index].shallow_clone());
+    let y = norm(&[x.shallow_clone(), shift, scale]);
+    gated(&[x.shallow_clone(), gate, y])
+}
+
+/// Asserts that the forms read slices of a modulation in place in both passes, and keep no copy for the backward pass.
+fn assert_no_copy(
+    kind: Kind,
+    norm: impl Fn(&[Tensor]) -> Tensor,
+    gated: impl Fn(&[Tensor]) -> Tensor,
+) {
+    let x = random(1, [4, 7, 24], Kind::Float);
+    let modulation = random(2, [4, 1, 72], kind);
+    let weights = random(3, [4, 7, 24], Kind::Float).detach();
+    let count = |counts: &operators::Counts, name: &str| counts.get(name).copied().unwrap_or(0);
+    let (z, forward) =
+        operators::count(|| modulate(&x, &modulation.view([4, 72]), &norm, &gated)).unwrap();
+    let loss = (&z * weights).sum(Kind::Float);
+    let ((), backward) = operators::count(|| loss.backward()).unwrap();
+    assert_eq!(count(&forward, "aten::copy_"), 0, "{forward:?}");
+    // The backward pass only converts the three gradients to the dtype of the modulation.
+    let converted = if kind == Kind::Float { 0 } else { 3 };
+    assert_eq!(count(&backward, "aten::copy_"), converted, "{backward:?}");
+
+    let contiguous = |i: &[Tensor]| -> Vec<Tensor> { i.iter().map(Tensor::contiguous).collect() };
+    let inputs = [x.shallow_clone(), modulation.shallow_clone()];
+    let copied = run(&inputs, |i| {
+        let norm = |i: &[Tensor]| norm(&contiguous(i));
+        modulate(&i[0], &i[1].view([4, 72]), norm, |i: &[Tensor]| {
+            gated(&contiguous(i))
+        })
+    });
+    let sliced = run(&inputs, |i| {
+        modulate(&i[0], &i[1].view([4, 72]), &norm, &gated)
+    });
+    assert_eq!(sliced, copied, "the same bits");
+    assert_eq!(copied[0], z.detach());
+
+    // What is kept for the backward pass is the slice itself: libtorch notices that its memory has changed.
+    let parts = modulation.view([4, 3, 1, 24]).unbind(1);
+    let [shift, scale, gate] = [0, 1, 2].map(|index| parts[index].shallow_clone());
+    let y = norm(&[x.shallow_clone(), shift, scale]);
+    let z = gated(&[x.shallow_clone(), gate, y.detach()]);
+    let _changed = tch::no_grad(|| modulation.detach().fill_(0.0));
+    for result in [y, z] {
+        let error = result
+            .sum(Kind::Float)
+            .f_backward()
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("modified inplace"), "{error}");
+    }
+}
+
+#[test]
+fn slices_of_a_modulation_are_not_copied() {
+    let gated = |i: &[Tensor]| {
+        gated_residual::kernel(&i[0], &i[1], &i[2])
+            .unwrap()
+            .unwrap()
+    };
+    for kind in [Kind::Float, Kind::BFloat16] {
+        assert_no_copy(kind, fused, gated);
+    }
 }
 
 #[test]
@@ -123,7 +198,7 @@ fn unsupported_inputs_have_no_kernel() {
         random(2, [2, 1, 8], Kind::Float),
     );
     let form = |norm, shift: &Tensor, scale: &Tensor| {
-        norm_modulate_kernel(&x, norm, shift, scale, 1e-6).unwrap()
+        norm_modulate::kernel(&x, norm, shift, scale, 1e-6).unwrap()
     };
     let half = a.to_kind(Kind::Half);
     assert!(form(Norm::Layer, &half, &half).is_none());
@@ -134,11 +209,11 @@ fn unsupported_inputs_have_no_kernel() {
         (7, Kind::Float, false),
         (8, Kind::BFloat16, false),
     ] {
-        let y = norm_modulate_kernel(&x, Norm::Rms(&weights(width, kind)), &a, &a, 1e-6);
+        let y = norm_modulate::kernel(&x, Norm::Rms(&weights(width, kind)), &a, &a, 1e-6);
         assert_eq!(y.unwrap().is_some(), has_one);
     }
     assert!(
-        gated_residual_kernel(&x, &a, &x.to_kind(Kind::BFloat16))
+        gated_residual::kernel(&x, &a, &x.to_kind(Kind::BFloat16))
             .unwrap()
             .is_none()
     );
@@ -175,7 +250,7 @@ fn assert_cuda_agrees(
     }
     let inputs = [x, a, random(2, size, kind).to_device(on)];
     let plain = run(&inputs, |i| {
-        compose_gated_residual(&i[0], &i[1], &i[2]).unwrap()
+        gated_residual::compose(&i[0], &i[1], &i[2]).unwrap()
     });
     let found = run(&inputs, &gated);
     assert_close(&found, &plain, limit);
@@ -184,13 +259,12 @@ fn assert_cuda_agrees(
 
 #[test]
 fn emulated_cuda_kernels_agree_with_the_composed_form() {
-    let implementation =
-        |kind, width| Implementation::Cuda(Modulation::emulated(kind, width).unwrap());
+    let kernels = |kind, width| Modulation::emulated(kind, width).unwrap();
     let apply = |i: &[Tensor]| {
         let function = FusedNormModulate {
             weighted: i.len() == 4,
             eps: 1e-6,
-            implementation: implementation(i[1].kind(), i[0].size()[2]),
+            passes: norm_modulate::Passes::Cuda(kernels(i[1].kind(), i[0].size()[2])),
         };
         let inputs: Vec<&Tensor> = i.iter().collect();
         let y = autograd::apply(function, &inputs).unwrap().remove(0);
@@ -201,7 +275,7 @@ fn emulated_cuda_kernels_agree_with_the_composed_form() {
         for kind in [Kind::Float, Kind::BFloat16] {
             let apply_gate = |i: &[Tensor]| {
                 let function = FusedGate {
-                    implementation: implementation(kind, size[2]),
+                    passes: gated_residual::Passes::Cuda(kernels(kind, size[2])),
                 };
                 let y = autograd::apply(function, &[&i[0], &i[1], &i[2]]);
                 y.unwrap().remove(0)
@@ -211,6 +285,36 @@ fn emulated_cuda_kernels_agree_with_the_composed_form() {
     }
     let (found, plain) = (slices(Device::Cpu, apply), slices(Device::Cpu, composed));
     assert_close(&found, &plain, 3e-6);
+    for kind in [Kind::Float, Kind::BFloat16] {
+        let apply_gate = |i: &[Tensor]| {
+            let function = FusedGate {
+                passes: gated_residual::Passes::Cuda(kernels(kind, 24)),
+            };
+            let y = autograd::apply(function, &[&i[0], &i[1], &i[2]]);
+            y.unwrap().remove(0)
+        };
+        assert_no_copy(kind, apply, apply_gate);
+        // Rows that vectors cannot be read from are copied first.
+        let inputs = [
+            random(1, [4, 7, 24], Kind::Float),
+            random(2, [4, 1, 49], kind),
+        ];
+        let modulated = |layout: fn(&Tensor) -> Tensor| {
+            run(&inputs, |i| {
+                let [shift, scale] = [1, 25].map(|start| layout(&i[1].narrow(2, start, 24)));
+                apply(&[i[0].shallow_clone(), shift, scale])
+            })
+        };
+        let unaligned = modulated(Tensor::shallow_clone);
+        assert_eq!(unaligned, modulated(Tensor::contiguous));
+    }
+    let before = cuda::resolutions();
+    assert_eq!(slices(Device::Cpu, apply), found);
+    assert_eq!(
+        cuda::resolutions(),
+        before,
+        "a repeated launch looks nothing up"
+    );
     assert!(Modulation::emulated(Kind::Double, 384).is_none());
     assert!(Modulation::emulated(Kind::Float, 6000).is_none());
 }
@@ -224,7 +328,7 @@ mod needs_cuda {
         device::load_cuda().unwrap();
         let on = Device::Cuda(0);
         let gated = |i: &[Tensor]| {
-            gated_residual_kernel(&i[0], &i[1], &i[2])
+            gated_residual::kernel(&i[0], &i[1], &i[2])
                 .unwrap()
                 .expect("a kernel")
         };

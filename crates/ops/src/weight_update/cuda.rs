@@ -4,10 +4,10 @@
 use std::cell::RefCell;
 
 use tch::{Device, Kind, Tensor};
-use torch_ext::cuda::{self, Argument, BLOCK, Kernels, Layout, Program, Source};
-use torch_ext::{TorchError, autograd};
+use torch_ext::cuda::{self, Argument, BLOCK, CudaError, Kernel, Kernels, Layout, Program, Source};
+use torch_ext::{OnceMap, TorchError, autograd};
 
-use super::{CHUNK, Factors, Operands, Update};
+use super::operands::{CHUNK, Factors, Operands, Update};
 
 static UPDATE: Source = Source {
     name: "update.cu",
@@ -38,27 +38,37 @@ struct Cached {
 type Row = [i64; 8];
 
 impl PointerTable {
-    /// Like [`super::kernel`], for weights that have passed its checks.
-    pub(super) fn sweep(
+    /// Like [`update_weights`](super::update_weights), for operands that kernels take.
+    ///
+    /// # Safety
+    /// As [`PointerTable::launch`].
+    pub(super) unsafe fn sweep(
         &self,
         device: Device,
         weights: &[Operands<'_>],
         update: &Update<'_>,
     ) -> Result<Option<Tensor>, TorchError> {
-        let kernels = program().and_then(|program| cuda::usable(device, &program));
+        let kernels = UpdateKernels::on(device);
         let Some(kernels) = kernels.filter(|_| weights.iter().all(is_aligned)) else {
             return Ok(None);
         };
-        self.launch(&kernels, weights, update).map(Some)
+        // SAFETY: the caller's promise; the addresses are aligned, as checked above.
+        unsafe { self.launch(kernels, weights, update) }.map(Some)
     }
 
-    pub(super) fn launch(
+    /// The sweep with `kernels`.
+    ///
+    /// # Safety
+    /// The operands of each weight are dense tensors on the device of the kernels, in the size of the weight and in the
+    /// dtypes of [`Operands`]; all but the gradients are contiguous and aligned to 16 bytes. There are at most
+    /// [`AVERAGES`](super::AVERAGES) averages.
+    pub(super) unsafe fn launch(
         &self,
-        kernels: &Kernels,
+        kernels: &UpdateKernels,
         weights: &[Operands<'_>],
         update: &Update<'_>,
     ) -> Result<Tensor, TorchError> {
-        let device = kernels.device();
+        let device = kernels.device;
         let gradients = weights
             .iter()
             .map(|operands| cuda::readable(&operands.gradient))
@@ -82,19 +92,15 @@ impl PointerTable {
             Argument::Tensor(&cached.chunks),
         );
         // SAFETY: the rows hold the addresses of tensors that are borrowed until the end of this function or, for
-        // gradients, owned by it. `super::fits` has checked their dtypes and sizes, and `Cached::new` that those which
-        // are written share no memory. `chunks` divides them, and `sums` has one element for each chunk.
+        // gradients, owned by it. By contract they have the right dtypes and sizes, and `Cached::new` checks that those
+        // which are written share no memory. `chunks` divides them, and `sums` has one element for each chunk.
         unsafe {
-            kernels.launch(
-                "squared_norms",
-                count,
-                &[rows, chunks, Argument::Tensor(&sums)],
-            )
+            let arguments = [rows, chunks, Argument::Tensor(&sums)];
+            kernels.squared_norms.launch(count, &arguments)
         }?;
         // SAFETY: `sums` has `count` elements, and `norm` two.
         unsafe {
-            kernels.launch(
-                "total_norm",
+            kernels.total_norm.launch(
                 1,
                 &[
                     Argument::Tensor(&sums),
@@ -123,7 +129,7 @@ impl PointerTable {
                 .map(|factor| Argument::Float(f64::from(factor))),
         );
         // SAFETY: as for the first kernel; the factors follow in the order of the parameters.
-        unsafe { kernels.launch("update", count, &arguments) }?;
+        unsafe { kernels.update.launch(count, &arguments) }?;
         for operands in weights {
             for tensor in changed(operands) {
                 autograd::bump_version(tensor)?;
@@ -206,7 +212,48 @@ fn row(operands: &Operands<'_>, gradient: &Tensor) -> Row {
     ]
 }
 
-pub(super) fn program() -> Option<Program> {
+/// The kernels of `update.cu` on one device.
+#[derive(Debug)]
+pub(super) struct UpdateKernels {
+    device: Device,
+    squared_norms: Kernel,
+    total_norm: Kernel,
+    update: Kernel,
+}
+
+impl UpdateKernels {
+    /// Returns `None` if the kernels cannot be compiled or loaded, which is logged.
+    fn on(device: Device) -> Option<&'static Self> {
+        static RESOLVED: OnceMap<Device, Option<UpdateKernels>> = OnceMap::new();
+        let kernels = RESOLVED.get_or_make(device, || {
+            let kernels = Kernels::load(device, &program()?).and_then(Self::new);
+            cuda::usable(device, kernels)
+        });
+        kernels.as_ref()
+    }
+
+    /// The kernels emulated on the CPU, for tests.
+    #[cfg(test)]
+    pub(super) fn emulated() -> &'static Self {
+        static RESOLVED: OnceMap<(), UpdateKernels> = OnceMap::new();
+        RESOLVED.get_or_make((), || {
+            // SAFETY: the source has no code that runs when it is loaded.
+            let kernels = unsafe { Kernels::emulate(&program().unwrap()) }.unwrap();
+            Self::new(kernels).unwrap()
+        })
+    }
+
+    fn new(kernels: &'static Kernels) -> Result<Self, CudaError> {
+        Ok(Self {
+            device: kernels.device(),
+            squared_norms: kernels.kernel("squared_norms")?,
+            total_norm: kernels.kernel("total_norm")?,
+            update: kernels.kernel("update")?,
+        })
+    }
+}
+
+fn program() -> Option<Program> {
     // All threads of a block read one vector each.
     let mut defines = Layout::new(VECTOR * BLOCK, 4, VECTOR)?.defines();
     defines.push(("CHUNK", CHUNK.to_string()));

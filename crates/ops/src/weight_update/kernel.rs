@@ -9,7 +9,7 @@
 use half::bf16;
 use torch_ext::kernel::{LANES, Stored, Vectorised, sum_lanes};
 
-use super::Factors;
+use super::operands::Factors;
 
 /// Computes the sum of a gradient's squares in float64, which cannot overflow for float32 values.
 pub(super) struct SquaredNorm<'a, G>(pub(super) &'a [G]);

@@ -1,14 +1,12 @@
 //! The kernels of the update against libtorch's operations, on the CPU, emulated and on CUDA.
 
-use std::sync::Arc;
-
 use tch::{Device, Kind, Tensor};
-use torch_ext::cuda::Kernels;
 use torch_ext::optim::{self, AdamW};
-use torch_ext::{Generator, TorchError, device};
+use torch_ext::{Generator, TorchError, cuda, device};
 
-use super::cuda::program;
-use super::{AVERAGES, CHUNK, Operands, PointerTable, Update, kernel, update_weights};
+use super::cuda::UpdateKernels;
+use super::operands::CHUNK;
+use super::{AVERAGES, Operands, PointerTable, Update, kernel, update_weights};
 
 const CPU: Device = Device::Cpu;
 
@@ -343,9 +341,13 @@ fn the_same_weight_twice_is_refused() {
     assert!(matches!(error, Err(TorchError::Memory(_))), "{error:?}");
 }
 
-fn emulated() -> Arc<Kernels> {
-    // SAFETY: the source has no code that runs when it is loaded.
-    unsafe { Kernels::emulate(&program().unwrap()) }.unwrap()
+fn launch_emulated(
+    table: &PointerTable,
+    weights: &[Operands<'_>],
+    update: &Update<'_>,
+) -> Result<Tensor, TorchError> {
+    // SAFETY: the operands of a `State` are contiguous CPU tensors of the right sizes and dtypes, which libtorch aligns.
+    unsafe { table.launch(UpdateKernels::emulated(), weights, update) }
 }
 
 #[test]
@@ -353,7 +355,7 @@ fn cuda_kernels_refuse_operands_that_share_memory() {
     let state = State::new(0, false, CPU);
     let launch = |gradients: &[Tensor]| {
         let table = PointerTable::default();
-        table.launch(&emulated(), &state.operands(gradients), &update(1, 1.0, 0))
+        launch_emulated(&table, &state.operands(gradients), &update(1, 1.0, 0))
     };
     // Gradients may share memory with each other, but not with what the kernel writes.
     let mut gradients: Vec<Tensor> = state.weights.iter().map(Tensor::ones_like).collect();
@@ -367,20 +369,21 @@ fn cuda_kernels_refuse_operands_that_share_memory() {
 
 #[test]
 fn emulated_cuda_kernels_equal_the_composed_update() {
-    let kernels = emulated();
     let table = PointerTable::default();
     assert_agrees(CPU, (3e-6, 1e-6), |state, gradients, update| {
-        table
-            .launch(&kernels, &state.operands(gradients), update)
-            .unwrap()
+        launch_emulated(&table, &state.operands(gradients), update).unwrap()
     });
     let mut generator = Generator::new(CPU, 6).unwrap();
     let gradients = random(&mut generator, Kind::Float, CPU);
     let _ = gradients[1].narrow(0, 40, 1).fill_(f64::NAN);
     let state = State::new(1, false, CPU);
-    let norm = table
-        .launch(&kernels, &state.operands(&gradients), &update(1, 1.0, 1))
-        .unwrap();
+    let before = cuda::resolutions();
+    let norm = launch_emulated(&table, &state.operands(&gradients), &update(1, 1.0, 1)).unwrap();
+    assert_eq!(
+        cuda::resolutions(),
+        before,
+        "a repeated launch looks nothing up"
+    );
     assert!(norm.double_value(&[]).is_nan());
     assert!(
         state

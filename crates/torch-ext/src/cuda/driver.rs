@@ -1,15 +1,16 @@
 //! The functions of the CUDA driver that this crate uses, on the primary contexts that libtorch uses too.
 
 use std::ffi::{CStr, CString, OsString, c_char, c_int, c_uint, c_void};
+use std::fmt;
 use std::ptr;
 use std::sync::OnceLock;
 
+use super::error::CudaError;
 use super::library::Loaded;
-use super::{Architecture, CudaError};
+use super::program::Architecture;
 
 type Status = c_int;
 type Context = *mut c_void;
-pub(super) type Function = *mut c_void;
 
 /// `CU_DEVICE_ATTRIBUTE_*`.
 const MULTIPROCESSORS: c_int = 16;
@@ -23,10 +24,10 @@ struct Driver {
     push_context: unsafe extern "C" fn(Context) -> Status,
     pop_context: unsafe extern "C" fn(*mut Context) -> Status,
     module_load: unsafe extern "C" fn(*mut *mut c_void, *const c_void) -> Status,
-    module_function: unsafe extern "C" fn(*mut Function, *mut c_void, *const c_char) -> Status,
+    module_function: unsafe extern "C" fn(*mut *mut c_void, *mut c_void, *const c_char) -> Status,
     #[allow(clippy::type_complexity)]
     launch: unsafe extern "C" fn(
-        Function,
+        *mut c_void,
         c_uint,
         c_uint,
         c_uint,
@@ -193,30 +194,62 @@ impl Module {
         self.primary.multiprocessors
     }
 
-    /// Queues kernel `name` with `blocks` blocks on `stream`.
+    /// The kernel `name`.
+    pub(super) fn function(&self, name: &str) -> Result<Function, CudaError> {
+        let driver = driver()?;
+        let name = CString::new(name).unwrap_or_default();
+        let mut handle = ptr::null_mut();
+        self.primary.within(driver, || {
+            // SAFETY: a loaded module, and a NUL-terminated name.
+            let status =
+                unsafe { (driver.module_function)(&mut handle, self.handle, name.as_ptr()) };
+            driver.check("cuModuleGetFunction", status)
+        })?;
+        Ok(Function {
+            driver,
+            primary: self.primary,
+            handle,
+        })
+    }
+}
+
+/// A kernel of a loaded module.
+pub(super) struct Function {
+    driver: &'static Driver,
+    primary: Primary,
+    handle: *mut c_void,
+}
+
+// SAFETY: as for the module, which stays loaded.
+unsafe impl Send for Function {}
+// SAFETY: as above.
+unsafe impl Sync for Function {}
+
+impl fmt::Debug for Function {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Function").field(&self.handle).finish()
+    }
+}
+
+impl Function {
+    /// Queues the kernel with `blocks` blocks on `stream`.
     ///
     /// # Safety
     /// `arguments` point to values in the order and with the types of the kernel's parameters. `stream`
-    /// belongs to the device, or is null for its default stream.
+    /// belongs to the device, or is null for its default stream. With these values, the kernel accesses only memory
+    /// that it may.
     pub(super) unsafe fn launch(
         &self,
-        name: &CString,
         blocks: u32,
         threads: u32,
         stream: *mut c_void,
         arguments: &mut [*mut c_void],
     ) -> Result<(), CudaError> {
-        let driver = driver()?;
-        self.primary.within(driver, || {
-            let mut function = ptr::null_mut();
-            // SAFETY: a loaded module, and a NUL-terminated name.
-            let status =
-                unsafe { (driver.module_function)(&mut function, self.handle, name.as_ptr()) };
-            driver.check("cuModuleGetFunction", status)?;
+        self.primary.within(self.driver, || {
             // SAFETY: the caller's promise; the driver copies the arguments during the call.
             let status = unsafe {
-                (driver.launch)(
-                    function,
+                (self.driver.launch)(
+                    self.handle,
                     blocks,
                     1,
                     1,
@@ -229,7 +262,7 @@ impl Module {
                     ptr::null_mut(),
                 )
             };
-            driver.check("cuLaunchKernel", status)
+            self.driver.check("cuLaunchKernel", status)
         })
     }
 }

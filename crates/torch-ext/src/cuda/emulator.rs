@@ -8,18 +8,20 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::error::CudaError;
 use super::library::Loaded;
-use super::{CudaError, PRELUDE, PRELUDE_NAME, Program};
+use super::program::{PRELUDE, PRELUDE_NAME, Program};
 
 const HEADER: &str = include_str!("emulator.h");
 
 type Entry = unsafe extern "C" fn(*mut *mut c_void);
+type Emulate = unsafe extern "C" fn(Entry, c_uint, c_uint, *mut *mut c_void) -> c_int;
 
 /// A program, compiled to a shared library for the host.
 #[derive(Debug)]
 pub(super) struct Emulated {
     library: Loaded,
-    emulate: unsafe extern "C" fn(Entry, c_uint, c_uint, *mut *mut c_void) -> c_int,
+    emulate: Emulate,
 }
 
 impl Emulated {
@@ -68,10 +70,29 @@ impl Emulated {
         Ok(Self { library, emulate })
     }
 
-    /// Runs a kernel.
+    /// The kernel `name`.
+    pub(super) fn function(&'static self, name: &str) -> Result<Function, CudaError> {
+        // SAFETY: the macro `KERNEL` defines an entry of this type for every kernel. The library is never dropped.
+        let entry = unsafe { self.library.function(&format!("emulated_{name}"))? };
+        Ok(Function {
+            entry,
+            emulate: self.emulate,
+        })
+    }
+}
+
+/// A kernel of a loaded library.
+#[derive(Debug)]
+pub(super) struct Function {
+    entry: Entry,
+    emulate: Emulate,
+}
+
+impl Function {
+    /// Runs the kernel, which messages call `name`.
     ///
     /// # Safety
-    /// As [`super::driver::Module::launch`], for host memory.
+    /// As [`super::driver::Function::launch`], for host memory.
     pub(super) unsafe fn launch(
         &self,
         name: &str,
@@ -79,10 +100,8 @@ impl Emulated {
         threads: u32,
         arguments: &mut [*mut c_void],
     ) -> Result<(), CudaError> {
-        // SAFETY: the macro `KERNEL` defines an entry of this type for every kernel.
-        let entry: Entry = unsafe { self.library.function(&format!("emulated_{name}"))? };
         // SAFETY: the caller's promise.
-        match unsafe { (self.emulate)(entry, blocks, threads, arguments.as_mut_ptr()) } {
+        match unsafe { (self.emulate)(self.entry, blocks, threads, arguments.as_mut_ptr()) } {
             0 => Ok(()),
             _ => Err(failed(format!(
                 "in `{name}`, some threads never reach a barrier"

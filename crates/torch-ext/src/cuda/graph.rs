@@ -14,8 +14,8 @@ use crate::{TorchError, device};
 /// documentation of whole-network capture uses the same number.
 const WARM_UPS: usize = 3;
 
-/// Whether ending a recording failed. libtorch's allocator then treats it as still in progress: it queries it at
-/// each allocation, and refuses to start another recording or to release cached memory.
+/// Whether beginning or ending a recording failed. libtorch's allocator then treats it as still in progress: it queries
+/// it at each allocation, and refuses to start another recording or to release cached memory.
 static BROKEN: AtomicBool = AtomicBool::new(false);
 
 /// A CUDA graph: work that was recorded once and is queued as a whole, without the host's overhead per operator.
@@ -28,6 +28,7 @@ static BROKEN: AtomicBool = AtomicBool::new(false);
 pub struct Graph {
     raw: *mut RawGraph,
     device: Device,
+    pool_bytes: u64,
 }
 
 // SAFETY: libtorch ties a graph to a device, not to a thread; before it is returned, only `capture` uses it.
@@ -60,8 +61,20 @@ impl Graph {
             let _on_side = side.enter()?;
             Self::capture_here(device, &mut body)
         };
-        main.wait(&side.record()?)?;
-        captured
+        match captured {
+            Ok(captured) => {
+                main.wait(&side.record()?)?;
+                Ok(captured)
+            }
+            Err(error) => {
+                // The host waits for the warm-up runs. If `side` is still recording, an event of it that `main` waits
+                // for would make `main` part of the recording.
+                if let Err(error) = device::synchronize(device) {
+                    tracing::debug!("error after a failed recording of a CUDA graph: {error}");
+                }
+                Err(error)
+            }
+        }
     }
 
     fn capture_here<T, E: From<TorchError>>(
@@ -74,15 +87,35 @@ impl Graph {
         device::synchronize(device)?;
         // Releases the memory of the warm-up runs, since the graph allocates its own.
         device::empty_cache(device)?;
-        let mut raw = ptr::null_mut();
-        // SAFETY: `raw` is valid for writes.
-        ffi::check(unsafe { ffi::te_graph_new(&mut raw) })?;
-        let graph = Self { raw, device };
-        let recording = Recording::begin(graph)?;
+        let before = device::reserved_memory(device)?;
+        let recording = Recording::begin(Self::new(device)?)?;
         let result = body();
         let ended = recording.end();
         let result = result?;
-        Ok((ended?, result))
+        let mut graph = ended?;
+        // The graph's pool was empty, so that everything that it holds has been taken from the device meanwhile.
+        graph.pool_bytes = device::reserved_memory(device)?.saturating_sub(before);
+        Ok((graph, result))
+    }
+
+    fn new(device: Device) -> Result<Self, TorchError> {
+        let mut raw = ptr::null_mut();
+        // SAFETY: `raw` is valid for writes.
+        ffi::check(unsafe { ffi::te_graph_new(&mut raw) })?;
+        Ok(Self {
+            raw,
+            device,
+            pool_bytes: 0,
+        })
+    }
+
+    /// Bytes of device memory that the graph occupies until it is dropped: the private pool of tensors that the recorded
+    /// work creates, including those that have been freed since, whose memory each replay writes.
+    ///
+    /// It is the growth of [`device::reserved_memory`] during the recording. Memory that other threads take from the
+    /// device meanwhile is included.
+    pub fn pool_bytes(&self) -> u64 {
+        self.pool_bytes
     }
 
     /// Queues the recorded work on the current stream.
@@ -95,19 +128,29 @@ impl Graph {
     }
 }
 
-/// A graph that is being recorded. Dropping it ends the recording, also during a panic: otherwise the stream
-/// would stay in recording mode.
+/// A graph that may be known to the allocator. Dropping it ends the recording, also during a panic: otherwise the
+/// stream would stay in recording mode.
+///
+/// `CUDAGraph::capture_begin` of libtorch 2.11 first gives the allocator a function that holds the address of the graph
+/// (`beginAllocateToPool`), and then tells the stream to record, which may fail. `capture_end` first tells the stream to
+/// stop, which may fail too, and then makes the allocator forget the function (`endAllocateToPool`). Neither cleans up
+/// after a failure. The allocator calls the function at each allocation on any thread. A graph is therefore freed only
+/// after `capture_end` has succeeded: the one point at which the allocator is known not to hold its address. On all other
+/// paths it is leaked, a kilobyte, and no further recording starts ([`BROKEN`]).
 struct Recording {
     graph: ManuallyDrop<Graph>,
 }
 
 impl Recording {
     fn begin(graph: Graph) -> Result<Self, TorchError> {
-        // SAFETY: the graph is live.
-        ffi::check(unsafe { ffi::te_graph_begin(graph.raw) })?;
-        Ok(Self {
+        // Before the call, so that an error of it takes the same path as any other end of a recording: if the stream has
+        // started to record, it stops, and the graph is freed; if not, ending it fails, and the graph is leaked.
+        let recording = Self {
             graph: ManuallyDrop::new(graph),
-        })
+        };
+        // SAFETY: the graph is live, and is not freed before the allocator has forgotten it; see the type.
+        ffi::check(unsafe { ffi::te_graph_begin(recording.graph.raw) })?;
+        Ok(recording)
     }
 
     fn end(self) -> Result<Graph, TorchError> {
@@ -117,9 +160,10 @@ impl Recording {
         Ok(unsafe { ManuallyDrop::take(&mut this.graph) })
     }
 
-    /// Ends the recording. On an error the graph is never freed, since the allocator continues to query it.
+    /// Ends the recording. On success, the graph may be freed.
     fn end_here(&mut self) -> Result<(), TorchError> {
-        // SAFETY: the graph is live and has been recording since `begin`; each caller calls this once.
+        // SAFETY: the graph is live, and this is called once after `te_graph_begin`. If that has failed, the stream is
+        // not recording and libtorch returns an error.
         let ended = ffi::check(unsafe { ffi::te_graph_end(self.graph.raw) });
         if ended.is_err() {
             BROKEN.store(true, Ordering::Relaxed);
@@ -131,7 +175,7 @@ impl Recording {
 impl Drop for Recording {
     fn drop(&mut self) {
         if self.end_here().is_ok() {
-            // SAFETY: taken once, and not used after this.
+            // SAFETY: taken once, and not used after this; the allocator has forgotten the graph.
             drop(unsafe { ManuallyDrop::take(&mut self.graph) });
         }
     }
@@ -200,6 +244,8 @@ mod tests {
                 Ok::<_, TorchError>(loss.detach())
             })
             .unwrap();
+            // Loss, gradient and intermediate tensors, in whole segments of the allocator.
+            assert!(graph.pool_bytes() >= 2 << 20, "{}", graph.pool_bytes());
             let grads = [weight.grad()];
             for scale in [1.0, 3.0] {
                 x.copy_(&Tensor::from_slice(&[scale; 4]));
@@ -234,6 +280,7 @@ mod tests {
 
     #[test]
     fn libtorch_exports_the_functions_that_the_shim_looks_up() {
+        assert!(device::reserved_memory(Device::Cpu).is_err());
         assert!(matches!(
             Graph::capture(Device::Cpu, || Ok::<_, TorchError>(())),
             Err(TorchError::Device(Device::Cpu))

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use libloading::Library;
 
-use super::CudaError;
+use super::error::CudaError;
 
 /// A library that stays loaded until the process ends.
 #[derive(Debug)]

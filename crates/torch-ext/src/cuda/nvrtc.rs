@@ -6,8 +6,9 @@ use std::path::Path;
 use std::ptr;
 use std::sync::OnceLock;
 
+use super::error::CudaError;
 use super::library::{Loaded, builtins_beside, nvrtc_candidates};
-use super::{Architecture, CudaError, PRELUDE, PRELUDE_NAME, Program};
+use super::program::{Architecture, PRELUDE, PRELUDE_NAME, Program};
 use crate::device;
 
 type Handle = *mut c_void;

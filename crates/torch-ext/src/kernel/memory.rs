@@ -7,6 +7,7 @@ use half::{bf16, f16};
 use tch::{Device, Kind, Tensor};
 
 use super::borrows::Borrows;
+use super::rows::{InputRows, Rows};
 use crate::TorchError;
 
 /// Rust types of tensor elements.
@@ -96,6 +97,16 @@ impl<T: Element> Output<T> {
 
 /// Address of the first element of `tensor`, and the number of elements.
 pub(super) fn elements<T: Element>(tensor: &Tensor) -> Result<(*mut T, usize), TorchError> {
+    check_dense::<T>(tensor)?;
+    if !tensor.is_contiguous() {
+        return Err(TorchError::Memory("is not contiguous".to_owned()));
+    }
+    let len = tensor.numel();
+    Ok((first_element(tensor, len)?, len))
+}
+
+/// Checks that `tensor` has memory of its own on the CPU, with elements of type `T`.
+pub(super) fn check_dense<T: Element>(tensor: &Tensor) -> Result<(), TorchError> {
     let refused = |reason: String| Err(TorchError::Memory(reason));
     if !tensor.defined() {
         return refused("is undefined".to_owned());
@@ -106,18 +117,20 @@ pub(super) fn elements<T: Element>(tensor: &Tensor) -> Result<(*mut T, usize), T
     if tensor.f_kind()? != T::KIND {
         return refused(format!("is {:?}, not {:?}", tensor.f_kind()?, T::KIND));
     }
-    if !tensor.is_contiguous() {
-        return refused("is not contiguous".to_owned());
-    }
-    let len = tensor.numel();
-    let start = tensor.data_ptr().cast::<T>();
+    Ok(())
+}
+
+/// Address of the first of `len` elements of a dense tensor; any aligned address if there are none.
+pub(super) fn first_element<T>(tensor: &Tensor, len: usize) -> Result<*mut T, TorchError> {
     if len == 0 {
-        return Ok((std::ptr::NonNull::dangling().as_ptr(), 0));
+        return Ok(std::ptr::NonNull::dangling().as_ptr());
     }
+    let start = tensor.data_ptr().cast::<T>();
     if start.is_null() || !start.is_aligned() {
-        return refused("has no memory, or its memory is not aligned".to_owned());
+        let reason = "has no memory, or its memory is not aligned";
+        return Err(TorchError::Memory(reason.to_owned()));
     }
-    Ok((start, len))
+    Ok(start)
 }
 
 /// Access to inputs while a kernel runs (`'scope`). The inputs exist before the kernel and outlive it
@@ -137,15 +150,31 @@ impl<'scope, 'env> Scope<'scope, 'env> {
     /// # Panics
     /// Another kernel has write access to some of them ([`run_in_place`](super::run_in_place)).
     pub fn read<T: Element>(&'scope self, input: &'env Input<'_, T>) -> &'scope [T] {
-        let borrowed = self.borrows.borrow(input.start, input.len);
+        // SAFETY: `Input::new` checked start and length against a tensor that is borrowed for longer
+        // than the kernel runs.
+        unsafe { self.lend(input.start, input.len) }
+    }
+
+    /// The rows of `input`.
+    ///
+    /// # Panics
+    /// Another kernel has write access to some of them, or to memory between them.
+    pub fn read_rows<T: Element>(&'scope self, input: &'env InputRows<'_, T>) -> Rows<'scope, T> {
+        // SAFETY: `InputRows::new` checked start and length against a tensor that is borrowed for longer than the
+        // kernel runs.
+        input.rows(unsafe { self.lend(input.start, input.len) })
+    }
+
+    /// # Safety
+    /// `len` elements at `start` belong to the memory of an input.
+    unsafe fn lend<T: Element>(&'scope self, start: *const T, len: usize) -> &'scope [T] {
         assert!(
-            borrowed,
+            self.borrows.borrow(start, len),
             "a kernel reads memory that another kernel changes"
         );
-        // SAFETY: `Input::new` checked start and length against a tensor that is borrowed for longer
-        // than the kernel runs. `borrow` ensures that no kernel has write access to any of it until the
-        // scope ends. By the contract of `run`, the memory lives and no other code writes to it.
-        unsafe { slice::from_raw_parts(input.start, input.len) }
+        // SAFETY: by contract, the memory belongs to an input. `borrow` ensures that no kernel has write access to any
+        // of it until the scope ends. By the contract of `run`, the memory lives and no other code writes to it.
+        unsafe { slice::from_raw_parts(start, len) }
     }
 }
 
@@ -161,7 +190,38 @@ impl<'scope, 'env> Scope<'scope, 'env> {
 /// From the creation of each input that the kernel reads until the kernel ends, on this thread and on others:
 ///
 /// - the memory of the input is not freed, for example by resizing the tensor or replacing its data;
-/// - while the kernel runs, nothing writes to it except through an [`InPlace`](super::InPlace).
+/// - while the kernel runs, nothing writes to it except through an [`InPlace`](super::InPlace). The memory of an
+///   [`InputRows`] includes that between its rows.
+///
+/// # A tensor behind a lock
+/// Safe code cannot read a tensor as a slice while it changes the same tensor through a lock, although the closure may
+/// share the lock with other threads:
+///
+/// ```compile_fail,E0133
+/// use std::sync::Mutex;
+/// use tch::{Device, Kind, Tensor};
+/// use torch_ext::kernel::{self, Input};
+///
+/// let x = Tensor::zeros([4], (Kind::Float, Device::Cpu));
+/// let (handle, input) = (Mutex::new(x.shallow_clone()), Input::<f32>::new(&x).unwrap());
+/// kernel::run(|scope| {
+///     let slice = scope.read(&input);
+///     let _changed = handle.lock().unwrap().fill_(1.0);
+///     slice[0]
+/// });
+/// ```
+///
+/// A closure that captures a tensor without a lock does not compile in any case, since a tensor is not `Sync`:
+///
+/// ```compile_fail,E0277
+/// use tch::{Device, Kind, Tensor};
+/// use torch_ext::kernel::{self, Input};
+///
+/// let x = Tensor::zeros([4], (Kind::Float, Device::Cpu));
+/// let input = Input::<f32>::new(&x).unwrap();
+/// // SAFETY: the call does not compile.
+/// unsafe { kernel::run(|scope| scope.read(&input).len() + x.numel()) };
+/// ```
 pub unsafe fn run<'env, R, K>(kernel: K) -> R
 where
     K: for<'scope> FnOnce(&'scope Scope<'scope, 'env>) -> R + Sync,

@@ -4,7 +4,7 @@
 //! The parts can be used independently:
 //!
 //! - [`run`] opens a scope in which an [`Input`] is a slice; an [`Output`] is a new tensor whose elements
-//!   only its owner can access until it is finished;
+//!   only its owner can access until it is finished, and an [`InputRows`] is a slice per row;
 //! - [`run_in_place`] opens a scope in which an [`InPlace`] is a mutable slice of an existing tensor;
 //! - [`for_each`] distributes work over libtorch's own threads. There is one pool, of the size that
 //!   libtorch is configured with, instead of two that compete;
@@ -39,6 +39,7 @@ mod in_place;
 mod memory;
 mod number;
 mod parallel;
+mod rows;
 mod simd;
 
 pub use cache::{PastCache, past_cache, prefetch};
@@ -46,4 +47,5 @@ pub use in_place::{InPlace, InPlaceScope, run_in_place};
 pub use memory::{Element, Input, Output, Scope, run};
 pub use number::{LANES, Real, Row, Stored, sum_lanes};
 pub use parallel::{for_each, for_each_with};
+pub use rows::{InputRows, Rows, row_stride};
 pub use simd::{Vectorised, vectorised};
