@@ -65,6 +65,13 @@ impl StepGraph {
         })
     }
 
+    /// The bytes of the recorded kernels' inputs, and of the memory that they use.
+    pub(crate) fn bytes(&self) -> u64 {
+        let inputs = self.inputs.iter().chain(&self.tokens);
+        let of = |tensor: &Tensor| (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64;
+        self.graph.pool_bytes() + inputs.map(of).sum::<u64>()
+    }
+
     /// Whether the graph was recorded for inputs and tokens of these shapes and dtypes.
     pub(crate) fn fits(&self, inputs: &[Tensor; 4], tokens: &[Tensor]) -> bool {
         let is_same = |(recorded, new): (&Tensor, &Tensor)| {

@@ -129,12 +129,13 @@ impl Trainer {
         self.step
     }
 
-    /// Returns the bytes of weights, averages, gradients and optimiser state after the first step. A step needs more
-    /// memory only temporarily.
+    /// Returns the bytes of weights, averages, gradients, optimiser state and a recorded step after the first step. A
+    /// step needs more memory only temporarily.
     pub fn state_bytes(&self) -> u64 {
         let second = self.second_average.as_ref().map_or(0, Params::bytes);
         let joint = self.task.joint().map_or(0, Joint::state_bytes);
-        trained_bytes(&self.weights.params) + self.average.bytes() + second + joint
+        let graph = self.graph.as_ref().map_or(0, StepGraph::bytes);
+        trained_bytes(&self.weights.params) + self.average.bytes() + second + joint + graph
     }
 
     /// Returns the position of the data stream after the last batch.
