@@ -105,7 +105,7 @@ impl EncoderBank {
         let data = &config.data;
         let spec = self.spec(name, data.resolution)?;
         let identity = self.registry.identity(name, i64::from(data.resolution))?;
-        let precision = config.alignment.encoder_precision;
+        let precision = config.alignment.encoder_precision_on(self.device);
         Ok(CacheKey {
             data: dataset.fingerprint().to_owned(),
             samples: dataset.len(),
@@ -162,7 +162,7 @@ impl EncoderBank {
     /// # Errors
     /// As [`load`](Self::load).
     pub fn load_for(&self, name: &str, config: &Config) -> Result<Box<dyn Encoder>, EncoderError> {
-        let precision = config.alignment.encoder_precision;
+        let precision = config.alignment.encoder_precision_on(self.device);
         self.load(name, config.data.resolution, precision)
     }
 

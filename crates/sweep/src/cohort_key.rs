@@ -31,7 +31,7 @@ pub(crate) struct CohortSettings {
     /// Determines the order of the images.
     seed: u64,
     encoder: String,
-    encoder_precision: Precision,
+    encoder_precision: Option<Precision>,
     /// A global setting of libtorch, which also affects the encoder.
     tf32: bool,
     /// A global setting of libtorch, which also affects the encoder.
@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn settings_of_batches_tokens_and_judges_separate_cells() {
         assert!(differs(
-            |config| config.alignment.encoder_precision = Precision::Bf16
+            |config| config.alignment.encoder_precision = Some(Precision::Bf16)
         ));
         assert!(differs(
             |config| config.alignment.encoder = "sift".to_owned()

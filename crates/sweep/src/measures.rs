@@ -79,7 +79,7 @@ pub(crate) fn measure_encoder(
     let encoder = match source.loaded().next() {
         Some(encoder) => encoder,
         None => {
-            let precision = config.alignment.encoder_precision;
+            let precision = config.alignment.encoder_precision_on(context.device);
             from_bank = context
                 .bank
                 .load_until(context.interrupted, name, config.data.resolution, precision)?
@@ -102,7 +102,7 @@ pub(crate) fn measure_encoder(
         let identity = format!(
             "{}-{:?}",
             context.bank.identity(&names, config.data.resolution)?,
-            config.alignment.encoder_precision
+            config.alignment.encoder_precision_on(context.device)
         );
         let data = ProbeData {
             training,

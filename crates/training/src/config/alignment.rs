@@ -1,7 +1,9 @@
 //! `[alignment]`: encoder, normalisation, head and losses.
 
 use alignment::{HeadConfig, LossConfig, LossKind, Source, SpatialNorm, Term};
+use encoders::Precision;
 use serde::{Deserialize, Serialize};
+use tch::Device;
 
 use super::invalid::InvalidConfig;
 
@@ -11,8 +13,10 @@ use super::invalid::InvalidConfig;
 pub struct AlignmentConfig {
     /// Name of the encoder, several names separated by commas, or `none`.
     pub encoder: String,
-    /// Dtype of the encoder's weights and computation. Its tokens are float32.
-    pub encoder_precision: encoders::Precision,
+    /// Dtype of the encoder's weights and computation: `fp32`, `bf16` or `fp16`. By default it is bf16 on CUDA, since
+    /// upstream runs encoders in half precision too, and fp32 on the CPU. The encoder's tokens are float32.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encoder_precision: Option<Precision>,
     /// Normalisation of the encoder's tokens.
     pub spatial_norm: SpatialNorm,
     /// Projection of the hidden tokens.
@@ -36,6 +40,14 @@ impl AlignmentConfig {
             .filter(|name| !name.is_empty() && *name != NO_ENCODER)
             .map(str::to_owned)
             .collect()
+    }
+
+    /// Returns the dtype in which encoders run on `device`.
+    pub fn encoder_precision_on(&self, device: Device) -> Precision {
+        self.encoder_precision.unwrap_or(match device {
+            Device::Cuda(_) => Precision::Bf16,
+            _ => Precision::Fp32,
+        })
     }
 
     /// Returns the terms of the alignment with `encoders` encoders: each loss for each encoder, with hidden tokens
@@ -94,7 +106,7 @@ impl Default for AlignmentConfig {
     fn default() -> Self {
         Self {
             encoder: NO_ENCODER.to_owned(),
-            encoder_precision: encoders::Precision::default(),
+            encoder_precision: None,
             spatial_norm: SpatialNorm::default(),
             head: HeadConfig::default(),
             losses: vec![LossConfig {
@@ -115,6 +127,19 @@ mod tests {
         let mut config = Config::default();
         change(&mut config);
         config.validate().err().map(|error| error.to_string())
+    }
+
+    #[test]
+    fn encoders_run_in_half_precision_on_cuda_unless_the_configuration_says_otherwise() {
+        let mut alignment = AlignmentConfig::default();
+        let found = |alignment: &AlignmentConfig| {
+            [Device::Cpu, Device::Cuda(1)].map(|device| alignment.encoder_precision_on(device))
+        };
+        assert_eq!(found(&alignment), [Precision::Fp32, Precision::Bf16]);
+        for precision in [Precision::Fp32, Precision::Bf16, Precision::Fp16] {
+            alignment.encoder_precision = Some(precision);
+            assert_eq!(found(&alignment), [precision; 2]);
+        }
     }
 
     #[test]

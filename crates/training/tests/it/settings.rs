@@ -138,6 +138,7 @@ fn configurations() -> Vec<Config> {
     base.model.attn_dropout = 0.1;
     base.model.proj_dropout = 0.1;
     base.model.alignment_depth = Some(4);
+    base.alignment.encoder_precision = Some(encoders::Precision::Fp32);
     base.alignment.spatial_norm = SpatialNorm::default();
     base.optimizer.blr = Some(1e-3);
     base.optimizer.min_lr = 1e-5;
