@@ -2,10 +2,12 @@
 
 use std::fmt::Write as _;
 
-use crate::columns::{Column, DENOISING_LOSS, frechet};
+use metrics::figures::Figure;
+
 use crate::comparison::{Group, Mean, groups};
 use crate::correlation::{Agreement, predictions};
 use crate::escape::escape;
+use crate::figures::frechet;
 use crate::number::{decimals, plain, signed};
 use crate::run_folder::RunFolder;
 use crate::words::capital;
@@ -14,8 +16,8 @@ use crate::words::capital;
 pub(super) fn recipes_by_encoder(run: &RunFolder) -> String {
     let mut html = String::new();
     for group in groups(run) {
-        for column in [frechet(run), DENOISING_LOSS] {
-            html += &table(&group, &column);
+        for figure in [frechet(run), Figure::DenoisingLoss] {
+            html += &table(&group, figure);
         }
     }
     if html.is_empty() {
@@ -26,14 +28,14 @@ pub(super) fn recipes_by_encoder(run: &RunFolder) -> String {
             Differences smaller than those between seeds are not meaningful.</p>\n"
 }
 
-fn table(group: &Group<'_>, column: &Column) -> String {
+fn table(group: &Group<'_>, figure: Figure) -> String {
     let recipes = group.recipes();
     let rows: Vec<(&str, Vec<Option<Mean>>)> = group
         .encoders()
         .into_iter()
         .map(|encoder| {
             let means = recipes.iter();
-            let means = means.map(|recipe| group.mean(column, encoder, recipe));
+            let means = means.map(|recipe| group.mean(figure, encoder, recipe));
             (encoder, means.collect())
         })
         .filter(|(_, means): &(_, Vec<Option<Mean>>)| means.iter().any(Option::is_some))
@@ -41,12 +43,12 @@ fn table(group: &Group<'_>, column: &Column) -> String {
     if rows.is_empty() {
         return String::new();
     }
-    let baseline = group.baseline_mean(column);
+    let baseline = group.baseline_mean(figure);
     let values = rows.iter().flat_map(|(_, means)| means).flatten();
     let digits = decimals(values.chain(&baseline).map(|mean| mean.value));
     let mut html = format!(
         "<h3>{}, {}</h3>\n<div class=\"table\"><table class=\"matrix\">\n<thead><tr><th>encoder</th>",
-        escape(&capital(column.title)),
+        escape(&capital(figure.title())),
         escape(&group.label)
     );
     for recipe in &recipes {
@@ -68,7 +70,7 @@ fn table(group: &Group<'_>, column: &Column) -> String {
     for (encoder, means) in &rows {
         let _ = write!(html, "<tr><td>{}</td>", escape(encoder));
         for mean in means {
-            html += &cell(mean.as_ref(), means, column, digits);
+            html += &cell(mean.as_ref(), means, figure, digits);
         }
         if pair {
             html += &match means.as_slice() {
@@ -93,14 +95,14 @@ fn table(group: &Group<'_>, column: &Column) -> String {
     html
 }
 
-fn cell(mean: Option<&Mean>, row: &[Option<Mean>], column: &Column, digits: usize) -> String {
+fn cell(mean: Option<&Mean>, row: &[Option<Mean>], figure: Figure, digits: usize) -> String {
     let Some(mean) = mean else {
         return "<td class=\"number\"></td>".to_owned();
     };
     let others: Vec<f64> = row.iter().flatten().map(|other| other.value).collect();
     let beaten = others
         .iter()
-        .any(|other| column.improves(*other, mean.value));
+        .any(|other| figure.improves(*other, mean.value));
     let differs = others.iter().any(|other| *other != mean.value);
     let text = format!("{}{}", plain(mean.value, digits), seeds(mean));
     if differs && !beaten {
@@ -126,7 +128,7 @@ pub(super) fn ranking(run: &RunFolder) -> String {
     let frechet = frechet(run);
     let mut html = String::new();
     for group in groups(run) {
-        let found = predictions(run, &group, &frechet);
+        let found = predictions(run, &group, frechet);
         if found.is_empty() {
             continue;
         }
@@ -185,6 +187,6 @@ pub(super) fn ranking(run: &RunFolder) -> String {
     html + &format!(
         "<p class=\"note\">{source} More spatial structure is expected to lead to a lower {}: \u{3c1} is 1 \
          if the results have the predicted order and \u{2212}1 if they have the reverse order.</p>\n",
-        escape(frechet.title)
+        escape(frechet.title())
     )
 }

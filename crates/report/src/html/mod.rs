@@ -8,13 +8,15 @@ use std::fmt::Write as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
+use metrics::figures::Figure;
+
 use crate::escape::escape;
 use crate::results::Status;
 
-use super::columns::{DENOISING_LOSS, frechet, frechet_features};
 use super::correlation::{LEVEL, MIN_ENCODERS, RESAMPLES};
 use super::curve::SMOOTHING;
 use super::distinct::distinct;
+use super::figures::{frechet, frechet_features};
 use super::findings::findings;
 use super::number::short;
 use super::plots::{Plot, Plots, dark_rules};
@@ -244,9 +246,9 @@ fn samples_section(run: &RunFolder) -> String {
     for cell in &run.cells {
         let Some(sample) = &cell.sample else { continue };
         let row = &cell.row;
-        let mut lines: Vec<String> = [&frechet, &DENOISING_LOSS]
+        let mut lines: Vec<String> = [frechet, Figure::DenoisingLoss]
             .into_iter()
-            .filter_map(|column| Some(format!("{} {}", column.title, short(column.of(row)?))))
+            .filter_map(|figure| Some(format!("{} {}", figure.title(), short(row.finite(figure)?))))
             .collect();
         lines.push(sample.file_name.clone());
         let status = match row.status {
@@ -344,7 +346,7 @@ fn configurations_section(run: &RunFolder) -> String {
 
 fn methods_section(run: &RunFolder) -> String {
     let frechet = frechet(run);
-    let features = match frechet_features(run, &frechet) {
+    let features = match frechet_features(run, frechet) {
         Some(features) => format!("on {} features", escape(&features)),
         None => "on the features named in the table".to_owned(),
     };

@@ -2,11 +2,12 @@
 
 use std::fmt::Write as _;
 
-use crate::columns::{Better, COLUMNS, Column};
+use metrics::figures::Better;
+
 use crate::distinct::distinct;
 use crate::escape::escape;
 use crate::number::{decimals, plain};
-use crate::results::{ResultRow, Status};
+use crate::results::{Column, ResultRow, Status};
 use crate::run_folder::RunFolder;
 
 /// A column of names or of seeds.
@@ -49,6 +50,53 @@ const TEXTS: [Text; 6] = [
     },
 ];
 
+/// A column of numbers: the steps or a figure.
+#[derive(Clone, Copy, PartialEq)]
+struct Number(Column);
+
+impl Number {
+    /// All columns of numbers in the order of `results.csv`.
+    fn all() -> impl Iterator<Item = Self> {
+        let numbers = |column: &Column| matches!(column, Column::Steps | Column::Figure(_));
+        Column::all().filter(numbers).map(Self)
+    }
+
+    fn name(self) -> &'static str {
+        self.0.name()
+    }
+
+    fn title(self) -> &'static str {
+        match self.0 {
+            Column::Figure(figure) => figure.title(),
+            other => other.name(),
+        }
+    }
+
+    fn better(self) -> Better {
+        match self.0 {
+            Column::Figure(figure) => figure.better(),
+            _ => Better::Neither,
+        }
+    }
+
+    /// The value of `row`, if it is present and finite.
+    fn of(self, row: &ResultRow) -> Option<f64> {
+        match self.0 {
+            Column::Figure(figure) => row.finite(figure),
+            Column::Steps => row.steps.map(|steps| steps as f64),
+            _ => None,
+        }
+    }
+
+    /// Returns whether `left` is better than `right`.
+    fn improves(self, left: f64, right: f64) -> bool {
+        match self.0 {
+            Column::Figure(figure) => figure.improves(left, right),
+            _ => false,
+        }
+    }
+}
+
 /// The table of finished cells. Columns with the same value in all cells are listed above the table instead.
 pub(super) fn results(run: &RunFolder) -> String {
     let rows: Vec<&ResultRow> = run
@@ -74,18 +122,17 @@ pub(super) fn results(run: &RunFolder) -> String {
             }
         })
         .collect();
-    let numbers: Vec<&Column> = COLUMNS
-        .iter()
+    let numbers: Vec<Number> = Number::all()
         .filter(|column| {
             let values = distinct(rows.iter().map(|row| column.of(row)));
             match values.as_slice() {
-                [Some(value)] if rows.len() > 1 && column.better == Better::Neither => {
+                [Some(value)] if rows.len() > 1 && column.better() == Better::Neither => {
                     let digits = if value.fract() == 0.0 {
                         0
                     } else {
                         decimals([*value])
                     };
-                    common.push(format!("{} {}", column.name, plain(*value, digits)));
+                    common.push(format!("{} {}", column.name(), plain(*value, digits)));
                     false
                 }
                 values => values.iter().any(Option::is_some),
@@ -118,7 +165,7 @@ pub(super) fn results(run: &RunFolder) -> String {
         let _ = write!(html, "<th{class}>{}</th>", text.name);
     }
     for column in &numbers {
-        let arrow = match column.better {
+        let arrow = match column.better() {
             Better::Lower => "&nbsp;\u{2193}",
             Better::Higher => "&nbsp;\u{2191}",
             Better::Neither => "",
@@ -126,8 +173,8 @@ pub(super) fn results(run: &RunFolder) -> String {
         let _ = write!(
             html,
             "<th class=\"number\" title=\"{}\">{}{arrow}</th>",
-            escape(column.title),
-            column.name.replace('_', "_<wbr>")
+            escape(column.title()),
+            column.name().replace('_', "_<wbr>")
         );
     }
     html += "</tr></thead>\n<tbody>\n";
@@ -150,7 +197,7 @@ pub(super) fn results(run: &RunFolder) -> String {
             };
         }
         for (column, digits) in numbers.iter().zip(&digits) {
-            html += &number(row, &rows, column, *digits);
+            html += &number(row, &rows, *column, *digits);
         }
         html += "</tr>\n";
     }
@@ -159,7 +206,7 @@ pub(super) fn results(run: &RunFolder) -> String {
          column is bold. Click a heading to sort.</p>\n"
 }
 
-fn number(row: &ResultRow, rows: &[&ResultRow], column: &Column, digits: usize) -> String {
+fn number(row: &ResultRow, rows: &[&ResultRow], column: Number, digits: usize) -> String {
     let Some(value) = column.of(row) else {
         return "<td class=\"number\"></td>".to_owned();
     };
@@ -169,7 +216,7 @@ fn number(row: &ResultRow, rows: &[&ResultRow], column: &Column, digits: usize) 
     let others: Vec<f64> = comparable.filter_map(|other| column.of(other)).collect();
     let beaten = others.iter().any(|other| column.improves(*other, value));
     let differs = others.iter().any(|other| *other != value);
-    let best = column.better != Better::Neither && differs && !beaten;
+    let best = column.better() != Better::Neither && differs && !beaten;
     format!(
         "<td class=\"number{}\" data-value=\"{value}\">{}</td>",
         if best { " best" } else { "" },
