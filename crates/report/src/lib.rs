@@ -1,7 +1,7 @@
 //! Turns the folder of a sweep into tables, plots and an HTML page, without libtorch.
 //!
-//! [`results`] reads and writes `results.csv`, [`ranking`] ranks encoders by spatial metrics, and [`image_grid`] writes
-//! pictures of many images.
+//! [`results`] reads and writes `results.csv`, [`ranking`] ranks encoders by spatial metrics, [`image_grid`] writes pictures
+//! of many images, and [`markup`] helps to write SVG.
 //!
 //! The report of a sweep is `report.html`, one self-contained page, and `plots/*.svg`.
 //!
@@ -23,12 +23,12 @@ mod comparison;
 mod correlation;
 mod curve;
 mod distinct;
-mod escape;
 mod figures;
 mod findings;
 mod html;
 pub mod image_grid;
 mod logged_step;
+pub mod markup;
 mod number;
 mod plots;
 pub mod ranking;
@@ -37,7 +37,6 @@ mod run_folder;
 mod time;
 mod words;
 
-pub use escape::escape;
 pub use run_folder::encoder_sheet;
 
 use std::fs;

@@ -1,98 +1,79 @@
 //! Renders a picture to one self-contained SVG file: images as PNGs, labels as text, with the font.
 
-use std::fmt::Write as _;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder};
+use maud::{Markup, PreEscaped, html};
 
 use super::VisualizeError;
 use super::colour::{PAGE, Rgb};
 use super::font::Weight;
 use super::picture::{Align, Picture, Raster, Shape};
-use report::escape;
+use report::markup::printable;
 
 /// Renders a picture to an `<svg>` element.
 pub(super) fn render(picture: &Picture) -> Result<String, VisualizeError> {
     let (width, height) = (picture.width, picture.height);
-    let mut svg = String::new();
-    // Writing to a string cannot fail.
-    let _ = writeln!(
-        svg,
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
-         viewBox=\"0 0 {width} {height}\" role=\"img\">\n<title>{}</title>\n<style>{}</style>\n\
-         <rect width=\"{width}\" height=\"{height}\" fill=\"{}\"/>",
-        escape(&picture.description),
-        style(),
-        hex(PAGE),
-    );
-    for shape in &picture.shapes {
-        let _ = match shape {
-            Shape::Image {
-                x,
-                y,
-                raster,
-                title,
-            } => writeln!(
-                svg,
-                "<image x=\"{x}\" y=\"{y}\" width=\"{}\" height=\"{}\" \
-                 href=\"data:image/png;base64,{}\"><title>{}</title></image>",
-                raster.width,
-                raster.height,
-                STANDARD.encode(png(raster)?),
-                escape(title),
-            ),
-            Shape::Fill { area, colour } => writeln!(
-                svg,
-                "<rect x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\" fill=\"{}\"/>",
-                area.x,
-                area.y,
-                area.width,
-                area.height,
-                hex(*colour),
-            ),
-            Shape::Frame {
-                area,
-                thickness,
-                colour,
-            } => {
-                // A stroke is centred on its line.
-                let half = f64::from(*thickness) / 2.0;
-                writeln!(
-                    svg,
-                    "<rect x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\" fill=\"none\" \
-                     stroke=\"{}\" stroke-width=\"{thickness}\"/>",
-                    f64::from(area.x) - half,
-                    f64::from(area.y) - half,
-                    area.width + thickness,
-                    area.height + thickness,
-                    hex(*colour),
-                )
+    let shapes: Result<Vec<Markup>, VisualizeError> = picture.shapes.iter().map(element).collect();
+    let svg = html! {
+        svg xmlns="http://www.w3.org/2000/svg" width=(width) height=(height)
+            viewBox={ "0 0 " (width) " " (height) } role="img" {
+            title { (picture.description) }
+            style { (PreEscaped(style())) }
+            rect width=(width) height=(height) fill=(hex(PAGE)) {}
+            @for shape in shapes? { (shape) }
+        }
+    };
+    Ok(printable(&svg.into_string()) + "\n")
+}
+
+fn element(shape: &Shape) -> Result<Markup, VisualizeError> {
+    Ok(match shape {
+        Shape::Image {
+            x,
+            y,
+            raster,
+            title,
+        } => {
+            let png = STANDARD.encode(png(raster)?);
+            html! {
+                image x=(x) y=(y) width=(raster.width) height=(raster.height)
+                    href={ "data:image/png;base64," (PreEscaped(png)) } { title { (title) } }
             }
-            Shape::Text {
-                x,
-                baseline,
-                text,
-                look,
-            } => writeln!(
-                svg,
-                "<text x=\"{x}\" y=\"{baseline}\" font-size=\"{}\" font-weight=\"{}\" fill=\"{}\" \
-                 text-anchor=\"{}\">{}</text>",
-                look.size,
-                look.weight.css(),
-                hex(look.colour),
-                match look.align {
-                    Align::Start => "start",
-                    Align::Middle => "middle",
-                    Align::End => "end",
-                },
-                escape(text),
-            ),
-        };
-    }
-    svg.push_str("</svg>\n");
-    Ok(svg)
+        }
+        Shape::Fill { area, colour } => html! {
+            rect x=(area.x) y=(area.y) width=(area.width) height=(area.height) fill=(hex(*colour)) {}
+        },
+        Shape::Frame {
+            area,
+            thickness,
+            colour,
+        } => {
+            // A stroke is centred on its line.
+            let half = f64::from(*thickness) / 2.0;
+            html! {
+                rect x=(f64::from(area.x) - half) y=(f64::from(area.y) - half) width=(area.width + thickness)
+                    height=(area.height + thickness) fill="none" stroke=(hex(*colour)) stroke-width=(thickness) {}
+            }
+        }
+        Shape::Text {
+            x,
+            baseline,
+            text,
+            look,
+        } => {
+            let anchor = match look.align {
+                Align::Start => "start",
+                Align::Middle => "middle",
+                Align::End => "end",
+            };
+            html! {
+                text x=(x) y=(baseline) font-size=(look.size) font-weight=(look.weight.css()) fill=(hex(look.colour))
+                    text-anchor=(anchor) { (text) }
+            }
+        }
+    })
 }
 
 fn style() -> String {

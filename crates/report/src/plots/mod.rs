@@ -15,8 +15,8 @@ mod scatter;
 
 pub(super) use canvas::{DrawError, dark_rules};
 
-use super::figures::{frechet, frechet_features};
 use super::comparison::groups;
+use super::figures::{frechet, frechet_features};
 use super::run_folder::RunFolder;
 use recipes::Recipes;
 
@@ -43,7 +43,7 @@ impl Plot {
             dark_rules("svg")
         );
         match self.svg.split_once('>') {
-            Some((tag, rest)) => format!("{tag}>{style}{rest}"),
+            Some((tag, rest)) => format!("{tag}>{style}{rest}\n"),
             None => self.svg.clone(),
         }
     }
