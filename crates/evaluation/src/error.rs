@@ -7,11 +7,10 @@ use data::DataError;
 use encoders::EncoderError;
 use metrics::MetricsError;
 use metrics::npz::NpzError;
+use metrics::quality::SampleMetric;
 use tch::TchError;
 use thiserror::Error;
 use training::TrainError;
-
-use crate::metric::SampleMetric;
 
 /// Why a measurement failed.
 #[derive(Debug, Error)]

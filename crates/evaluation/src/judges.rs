@@ -7,7 +7,9 @@ use std::sync::atomic::AtomicBool;
 
 use data::{Dataset, seed};
 use encoders::Inception;
-use training::{Config, Quality, Trainer};
+use metrics::figures::Figures;
+use metrics::quality::SampleMetric;
+use training::{Config, Trainer};
 
 use crate::classes::ReferenceClasses;
 use crate::encoder_bank::EncoderBank;
@@ -15,7 +17,6 @@ use crate::error::{EvaluationError, check_interrupted};
 use crate::features::Extractor;
 use crate::images::ImageSet;
 use crate::measure::FeaturePass;
-use crate::metric::SampleMetric;
 use crate::quality::{Scoring, pass_options, results};
 use crate::statistics::ReferenceStatistics;
 use crate::statistics::of_images;
@@ -100,8 +101,8 @@ impl Judges {
             ));
         }
         if !evaluate.inception.is_empty() && Inception::identity(bank.registry())?.is_some() {
-            let metrics = evaluate.inception.iter().copied().map(SampleMetric::from);
-            networks.push((Inception::NAMES[0], metrics.collect()));
+            let metrics = evaluate.inception.iter().copied().collect();
+            networks.push((Inception::NAMES[0], metrics));
         }
         let data = &config.data;
         for (name, metrics) in networks {
@@ -134,7 +135,7 @@ impl Judges {
         Ok(judges)
     }
 
-    /// Draws the first `sample.count` samples of the averaged weights and measures them. All values are `None` if no
+    /// Draws the first `sample.count` samples of the averaged weights and measures them. No figures are returned if no
     /// network was loaded.
     ///
     /// # Errors
@@ -144,7 +145,7 @@ impl Judges {
         trainer: &Trainer,
         interrupted: &AtomicBool,
         mut progress: impl FnMut(JudgeStage),
-    ) -> Result<Quality, EvaluationError> {
+    ) -> Result<Figures, EvaluationError> {
         let scoring = Scoring::default();
         let total = self.labels.len();
         let mut passes = self
@@ -170,7 +171,7 @@ impl Judges {
             }
             first += labels.len();
         }
-        let mut quality = Quality::default();
+        let mut quality = Figures::default();
         for (judge, pass) in self.judges.iter().zip(passes) {
             let Judge {
                 extractor,
@@ -186,20 +187,7 @@ impl Judges {
                 &scoring,
                 interrupted,
             )?;
-            match extractor.inception() {
-                Some(_) => {
-                    quality = Quality {
-                        fid: computed.fid,
-                        sfid: computed.sfid,
-                        inception_score: computed.inception_score,
-                        precision: computed.precision,
-                        recall: computed.recall,
-                        kid: computed.kid,
-                        ..quality
-                    }
-                }
-                None => quality.fd = computed.fd,
-            }
+            quality.extend(computed.figures().iter());
         }
         Ok(quality)
     }

@@ -19,9 +19,9 @@ mod identity;
 mod images;
 mod judges;
 mod measure;
-mod metric;
 mod probe;
 mod quality;
+mod quality_report;
 pub mod sampling;
 mod spatial;
 mod statistics;
@@ -35,11 +35,9 @@ pub use features::{Extractor, Features};
 pub use images::{Batches, ImageOptions, ImageSet};
 pub use judges::{JudgeStage, Judges};
 pub use measure::{FeaturePass, PassOptions, PassResult, measure};
-pub use metric::SampleMetric;
 pub use probe::{ProbeAccuracy, ProbeData, probe};
-pub use quality::{
-    FeatureReport, QualityOptions, QualityReport, Results, Scoring, SetReport, Stage, evaluate,
-};
+pub use quality::{QualityOptions, Scoring, Stage, evaluate};
+pub use quality_report::{FeatureReport, Measured, QualityReport, Results, SetReport};
 pub use spatial::spatial_metrics;
 pub use statistics::{Reference, ReferenceStatistics};
 pub use subset::evenly_spaced;

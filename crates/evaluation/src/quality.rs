@@ -1,22 +1,21 @@
 //! Compares samples with a reference by several metrics in one pass.
 
 use std::collections::BTreeSet;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use metrics::figures::Figure;
 use metrics::npz::Statistics;
 use metrics::quality::{
-    InceptionScore, KidOptions, Moments, Splits, frechet_distance, kid_until,
+    InceptionScore, KidOptions, Moments, SampleMetric, Splits, frechet_distance, kid_until,
     precision_recall_until,
 };
-use serde::Serialize;
 
 use crate::error::EvaluationError;
 use crate::features::Extractor;
 use crate::images::ImageSet;
 use crate::measure::{PassOptions, PassResult, measure};
-use crate::metric::SampleMetric;
+use crate::quality_report::{FeatureReport, QualityReport, Results, SetReport};
 use crate::statistics::{Reference, ReferenceStatistics};
 use terminal::interruptible::interruptible;
 
@@ -51,83 +50,6 @@ pub struct QualityOptions {
     pub scoring: Scoring,
     /// Folder in which statistics of reference images are cached.
     pub cache: PathBuf,
-}
-
-/// The results, as written to JSON. They contain no times, so that the same input yields the same bytes.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct QualityReport {
-    /// The samples.
-    pub samples: SetReport,
-    /// The reference that the samples are compared with.
-    pub reference: SetReport,
-    /// The network that computes the features.
-    pub features: FeatureReport,
-    /// The metrics; those that were not computed are omitted.
-    pub results: Results,
-    /// Limitations of the results, for the reader.
-    pub warnings: Vec<String>,
-}
-
-/// A set of images.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct SetReport {
-    /// Its path, as named by the user.
-    pub path: String,
-    /// Number of images, if known.
-    pub count: Option<usize>,
-    /// Height and width of the images in pixels, if known.
-    pub size: Option<(u32, u32)>,
-}
-
-/// The network that computes the features.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct FeatureReport {
-    /// Its name.
-    pub name: String,
-    /// Its weights.
-    pub weights: String,
-    /// SHA-256 of its file, or a version.
-    pub identity: String,
-    /// Number of pooled features.
-    pub dimension: usize,
-}
-
-/// The values of the metrics.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Results {
-    /// Frechet distance of Inception's pooled features.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub fid: Option<f64>,
-    /// Frechet distance of Inception's spatial features.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub sfid: Option<f64>,
-    /// Frechet distance of an encoder's mean tokens.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub fd: Option<f64>,
-    /// Inception score, the mean over parts.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub inception_score: Option<f64>,
-    /// Standard deviation of the Inception score over parts.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub inception_score_deviation: Option<f64>,
-    /// Kernel inception distance, the mean over subsets.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub kid: Option<f64>,
-    /// Standard deviation of KID over subsets; `None` if every subset contains all images of both sets.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub kid_deviation: Option<f64>,
-    /// Share of samples inside the manifold of real images, 0 to 1.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub precision: Option<f64>,
-    /// Share of real images inside the manifold of samples, 0 to 1.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub recall: Option<f64>,
-    /// Mean number of balls of real images that contain a sample, divided by the number of neighbours.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub density: Option<f64>,
-    /// Share of balls of real images that contain a sample, 0 to 1.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub coverage: Option<f64>,
 }
 
 /// The images that a pass processes.
@@ -294,27 +216,27 @@ pub(crate) fn results(
         match metric {
             SampleMetric::Frechet => {
                 let distance = distance(&reference.pooled, &measured.pooled, interrupted)?;
-                match extractor.inception() {
-                    Some(_) => results.fid = Some(distance),
-                    None => results.fd = Some(distance),
-                }
+                let figure = match extractor.inception() {
+                    Some(_) => Figure::Fid,
+                    None => Figure::Fd,
+                };
+                results.add(figure, distance, None);
             }
             SampleMetric::Sfid => {
                 if let (Some(real), Some(fake)) = (&reference.spatial, &measured.spatial) {
-                    results.sfid = Some(distance(real, fake, interrupted)?);
+                    results.add(Figure::Sfid, distance(real, fake, interrupted)?, None);
                 }
             }
             SampleMetric::InceptionScore => {
                 if let Some(score) = &measured.score {
-                    results.inception_score = Some(score.mean);
-                    results.inception_score_deviation = Some(score.deviation);
+                    results.add(Figure::InceptionScore, score.mean, Some(score.deviation));
                 }
             }
             SampleMetric::Kid => {
                 if let (Some(real), Some(fake)) = (&reference.features, &measured.features) {
                     let kid = kid_until(interrupted, real.view(), fake.view(), &scoring.kid)?;
-                    results.kid = Some(kid.mean);
-                    results.kid_deviation = kid.deviation;
+                    // Without a deviation if every subset contains all images of both sets.
+                    results.add(Figure::Kid, kid.mean, kid.deviation);
                 }
             }
             SampleMetric::PrecisionRecall => {
@@ -325,10 +247,10 @@ pub(crate) fn results(
                         fake.view(),
                         scoring.neighbours,
                     )?;
-                    results.precision = Some(manifold.precision);
-                    results.recall = Some(manifold.recall);
-                    results.density = Some(manifold.density);
-                    results.coverage = Some(manifold.coverage);
+                    results.add(Figure::Precision, manifold.precision, None);
+                    results.add(Figure::Recall, manifold.recall, None);
+                    results.add(Figure::Density, manifold.density, None);
+                    results.add(Figure::Coverage, manifold.coverage, None);
                 }
             }
         }
@@ -390,66 +312,4 @@ fn remove_unsupported(
         metrics.remove(&metric);
     }
     Ok(())
-}
-
-/// Formats a number with six decimals; a negative number that rounds to 0 has no sign.
-fn six_decimals(value: f64) -> String {
-    let text = format!("{value:.6}");
-    match text.trim_start_matches(['-', '0', '.']) {
-        "" => text.trim_start_matches('-').to_owned(),
-        _ => text,
-    }
-}
-
-impl QualityReport {
-    /// Formats the results as a table with name, value and deviation.
-    pub fn table(&self) -> String {
-        let results = &self.results;
-        let rows = [
-            ("FID", results.fid, None),
-            ("sFID", results.sfid, None),
-            ("Frechet distance", results.fd, None),
-            (
-                "Inception score",
-                results.inception_score,
-                results.inception_score_deviation,
-            ),
-            ("KID", results.kid, results.kid_deviation),
-            ("precision", results.precision, None),
-            ("recall", results.recall, None),
-            ("density", results.density, None),
-            ("coverage", results.coverage, None),
-        ];
-        let count = |set: &SetReport| match set.count {
-            Some(count) => format!("{} ({count})", set.path),
-            None => set.path.clone(),
-        };
-        let mut text = format!(
-            "{:18} {}\n{:18} {}\n{:18} {} ({})\n",
-            "samples",
-            count(&self.samples),
-            "reference",
-            count(&self.reference),
-            "features",
-            self.features.name,
-            self.features.dimension,
-        );
-        for (name, value, deviation) in rows {
-            let Some(value) = value else { continue };
-            let deviation = deviation.map(|x| format!(" +- {x:.6}")).unwrap_or_default();
-            text.push_str(&format!("{name:18} {}{deviation}\n", six_decimals(value)));
-        }
-        text
-    }
-
-    /// Writes the report as JSON. The file appears complete or not at all.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub fn write(&self, path: &Path) -> std::io::Result<()> {
-        files::write(path, |file| {
-            serde_json::to_writer_pretty(&mut *file, self)?;
-            file.write_all(b"\n")
-        })
-    }
 }

@@ -224,7 +224,7 @@ pub struct EvaluateArgs {
     /// Measures: fid, sfid, inception-score, kid, precision-recall, or fd for an encoder. By default those that
     /// do not keep features in memory.
     #[arg(long, value_delimiter = ',', value_name = "NAME,...")]
-    pub metrics: Vec<evaluation::SampleMetric>,
+    pub metrics: Vec<metrics::quality::SampleMetric>,
     /// Side in pixels to which the samples of a folder are cropped and resized; by default they keep their size.
     /// Reference images always get the size of the samples.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=8192))]
@@ -312,9 +312,10 @@ pub struct MetricsArgs {
         value_name = "METRIC",
         num_args = 0..=1,
         require_equals = true,
-        default_missing_value = "lds"
+        default_missing_value = "lds",
+        value_parser = report::ranking::spatial_metric
     )]
-    pub rank: Option<report::ranking::SpatialMetric>,
+    pub rank: Option<metrics::figures::Figure>,
     /// Also write the ranking to a JSON file. If it is ranking.json in a run folder, `runner report` compares
     /// it with the results of the sweep.
     #[arg(long, value_name = "FILE", requires = "rank")]

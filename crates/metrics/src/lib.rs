@@ -8,6 +8,7 @@
 //!   features in one pass, batch by batch; [`quality::frechet_distance`] compares two of them.
 //!   [`quality::kid`], [`quality::precision_recall`] and [`quality::inception_score`] are the other
 //!   metrics.
+//! - [`figures`]: the table of all figures, and a map of their values.
 //! - [`npz`]: reads and writes files of samples and reference statistics.
 //! - [`linear_probe`]: the accuracy of a linear classifier on an encoder's features.
 //! - [`statistics`]: the correlation between such metrics. [`statistics::pearson`],
@@ -55,6 +56,7 @@
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod error;
+pub mod figures;
 mod linalg;
 pub mod linear_probe;
 pub mod npz;

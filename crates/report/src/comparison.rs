@@ -1,7 +1,8 @@
 //! Groups the cells that can be compared: cells of one model and variant, each with the baseline of the same seed, and
 //! encoders averaged over seeds.
 
-use super::columns::Column;
+use metrics::figures::Figure;
+
 use super::distinct::distinct;
 use super::run_folder::{Cell, RunFolder};
 use crate::results::Status;
@@ -100,21 +101,21 @@ impl<'a> Group<'a> {
     }
 
     /// The value of `encoder` with `recipe`, averaged over the seeds of finished cells.
-    pub fn mean(&self, column: &Column, encoder: &str, recipe: &str) -> Option<Mean> {
+    pub fn mean(&self, figure: Figure, encoder: &str, recipe: &str) -> Option<Mean> {
         mean(
             self.done()
                 .filter(|cell| !cell.row.is_baseline())
                 .filter(|cell| cell.row.encoder == encoder && cell.row.recipe == recipe)
-                .filter_map(|cell| column.of(&cell.row)),
+                .filter_map(|cell| cell.row.finite(figure)),
         )
     }
 
     /// The value of the baseline, averaged over the seeds of finished cells.
-    pub fn baseline_mean(&self, column: &Column) -> Option<Mean> {
+    pub fn baseline_mean(&self, figure: Figure) -> Option<Mean> {
         mean(
             self.done()
                 .filter(|cell| cell.row.is_baseline())
-                .filter_map(|cell| column.of(&cell.row)),
+                .filter_map(|cell| cell.row.finite(figure)),
         )
     }
 }

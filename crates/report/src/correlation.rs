@@ -1,8 +1,8 @@
 //! Computes how well encoder metrics predict the Frechet distance.
 
+use metrics::figures::{Figure, Kind};
 use metrics::statistics::{bootstrap_interval, fit_line, pearson, spearman};
 
-use super::columns::{Column, SPATIAL_METRICS};
 use super::comparison::Group;
 use super::run_folder::RunFolder;
 
@@ -46,8 +46,8 @@ pub(super) enum Relation {
 pub(super) fn points(
     group: &Group<'_>,
     recipe: &str,
-    metric: &Column,
-    frechet: &Column,
+    metric: Figure,
+    frechet: Figure,
 ) -> Vec<Point> {
     let encoders = group.encoders().into_iter();
     encoders
@@ -95,7 +95,7 @@ pub(super) fn relation(points: &[Point]) -> Relation {
 /// results.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Prediction {
-    pub metric: &'static str,
+    pub metric: Figure,
     pub recipe: String,
     /// Number of encoders with both values.
     pub n: usize,
@@ -118,25 +118,25 @@ pub(super) enum Agreement {
 }
 
 /// The predictions of a group, for each recipe and metric with at least one point.
-pub(super) fn predictions(run: &RunFolder, group: &Group<'_>, frechet: &Column) -> Vec<Prediction> {
+pub(super) fn predictions(run: &RunFolder, group: &Group<'_>, frechet: Figure) -> Vec<Prediction> {
     let mut predictions = Vec::new();
     for recipe in group.recipes() {
-        for metric in SPATIAL_METRICS {
-            let mut points = points(group, recipe, &metric, frechet);
+        for metric in Figure::of_kind(Kind::Spatial) {
+            let mut points = points(group, recipe, metric, frechet);
             if let Some(ranking) = &run.ranking {
                 points.retain_mut(|point| {
-                    let value = ranking.value(&point.encoder, metric.name);
+                    let value = ranking.value(&point.encoder, metric);
                     point.x = value.unwrap_or(f64::NAN);
                     point.x.is_finite()
                 });
             }
-            predictions.extend(prediction(metric.name, recipe, &points));
+            predictions.extend(prediction(metric, recipe, &points));
         }
     }
     predictions
 }
 
-fn prediction(metric: &'static str, recipe: &str, points: &[Point]) -> Option<Prediction> {
+fn prediction(metric: Figure, recipe: &str, points: &[Point]) -> Option<Prediction> {
     let first = points
         .iter()
         .reduce(|best, next| if next.x > best.x { next } else { best })?;
@@ -174,7 +174,7 @@ mod tests {
     fn a_correct_ranking_has_full_agreement() {
         let mut line = points(&[(4.0, 1.0), (3.0, 2.0), (2.0, 4.0), (1.0, 8.0)]);
         line[0].encoder = "best".into();
-        let predicted = prediction("lds", "irepa", &line).unwrap();
+        let predicted = prediction(Figure::Lds, "irepa", &line).unwrap();
         assert_eq!(predicted.first, ("best".into(), 1));
         let Agreement::Known { rho, interval } = predicted.agreement else {
             panic!("{predicted:?}");
@@ -183,7 +183,7 @@ mod tests {
         let (low, high) = interval.unwrap();
         assert!(low <= 1.0 && (high - 1.0).abs() < 1e-12);
         let reversed = points(&[(1.0, 1.0), (2.0, 2.0), (3.0, 4.0), (4.0, 8.0)]);
-        let predicted = prediction("lds", "irepa", &reversed).unwrap();
+        let predicted = prediction(Figure::Lds, "irepa", &reversed).unwrap();
         assert_eq!(predicted.first.1, 4);
         assert!(matches!(predicted.agreement, Agreement::Known { rho, .. } if rho < -0.99));
     }
@@ -191,12 +191,12 @@ mod tests {
     #[test]
     fn too_few_or_equal_encoders_have_no_agreement() {
         let few = points(&[(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)]);
-        let predicted = prediction("lds", "irepa", &few).unwrap();
+        let predicted = prediction(Figure::Lds, "irepa", &few).unwrap();
         assert_eq!((predicted.agreement, predicted.n), (Agreement::TooFew, 3));
         let equal = points(&[(1.0, 1.0), (1.0, 2.0), (1.0, 3.0), (1.0, 4.0)]);
-        let predicted = prediction("lds", "irepa", &equal).unwrap();
+        let predicted = prediction(Figure::Lds, "irepa", &equal).unwrap();
         assert_eq!(predicted.agreement, Agreement::Undefined);
-        assert_eq!(prediction("lds", "irepa", &[]), None);
+        assert_eq!(prediction(Figure::Lds, "irepa", &[]), None);
     }
 
     fn points(values: &[(f64, f64)]) -> Vec<Point> {

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::run_folder::{Cell, LoggedStep};
+use metrics::figures::Figure;
+
+use super::run_folder::Cell;
 
 /// Points `(step, value)` in ascending order of steps; all values are finite.
 pub(super) type Curve = Vec<(f64, f64)>;
@@ -10,32 +12,27 @@ pub(super) type Curve = Vec<(f64, f64)>;
 /// Time constant of the smoothing, as a fraction of the length of training.
 pub(super) const SMOOTHING: f64 = 0.025;
 
-/// The logged denoising loss of `cell`.
-pub(super) fn denoising_loss(cell: &Cell) -> Curve {
-    logged(cell, |step| step.denoising_loss)
-}
-
-/// The logged alignment loss of `cell`.
-pub(super) fn alignment_loss(cell: &Cell) -> Curve {
-    logged(cell, |step| step.alignment_loss)
-}
-
-/// The logged FID of `cell`, or, if there is none, its Frechet distance on an encoder's features, at the steps at which
-/// it was measured.
-pub(super) fn distance(cell: &Cell) -> Curve {
-    let fid = logged(cell, |step| step.fid);
-    match fid.is_empty() {
-        true => logged(cell, |step| step.fd),
-        false => fid,
-    }
-}
-
-fn logged(cell: &Cell, value: impl Fn(&LoggedStep) -> Option<f64>) -> Curve {
+/// The logged values of a figure at the steps at which it was measured.
+pub(super) fn logged(cell: &Cell, figure: Figure) -> Curve {
     let steps = cell.curve.iter();
     steps
-        .filter_map(|step| Some((step.step as f64, value(step)?)))
+        .filter_map(|step| Some((step.step as f64, step.figures.get(figure)?)))
         .filter(|(_, value)| value.is_finite())
         .collect()
+}
+
+/// The logged denoising loss of `cell`.
+pub(super) fn denoising_loss(cell: &Cell) -> Curve {
+    logged(cell, Figure::DenoisingLoss)
+}
+
+/// The logged FID of `cell`, or, if there is none, its Frechet distance on an encoder's features.
+pub(super) fn distance(cell: &Cell) -> Curve {
+    let fid = logged(cell, Figure::Fid);
+    match fid.is_empty() {
+        true => logged(cell, Figure::Fd),
+        false => fid,
+    }
 }
 
 /// Exponential moving average, computed forwards and backwards so that it does not lag behind a falling loss; at the last

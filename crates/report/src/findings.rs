@@ -1,12 +1,14 @@
 //! States the findings of a run in sentences that are computed from the results.
 
+use metrics::figures::Figure;
+
 use crate::results::Status;
 
-use super::columns::{Column, DENOISING_LOSS, ENCODER_METRICS, frechet, frechet_features};
 use super::comparison::{Group, groups, mean};
 use super::correlation::{Relation, points, relation};
 use super::curve::{denoising_loss, smooth, stays_below};
 use super::distinct::distinct;
+use super::figures::{encoder_metrics, frechet, frechet_features};
 use super::number::{decimals, plain, short, signed};
 use super::run_folder::{Cell, RunFolder};
 use super::words::counted;
@@ -45,41 +47,41 @@ pub(super) fn findings(run: &RunFolder) -> Vec<Finding> {
                 });
             }
         };
-        let features = frechet_features(run, &frechet)
+        let features = frechet_features(run, frechet)
             .map(|features| format!(" ({features} features)"))
             .unwrap_or_default();
         add(
-            &format!("Lowest {}{features}", frechet.title),
-            best(group, &frechet),
+            &format!("Lowest {}{features}", frechet.title()),
+            best(group, frechet),
         );
-        add("Lowest denoising loss", best(group, &DENOISING_LOSS));
+        add("Lowest denoising loss", best(group, Figure::DenoisingLoss));
         for recipe in group.recipes() {
-            add(recipe, gain_over_baseline(group, recipe, &frechet));
+            add(recipe, gain_over_baseline(group, recipe, frechet));
         }
         for (index, left) in group.recipes().into_iter().enumerate() {
             for right in group.recipes().into_iter().skip(index + 1) {
                 add(
                     &format!("{left} against {right}"),
-                    compare_recipes(group, left, right, &frechet),
+                    compare_recipes(group, left, right, frechet),
                 );
             }
         }
         add(
-            &format!("What predicts the {}", frechet.title),
-            strongest_relation(group, &frechet),
+            &format!("What predicts the {}", frechet.title()),
+            strongest_relation(group, frechet),
         );
     }
     findings.push(seeds(&groups));
     findings
 }
 
-/// The cell with the best value of `column`, compared with its baseline.
-fn best(group: &Group<'_>, column: &Column) -> Option<String> {
+/// The cell with the best value of `figure`, compared with its baseline.
+fn best(group: &Group<'_>, figure: Figure) -> Option<String> {
     let (cell, value) = group
         .done()
-        .filter_map(|cell| Some((cell, column.of(&cell.row)?)))
+        .filter_map(|cell| Some((cell, cell.row.finite(figure)?)))
         .reduce(|best, next| {
-            if column.improves(next.1, best.1) {
+            if figure.improves(next.1, best.1) {
                 next
             } else {
                 best
@@ -94,7 +96,7 @@ fn best(group: &Group<'_>, column: &Column) -> Option<String> {
         .pairs()
         .into_iter()
         .find(|(paired, _)| std::ptr::eq(*paired, cell))
-        .and_then(|(_, baseline)| column.of(&baseline.row));
+        .and_then(|(_, baseline)| baseline.row.finite(figure));
     match baseline {
         Some(baseline) => text.push_str(&format!(
             "; the baseline of the same model and seed has {} ({}).",
@@ -119,7 +121,7 @@ fn change(value: f64, from: f64) -> String {
 }
 
 /// The results of `recipe` compared with those of the baselines of the same seeds.
-fn gain_over_baseline(group: &Group<'_>, recipe: &str, frechet: &Column) -> Option<String> {
+fn gain_over_baseline(group: &Group<'_>, recipe: &str, frechet: Figure) -> Option<String> {
     let pairs: Vec<(&Cell, &Cell)> = group
         .pairs()
         .into_iter()
@@ -131,13 +133,13 @@ fn gain_over_baseline(group: &Group<'_>, recipe: &str, frechet: &Column) -> Opti
             "No finished baseline of the same model and seed, so the gain is unknown.".to_owned()
         });
     }
-    let tallies: Vec<String> = [frechet, &DENOISING_LOSS]
+    let tallies: Vec<String> = [frechet, Figure::DenoisingLoss]
         .into_iter()
-        .filter_map(|column| {
+        .filter_map(|figure| {
             let values = pairs.iter().filter_map(|(cell, baseline)| {
-                Some((column.of(&cell.row)?, column.of(&baseline.row)?))
+                Some((cell.row.finite(figure)?, baseline.row.finite(figure)?))
             });
-            tally(&values.collect::<Vec<_>>(), column)
+            tally(&values.collect::<Vec<_>>(), figure)
         })
         .collect();
     if tallies.is_empty() {
@@ -151,7 +153,7 @@ fn gain_over_baseline(group: &Group<'_>, recipe: &str, frechet: &Column) -> Opti
 }
 
 /// The number of pairs whose left value is lower, and the mean change.
-fn tally(values: &[(f64, f64)], column: &Column) -> Option<String> {
+fn tally(values: &[(f64, f64)], figure: Figure) -> Option<String> {
     let differences: Vec<f64> = values.iter().map(|(left, right)| left - right).collect();
     let lowest = differences.iter().copied().reduce(f64::min)?;
     let highest = differences.iter().copied().reduce(f64::max)?;
@@ -176,7 +178,7 @@ fn tally(values: &[(f64, f64)], column: &Column) -> Option<String> {
     let average = signed(average.value, digits);
     Some(format!(
         "{} lower in {lower} of {} (mean change {average}{relative}{spread})",
-        column.title,
+        figure.title(),
         counted(differences.len(), "cell"),
     ))
 }
@@ -200,10 +202,10 @@ fn fastest(pairs: &[(&Cell, &Cell)], training: f64) -> Option<String> {
 }
 
 /// The results of recipe `left` compared with those of `right` for the same encoders and seeds.
-fn compare_recipes(group: &Group<'_>, left: &str, right: &str, frechet: &Column) -> Option<String> {
-    let tallies: Vec<String> = [frechet, &DENOISING_LOSS]
+fn compare_recipes(group: &Group<'_>, left: &str, right: &str, frechet: Figure) -> Option<String> {
+    let tallies: Vec<String> = [frechet, Figure::DenoisingLoss]
         .into_iter()
-        .filter_map(|column| {
+        .filter_map(|figure| {
             let pairs = group
                 .done()
                 .filter(|cell| cell.row.recipe == left)
@@ -213,9 +215,9 @@ fn compare_recipes(group: &Group<'_>, left: &str, right: &str, frechet: &Column)
                             && other.row.encoder == cell.row.encoder
                             && other.row.seed == cell.row.seed
                     })?;
-                    Some((column.of(&cell.row)?, column.of(&other.row)?))
+                    Some((cell.row.finite(figure)?, other.row.finite(figure)?))
                 });
-            tally(&pairs.collect::<Vec<_>>(), column)
+            tally(&pairs.collect::<Vec<_>>(), figure)
         })
         .collect();
     (!tallies.is_empty())
@@ -223,14 +225,14 @@ fn compare_recipes(group: &Group<'_>, left: &str, right: &str, frechet: &Column)
 }
 
 /// The encoder metric with the strongest correlation to the Frechet distance.
-fn strongest_relation(group: &Group<'_>, frechet: &Column) -> Option<String> {
+fn strongest_relation(group: &Group<'_>, frechet: Figure) -> Option<String> {
     let mut most = 0;
     let mut fitted = Vec::new();
-    for metric in ENCODER_METRICS {
+    for metric in encoder_metrics() {
         for recipe in group.recipes() {
-            match relation(&points(group, recipe, &metric, frechet)) {
+            match relation(&points(group, recipe, metric, frechet)) {
                 Relation::Fitted { r, interval, n, .. } => {
-                    fitted.push((metric.name, recipe, r, interval, n));
+                    fitted.push((metric.name(), recipe, r, interval, n));
                 }
                 Relation::TooFew { n } | Relation::Undefined { n } => most = most.max(n),
             }

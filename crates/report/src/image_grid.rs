@@ -1,4 +1,6 @@
 //! Writes samples as PNG files: one image, or a grid of images with small gaps.
+//!
+//! The pixels of samples are copied, not drawn, so that this module needs no drawing library, only an encoder.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};

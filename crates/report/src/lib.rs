@@ -1,7 +1,7 @@
 //! Turns the folder of a sweep into tables, plots and an HTML page, without libtorch.
 //!
-//! [`results`] reads and writes `results.csv`, [`ranking`] ranks encoders by spatial metrics, and [`image_grid`] writes
-//! pictures of many images.
+//! [`results`] reads and writes `results.csv`, [`ranking`] ranks encoders by spatial metrics, [`image_grid`] writes pictures
+//! of many images, and [`markup`] helps to write SVG.
 //!
 //! The report of a sweep is `report.html`, one self-contained page, and `plots/*.svg`.
 //!
@@ -12,22 +12,23 @@
 //! |---|---|
 //! | `results.csv` | the table, the findings, Frechet distances, encoder metrics |
 //! | `plan.toml` | `name` and `description` |
-//! | `cells/ID/metrics.jsonl` | curves: `step`, `denoising_loss`, `alignment_loss`, `fd` |
+//! | `cells/ID/metrics.jsonl` | curves of figures over `step` |
 //! | `cells/ID/samples/*.png` | the last picture by name; only pictures with `grid` in their name if there are any |
 //! | `encoders/NAME.png` | maps of an encoder's patch tokens |
 //! | `ranking.json` | the ranking of encoders by `runner metrics --rank` |
 //! | `cells/ID/config.toml` | shown collapsed |
 //! | `cells/ID/result.json` | `hash`, `hardware` (text), `started_at` and `finished_at` (text, or seconds since 1970) |
 
-mod columns;
 mod comparison;
 mod correlation;
 mod curve;
 mod distinct;
-mod escape;
+mod figures;
 mod findings;
 mod html;
 pub mod image_grid;
+mod logged_step;
+pub mod markup;
 mod number;
 mod plots;
 pub mod ranking;
@@ -36,7 +37,6 @@ mod run_folder;
 mod time;
 mod words;
 
-pub use escape::escape;
 pub use run_folder::encoder_sheet;
 
 use std::fs;

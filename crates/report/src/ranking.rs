@@ -2,69 +2,32 @@
 //! target.
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Write as _};
+use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::path::Path;
 
+use metrics::figures::{Figure, Kind};
 use metrics::spatial::SpatialMetrics;
 use serde::{Deserialize, Serialize};
 
-/// A spatial metric. Higher values mean more spatial structure.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SpatialMetric {
-    /// Local against distant similarity.
-    Lds,
-    /// Correlation decay slope.
-    Cds,
-    /// Semantic-region self-similarity.
-    Srss,
-    /// Root-mean-square spatial contrast.
-    Rmsc,
-}
+use super::words::alternatives;
 
-impl SpatialMetric {
-    /// All spatial metrics, in the order of the paper.
-    pub const ALL: [Self; 4] = [Self::Lds, Self::Cds, Self::Srss, Self::Rmsc];
-
-    fn of(self, metrics: &SpatialMetrics) -> Option<f64> {
-        match self {
-            Self::Lds => Some(metrics.lds),
-            Self::Cds => Some(metrics.cds),
-            Self::Srss => metrics.srss,
-            Self::Rmsc => Some(metrics.rmsc),
-        }
-    }
-}
-
-impl fmt::Display for SpatialMetric {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Lds => "lds",
-            Self::Cds => "cds",
-            Self::Srss => "srss",
-            Self::Rmsc => "rmsc",
-        })
-    }
-}
-
-impl std::str::FromStr for SpatialMetric {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let known = Self::ALL.into_iter();
-        known
-            .clone()
-            .find(|metric| metric.to_string() == text)
-            .ok_or_else(|| "expected lds, cds, srss or rmsc".to_owned())
-    }
+/// Parses the name of a figure of [`Kind::Spatial`], of which higher values mean more spatial structure.
+///
+/// # Errors
+/// The allowed names, if `name` is none of them.
+pub fn spatial_metric(name: &str) -> Result<Figure, String> {
+    let metrics = || Figure::of_kind(Kind::Spatial);
+    metrics()
+        .find(|metric| metric.name() == name)
+        .ok_or_else(|| format!("expected {}", alternatives(metrics().map(Figure::name))))
 }
 
 /// A ranking of encoders, and the images that it was measured on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Ranking {
-    /// The metric that determines the order.
-    pub by: SpatialMetric,
+    /// The figure that determines the order.
+    pub by: Figure,
     /// The data set.
     pub data: String,
     /// The fingerprint of the data set.
@@ -86,21 +49,22 @@ pub struct Ranked {
     #[serde(flatten)]
     pub metrics: SpatialMetrics,
     /// Its rank by each metric, from 1; equal values share the better rank.
-    pub places: BTreeMap<SpatialMetric, usize>,
+    pub places: BTreeMap<Figure, usize>,
 }
 
 impl Ranking {
     /// Ranks the `measured` encoders, given as name and metrics, by `by`.
     pub fn new(
-        by: SpatialMetric,
+        by: Figure,
         (data, fingerprint): (&str, &str),
         images: usize,
         resolution: u32,
         measured: Vec<(String, SpatialMetrics)>,
     ) -> Self {
-        let place = |metric: SpatialMetric, metrics: &SpatialMetrics| {
-            let own = metric.of(metrics)?;
-            let others = measured.iter().filter_map(|(_, other)| metric.of(other));
+        let place = |metric: Figure, metrics: &SpatialMetrics| {
+            let own = metrics.figures().get(metric)?;
+            let others = measured.iter();
+            let others = others.filter_map(|(_, other)| other.figures().get(metric));
             Some(1 + others.filter(|other| *other > own).count())
         };
         let mut encoders: Vec<Ranked> = measured
@@ -108,8 +72,7 @@ impl Ranking {
             .map(|(encoder, metrics)| Ranked {
                 encoder: encoder.clone(),
                 metrics: *metrics,
-                places: SpatialMetric::ALL
-                    .into_iter()
+                places: Figure::of_kind(Kind::Spatial)
                     .filter_map(|metric| Some((metric, place(metric, metrics)?)))
                     .collect(),
             })
@@ -131,7 +94,7 @@ impl Ranking {
         let width = self.encoders.iter().map(name).max().unwrap_or(0).max(7);
         // Writing to a String cannot fail.
         let mut text = format!("place  {:width$}", "encoder");
-        for metric in SpatialMetric::ALL {
+        for metric in Figure::of_kind(Kind::Spatial) {
             let mark = if metric == self.by { "*" } else { "" };
             let _infallible = write!(text, "  {:>12}", format!("{metric}{mark}"));
         }
@@ -139,8 +102,8 @@ impl Ranking {
             let place = ranked.place(self.by).map(|place| place.to_string());
             let place = place.unwrap_or_else(|| "-".to_owned());
             let _infallible = write!(text, "\n{place:>5}  {:width$}", ranked.encoder);
-            for metric in SpatialMetric::ALL {
-                let figure = match (metric.of(&ranked.metrics), ranked.place(metric)) {
+            for metric in Figure::of_kind(Kind::Spatial) {
+                let figure = match (ranked.metrics.figures().get(metric), ranked.place(metric)) {
                     (Some(value), Some(place)) => format!("{value:.4} ({place})"),
                     _ => "-".to_owned(),
                 };
@@ -161,17 +124,17 @@ impl Ranking {
         })
     }
 
-    /// The value of the metric named `metric` for an encoder.
-    pub(crate) fn value(&self, encoder: &str, metric: &str) -> Option<f64> {
-        let metric: SpatialMetric = metric.parse().ok()?;
+    /// The value of a spatial metric for an encoder.
+    pub(crate) fn value(&self, encoder: &str, metric: Figure) -> Option<f64> {
         let mut encoders = self.encoders.iter();
-        metric.of(&encoders.find(|ranked| ranked.encoder == encoder)?.metrics)
+        let ranked = encoders.find(|ranked| ranked.encoder == encoder)?;
+        ranked.metrics.figures().get(metric)
     }
 }
 
 impl Ranked {
     /// The rank of the encoder by a metric.
-    pub fn place(&self, metric: SpatialMetric) -> Option<usize> {
+    pub fn place(&self, metric: Figure) -> Option<usize> {
         self.places.get(&metric).copied()
     }
 }
@@ -180,7 +143,7 @@ impl Ranked {
 mod tests {
     use super::*;
 
-    fn ranking(by: SpatialMetric) -> Ranking {
+    fn ranking(by: Figure) -> Ranking {
         let metrics = |lds, srss| SpatialMetrics {
             lds,
             cds: 1.0,
@@ -195,26 +158,35 @@ mod tests {
         Ranking::new(by, ("data", "hash"), 3, 64, measured)
     }
 
-    fn order(by: SpatialMetric) -> Vec<String> {
+    fn order(by: Figure) -> Vec<String> {
         let encoders = ranking(by).encoders.into_iter();
         encoders.map(|ranked| ranked.encoder).collect()
     }
 
     #[test]
     fn more_structure_ranks_first_and_a_missing_metric_last() {
-        assert_eq!(order(SpatialMetric::Lds), ["high", "middle", "low"]);
-        assert_eq!(order(SpatialMetric::Rmsc), ["low", "middle", "high"]);
-        assert_eq!(order(SpatialMetric::Srss), ["middle", "low", "high"]);
+        assert_eq!(order(Figure::Lds), ["high", "middle", "low"]);
+        assert_eq!(order(Figure::Rmsc), ["low", "middle", "high"]);
+        assert_eq!(order(Figure::Srss), ["middle", "low", "high"]);
         // Encoders with equal values keep their order.
-        assert_eq!(order(SpatialMetric::Cds), ["low", "high", "middle"]);
-        let ranking = ranking(SpatialMetric::Lds);
-        assert_eq!(ranking.encoders[2].place(SpatialMetric::Cds), Some(1));
-        assert_eq!(ranking.encoders[0].place(SpatialMetric::Srss), None);
+        assert_eq!(order(Figure::Cds), ["low", "high", "middle"]);
+        let ranking = ranking(Figure::Lds);
+        assert_eq!(ranking.encoders[2].place(Figure::Cds), Some(1));
+        assert_eq!(ranking.encoders[0].place(Figure::Srss), None);
+    }
+
+    #[test]
+    fn only_spatial_metrics_can_be_ranked_by() {
+        assert_eq!(spatial_metric("cds"), Ok(Figure::Cds));
+        for name in ["fid", "LDS", ""] {
+            let expected = "expected lds, cds, srss or rmsc".to_owned();
+            assert_eq!(spatial_metric(name), Err(expected));
+        }
     }
 
     #[test]
     fn the_table_marks_the_metric_that_determines_the_order() {
-        let table = ranking(SpatialMetric::Srss).table();
+        let table = ranking(Figure::Srss).table();
         let lines: Vec<&str> = table.lines().collect();
         assert!(lines[0].contains("srss*") && !lines[0].contains("lds*"));
         assert!(lines[1].contains("middle") && lines[1].contains("0.7000 (1)"));
@@ -225,12 +197,12 @@ mod tests {
     fn a_written_ranking_is_read_back() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ranking.json");
-        let ranking = ranking(SpatialMetric::Lds);
+        let ranking = ranking(Figure::Lds);
         ranking.write(&path).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(serde_json::from_str::<Ranking>(&text).unwrap(), ranking);
-        assert_eq!(ranking.value("middle", "srss"), Some(0.7));
-        assert_eq!(ranking.value("high", "srss"), None);
-        assert_eq!(ranking.value("other", "lds"), None);
+        assert_eq!(ranking.value("middle", Figure::Srss), Some(0.7));
+        assert_eq!(ranking.value("high", Figure::Srss), None);
+        assert_eq!(ranking.value("other", Figure::Lds), None);
     }
 }

@@ -12,6 +12,7 @@ use crate::ranking::Ranking;
 use crate::results::{ResultRow, ResultsError, Status, read_csv};
 
 use super::distinct::distinct;
+use super::logged_step::{LoggedStep, parse_log};
 use super::time;
 
 /// Maximum size of a picture on the page, which should be small enough to be sent by e-mail.
@@ -58,20 +59,6 @@ pub(super) struct Cell {
     pub config: Option<String>,
     /// Hash of configuration, data set and encoder files.
     pub hash: Option<String>,
-}
-
-/// The plotted values of a line of `metrics.jsonl`.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-pub(super) struct LoggedStep {
-    pub step: u64,
-    #[serde(default)]
-    pub denoising_loss: Option<f64>,
-    #[serde(default)]
-    pub alignment_loss: Option<f64>,
-    #[serde(default)]
-    pub fid: Option<f64>,
-    #[serde(default)]
-    pub fd: Option<f64>,
 }
 
 /// A picture, such as the newest in a cell's `samples` folder.
@@ -315,7 +302,7 @@ impl<'a> CellFolder<'a> {
         let Some(bytes) = self.read("metrics.jsonl", true) else {
             return Vec::new();
         };
-        let parsed = parse_curve(&bytes);
+        let parsed = parse_log(&bytes);
         if let Some(line) = parsed.incomplete {
             self.note(
                 "metrics.jsonl",
@@ -361,83 +348,5 @@ impl<'a> CellFolder<'a> {
                 None
             }
         }
-    }
-}
-
-struct ParsedCurve {
-    steps: Vec<LoggedStep>,
-    /// The number of an incomplete last line.
-    incomplete: Option<usize>,
-    /// The numbers of other lines that cannot be read.
-    unreadable: Vec<usize>,
-}
-
-/// Parses `metrics.jsonl`. A last line without a newline that does not parse was being written when the process ended.
-/// Steps that a resumed run wrote again replace the earlier ones.
-fn parse_curve(bytes: &[u8]) -> ParsedCurve {
-    let mut parsed = ParsedCurve {
-        steps: Vec::new(),
-        incomplete: None,
-        unreadable: Vec::new(),
-    };
-    for (index, line) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
-        if line.trim_ascii().is_empty() {
-            continue;
-        }
-        match serde_json::from_slice::<LoggedStep>(line) {
-            Ok(logged) => {
-                while parsed
-                    .steps
-                    .last()
-                    .is_some_and(|last| last.step >= logged.step)
-                {
-                    parsed.steps.pop();
-                }
-                parsed.steps.push(logged);
-            }
-            Err(_) if !line.ends_with(b"\n") => parsed.incomplete = Some(index + 1),
-            Err(_) => parsed.unreadable.push(index + 1),
-        }
-    }
-    parsed
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn steps(parsed: &ParsedCurve) -> Vec<u64> {
-        parsed.steps.iter().map(|logged| logged.step).collect()
-    }
-
-    #[test]
-    fn an_incomplete_last_line_is_ignored() {
-        let parsed = parse_curve(b"{\"step\":1,\"loss\":2.0}\n{\"step\":2,\"lo");
-        assert_eq!(steps(&parsed), [1]);
-        assert_eq!(parsed.incomplete, Some(2));
-        assert!(parsed.unreadable.is_empty());
-    }
-
-    #[test]
-    fn a_complete_last_line_without_newline_is_read() {
-        let parsed = parse_curve(b"{\"step\":1}\n{\"step\":2}");
-        assert_eq!(steps(&parsed), [1, 2]);
-        assert_eq!(parsed.incomplete, None);
-    }
-
-    #[test]
-    fn unreadable_lines_are_recorded_and_the_rest_is_read() {
-        let parsed = parse_curve(b"{\"step\":1}\nnonsense\n\xff\xfe\n\n{\"step\":4}\n");
-        assert_eq!(steps(&parsed), [1, 4]);
-        assert_eq!(parsed.unreadable, [2, 3]);
-    }
-
-    #[test]
-    fn steps_that_were_written_again_replace_the_earlier_ones() {
-        let parsed = parse_curve(
-            b"{\"step\":1}\n{\"step\":2}\n{\"step\":3}\n{\"step\":2,\"denoising_loss\":0.5}\n",
-        );
-        assert_eq!(steps(&parsed), [1, 2]);
-        assert_eq!(parsed.steps[1].denoising_loss, Some(0.5));
     }
 }

@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use metrics::figures::{Figure, File, Kind};
 use ndarray::Array4;
 use report::image_grid::{GridLayout, write_grid};
 use report::results::{ResultRow, Status, read_csv, write_csv};
@@ -71,19 +72,24 @@ fn finished(run: &Path, encoder: &str, recipe: &str, structure: f64, other: f64)
     };
     let gain = strength * (structure + 0.1);
     row.fd_encoder = JUDGE.into();
-    row.fd = Some(31.5 - 160.0 * gain + 0.5 * noise.next());
-    row.steps_per_s = Some(if aligned { 9.1 } else { 11.2 } + 0.2 * noise.next());
-    row.peak_memory_mib = Some(if aligned { 812.0 } else { 655.0 });
+    row.figures
+        .set(Figure::Fd, 31.5 - 160.0 * gain + 0.5 * noise.next());
+    row.figures.set(
+        Figure::StepsPerSecond,
+        if aligned { 9.1 } else { 11.2 } + 0.2 * noise.next(),
+    );
+    row.figures
+        .set(Figure::PeakMemory, if aligned { 812.0 } else { 655.0 });
     if aligned {
-        row.lds = Some(structure);
-        row.cds = Some(0.5 * structure + 0.03 * other);
-        row.srss = Some(other - 0.4 * structure);
-        row.rmsc = Some(0.9 - other);
+        row.figures.set(Figure::Lds, structure);
+        row.figures.set(Figure::Cds, 0.5 * structure + 0.03 * other);
+        row.figures.set(Figure::Srss, other - 0.4 * structure);
+        row.figures.set(Figure::Rmsc, 0.9 - other);
     }
     let folder = run.join("cells").join(&row.cell);
     let (lines, losses) = curve(gain, aligned.then_some(structure), &mut noise);
-    row.denoising_loss = Some(losses.0);
-    row.alignment_loss = losses.1;
+    row.figures.set(Figure::DenoisingLoss, losses.0);
+    row.figures.set(Figure::AlignmentLoss, losses.1);
     fs::create_dir_all(folder.join("samples")).unwrap();
     fs::write(folder.join("metrics.jsonl"), lines).unwrap();
     fs::write(
@@ -167,7 +173,8 @@ fn sweep(run: &Path) -> Vec<ResultRow> {
     failed.status = Status::Failed;
     failed.steps = Some(430);
     failed.reason = "loss is NaN at step 431; samples 17, 204 and 1188 were in the batch".into();
-    (failed.fd, failed.denoising_loss) = (None, None);
+    failed.figures.remove(Figure::Fd);
+    failed.figures.remove(Figure::DenoisingLoss);
     let folder = run.join("cells").join(&failed.cell);
     let lines = fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
     let kept: Vec<&str> = lines.lines().take(43).collect();
@@ -273,7 +280,10 @@ fn the_better_recipe_of_each_encoder_is_marked() {
     for (encoder, ..) in ENCODERS {
         let of = |recipe: &str| {
             let cell = format!("sit-xs4.{recipe}.{encoder}.s0");
-            rows.iter().find(|row| row.cell == cell).unwrap().fd
+            rows.iter()
+                .find(|row| row.cell == cell)
+                .unwrap()
+                .get(Figure::Fd)
         };
         let found = table_row(&page, matrix, encoder);
         let irepa = of("irepa").unwrap();
@@ -336,8 +346,11 @@ fn panels_without_values_state_the_reason() {
     assert!(first.contains("no linear probe was trained"));
     assert!(!first.contains("needs foreground masks"));
     for row in &mut rows {
-        row.srss = None;
-        row.linear_probe = row.lds.map(|lds| 0.3 + lds);
+        row.figures.remove(Figure::Srss);
+        row.figures.set(
+            Figure::LinearProbe,
+            row.get(Figure::Lds).map(|lds| 0.3 + lds),
+        );
     }
     let second = svg(&rows);
     assert!(second.contains("needs foreground masks") && second.contains("n = 5"));
@@ -428,15 +441,14 @@ fn findings_state_the_numbers_of_the_table() {
         rows.iter()
             .find(|row| row.cell == cell)
             .unwrap()
-            .fd
+            .get(Figure::Fd)
             .unwrap()
     };
-    let best = rows
+    let (best, best_fd) = rows
         .iter()
-        .filter(|row| row.fd.is_some())
-        .min_by(|left, right| left.fd.unwrap().total_cmp(&right.fd.unwrap()))
+        .filter_map(|row| Some((row, row.get(Figure::Fd)?)))
+        .min_by(|left, right| left.1.total_cmp(&right.1))
         .unwrap();
-    let best_fd = best.fd.unwrap();
     let baseline = fd("sit-xs4.none.s0");
     assert!(text.contains(&format!("{} with {best_fd:.2}", best.cell)));
     assert!(text.contains(&format!(
@@ -605,7 +617,7 @@ fn without_a_baseline_no_gain_is_claimed() {
 fn a_baseline_with_the_lowest_distance_is_reported_as_such() {
     let run = tempfile::tempdir().unwrap();
     let mut rows = sweep(run.path());
-    rows[0].fd = Some(1.5);
+    rows[0].figures.set(Figure::Fd, 1.5);
     write_csv(&run.path().join("results.csv"), &rows).unwrap();
     let text = text(&page(run.path()));
     assert!(text.contains(
@@ -621,11 +633,13 @@ fn seeds_are_averaged_before_correlations_are_computed() {
     let seed_one: Vec<ResultRow> = rows
         .iter()
         .filter(|row| row.status == Status::Done)
-        .map(|row| ResultRow {
-            cell: row.cell.replace("s0", "s1"),
-            seed: 1,
-            fd: row.fd.map(|fd| fd + 1.0),
-            ..row.clone()
+        .map(|row| {
+            let mut other = row.clone();
+            other.cell = row.cell.replace("s0", "s1");
+            other.seed = 1;
+            let fd = row.get(Figure::Fd);
+            other.figures.set(Figure::Fd, fd.map(|fd| fd + 1.0));
+            other
         })
         .collect();
     rows.extend(seed_one);
@@ -639,12 +653,12 @@ fn seeds_are_averaged_before_correlations_are_computed() {
 fn values_that_are_not_finite_do_not_stop_the_report() {
     let run = tempfile::tempdir().unwrap();
     let mut rows = sweep(run.path());
-    rows[1].fd = Some(f64::NAN);
-    rows[2].fd = Some(f64::INFINITY);
-    rows[3].lds = Some(-1e308);
-    rows[4].denoising_loss = Some(1e308);
+    rows[1].figures.set(Figure::Fd, f64::NAN);
+    rows[2].figures.set(Figure::Fd, f64::INFINITY);
+    rows[3].figures.set(Figure::Lds, -1e308);
+    rows[4].figures.set(Figure::DenoisingLoss, 1e308);
     for row in &mut rows {
-        row.rmsc = Some(0.5);
+        row.figures.set(Figure::Rmsc, 0.5);
     }
     write_csv(&run.path().join("results.csv"), &rows).unwrap();
     let text = text(&page(run.path()));
@@ -668,6 +682,49 @@ fn each_model_has_its_own_plots() {
             model == "sit-xs4" || report.plots.contains(&path),
             "{path:?}"
         );
+    }
+}
+
+#[test]
+fn every_figure_of_the_results_is_a_column_of_the_file_and_of_the_page() {
+    let run = tempfile::tempdir().unwrap();
+    let mut rows = sweep(run.path());
+    for (index, figure) in Figure::in_file(File::Results).enumerate() {
+        for (cell, row) in rows.iter_mut().enumerate() {
+            row.figures
+                .set(figure, 100.0 + index as f64 + 0.5 * cell as f64);
+        }
+    }
+    write_csv(&run.path().join("results.csv"), &rows).unwrap();
+    let csv = fs::read_to_string(run.path().join("results.csv")).unwrap();
+    let header: Vec<&str> = csv.lines().next().unwrap().split(',').collect();
+    let page = page(run.path());
+    let table = page.split_once("<h3>All cells</h3>").unwrap().1;
+    let headings = table.split_once("</thead>").unwrap().0;
+    for figure in Figure::in_file(File::Results) {
+        assert!(header.contains(&figure.name()), "{figure}");
+        let heading = format!(
+            "title=\"{}\">{}",
+            figure.title(),
+            figure.name().replace('_', "_<wbr>")
+        );
+        assert!(headings.contains(&heading), "{figure} in {headings}");
+        let value = rows[0].get(figure).unwrap();
+        assert!(
+            table.contains(&format!("data-value=\"{value}\"")),
+            "{figure}"
+        );
+    }
+    for figure in Figure::of_kind(Kind::Spatial).chain(Figure::of_kind(Kind::Probe)) {
+        let plot = fs::read_to_string(run.path().join("plots/metrics-sit-xs4.svg")).unwrap();
+        assert!(plot.contains(figure.title()), "{figure}");
+    }
+    for (read, written) in read_csv(&run.path().join("results.csv"))
+        .unwrap()
+        .iter()
+        .zip(&rows)
+    {
+        assert_eq!(read, written);
     }
 }
 

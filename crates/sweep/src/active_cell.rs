@@ -4,13 +4,14 @@ use std::error::Error;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use metrics::figures::{Figure, Figures, File, Kind};
 use tch::Tensor;
 use training::{DeviceBatch, Inputs, MetricsLog, Run, TrainError};
 
 use crate::cell_folder::{CellLock, CellResult};
 use crate::context::{Context, InitialWeights};
 use crate::failure::{Reached, Reason, fail, hardware, now};
-use crate::measures::{EncoderMeasures, describe, judges};
+use crate::measures::{describe, judges};
 use crate::planned::{Planned, empty_row};
 use crate::progress::CellProgress;
 use crate::token_source::TokenSource;
@@ -92,7 +93,7 @@ impl<'a> ActiveCell<'a> {
             // Not the weighted loss: that of MeanFlow is always close to 1.
             self.run
                 .last_metrics()
-                .map(|metrics| metrics.denoising_loss),
+                .and_then(|metrics| metrics.get(Figure::DenoisingLoss)),
             self.steps as f64 / self.seconds.max(1e-9),
         );
         Ok(())
@@ -125,7 +126,7 @@ impl<'a> ActiveCell<'a> {
     pub(crate) fn finish(
         &mut self,
         context: &Context,
-        encoder_measures: &EncoderMeasures,
+        encoder_figures: &Figures,
         judges: &Judges,
         alone: bool,
     ) -> Result<(), Reason> {
@@ -145,37 +146,28 @@ impl<'a> ActiveCell<'a> {
             Err(EvaluationError::Interrupted) => return Ok(()),
             quality => quality?,
         };
-        row.fid = quality.fid;
-        row.sfid = quality.sfid;
-        row.inception_score = quality.inception_score;
-        row.precision = quality.precision;
-        row.recall = quality.recall;
-        row.kid = quality.kid;
-        row.fd = quality.fd;
-        row.linear_probe = encoder_measures.linear_probe;
-        if let Some(spatial) = encoder_measures.spatial {
-            row.lds = Some(spatial.lds);
-            row.cds = Some(spatial.cds);
-            row.srss = spatial.srss;
-            row.rmsc = Some(spatial.rmsc);
-        }
+        row.figures.extend(quality.of_file(File::Results).iter());
+        row.figures.extend(encoder_figures.iter());
         let log = MetricsLog::read(&self.run.folder().join("metrics.jsonl"))?;
         let last = ((log.len() as f64 * FINAL_SHARE).ceil() as usize).min(log.len());
         let tail = &log[log.len() - last..];
-        row.denoising_loss = mean(tail.iter().map(|line| Some(line.denoising_loss)));
-        row.alignment_loss = mean(tail.iter().map(|line| line.alignment_loss));
-        row.steps_per_s = (self.steps > 0).then(|| self.steps as f64 / self.seconds.max(1e-9));
+        for figure in Figure::of_kind(Kind::Training).filter(|figure| figure.is_in(File::Results)) {
+            let mean = mean(tail.iter().map(|line| line.get(figure)));
+            row.figures.set(figure, mean);
+        }
+        let speed = (self.steps > 0).then(|| self.steps as f64 / self.seconds.max(1e-9));
+        row.figures.set(Figure::StepsPerSecond, speed);
         if alone {
             let peak = torch_ext::device::peak_memory(context.device)?;
-            row.peak_memory_mib = peak.map(|bytes| (bytes >> 20) as f64);
+            row.figures
+                .set(Figure::PeakMemory, peak.map(|bytes| (bytes >> 20) as f64));
         }
-        let distances = [("fid", row.fid), ("fd", row.fd)];
-        let distances: String = distances
-            .iter()
-            .filter_map(|(name, distance)| Some(format!(", {name} {:.2}", (*distance)?)))
+        let distances: String = [Figure::Fid, Figure::Fd]
+            .into_iter()
+            .filter_map(|figure| Some(format!(", {figure} {:.2}", row.get(figure)?)))
             .collect();
         let loss = row
-            .denoising_loss
+            .get(Figure::DenoisingLoss)
             .map(|loss| format!("denoising loss {loss:.4}"));
         let corrupt_skipped = self.run.trainer().cursor().skipped;
         let collapse = self.run.collapse().map(|collapse| collapse.to_string());

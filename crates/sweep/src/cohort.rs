@@ -476,11 +476,11 @@ impl<'a> Group<'a> {
         let Some(first) = self.active.first() else {
             return Ok(());
         };
-        let encoder_measures =
-            match measure_encoder(context, first.planned, &first.progress, source) {
-                Err(EvaluationError::Interrupted) => return Ok(()),
-                encoder_measures => encoder_measures?,
-            };
+        let encoder_figures = match measure_encoder(context, first.planned, &first.progress, source)
+        {
+            Err(EvaluationError::Interrupted) => return Ok(()),
+            encoder_figures => encoder_figures?,
+        };
         let judges = match loaded {
             Some(judges) => judges,
             None => match judges(context, first.planned, &first.progress) {
@@ -493,7 +493,7 @@ impl<'a> Group<'a> {
             if context.is_interrupted() {
                 break;
             }
-            let outcome = cell.finish(context, &encoder_measures, &judges, alone);
+            let outcome = cell.finish(context, &encoder_figures, &judges, alone);
             if let Err(reason) = &outcome
                 && reason.is_out_of_memory()
                 && self.active.len() > 1

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use metrics::spatial::SpatialMetrics;
+use metrics::figures::{Figure, Figures};
 
 use crate::context::Context;
 use crate::planned::Planned;
@@ -41,13 +41,6 @@ pub(crate) fn describe(stage: JudgeStage) -> String {
     }
 }
 
-/// The measures of a cohort's encoder.
-#[derive(Default)]
-pub(crate) struct EncoderMeasures {
-    pub(crate) spatial: Option<SpatialMetrics>,
-    pub(crate) linear_probe: Option<f64>,
-}
-
 /// Measures LDS, CDS, SRSS, RMSC and the accuracy of a linear probe of the encoder that the cells align with, and draws
 /// its sheet. Nothing is measured if the cells align with no encoder or with several.
 pub(crate) fn measure_encoder(
@@ -55,7 +48,7 @@ pub(crate) fn measure_encoder(
     planned: &Planned,
     progress: &CellProgress,
     source: &TokenSource,
-) -> Result<EncoderMeasures, EvaluationError> {
+) -> Result<Figures, EvaluationError> {
     let Planned {
         cell,
         training,
@@ -64,14 +57,14 @@ pub(crate) fn measure_encoder(
     } = planned;
     let config = &cell.config;
     let evaluate = &config.evaluate;
-    let mut measures = EncoderMeasures::default();
+    let mut figures = Figures::default();
     // The joined tokens of several encoders have no grid.
     let names = config.alignment.encoders();
     let [name] = names.as_slice() else {
-        return Ok(measures);
+        return Ok(figures);
     };
     if evaluate.spatial_images == 0 && evaluate.probe_images == 0 {
-        return Ok(measures);
+        return Ok(figures);
     }
     let stage = |text: &str| context.progress.stage(progress, text);
     stage("spatial metrics");
@@ -89,14 +82,15 @@ pub(crate) fn measure_encoder(
     };
     sheet::draw(context, planned, encoder);
     if evaluate.spatial_images > 0 {
-        measures.spatial = Some(evaluation::spatial_metrics(
+        let spatial = evaluation::spatial_metrics(
             encoder,
             reference,
             config,
             evaluate.spatial_images,
             context.device,
             context.interrupted,
-        )?);
+        )?;
+        figures.extend(spatial.figures().iter());
     }
     if evaluate.probe_images > 0 {
         let identity = format!(
@@ -110,7 +104,7 @@ pub(crate) fn measure_encoder(
             images: evaluate.probe_images,
             cache: Some(&reference_folder(context)),
         };
-        measures.linear_probe = evaluation::probe(
+        let accuracy = evaluation::probe(
             encoder,
             &identity,
             data,
@@ -118,8 +112,8 @@ pub(crate) fn measure_encoder(
             context.device,
             context.interrupted,
             |done, total| stage(&format!("linear probe {done}/{total}")),
-        )?
-        .map(|accuracy| accuracy.patch);
+        )?;
+        figures.set(Figure::LinearProbe, accuracy.map(|accuracy| accuracy.patch));
     }
-    Ok(measures)
+    Ok(figures)
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use encoders::{Inception, Registry};
 use evaluation::encoder_bank::EncoderBank;
 use globset::{Glob, GlobMatcher};
+use metrics::figures::{Figure, File, Kind};
 use report::results::Status;
 use tch::Device;
 use terminal::{errln, outln};
@@ -127,7 +128,11 @@ pub fn run(
     if plan.cells.iter().any(wants_inception)
         && let Err(error) = Inception::find(bank.registry(), Inception::NAMES[0])
     {
-        errln!("  left empty: fid, sfid, inception_score, precision, recall, kid: {error}");
+        // All figures of samples but `fd`, which has an encoder of its own.
+        let figures = Figure::of_kind(Kind::Quality)
+            .filter(|figure| figure.is_in(File::Results) && *figure != Figure::Fd);
+        let names: Vec<&str> = figures.map(Figure::name).collect();
+        errln!("  left empty: {}: {error}", names.join(", "));
     }
     if options.dry_run {
         for planned in cohorts.iter().flat_map(|cohort| &cohort.cells) {

@@ -114,7 +114,8 @@ impl CollapseWatch {
     /// that were already outside.
     pub fn observe(&mut self, metrics: &StepMetrics) -> Vec<Collapse> {
         let mut newly_outside = Vec::new();
-        for (figure, value) in metrics.figures() {
+        for (figure, value) in metrics.figures.iter() {
+            let figure = figure.name();
             let Some(rule) = rule(figure) else { continue };
             let history = self.histories.entry(figure.to_owned()).or_default();
             let was_inside = history.since.is_none();
@@ -295,20 +296,18 @@ fn median_of(mut values: Vec<f64>) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{AutoencoderMetrics, Quality};
+    use ::metrics::figures::{Figure, Figures, Kind};
 
     fn metrics(step: u64, denoising_loss: f64, grad_norm: f64) -> StepMetrics {
         StepMetrics {
             step,
-            loss: 1.0,
-            denoising_loss,
-            alignment_loss: None,
-            grad_norm,
-            lr: 1e-4,
-            autoencoder: None,
-            quality: Quality::default(),
-            corrupt_skipped: 0,
-            steps_per_s: Some(step as f64),
+            figures: Figures::from([
+                (Figure::Loss, 1.0),
+                (Figure::DenoisingLoss, denoising_loss),
+                (Figure::GradNorm, grad_norm),
+                (Figure::LearningRate, 1e-4),
+                (Figure::StepsPerSecond, step as f64),
+            ]),
         }
     }
 
@@ -428,13 +427,15 @@ mod tests {
     #[test]
     fn disabled_losses_may_be_zero_but_a_discriminator_may_not_become_zero() {
         let autoencoder_metrics = |step: u64, discriminator_loss: f64, kl_loss: f64| {
-            let mut figures = [0.5; 11];
-            (figures[2], figures[3], figures[6]) = (0.0, kl_loss, discriminator_loss);
-            let autoencoder = Some(AutoencoderMetrics::new(figures));
-            StepMetrics {
-                autoencoder,
-                ..metrics(step, 0.8, 1.0)
-            }
+            let mut line = metrics(step, 0.8, 1.0);
+            let autoencoder = Figure::of_kind(Kind::Autoencoder).map(|figure| (figure, 0.5));
+            line.figures.extend(autoencoder);
+            line.figures.extend([
+                (Figure::PerceptualLoss, 0.0),
+                (Figure::KlLoss, kl_loss),
+                (Figure::DiscriminatorLoss, discriminator_loss),
+            ]);
+            line
         };
         let mut watch = CollapseWatch::default();
         // The perceptual loss is disabled, and the discriminator starts late.

@@ -10,6 +10,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use metrics::figures::Figures;
+
 /// TensorBoard finds event files by `tfevents` in their name.
 const NAME: &str = "events.out.tfevents.0.irepa";
 /// The version string of the first record, which TensorBoard expects.
@@ -64,13 +66,13 @@ impl EventLog {
     ///
     /// # Errors
     /// The file cannot be written; the error names it.
-    pub fn scalars(&mut self, step: u64, figures: &[(&str, f64)]) -> io::Result<()> {
+    pub fn scalars(&mut self, step: u64, figures: &Figures) -> io::Result<()> {
         let mut summary = Vec::new();
-        for (tag, figure) in figures {
+        for (figure, number) in figures.iter() {
             let mut value = Vec::new();
-            bytes(&mut value, 1, tag.as_bytes());
+            bytes(&mut value, 1, figure.name().as_bytes());
             key(&mut value, 2, FIXED32);
-            value.extend((*figure as f32).to_le_bytes());
+            value.extend((number as f32).to_le_bytes());
             bytes(&mut summary, 1, &value);
         }
         self.append(step, &summary)
@@ -333,6 +335,8 @@ fn named(path: &Path, error: io::Error) -> io::Error {
 
 #[cfg(test)]
 mod tests {
+    use metrics::figures::Figure;
+
     use super::*;
 
     fn steps(log: &EventLog) -> Vec<u64> {
@@ -344,7 +348,8 @@ mod tests {
     fn written_entries_are_read_back() {
         let folder = tempfile::tempdir().unwrap();
         let mut log = EventLog::open(folder.path(), 0).unwrap();
-        log.scalars(300, &[("loss", 0.5), ("lr", 1e-4)]).unwrap();
+        let figures = Figures::from([(Figure::Loss, 0.5), (Figure::LearningRate, 1e-4)]);
+        log.scalars(300, &figures).unwrap();
         log.image(70_000, "samples", b"png", (640, 480)).unwrap();
         let events = EventLog::read(&log.path).unwrap();
         assert_eq!(events[0], Event::default());
@@ -380,7 +385,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut log = EventLog::open(folder.path(), 0).unwrap();
         for step in 1..=5 {
-            log.scalars(step, &[("loss", step as f64)]).unwrap();
+            let figures = Figures::from([(Figure::Loss, step as f64)]);
+            log.scalars(step, &figures).unwrap();
         }
         let path = log.path.clone();
         // As if the run was killed during a write.
@@ -389,7 +395,8 @@ mod tests {
         fs::write(&path, &truncated).unwrap();
         let mut log = EventLog::open(folder.path(), 3).unwrap();
         assert_eq!(steps(&log), [0, 1, 2, 3]);
-        log.scalars(4, &[("loss", 4.0)]).unwrap();
+        log.scalars(4, &Figures::from([(Figure::Loss, 4.0)]))
+            .unwrap();
         assert_eq!(steps(&log), [0, 1, 2, 3, 4]);
         let log = EventLog::open(folder.path(), 0).unwrap();
         assert_eq!(steps(&log), [0]);
@@ -399,7 +406,8 @@ mod tests {
     fn an_image_replaces_an_earlier_one_of_the_same_step() {
         let folder = tempfile::tempdir().unwrap();
         let mut log = EventLog::open(folder.path(), 0).unwrap();
-        log.scalars(2, &[("loss", 1.0)]).unwrap();
+        log.scalars(2, &Figures::from([(Figure::Loss, 1.0)]))
+            .unwrap();
         for png in [b"one", b"two"] {
             log.image(2, "samples", png, (1, 1)).unwrap();
             log.image(1, "samples", png, (1, 1)).unwrap();

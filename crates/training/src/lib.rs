@@ -82,16 +82,15 @@ pub use checkpoint::{Checkpoint, CheckpointError};
 pub use collapse::Collapse;
 pub use collapse_watch::CollapseWatch;
 pub use config::{
-    AlignmentConfig, Autoencoder, Config, ConfigPath, DataConfig, EvaluateConfig, InceptionMetric,
-    InvalidConfig, JointTraining, KlLayout, KlSettings, ModelConfig, NO_ENCODER, Objective,
-    OptimizerConfig, PerChannel, SampleConfig, Schedule, SettingEffect, TrainConfig,
-    TrainPrecision,
+    AlignmentConfig, Autoencoder, Config, ConfigPath, DataConfig, EvaluateConfig, InvalidConfig,
+    JointTraining, KlLayout, KlSettings, ModelConfig, NO_ENCODER, Objective, OptimizerConfig,
+    PerChannel, SampleConfig, Schedule, SettingEffect, TrainConfig, TrainPrecision,
 };
 pub use error::{LastGoodCheckpoint, TrainError};
 pub use event_log::EventLog;
 pub use inputs::{EncoderShape, Inputs};
 pub use learning_rate::LearningRate;
-pub use metrics_log::{AutoencoderMetrics, MetricsLog, Quality, StepMetrics};
+pub use metrics_log::{MetricsLog, StepMetrics};
 pub use run::Run;
 pub use sampling::Sampling;
 pub use tensor_file::{read_tensors, write_tensors};

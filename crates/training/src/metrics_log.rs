@@ -4,194 +4,47 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use metrics::figures::{Figure, Figures, Kind};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// One line of `metrics.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepMetrics {
     /// Number of optimiser steps done, counted from 1.
     pub step: u64,
-    /// Denoising loss plus weighted alignment loss.
-    pub loss: f64,
-    /// Mean of the objective's loss over the batch.
-    pub denoising_loss: f64,
-    /// Unweighted alignment loss, the mean over encoders and losses. Absent without alignment.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub alignment_loss: Option<f64>,
-    /// 2-norm of the gradient before clipping.
-    pub grad_norm: f64,
-    /// Learning rate of the step.
-    pub lr: f64,
-    /// Figures of the autoencoder and the discriminator. Absent if the autoencoder is not trained.
-    #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    pub autoencoder: Option<AutoencoderMetrics>,
-    /// Quality of samples of the averaged weights after the step. Empty if `evaluate.every` requires no
-    /// evaluation at the step.
-    #[serde(flatten)]
-    pub quality: Quality,
-    /// Number of corrupt samples that the data stream has skipped up to this step. Absent if it is 0.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub corrupt_skipped: u64,
-    /// Optimiser steps per second since the previous line. Absent if it is not logged.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub steps_per_s: Option<f64>,
-}
-
-fn is_zero(count: &u64) -> bool {
-    *count == 0
-}
-
-/// The metrics of samples. A metric that was not computed is absent.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct Quality {
-    /// Frechet distance on Inception's pooled features.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fid: Option<f64>,
-    /// Frechet distance on Inception's spatial features.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sfid: Option<f64>,
-    /// Inception score.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub inception_score: Option<f64>,
-    /// Share of samples inside the manifold of real images, 0 to 1.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub precision: Option<f64>,
-    /// Share of real images inside the manifold of samples, 0 to 1.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub recall: Option<f64>,
-    /// Kernel Inception distance.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kid: Option<f64>,
-    /// Frechet distance on the features of `evaluate.fd_encoder`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fd: Option<f64>,
-}
-
-impl Quality {
-    /// Returns the names and values.
-    fn figures(&self) -> [(&'static str, Option<f64>); 7] {
-        [
-            ("fid", self.fid),
-            ("sfid", self.sfid),
-            ("inception_score", self.inception_score),
-            ("precision", self.precision),
-            ("recall", self.recall),
-            ("kid", self.kid),
-            ("fd", self.fd),
-        ]
-    }
-
-    /// Whether nothing was measured.
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-}
-
-/// REPA-E's figures of autoencoder and discriminator. The weighted losses are terms of
-/// `autoencoder_loss`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct AutoencoderMetrics {
-    /// The autoencoder's total loss, including alignment.
-    pub autoencoder_loss: f64,
-    /// Reconstruction error, weighted.
-    pub reconstruction_loss: f64,
-    /// LPIPS, weighted.
-    pub perceptual_loss: f64,
-    /// KL divergence of the posterior, weighted.
-    pub kl_loss: f64,
-    /// Negative mean logit of the reconstructions, not weighted.
-    pub gan_loss: f64,
-    /// Alignment loss of the denoiser's hidden tokens in the autoencoder's pass, not weighted.
-    pub autoencoder_alignment_loss: f64,
-    /// The discriminator's loss.
-    pub discriminator_loss: f64,
-    /// Mean logit of the images.
-    pub logits_real: f64,
-    /// Mean logit of the reconstructions.
-    pub logits_fake: f64,
-    /// 2-norm of the autoencoder's gradient before clipping.
-    pub autoencoder_grad_norm: f64,
-    /// 2-norm of the discriminator's gradient before clipping.
-    pub discriminator_grad_norm: f64,
-}
-
-impl AutoencoderMetrics {
-    /// Creates the metrics from `figures`, which are in the order of the fields.
-    pub(crate) fn new(figures: [f64; 11]) -> Self {
-        let [
-            autoencoder_loss,
-            reconstruction_loss,
-            perceptual_loss,
-            kl_loss,
-            gan_loss,
-            autoencoder_alignment_loss,
-            discriminator_loss,
-            logits_real,
-            logits_fake,
-            autoencoder_grad_norm,
-            discriminator_grad_norm,
-        ] = figures;
-        Self {
-            autoencoder_loss,
-            reconstruction_loss,
-            perceptual_loss,
-            kl_loss,
-            gan_loss,
-            autoencoder_alignment_loss,
-            discriminator_loss,
-            logits_real,
-            logits_fake,
-            autoencoder_grad_norm,
-            discriminator_grad_norm,
-        }
-    }
-
-    /// Returns the names and values.
-    fn figures(&self) -> [(&'static str, f64); 11] {
-        [
-            ("autoencoder_loss", self.autoencoder_loss),
-            ("reconstruction_loss", self.reconstruction_loss),
-            ("perceptual_loss", self.perceptual_loss),
-            ("kl_loss", self.kl_loss),
-            ("gan_loss", self.gan_loss),
-            (
-                "autoencoder_alignment_loss",
-                self.autoencoder_alignment_loss,
-            ),
-            ("discriminator_loss", self.discriminator_loss),
-            ("logits_real", self.logits_real),
-            ("logits_fake", self.logits_fake),
-            ("autoencoder_grad_norm", self.autoencoder_grad_norm),
-            ("discriminator_grad_norm", self.discriminator_grad_norm),
-        ]
-    }
+    /// The figures of the step. Those of [`Kind::Quality`] measure samples of the averaged weights after the step, and
+    /// are absent if `evaluate.every` requires no evaluation at the step.
+    #[serde(flatten, deserialize_with = "complete")]
+    pub figures: Figures,
 }
 
 impl StepMetrics {
-    /// Returns the names and values, without the step and absent figures.
-    pub fn figures(&self) -> Vec<(&'static str, f64)> {
-        let denoiser_figures = [
-            ("loss", Some(self.loss)),
-            ("denoising_loss", Some(self.denoising_loss)),
-            ("alignment_loss", self.alignment_loss),
-            ("grad_norm", Some(self.grad_norm)),
-            ("lr", Some(self.lr)),
-            (
-                "corrupt_skipped",
-                Some(self.corrupt_skipped as f64).filter(|count| *count > 0.0),
-            ),
-            ("steps_per_s", self.steps_per_s),
-        ];
-        let autoencoder_figures = self
-            .autoencoder
-            .iter()
-            .flat_map(AutoencoderMetrics::figures);
-        denoiser_figures
-            .into_iter()
-            .chain(self.quality.figures())
-            .filter_map(|(name, figure)| Some((name, figure?)))
-            .chain(autoencoder_figures)
-            .collect()
+    /// The value of a figure.
+    pub fn get(&self, figure: Figure) -> Option<f64> {
+        self.figures.get(figure)
+    }
+
+    /// Returns whether the line has figures of samples.
+    pub fn is_evaluated(&self) -> bool {
+        Figure::of_kind(Kind::Quality).any(|figure| self.get(figure).is_some())
+    }
+}
+
+/// The figures of every line. A line without them is damaged.
+const REQUIRED: [Figure; 4] = [
+    Figure::Loss,
+    Figure::DenoisingLoss,
+    Figure::GradNorm,
+    Figure::LearningRate,
+];
+
+fn complete<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Figures, D::Error> {
+    let figures = Figures::deserialize(deserializer)?;
+    let missing = |figure: &Figure| figures.get(*figure).is_none();
+    match REQUIRED.into_iter().find(missing) {
+        Some(figure) => Err(D::Error::missing_field(figure.name())),
+        None => Ok(figures),
     }
 }
 
@@ -289,4 +142,65 @@ fn rewrite(path: &Path, text: &str) -> io::Result<File> {
 
 fn named(path: &Path, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use metrics::figures::File;
+
+    use super::*;
+    use crate::event_log::{EventLog, Value};
+
+    #[test]
+    fn every_figure_of_the_log_is_a_key_of_the_line_and_a_tag_in_tensorboard() {
+        let folder = tempfile::tempdir().unwrap();
+        let values = (1..).map(|value| f64::from(value) / 4.0);
+        let line = StepMetrics {
+            step: 7,
+            figures: Figure::in_file(File::Log)
+                .zip(values)
+                .map(|(figure, value)| match figure.kind() {
+                    Kind::Count => (figure, value.ceil()),
+                    _ => (figure, value),
+                })
+                .collect(),
+        };
+        let path = folder.path().join("metrics.jsonl");
+        MetricsLog::open(&path, 0).unwrap().append(&line).unwrap();
+        assert_eq!(
+            MetricsLog::read(&path).unwrap(),
+            std::slice::from_ref(&line)
+        );
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with("{\"step\":7,\"loss\":0.25,"), "{text}");
+
+        let mut events = EventLog::open(folder.path(), 0).unwrap();
+        events.scalars(line.step, &line.figures).unwrap();
+        let events = EventLog::read(&EventLog::path_in(folder.path())).unwrap();
+        for (figure, value) in line.figures.iter() {
+            assert!(text.contains(&format!("\"{figure}\":")), "{figure}");
+            let scalar = (figure.name().to_owned(), Value::Scalar(value as f32));
+            assert!(events[1].values.contains(&scalar), "{figure}");
+        }
+    }
+
+    #[test]
+    fn a_line_without_a_required_figure_is_skipped() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let whole = r#"{"step":1,"loss":1.5,"denoising_loss":1.0,"grad_norm":2.0,"lr":0.0001}"#;
+        let mut lines = vec![whole.to_owned()];
+        for figure in REQUIRED {
+            lines.push(whole.replace(figure.name(), "other"));
+            lines.push(whole.replace(
+                &format!("\"{figure}\":"),
+                &format!("\"{figure}\":\"\",\"x\":"),
+            ));
+        }
+        fs::write(&path, lines.join("\n")).unwrap();
+        let read = MetricsLog::read(&path).unwrap();
+        assert_eq!(read.len(), 1);
+        assert_eq!(serde_json::to_string(&read[0]).unwrap(), whole);
+        assert!(!read[0].is_evaluated());
+    }
 }

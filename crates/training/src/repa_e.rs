@@ -55,8 +55,8 @@ pub(crate) struct BatchPart<A> {
 pub(crate) struct JointFigures {
     /// Total, denoising and alignment loss of the denoiser, `[3]`.
     pub(crate) denoiser: Tensor,
-    /// Figures of autoencoder and discriminator, `[11]`, in the order of the fields of
-    /// [`AutoencoderMetrics`](crate::AutoencoderMetrics).
+    /// Figures of autoencoder and discriminator, `[11]`: those of
+    /// [`Kind::Autoencoder`](metrics::figures::Kind::Autoencoder), in the order of their table.
     pub(crate) autoencoder: Tensor,
 }
 

@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use metrics::figures::{Figure, Figures, File};
+
 use crate::checkpoint::{CHECKPOINTS, HISTORY};
 use crate::{
     Checkpoint, Collapse, CollapseWatch, Config, DeviceBatch, EventLog, Inputs, LastGoodCheckpoint,
-    MetricsLog, Quality, StepMetrics, TrainError, Trainer, archive, checkpoint, read_tensors,
+    MetricsLog, StepMetrics, TrainError, Trainer, archive, checkpoint, read_tensors,
 };
 use tch::Tensor;
 use torch_ext::Mismatch;
@@ -93,7 +95,7 @@ impl Run {
         // An evaluation is due if the process ended after the checkpoint and before the end of the evaluation.
         let unevaluated = MetricsLog::read(&path)?
             .pop()
-            .filter(|line| line.step == resumed_from && line.quality.is_empty())
+            .filter(|line| line.step == resumed_from && !line.is_evaluated())
             .filter(|line| wants_evaluation(config, line.step));
         Ok(Self {
             log,
@@ -191,7 +193,7 @@ impl Run {
     /// Those of `evaluate`, or the folder cannot be written.
     pub fn evaluate<E: From<TrainError>>(
         &mut self,
-        evaluate: impl FnOnce(&Trainer) -> Result<Quality, E>,
+        evaluate: impl FnOnce(&Trainer) -> Result<Figures, E>,
     ) -> Result<(), E> {
         let Some(line) = self.unevaluated.clone() else {
             return Ok(());
@@ -208,7 +210,7 @@ impl Run {
         &mut self,
         batch: &DeviceBatch,
         tokens: &[Tensor],
-        evaluate: impl FnOnce(&Trainer) -> Result<Quality, E>,
+        evaluate: impl FnOnce(&Trainer) -> Result<Figures, E>,
     ) -> Result<(), E> {
         self.step(batch, tokens)?;
         self.evaluate(evaluate)
@@ -277,11 +279,12 @@ impl Run {
         let evaluated = wants_evaluation(config, metrics.step);
         if is_due || evaluated {
             let speed = self.speed.take();
-            metrics.steps_per_s = speed.filter(|_| config.train.log_speed);
+            let speed = speed.filter(|_| config.train.log_speed);
+            metrics.figures.set(Figure::StepsPerSecond, speed);
             self.log.append(&metrics)?;
         }
         if is_due {
-            self.events.scalars(metrics.step, &metrics.figures())?;
+            self.events.scalars(metrics.step, &metrics.figures)?;
         }
         self.unevaluated = evaluated.then(|| metrics.clone());
         let newly_outside = self.watch.observe(&metrics);
@@ -353,9 +356,10 @@ impl Run {
 
     /// Adds an evaluation to the last line of the log. If the line was written only for the evaluation, and this
     /// measured nothing, the line is removed.
-    fn add_quality(&mut self, line: StepMetrics, quality: Quality) -> Result<(), TrainError> {
+    fn add_quality(&mut self, mut line: StepMetrics, quality: Figures) -> Result<(), TrainError> {
         let is_due = is_logged(self.trainer.config(), line.step);
-        let (logged, line) = (line.figures(), StepMetrics { quality, ..line });
+        let quality = quality.of_file(File::Log);
+        line.figures.extend(quality.iter());
         match (quality.is_empty(), is_due) {
             (true, true) => {}
             (true, false) => self.log.replace_last(None)?,
@@ -363,9 +367,9 @@ impl Run {
         }
         self.log.sync()?;
         if !quality.is_empty() {
-            let mut figures = line.figures();
-            figures.retain(|figure| !is_due || !logged.contains(figure));
-            self.events.scalars(line.step, &figures)?;
+            // The other figures of a step that is due are in the event file already.
+            let figures = if is_due { &quality } else { &line.figures };
+            self.events.scalars(line.step, figures)?;
             self.events.sync()?;
         }
         self.unevaluated = None;

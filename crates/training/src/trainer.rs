@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use data::{Cursor, seed};
 use diffusion::Denoiser as _;
+use metrics::figures::{Figure, Figures};
 use tch::{Kind, Tensor};
 use torch_ext::readback::Readback;
 use torch_ext::{Generator, Mismatch, Params, TorchError};
@@ -19,8 +20,7 @@ use crate::sampling::{self, StepNoise, check_interrupted, draw_samples};
 use crate::step_graph::StepGraph;
 use crate::task::{Task, Weights, alignment_loss};
 use crate::{
-    AutoencoderMetrics, Checkpoint, Config, DeviceBatch, Inputs, LastGoodCheckpoint, Objective,
-    Quality, StepMetrics, TrainError,
+    Checkpoint, Config, DeviceBatch, Inputs, LastGoodCheckpoint, Objective, StepMetrics, TrainError,
 };
 
 /// The figures of a step while they are copied from the device.
@@ -246,15 +246,25 @@ impl Trainer {
             return Ok(None);
         };
         let aligned = !self.weights.heads.depths().is_empty();
-        let autoencoder = <[f32; 11]>::try_from(autoencoder).ok();
-        let autoencoder_figures = autoencoder.iter().flat_map(|figures| {
-            [
-                ("the autoencoder's loss", figures[0]),
-                ("the discriminator's loss", figures[6]),
-                ("the norm of the autoencoder's gradient", figures[9]),
-                ("the norm of the discriminator's gradient", figures[10]),
-            ]
-        });
+        let [loss, denoising, alignment, norm] = [loss, denoising, alignment, norm].map(f64::from);
+        let autoencoder: Figures = Figure::of_kind(metrics::figures::Kind::Autoencoder)
+            .zip(autoencoder.iter().copied().map(f64::from))
+            .collect();
+        let autoencoder_figures = [
+            ("the autoencoder's loss", Figure::AutoencoderLoss),
+            ("the discriminator's loss", Figure::DiscriminatorLoss),
+            (
+                "the norm of the autoencoder's gradient",
+                Figure::AutoencoderGradNorm,
+            ),
+            (
+                "the norm of the discriminator's gradient",
+                Figure::DiscriminatorGradNorm,
+            ),
+        ];
+        let autoencoder_figures = autoencoder_figures
+            .into_iter()
+            .filter_map(|(what, figure)| Some((what, autoencoder.get(figure)?)));
         let denoiser_figures = [
             ("the denoising loss", denoising),
             ("the alignment loss", alignment),
@@ -265,24 +275,29 @@ impl Trainer {
             if !value.is_finite() {
                 return Err(TrainError::NotFinite {
                     what,
-                    value: f64::from(value),
+                    value,
                     step: pending.step,
                     samples: pending.samples,
                     last_good: LastGoodCheckpoint::Unknown,
                 });
             }
         }
+        let mut figures = autoencoder;
+        figures.extend([
+            (Figure::Loss, loss),
+            (Figure::DenoisingLoss, denoising),
+            (Figure::GradNorm, norm),
+            (Figure::LearningRate, pending.lr),
+        ]);
+        figures.set(Figure::AlignmentLoss, aligned.then_some(alignment));
+        let skipped = pending.corrupt_skipped;
+        figures.set(
+            Figure::CorruptSkipped,
+            (skipped > 0).then_some(skipped as f64),
+        );
         Ok(Some(StepMetrics {
             step: pending.step,
-            loss: f64::from(loss),
-            denoising_loss: f64::from(denoising),
-            alignment_loss: aligned.then_some(f64::from(alignment)),
-            grad_norm: f64::from(norm),
-            lr: pending.lr,
-            autoencoder: autoencoder.map(|figures| AutoencoderMetrics::new(figures.map(f64::from))),
-            quality: Quality::default(),
-            corrupt_skipped: pending.corrupt_skipped,
-            steps_per_s: None,
+            figures,
         }))
     }
 

@@ -1,10 +1,17 @@
-//! Draws text in Inter, reduced to Latin. The font is embedded in the program so that pictures are the same on every
+//! Inter, reduced to Latin, as a font of plotters. It is embedded in the program so that pictures are the same on every
 //! machine.
 
-use ab_glyph::{Font, FontRef, Glyph, InvalidFont, PxScale, ScaleFont, point};
+use plotters::style::{FontDesc, FontFamily, FontStyle, register_font};
+
+use super::VisualizeError;
 
 const REGULAR: &[u8] = include_bytes!("../../assets/inter/Inter-Regular.ttf");
 const SEMI_BOLD: &[u8] = include_bytes!("../../assets/inter/Inter-SemiBold.ttf");
+
+/// The name of the font.
+pub(super) const FAMILY: &str = "Inter";
+/// Size of a font in plotters, relative to its em.
+pub(super) const SIZE_PER_EM: f64 = 1.24;
 
 /// Weight of the font.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,11 +23,11 @@ pub(super) enum Weight {
 impl Weight {
     pub const ALL: [Weight; 2] = [Weight::Regular, Weight::SemiBold];
 
-    /// The weight as a CSS number.
-    pub fn css(self) -> u32 {
+    /// The weight as a CSS keyword. Plotters knows one heavier weight.
+    pub fn css(self) -> &'static str {
         match self {
-            Weight::Regular => 400,
-            Weight::SemiBold => 600,
+            Weight::Regular => "normal",
+            Weight::SemiBold => "bold",
         }
     }
 
@@ -31,35 +38,39 @@ impl Weight {
             Weight::SemiBold => SEMI_BOLD,
         }
     }
+
+    fn style(self) -> FontStyle {
+        match self {
+            Weight::Regular => FontStyle::Normal,
+            Weight::SemiBold => FontStyle::Bold,
+        }
+    }
 }
 
 /// The font in both weights.
-pub(super) struct Fonts {
-    regular: FontRef<'static>,
-    semi_bold: FontRef<'static>,
-}
+pub(super) struct Fonts(());
 
 impl Fonts {
-    /// Parses the embedded font files.
-    pub fn embedded() -> Result<Self, InvalidFont> {
-        Ok(Self {
-            regular: FontRef::try_from_slice(Weight::Regular.file())?,
-            semi_bold: FontRef::try_from_slice(Weight::SemiBold.file())?,
-        })
+    /// Registers the embedded font files with plotters.
+    pub fn embedded() -> Result<Self, VisualizeError> {
+        for weight in Weight::ALL {
+            register_font(FAMILY, weight.style(), weight.file())
+                .map_err(|_| VisualizeError::Font)?;
+        }
+        Ok(Self(()))
     }
 
-    fn font(&self, weight: Weight) -> &FontRef<'static> {
-        match weight {
-            Weight::Regular => &self.regular,
-            Weight::SemiBold => &self.semi_bold,
-        }
+    /// The font whose em has `size` pixels.
+    pub fn font(&self, size: f32, weight: Weight) -> FontDesc<'static> {
+        let size = f64::from(size) * SIZE_PER_EM;
+        FontDesc::new(FontFamily::Name(FAMILY), size, weight.style())
     }
 
     /// Returns the width of a text in pixels, for a font of `size` pixels.
     pub fn width(&self, text: &str, size: f32, weight: Weight) -> f32 {
-        let font = self.font(weight);
-        let font = font.as_scaled(scale(font, size));
-        text.chars().map(|c| font.h_advance(font.glyph_id(c))).sum()
+        // A registered font can measure any text.
+        let size = self.font(size, weight).box_size(text);
+        size.map_or(0.0, |(width, _)| width as f32)
     }
 
     /// Returns `text`, shortened with an ellipsis if it is wider than `width` pixels.
@@ -76,43 +87,6 @@ impl Fonts {
         }
         String::new()
     }
-
-    /// Calls `paint(x, y, coverage)` for the pixels of a text that starts at `x` on `baseline`. Coverage is 0 to 1, and
-    /// pixels may be outside the page.
-    pub fn draw(
-        &self,
-        text: &str,
-        (x, baseline): (f32, f32),
-        (size, weight): (f32, Weight),
-        mut paint: impl FnMut(i64, i64, f32),
-    ) {
-        let font = self.font(weight);
-        let scale = scale(font, size);
-        let scaled = font.as_scaled(scale);
-        let mut pen = x;
-        for character in text.chars() {
-            let id = scaled.glyph_id(character);
-            let position = point(pen, baseline);
-            pen += scaled.h_advance(id);
-            if let Some(outline) = font.outline_glyph(Glyph {
-                id,
-                scale,
-                position,
-            }) {
-                let corner = outline.px_bounds().min;
-                let (left, top) = (corner.x as i64, corner.y as i64);
-                outline.draw(|x, y, coverage| {
-                    paint(left + i64::from(x), top + i64::from(y), coverage);
-                });
-            }
-        }
-    }
-}
-
-/// Converts a font size in pixels per em to the scale of ab_glyph, which is relative to the line height.
-fn scale(font: &FontRef<'static>, size: f32) -> PxScale {
-    let em = font.units_per_em().unwrap_or(1000.0);
-    PxScale::from(size * font.height_unscaled() / em)
 }
 
 #[cfg(test)]
@@ -123,9 +97,9 @@ mod tests {
     fn widths_are_those_of_the_font_file() {
         let fonts = Fonts::embedded().unwrap();
         let width = |text: &str, size| fonts.width(text, size, Weight::Regular);
-        assert!((width("dinov2", 20.0) - 2.0 * width("dinov2", 10.0)).abs() < 1e-3);
+        assert!((width("dinov2", 20.0) - 2.0 * width("dinov2", 10.0)).abs() <= 1.0);
         assert!(width("dinov2-vit-b", 10.0) > 50.0 && width("dinov2-vit-b", 10.0) < 75.0);
-        assert!(fonts.width("hog", 10.0, Weight::SemiBold) > width("hog", 10.0));
+        assert!(fonts.width("hog", 30.0, Weight::SemiBold) > width("hog", 30.0));
     }
 
     #[test]
@@ -137,25 +111,5 @@ mod tests {
         assert!(cut.starts_with("a l") && cut.ends_with('…'), "{cut}");
         assert!(fonts.width(&cut, 10.0, Weight::Regular) <= 50.0);
         assert_eq!(fitted(1.0), "");
-    }
-
-    #[test]
-    fn letters_have_ink_between_baseline_and_ascender() {
-        let fonts = Fonts::embedded().unwrap();
-        let (mut ink, mut top, mut bottom) = (0.0, i64::MAX, i64::MIN);
-        fonts.draw(
-            "H",
-            (5.0, 30.0),
-            (20.0, Weight::Regular),
-            |_, y, coverage| {
-                if coverage > 0.5 {
-                    ink += coverage;
-                    (top, bottom) = (top.min(y), bottom.max(y));
-                }
-            },
-        );
-        assert!(ink > 40.0, "{ink}");
-        assert_eq!(bottom, 29);
-        assert!((14..=16).contains(&top), "{top}");
     }
 }

@@ -9,14 +9,15 @@
 //!
 //! All lengths are given for maps of 256 pixels and scale with the maps.
 
-use alignment::SpatialNorm;
+mod legend;
+
 use data::pillow::{Filter, resize};
 use encoders::Grid;
 use ndarray::{Array1, Array2};
 
 use super::colour::{INK, LINE, MUTED, PAGE, Rgb, Scale, anchor_colour, byte, viridis};
 use super::font::{Fonts, Weight};
-use super::picture::{Align, Look, Picture, Raster, Rect, Shape};
+use super::picture::{Align, Look, Picture, PlacedImage, Rect, Shape};
 use super::{Maps, Patch, Row, Sheet, TokenMaps, VisualizeError, cell_side};
 
 /// Side of the map that the lengths below refer to, in pixels.
@@ -58,6 +59,7 @@ struct Layout<'a> {
     anchors: Vec<u32>,
     /// Left edge of the pair of components.
     components: u32,
+    images: Vec<PlacedImage>,
     shapes: Vec<Shape>,
 }
 
@@ -98,6 +100,7 @@ impl<'a> Layout<'a> {
             image,
             anchors: lefts.collect(),
             components: first + anchors as u32 * pair,
+            images: Vec::new(),
             shapes: Vec::new(),
         }
     }
@@ -130,6 +133,7 @@ impl<'a> Layout<'a> {
                 "Self-similarity and principal components of patch tokens: {}",
                 encoders.join(", ")
             ),
+            images: self.images,
             shapes: self.shapes,
         })
     }
@@ -316,15 +320,12 @@ impl<'a> Layout<'a> {
     }
 
     fn picture(&mut self, x: u32, y: u32, pixels: Vec<u8>, title: String) {
-        let raster = Raster {
+        self.images.push(PlacedImage {
+            x,
+            y,
             width: self.cell,
             height: self.cell,
             pixels,
-        };
-        self.shapes.push(Shape::Image {
-            x,
-            y,
-            raster,
             title,
         });
     }
@@ -352,55 +353,6 @@ impl<'a> Layout<'a> {
             thickness: frame,
             colour: anchor_colour(index),
         });
-    }
-
-    /// Draws the colour bar and explains the maps; returns the lower edge.
-    fn legend(&mut self, top: u32) -> u32 {
-        let left = self.anchors.first().copied().unwrap_or(self.components);
-        let (width, height) = (self.cell, self.px(BAR));
-        let level = |x: u32| (x * 255 / (width - 1).max(1)) as u8;
-        let line: Vec<u8> = (0..width).flat_map(|x| viridis(level(x))).collect();
-        self.shapes.push(Shape::Image {
-            x: left,
-            y: top,
-            raster: Raster {
-                width,
-                height,
-                pixels: line.repeat(height as usize),
-            },
-            title: "colours of cosine similarity".to_owned(),
-        });
-        let below = |line: u32| top + height + self.px(LINE_HEIGHT) * (line + 1) - self.px(4.0);
-        let (first, second) = (below(0), below(1));
-        let Scale { low, high } = self.scale;
-        self.muted((left, first), format!("{low:.1}"), Align::Start);
-        self.muted((left + width, first), format!("{high:.1}"), Align::End);
-        // Zero is labelled only if it does not overlap the labels of the ends.
-        let zero = -low / (high - low);
-        if (0.2..0.8).contains(&zero) {
-            let x = left + (width as f32 * zero).round() as u32;
-            self.muted((x, first), "0".to_owned(), Align::Middle);
-        }
-        let beside = left + width + self.px(GAP);
-        self.muted(
-            (beside + self.px(GAP), top + height - self.px(3.0)),
-            "cosine similarity".to_owned(),
-            Align::Start,
-        );
-        let lowest = match self.sheet.norm {
-            SpatialNorm::None => first,
-            SpatialNorm::ZScore { alpha, .. } => {
-                let text = format!("normalised: z-score over the patches, alpha {alpha}");
-                self.muted((left, second), text, Align::Start);
-                second
-            }
-        };
-        self.muted(
-            (self.components, top + height - self.px(3.0)),
-            "the first three as red, green and blue".to_owned(),
-            Align::Start,
-        );
-        lowest + self.px(4.0)
     }
 
     fn muted(&mut self, point: (u32, u32), text: String, align: Align) {

@@ -12,18 +12,18 @@
 //! | `maps` | computes maps from an encoder's tokens |
 //! | `colour` | maps numbers to colours |
 //! | `layout` | arranges images, maps and labels on a sheet |
-//! | `picture`, `font`, `raster`, `svg` | draw the sheet and write its file |
+//! | `picture`, `font`, `drawing` | draw the sheet as PNG or SVG |
 
 mod anchor;
 mod colour;
+mod drawing;
 mod font;
 mod images;
 mod layout;
 mod maps;
 mod picture;
-mod raster;
-mod svg;
 
+use std::error::Error as StdError;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -94,7 +94,16 @@ pub enum VisualizeError {
     Encode(#[source] image::ImageError),
     /// The embedded font cannot be read.
     #[error("the built-in font is damaged: build the program again")]
-    Font(#[from] ab_glyph::InvalidFont),
+    Font,
+    /// Plotters could not draw the sheet.
+    #[error("the sheet cannot be drawn")]
+    Draw(#[source] Box<dyn StdError + Send + Sync>),
+}
+
+impl VisualizeError {
+    fn draw(error: impl StdError + Send + Sync + 'static) -> Self {
+        Self::Draw(Box::new(error))
+    }
 }
 
 /// The file format of a sheet.
@@ -197,12 +206,11 @@ impl Sheet {
         }
         match format {
             Format::Png => {
-                let raster = raster::render(&picture, &fonts);
-                let size = (raster.width, raster.height);
-                write_png(path, &raster.pixels, size, Compression::Best)?;
+                let pixels = drawing::pixels(&picture, &fonts)?;
+                write_png(path, &pixels, (width, height), Compression::Best)?;
             }
             Format::Svg => {
-                let text = svg::render(&picture)?;
+                let text = drawing::svg(&picture, &fonts)?;
                 let written = files::write(path, |file| file.write_all(text.as_bytes()));
                 written.map_err(|source| ImageGridError::Write {
                     path: path.to_owned(),

@@ -1,28 +1,34 @@
-//! Describes a picture as rasters, frames and texts, independent of the file format.
+//! Describes a picture as images, frames and texts, independent of the file format.
 
 use super::colour::Rgb;
 use super::font::Weight;
 
-/// A white page with shapes in drawing order. All coordinates are pixels from the top left corner.
+/// A white page with images and, in drawing order, shapes on top of them. All coordinates are pixels from the top left corner.
 #[derive(Debug)]
 pub(super) struct Picture {
     pub width: u32,
     pub height: u32,
     /// Text alternative for screen readers.
     pub description: String,
+    pub images: Vec<PlacedImage>,
     pub shapes: Vec<Shape>,
+}
+
+/// An image at its place.
+#[derive(Debug)]
+pub(super) struct PlacedImage {
+    pub x: u32,
+    pub y: u32,
+    pub width: u32,
+    pub height: u32,
+    /// RGB bytes `[height, width, 3]`.
+    pub pixels: Vec<u8>,
+    pub title: String,
 }
 
 /// A shape on the page.
 #[derive(Debug)]
 pub(super) enum Shape {
-    /// An image, with its title.
-    Image {
-        x: u32,
-        y: u32,
-        raster: Raster,
-        title: String,
-    },
     /// A filled rectangle.
     Fill { area: Rect, colour: Rgb },
     /// A frame of this thickness around a rectangle, which is not covered.
@@ -78,12 +84,24 @@ impl Rect {
             height: self.height + 2 * by,
         }
     }
-}
 
-/// RGB bytes `[height, width, 3]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Raster {
-    pub width: u32,
-    pub height: u32,
-    pub pixels: Vec<u8>,
+    /// The four sides of a frame of this thickness around the rectangle.
+    pub fn frame(self, thickness: u32) -> [Self; 4] {
+        let outer = self.grown(thickness);
+        let line = Self {
+            height: thickness,
+            ..outer
+        };
+        let side = Self {
+            width: thickness,
+            ..outer
+        };
+        let (right, bottom) = (self.x + self.width, self.y + self.height);
+        [
+            line,
+            Self { y: bottom, ..line },
+            side,
+            Self { x: right, ..side },
+        ]
+    }
 }

@@ -9,6 +9,7 @@ use data::Dataset;
 use encoders::Encoder;
 use evaluation::encoder_bank::EncoderBank;
 use evaluation::{self, EvaluationError, ProbeAccuracy, ProbeData};
+use metrics::figures::{Figure, Kind};
 use report::ranking::Ranking;
 use tch::Device;
 use terminal::{errln, out, outln};
@@ -77,7 +78,8 @@ pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
         } else {
             ""
         };
-        outln!("encoder,lds,cds,srss,rmsc{probe_columns}");
+        let columns: Vec<&str> = Figure::of_kind(Kind::Spatial).map(Figure::name).collect();
+        outln!("encoder,{}{probe_columns}", columns.join(","));
     }
     let interrupted = terminal::interrupts::watch_interrupts()?;
     let mut measured = Vec::new();
@@ -108,14 +110,12 @@ pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
         match metrics {
             Ok((metrics, accuracy)) => {
                 if arguments.rank.is_none() {
-                    let srss = metrics.srss.map(|srss| srss.to_string());
-                    out!(
-                        "{name},{},{},{},{}",
-                        metrics.lds,
-                        metrics.cds,
-                        srss.unwrap_or_default(),
-                        metrics.rmsc
-                    );
+                    let figures = metrics.figures();
+                    out!("{name}");
+                    for figure in Figure::of_kind(Kind::Spatial) {
+                        let value = figures.get(figure).map(|value| value.to_string());
+                        out!(",{}", value.unwrap_or_default());
+                    }
                     if probe.is_some() {
                         let patch = accuracy.map(|accuracy| accuracy.patch.to_string());
                         let class = accuracy.and_then(|accuracy| accuracy.class);

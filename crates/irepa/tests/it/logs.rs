@@ -3,6 +3,7 @@
 use std::fs;
 
 use crate::common::Playground;
+use metrics::figures::{Figure, Kind};
 use training::event_log::Value;
 use training::{EventLog, MetricsLog, checkpoint};
 
@@ -21,7 +22,7 @@ fn distances(place: &Playground, out: &str) -> Vec<(u64, f64)> {
     let log = MetricsLog::read(&place.path(out).join("metrics.jsonl")).unwrap();
     let lines = log.into_iter();
     lines
-        .filter_map(|line| Some((line.step, line.quality.fd?)))
+        .filter_map(|line| Some((line.step, line.get(Figure::Fd)?)))
         .collect()
 }
 
@@ -79,8 +80,11 @@ fn the_event_file_has_each_value_of_the_log_once_and_the_sample_grids() {
     let expected: Vec<(u64, String, f32)> = log
         .iter()
         .flat_map(|line| {
-            let figures = line.figures().into_iter();
-            figures.map(|(tag, figure)| (line.step, tag.to_owned(), figure as f32))
+            // The evaluation of a step follows its other figures.
+            let is_quality = |(figure, _): &(Figure, f64)| figure.kind() == Kind::Quality;
+            let (quality, others): (Vec<_>, Vec<_>) = line.figures.iter().partition(is_quality);
+            let figures = others.into_iter().chain(quality);
+            figures.map(|(figure, value)| (line.step, figure.name().to_owned(), value as f32))
         })
         .collect();
     assert_eq!(log.len(), 6);

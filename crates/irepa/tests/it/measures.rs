@@ -3,6 +3,7 @@
 use std::fs;
 
 use crate::common::{Playground, repository};
+use metrics::figures::Figure;
 use report::results::{ResultRow, read_csv};
 use serde_json::Value;
 use training::{MetricsLog, checkpoint};
@@ -23,15 +24,17 @@ fn rows(place: &Playground) -> Vec<ResultRow> {
     read_csv(&place.path("runs/small/results.csv")).unwrap()
 }
 
+const OF_INCEPTION: [Figure; 6] = [
+    Figure::Fid,
+    Figure::Sfid,
+    Figure::InceptionScore,
+    Figure::Kid,
+    Figure::Precision,
+    Figure::Recall,
+];
+
 fn of_inception(row: &ResultRow) -> [Option<f64>; 6] {
-    [
-        row.fid,
-        row.sfid,
-        row.inception_score,
-        row.kid,
-        row.precision,
-        row.recall,
-    ]
+    OF_INCEPTION.map(|figure| row.get(figure))
 }
 
 /// Uses a folder of images of one class, so that all samples have the same label.
@@ -73,30 +76,23 @@ fn a_sweep_and_evaluate_measure_the_same_values_for_the_same_samples() {
     let row = rows(&place).into_iter().find(|row| row.cell == CELL);
     let row = row.unwrap();
     // A probe needs two classes, and an encoder.
-    assert_eq!(row.linear_probe, None);
+    assert_eq!(row.get(Figure::LinearProbe), None);
 
     // Evaluations during training measure the same values.
     let run = place.path("runs/small/cells").join(CELL);
     let log = MetricsLog::read(&run.join("metrics.jsonl")).unwrap();
     let measured: Vec<u64> = log
         .iter()
-        .filter(|line| !line.quality.is_empty())
+        .filter(|line| line.is_evaluated())
         .map(|line| line.step)
         .collect();
     assert_eq!(measured, [3, 6]);
-    let last = log.last().unwrap().quality;
+    let last = log.last().unwrap();
     assert_eq!(
         of_inception(&row),
-        [
-            last.fid,
-            last.sfid,
-            last.inception_score,
-            last.kid,
-            last.precision,
-            last.recall
-        ]
+        OF_INCEPTION.map(|figure| last.get(figure))
     );
-    assert_eq!(row.fd, last.fd);
+    assert_eq!(row.get(Figure::Fd), last.get(Figure::Fd));
 
     // Draws the same images as files.
     let run = run.to_string_lossy();
@@ -121,20 +117,13 @@ fn a_sweep_and_evaluate_measure_the_same_values_for_the_same_samples() {
         serde_json::from_str(&place.read("samples.evaluation.json")).unwrap()
     };
     let results = evaluated(&["--metrics", "fid,sfid,inception-score,kid,precision-recall"]);
-    let names = [
-        "fid",
-        "sfid",
-        "inception_score",
-        "kid",
-        "precision",
-        "recall",
-    ];
-    for (name, found) in names.iter().zip(of_inception(&row)) {
-        assert_eq!(results["results"][name].as_f64(), found, "{name}");
-        assert!(found.is_some(), "{name}");
+    for (figure, found) in OF_INCEPTION.into_iter().zip(of_inception(&row)) {
+        let value = &results["results"][figure.name()];
+        assert_eq!(value.as_f64(), found, "{figure}");
+        assert!(found.is_some(), "{figure}");
     }
     let results = evaluated(&["--encoder", "good_patch_only"]);
-    assert_eq!(results["results"]["fd"].as_f64(), row.fd);
+    assert_eq!(results["results"]["fd"].as_f64(), row.get(Figure::Fd));
     assert_eq!(row.fd_encoder, "good_patch_only");
 }
 
@@ -148,7 +137,7 @@ fn a_network_that_is_installed_later_is_used_without_training_again() {
     );
     let before = rows(&place).remove(0);
     assert_eq!(of_inception(&before), [None; 6]);
-    assert!(before.fd.is_some());
+    assert!(before.get(Figure::Fd).is_some());
     let run = place.path("runs/small/cells").join(CELL);
     let newest = || {
         checkpoint::list(&run.join("checkpoints"))
@@ -173,10 +162,9 @@ fn a_network_that_is_installed_later_is_used_without_training_again() {
         of_inception(&after).iter().all(Option::is_some),
         "{after:?}"
     );
-    assert_eq!(
-        (after.fd, after.denoising_loss),
-        (before.fd, before.denoising_loss)
-    );
+    for figure in [Figure::Fd, Figure::DenoisingLoss] {
+        assert_eq!(after.get(figure), before.get(figure));
+    }
     assert_eq!(trained.metadata().unwrap().modified().unwrap(), modified);
 }
 
@@ -187,7 +175,7 @@ fn a_sweep_and_the_metrics_command_probe_with_the_same_result() {
     place.sweep(&all).expect(0, &["1 done"]);
     let found = rows(&place)
         .into_iter()
-        .find_map(|row| row.linear_probe)
+        .find_map(|row| row.get(Figure::LinearProbe))
         .unwrap();
     assert!((0.0..=1.0).contains(&found));
 
@@ -230,7 +218,9 @@ fn a_sweep_and_the_metrics_command_probe_with_the_same_result() {
     place
         .sweep(&[&all[..], &["--set", "sample.grid=5"]].concat())
         .expect(0, &["1 done"]);
-    let again = rows(&place).into_iter().find_map(|row| row.linear_probe);
+    let again = rows(&place)
+        .into_iter()
+        .find_map(|row| row.get(Figure::LinearProbe));
     assert_eq!(again, Some(found));
 }
 
@@ -298,12 +288,12 @@ fn classes_of_a_reference_split_are_matched_by_name() {
         "evaluate.probe_images=18",
     ];
     place.sweep(&all).expect(0, &["1 done"]);
-    assert_eq!(rows(&place)[0].linear_probe, Some(1.0));
+    assert_eq!(rows(&place)[0].get(Figure::LinearProbe), Some(1.0));
     // The cached features contain labels of the reference split.
     place
         .sweep(&[&all[..], &["--set", "evaluate.spatial_images=2"]].concat())
         .expect(0, &["1 done"]);
-    assert_eq!(rows(&place)[0].linear_probe, Some(1.0));
+    assert_eq!(rows(&place)[0].get(Figure::LinearProbe), Some(1.0));
 }
 
 #[test]

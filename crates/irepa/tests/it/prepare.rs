@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::common::{Outcome, Playground};
+use metrics::figures::Figure;
 use training::{MetricsLog, checkpoint};
 
 /// Prepares the features of two encoders for the 190 validation images.
@@ -41,7 +42,8 @@ fn trained(cell: &Path) -> Vec<Vec<u8>> {
 
 fn losses(cell: &Path) -> Vec<f64> {
     let log = MetricsLog::read(&cell.join("metrics.jsonl")).unwrap();
-    log.iter().map(|line| line.loss).collect()
+    let losses = log.iter().map(|line| line.get(Figure::Loss));
+    losses.map(Option::unwrap).collect()
 }
 
 const ENCODERS: [&str; 2] = ["good", "hog-vit-g4_d128"];

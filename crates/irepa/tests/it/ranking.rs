@@ -1,7 +1,8 @@
 //! Tests of `runner metrics --rank`.
 
 use crate::common::Playground;
-use report::ranking::{Ranking, SpatialMetric};
+use metrics::figures::Figure;
+use report::ranking::Ranking;
 
 fn rank<'a>(data: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let mut all = vec![
@@ -25,7 +26,7 @@ fn encoders_are_ordered_by_their_spatial_structure() {
         ))
         .expect(0, &["place", "lds*", "8 images"]);
     let ranking: Ranking = serde_json::from_str(&place.read("order.json")).unwrap();
-    assert_eq!((ranking.by, ranking.images), (SpatialMetric::Lds, 8));
+    assert_eq!((ranking.by, ranking.images), (Figure::Lds, 8));
     assert_eq!(ranking.encoders.len(), 2, "each encoder is ranked once");
     assert!(ranking.encoders[0].metrics.lds > ranking.encoders[1].metrics.lds);
     let lines: Vec<&str> = outcome.stdout.lines().collect();

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::common::{Outcome, Playground, trained};
+use metrics::figures::Figure;
 use training::checkpoint;
 
 const CELLS: [&str; 3] = [
@@ -43,12 +44,12 @@ fn a_sweep_finishes_every_cell_and_writes_results_and_report() {
     let rows = report::results::read_csv(&place.path("runs/small/results.csv")).unwrap();
     for row in &rows {
         assert_eq!(row.steps, Some(6));
-        assert!(
-            row.denoising_loss.unwrap() > 0.0 && row.fd.unwrap() > 0.0,
-            "{row:?}"
-        );
-        assert_eq!(row.alignment_loss.is_some(), !row.is_baseline());
-        assert_eq!(row.lds.is_some(), !row.is_baseline());
+        for figure in [Figure::DenoisingLoss, Figure::Fd] {
+            assert!(row.get(figure) > Some(0.0), "{row:?}");
+        }
+        for figure in [Figure::AlignmentLoss, Figure::Lds] {
+            assert_eq!(row.get(figure).is_some(), !row.is_baseline());
+        }
         let cell = place.path("runs/small/cells").join(&row.cell);
         assert!(cell.join("samples/step-0000006.png").is_file());
         assert!(cell.join("config.toml").is_file());
@@ -419,7 +420,7 @@ fn cells_of_a_cohort_train_as_they_would_alone() {
     place.sweep(&[]).expect(0, &["2 done"]);
     let memory = |out: &str| -> Vec<Option<f64>> {
         let rows = report::results::read_csv(&place.path(out).join("small/results.csv")).unwrap();
-        rows.iter().map(|row| row.peak_memory_mib).collect()
+        rows.iter().map(|row| row.get(Figure::PeakMemory)).collect()
     };
     // The peak memory of the process cannot be attributed to either cell.
     assert_eq!(memory("runs"), [None, None]);

@@ -4,6 +4,7 @@ use std::fs;
 
 use crate::common::{Playground, repository};
 use encoders::Registry;
+use metrics::figures::Figure;
 use sweep::config_file;
 use sweep::experiment::{DeviceKind, Plan};
 
@@ -73,7 +74,9 @@ fn every_variant_trains_with_every_recipe_and_draws_samples() {
         ]
     );
     for row in &rows {
-        assert!(row.denoising_loss.unwrap() > 0.0 && row.fd.unwrap() > 0.0);
+        for figure in [Figure::DenoisingLoss, Figure::Fd] {
+            assert!(row.get(figure) > Some(0.0), "{row:?}");
+        }
         let cell = format!("runs/small/cells/{}", row.cell);
         assert!(place.path(&cell).join("samples/step-0000006.png").is_file());
         let second = place

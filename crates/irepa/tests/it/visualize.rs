@@ -104,6 +104,7 @@ fn the_svg_is_one_file_with_labels_as_text() {
         .descendants()
         .filter(|node| node.tag_name().name() == "text")
         .filter_map(|node| node.text())
+        .map(str::trim)
         .collect();
     for wanted in [
         "good",
@@ -152,7 +153,7 @@ fn a_map_has_the_top_colour_at_its_anchor() {
     visualize(&place, &[&arguments[..], &["a.svg"]].concat()).expect(0, &[]);
     let svg = place.read("a.svg");
     assert!(
-        svg.contains(">similarity to anchor 1</text>"),
+        svg.contains(">\nsimilarity to anchor 1\n</text>"),
         "its patch depends on the encoder"
     );
     for (encoder, patches, row, column) in [("good", 4, 2, 1), ("hog", 16, 9, 6)] {

@@ -13,6 +13,7 @@ mod inception_score;
 mod kid;
 mod moments;
 mod precision_recall;
+mod sample_metric;
 
 pub use frechet::{FrechetTerms, frechet_distance, frechet_distance_of_features};
 pub use gaussian::Gaussian;
@@ -24,6 +25,7 @@ pub use moments::Moments;
 pub use precision_recall::{
     Manifolds, PrecisionRecall, manifolds, precision_recall, precision_recall_until,
 };
+pub use sample_metric::SampleMetric;
 
 pub(crate) use moments::check_finite;
 

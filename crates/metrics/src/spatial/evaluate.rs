@@ -9,6 +9,7 @@ use super::grid::Grid;
 use super::measures::{decay, foreground_contrast, local_minus_far};
 use super::similarity::{DistanceProfile, NORM_FLOOR, SRSS_NORM_FLOOR, UnitTokens};
 use crate::MetricsError;
+use crate::figures::{Figure, Figures};
 
 /// Distance limits of the spatial metrics, in patches. The defaults are those of upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +77,17 @@ impl SpatialMetrics {
             srss: (!srss.is_empty()).then(|| srss.iter().sum::<f64>() / srss.len() as f64),
             rmsc: mean(|image| image.rmsc),
         })
+    }
+
+    /// The metrics as figures.
+    pub fn figures(&self) -> Figures {
+        let mut figures = Figures::from([
+            (Figure::Lds, self.lds),
+            (Figure::Cds, self.cds),
+            (Figure::Rmsc, self.rmsc),
+        ]);
+        figures.set(Figure::Srss, self.srss);
+        figures
     }
 }
 

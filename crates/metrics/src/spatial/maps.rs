@@ -207,7 +207,10 @@ mod tests {
     #[test]
     fn identical_tokens_have_similarity_one_and_orthogonal_ones_zero() {
         let same = Array2::from_elem((4, 3), 0.7);
-        assert_eq!(anchor_similarity(same.view(), 2).unwrap(), Array1::ones(4));
+        assert_eq!(
+            anchor_similarity(same.view(), 2).unwrap(),
+            Array1::<f32>::ones(4)
+        );
         let basis = Array2::<f32>::eye(3) * 5.0;
         assert_eq!(
             anchor_similarity(basis.view(), 1).unwrap(),

@@ -2,11 +2,12 @@
 
 use std::fmt::Write as _;
 
+use maud::{PreEscaped, html};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use crate::escape::escape;
+use crate::markup::{printable, svg_content};
 
 /// An error of plotters; drawing into a string returns none in practice.
 pub(crate) type DrawError = DrawingAreaErrorKind<std::io::Error>;
@@ -174,15 +175,16 @@ pub(super) fn picture(
         draw(&canvas)?;
         canvas.root.present()?;
     }
-    let drawn = svg.find('>').map_or("", |end| &svg[end + 1..]);
-    Ok(format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width:.0}\" height=\"{height:.0}\" \
-         viewBox=\"0 0 {} {}\" role=\"img\" stroke-linejoin=\"round\" stroke-linecap=\"round\">\
-         <title>{}</title>{drawn}",
-        pixel(width),
-        pixel(height),
-        escape(description),
-    ))
+    let svg = html! {
+        svg xmlns="http://www.w3.org/2000/svg" width=(format!("{width:.0}")) height=(format!("{height:.0}"))
+            viewBox={ "0 0 " (pixel(width)) " " (pixel(height)) } role="img" stroke-linejoin="round"
+            stroke-linecap="round" {
+            title { (description) }
+            // Its own attributes state the size in drawn pixels.
+            (PreEscaped(svg_content(&svg)))
+        }
+    };
+    Ok(printable(&svg.into_string()))
 }
 
 /// Converts shown pixels to drawn pixels.

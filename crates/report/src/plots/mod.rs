@@ -15,8 +15,8 @@ mod scatter;
 
 pub(super) use canvas::{DrawError, dark_rules};
 
-use super::columns::{frechet, frechet_features};
 use super::comparison::groups;
+use super::figures::{frechet, frechet_features};
 use super::run_folder::RunFolder;
 use recipes::Recipes;
 
@@ -43,7 +43,7 @@ impl Plot {
             dark_rules("svg")
         );
         match self.svg.split_once('>') {
-            Some((tag, rest)) => format!("{tag}>{style}{rest}"),
+            Some((tag, rest)) => format!("{tag}>{style}{rest}\n"),
             None => self.svg.clone(),
         }
     }
@@ -90,9 +90,9 @@ impl Plots {
 
 /// The axis title of the run's Frechet distance, with its features.
 fn frechet_title(run: &RunFolder) -> String {
-    let column = frechet(run);
-    match frechet_features(run, &column) {
-        Some(features) => format!("{}, {features} features", column.title),
-        None => column.title.to_owned(),
+    let frechet = frechet(run);
+    match frechet_features(run, frechet) {
+        Some(features) => format!("{}, {features} features", frechet.title()),
+        None => frechet.title().to_owned(),
     }
 }

@@ -1,5 +1,7 @@
 //! Plots one small panel per encoder on common axes: differences from the baseline, and alignment losses.
 
+use metrics::figures::Figure;
+
 use super::axis::{Axis, extent};
 use super::canvas::{
     Align, BASELINE, Canvas, DrawError, INK, Look, Rect, SMALL, TEXT, picture, text_width,
@@ -33,7 +35,7 @@ struct Line<'a> {
 }
 
 /// The contents of the panels.
-struct Figure<'a> {
+struct Panels<'a> {
     lines: Vec<Line<'a>>,
     axis_title: &'static str,
     /// Whether to draw the baseline at 0 and to write final values with a sign.
@@ -42,7 +44,7 @@ struct Figure<'a> {
 
 /// Plots the denoising loss of each aligned cell minus that of the baseline with the same seed.
 pub(super) fn differences(group: &Group<'_>, recipes: &Recipes) -> Result<Option<Plot>, DrawError> {
-    let figure = Figure {
+    let panels = Panels {
         lines: lines(group, |cell| {
             let baseline = group.any_baseline_of(cell)?;
             let baseline = curve::denoising_loss(baseline);
@@ -55,7 +57,7 @@ pub(super) fn differences(group: &Group<'_>, recipes: &Recipes) -> Result<Option
         "Denoising loss minus that of the baseline against training step, {}",
         group.label
     );
-    let svg = draw(&figure, group, recipes, &description)?;
+    let svg = draw(&panels, group, recipes, &description)?;
     Ok(svg.map(|svg| Plot {
         file_stem: format!("loss-difference-{}", group.slug),
         title: format!("Difference from the baseline, {}", group.label),
@@ -74,13 +76,15 @@ pub(super) fn alignment_losses(
     group: &Group<'_>,
     recipes: &Recipes,
 ) -> Result<Option<Plot>, DrawError> {
-    let figure = Figure {
-        lines: lines(group, |cell| Some(curve::alignment_loss(cell))),
+    let panels = Panels {
+        lines: lines(group, |cell| {
+            Some(curve::logged(cell, Figure::AlignmentLoss))
+        }),
         axis_title: "alignment loss",
         zero: false,
     };
     let description = format!("Alignment loss against training step, {}", group.label);
-    let svg = draw(&figure, group, recipes, &description)?;
+    let svg = draw(&panels, group, recipes, &description)?;
     Ok(svg.map(|svg| Plot {
         file_stem: format!("alignment-loss-{}", group.slug),
         title: format!("Alignment loss, {}", group.label),
@@ -113,12 +117,12 @@ fn lines<'a>(
 }
 
 fn draw(
-    figure: &Figure<'_>,
+    panels: &Panels<'_>,
     group: &Group<'_>,
     recipes: &Recipes,
     description: &str,
 ) -> Result<Option<String>, DrawError> {
-    let lines = &figure.lines;
+    let lines = &panels.lines;
     let mut encoders = group.encoders();
     encoders.retain(|encoder| lines.iter().any(|line| line.encoder == *encoder));
     let last = lines.iter().filter_map(|line| line.smooth.last());
@@ -128,7 +132,7 @@ fn draw(
     let settled = lines.iter().flat_map(|line| &line.smooth);
     let settled = settled.filter(|(step, _)| *step >= START * x.high());
     let settled = settled.map(|(_, value)| *value);
-    let Some(y) = Axis::linear(settled.chain(figure.zero.then_some(0.0)), 4) else {
+    let Some(y) = Axis::linear(settled.chain(panels.zero.then_some(0.0)), 4) else {
         return Ok(None);
     };
 
@@ -147,7 +151,7 @@ fn draw(
     }));
     let svg = picture(size, description, |canvas| {
         let shown = group.recipes();
-        let baseline = figure.zero.then_some("baseline");
+        let baseline = panels.zero.then_some("baseline");
         recipes.legend(canvas, (LEFT, 14.0), &shown, baseline)?;
         for (index, encoder) in encoders.iter().enumerate() {
             let (row, column) = (index / columns, index % columns);
@@ -158,11 +162,11 @@ fn draw(
                 height: HEIGHT,
             };
             let axes = Panel::draw(canvas, plot, (&x, &y), column == 0)?;
-            small_panel(canvas, figure, recipes, encoder, &axes, digits)?;
+            small_panel(canvas, panels, recipes, encoder, &axes, digits)?;
         }
         let centre = Look::new(TEXT, INK).align(Align::Centre);
         let middle = TOP + row_height * rows as f64 / 2.0;
-        canvas.text(figure.axis_title, (12.0, middle), centre.vertical())?;
+        canvas.text(panels.axis_title, (12.0, middle), centre.vertical())?;
         let below = (
             LEFT + (pitch * columns as f64 - VALUES) / 2.0,
             size.1 - BELOW + 8.0,
@@ -174,7 +178,7 @@ fn draw(
 
 fn small_panel(
     canvas: &Canvas<'_>,
-    figure: &Figure<'_>,
+    panels: &Panels<'_>,
     recipes: &Recipes,
     encoder: &str,
     axes: &Panel<'_, '_>,
@@ -186,11 +190,11 @@ fn small_panel(
         (plot.x, plot.y - 10.0),
         Look::new(TEXT, INK).bold(),
     )?;
-    if figure.zero {
+    if panels.zero {
         let zero = axes.row(0.0);
         canvas.dashed((plot.x, zero), (plot.right(), zero), BASELINE, 1.2)?;
     }
-    let lines: Vec<&Line<'_>> = figure
+    let lines: Vec<&Line<'_>> = panels
         .lines
         .iter()
         .filter(|line| line.encoder == encoder)
@@ -221,7 +225,7 @@ fn small_panel(
     let wanted: Vec<f64> = ends.iter().map(|(_, value)| axes.row(*value)).collect();
     let rows = spread(&wanted, 12.0, plot.y, plot.bottom());
     for ((recipe, value), row) in ends.into_iter().zip(rows) {
-        let text = if figure.zero {
+        let text = if panels.zero {
             signed(value, digits)
         } else {
             plain(value, digits)

@@ -1,5 +1,7 @@
 //! Plots the Frechet distance and the denoising loss of each encoder next to those of the baseline.
 
+use metrics::figures::Figure;
+
 use super::axis::Axis;
 use super::canvas::{
     Align, BASELINE, Canvas, DrawError, GRID, INK, Look, MUTED, Rect, TEXT, picture, text_width,
@@ -7,8 +9,8 @@ use super::canvas::{
 use super::panel::Panel;
 use super::recipes::Recipes;
 use super::{Plot, WIDTH, frechet_title};
-use crate::columns::{Column, DENOISING_LOSS, frechet};
 use crate::comparison::Group;
+use crate::figures::frechet;
 use crate::run_folder::RunFolder;
 
 const ROW: f64 = 21.0;
@@ -23,14 +25,14 @@ pub(super) fn plot(
     recipes: &Recipes,
 ) -> Result<Option<Plot>, DrawError> {
     let frechet = frechet(run);
-    let columns: Vec<(Column, String)> = [
+    let columns: Vec<(Figure, String)> = [
         (frechet, frechet_title(run)),
-        (DENOISING_LOSS, "denoising loss".to_owned()),
+        (Figure::DenoisingLoss, "denoising loss".to_owned()),
     ]
     .into_iter()
-    .filter(|(column, _)| !values(group, column).is_empty())
+    .filter(|(figure, _)| !values(group, *figure).is_empty())
     .collect();
-    let Some((first, _)) = columns.first() else {
+    let Some(&(first, _)) = columns.first() else {
         return Ok(None);
     };
     let encoders = ranked(group, first);
@@ -49,27 +51,28 @@ pub(super) fn plot(
     );
     let description = format!(
         "{} of each encoder and recipe, {}",
-        first.title, group.label
+        first.title(),
+        group.label
     );
     let svg = picture(size, &description, |canvas| {
         let shown = group.recipes();
         let baseline = columns
             .iter()
-            .any(|(column, _)| group.baseline_mean(column).is_some());
+            .any(|(figure, _)| group.baseline_mean(*figure).is_some());
         recipes.legend(
             canvas,
             (left, 14.0),
             &shown,
             baseline.then_some("baseline without alignment"),
         )?;
-        for (index, (column, title)) in columns.iter().enumerate() {
+        for (index, (figure, title)) in columns.iter().enumerate() {
             let plot = Rect {
                 x: left + (width + BETWEEN) * index as f64,
                 y: TOP,
                 width,
                 height,
             };
-            panel(canvas, group, recipes, &encoders, (column, title), plot)?;
+            panel(canvas, group, recipes, &encoders, (*figure, title), plot)?;
         }
         for (index, encoder) in encoders.iter().enumerate() {
             let row = TOP + ROW * (index as f64 + 0.5);
@@ -93,10 +96,10 @@ fn panel(
     group: &Group<'_>,
     recipes: &Recipes,
     encoders: &[&str],
-    (column, title): (&Column, &str),
+    (figure, title): (Figure, &str),
     plot: Rect,
 ) -> Result<(), DrawError> {
-    let Some(x) = Axis::adaptive(values(group, column), 5) else {
+    let Some(x) = Axis::adaptive(values(group, figure), 5) else {
         return Ok(());
     };
     // Rows are numbered from the top, with half a row of space at both ends, and have no ticks.
@@ -123,7 +126,7 @@ fn panel(
         (plot.x + plot.width / 2.0, plot.bottom() + 36.0),
         Look::new(TEXT, INK).align(Align::Centre),
     )?;
-    if let Some(baseline) = group.baseline_mean(column) {
+    if let Some(baseline) = group.baseline_mean(figure) {
         let (x, _) = position(baseline.value, 0);
         canvas.dashed((x, plot.y - 6.0), (x, plot.bottom()), BASELINE, 1.5)?;
         let text = crate::number::short(baseline.value);
@@ -135,13 +138,13 @@ fn panel(
     for (index, encoder) in encoders.iter().enumerate() {
         for recipe in group.recipes() {
             let style = recipes.style(recipe);
-            let Some(mean) = group.mean(column, encoder, recipe) else {
+            let Some(mean) = group.mean(figure, encoder, recipe) else {
                 continue;
             };
             if mean.seeds > 1 {
                 let cells = group.done().map(|cell| &cell.row);
                 for row in cells.filter(|row| row.encoder == *encoder && row.recipe == recipe) {
-                    if let Some(value) = column.of(row) {
+                    if let Some(value) = row.finite(figure) {
                         let point = position(value, index);
                         canvas.marker(point, style.marker, 2.5, style.colour, 0.45)?;
                     }
@@ -154,17 +157,17 @@ fn panel(
     Ok(())
 }
 
-fn values(group: &Group<'_>, column: &Column) -> Vec<f64> {
+fn values(group: &Group<'_>, figure: Figure) -> Vec<f64> {
     let cells = group.done();
-    cells.filter_map(|cell| column.of(&cell.row)).collect()
+    cells.filter_map(|cell| cell.row.finite(figure)).collect()
 }
 
 /// The encoders with a finished cell, best first, and those without a value last.
-fn ranked<'a>(group: &Group<'a>, column: &Column) -> Vec<&'a str> {
+fn ranked<'a>(group: &Group<'a>, figure: Figure) -> Vec<&'a str> {
     let best = |encoder: &str| {
         let recipes = group.recipes().into_iter();
         recipes
-            .filter_map(|recipe| group.mean(column, encoder, recipe))
+            .filter_map(|recipe| group.mean(figure, encoder, recipe))
             .map(|mean| mean.value)
             .fold(f64::INFINITY, f64::min)
     };

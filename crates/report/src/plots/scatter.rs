@@ -1,5 +1,7 @@
 //! Plots each encoder metric against the Frechet distance of the model that is aligned to the encoder.
 
+use metrics::figures::{Figure, Kind};
+
 use super::axis::Axis;
 use super::canvas::{
     Align, BASELINE, Canvas, DrawError, GRID, INK, Look, MUTED, Rect, SMALL, TEXT, picture,
@@ -9,10 +11,10 @@ use super::labels::{LabelRequest, place};
 use super::panel::Panel;
 use super::recipes::Recipes;
 use super::{Plot, WIDTH, frechet_title};
-use crate::columns::{Column, ENCODER_METRICS, frechet};
 use crate::comparison::Group;
 use crate::correlation::{Point, Relation, points, relation};
 use crate::distinct::distinct;
+use crate::figures::{encoder_metrics, frechet};
 use crate::number::{plain, short};
 use crate::run_folder::RunFolder;
 
@@ -41,9 +43,8 @@ pub(super) fn plot(
     recipes: &Recipes,
 ) -> Result<Option<Plot>, DrawError> {
     let frechet = frechet(run);
-    let panels: Vec<(Column, Vec<Series<'_>>)> = ENCODER_METRICS
-        .into_iter()
-        .map(|metric| (metric, series(group, &metric, &frechet)))
+    let panels: Vec<(Figure, Vec<Series<'_>>)> = encoder_metrics()
+        .map(|metric| (metric, series(group, metric, frechet)))
         .collect();
     let most = panels.iter().map(|(_, series)| series.len()).max();
     let most = most.unwrap_or(0);
@@ -59,9 +60,13 @@ pub(super) fn plot(
     let head = TITLE + LINE * most as f64 + 10.0;
     let row_height = head + height + BELOW;
     let size = (pitch * columns as f64, row_height * rows as f64);
-    let baseline = group.baseline_mean(&frechet).map(|mean| mean.value);
+    let baseline = group.baseline_mean(frechet).map(|mean| mean.value);
     let y_title = frechet_title(run);
-    let description = format!("Encoder metrics against {}, {}", frechet.title, group.label);
+    let description = format!(
+        "Encoder metrics against {}, {}",
+        frechet.title(),
+        group.label
+    );
     let svg = picture(size, &description, |canvas| {
         for (index, (metric, series)) in panels.iter().enumerate() {
             let (row, column) = (index / columns, index % columns);
@@ -72,12 +77,12 @@ pub(super) fn plot(
                 height,
             };
             canvas.text(
-                metric.title,
+                metric.title(),
                 (plot.x, plot.y - head + 12.0),
                 Look::new(TEXT + 1.0, INK).bold(),
             )?;
             if series.is_empty() {
-                empty(canvas, why_empty(group, metric), plot)?;
+                empty(canvas, why_empty(group, *metric), plot)?;
                 continue;
             }
             let heights = (plot.y - head + TITLE + 8.0, plot);
@@ -87,13 +92,17 @@ pub(super) fn plot(
             let middle = plot.y + plot.height / 2.0;
             canvas.text(&y_title, (plot.x - LEFT + 12.0, middle), centre.vertical())?;
             let below = (plot.x + plot.width / 2.0, plot.bottom() + 36.0);
-            canvas.text(metric.name, below, centre)?;
+            canvas.text(metric.name(), below, centre)?;
         }
         Ok(())
     })?;
     Ok(Some(Plot {
         file_stem: format!("metrics-{}", group.slug),
-        title: format!("Encoder metrics against {}, {}", frechet.title, group.label),
+        title: format!(
+            "Encoder metrics against {}, {}",
+            frechet.title(),
+            group.label
+        ),
         caption: "One point per encoder and recipe, averaged over seeds; a thin line joins the \
                   recipes of one encoder. Lines are least-squares fits. Brackets contain the \
                   95 % bootstrap interval of Pearson's r over encoders."
@@ -103,20 +112,20 @@ pub(super) fn plot(
 }
 
 /// The reason why no cell has both values, in two short lines.
-fn why_empty(group: &Group<'_>, metric: &Column) -> [&'static str; 2] {
+fn why_empty(group: &Group<'_>, metric: Figure) -> [&'static str; 2] {
     let aligned = group.done().filter(|cell| !cell.row.is_baseline());
-    if aligned.filter_map(|cell| metric.of(&cell.row)).count() > 0 {
+    if aligned.filter_map(|cell| cell.row.finite(metric)).count() > 0 {
         return [
             "no finished cell has both",
             "this metric and a Frechet distance",
         ];
     }
-    match metric.name {
-        "linear_probe" => [
+    match (metric, metric.kind()) {
+        (_, Kind::Probe) => [
             "no linear probe was trained: evaluate.probe_images",
             "is 0, or encoders are joined",
         ],
-        "srss" => [
+        (Figure::Srss, _) => [
             "SRSS needs foreground masks,",
             "which these images do not have",
         ],
@@ -145,7 +154,7 @@ fn empty(canvas: &Canvas<'_>, reason: [&str; 2], plot: Rect) -> Result<(), DrawE
     Ok(())
 }
 
-fn series<'a>(group: &Group<'a>, metric: &Column, frechet: &Column) -> Vec<Series<'a>> {
+fn series<'a>(group: &Group<'a>, metric: Figure, frechet: Figure) -> Vec<Series<'a>> {
     let recipes = group.recipes().into_iter();
     recipes
         .map(|recipe| {

@@ -1,5 +1,6 @@
 //! `[evaluate]`: measurements during and at the end of a run.
 
+use metrics::quality::SampleMetric;
 use serde::{Deserialize, Serialize};
 
 use super::omit::is_default;
@@ -13,7 +14,7 @@ pub struct EvaluateConfig {
     /// Further metrics of samples, on Inception features. They are computed if Inception is installed,
     /// and omitted otherwise.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub inception: Vec<InceptionMetric>,
+    pub inception: Vec<SampleMetric>,
     /// Number of steps between evaluations during the run, which are logged to `metrics.jsonl`; 0 for
     /// none. They use the same metrics and the same samples as the final evaluation.
     #[serde(skip_serializing_if = "is_default")]
@@ -41,20 +42,4 @@ impl Default for EvaluateConfig {
             probe_images: 0,
         }
     }
-}
-
-/// A metric of samples on Inception features.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum InceptionMetric {
-    /// Frechet distance of the pooled features.
-    Fid,
-    /// Frechet distance of the spatial features.
-    Sfid,
-    /// Inception score.
-    InceptionScore,
-    /// Kernel Inception distance.
-    Kid,
-    /// Improved precision and recall.
-    PrecisionRecall,
 }

@@ -26,7 +26,7 @@ pub use alignment::{AlignmentConfig, NO_ENCODER};
 pub use autoencoder::{Autoencoder, KlLayout, KlSettings, PerChannel};
 pub use data::DataConfig;
 pub use effect::SettingEffect;
-pub use evaluate::{EvaluateConfig, InceptionMetric};
+pub use evaluate::EvaluateConfig;
 pub use invalid::InvalidConfig;
 pub use joint_training::JointTraining;
 pub use model::ModelConfig;

@@ -5,6 +5,7 @@ use data::Cursor;
 use diffusion::objective::meanflow::MeanFlow;
 use diffusion::objective::x_prediction::XPrediction;
 use diffusion::samplers::Method;
+use metrics::figures::Figure;
 use tch::{Device, Kind, Tensor};
 use torch_ext::Generator;
 use training::{Config, DeviceBatch, EncoderShape, Inputs, Objective, StepMetrics, Trainer};
@@ -84,13 +85,13 @@ mod needs_cuda {
             let (expected, found) = (train(&mut plain, 6, device), train(&mut graph, 6, device));
             for (expected, found) in expected.iter().zip(&found) {
                 let figures = |metrics: &StepMetrics| {
-                    let alignment = metrics.alignment_loss.unwrap();
                     [
-                        metrics.loss,
-                        metrics.denoising_loss,
-                        alignment,
-                        metrics.grad_norm,
+                        Figure::Loss,
+                        Figure::DenoisingLoss,
+                        Figure::AlignmentLoss,
+                        Figure::GradNorm,
                     ]
+                    .map(|figure| metrics.get(figure).unwrap())
                 };
                 for (expected, found) in figures(expected).into_iter().zip(figures(found)) {
                     let difference = (expected - found).abs();

@@ -11,12 +11,13 @@ use diffusion::objective::meanflow::MeanFlow;
 use diffusion::objective::x_prediction::XPrediction;
 use diffusion::repa_e::AutoencoderLossConfig;
 use diffusion::samplers::Method;
+use metrics::figures::{Figure, Figures};
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Generator, Params};
 use training::checkpoint::{self, Checkpoint, CheckpointId};
 use training::{
     Autoencoder, Config, DeviceBatch, EncoderShape, Inputs, JointTraining, KlLayout, KlSettings,
-    MetricsLog, Objective, Quality, Run, Sampling, Schedule, TrainError, Trainer, read_tensors,
+    MetricsLog, Objective, Run, Sampling, Schedule, TrainError, Trainer, read_tensors,
     write_tensors,
 };
 
@@ -197,7 +198,8 @@ fn every_variant_resumes_to_the_same_bits() {
         assert_same_outcome(&folder.path().join("whole"), &part);
         let log = MetricsLog::read(&part.join("metrics.jsonl")).unwrap();
         let last = log.last().unwrap();
-        assert!(last.alignment_loss.is_some() && last.denoising_loss > 0.0);
+        assert!(last.get(Figure::AlignmentLoss).is_some());
+        assert!(last.get(Figure::DenoisingLoss) > Some(0.0));
         // The checkpoint can be sampled, with the number of classes of its own weights.
         let newest = checkpoint::list(&part.join("checkpoints"))
             .unwrap()
@@ -266,19 +268,15 @@ fn repa_e_trains_three_networks_and_saves_them_all() {
     assert_ne!(position(&after.model), position(&before.model));
 
     let log = MetricsLog::read(&folder.path().join("metrics.jsonl")).unwrap();
-    let figures: Vec<_> = log
-        .iter()
-        .map(|line| line.autoencoder.clone().unwrap())
-        .collect();
+    let figure = |line: usize, figure| log[line].get(figure).unwrap();
     // The discriminator starts at the second step.
-    assert_eq!(figures[0].gan_loss, 0.0);
-    assert!(figures[1].gan_loss != 0.0 && figures[1].discriminator_loss > 0.0);
-    assert!(figures[3].reconstruction_loss < figures[0].reconstruction_loss);
-    assert!(
-        figures
-            .iter()
-            .all(|f| f.autoencoder_alignment_loss != 0.0 && f.kl_loss > 0.0)
-    );
+    assert_eq!(figure(0, Figure::GanLoss), 0.0);
+    assert!(figure(1, Figure::GanLoss) != 0.0 && figure(1, Figure::DiscriminatorLoss) > 0.0);
+    assert!(figure(3, Figure::ReconstructionLoss) < figure(0, Figure::ReconstructionLoss));
+    for line in 0..log.len() {
+        assert_ne!(figure(line, Figure::AutoencoderAlignmentLoss), 0.0);
+        assert!(figure(line, Figure::KlLoss) > 0.0);
+    }
 
     // The saved weights sample the same images as the trainer.
     let sampling = Sampling::new(&config, &after.ema, vae(&after), Device::Cpu).unwrap();
@@ -350,8 +348,8 @@ fn repa_e_trains_without_alignment() {
         run.step(&batch, &[]).unwrap();
     }
     let last = run.last_metrics().unwrap().clone();
-    assert_eq!(last.alignment_loss, None);
-    assert_eq!(last.autoencoder.unwrap().autoencoder_alignment_loss, 0.0);
+    assert_eq!(last.get(Figure::AlignmentLoss), None);
+    assert_eq!(last.get(Figure::AutoencoderAlignmentLoss), Some(0.0));
 }
 
 #[test]
@@ -468,7 +466,7 @@ fn a_second_average_and_a_cosine_survive_an_interruption() {
     };
     assert!(differ(&second, &saved.ema) > 10 && differ(&second, &saved.model) > 10);
     let log = MetricsLog::read(&part.join("metrics.jsonl")).unwrap();
-    assert_eq!(log.last().unwrap().lr, 1e-5);
+    assert_eq!(log.last().unwrap().get(Figure::LearningRate), Some(1e-5));
     // A run with a longer cosine schedule does not resume from this one, and neither does one without the second
     // average.
     let longer = Config {
@@ -734,7 +732,7 @@ fn a_finer_grid_is_averaged_with_pool_tokens() {
             .finish_step()
             .unwrap()
             .unwrap()
-            .alignment_loss
+            .get(Figure::AlignmentLoss)
             .unwrap()
     };
     let difference = alignment(inputs(), &coarse) - alignment(fine.clone(), &blocks);
@@ -807,10 +805,12 @@ fn losses_of_both_recipes_fall_and_the_average_follows_the_weights() {
         let run = advance(folder.path(), &config, 40, 0);
         let log = MetricsLog::read(&folder.path().join("metrics.jsonl")).unwrap();
         let mean = |lines: &[training::StepMetrics]| {
-            lines.iter().map(|line| line.loss).sum::<f64>() / lines.len() as f64
+            let losses = lines.iter().map(|line| line.get(Figure::Loss).unwrap());
+            losses.sum::<f64>() / lines.len() as f64
         };
         assert!(mean(&log[30..]) < mean(&log[..10]) - 0.1);
-        assert!(log[39].alignment_loss.unwrap() < log[0].alignment_loss.unwrap() - 0.1);
+        let alignment = |line: usize| log[line].get(Figure::AlignmentLoss).unwrap();
+        assert!(alignment(39) < alignment(0) - 0.1);
         let checkpoint = checkpoint::list(&folder.path().join("checkpoints"))
             .unwrap()
             .pop()
@@ -844,7 +844,7 @@ fn bf16_trains_within_a_few_percent_of_fp32() {
         let log = MetricsLog::read(&folder.path().join("metrics.jsonl")).unwrap();
         log[10..]
             .iter()
-            .map(|line| line.denoising_loss)
+            .map(|line| line.get(Figure::DenoisingLoss).unwrap())
             .sum::<f64>()
     })
     .collect();
@@ -869,7 +869,8 @@ fn fused_operations_change_training_only_by_rounding() {
         });
         for (fused, composed) in logs[0].iter().zip(&logs[1]) {
             let figures = |line: &training::StepMetrics| {
-                [line.loss, line.alignment_loss.unwrap(), line.grad_norm]
+                [Figure::Loss, Figure::AlignmentLoss, Figure::GradNorm]
+                    .map(|figure| line.get(figure).unwrap())
             };
             for (fused, composed) in figures(fused).into_iter().zip(figures(composed)) {
                 let error = (fused - composed).abs() / composed.abs().max(0.1);
@@ -904,10 +905,8 @@ fn evaluate_until(folder: &Path, config: &Config, interrupted: Option<u64>) {
         }
         let weights = trainer.average().state_dict();
         let sum = weights.iter().map(|(_, tensor)| tensor.sum(Kind::Double));
-        Ok(Quality {
-            fd: Some(sum.map(|sum| sum.double_value(&[])).sum()),
-            ..Quality::default()
-        })
+        let sum = sum.map(|sum| sum.double_value(&[])).sum();
+        Ok(Figures::from([(Figure::Fd, sum)]))
     };
     run.evaluate(quality).unwrap();
     let loader = Loader::new(dataset(), config.loader(), run.trainer().cursor()).unwrap();
@@ -943,12 +942,12 @@ fn an_interrupted_evaluation_is_repeated_when_the_run_resumes() {
             evaluate_until(&part, &config, Some(interrupted));
             let last = MetricsLog::read(&part.join("metrics.jsonl")).unwrap().pop();
             let last = last.unwrap();
-            assert_eq!((last.step, last.quality.fd), (interrupted, None));
+            assert_eq!((last.step, last.get(Figure::Fd)), (interrupted, None));
             evaluate_until(&part, &config, None);
             assert_same_outcome(&part, &place("whole"));
         }
         let lines = MetricsLog::read(&place("whole").join("metrics.jsonl")).unwrap();
-        let evaluated = lines.iter().filter(|line| line.quality.fd.is_some());
+        let evaluated = lines.iter().filter(|line| line.get(Figure::Fd).is_some());
         let steps: Vec<u64> = evaluated.map(|line| line.step).collect();
         assert_eq!(steps, [4, 8]);
         assert_eq!(lines.len(), if log_every == 1 { 8 } else { 2 });
@@ -968,7 +967,7 @@ fn an_evaluation_that_measures_nothing_leaves_no_line() {
     for batch in loader.take(4) {
         let batch = DeviceBatch::new(batch.unwrap(), Device::Cpu).unwrap();
         let tokens = tokens(&batch);
-        let nothing = |_: &Trainer| Ok::<_, TrainError>(Quality::default());
+        let nothing = |_: &Trainer| Ok::<_, TrainError>(Figures::default());
         run.step_and_evaluate(&batch, &[tokens], nothing).unwrap();
     }
     let lines = MetricsLog::read(&folder.path().join("metrics.jsonl")).unwrap();

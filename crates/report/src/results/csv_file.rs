@@ -1,165 +1,11 @@
-//! Reads and writes `results.csv`, which has one row per cell of a sweep.
+//! Reads and writes `results.csv`.
 
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-
-/// The columns of `results.csv` in order. They are the fields of [`ResultRow`].
-pub const COLUMNS: [&str; 26] = [
-    "cell",
-    "status",
-    "encoder",
-    "recipe",
-    "model",
-    "variant",
-    "seed",
-    "steps",
-    "denoising_loss",
-    "alignment_loss",
-    "fid",
-    "sfid",
-    "inception_score",
-    "precision",
-    "recall",
-    "kid",
-    "fd_encoder",
-    "fd",
-    "lds",
-    "cds",
-    "srss",
-    "rmsc",
-    "linear_probe",
-    "steps_per_s",
-    "peak_memory_mib",
-    "reason",
-];
-
-/// The status of a cell.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Status {
-    /// Trained and evaluated.
-    Done,
-    /// Stopped by an error, which [`ResultRow::reason`] states.
-    Failed,
-    /// Not started, because a file that it needs is not installed.
-    Skipped,
-    /// The result has other settings, data or encoders than the plan; [`ResultRow::reason`] states the difference. It is
-    /// not compared with other results.
-    Stale,
-}
-
-impl Status {
-    /// The word in the `status` column.
-    pub fn name(self) -> &'static str {
-        match self {
-            Status::Done => "done",
-            Status::Failed => "failed",
-            Status::Skipped => "skipped",
-            Status::Stale => "stale",
-        }
-    }
-}
-
-/// One cell of a sweep. Numbers that were not computed are `None` and empty in the file; texts that do not apply are
-/// empty.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ResultRow {
-    /// Readable id, which is also the name of the cell's folder: `sit-xs4.irepa.hog.s0`.
-    pub cell: String,
-    /// Status of the cell.
-    pub status: Status,
-    /// Encoder that the cell aligns to; `none` or empty for the baseline.
-    pub encoder: String,
-    /// `irepa`, `repa`, ..., or `none` for the baseline without alignment.
-    pub recipe: String,
-    /// Denoiser, such as `sit-xs4`.
-    pub model: String,
-    /// Training variant, such as `velocity` or `meanflow`.
-    pub variant: String,
-    /// Seed of the cell.
-    pub seed: u64,
-    /// Optimiser steps completed.
-    pub steps: Option<u64>,
-    /// Denoising loss at the end of training.
-    pub denoising_loss: Option<f64>,
-    /// Alignment loss at the end of training, before its coefficient.
-    pub alignment_loss: Option<f64>,
-    /// Frechet distance on Inception features.
-    pub fid: Option<f64>,
-    /// Frechet distance on spatial Inception features.
-    pub sfid: Option<f64>,
-    /// Inception score.
-    pub inception_score: Option<f64>,
-    /// Share of samples inside the manifold of real images, 0 to 1.
-    pub precision: Option<f64>,
-    /// Share of real images inside the manifold of samples, 0 to 1.
-    pub recall: Option<f64>,
-    /// Kernel Inception distance.
-    pub kid: Option<f64>,
-    /// Encoder on whose features `fd` is computed.
-    pub fd_encoder: String,
-    /// Frechet distance on the features of `fd_encoder`.
-    pub fd: Option<f64>,
-    /// Local against distant similarity of the encoder's tokens.
-    pub lds: Option<f64>,
-    /// Correlation decay slope of the encoder's tokens.
-    pub cds: Option<f64>,
-    /// Semantic-region self-similarity of the encoder's tokens.
-    pub srss: Option<f64>,
-    /// Root-mean-square spatial contrast of the encoder's tokens.
-    pub rmsc: Option<f64>,
-    /// Accuracy of a linear probe on the encoder's tokens, 0 to 1.
-    pub linear_probe: Option<f64>,
-    /// Optimiser steps per second.
-    pub steps_per_s: Option<f64>,
-    /// Peak memory in MiB while the cell was trained and measured, including its encoder: of the allocator on CUDA, of the
-    /// process on the CPU. Present only if the process ran no other cell at the same time.
-    pub peak_memory_mib: Option<f64>,
-    /// Why the cell failed, was skipped or is stale.
-    pub reason: String,
-}
-
-impl ResultRow {
-    /// A row that contains only the id and the status of a cell.
-    pub fn empty(cell: &str, status: Status) -> Self {
-        Self {
-            cell: cell.to_owned(),
-            status,
-            encoder: String::new(),
-            recipe: String::new(),
-            model: String::new(),
-            variant: String::new(),
-            seed: 0,
-            steps: None,
-            denoising_loss: None,
-            alignment_loss: None,
-            fid: None,
-            sfid: None,
-            inception_score: None,
-            precision: None,
-            recall: None,
-            kid: None,
-            fd_encoder: String::new(),
-            fd: None,
-            lds: None,
-            cds: None,
-            srss: None,
-            rmsc: None,
-            linear_probe: None,
-            steps_per_s: None,
-            peak_memory_mib: None,
-            reason: String::new(),
-        }
-    }
-
-    /// Returns whether the cell trains without alignment: its recipe is `none` or empty.
-    pub fn is_baseline(&self) -> bool {
-        self.recipe.is_empty() || self.recipe == "none"
-    }
-}
+use super::ResultRow;
+use super::column::{Column, Value};
 
 /// Why `results.csv` could not be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -182,8 +28,8 @@ pub enum ResultsError {
         #[source]
         source: io::Error,
     },
-    /// The header does not contain each column of [`COLUMNS`] exactly once.
-    #[error("{}:1: {problem}; the columns are: {}", path.display(), COLUMNS.join(", "))]
+    /// The header does not contain each [`Column`] exactly once.
+    #[error("{}:1: {problem}; the columns are: {}", path.display(), header().join(", "))]
     Header {
         /// The file.
         path: PathBuf,
@@ -212,9 +58,10 @@ pub fn write_csv(path: &Path, rows: &[ResultRow]) -> Result<(), ResultsError> {
         let mut csv = csv::WriterBuilder::new()
             .has_headers(false)
             .from_writer(file);
-        csv.write_record(COLUMNS).map_err(io::Error::from)?;
+        csv.write_record(header()).map_err(io::Error::from)?;
         for row in rows {
-            csv.serialize(row).map_err(io::Error::from)?;
+            let values: Vec<Value<'_>> = Column::all().map(|column| column.of(row)).collect();
+            csv.serialize(values).map_err(io::Error::from)?;
         }
         csv.flush()
     })
@@ -255,12 +102,18 @@ pub fn read_csv(path: &Path) -> Result<Vec<ResultRow>, ResultsError> {
     Ok(rows)
 }
 
-fn check_header(header: &csv::StringRecord) -> Result<(), String> {
-    if let Some(unknown) = header.iter().find(|name| !COLUMNS.contains(name)) {
+/// The names of the columns.
+fn header() -> Vec<&'static str> {
+    Column::all().map(Column::name).collect()
+}
+
+fn check_header(found: &csv::StringRecord) -> Result<(), String> {
+    let columns = header();
+    if let Some(unknown) = found.iter().find(|name| !columns.contains(name)) {
         return Err(format!("unknown column `{unknown}`"));
     }
-    for column in COLUMNS {
-        match header.iter().filter(|name| *name == column).count() {
+    for column in columns {
+        match found.iter().filter(|name| *name == column).count() {
             0 => return Err(format!("column `{column}` is missing")),
             1 => {}
             _ => return Err(format!("column `{column}` appears more than once")),
@@ -317,7 +170,10 @@ mod tests {
     use std::fs;
     use std::io::Write;
 
+    use metrics::figures::{Figure, Figures};
+
     use super::*;
+    use crate::results::Status;
 
     fn row() -> ResultRow {
         ResultRow {
@@ -329,23 +185,16 @@ mod tests {
             variant: "velocity".into(),
             seed: u64::MAX,
             steps: Some(400),
-            denoising_loss: Some(0.1 + 0.2),
-            alignment_loss: Some(-0.71),
-            fid: None,
-            sfid: None,
-            inception_score: None,
-            precision: None,
-            recall: None,
-            kid: Some(1e-9),
             fd_encoder: "efficientnet-lite2".into(),
-            fd: Some(12.0),
-            lds: Some(f64::MIN_POSITIVE),
-            cds: None,
-            srss: None,
-            rmsc: None,
-            linear_probe: None,
-            steps_per_s: Some(1.0 / 3.0),
-            peak_memory_mib: Some(1e300),
+            figures: Figures::from([
+                (Figure::DenoisingLoss, 0.1 + 0.2),
+                (Figure::AlignmentLoss, -0.71),
+                (Figure::Kid, 1e-9),
+                (Figure::Fd, 12.0),
+                (Figure::Lds, f64::MIN_POSITIVE),
+                (Figure::StepsPerSecond, 1.0 / 3.0),
+                (Figure::PeakMemory, 1e300),
+            ]),
             reason: "a, \"quoted\"\nreason".into(),
         }
     }
@@ -368,17 +217,48 @@ mod tests {
         let folder = folder();
         let path = folder.path().join("results.csv");
         let mut nan = row();
-        nan.srss = Some(f64::NAN);
+        nan.figures.set(Figure::Srss, f64::NAN);
         write_csv(&path, &[nan]).unwrap();
-        assert!(read_csv(&path).unwrap()[0].srss.unwrap().is_nan());
+        let read = read_csv(&path).unwrap();
+        assert!(read[0].get(Figure::Srss).unwrap().is_nan());
     }
 
     #[test]
-    fn columns_are_the_fields_in_order() {
-        let mut csv = csv::Writer::from_writer(Vec::new());
-        csv.serialize(row()).unwrap();
-        let text = String::from_utf8(csv.into_inner().unwrap()).unwrap();
-        assert_eq!(text.lines().next().unwrap(), COLUMNS.join(","));
+    fn the_columns_and_their_order_are_fixed() {
+        assert_eq!(
+            header().join(","),
+            "cell,status,encoder,recipe,model,variant,seed,steps,denoising_loss,alignment_loss,fid,sfid,\
+             inception_score,precision,recall,kid,fd_encoder,fd,lds,cds,srss,rmsc,linear_probe,steps_per_s,\
+             peak_memory_mib,reason"
+        );
+    }
+
+    #[test]
+    fn a_row_is_an_object_with_one_key_per_column() {
+        let text = serde_json::to_string(&row()).unwrap();
+        let places: Vec<usize> = header()
+            .iter()
+            .map(|name| text.find(&format!("\"{name}\":")).unwrap())
+            .collect();
+        assert!(places.is_sorted(), "{text}");
+        assert!(text.contains("\"fid\":null,"), "{text}");
+        assert_eq!(serde_json::from_str::<ResultRow>(&text).unwrap(), row());
+
+        // Figures may be absent, but not what identifies the cell.
+        let read = |text: String| serde_json::from_str::<ResultRow>(&text);
+        let mut fewer = row();
+        fewer.figures.remove(Figure::Kid);
+        assert_eq!(read(text.replace("\"kid\":1e-9,", "")).unwrap(), fewer);
+        let error = read(text.replace("\"model\":\"sit-xs4\",", "")).unwrap_err();
+        assert!(
+            error.to_string().contains("missing field `model`"),
+            "{error}"
+        );
+        let error = read(text.replacen("\"model\"", "\"cell\"", 1)).unwrap_err();
+        assert!(
+            error.to_string().contains("duplicate field `cell`"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -386,7 +266,7 @@ mod tests {
         let folder = folder();
         let path = folder.path().join("results.csv");
         let mut short = row();
-        short.fd = Some(0.1);
+        short.figures.set(Figure::Fd, 0.1);
         write_csv(&path, &[short]).unwrap();
         let text = fs::read_to_string(&path).unwrap();
         assert!(text.contains("efficientnet-lite2,0.1,"), "{text}");
@@ -398,7 +278,10 @@ mod tests {
         let path = folder.path().join("results.csv");
         write_csv(&path, &[]).unwrap();
         assert_eq!(read_csv(&path).unwrap(), []);
-        assert_eq!(fs::read_to_string(&path).unwrap().trim(), COLUMNS.join(","));
+        assert_eq!(
+            fs::read_to_string(&path).unwrap().trim(),
+            header().join(",")
+        );
     }
 
     #[test]
@@ -421,7 +304,7 @@ mod tests {
     fn an_incomplete_row_is_named_with_its_line() {
         let folder = folder();
         let path = folder.path().join("results.csv");
-        fs::write(&path, format!("{}\na,done,hog\n", COLUMNS.join(","))).unwrap();
+        fs::write(&path, format!("{}\na,done,hog\n", header().join(","))).unwrap();
         let message = read_csv(&path).unwrap_err().to_string();
         assert!(message.contains(":2: 3 columns, expected 26"), "{message}");
     }
@@ -443,9 +326,9 @@ mod tests {
         let folder = folder();
         let path = folder.path().join("results.csv");
         for (header, problem) in [
-            (COLUMNS.join(",").replace("fid", "fidd"), "`fidd`"),
-            (COLUMNS.join(",").replace(",kid", ""), "`kid` is missing"),
-            (COLUMNS.join(",") + ",kid", "`kid` appears more than once"),
+            (header().join(",").replace("fid", "fidd"), "`fidd`"),
+            (header().join(",").replace(",kid", ""), "`kid` is missing"),
+            (header().join(",") + ",kid", "`kid` appears more than once"),
         ] {
             fs::write(&path, header + "\n").unwrap();
             let message = read_csv(&path).unwrap_err().to_string();

@@ -1,14 +1,17 @@
-//! Names the metrics that compare samples with real images.
+//! Names the metrics of samples that can be requested.
 
 use std::fmt;
 use std::str::FromStr;
 
-use training::InceptionMetric;
+use serde::{Deserialize, Serialize};
 
-/// A metric of generated samples.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// A metric of generated samples, which yields one or more figures of
+/// [`Kind::Quality`](crate::figures::Kind::Quality).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum SampleMetric {
     /// Frechet distance of the pooled features; on Inception's features it is the FID.
+    #[serde(rename = "fid")]
     Frechet,
     /// Frechet distance of Inception's spatial features.
     Sfid,
@@ -31,12 +34,12 @@ impl SampleMetric {
     ];
 
     /// Returns whether the metric is defined on Inception's features only.
-    pub(crate) fn needs_inception(self) -> bool {
+    pub fn needs_inception(self) -> bool {
         matches!(self, Self::Sfid | Self::InceptionScore)
     }
 
     /// Returns whether the metric needs the features of individual images.
-    pub(crate) fn needs_features(self) -> bool {
+    pub fn needs_features(self) -> bool {
         matches!(self, Self::Kid | Self::PrecisionRecall)
     }
 }
@@ -60,14 +63,24 @@ impl fmt::Display for SampleMetric {
     }
 }
 
-impl From<InceptionMetric> for SampleMetric {
-    fn from(metric: InceptionMetric) -> Self {
-        match metric {
-            InceptionMetric::Fid => Self::Frechet,
-            InceptionMetric::Sfid => Self::Sfid,
-            InceptionMetric::InceptionScore => Self::InceptionScore,
-            InceptionMetric::Kid => Self::Kid,
-            InceptionMetric::PrecisionRecall => Self::PrecisionRecall,
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn configurations_and_arguments_use_the_same_names() {
+        for (name, metric) in SampleMetric::NAMES {
+            assert_eq!(name.parse(), Ok(metric));
+            let text = serde_json::to_string(&metric).unwrap();
+            assert_eq!(text, format!("\"{metric}\""));
+            assert_eq!(serde_json::from_str::<SampleMetric>(&text).unwrap(), metric);
         }
+        assert_eq!(SampleMetric::Frechet.to_string(), "fid");
+        assert!(
+            "FID"
+                .parse::<SampleMetric>()
+                .unwrap_err()
+                .contains("precision-recall")
+        );
     }
 }
