@@ -1,39 +1,25 @@
 //! Trains one model, step by step.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::AtomicBool;
+mod figures;
+mod sampling;
+mod state;
+#[cfg(test)]
+mod tests;
 
 use data::{Cursor, seed};
-use diffusion::Denoiser as _;
-use metrics::figures::{Figure, Figures};
 use tch::{Kind, Tensor};
 use torch_ext::readback::Readback;
-use torch_ext::{Generator, Mismatch, Params, TorchError};
+use torch_ext::{Generator, Params, TorchError};
 
 use crate::adamw::{AdamW, trained_bytes};
 use crate::aligner::Aligner;
 use crate::average::Average;
-use crate::denoising::sample_velocity;
 use crate::passes::Passes;
 use crate::repa_e::Joint;
-use crate::sampling::{self, StepNoise, check_interrupted, draw_samples};
 use crate::step_graph::StepGraph;
 use crate::task::{Task, Weights, alignment_loss};
-use crate::{
-    Checkpoint, Config, DeviceBatch, Inputs, LastGoodCheckpoint, Objective, StepMetrics, TrainError,
-};
-
-/// The figures of a step while they are copied from the device.
-#[derive(Debug)]
-struct Pending {
-    step: u64,
-    lr: f64,
-    samples: Vec<u64>,
-    corrupt_skipped: u64,
-    /// Total, denoising and alignment loss and gradient norm, `[4]`; followed by the figures of a
-    /// trained autoencoder. The copy is queued before the next step's work.
-    figures: Readback,
-}
+use crate::{Config, DeviceBatch, Inputs, Objective, StepMetrics, TrainError};
+use figures::PendingFigures;
 
 /// Trains one model, one step at a time, on a batch and the encoders' tokens for it.
 ///
@@ -54,7 +40,7 @@ pub struct Trainer {
     generator: Generator,
     step: u64,
     cursor: Cursor,
-    pending: Option<Pending>,
+    pending: Option<PendingFigures>,
     /// [`Readback::begin`]; a test replaces it to count the calls.
     read_back: fn(&Tensor) -> Result<Readback, TorchError>,
     /// `Some` after the first step, with `train.cuda_graphs` on a GPU.
@@ -223,12 +209,12 @@ impl Trainer {
         let previous = self.finish_step()?;
         self.step = step;
         self.cursor = batch.cursor;
-        self.pending = Some(Pending {
+        self.pending = Some(PendingFigures {
             step,
             lr: self.adamw.lr(step),
             samples: batch.ids.clone(),
             corrupt_skipped: batch.cursor.skipped,
-            figures: (self.read_back)(&Tensor::f_cat(&figures, 0)?)?,
+            copy: (self.read_back)(&Tensor::f_cat(&figures, 0)?)?,
         });
         Ok(previous)
     }
@@ -238,242 +224,9 @@ impl Trainer {
     /// # Errors
     /// The loss or the gradient is not finite.
     pub fn finish_step(&mut self) -> Result<Option<StepMetrics>, TrainError> {
-        let Some(pending) = self.pending.take() else {
-            return Ok(None);
-        };
-        let figures = Vec::<f32>::try_from(pending.figures.wait()?.f_to_kind(Kind::Float)?)?;
-        let &[loss, denoising, alignment, norm, ref autoencoder @ ..] = figures.as_slice() else {
-            return Ok(None);
-        };
         let aligned = !self.weights.heads.depths().is_empty();
-        let [loss, denoising, alignment, norm] = [loss, denoising, alignment, norm].map(f64::from);
-        let autoencoder: Figures = Figure::of_kind(metrics::figures::Kind::Autoencoder)
-            .zip(autoencoder.iter().copied().map(f64::from))
-            .collect();
-        let autoencoder_figures = [
-            ("the autoencoder's loss", Figure::AutoencoderLoss),
-            ("the discriminator's loss", Figure::DiscriminatorLoss),
-            (
-                "the norm of the autoencoder's gradient",
-                Figure::AutoencoderGradNorm,
-            ),
-            (
-                "the norm of the discriminator's gradient",
-                Figure::DiscriminatorGradNorm,
-            ),
-        ];
-        let autoencoder_figures = autoencoder_figures
-            .into_iter()
-            .filter_map(|(what, figure)| Some((what, autoencoder.get(figure)?)));
-        let denoiser_figures = [
-            ("the denoising loss", denoising),
-            ("the alignment loss", alignment),
-            ("the loss", loss),
-            ("the norm of the gradient", norm),
-        ];
-        for (what, value) in denoiser_figures.into_iter().chain(autoencoder_figures) {
-            if !value.is_finite() {
-                return Err(TrainError::NotFinite {
-                    what,
-                    value,
-                    step: pending.step,
-                    samples: pending.samples,
-                    last_good: LastGoodCheckpoint::Unknown,
-                });
-            }
-        }
-        let mut figures = autoencoder;
-        figures.extend([
-            (Figure::Loss, loss),
-            (Figure::DenoisingLoss, denoising),
-            (Figure::GradNorm, norm),
-            (Figure::LearningRate, pending.lr),
-        ]);
-        figures.set(Figure::AlignmentLoss, aligned.then_some(alignment));
-        let skipped = pending.corrupt_skipped;
-        figures.set(
-            Figure::CorruptSkipped,
-            (skipped > 0).then_some(skipped as f64),
-        );
-        Ok(Some(StepMetrics {
-            step: pending.step,
-            figures,
-        }))
-    }
-
-    /// Returns everything that is needed to resume. The last step's figures must have been read.
-    ///
-    /// # Errors
-    /// A libtorch operation failed.
-    pub fn checkpoint(&self) -> Result<Checkpoint, TrainError> {
-        Ok(Checkpoint {
-            step: self.step,
-            cursor: self.cursor,
-            config_hash: self.hash(),
-            model: self.weights.params.state_dict(),
-            ema: self.average.state_dict(),
-            second_ema: self.second_average.as_ref().map(Params::state_dict),
-            optimizer: self.adamw.state(),
-            random: vec![("training".to_owned(), self.generator.state()?)],
-            others: self.task.joint().map_or_else(BTreeMap::new, Joint::state),
-        })
-    }
-
-    /// Resumes from a checkpoint.
-    ///
-    /// # Errors
-    /// The checkpoint is of another model, or of another kind of device.
-    pub fn resume(&mut self, checkpoint: &Checkpoint) -> Result<(), TrainError> {
-        let step = checkpoint.step;
-        let state = checkpoint
-            .random
-            .iter()
-            .find(|(name, _)| name == "training");
-        let (_, state) = state.ok_or_else(|| TrainError::Resume {
-            step,
-            reason: "it has no state of the generator `training`".to_owned(),
-        })?;
-        if state.size() != self.generator.state()?.size() {
-            let device = if self.inputs.device.is_cuda() {
-                "a GPU"
-            } else {
-                "a CPU"
-            };
-            let reason = format!(
-                "its random generator is of another kind of device than {device}: resume on the kind of \
-                 device that saved it, or start a new run from its weights (train --init)"
-            );
-            return Err(TrainError::Resume { step, reason });
-        }
-        self.weights.params.load(&checkpoint.model)?;
-        self.average.load(&checkpoint.ema)?;
-        match (&self.second_average, &checkpoint.second_ema) {
-            (Some(average), Some(saved)) => average.load(saved)?,
-            (None, None) => {}
-            (average, _) => {
-                let reason = match average {
-                    Some(_) => "it has no second moving average",
-                    None => "it has a second moving average, and train.second_ema_decay is not set",
-                };
-                return Err(TrainError::Resume {
-                    step,
-                    reason: reason.to_owned(),
-                });
-            }
-        }
-        self.adamw
-            .load(&checkpoint.optimizer)
-            .map_err(|reason| TrainError::Resume { step, reason })?;
-        if let Some(joint) = self.task.joint() {
-            joint
-                .load(&checkpoint.others)
-                .map_err(|reason| TrainError::Resume { step, reason })?;
-        }
-        self.generator.set_state(state)?;
-        self.step = step;
-        self.cursor = checkpoint.cursor;
-        self.pending = None;
-        Ok(())
-    }
-
-    /// Replaces the model's random initial weights by `weights`; the averages start from them too. If
-    /// `partial` is true, weights without a counterpart keep their random values, and the unmatched
-    /// names of both sides are returned.
-    ///
-    /// # Errors
-    /// Names or shapes differ, and `partial` is false.
-    pub fn initialise(
-        &mut self,
-        weights: &[(String, Tensor)],
-        partial: bool,
-    ) -> Result<Mismatch, TrainError> {
-        let mismatch = match partial {
-            true => self.weights.params.load_partial(weights)?,
-            false => {
-                self.weights.params.load(weights)?;
-                Mismatch::default()
-            }
-        };
-        let start = self.weights.params.state_dict();
-        self.average.load(&start)?;
-        if let Some(second) = &self.second_average {
-            second.load(&start)?;
-        }
-        Ok(mismatch)
-    }
-
-    /// Returns the number of images that [`sample`](Self::sample) draws at once.
-    pub fn samples_at_once(&self) -> usize {
-        sampling::batch_size(&self.config, self.inputs.device)
-    }
-
-    /// Draws one image for each of `labels` with the averaged weights. Returns u8 `[N, 3, H, W]` on the
-    /// CPU. `progress` is called with the number of images done. The images' indices count from `first`, as
-    /// in [`Sampling::sample`](crate::Sampling::sample). The training's random generator is not used.
-    ///
-    /// # Errors
-    /// A label is out of range; the sampler refuses its settings; samples are not finite; the device is out
-    /// of memory.
-    pub fn sample(
-        &self,
-        first: u64,
-        labels: &[i64],
-        progress: impl FnMut(usize),
-    ) -> Result<Tensor, TrainError> {
-        self.sample_until(&AtomicBool::new(false), first, labels, progress)
-    }
-
-    /// Like [`Trainer::sample`], but stops when `interrupted` is set; see
-    /// [`Sampling::sample_until`](crate::Sampling::sample_until).
-    ///
-    /// # Errors
-    /// Those of [`Trainer::sample`]; [`TrainError::Interrupted`].
-    pub fn sample_until(
-        &self,
-        interrupted: &AtomicBool,
-        first: u64,
-        labels: &[i64],
-        progress: impl FnMut(usize),
-    ) -> Result<Tensor, TrainError> {
-        let sampler = self.config.sample.sampler;
-        let check = || check_interrupted(interrupted);
-        let samples = match &self.task {
-            Task::Frozen(task) => {
-                let samples = draw_samples(
-                    task.average.denoiser().dimensions().image,
-                    |noise: &Tensor, labels: &Tensor, steps: &mut StepNoise<'_>| {
-                        task.average.sample(sampler, noise, labels, steps, check)
-                    },
-                    |latents| task.autoencoder.decode(latents),
-                    &self.config,
-                    (first, labels),
-                    self.inputs.device,
-                    interrupted,
-                    progress,
-                );
-                // Trainers of a sweep sample one after the other, so only one autoencoder has to be in memory.
-                task.autoencoder.unload();
-                samples
-            }
-            Task::Joint(task) => {
-                let network = (&task.average.objective, &task.average.sit);
-                draw_samples(
-                    task.average.sit.dimensions().image,
-                    |noise: &Tensor, labels: &Tensor, steps: &mut StepNoise<'_>| {
-                        sample_velocity(network, sampler, noise, labels, steps, check)
-                    },
-                    |latents| task.joint.decode(latents, &task.average.latent_norm),
-                    &self.config,
-                    (first, labels),
-                    self.inputs.device,
-                    interrupted,
-                    progress,
-                )
-            }
-        };
-        samples.map_err(|error| {
-            error.with_weights(|| format!("the averaged weights of step {}", self.step))
-        })
+        let pending = self.pending.take();
+        pending.map(|pending| pending.read(aligned)).transpose()
     }
 }
 
@@ -493,6 +246,3 @@ fn dtype_of_copies(config: &Config) -> Option<Kind> {
     let kind = config.train.precision.autocast();
     kind.filter(|_| one_pass && config.train.fused)
 }
-
-#[cfg(test)]
-mod tests;
