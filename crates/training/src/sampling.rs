@@ -136,17 +136,15 @@ impl Sampling {
             self.network
                 .sample(self.config.sample.sampler, noise, labels, steps, check)
         };
-        draw_samples(
-            self.network.denoiser().dimensions().image,
-            sample,
-            |latents| self.autoencoder.decode(latents),
-            &self.config,
-            (first, labels),
-            self.device,
+        let settings = SampleSettings {
+            config: &self.config,
+            shape: self.network.denoiser().dimensions().image,
+            device: self.device,
             interrupted,
-            progress,
-        )
-        .map_err(|error| error.with_weights(|| self.weights.clone()))
+        };
+        let decode = |latents: &Tensor| self.autoencoder.decode(latents);
+        draw_samples(&settings, sample, decode, (first, labels), progress)
+            .map_err(|error| error.with_weights(|| self.weights.clone()))
     }
 }
 
@@ -172,22 +170,34 @@ pub(crate) fn check_interrupted(interrupted: &AtomicBool) -> Result<(), Diffusio
     }
 }
 
-/// Draws one image for each of `labels`, with indices from `first` on. `sample` maps noise `[B, C, H, W]` of `shape`,
+/// How samples are drawn.
+pub(crate) struct SampleSettings<'a> {
+    pub(crate) config: &'a Config,
+    /// `[C, H, W]` of the denoiser's images.
+    pub(crate) shape: [i64; 3],
+    pub(crate) device: Device,
+    pub(crate) interrupted: &'a AtomicBool,
+}
+
+/// Draws one image for each of `labels`, with indices from `first` on. `sample` maps noise `[B, C, H, W]`,
 /// labels `[B]` and the noise of its steps to images or latents, which `decode` maps to images.
 ///
 /// Matrix products round differently in batches of another length. Therefore all batches are full and
 /// start at multiples of their length; the first and the last one are padded with images that are
 /// discarded.
 pub(crate) fn draw_samples(
-    shape: [i64; 3],
+    settings: &SampleSettings<'_>,
     sample: impl Fn(&Tensor, &Tensor, &mut StepNoise<'_>) -> Result<Tensor, DiffusionError>,
     decode: impl Fn(&Tensor) -> Result<Tensor, TrainError>,
-    config: &Config,
     (first, labels): (u64, &[i64]),
-    device: Device,
-    interrupted: &AtomicBool,
     mut progress: impl FnMut(usize),
 ) -> Result<Tensor, TrainError> {
+    let &SampleSettings {
+        config,
+        shape,
+        device,
+        interrupted,
+    } = settings;
     config.apply_numerics(device)?;
     let precision = config.train.precision.autocast();
     let length = batch_size(config, device);

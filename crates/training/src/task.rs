@@ -16,7 +16,7 @@ use crate::{AutoencoderModel, Config, Inputs, JointTraining, Objective, TrainErr
 #[derive(Debug)]
 pub(crate) enum Task {
     /// A denoiser on images, or on the latents of a frozen autoencoder.
-    Frozen(FrozenTask),
+    Frozen(Box<FrozenTask>),
     /// REPA-E.
     Joint(Box<JointTask>),
 }
@@ -72,7 +72,7 @@ impl Task {
                 average,
                 autoencoder,
             };
-            return Ok((Self::Frozen(task), weights, average_weights));
+            return Ok((Self::Frozen(Box::new(task)), weights, average_weights));
         };
         let (weights, trained) = joint_network(settings, config, inputs)?;
         let joint = Joint::new(

@@ -14,8 +14,10 @@ use crate::nn::{
 };
 use crate::{DiffusionError, check};
 
-/// The sizes: name, depth, width, heads, and the block that the paper aligns.
-const SIZES: [(&str, i64, i64, i64, i64); 5] = [
+/// Name, depth, width, heads, and the block that the paper aligns.
+type Size = (&'static str, i64, i64, i64, i64);
+
+const SIZES: [Size; 5] = [
     ("SiT-XS", 4, 128, 4, 2),
     ("SiT-S", 12, 384, 6, 4),
     ("SiT-B", 12, 768, 12, 4),
@@ -136,7 +138,7 @@ impl SitConfig {
 }
 
 /// The row of [`SIZES`] and the patch size of the model with this name.
-fn find(name: &str) -> Result<((&'static str, i64, i64, i64, i64), i64), DiffusionError> {
+fn find(name: &str) -> Result<(Size, i64), DiffusionError> {
     let patches = SIZES
         .iter()
         .flat_map(|size| PATCHES.map(|patch| (*size, patch)));

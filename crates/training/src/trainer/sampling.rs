@@ -2,13 +2,12 @@
 
 use std::sync::atomic::AtomicBool;
 
-use diffusion::Denoiser as _;
 use tch::Tensor;
 
 use super::Trainer;
 use crate::TrainError;
 use crate::denoising::sample_velocity;
-use crate::sampling::{self, StepNoise, check_interrupted, draw_samples};
+use crate::sampling::{self, SampleSettings, StepNoise, check_interrupted, draw_samples};
 use crate::task::Task;
 
 impl Trainer {
@@ -47,18 +46,21 @@ impl Trainer {
     ) -> Result<Tensor, TrainError> {
         let sampler = self.config.sample.sampler;
         let check = || check_interrupted(interrupted);
+        let settings = SampleSettings {
+            config: &self.config,
+            shape: self.task.denoiser().dimensions().image,
+            device: self.inputs.device,
+            interrupted,
+        };
         let samples = match &self.task {
             Task::Frozen(task) => {
                 let samples = draw_samples(
-                    task.average.denoiser().dimensions().image,
+                    &settings,
                     |noise: &Tensor, labels: &Tensor, steps: &mut StepNoise<'_>| {
                         task.average.sample(sampler, noise, labels, steps, check)
                     },
                     |latents| task.autoencoder.decode(latents),
-                    &self.config,
                     (first, labels),
-                    self.inputs.device,
-                    interrupted,
                     progress,
                 );
                 // Trainers of a sweep sample one after the other, so only one autoencoder has to be in memory.
@@ -68,15 +70,12 @@ impl Trainer {
             Task::Joint(task) => {
                 let network = (&task.average.objective, &task.average.sit);
                 draw_samples(
-                    task.average.sit.dimensions().image,
+                    &settings,
                     |noise: &Tensor, labels: &Tensor, steps: &mut StepNoise<'_>| {
                         sample_velocity(network, sampler, noise, labels, steps, check)
                     },
                     |latents| task.joint.decode(latents, &task.average.latent_norm),
-                    &self.config,
                     (first, labels),
-                    self.inputs.device,
-                    interrupted,
                     progress,
                 )
             }

@@ -4,10 +4,11 @@ use diffusion::objective::meanflow::MeanFlow;
 use diffusion::objective::velocity::Velocity;
 use diffusion::objective::x_prediction::XPrediction;
 use diffusion::samplers::Method;
+use metrics::figures::Figure;
 use tch::Device;
 
 use super::*;
-use crate::{EncoderShape, TrainPrecision};
+use crate::{Checkpoint, EncoderShape, TrainPrecision};
 
 /// Width of the encoder's tokens.
 const WIDTH: i64 = 24;

@@ -7,7 +7,7 @@ use training::{Autoencoder, Config, DeviceBatch, Objective, Run, TrainError, Tra
 
 use crate::runs::{
     TOKENS, WIDTH, advance, config, dataset, inputs, jit, meanflow, repa_e, tokens,
-    trained_autoencoder, vae,
+    trained_autoencoder,
 };
 
 #[test]
