@@ -69,3 +69,17 @@ pub(crate) fn positive(settings: &[(&'static str, i64)]) -> Result<(), Diffusion
     }
     Ok(())
 }
+
+/// Converts `N` parts, whose name in an error is `what`, to an array.
+pub(crate) fn array<T, const N: usize>(
+    parts: Vec<T>,
+    what: &'static str,
+) -> Result<[T; N], DiffusionError> {
+    parts
+        .try_into()
+        .map_err(|parts: Vec<T>| DiffusionError::Shape {
+            what,
+            found: vec![parts.len() as i64],
+            expected: vec![N as i64],
+        })
+}

@@ -73,6 +73,7 @@ mod step_graph;
 mod task;
 mod tensor_file;
 mod trainer;
+mod weights;
 
 pub use adamw::AdamW;
 pub use autoencoder::AutoencoderModel;

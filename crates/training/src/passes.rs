@@ -7,7 +7,8 @@ use crate::aligner::{Aligned, Aligner};
 use crate::forward::{Drawn, ForwardOutput, Hidden};
 use crate::repa_e::{BatchPart, JointFigures};
 use crate::step_graph::StepGraph;
-use crate::task::{FrozenTask, JointTask, Weights};
+use crate::task::{FrozenTask, JointTask};
+use crate::weights::Weights;
 use crate::{Config, DeviceBatch, TrainError};
 
 /// The parts of a trainer that its passes read.

@@ -4,11 +4,12 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use data::seed;
-use diffusion::Mode;
 use diffusion::autoencoder::KlAutoencoder;
+use diffusion::objective::velocity::Velocity;
 use diffusion::repa_e::{
     AutoencoderLoss, AutoencoderPass, Discriminator, LatentNorm, Lpips, RepaE, RepaEConfig,
 };
+use diffusion::{Mode, Sit};
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Generator, Params};
 
@@ -16,7 +17,7 @@ use crate::adamw::{AdamW, trained_bytes};
 use crate::aligner::Aligned;
 use crate::autoencoder::{decode, scaling, trainable};
 use crate::checkpoint::VAE;
-use crate::task::{JointNetwork, Weights};
+use crate::weights::Weights;
 use crate::{Config, JointTraining, KlSettings, TrainError, read_tensors};
 
 /// A network with its weights and their optimiser.
@@ -25,6 +26,15 @@ struct TrainedNetwork<N> {
     network: N,
     params: Params,
     adamw: AdamW,
+}
+
+/// The denoiser of REPA-E.
+#[derive(Debug)]
+pub(crate) struct JointNetwork {
+    pub(crate) objective: Velocity,
+    pub(crate) sit: Sit,
+    /// Normalises latents, which are the network's input.
+    pub(crate) latent_norm: LatentNorm,
 }
 
 /// Autoencoder and discriminator, with an optimiser each.

@@ -10,7 +10,7 @@ use torch_ext::{Generator, Params, TorchError, autocast};
 
 use crate::autoencoder::read_weights;
 use crate::denoising::Denoising;
-use crate::task::num_classes;
+use crate::weights::num_classes;
 use crate::{AutoencoderModel, Config, TrainError};
 
 /// The averaged denoiser of a checkpoint, without heads, for sampling.

@@ -17,7 +17,8 @@ use crate::average::Average;
 use crate::passes::Passes;
 use crate::repa_e::Joint;
 use crate::step_graph::StepGraph;
-use crate::task::{Task, Weights, alignment_loss};
+use crate::task::Task;
+use crate::weights::{Weights, alignment_loss};
 use crate::{Config, DeviceBatch, Inputs, Objective, StepMetrics, TrainError};
 use figures::PendingFigures;
 

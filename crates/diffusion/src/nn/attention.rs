@@ -3,8 +3,9 @@
 use tch::Tensor;
 use torch_ext::{Init, Scope};
 
-use super::{AffineLayerNorm, Linear, to_array};
-use crate::DiffusionError;
+use super::linear::Linear;
+use super::norm::AffineLayerNorm;
+use crate::{DiffusionError, check};
 
 /// Multi-head self-attention (`Attention` of timm).
 #[derive(Debug)]
@@ -58,7 +59,7 @@ impl Attention {
                 // The backward pass of one `unbind` stacks three gradients. Those of three `select`s would each
                 // fill a whole tensor with zeros.
                 let parts = heads_first(&qkv, self.heads)?.f_unbind(0)?;
-                let [q, k, v] = to_array(parts, "queries, keys and values")?;
+                let [q, k, v] = check::array(parts, "queries, keys and values")?;
                 ops::attention(&q_norm.forward(&q)?, &k_norm.forward(&k)?, &v)?
             }
         }; // [B, T, D]

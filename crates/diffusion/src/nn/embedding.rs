@@ -3,7 +3,7 @@
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Init, Scope, optim};
 
-use super::Linear;
+use super::linear::Linear;
 use crate::denoiser::{Mode, drop_labels};
 use crate::{DiffusionError, check};
 

@@ -3,7 +3,8 @@
 use tch::Tensor;
 use torch_ext::{Init, Scope};
 
-use super::{Dropout, Linear};
+use super::dropout::Dropout;
+use super::linear::Linear;
 use crate::{DiffusionError, Mode};
 
 /// Two linear layers with the tanh form of GELU between them (`Mlp` of timm).

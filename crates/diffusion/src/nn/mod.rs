@@ -42,19 +42,3 @@ pub use norm::{AffineLayerNorm, LayerNorm, Norm, RmsNorm};
 pub use patches::{BottleneckPatchEmbedder, PatchEmbedder, unpatchify};
 pub use rotary::Rotary;
 pub use rotary_attention::RotaryAttention;
-
-use crate::DiffusionError;
-
-/// The `N` parts, whose name in an error is `what`.
-pub(crate) fn to_array<T, const N: usize>(
-    parts: Vec<T>,
-    what: &'static str,
-) -> Result<[T; N], DiffusionError> {
-    parts
-        .try_into()
-        .map_err(|parts: Vec<T>| DiffusionError::Shape {
-            what,
-            found: vec![parts.len() as i64],
-            expected: vec![N as i64],
-        })
-}

@@ -3,8 +3,9 @@
 use tch::Tensor;
 use torch_ext::{Init, Scope};
 
-use super::{Linear, Norm, to_array};
-use crate::DiffusionError;
+use super::linear::Linear;
+use super::norm::Norm;
+use crate::{DiffusionError, check};
 
 /// The linear layer that maps a condition `[B, D]` to `N` shifts, scales and gates `[B, 1, D]`.
 #[derive(Debug)]
@@ -31,7 +32,7 @@ impl<const N: usize> Modulation<N> {
     /// The shape of `c` differs.
     pub fn forward(&self, c: &Tensor) -> Result<[Tensor; N], DiffusionError> {
         let parts = self.parts()(&self.linear.forward(c)?)?;
-        to_array(parts.f_unbind(1)?, "a modulation")
+        check::array(parts.f_unbind(1)?, "a modulation")
     }
 
     /// Views a modulation `[B, N D]` as `[B, N, 1, D]`.

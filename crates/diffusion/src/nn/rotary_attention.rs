@@ -3,7 +3,11 @@
 use tch::{Kind, Tensor};
 use torch_ext::{Init, Scope};
 
-use super::{Dropout, Linear, RmsNorm, Rotary, join_heads};
+use super::attention::join_heads;
+use super::dropout::Dropout;
+use super::linear::Linear;
+use super::norm::RmsNorm;
+use super::rotary::Rotary;
 use crate::{DiffusionError, Mode};
 
 /// Multi-head self-attention with RMS norm and rotary embedding of queries and keys (`Attention` of JiT).

@@ -5,7 +5,8 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::{Method, Progress, ProgressResult, SamplerConfig};
+use super::config::{Method, SamplerConfig};
+use super::progress::{Progress, ProgressResult};
 use crate::denoiser::{Denoiser, Mode};
 use crate::guidance::Guidance;
 use crate::objective::x_prediction::XPrediction;

@@ -5,8 +5,8 @@
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
+use super::progress::{Progress, ProgressResult};
 use super::times::linspace;
-use super::{Progress, ProgressResult};
 use crate::denoiser::Denoiser;
 use crate::guidance::Guidance;
 use crate::models::meanflow::MeanFlowSit;

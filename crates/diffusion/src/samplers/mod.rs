@@ -7,6 +7,7 @@
 //! latents.
 
 mod config;
+mod guided_velocity;
 pub mod jit;
 pub mod meanflow;
 mod ode;

@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::velocity::GuidedVelocity;
+use super::guided_velocity::GuidedVelocity;
 use crate::DiffusionError;
 
 /// An Euler step: `x + dt v(x, t)`.

@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::velocity::GuidedVelocity;
+use super::guided_velocity::GuidedVelocity;
 use crate::DiffusionError;
 use crate::interpolant::Interpolant;
 

@@ -1,13 +1,14 @@
 //! Sampler for denoisers that predict a velocity (`ldm/samplers.py` upstream).
 
-use std::ops::RangeInclusive;
-
 use tch::{Kind, Tensor};
 use torch_ext::Generator;
 
+use super::config::{Method, SamplerConfig};
+use super::guided_velocity::GuidedVelocity;
+use super::progress::{Progress, ProgressResult};
 use super::times::linspace;
-use super::{Method, Progress, ProgressResult, SamplerConfig, ode, sde};
-use crate::denoiser::{Denoiser, Mode};
+use super::{ode, sde};
+use crate::denoiser::Denoiser;
 use crate::guidance::Guidance;
 use crate::interpolant::Interpolant;
 use crate::{DiffusionError, check};
@@ -150,39 +151,5 @@ impl Sampler {
             .into_result()?;
         }
         Ok(x)
-    }
-}
-
-/// A denoiser with its guidance.
-pub(super) struct GuidedVelocity<'a> {
-    denoiser: &'a dyn Denoiser,
-    guidance: Guidance<'a>,
-    /// The times at which guidance is on.
-    interval: RangeInclusive<f64>,
-    /// The dtype in which the denoiser runs.
-    kind: Kind,
-}
-
-impl GuidedVelocity<'_> {
-    /// Whether `t` is in the guidance interval.
-    pub fn guides_at(&self, t: f64) -> bool {
-        self.interval.contains(&t)
-    }
-
-    /// A drift of state `x` `[B, C, H, W]` at time `t`, float64. `drift` maps a batch of states and its velocity to its
-    /// drift; guidance, if `guide` is true, combines the drifts with and without a class.
-    pub fn drift(
-        &self,
-        x: &Tensor,
-        t: f64,
-        guide: bool,
-        drift: impl FnOnce(&Tensor, Tensor) -> Result<Tensor, DiffusionError>,
-    ) -> Result<Tensor, DiffusionError> {
-        self.guidance.apply(x, guide, |batch, labels| {
-            let x = batch.f_to_kind(self.kind)?;
-            let t = Tensor::f_full(labels.size(), t, (self.kind, batch.device()))?;
-            let output = self.denoiser.forward(&x, &t, labels, &[], Mode::Eval)?;
-            drift(batch, output.prediction.f_to_kind(Kind::Double)?)
-        })
     }
 }

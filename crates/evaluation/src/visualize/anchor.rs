@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use encoders::Grid;
 
-use super::VisualizeError;
+use super::error::VisualizeError;
 
 /// Minimum opacity of a foreground pixel.
 const OPAQUE: u8 = 128;
@@ -112,7 +112,7 @@ impl Anchor {
                 Ok(vec![Patch { row, column }])
             }
             Anchor::Patch { .. } => Err(VisualizeError::Anchor {
-                anchor: self,
+                anchor: self.to_string(),
                 encoder: encoder.to_owned(),
                 height: grid.height,
                 width: grid.width,

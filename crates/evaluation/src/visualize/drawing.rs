@@ -17,8 +17,8 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{Color, TextStyle};
 use report::markup::{printable, svg_content};
 
-use super::VisualizeError;
 use super::colour::PAGE;
+use super::error::VisualizeError;
 use super::font::{FAMILY, Fonts, SIZE_PER_EM, Weight};
 use super::picture::{Align, Look, Picture, PlacedImage, Rect, Shape};
 

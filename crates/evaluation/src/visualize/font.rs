@@ -3,7 +3,7 @@
 
 use plotters::style::{FontDesc, FontFamily, FontStyle, register_font};
 
-use super::VisualizeError;
+use super::error::VisualizeError;
 
 const REGULAR: &[u8] = include_bytes!("../../assets/inter/Inter-Regular.ttf");
 const SEMI_BOLD: &[u8] = include_bytes!("../../assets/inter/Inter-SemiBold.ttf");

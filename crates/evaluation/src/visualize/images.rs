@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use data::{Background, Batch, DataError, Dataset, Image, Sample};
 
-use super::VisualizeError;
+use super::error::VisualizeError;
 
 /// Images on a white background, u8 `[N, 3, R, R]`, each with a title.
 #[derive(Debug)]

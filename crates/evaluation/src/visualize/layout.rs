@@ -15,10 +15,13 @@ use data::pillow::{Filter, resize};
 use encoders::Grid;
 use ndarray::{Array1, Array2};
 
+use super::anchor::Patch;
 use super::colour::{INK, LINE, MUTED, PAGE, Rgb, Scale, anchor_colour, byte, viridis};
+use super::error::VisualizeError;
 use super::font::{Fonts, Weight};
+use super::maps::{Maps, Row, TokenMaps};
 use super::picture::{Align, Look, Picture, PlacedImage, Rect, Shape};
-use super::{Maps, Patch, Row, Sheet, TokenMaps, VisualizeError, cell_side};
+use super::sheet::{Sheet, cell_side};
 
 /// Side of the map that the lengths below refer to, in pixels.
 const UNIT: f64 = 256.0;

@@ -7,7 +7,9 @@ use ndarray::{Array1, Array2, ArrayView2};
 use tch::Device;
 use training::images_to_device;
 
-use super::{Anchor, Patch, TitledImages, VisualizeError};
+use super::anchor::{Anchor, Patch};
+use super::error::VisualizeError;
+use super::images::TitledImages;
 use crate::tensors;
 
 /// Images that an encoder processes at once.

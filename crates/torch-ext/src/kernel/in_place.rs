@@ -6,7 +6,8 @@ use std::slice;
 use tch::Tensor;
 
 use super::borrows::Borrows;
-use super::memory::{Element, Input, elements};
+use super::element::Element;
+use super::memory::{Input, elements};
 use crate::{TorchError, autograd};
 
 /// A tensor that a kernel changes: contiguous, on the CPU, of dtype `T`.

@@ -35,6 +35,7 @@
 
 mod borrows;
 mod cache;
+mod element;
 mod in_place;
 mod memory;
 mod number;
@@ -43,8 +44,9 @@ mod rows;
 mod simd;
 
 pub use cache::{PastCache, past_cache, prefetch};
+pub use element::Element;
 pub use in_place::{InPlace, InPlaceScope, run_in_place};
-pub use memory::{Element, Input, Output, Scope, run};
+pub use memory::{Input, Output, Scope, run};
 pub use number::{LANES, Real, Row, Stored, sum_lanes};
 pub use parallel::{for_each, for_each_with};
 pub use rows::{InputRows, Rows, row_stride};

@@ -4,8 +4,7 @@ use std::marker::PhantomData;
 
 use tch::Tensor;
 
-use super::Element;
-use super::memory::{check_dense, first_element};
+use super::element::{Element, check_dense, first_element};
 use crate::TorchError;
 
 /// Number of elements from the start of a row of `tensor` to the start of the next, if `tensor` `[R, 1, .., D]` has

@@ -2,7 +2,6 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::dual::Dual;
 use crate::DiffusionError;
 
 /// Number of attention scores in memory at once. Attention keeps none, so this bounds what the
@@ -22,22 +21,23 @@ fn scores_at_once(device: Device) -> i64 {
 ///
 /// The weights `p` are recomputed: attention does not keep them, and attention that did would
 /// hold them in every block until the backward pass.
-pub(super) fn tangent(q: &Dual, k: &Dual, v: &Dual) -> Result<Tensor, DiffusionError> {
-    let (batch, heads, count, width) = q.value.size4()?;
-    let [dq, dk, dv] = [q, k, v].map(|x| x.tangent.compute());
-    let (dq, dk, dv) = (dq?, dk?, dv?);
+pub(super) fn tangent(
+    [q, k, v]: [&Tensor; 3],
+    [dq, dk, dv]: [&Tensor; 3],
+) -> Result<Tensor, DiffusionError> {
+    let (batch, heads, count, width) = q.size4()?;
     let scores = (heads * count * count).max(1);
-    let samples = (scores_at_once(q.value.device()) / scores).clamp(1, batch.max(1));
+    let samples = (scores_at_once(q.device()) / scores).clamp(1, batch.max(1));
     let mut parts = Vec::new();
     for start in (0..batch).step_by(samples as usize) {
         let length = samples.min(batch - start);
         // [samples * heads, T, d]
         let part = |x: &Tensor| x.f_narrow(0, start, length)?.f_flatten(0, 1);
         let scaled = |x: &Tensor| part(x)?.f_mul_scalar((width as f64).powf(-0.5));
-        let (q, dq) = (scaled(&q.value)?, scaled(&dq)?);
-        let (k, dk) = (part(&k.value)?, part(&dk)?);
+        let (q, dq) = (scaled(q)?, scaled(dq)?);
+        let (k, dk) = (part(k)?, part(dk)?);
         let (k, dk) = (k.f_mt()?, dk.f_mt()?);
-        let (v, dv) = (part(&v.value)?, part(&dv)?);
+        let (v, dv) = (part(v)?, part(dv)?);
 
         let kind = match q.kind() {
             Kind::Double => Kind::Double,

@@ -15,11 +15,11 @@ use tch::Tensor;
 
 use super::attention;
 use super::tangent::Tangent;
-use crate::DiffusionError;
 use crate::nn::{
     AffineLayerNorm, LayerNorm, Norm, gate, heads_first, join_heads, sinusoids,
-    sinusoids_derivative, to_array,
+    sinusoids_derivative,
 };
+use crate::{DiffusionError, check};
 
 /// A value and its tangent: the derivative in the direction in which the network is differentiated. Both
 /// have the same shape and dtype. The tangent records no gradient.
@@ -81,7 +81,7 @@ impl Dual {
             let dx = self.tangent.clone();
             Self::new(value, move || Ok(dx.compute()?.f_select(dim, index)?))
         });
-        to_array(slices.collect::<Result<_, _>>()?, what)
+        check::array(slices.collect::<Result<_, _>>()?, what)
     }
 
     /// `x W^T + b`.
@@ -179,15 +179,14 @@ impl Dual {
     /// `softmax(q k^T / sqrt(d)) v`, `[B, T, heads d]`, for `q`, `k` and `v` `[B, heads, T, d]`.
     pub fn attention([q, k, v]: [Self; 3]) -> Result<Self, DiffusionError> {
         let value = ops::attention(&q.value, &k.value, &v.value)?;
-        Self::new(value, move || join_heads(&attention::tangent(&q, &k, &v)?))
+        Self::new(value, move || attention_tangent([q, k, v]))
     }
 
     /// [`Dual::attention`], `[B, T, D]`, of the heads in `self` `[B, T, 3 D]`.
     pub fn self_attention(&self, heads: i64) -> Result<Self, DiffusionError> {
         let qkv = self.clone();
         Self::new(ops::self_attention(&self.value, heads)?, move || {
-            let [q, k, v] = qkv.split_heads(heads)?;
-            join_heads(&attention::tangent(&q, &k, &v)?)
+            attention_tangent(qkv.split_heads(heads)?)
         })
     }
 
@@ -202,6 +201,18 @@ impl Dual {
             Ok(slope.f_mul(&dt.compute()?.f_unsqueeze(1)?)?)
         })
     }
+}
+
+/// The tangent of [`Dual::attention`].
+fn attention_tangent(heads: [Dual; 3]) -> Result<Tensor, DiffusionError> {
+    let [q, k, v] = heads;
+    let tangents = [
+        q.tangent.compute()?,
+        k.tangent.compute()?,
+        v.tangent.compute()?,
+    ];
+    let values = [&q.value, &k.value, &v.value];
+    join_heads(&attention::tangent(values, tangents.each_ref())?)
 }
 
 /// The tangent of `n = (x - mean) r`, with `r` the reciprocal deviation:
