@@ -92,13 +92,16 @@ pub fn run(
     };
     let only = only(options)?;
     let is_selected = |id: &str| only.as_ref().is_none_or(|only| only.is_match(id));
-    let plan = Plan::read_for(
+    let mut plan = Plan::read_for(
         &options.experiment,
         kind,
         &registry,
         &options.settings,
         &is_selected,
     )?;
+    for cell in &mut plan.cells {
+        cell.config.alignment.choose_precision(device);
+    }
     let folder = options.out.join(&plan.name);
     let selected = select(&plan, options, is_selected)?;
     let selected = match options.shard {

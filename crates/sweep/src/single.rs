@@ -50,7 +50,9 @@ pub fn train(
             name: options.device.clone(),
             source,
         })?;
-    let config = &options.config;
+    let mut config = options.config.clone();
+    config.alignment.choose_precision(device);
+    let config = &config;
     let judge = Some(config.evaluate.fd_encoder.clone()).filter(|name| !name.is_empty());
     for name in config.alignment.encoders().into_iter().chain(judge) {
         registry

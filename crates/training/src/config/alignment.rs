@@ -50,6 +50,11 @@ impl AlignmentConfig {
         })
     }
 
+    /// Writes down the dtype in which encoders run on `device`, so that the configuration of a run states it.
+    pub fn choose_precision(&mut self, device: Device) {
+        self.encoder_precision = Some(self.encoder_precision_on(device));
+    }
+
     /// Returns the terms of the alignment with `encoders` encoders: each loss for each encoder, with hidden tokens
     /// after block `depth`. A loss is averaged over the encoders.
     pub(crate) fn terms(&self, encoders: usize, depth: i64) -> Vec<Term> {
@@ -138,6 +143,7 @@ mod tests {
         assert_eq!(found(&alignment), [Precision::Fp32, Precision::Bf16]);
         for precision in [Precision::Fp32, Precision::Bf16, Precision::Fp16] {
             alignment.encoder_precision = Some(precision);
+            alignment.choose_precision(Device::Cuda(0));
             assert_eq!(found(&alignment), [precision; 2]);
         }
     }
