@@ -16,17 +16,19 @@ pub enum AlignmentError {
         found: Vec<i64>,
     },
 
-    /// The encoder's tokens and the projected tokens differ in shape.
+    /// The encoder's tokens and the denoiser's differ in shape.
     #[error(
-        "encoder tokens have shape {target:?}, projected tokens {projected:?}: both must have the \
-         same batch, grid and width; resize the encoder's tokens to the denoiser's grid and build \
-         the head with the encoder's width"
+        "encoder tokens have shape {target:?}, {what} {found:?}: both must have the \
+         same batch and grid, and projected tokens the same width; resize the encoder's tokens to the denoiser's \
+         grid and build the head with the encoder's width"
     )]
     ShapeMismatch {
         /// Shape of the encoder's tokens.
         target: Vec<i64>,
-        /// Shape of the projected tokens.
-        projected: Vec<i64>,
+        /// Which tokens of the denoiser.
+        what: &'static str,
+        /// Their shape.
+        found: Vec<i64>,
     },
 
     /// The number of tensors differs from the number that the terms need.

@@ -155,8 +155,8 @@ impl AlignmentLoss {
     /// `[B, T, D]`, before normalisation; `hidden` the hidden tokens `[B, T, H]` of [`AlignmentLoss::depths`];
     /// `projected` those that a head has projected, `[B, T, D]`, for each of [`AlignmentLoss::projections`].
     ///
-    /// Tokens of lower precision are compared in float32, the dtype in which accelerate passes them
-    /// to upstream's loss.
+    /// Tokens of lower precision are compared in float32, the dtype in which upstream's trainer (the package
+    /// accelerate) passes them to its loss.
     ///
     /// # Errors
     /// There are no terms; the numbers of tensors differ from those that the terms need; the shapes of a pair differ.

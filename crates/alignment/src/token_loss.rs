@@ -9,12 +9,14 @@ use crate::{AlignmentError, SpatialNorm, tokens};
 
 /// A loss between the tokens of a source and those of a denoiser.
 ///
-/// Implement it to add a loss: [`Term::loss`](crate::Term::loss) takes any.
+/// Implement it to add a loss: [`Term::loss`](crate::Term::loss) takes any. To select it in a configuration, add a
+/// variant to [`LossKind`](crate::LossKind).
 pub trait TokenLoss: Debug + Send {
     /// The loss's name in logs.
     fn name(&self) -> &'static str;
 
-    /// Returns the loss as a scalar tensor.
+    /// Returns the loss as a scalar tensor, without the coefficient of its term; training lowers it. It is called
+    /// outside autocast, and in a step that is recorded as a CUDA graph it must not wait for the device.
     ///
     /// # Errors
     /// Shapes that the loss cannot compare.
@@ -35,17 +37,26 @@ pub struct Tokens<'a> {
 
 impl<'a> Tokens<'a> {
     /// Tokens of a source `[B, T, D]` and the normalisation for them, and hidden tokens `[B, T, H]` with their
-    /// projection `[B, T, D]`. `coefficient` is the gradient that the loss will receive in the backward pass, usually
-    /// the coefficient of its term: kernels prepare the gradient for it, and another one costs one more pass.
+    /// projection `[B, T, D]`. Kernels compute the gradient in the forward pass, scaled by `coefficient`, the
+    /// coefficient of the term; another incoming gradient is allowed and costs one more pass.
     ///
     /// # Errors
-    /// The shapes of `source` and `projected` differ, or are not three-dimensional.
+    /// The shapes of `source` and `projected` differ, or are not three-dimensional; `hidden` has another batch size or
+    /// number of tokens.
     pub fn new(
         (source, norm): (&'a Tensor, &'a SpatialNorm),
         (hidden, projected): (&'a Tensor, &'a Tensor),
         coefficient: f64,
     ) -> Result<Self, AlignmentError> {
-        tokens::pair(source, projected)?;
+        let (batch, count, _) = tokens::pair(source, projected)?;
+        let (hidden_batch, hidden_count, _) = tokens::sizes("hidden tokens", hidden)?;
+        if (hidden_batch, hidden_count) != (batch, count) {
+            return Err(AlignmentError::ShapeMismatch {
+                target: source.size(),
+                what: "hidden tokens",
+                found: hidden.size(),
+            });
+        }
         Ok(Self {
             source,
             norm,
@@ -61,8 +72,8 @@ impl<'a> Tokens<'a> {
         self.source
     }
 
-    /// The source's tokens after normalisation, `[B, T, D]`. They are float32, or float64 if the source is: accelerate
-    /// passes float32 to upstream's loss.
+    /// The source's tokens after normalisation, `[B, T, D]`. They are float32, or float64 if the source is:
+    /// upstream's trainer (the package accelerate) passes float32 to its loss.
     ///
     /// # Errors
     /// As [`SpatialNorm::forward`].

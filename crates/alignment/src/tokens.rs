@@ -26,7 +26,8 @@ pub(crate) fn pair(target: &Tensor, projected: &Tensor) -> Result<(i64, i64, i64
     if target.size() != projected.size() {
         return Err(AlignmentError::ShapeMismatch {
             target: target.size(),
-            projected: projected.size(),
+            what: "projected tokens",
+            found: projected.size(),
         });
     }
     Ok(sizes)

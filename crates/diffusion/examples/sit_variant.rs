@@ -77,9 +77,11 @@ impl Denoiser for SitWithRegisters {
         let patches = self.x_embedder.forward(x)?.f_add(&self.pos_embed)?; // [B, T, D]
         let (batch, count, width) = patches.size3()?;
         let registers = self.registers.f_expand([batch, REGISTERS, width], false)?;
+        // Alignment compares one token per patch, so the registers are no hidden tokens.
         let patch_tokens = |x: &Tensor| Ok(x.f_narrow(1, REGISTERS, count)?);
 
         let c = self.t_embedder.forward(t)?;
+        // `Block` takes the condition after SiLU.
         let c = c.f_add(&self.y_embedder.forward(labels, mode)?)?.f_silu()?; // [B, D]
         let mut hidden = HiddenTokens::new(depths, self.config.depth)?;
         let mut x = Tensor::f_cat(&[registers, patches], 1)?; // [B, REGISTERS + T, D]
@@ -133,7 +135,8 @@ fn main() -> Result<(), DiffusionError> {
     for step in 1..=20 {
         let noisy = objective.draw(&images, &mut generator)?;
         let mode = Mode::Train(&mut generator);
-        // The hidden tokens after block 2 are for an alignment loss; see the crate `alignment`.
+        // `output.hidden[0]`, the tokens after block 2, is for an alignment loss; see the example of the crate
+        // `alignment`.
         let output = model.forward(&noisy.x, &noisy.t, &labels, &[2], mode)?;
         let loss = objective.loss(&output.prediction, &noisy)?.f_mean(None)?;
         loss.f_backward()?;

@@ -1,4 +1,7 @@
-//! Fused operations of a training step, with their gradients: one total function each.
+//! Fused operations of a training step, with their gradients: one function each.
+//!
+//! An operation has a folder of its own, or a file if it has no CUDA kernel. The modulation of transformer blocks and the
+//! attention of queries, keys and values have two operations each.
 //!
 //! A function takes any tensors that the operation is defined for. Behind it are a kernel in Rust for the CPU, one in
 //! CUDA C++ (a `.cu` file beside it), and the composition of libtorch's operators; it chooses by device, dtype and

@@ -13,7 +13,7 @@ use torch_ext::{Init, Scope};
 use crate::denoiser::{Denoiser, Dimensions, HiddenTokens, Mode, Output};
 use crate::nn::{
     BottleneckPatchEmbedder, FinalLayer, LabelEmbedder, Modulation, Norm, RmsNorm, Rotary,
-    RotaryAttention, SwiGlu, TimestepEmbedder, gate, position_embedding, unpatchify,
+    RotaryAttention, SwiGlu, TimestepEmbedder, gated_residual, position_embedding, unpatchify,
 };
 use crate::{DiffusionError, check};
 
@@ -252,9 +252,9 @@ impl Block {
     fn forward(&self, x: &Tensor, c: &Tensor, rotary: &Rotary, mode: &mut Mode<'_>) -> Result<Tensor, DiffusionError> {
         let [shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp] = self.modulation.forward(c)?;
         let y = self.attn.forward(&self.norm1.modulated(x, &shift_msa, &scale_msa)?, rotary, mode)?;
-        let x = gate(x, &gate_msa, &y)?;
+        let x = gated_residual(x, &gate_msa, &y)?;
         let y = self.mlp.forward(&self.norm2.modulated(&x, &shift_mlp, &scale_mlp)?, mode)?;
-        gate(&x, &gate_mlp, &y)
+        gated_residual(&x, &gate_mlp, &y)
     }
 }
 

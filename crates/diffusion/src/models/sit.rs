@@ -10,11 +10,11 @@ use torch_ext::Scope;
 use crate::denoiser::{Denoiser, Dimensions, HiddenTokens, Mode, Output};
 use crate::nn::{
     Attention, FinalLayer, LabelEmbedder, LayerNorm, Mlp, Modulation, Norm, PatchEmbedder,
-    TimestepEmbedder, gate, position_embedding, unpatchify,
+    TimestepEmbedder, gated_residual, position_embedding, unpatchify,
 };
 use crate::{DiffusionError, check};
 
-/// Name, depth, width, heads, and the block that the paper aligns.
+/// Name, depth, width, heads, and the block that iREPA's paper aligns.
 type Size = (&'static str, i64, i64, i64, i64);
 
 const SIZES: [Size; 5] = [
@@ -149,7 +149,7 @@ fn find(name: &str) -> Result<(Size, i64), DiffusionError> {
 }
 
 /// A transformer block whose layer norms and residuals are modulated by the condition
-/// (adaLN-Zero).
+/// (adaLN-Zero): `x + gate_msa attn(norm(x) (1 + scale_msa) + shift_msa)`, then the same with the MLP.
 #[derive(Debug)]
 pub struct Block {
     /// Layer norm before attention.
@@ -189,9 +189,9 @@ impl Block {
     pub fn forward(&self, x: &Tensor, c: &Tensor) -> Result<Tensor, DiffusionError> {
         let [shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp] = self.modulation.forward(c)?;
         let y = self.attn.forward(&self.norm1.modulated(x, &shift_msa, &scale_msa)?)?;
-        let x = gate(x, &gate_msa, &y)?;
+        let x = gated_residual(x, &gate_msa, &y)?;
         let y = self.mlp.forward(&self.norm2.modulated(&x, &shift_mlp, &scale_mlp)?)?;
-        gate(&x, &gate_mlp, &y)
+        gated_residual(&x, &gate_mlp, &y)
     }
 }
 
@@ -318,7 +318,7 @@ impl Sit {
         Ok((x, self.conditioning(t, labels, mode)?))
     }
 
-    /// Runs all blocks on tokens `x` `[B, T, D]` with the conditioning vector `c` `[B, D]`.
+    /// Runs the blocks and the final layer on tokens `x` `[B, T, D]`. `c` `[B, D]` is the conditioning vector before SiLU.
     pub(super) fn denoise(
         &self,
         x: Tensor,

@@ -10,7 +10,7 @@
 //! | [`PatchEmbedder`], [`TimestepEmbedder`], [`LabelEmbedder`], [`position_embedding`] | SiT; the last three in JiT too |
 //! | [`Attention`], [`Mlp`] | SiT |
 //! | [`BottleneckPatchEmbedder`], [`RotaryAttention`], [`Rotary`], [`SwiGlu`] | JiT |
-//! | [`Modulation`], [`Norm`], [`gate`], [`FinalLayer`], [`unpatchify`] | both |
+//! | [`Modulation`], [`Norm`], [`gated_residual`], [`FinalLayer`], [`unpatchify`] | both |
 
 mod attention;
 mod batch_norm;
@@ -37,7 +37,7 @@ pub use embedding::{
 pub(crate) use embedding::{sinusoids, sinusoids_derivative};
 pub use linear::Linear;
 pub use mlp::{Mlp, SwiGlu};
-pub use modulation::{FinalLayer, Modulation, gate};
+pub use modulation::{FinalLayer, Modulation, gated_residual};
 pub use norm::{AffineLayerNorm, LayerNorm, Norm, RmsNorm};
 pub use patches::{BottleneckPatchEmbedder, PatchEmbedder, unpatchify};
 pub use rotary::Rotary;

@@ -46,7 +46,7 @@ impl<const N: usize> Modulation<N> {
 ///
 /// # Errors
 /// The shapes do not match.
-pub fn gate(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor, DiffusionError> {
+pub fn gated_residual(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor, DiffusionError> {
     Ok(ops::gated_residual(x, gate, y)?)
 }
 

@@ -1,5 +1,4 @@
-//! The commands of the program, one module per command.
-//!
+//! The commands, one module each. A new command also needs its arguments in `cli.rs` and a line in `main.rs`.
 //! They share [`arguments`], [`encoder_files`] and [`image_selection`].
 
 mod arguments;

@@ -83,13 +83,15 @@ macro_rules! table {
 }
 
 // One line per figure: its name in files and TensorBoard, its title in the report, which values are better, its kind,
-// and the files that it is written to. A figure without files is printed by `runner evaluate` only.
+// and the files that it is written to. A figure without files is printed by `runner evaluate` only. The values come from
+// `training` (`trainer/figures.rs`, `repa_e.rs`) for Training and Autoencoder, from `evaluation` (`quality.rs`, `spatial.rs`,
+// `probe.rs`) for Quality, Spatial and Probe, and from `sweep` (`active_cell.rs`) for Cost.
 table! {
     /// Denoising loss plus weighted alignment loss.
     Loss: "loss", "loss", Lower, Training, [Log];
     /// Mean of the objective's loss over the batch.
     DenoisingLoss: "denoising_loss", "denoising loss", Lower, Training, [Log, Results];
-    /// Unweighted alignment loss, the mean over encoders and losses. No direction is better, because its level depends
+    /// Unweighted alignment loss, the mean over terms. No direction is better, because its level depends
     /// on the encoder.
     AlignmentLoss: "alignment_loss", "alignment loss", Neither, Training, [Log, Results];
     /// 2-norm of the gradient before clipping.

@@ -16,7 +16,7 @@ use tch::Tensor;
 use super::attention;
 use super::tangent::Tangent;
 use crate::nn::{
-    AffineLayerNorm, LayerNorm, Norm, gate, heads_first, join_heads, sinusoids,
+    AffineLayerNorm, LayerNorm, Norm, gated_residual, heads_first, join_heads, sinusoids,
     sinusoids_derivative,
 };
 use crate::{DiffusionError, check};
@@ -158,8 +158,8 @@ impl Dual {
     }
 
     /// `self + gate x` for tokens `[B, T, D]` and `gate` `[B, 1, D]`.
-    pub fn gate(&self, factor: &Self, x: &Self) -> Result<Self, DiffusionError> {
-        let value = gate(&self.value, &factor.value, &x.value)?;
+    pub fn gated_residual(&self, factor: &Self, x: &Self) -> Result<Self, DiffusionError> {
+        let value = gated_residual(&self.value, &factor.value, &x.value)?;
         let (dx, factor, y) = (self.tangent.clone(), factor.clone(), x.clone());
         Self::new(value, move || {
             let (dfactor, dy) = (factor.tangent.compute()?, y.tangent.compute()?);

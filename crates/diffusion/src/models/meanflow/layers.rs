@@ -48,8 +48,8 @@ pub(super) fn denoise(
 #[rustfmt::skip] // The names of the modulation on one line, as in the paper.
 fn block(layer: &Block, x: &Dual, c: &Dual) -> Result<Dual, DiffusionError> {
     let [shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp] = modulation(&layer.modulation, c)?;
-    let x = x.gate(&gate_msa, &attention(&layer.attn, &x.modulated(&shift_msa, &scale_msa)?)?)?;
-    x.gate(&gate_mlp, &mlp(&layer.mlp, &x.modulated(&shift_mlp, &scale_mlp)?)?)
+    let x = x.gated_residual(&gate_msa, &attention(&layer.attn, &x.modulated(&shift_msa, &scale_msa)?)?)?;
+    x.gated_residual(&gate_mlp, &mlp(&layer.mlp, &x.modulated(&shift_mlp, &scale_mlp)?)?)
 }
 
 fn modulation<const N: usize>(

@@ -10,7 +10,8 @@ use super::dual::Dual;
 use super::layers;
 use crate::DiffusionError;
 use crate::nn::{
-    AffineLayerNorm, Attention, LayerNorm, Linear, Mlp, Norm, TimestepEmbedder, gate, sinusoids,
+    AffineLayerNorm, Attention, LayerNorm, Linear, Mlp, Norm, TimestepEmbedder, gated_residual,
+    sinusoids,
 };
 
 type Outcome<T> = Result<T, DiffusionError>;
@@ -107,8 +108,8 @@ proptest! {
         check_tangent(|x| Ok(x[0].f_silu()?), |x| x[0].silu(), &[x], seed)?;
         check_in_both_forms(|x| Ok(ops::gelu(&x[0])?), |x| x[0].gelu(), &[x], seed)?;
         check_in_both_forms(
-            |x| gate(&x[0], &x[1], &x[2]),
-            |x| x[0].gate(&x[1], &x[2]),
+            |x| gated_residual(&x[0], &x[1], &x[2]),
+            |x| x[0].gated_residual(&x[1], &x[2]),
             &[x, c, x],
             seed,
         )?;
