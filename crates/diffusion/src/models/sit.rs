@@ -195,27 +195,7 @@ impl Block {
     }
 }
 
-/// The SiT model.
-///
-/// ```
-/// use diffusion::{Denoiser, Mode, Sit, SitConfig};
-/// use tch::{Device, Kind, Tensor};
-/// use torch_ext::Params;
-///
-/// # fn main() -> Result<(), diffusion::DiffusionError> {
-/// let config = SitConfig { input_size: 16, in_channels: 3, ..SitConfig::named("SiT-XS/4")? };
-/// let params = Params::new(Device::Cpu, 0)?;
-/// let sit = Sit::new(&params.root(), &config)?;
-///
-/// let x = Tensor::randn([2, 3, 16, 16], (Kind::Float, Device::Cpu));
-/// let t = Tensor::from_slice(&[0.1f32, 0.9]);
-/// let labels = Tensor::from_slice(&[7i64, 1000]); // 1000 is the null class
-/// let output = sit.forward(&x, &t, &labels, &[2], Mode::Eval)?;
-/// assert_eq!(output.prediction.size(), [2, 3, 16, 16]);
-/// assert_eq!(output.hidden[0].size(), [2, 16, 128]); // after block 2
-/// # Ok(())
-/// # }
-/// ```
+/// The SiT model. The page of the [crate](crate) trains and samples one.
 #[derive(Debug)]
 pub struct Sit {
     pub(super) x_embedder: PatchEmbedder,
