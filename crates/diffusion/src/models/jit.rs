@@ -40,7 +40,7 @@ const SIZES: [Size; 4] = [
     Size { name: "JiT-H",  patches: [16, 32], side: 16, depth: 32, hidden_size: 1280, num_heads: 16, bottleneck_dim: 256, in_context_len: 32, in_context_start: 10, alignment_depth: 8 },
 ];
 
-/// Configuration of a [`Jit`](crate::Jit).
+/// Configuration of a [`Jit`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct JitConfig {

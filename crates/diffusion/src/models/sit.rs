@@ -195,7 +195,7 @@ impl Block {
     }
 }
 
-/// The SiT model. The page of the [crate](crate) trains and samples one.
+/// The SiT model. The page of the [`crate`] trains and samples one.
 #[derive(Debug)]
 pub struct Sit {
     pub(super) x_embedder: PatchEmbedder,
