@@ -3,7 +3,7 @@
 use tch::Tensor;
 use torch_ext::Scope;
 
-use crate::term::depths;
+use crate::term::distinct;
 use crate::{AlignmentError, Head, Projection, Source};
 
 /// One head for each projection that a run needs, named `projectors.0`, `projectors.1`, ... as in upstream's
@@ -50,9 +50,9 @@ impl Heads {
         source_widths: &[i64],
     ) -> Result<Self, AlignmentError> {
         let scope = root.sub("projectors");
-        let depths = depths(projections);
+        let (depths, positions) = distinct(projections.iter().map(|projection| projection.depth));
         let mut heads = Vec::with_capacity(projections.len());
-        for (index, projection) in projections.iter().enumerate() {
+        for (index, (projection, position)) in projections.iter().zip(positions).enumerate() {
             let Source::Encoder(source) = projection.source;
             let width = source_widths
                 .get(source)
@@ -62,8 +62,7 @@ impl Heads {
                     expected: source + 1,
                 })?;
             let head = Head::new(&scope.sub(index), &projection.head, in_width, *width)?;
-            let depth = depths.iter().position(|depth| *depth == projection.depth);
-            heads.push((depth.unwrap_or(0), head));
+            heads.push((position, head));
         }
         Ok(Self { heads, depths })
     }

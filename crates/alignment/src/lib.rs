@@ -65,5 +65,5 @@ pub use head::{Head, HeadConfig, KernelSize};
 pub use heads::Heads;
 pub use loss::{AlignmentLoss, AlignmentOutput, LossConfig, LossKind, TermOutput};
 pub use spatial_norm::{SpatialNorm, token_statistics};
-pub use term::{Projection, Source, Term, depths, projections};
+pub use term::{Projection, Source, Term};
 pub use token_loss::{TokenLoss, Tokens};

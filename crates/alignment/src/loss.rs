@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::term;
+use crate::term::distinct;
 use crate::{AlignmentError, CosineLoss, Projection, Source, Term, TokenLoss, Tokens};
 
 /// A loss and its weight in the sum. In TOML: `{ kind = "cosine", coefficient = 0.5 }`.
@@ -120,16 +120,10 @@ impl AlignmentLoss {
                 });
             }
         }
-        let projections = term::projections(&terms);
-        let depths = term::depths(&projections);
-        let positions = terms.iter().filter_map(|term| {
-            let depth = depths.iter().position(|depth| *depth == term.depth)?;
-            let projection = term.projection();
-            let projection = projections.iter().position(|known| *known == projection)?;
-            Some((depth, projection))
-        });
+        let (depths, hidden) = distinct(terms.iter().map(|term| term.depth));
+        let (projections, projected) = distinct(terms.iter().map(Term::projection));
         Ok(Self {
-            positions: positions.collect(),
+            positions: hidden.into_iter().zip(projected).collect(),
             terms,
             projections,
             depths,

@@ -50,23 +50,16 @@ impl Term {
     }
 }
 
-/// The projections that `terms` need, each once, in order of their first use.
-pub fn projections(terms: &[Term]) -> Vec<Projection> {
-    distinct(terms.iter().map(Term::projection))
-}
-
-/// The depths of `projections`, each once, in order of their first use.
-pub fn depths(projections: &[Projection]) -> Vec<i64> {
-    distinct(projections.iter().map(|projection| projection.depth))
-}
-
-/// The values without repetitions, in order of their first occurrence.
-fn distinct<T: PartialEq>(values: impl IntoIterator<Item = T>) -> Vec<T> {
+/// The values without repetitions, in order of their first occurrence, and the position of each value among them.
+pub(crate) fn distinct<T: PartialEq>(values: impl IntoIterator<Item = T>) -> (Vec<T>, Vec<usize>) {
     let mut found = Vec::new();
+    let mut positions = Vec::new();
     for value in values {
-        if !found.contains(&value) {
+        let known = found.iter().position(|known| *known == value);
+        positions.push(known.unwrap_or_else(|| {
             found.push(value);
-        }
+            found.len() - 1
+        }));
     }
-    found
+    (found, positions)
 }

@@ -7,7 +7,7 @@ use torch_ext::Generator;
 
 use crate::golden::Golden;
 use crate::jit::{Case, randomised, tiny};
-use crate::samplers::Counted;
+use crate::samplers::{Counted, ONE_IMAGE};
 use crate::x_prediction::objective;
 
 fn follows_upstream(name: &str, method: Method) {
@@ -72,14 +72,7 @@ impl Denoiser for OneImage {
         })
     }
     fn dimensions(&self) -> Dimensions {
-        Dimensions {
-            image: [1, 2, 2],
-            num_classes: 1,
-            null_class: None,
-            depth: 0,
-            token_grid: (2, 2),
-            hidden_width: 1,
-        }
+        ONE_IMAGE
     }
 }
 

@@ -117,6 +117,16 @@ fn guided_euler_maruyama_follows_upstream() {
     follows_upstream("sampler_em_cfg", Method::EulerMaruyama);
 }
 
+/// The dimensions of a denoiser that knows a single image of 2 x 2 pixels.
+pub const ONE_IMAGE: Dimensions = Dimensions {
+    image: [1, 2, 2],
+    num_classes: 1,
+    null_class: None,
+    depth: 0,
+    token_grid: (2, 2),
+    hidden_width: 1,
+};
+
 /// A denoiser with the exact velocity for data that consists of a single image, whose pixels are all `mean`:
 /// `v = (x - mean) / t`. It ignores labels.
 #[derive(Debug)]
@@ -142,14 +152,7 @@ impl Denoiser for OneImage {
         })
     }
     fn dimensions(&self) -> Dimensions {
-        Dimensions {
-            image: [1, 2, 2],
-            num_classes: 1,
-            null_class: None,
-            depth: 0,
-            token_grid: (2, 2),
-            hidden_width: 1,
-        }
+        ONE_IMAGE
     }
 }
 
