@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use tch::TchError;
 use thiserror::Error;
+use torch_ext::TorchError;
 
 use crate::Precision;
 use crate::classic::ClassicError;
@@ -238,6 +239,10 @@ pub enum EncoderError {
     /// libtorch failed.
     #[error(transparent)]
     Tch(#[from] TchError),
+
+    /// The weights of a network with random weights cannot be drawn.
+    #[error(transparent)]
+    Torch(#[from] TorchError),
 }
 
 fn did_you_mean(nearest: &[String]) -> String {

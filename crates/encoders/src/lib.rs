@@ -3,7 +3,8 @@
 //! An [`Encoder`] maps images u8 `[B, 3, H, W]` to patch [`Tokens`] `[B, T, D]` and, if it has
 //! one, a class token. It declares its grid, width and [`Preprocessing`] in an
 //! [`EncoderSpec`]. There are two kinds: [`TorchScript`] files, whose spec is a TOML sidecar, and
-//! the hand-crafted features of [`classic`]. A [`Registry`] finds encoders by name. A
+//! native encoders, which are the hand-crafted features of [`classic`] and networks with random
+//! weights. A [`Registry`] finds encoders by name. A
 //! [`feature_cache`] stores the tokens of a whole data set on disk. [`Inception`] is not an
 //! encoder but the network that FID is computed with.
 //!
@@ -50,6 +51,7 @@
 mod catalogue;
 pub mod check;
 pub mod classic;
+mod embedded;
 mod encoder;
 mod error;
 pub mod feature_cache;
@@ -59,6 +61,7 @@ mod inception;
 mod native;
 mod precision;
 mod preprocess;
+mod random;
 mod reference;
 mod registry;
 mod repeatable;

@@ -7,7 +7,9 @@ use tch::Device;
 
 use crate::native::Native;
 use crate::torchscript::{self, TorchScript};
-use crate::{Encoder, EncoderError, EncoderSpec, KnownEncoder, Precision, catalogue, known};
+use crate::{
+    Encoder, EncoderError, EncoderSpec, KnownEncoder, Precision, catalogue, embedded, known,
+};
 
 /// Environment variable with additional folders of encoder files, separated as in `PATH`.
 const FOLDERS_VARIABLE: &str = "IREPA_ENCODERS";
@@ -16,7 +18,7 @@ const FOLDERS_VARIABLE: &str = "IREPA_ENCODERS";
 pub(crate) const INCEPTION_NAMES: [&str; 2] = ["inception", "inception-pytorch-fid"];
 
 /// Finds encoders by name: native encoders, TorchScript files in some folders, and the encoders of the
-/// [`catalogue`], whose files may or may not be installed.
+/// [`catalogue`] and of the set `embedded`, whose files may or may not be installed.
 ///
 /// The file of an encoder is `NAME.pt`, or `NAME@512.pt` for images of 512 pixels.
 ///
@@ -88,9 +90,9 @@ impl Registry {
         }
     }
 
-    /// All names: native encoders, installed files, and encoders of the catalogue.
+    /// All names: the set `embedded`, installed files, and encoders of the catalogue.
     pub fn names(&self) -> Vec<String> {
-        let mut names: Vec<String> = Native::NAMES.map(str::to_owned).to_vec();
+        let mut names: Vec<String> = embedded::names().map(str::to_owned).collect();
         names.extend(self.installed());
         names.extend(catalogue().iter().map(|encoder| encoder.name.clone()));
         let mut seen = BTreeSet::new();
@@ -176,9 +178,18 @@ impl Registry {
             let hint = export_hint(encoder, resolution);
             return Ok(Status::Missing { hint });
         }
+        if let Some(encoder) = embedded::packaged(name) {
+            return Ok(Status::Missing {
+                hint: encoder.hint(),
+            });
+        }
         if self.find(name).is_some() {
             let hint =
                 format!("only its file for images of 256 pixels is installed; trace {name}@512.pt");
+            return Ok(Status::Missing { hint });
+        }
+        if embedded::is_in_repository(name) {
+            let hint = "the repository has it in experiments/encoders".to_owned();
             return Ok(Status::Missing { hint });
         }
         Err(self.unknown(name))
@@ -321,10 +332,11 @@ fn export_hint(encoder: &KnownEncoder, resolution: i64) -> String {
     )
 }
 
-/// The encoders of a named set: `paper27`, those of the study, or `catalogue`, all that the exporter
-/// supports. `None` for another name.
+/// The encoders of a named set: `embedded`, those that need no model hub; `paper27`, those of the study;
+/// or `catalogue`, all that the exporter supports. `None` for another name.
 pub fn named_set(name: &str) -> Option<Vec<&'static str>> {
     let only_study = match name {
+        "embedded" => return Some(embedded::names().collect()),
         "paper27" => true,
         "catalogue" => false,
         _ => return None,

@@ -1,5 +1,6 @@
 //! Computes how well encoder metrics predict the Frechet distance.
 
+use metrics::MetricsError;
 use metrics::figures::{Figure, Kind};
 use metrics::statistics::{bootstrap_interval, fit_line, pearson, spearman};
 
@@ -7,7 +8,7 @@ use super::comparison::Group;
 use super::run_folder::RunFolder;
 
 /// Minimum number of encoders for a correlation.
-pub(super) const MIN_ENCODERS: usize = 4;
+pub(super) const MIN_ENCODERS: usize = 5;
 /// Number of bootstrap resamples.
 pub(super) const RESAMPLES: usize = 2000;
 /// Confidence level of the bootstrap interval.
@@ -29,14 +30,15 @@ pub(super) enum Relation {
         slope: f64,
         intercept: f64,
         r: f64,
-        /// Bounds of the bootstrap interval of `r`, if it could be computed.
-        interval: Option<(f64, f64)>,
+        /// Bounds of the bootstrap interval of `r`.
+        interval: (f64, f64),
         n: usize,
     },
     TooFew {
         n: usize,
     },
-    /// All encoders have the same metric or the same distance.
+    /// All encoders have the same metric or the same distance, or too many have for an interval. No correlation is
+    /// stated without its interval.
     Undefined {
         n: usize,
     },
@@ -78,10 +80,9 @@ pub(super) fn relation(points: &[Point]) -> Relation {
     {
         return Relation::Undefined { n };
     }
-    let interval = bootstrap_interval(&x, &y, pearson, RESAMPLES, LEVEL, SEED)
-        .ok()
-        .map(|interval| (interval.low, interval.high))
-        .filter(|(low, high)| low.is_finite() && high.is_finite());
+    let Some(interval) = interval(&x, &y, pearson) else {
+        return Relation::Undefined { n };
+    };
     Relation::Fitted {
         slope: line.slope,
         intercept: line.intercept,
@@ -109,8 +110,8 @@ pub(super) struct Prediction {
 pub(super) enum Agreement {
     Known {
         rho: f64,
-        /// Bounds of its bootstrap interval, if it could be computed.
-        interval: Option<(f64, f64)>,
+        /// Bounds of its bootstrap interval.
+        interval: (f64, f64),
     },
     TooFew,
     /// All encoders have the same metric or the same distance.
@@ -146,14 +147,8 @@ fn prediction(metric: Figure, recipe: &str, points: &[Point]) -> Option<Predicti
     let agreement = if points.len() < MIN_ENCODERS {
         Agreement::TooFew
     } else {
-        match spearman(&x, &y) {
-            Ok(rho) if rho.is_finite() => Agreement::Known {
-                rho,
-                interval: bootstrap_interval(&x, &y, spearman, RESAMPLES, LEVEL, SEED)
-                    .ok()
-                    .map(|interval| (interval.low, interval.high))
-                    .filter(|(low, high)| low.is_finite() && high.is_finite()),
-            },
+        match (spearman(&x, &y), interval(&x, &y, spearman)) {
+            (Ok(rho), Some(interval)) if rho.is_finite() => Agreement::Known { rho, interval },
             _ => Agreement::Undefined,
         }
     };
@@ -166,13 +161,24 @@ fn prediction(metric: Figure, recipe: &str, points: &[Point]) -> Option<Predicti
     })
 }
 
+/// The bootstrap interval of a correlation; `None` if it cannot be computed.
+fn interval(
+    x: &[f64],
+    y: &[f64],
+    correlation: fn(&[f64], &[f64]) -> Result<f64, MetricsError>,
+) -> Option<(f64, f64)> {
+    let interval = bootstrap_interval(x, y, correlation, RESAMPLES, LEVEL, SEED).ok()?;
+    let bounds = (interval.low, interval.high);
+    (bounds.0.is_finite() && bounds.1.is_finite()).then_some(bounds)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_correct_ranking_has_full_agreement() {
-        let mut line = points(&[(4.0, 1.0), (3.0, 2.0), (2.0, 4.0), (1.0, 8.0)]);
+        let mut line = points(&[(4.0, 1.0), (3.0, 2.0), (2.0, 4.0), (1.0, 8.0), (0.0, 16.0)]);
         line[0].encoder = "best".into();
         let predicted = prediction(Figure::Lds, "irepa", &line).unwrap();
         assert_eq!(predicted.first, ("best".into(), 1));
@@ -180,20 +186,20 @@ mod tests {
             panic!("{predicted:?}");
         };
         assert!((rho - 1.0).abs() < 1e-12);
-        let (low, high) = interval.unwrap();
+        let (low, high) = interval;
         assert!(low <= 1.0 && (high - 1.0).abs() < 1e-12);
-        let reversed = points(&[(1.0, 1.0), (2.0, 2.0), (3.0, 4.0), (4.0, 8.0)]);
+        let reversed = points(&[(1.0, 1.0), (2.0, 2.0), (3.0, 4.0), (4.0, 8.0), (5.0, 16.0)]);
         let predicted = prediction(Figure::Lds, "irepa", &reversed).unwrap();
-        assert_eq!(predicted.first.1, 4);
+        assert_eq!(predicted.first.1, 5);
         assert!(matches!(predicted.agreement, Agreement::Known { rho, .. } if rho < -0.99));
     }
 
     #[test]
     fn too_few_or_equal_encoders_have_no_agreement() {
-        let few = points(&[(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)]);
+        let few = points(&[(1.0, 1.0), (2.0, 2.0), (3.0, 3.0), (4.0, 4.0)]);
         let predicted = prediction(Figure::Lds, "irepa", &few).unwrap();
-        assert_eq!((predicted.agreement, predicted.n), (Agreement::TooFew, 3));
-        let equal = points(&[(1.0, 1.0), (1.0, 2.0), (1.0, 3.0), (1.0, 4.0)]);
+        assert_eq!((predicted.agreement, predicted.n), (Agreement::TooFew, 4));
+        let equal = points(&[(1.0, 1.0), (1.0, 2.0), (1.0, 3.0), (1.0, 4.0), (1.0, 5.0)]);
         let predicted = prediction(Figure::Lds, "irepa", &equal).unwrap();
         assert_eq!(predicted.agreement, Agreement::Undefined);
         assert_eq!(prediction(Figure::Lds, "irepa", &[]), None);
@@ -209,15 +215,15 @@ mod tests {
     }
 
     #[test]
-    fn three_points_have_no_correlation() {
-        let three = points(&[(0.0, 0.0), (1.0, 1.0), (2.0, 2.0)]);
-        assert_eq!(relation(&three), Relation::TooFew { n: 3 });
+    fn four_points_have_no_correlation() {
+        let four = points(&[(0.0, 0.0), (1.0, 1.0), (2.0, 2.0), (3.0, 3.0)]);
+        assert_eq!(relation(&four), Relation::TooFew { n: 4 });
     }
 
     #[test]
     fn a_constant_metric_has_no_correlation() {
-        let constant = points(&[(1.0, 0.0), (1.0, 1.0), (1.0, 2.0), (1.0, 5.0)]);
-        assert_eq!(relation(&constant), Relation::Undefined { n: 4 });
+        let constant = points(&[(1.0, 0.0), (1.0, 1.0), (1.0, 2.0), (1.0, 5.0), (1.0, 7.0)]);
+        assert_eq!(relation(&constant), Relation::Undefined { n: 5 });
     }
 
     #[test]
@@ -236,7 +242,7 @@ mod tests {
         assert!((slope + 2.0).abs() < 1e-9 && (intercept - 8.0).abs() < 1e-9);
         assert!((r + 1.0).abs() < 1e-9);
         assert_eq!(n, 5);
-        let (low, high) = interval.unwrap();
+        let (low, high) = interval;
         assert!(low <= r + 1e-9 && r <= high + 1e-9);
     }
 }

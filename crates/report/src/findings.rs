@@ -254,19 +254,17 @@ fn strongest_relation(group: &Group<'_>, frechet: Figure) -> Option<String> {
         "{metric} under {recipe} has the strongest correlation: r = {} over {n} encoders",
         plain(r, 2)
     );
-    if let Some((low, high)) = interval {
-        let zero = if low <= 0.0 && high >= 0.0 {
-            "includes zero, so the sign is uncertain"
-        } else {
-            "does not include zero"
-        };
-        text += &format!(
-            ", with a 95 % bootstrap interval from {} to {} that {zero}",
-            plain(low, 2),
-            plain(high, 2)
-        );
-    }
-    text.push('.');
+    let (low, high) = interval;
+    let zero = if low <= 0.0 && high >= 0.0 {
+        "includes zero, so the sign is uncertain"
+    } else {
+        "does not include zero"
+    };
+    text += &format!(
+        ", with a 95 % bootstrap interval from {} to {} that {zero}.",
+        plain(low, 2),
+        plain(high, 2)
+    );
     if n < FEW_ENCODERS {
         text += &format!(" With only {n} encoders, the interval itself is imprecise.");
     }

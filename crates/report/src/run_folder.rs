@@ -27,6 +27,8 @@ pub(super) struct RunFolder {
     pub cells: Vec<Cell>,
     /// The rows of cells whose results have other settings.
     pub stale: Vec<ResultRow>,
+    /// Number of cells of the plan that have no row yet.
+    pub pending: usize,
     /// Distinct `hardware` lines of the cells' `result.json`.
     pub hardware: Vec<String>,
     /// The earliest start of a cell, as text.
@@ -87,7 +89,7 @@ impl RunFolder {
     pub fn read(run_dir: &Path) -> Result<Self, ResultsError> {
         let rows = read_csv(&run_dir.join("results.csv"))?;
         let mut notes = Vec::new();
-        let (name, description) = read_plan(run_dir, &mut notes);
+        let plan = Plan::read(run_dir, &mut notes);
         let mut hardware = BTreeSet::new();
         let (mut starts, mut ends) = (BTreeSet::new(), BTreeSet::new());
         let mut seen = BTreeSet::new();
@@ -120,14 +122,16 @@ impl RunFolder {
                 hash: result.hash,
             });
         }
+        let pending = plan.cells.iter().filter(|id| !seen.contains(*id)).count();
         let encoders = cells.iter().map(|cell: &Cell| cell.row.encoder.as_str());
         let sheets = distinct(encoders)
             .into_iter()
             .filter_map(|encoder| read_sheet(run_dir, encoder, &mut notes))
             .collect();
         Ok(RunFolder {
-            name,
-            description,
+            name: plan.name,
+            description: plan.description,
+            pending,
             sheets,
             ranking: read_ranking(run_dir, &mut notes),
             cells,
@@ -150,32 +154,47 @@ impl RunFolder {
     }
 }
 
-fn read_plan(run_dir: &Path, notes: &mut Vec<String>) -> (String, String) {
-    let folder_name = || {
-        let name = run_dir.file_name();
-        name.map_or_else(
-            || "sweep".into(),
-            |name| name.to_string_lossy().into_owned(),
-        )
-    };
-    let plan = match fs::read_to_string(run_dir.join("plan.toml")) {
-        Ok(text) => text.parse::<toml::Table>().unwrap_or_else(|error| {
-            notes.push(format!("plan.toml: {}", error.message()));
-            toml::Table::new()
-        }),
-        Err(error) => {
-            notes.push(format!("plan.toml: {error}"));
-            toml::Table::new()
+/// What the report needs of `plan.toml`.
+struct Plan {
+    name: String,
+    description: String,
+    /// Ids of the cells.
+    cells: Vec<String>,
+}
+
+impl Plan {
+    fn read(run_dir: &Path, notes: &mut Vec<String>) -> Self {
+        let folder_name = || {
+            let name = run_dir.file_name();
+            name.map_or_else(
+                || "sweep".into(),
+                |name| name.to_string_lossy().into_owned(),
+            )
+        };
+        let plan = match fs::read_to_string(run_dir.join("plan.toml")) {
+            Ok(text) => text.parse::<toml::Table>().unwrap_or_else(|error| {
+                notes.push(format!("plan.toml: {}", error.message()));
+                toml::Table::new()
+            }),
+            Err(error) => {
+                notes.push(format!("plan.toml: {error}"));
+                toml::Table::new()
+            }
+        };
+        let text = |key: &str| {
+            let value = plan.get(key)?.as_str()?.trim();
+            (!value.is_empty()).then(|| value.to_owned())
+        };
+        let cells = plan.get("cell").and_then(toml::Value::as_array);
+        let ids = cells.into_iter().flatten();
+        Self {
+            name: text("name").unwrap_or_else(folder_name),
+            description: text("description").unwrap_or_default(),
+            cells: ids
+                .filter_map(|cell| Some(cell.get("id")?.as_str()?.to_owned()))
+                .collect(),
         }
-    };
-    let text = |key: &str| {
-        let value = plan.get(key)?.as_str()?.trim();
-        (!value.is_empty()).then(|| value.to_owned())
-    };
-    (
-        text("name").unwrap_or_else(folder_name),
-        text("description").unwrap_or_default(),
-    )
+    }
 }
 
 /// Returns the path of the sheet of `encoder` in a run folder.

@@ -157,7 +157,7 @@ fn sweep(run: &Path) -> Vec<ResultRow> {
     fs::write(
         run.join("plan.toml"),
         "name = \"encoders\"\ndescription = \"Which encoder makes a good alignment target?\"\n\
-         [[cells]]\nid = \"sit-xs4.none.s0\"\n",
+         [[cell]]\nid = \"sit-xs4.none.s0\"\n",
     )
     .unwrap();
     let mut rows = vec![finished(run, "none", "none", 0.0, 0.0)];
@@ -238,6 +238,11 @@ fn a_whole_sweep_is_reported_on_one_page_with_plots() {
     assert_eq!(
         names,
         [
+            "overview-lds-sit-xs4.svg",
+            "overview-cds-sit-xs4.svg",
+            "overview-srss-sit-xs4.svg",
+            "overview-rmsc-sit-xs4.svg",
+            "overview-gain-sit-xs4.svg",
             "quality-sit-xs4.svg",
             "denoising-loss-sit-xs4.svg",
             "loss-difference-sit-xs4.svg",
@@ -476,15 +481,46 @@ fn correlations_have_their_interval_and_their_number_of_encoders() {
     let all = text_of(run.path());
     assert!(all.contains("irepa: r = \u{2212}0.9"), "five encoders");
     assert!(all.contains("n = 5"));
-    assert!(all.contains("n = 4"), "one cell of repa failed");
+    assert!(
+        all.contains("repa: n = 4: too few for r"),
+        "one cell failed"
+    );
 
     rows.retain(|row| !["dinov2-vit-b", "hog"].contains(&row.encoder.as_str()));
     write_csv(&run.path().join("results.csv"), &rows).unwrap();
     let few = text_of(run.path());
     assert!(few.contains("irepa: n = 3: too few for r"));
+    let svg = fs::read_to_string(run.path().join("plots/overview-lds-sit-xs4.svg")).unwrap();
+    assert!(svg.contains("irepa: n = 3: too few for r"));
+    // The points, and the marker of the recipe.
+    assert_eq!(svg.matches("<circle").count(), 3 + 1);
     assert!(few.contains("repa: n = 2: too few for r"));
     assert!(few.contains("No correlation is claimed from 3 encoders."));
     assert!(!few.contains("repa: r = "));
+}
+
+#[test]
+fn the_page_starts_with_what_predicts_quality_and_the_gain_by_encoder() {
+    let run = tempfile::tempdir().unwrap();
+    sweep(run.path());
+    let page = page(run.path());
+    let section = page.split("<section").nth(1).unwrap();
+    assert!(section.contains("What predicts quality"));
+    let text = text(section);
+    assert!(text.contains("irepa: r = \u{2212}0."), "{text}");
+    // One encoder has no finished cell with `repa`.
+    assert!(text.contains("better with 4 of 4 encoders"), "{text}");
+    assert!(!text.contains("clip-vit-L"), "{text}");
+}
+
+#[test]
+fn cells_that_have_not_run_yet_are_counted() {
+    let run = tempfile::tempdir().unwrap();
+    sweep(run.path());
+    assert!(!text(&page(run.path())).contains("not run yet"));
+    let plan = "name = \"encoders\"\n[[cell]]\nid = \"sit-xs4.none.s0\"\n[[cell]]\nid = \"sit-xs4.none.s1\"\n";
+    fs::write(run.path().join("plan.toml"), plan).unwrap();
+    assert!(text(&page(run.path())).contains("14 skipped, 1 not run yet"));
 }
 
 #[test]
@@ -543,7 +579,7 @@ fn damaged_files_are_noted_and_the_rest_is_shown() {
     }
     let text = text(&fs::read_to_string(report.html).unwrap());
     assert!(text.contains("Some files could not be read"));
-    assert_eq!(report.plots.len(), 5);
+    assert_eq!(report.plots.len(), 10);
 }
 
 #[test]
@@ -654,7 +690,7 @@ fn values_that_are_not_finite_do_not_stop_the_report() {
     let run = tempfile::tempdir().unwrap();
     let mut rows = sweep(run.path());
     rows[1].figures.set(Figure::Fd, f64::NAN);
-    rows[2].figures.set(Figure::Fd, f64::INFINITY);
+    rows[3].figures.set(Figure::Fd, f64::INFINITY);
     rows[3].figures.set(Figure::Lds, -1e308);
     rows[4].figures.set(Figure::DenoisingLoss, 1e308);
     for row in &mut rows {
@@ -662,7 +698,7 @@ fn values_that_are_not_finite_do_not_stop_the_report() {
     }
     write_csv(&run.path().join("results.csv"), &rows).unwrap();
     let text = text(&page(run.path()));
-    assert!(text.contains("r undefined: all values equal"));
+    assert!(text.contains("n = 5, r undefined"));
     assert!(!text.contains("NaN,") && !text.contains("inf,"));
 }
 

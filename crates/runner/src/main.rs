@@ -5,6 +5,7 @@
 //! `irepa` with the same profile in the same target folder, and replaces itself by `irepa` with the same arguments.
 
 mod build_folder;
+mod embedded;
 
 use std::env;
 use std::ffi::OsString;
@@ -45,27 +46,23 @@ fn start() -> Result<ExitCode> {
     }
     let mut arguments = env::args_os();
     let name = arguments.next().unwrap_or_else(|| "runner".into());
+    let arguments: Vec<OsString> = arguments.collect();
+    if embedded::are_needed(&arguments) {
+        embedded::make_missing(&root);
+    }
     replace_process(&build_folder.program(), name, arguments)
 }
 
 /// Replaces this process by `program`, which then receives signals and sets the exit code itself. The program keeps the
 /// name that the user typed, because its help repeats that name.
 #[cfg(unix)]
-fn replace_process(
-    program: &Path,
-    name: OsString,
-    arguments: impl Iterator<Item = OsString>,
-) -> Result<ExitCode> {
+fn replace_process(program: &Path, name: OsString, arguments: Vec<OsString>) -> Result<ExitCode> {
     use std::os::unix::process::CommandExt;
     let error = Command::new(program).arg0(name).args(arguments).exec();
     Err(error).with_context(|| format!("cannot start {}", program.display()))
 }
 
 #[cfg(not(unix))]
-fn replace_process(
-    program: &Path,
-    _name: OsString,
-    arguments: impl Iterator<Item = OsString>,
-) -> Result<ExitCode> {
+fn replace_process(program: &Path, _name: OsString, arguments: Vec<OsString>) -> Result<ExitCode> {
     xtask::run_to_completion(Command::new(program).args(arguments))
 }

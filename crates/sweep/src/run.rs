@@ -184,6 +184,10 @@ pub fn run(
             }
             let _lock = lock_results(&folder)?;
             write_results(&folder, &plan, &missing, &hashes)?;
+            // So that the first results can be looked at while others are computed.
+            if let Err(error) = report::build(&folder) {
+                tracing::warn!("the report is not up to date: {error}");
+            }
         }
         wait_for_others(&context, &held);
         groups = held

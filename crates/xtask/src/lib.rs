@@ -5,6 +5,7 @@
 //! not depend on libtorch, so that it builds in a fresh clone.
 
 mod cargo;
+mod embedded;
 mod install;
 mod libtorch;
 mod machine;
@@ -14,6 +15,7 @@ mod stamp;
 mod test_run;
 
 pub use cargo::{ready_cargo, run_to_completion, workspace_root};
+pub use embedded::assemble_command;
 pub use libtorch::Environment;
 pub use setup::{Outcome, REQUIREMENTS, Request, setup};
 pub use stamp::Mode;
@@ -21,6 +23,9 @@ pub use test_run::{TestGroup, test};
 
 use std::fmt;
 use std::io::{self, Write};
+
+/// Folder of the Python packages `export` and `embedded`, relative to the workspace.
+pub const EXPORTER: &str = "crates/encoders/python";
 
 /// Writes a line to standard error. Write errors are ignored: a reader that has closed the pipe must not stop the work.
 pub fn say(text: impl fmt::Display) {

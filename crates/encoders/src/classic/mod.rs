@@ -1,13 +1,16 @@
-//! Hand-crafted features of the study, without libtorch: dense HOG and two variants of dense SIFT.
+//! Hand-crafted features, without libtorch: dense HOG and two variants of dense SIFT, as in the study, and two controls
+//! that describe nothing but the pixels of each patch.
 //!
 //! Pure functions map RGB images `[B, 3, H, W]` with values 0..=255 (bytes or floats) to patch
-//! tokens `[B, T, D]` in float32. The tokens are in row-major order: one per cell of 16 pixels for
-//! SIFT, one per cell of the configured grid for HOG. Images are processed in parallel on rayon's
+//! tokens `[B, T, D]` in float32. The tokens are in row-major order: one per cell of the configured grid for HOG, and
+//! one per patch of 16 x 16 pixels for the others. Images are processed in parallel on rayon's
 //! pool. One thread processes each image, so the bits do not depend on the number of threads.
 //!
 //! - [`hog()`]: upstream's encoder type `hog` (scikit-image's HOG);
 //! - [`sift()`]: upstream's `sift` (kornia's SIFT with a dominant orientation);
-//! - [`sift_opencv()`]: upstream's `siftopencv` (OpenCV's SIFT at angle -1).
+//! - [`sift_opencv()`]: upstream's `siftopencv` (OpenCV's SIFT at angle -1);
+//! - [`pixels()`]: mean colours of a patch's cells;
+//! - [`dct()`]: the lowest frequencies of a patch.
 //!
 //! ```
 //! use encoders::classic::{HogConfig, hog, sift};
@@ -22,6 +25,7 @@
 
 mod angle;
 mod hog;
+mod patch;
 mod sift;
 mod sift_opencv;
 
@@ -30,11 +34,12 @@ use rayon::prelude::*;
 use thiserror::Error;
 
 pub use hog::{HogConfig, hog};
+pub use patch::{DCT_DIM, PIXELS_DIM, dct, pixels};
 pub use sift::sift;
 pub use sift_opencv::sift_opencv;
 
-/// Side in pixels of the cell that one SIFT token describes.
-pub const SIFT_STRIDE: usize = 16;
+/// Side in pixels of the patch that one token of SIFT, [`pixels()`] or [`dct()`] covers.
+pub const STRIDE: usize = 16;
 
 /// Width of a SIFT token: 4 x 4 spatial cells with 8 orientations each.
 pub const SIFT_DIM: usize = 128;
@@ -99,22 +104,22 @@ fn image_size<P>(images: &ArrayView4<'_, P>) -> Result<(usize, usize), ClassicEr
     Ok((height, width))
 }
 
-/// Returns the height and width of images; fails if the SIFT grid does not cover them exactly.
-fn sift_size<P>(
+/// Returns the rows and columns of patches of [`STRIDE`] pixels; fails if they do not cover the images exactly.
+fn patch_grid<P>(
     images: &ArrayView4<'_, P>,
     encoder: &'static str,
 ) -> Result<(usize, usize), ClassicError> {
     let (height, width) = image_size(images)?;
-    let covers = |side: usize| side > 0 && side.is_multiple_of(SIFT_STRIDE);
+    let covers = |side: usize| side > 0 && side.is_multiple_of(STRIDE);
     if !covers(height) || !covers(width) {
         return Err(ClassicError::Size {
             encoder,
             height,
             width,
-            needed: format!("both sides must be multiples of {SIFT_STRIDE}"),
+            needed: format!("both sides must be multiples of {STRIDE}"),
         });
     }
-    Ok((height, width))
+    Ok((height / STRIDE, width / STRIDE))
 }
 
 /// Runs `encode` on all images in parallel. Its arguments are scratch memory, which it must write

@@ -7,7 +7,7 @@ use ndarray::{Array3, ArrayView3, ArrayView4};
 use wide::f32x8;
 
 use super::angle::eighths;
-use super::{ClassicError, Pixel, SIFT_DIM, SIFT_STRIDE, encode_images, map_rgb, sift_size};
+use super::{ClassicError, Pixel, SIFT_DIM, STRIDE, encode_images, map_rgb, patch_grid};
 
 /// Half the side of a keypoint's frame, in pixels.
 const SCALE: f32 = 16.0;
@@ -40,12 +40,11 @@ const CLIP: f32 = 0.2;
 ///
 /// The images are not RGB, or a side is not a multiple of 16.
 pub fn sift<P: Pixel>(images: ArrayView4<'_, P>) -> Result<Array3<f32>, ClassicError> {
-    let (height, width) = sift_size(&images, "sift")?;
+    let (rows, columns) = patch_grid(&images, "sift")?;
     let tables = Tables::new();
-    let tokens = (height / SIFT_STRIDE) * (width / SIFT_STRIDE);
     Ok(encode_images(
         images,
-        (tokens, SIFT_DIM),
+        (rows * columns, SIFT_DIM),
         Vec::new,
         |values, image, tokens| {
             let grey = Grey::new(image, values);
@@ -106,7 +105,7 @@ impl<'a> Grey<'a> {
 
     /// Iterates over the centres (x, y) of the cells, row-major.
     fn keypoints(&self) -> impl Iterator<Item = (f32, f32)> + use<> {
-        let centre = |side: usize| (SIFT_STRIDE / 2..side).step_by(SIFT_STRIDE);
+        let centre = |side: usize| (STRIDE / 2..side).step_by(STRIDE);
         let columns = centre(self.width);
         centre(self.height).flat_map(move |y| columns.clone().map(move |x| (x as f32, y as f32)))
     }

@@ -1,8 +1,9 @@
-//! HOG and SIFT behind the [`Encoder`] trait return the tokens of upstream's encoders.
+//! Native encoders behind the [`Encoder`] trait: HOG and SIFT return the tokens of upstream's encoders.
 
 use std::path::Path;
 
-use encoders::{Encoder, EncoderError, LoadOptions, Registry};
+use encoders::check::{CheckOptions, check};
+use encoders::{Encoder, EncoderError, LoadOptions, Precision, Registry};
 use tch::{Device, Kind, Tensor};
 
 fn load(name: &str) -> Box<dyn Encoder> {
@@ -93,4 +94,57 @@ fn images_of_another_dtype_are_refused() {
         matches!(error, EncoderError::InvalidImages { .. }),
         "{error}"
     );
+}
+
+#[test]
+fn controls_pass_the_check_of_an_encoder() {
+    let options = CheckOptions {
+        device: Device::Cpu,
+        precision: Precision::Fp32,
+        resolution: 256,
+        batch: 2,
+        seconds: 0.0,
+    };
+    for (name, width) in [
+        ("pixels", 48),
+        ("dct", 96),
+        ("random-cnn", 128),
+        ("random-vit", 192),
+    ] {
+        let report = check(&*load(name), &options).unwrap();
+        assert_eq!(report.flaws(), Vec::<String>::new(), "{name}");
+        assert_eq!(report.tokens, (256, width), "{name}");
+    }
+}
+
+#[test]
+fn random_weights_are_part_of_the_definition_of_an_encoder() {
+    let ramp = Tensor::arange(3 * 64 * 64, (Kind::Int64, Device::Cpu)).remainder(251);
+    let images = ramp.view([1, 3, 64, 64]).to_kind(Kind::Uint8);
+    for (name, expected) in [
+        ("random-cnn", [-1.20341, -0.77038, 0.57452]),
+        ("random-vit", [0.31917, -0.10842, 0.43362]),
+    ] {
+        let first = load(name).encode(&images).unwrap().patch;
+        assert_eq!(first, load(name).encode(&images).unwrap().patch, "{name}");
+        for (index, expected) in [0, 100, 255].into_iter().zip(expected) {
+            let found = first.double_value(&[0, index, 7]);
+            assert!((found - expected).abs() < 1e-4, "{name} {index}: {found}");
+        }
+    }
+}
+
+#[test]
+fn at_512_pixels_the_grid_of_random_networks_is_twice_as_fine() {
+    let options = LoadOptions {
+        resolution: 512,
+        ..LoadOptions::default()
+    };
+    let images = Tensor::zeros([1, 3, 512, 512], (Kind::Uint8, Device::Cpu));
+    for name in ["random-cnn", "random-vit"] {
+        let encoder = Registry::new(&[]).load(name, &options).unwrap();
+        let tokens = encoder.encode(&images).unwrap().patch;
+        assert_eq!(tokens.size()[1], 1024, "{name}");
+        assert_eq!(encoder.spec().grid.tokens(), 1024, "{name}");
+    }
 }

@@ -178,15 +178,15 @@ pub(super) fn ranking(run: &RunFolder) -> Markup {
 
 fn prediction_row(prediction: &Prediction) -> Markup {
     let (rho, interval) = match prediction.agreement {
-        Agreement::Known { rho, interval } => (
+        Agreement::Known {
+            rho,
+            interval: (low, high),
+        } => (
             number(rho, &plain(rho, 2)),
-            match interval {
-                Some((low, high)) => format!("{} to {}", plain(low, 2), plain(high, 2)),
-                None => "none".to_owned(),
-            },
+            format!("{} to {}", plain(low, 2), plain(high, 2)),
         ),
         Agreement::TooFew => (empty(), "too few encoders".to_owned()),
-        Agreement::Undefined => (empty(), "all values equal".to_owned()),
+        Agreement::Undefined => (empty(), "undefined".to_owned()),
     };
     let (first, place) = &prediction.first;
     let n = prediction.n;

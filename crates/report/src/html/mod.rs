@@ -24,13 +24,18 @@ const SORT: &str = include_str!("sort.js");
 /// Builds the whole page.
 pub(super) fn page(run: &RunFolder, plots: &Plots) -> String {
     let sections = [
+        (
+            "overview",
+            "What predicts quality",
+            overview(&plots.overview),
+        ),
         ("findings", "Findings", findings_section(run)),
         ("quality", "Quality", figures(&plots.quality)),
         ("results", "Results", results_section(run)),
         ("convergence", "Convergence", figures(&plots.convergence)),
         (
             "metrics",
-            "What predicts quality",
+            "What predicts quality, in detail",
             html! { (figures(&plots.metrics)) (matrix::ranking(run)) },
         ),
         ("samples", "Samples", samples::section(run)),
@@ -91,6 +96,7 @@ fn header(run: &RunFolder) -> Markup {
             "Cells: " strong { (run.count(Status::Done)) } " done, "
             @if failed > 0 { strong.bad { (failed) " failed" } } @else { "0 failed" }
             ", " (run.count(Status::Skipped)) " skipped"
+            @if run.pending > 0 { ", " strong { (run.pending) " not run yet" } }
             @if !run.stale.is_empty() { ", " (run.stale.len()) " stale" }
             @match (&run.started, &run.finished) {
                 (Some(started), Some(finished)) if started != finished => {
@@ -119,6 +125,20 @@ fn findings_section(run: &RunFolder) -> Markup {
     html! {
         dl.findings {
             @for finding in findings(run) { dt { (finding.topic) } dd { (finding.text) } }
+        }
+    }
+}
+
+/// Small plots beside each other, as many as fit.
+fn overview(plots: &[Plot]) -> Markup {
+    html! {
+        @if !plots.is_empty() {
+            div.overview { @for plot in plots { div.plot { (PreEscaped(&plot.svg)) } } }
+            p.note {
+                "One point per encoder and recipe; lower distances are better. Brackets contain the 95 % bootstrap \
+                 interval of Pearson's r over encoders. The names of the points are "
+                a href="#metrics" { "below" } "."
+            }
         }
     }
 }

@@ -8,6 +8,7 @@ mod canvas;
 mod convergence;
 mod labels;
 mod multiples;
+mod overview;
 mod panel;
 mod quality;
 mod recipes;
@@ -52,6 +53,8 @@ impl Plot {
 /// The plots of a run by section of the report.
 #[derive(Debug, Default)]
 pub(super) struct Plots {
+    /// Small plots for the first screen.
+    pub overview: Vec<Plot>,
     pub quality: Vec<Plot>,
     pub convergence: Vec<Plot>,
     pub metrics: Vec<Plot>,
@@ -63,6 +66,9 @@ impl Plots {
         let recipes = Recipes::of(run);
         let mut plots = Plots::default();
         for group in groups(run) {
+            plots
+                .overview
+                .extend(overview::plots(run, &group, &recipes)?);
             plots.quality.extend(quality::plot(run, &group, &recipes)?);
             for quantity in [convergence::LOSS, convergence::DISTANCE] {
                 let plot = convergence::plot(&quantity, &group, &recipes)?;
@@ -81,8 +87,9 @@ impl Plots {
 
     /// All plots, in the order of the report.
     pub fn all(&self) -> impl Iterator<Item = &Plot> {
-        self.quality
+        self.overview
             .iter()
+            .chain(&self.quality)
             .chain(&self.convergence)
             .chain(&self.metrics)
     }

@@ -29,8 +29,15 @@ const LINE: f64 = 16.0;
 const BELOW: f64 = 60.0;
 const COLUMNS: usize = 2;
 
+/// Whether the points of a panel have the names of their encoders.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Labels {
+    Drawn,
+    Omitted,
+}
+
 /// The points of one recipe in one panel.
-struct Series<'a> {
+pub(super) struct Series<'a> {
     recipe: &'a str,
     points: Vec<Point>,
     relation: Relation,
@@ -87,7 +94,7 @@ pub(super) fn plot(
             }
             let heights = (plot.y - head + TITLE + 8.0, plot);
             statements(canvas, recipes, series, heights)?;
-            panel(canvas, recipes, series, baseline, plot)?;
+            panel(canvas, recipes, series, baseline, plot, Labels::Drawn)?;
             let centre = Look::new(TEXT, INK).align(Align::Centre);
             let middle = plot.y + plot.height / 2.0;
             canvas.text(&y_title, (plot.x - LEFT + 12.0, middle), centre.vertical())?;
@@ -154,7 +161,8 @@ fn empty(canvas: &Canvas<'_>, reason: [&str; 2], plot: Rect) -> Result<(), DrawE
     Ok(())
 }
 
-fn series<'a>(group: &Group<'a>, metric: Figure, frechet: Figure) -> Vec<Series<'a>> {
+/// The points of each recipe that has any.
+pub(super) fn series<'a>(group: &Group<'a>, metric: Figure, frechet: Figure) -> Vec<Series<'a>> {
     let recipes = group.recipes().into_iter();
     recipes
         .map(|recipe| {
@@ -171,7 +179,7 @@ fn series<'a>(group: &Group<'a>, metric: Figure, frechet: Figure) -> Vec<Series<
 }
 
 /// Draws the lines above a panel that state the correlations and also serve as its legend.
-fn statements(
+pub(super) fn statements(
     canvas: &Canvas<'_>,
     recipes: &Recipes,
     series: &[Series<'_>],
@@ -191,7 +199,7 @@ fn statement(relation: &Relation) -> String {
     match relation {
         Relation::Fitted {
             r,
-            interval: Some((low, high)),
+            interval: (low, high),
             n,
             ..
         } => format!(
@@ -200,23 +208,19 @@ fn statement(relation: &Relation) -> String {
             plain(*low, 2),
             plain(*high, 2)
         ),
-        Relation::Fitted {
-            r,
-            interval: None,
-            n,
-            ..
-        } => format!("r = {}, n = {n}, no interval", plain(*r, 2)),
         Relation::TooFew { n } => format!("n = {n}: too few for r"),
-        Relation::Undefined { n } => format!("n = {n}, r undefined: all values equal"),
+        Relation::Undefined { n } => format!("n = {n}, r undefined"),
     }
 }
 
-fn panel(
+/// Draws the points, their least-squares lines and the baseline.
+pub(super) fn panel(
     canvas: &Canvas<'_>,
     recipes: &Recipes,
     series: &[Series<'_>],
     baseline: Option<f64>,
     plot: Rect,
+    labels: Labels,
 ) -> Result<(), DrawError> {
     let all = || series.iter().flat_map(|series| &series.points);
     let x = Axis::linear(all().map(|point| point.x), 5);
@@ -296,6 +300,9 @@ fn panel(
             let position = axes.pixel_at((point.x, point.y));
             canvas.marker(position, style.marker, 4.6, style.colour, 0.95)?;
         }
+    }
+    if labels == Labels::Omitted {
+        return Ok(());
     }
     let placed = place(&requests, &obstacles, &lines, plot);
     for (encoder, placement) in encoders.iter().zip(placed) {

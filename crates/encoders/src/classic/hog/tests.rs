@@ -151,7 +151,7 @@ fn configuration_is_parsed_in_upstreams_format() {
         pixels_per_cell: 4,
         cells_per_block: 2,
     };
-    assert_eq!(parse("g8_d64_ppc4_cb2"), Ok(other.clone()));
+    assert_eq!(parse("g8_d64_ppc4_cb2"), Ok(other));
     assert_eq!(parse(&other.to_string()), Ok(other));
 }
 

@@ -11,7 +11,7 @@ mod window;
 
 use ndarray::{Array3, ArrayView4};
 
-use super::{ClassicError, SIFT_DIM, SIFT_STRIDE, encode_images, map_rgb, sift_size};
+use super::{ClassicError, SIFT_DIM, STRIDE, encode_images, map_rgb, patch_grid};
 use votes::Votes;
 use window::Window;
 
@@ -28,19 +28,18 @@ const CLIP: f32 = 0.2;
 ///
 /// The images are not RGB, or a side is not a multiple of 16.
 pub fn sift_opencv(images: ArrayView4<'_, u8>) -> Result<Array3<f32>, ClassicError> {
-    let (height, width) = sift_size(&images, "siftopencv")?;
+    let (rows, columns) = patch_grid(&images, "siftopencv")?;
     let window = Window::new();
-    let tokens = (height / SIFT_STRIDE) * (width / SIFT_STRIDE);
     Ok(encode_images(
         images,
-        (tokens, SIFT_DIM),
+        (rows * columns, SIFT_DIM),
         Vec::new,
         |bytes, image, tokens| {
             map_rgb(image, bytes, grey);
+            let width = columns * STRIDE;
             let votes = Votes::new(&blur(bytes, width), width);
             for (t, token) in tokens.chunks_exact_mut(SIFT_DIM).enumerate() {
-                let columns = width / SIFT_STRIDE;
-                let centre = |i: usize| SIFT_STRIDE / 2 + SIFT_STRIDE * i;
+                let centre = |i: usize| STRIDE / 2 + STRIDE * i;
                 let cells = window.describe(&votes, (centre(t / columns), centre(t % columns)));
                 token.copy_from_slice(cells.as_flattened());
                 quantise(token);

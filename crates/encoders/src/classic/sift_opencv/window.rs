@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use wide::f32x8;
 
-use super::super::SIFT_STRIDE;
+use super::super::STRIDE;
 use super::layout::{BINS, CELLS, ORIENTATION};
 use super::votes::Votes;
 
@@ -40,7 +40,7 @@ struct Run {
 impl Window {
     pub(super) fn new() -> Self {
         // Size 16 means scale 8, and a cell is three scales wide.
-        let cell = 3.0 * SIFT_STRIDE as f64 / 2.0;
+        let cell = 3.0 * STRIDE as f64 / 2.0;
         let (sin, cos) = f64::from(ORIENTATION).to_radians().sin_cos();
         let mut window = Self {
             weights: Vec::new(),

@@ -1,9 +1,11 @@
 //! A TensorBoard event file, with the figures of `metrics.jsonl` and the sample grids.
 //!
-//! The format is that of TensorFlow's record files. Each record consists of its length (u64), a
-//! checksum of the length, an `Event` protocol buffer and a checksum of that. Checksums are masked
-//! CRC-32C. Only scalars and images of the protocol (`event.proto`, `summary.proto`) are needed, so
-//! this module encodes and decodes them without a protocol-buffer library.
+//! The file consists of TensorFlow's records, each an `Event` protocol buffer. Only scalars and images of
+//! the protocol (`event.proto`, `summary.proto`) are needed, so this module encodes and decodes them
+//! without a protocol-buffer library.
+
+mod protobuf;
+mod record;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -11,6 +13,9 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use metrics::figures::Figures;
+
+use protobuf::{FIXED32, FIXED64, Field, VARINT, bytes, fields, key, varint};
+use record::{record, records};
 
 /// TensorBoard finds event files by `tfevents` in their name.
 const NAME: &str = "events.out.tfevents.0.irepa";
@@ -135,7 +140,7 @@ impl EventLog {
     /// The file cannot be read.
     pub fn read(path: &Path) -> io::Result<Vec<Event>> {
         let file = fs::read(path)?;
-        Ok(records(&file).map(|(event, _)| event).collect())
+        Ok(entries(&file).map(|(event, _)| event).collect())
     }
 }
 
@@ -148,7 +153,7 @@ fn rewrite(path: &Path, keep: impl Fn(&Event) -> bool) -> io::Result<File> {
         Err(error) => return Err(error),
     };
     let mut kept = Vec::new();
-    for (event, record) in records(&old) {
+    for (event, record) in entries(&old) {
         // The first entry has step 0 and no values. A new one is written below.
         if !event.values.is_empty() && keep(&event) {
             kept.extend_from_slice(record);
@@ -164,11 +169,6 @@ fn rewrite(path: &Path, keep: impl Fn(&Event) -> bool) -> io::Result<File> {
     OpenOptions::new().append(true).open(path)
 }
 
-/// Wire types of protocol buffers.
-const VARINT: u8 = 0;
-const FIXED64: u8 = 1;
-const BYTES: u8 = 2;
-const FIXED32: u8 = 5;
 /// `colorspace` of an image.
 const RGB: u32 = 3;
 
@@ -183,57 +183,9 @@ fn event_at(step: u64) -> Vec<u8> {
     event
 }
 
-fn key(buffer: &mut Vec<u8>, field: u8, wire_type: u8) {
-    // Fields up to 15 take one byte.
-    buffer.push(field << 3 | wire_type);
-}
-
-fn varint(buffer: &mut Vec<u8>, mut number: u64) {
-    while number >= 0x80 {
-        buffer.push(number as u8 | 0x80);
-        number >>= 7;
-    }
-    buffer.push(number as u8);
-}
-
-fn bytes(buffer: &mut Vec<u8>, field: u8, bytes: &[u8]) {
-    key(buffer, field, BYTES);
-    varint(buffer, bytes.len() as u64);
-    buffer.extend_from_slice(bytes);
-}
-
-fn record(event: &[u8]) -> Vec<u8> {
-    let length = (event.len() as u64).to_le_bytes();
-    let mut record = length.to_vec();
-    record.extend(checksum(&length));
-    record.extend_from_slice(event);
-    record.extend(checksum(event));
-    record
-}
-
-fn checksum(bytes: &[u8]) -> [u8; 4] {
-    let crc = crc32c::crc32c(bytes);
-    crc.rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
-}
-
-/// Iterates over the entries of a file and their bytes, up to the first incomplete or damaged one.
-fn records(mut file: &[u8]) -> impl Iterator<Item = (Event, &[u8])> {
-    std::iter::from_fn(move || {
-        let (length, rest) = file.split_at_checked(8)?;
-        let (length_sum, rest) = rest.split_at_checked(4)?;
-        if checksum(length) != length_sum {
-            return None;
-        }
-        let length = u64::from_le_bytes(length.try_into().ok()?);
-        let (event, rest) = rest.split_at_checked(usize::try_from(length).ok()?)?;
-        let (event_sum, rest) = rest.split_at_checked(4)?;
-        if checksum(event) != event_sum {
-            return None;
-        }
-        let (record, _) = file.split_at_checked(file.len() - rest.len())?;
-        file = rest;
-        Some((parse(event)?, record))
-    })
+/// Iterates over the entries of a file and their records, up to the first that is incomplete or damaged.
+fn entries(file: &[u8]) -> impl Iterator<Item = (Event, &[u8])> {
+    records(file).map_while(|(event, record)| Some((parse(event)?, record)))
 }
 
 fn parse(event: &[u8]) -> Option<Event> {
@@ -274,59 +226,6 @@ fn parse_value(value: &[u8]) -> Option<Option<(String, Value)>> {
         }
     }
     Some(content.map(|content| (tag, content)))
-}
-
-/// A field of a protocol buffer.
-enum Field<'a> {
-    Number(u64),
-    Four([u8; 4]),
-    Eight,
-    Bytes(&'a [u8]),
-}
-
-/// Iterates over the fields of a message with their numbers. If the message is malformed, the last item
-/// is `None`.
-fn fields(mut message: &[u8]) -> impl Iterator<Item = Option<(u64, Field<'_>)>> {
-    std::iter::from_fn(move || {
-        if message.is_empty() {
-            return None;
-        }
-        let field = next_field(&mut message);
-        if field.is_none() {
-            message = &[];
-        }
-        Some(field)
-    })
-}
-
-fn next_field<'a>(message: &mut &'a [u8]) -> Option<(u64, Field<'a>)> {
-    let key = read_varint(message)?;
-    let field = match (key & 7) as u8 {
-        VARINT => Field::Number(read_varint(message)?),
-        FIXED64 => {
-            let _double = message.split_off(..8)?;
-            Field::Eight
-        }
-        BYTES => {
-            let length = usize::try_from(read_varint(message)?).ok()?;
-            Field::Bytes(message.split_off(..length)?)
-        }
-        FIXED32 => Field::Four(message.split_off(..4)?.try_into().ok()?),
-        _ => return None,
-    };
-    Some((key >> 3, field))
-}
-
-fn read_varint(message: &mut &[u8]) -> Option<u64> {
-    let mut number = 0;
-    for shift in (0..64).step_by(7) {
-        let byte = *message.split_off_first()?;
-        number |= u64::from(byte & 0x7f) << shift;
-        if byte < 0x80 {
-            return Some(number);
-        }
-    }
-    None
 }
 
 fn named(path: &Path, error: io::Error) -> io::Error {
@@ -373,11 +272,6 @@ mod tests {
         let record = record(&event);
         assert_eq!(record[..8], 24_u64.to_le_bytes());
         assert_eq!(record[12..16], [9, 0, 0, 0]);
-        // The check value of CRC-32C, masked as in TensorFlow's crc32c.h.
-        assert_eq!(
-            u32::from_le_bytes(checksum(b"123456789")),
-            0xe306_9283_u32.rotate_right(15).wrapping_add(0xa282_ead8)
-        );
     }
 
     #[test]
