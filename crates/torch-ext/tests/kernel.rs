@@ -267,46 +267,6 @@ fn a_panic_in_one_item_reaches_the_caller() {
     assert_eq!(items[49], 50);
 }
 
-/// Writes numbers to the elements from `start` to `end` in arrays of `N`, and returns the content of the memory.
-fn written_past_the_cache<const N: usize>(
-    memory: &mut [f32],
-    start: usize,
-    end: usize,
-) -> Vec<f32> {
-    memory.fill(-1.0);
-    kernel::past_cache(memory, |mut memory| {
-        let array = |piece| std::array::from_fn::<_, N, _>(|lane| (piece * N + lane) as f32);
-        let arrays = (0..(end - start) / N).map(array);
-        memory.write(start..end, arrays, |index| index as f32);
-    });
-    memory.to_vec()
-}
-
-#[test]
-fn values_written_past_the_cache_are_correct() {
-    let mut memory = Output::<f32>::new(&[1000]).unwrap();
-    let memory = memory.as_mut_slice();
-    for (start, end) in [(0, 1000), (4, 990), (16, 800), (1, 3), (3, 3), (3, 400)] {
-        let number = |index| match index {
-            _ if (start..end).contains(&index) => (index - start) as f32,
-            _ => -1.0,
-        };
-        let expected: Vec<f32> = (0..1000).map(number).collect();
-        assert_eq!(written_past_the_cache::<16>(memory, start, end), expected);
-        assert_eq!(written_past_the_cache::<48>(memory, start, end), expected);
-        assert_eq!(written_past_the_cache::<4>(memory, start, end), expected);
-        assert_eq!(written_past_the_cache::<3>(memory, start, end), expected);
-    }
-    // Fewer values than elements.
-    memory.fill(-1.0);
-    kernel::past_cache(memory, |mut memory| {
-        memory.write(0..1000, std::iter::once([1.0; 16]), |_| 2.0);
-    });
-    assert_eq!(memory[..16], [1.0; 16]);
-    assert_eq!(memory[16..992], [-1.0; 976]);
-    assert_eq!(memory[992..], [2.0; 8]);
-}
-
 #[test]
 fn prefetching_beyond_the_end_is_allowed() {
     kernel::prefetch(&[1f32, 2.0], 1);

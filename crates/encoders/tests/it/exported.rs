@@ -234,15 +234,17 @@ mod needs_python {
     fn check_finds_a_file_whose_values_differ_from_python() {
         let (exporter, _lock) = exporter();
         let folder = tempfile::tempdir().unwrap();
-        let arguments = ["vgg", "--random-weights"];
+        let arguments = ["dinov2-vit-b", "--random-weights", "--depth", "2"];
         let (success, text) = export(exporter, folder.path(), &arguments);
         assert!(success, "{text}");
-        let sidecar = folder.path().join("vgg.toml");
+        let sidecar = folder.path().join("dinov2-vit-b.toml");
         let text = fs::read_to_string(&sidecar).unwrap();
         // With another preprocessing than in Python, everything still runs.
         fs::write(&sidecar, text.replace("0.485", "0.585")).unwrap();
         let registry = Registry::new(&[folder.path().to_owned()]);
-        let encoder = registry.load("vgg", &LoadOptions::default()).unwrap();
+        let encoder = registry
+            .load("dinov2-vit-b", &LoadOptions::default())
+            .unwrap();
         let options = CheckOptions {
             device: Device::Cpu,
             precision: Precision::Fp32,
@@ -265,8 +267,10 @@ mod needs_python {
         // MAE supports 256 pixels only.
         let arguments = [
             "mae-vit-l",
-            "vgg",
+            "dinov2-vit-b",
             "--random-weights",
+            "--depth",
+            "2",
             "--resolution",
             "512",
         ];
@@ -280,7 +284,7 @@ mod needs_python {
             resolution: 512,
             ..LoadOptions::default()
         };
-        let encoder = registry.load("vgg", &options).unwrap();
+        let encoder = registry.load("dinov2-vit-b", &options).unwrap();
         assert_eq!(encoder.spec().grid.tokens(), 1024);
         let error = registry.load("mae-vit-l", &options).unwrap_err();
         assert!(matches!(error, EncoderError::Resolution { .. }), "{error}");

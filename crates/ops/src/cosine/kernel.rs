@@ -10,7 +10,7 @@
 
 use std::marker::PhantomData;
 
-use torch_ext::kernel::{LANES, PastCache, Real, Row, Stored, Vectorised, prefetch, sum_lanes};
+use torch_ext::kernel::{LANES, Real, Row, Stored, Vectorised, prefetch, sum_lanes};
 
 use super::settings::{NORM_EPS, ZScore};
 
@@ -23,22 +23,13 @@ const ROWS: usize = 8;
 pub(super) struct CosineSum<'a, Z, P, A> {
     pub(super) target: &'a [Z],
     pub(super) projected: &'a [P],
-    /// The gradient with respect to `projected`.
-    pub(super) gradient: Gradient<'a, P>,
+    /// The destination of the gradient with respect to `projected`, if it is needed.
+    pub(super) gradient: Option<&'a mut [P]>,
     pub(super) width: usize,
     pub(super) norm: Option<ZScore>,
     /// Gradient of the loss with respect to each token's cosine.
     pub(super) slope: f64,
     pub(super) accumulate_in: PhantomData<A>,
-}
-
-/// The destination of the gradient.
-pub(super) enum Gradient<'a, P> {
-    /// No gradient is needed.
-    None,
-    Cached(&'a mut [P]),
-    /// For a gradient that is too large for the cache.
-    PastCache(PastCache<'a, P>),
 }
 
 impl<Z: Stored<A>, P: Stored<A>, A: Real> Vectorised for CosineSum<'_, Z, P, A> {
@@ -82,29 +73,10 @@ impl<Z: Stored<A>, P: Stored<A>, A: Real> Vectorised for CosineSum<'_, Z, P, A> 
             sum += cosine;
             let factors = [target_factor, projected_factor].map(A::from_f64);
             let range = index * width..(index + 1) * width;
-            match &mut gradient {
-                Gradient::None => {}
-                Gradient::Cached(gradient) => {
-                    let out = gradient[range].iter_mut().zip(&*row).zip(p);
-                    for ((out, &y), &p) in out {
-                        *out = combine(factors, y, p);
-                    }
-                }
-                Gradient::PastCache(gradient) => {
-                    let ahead = projected.get((index + 2) * width..).unwrap_or_default();
-                    let pieces = row.as_chunks::<LANES>().0.iter();
-                    let pieces = pieces.zip(p.as_chunks().0).enumerate();
-                    let pieces = pieces.map(|(index, (y, p)): (_, (_, &[P; LANES]))| {
-                        prefetch(ahead, index * LANES);
-                        let mut sums = *p;
-                        for lane in 0..LANES {
-                            sums[lane] = combine(factors, y[lane], p[lane]);
-                        }
-                        sums
-                    });
-                    gradient.write(range, pieces, |index| {
-                        combine(factors, row[index], p[index])
-                    });
+            if let Some(gradient) = &mut gradient {
+                let out = gradient[range].iter_mut().zip(&*row).zip(p);
+                for ((out, &y), &p) in out {
+                    *out = combine(factors, y, p);
                 }
             }
         }

@@ -109,7 +109,7 @@ fn gain_plot(
     let plot = Rect {
         x: left,
         y: HEAD + LINE + 4.0,
-        width: WIDTH - left - 44.0,
+        width: WIDTH - left - 54.0,
         height: ROW * gains.len() as f64,
     };
     let title = format!("{first} against {second}, {}", group.label);

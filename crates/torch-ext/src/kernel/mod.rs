@@ -10,8 +10,7 @@
 //!   libtorch is configured with, instead of two that compete;
 //! - [`vectorised`] compiles a loop for AVX-512, AVX2 and the baseline, and selects one at run time;
 //! - [`Real`] and [`Stored`] allow one loop for float32, float64 and bfloat16;
-//! - [`past_cache`] writes data that is too large for the cache directly to memory, and [`prefetch`]
-//!   requests data before it is read.
+//! - [`prefetch`] requests data before it is read.
 //!
 //! ```
 //! use tch::{Device, Kind, Tensor};
@@ -34,20 +33,20 @@
 //! ```
 
 mod borrows;
-mod cache;
 mod element;
 mod in_place;
 mod memory;
 mod number;
 mod parallel;
+mod prefetch;
 mod rows;
 mod simd;
 
-pub use cache::{PastCache, past_cache, prefetch};
 pub use element::Element;
 pub use in_place::{InPlace, InPlaceScope, run_in_place};
 pub use memory::{Input, Output, Scope, run};
 pub use number::{LANES, Real, Row, Stored, sum_lanes};
 pub use parallel::{for_each, for_each_with};
+pub use prefetch::prefetch;
 pub use rows::{InputRows, Rows, row_stride};
 pub use simd::{Vectorised, vectorised};
