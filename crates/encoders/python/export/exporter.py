@@ -85,8 +85,8 @@ def checkpoint(entry: Entry, options: Options) -> Checkpoint:
 def half_images(entry: Entry, images: Tensor) -> Tensor:
     """The images that the network is tested with in bfloat16.
 
-    A processor without bfloat16 needs a minute and a half for the convolutions of VGG-16. It takes images of any size, so
-    that a corner is enough to test the cast.
+    A processor without bfloat16 needs a minute and a half for the convolutions of VGG-16. It takes images of any
+    size, so that a corner is enough to test the cast.
     """
     return images[..., :HALF_CORNER, :HALF_CORNER] if "torchvision" in entry.build else images
 
