@@ -11,7 +11,7 @@ use crate::classic::{
     sift_opencv,
 };
 use crate::encoder::check_images;
-use crate::random::{self, Architecture, RandomNetwork};
+use crate::random::{Architecture, RandomNetwork};
 use crate::{
     Encoder, EncoderError, EncoderSpec, Grid, Order, Preprocessing, Resize, Tokens, WeightDtype,
 };
@@ -65,10 +65,7 @@ impl Method {
             Self::Classic(Classic::Sift | Classic::SiftOpenCv) => (patches, SIFT_DIM),
             Self::Classic(Classic::Pixels) => (patches, PIXELS_DIM),
             Self::Classic(Classic::Dct) => (patches, DCT_DIM),
-            Self::Random(architecture) => (
-                (input_size / random::PATCH) as usize,
-                architecture.width() as usize,
-            ),
+            Self::Random(architecture) => (patches, architecture.width() as usize),
         }
     }
 

@@ -3,11 +3,13 @@
 use tch::{Device, Tensor};
 use torch_ext::{Init, Params, Scope, TorchError};
 
+use crate::classic::STRIDE;
+
 /// Seed of the weights: they are part of the encoder's definition.
 const SEED: u64 = 0;
 
 /// Side in input pixels of the patch that one token covers.
-pub(crate) const PATCH: i64 = 16;
+const PATCH: i64 = STRIDE as i64;
 
 /// The architecture of a network with random weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

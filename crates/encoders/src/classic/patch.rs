@@ -19,7 +19,10 @@ pub const PIXELS_DIM: usize = 3 * CELLS * CELLS;
 const FREQUENCIES: [usize; 3] = [8, 4, 4];
 
 /// Width of a token of [`dct`]: 8 x 8 coefficients of luma and 4 x 4 of each chroma channel.
-pub const DCT_DIM: usize = 8 * 8 + 2 * 4 * 4;
+pub const DCT_DIM: usize = {
+    let [luma, blue, red] = FREQUENCIES;
+    luma * luma + blue * blue + red * red
+};
 
 /// Luma and chroma of JPEG (BT.601, full range) from red, green and blue.
 const YCBCR: [[f32; 3]; 3] = [
