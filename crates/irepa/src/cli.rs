@@ -1,5 +1,6 @@
 //! Defines the command line of the program.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -100,23 +101,17 @@ pub struct SweepArgs {
     /// the same time; by default four fifths of the free memory. Cells that do not fit wait.
     #[arg(long, value_name = "MIB")]
     pub memory_limit: Option<u64>,
+    /// Number of processes that train at the same time, each with its share of the CPU's threads; by default one per
+    /// thread on a CPU, and 1 on CUDA. Another number changes the results by roundings only.
+    #[arg(long, value_name = "N")]
+    pub workers: Option<NonZeroUsize>,
+    /// Run the cells that another process sends to standard input.
+    #[arg(long, hide = true)]
+    pub worker: bool,
     /// Run part I of N of the selected cells, for machines that share no folder. Processes that share a folder do not
     /// need this: each takes cells that no other process is running.
-    #[arg(long, value_name = "I/N", value_parser = parse_shard)]
+    #[arg(long, value_name = "I/N")]
     pub shard: Option<sweep::Shard>,
-}
-
-fn parse_shard(text: &str) -> Result<sweep::Shard, String> {
-    let parts = text
-        .split_once('/')
-        .and_then(|(index, count)| Some((index.parse().ok()?, count.parse().ok()?)));
-    match parts {
-        Some((index, count)) if (1..=count).contains(&index) => Ok(sweep::Shard {
-            index: index - 1,
-            count,
-        }),
-        _ => Err("expected I/N with 1 <= I <= N, such as 1/4".to_owned()),
-    }
 }
 
 /// `runner train`.

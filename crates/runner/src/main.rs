@@ -5,7 +5,6 @@
 //! `irepa` with the same profile in the same target folder, and replaces itself by `irepa` with the same arguments.
 
 mod build_folder;
-mod embedded;
 
 use std::env;
 use std::ffi::OsString;
@@ -47,8 +46,8 @@ fn start() -> Result<ExitCode> {
     let mut arguments = env::args_os();
     let name = arguments.next().unwrap_or_else(|| "runner".into());
     let arguments: Vec<OsString> = arguments.collect();
-    if embedded::are_needed(&arguments) {
-        embedded::make_missing(&root);
+    if xtask::embedded_are_needed(&arguments) {
+        xtask::make_missing_embedded(&root);
     }
     replace_process(&build_folder.program(), name, arguments)
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use data::Loader;
 use tch::Tensor;
+use torch_ext::TorchError;
 use training::DeviceBatch;
 use training::checkpoint::{self, CheckpointId};
 
@@ -134,6 +135,22 @@ fn lock_cell<'a>(
     }
 }
 
+/// Writes a failure for cells that cannot be opened. Returns those that are locked by other processes.
+pub(crate) fn fail_all<'a>(
+    context: &Context,
+    cells: &[&'a Planned],
+    reason: &Reason,
+) -> Vec<Held<'a>> {
+    let mut held = Vec::new();
+    for planned in cells {
+        if let Some(lock) = lock_cell(context, planned, &mut held) {
+            fail(context, planned, None, last_saved(planned), reason);
+            drop(lock);
+        }
+    }
+    held
+}
+
 /// Cells of a cohort that are trained at the same time.
 #[derive(Default)]
 struct Group<'a> {
@@ -201,12 +218,8 @@ impl<'a> Group<'a> {
         }
         if active.is_empty() {
             // Not even the first cell could be opened; the others would fail in the same way.
-            for planned in self.remaining() {
-                if let Some(lock) = lock_cell(context, planned, &mut self.held) {
-                    fail(context, planned, None, last_saved(planned), reason);
-                    drop(lock);
-                }
-            }
+            let remaining = self.remaining();
+            self.held.append(&mut fail_all(context, &remaining, reason));
             return Vec::new();
         }
         for cell in active {
@@ -539,6 +552,16 @@ fn last_saved(planned: &Planned) -> Reached {
     }
 }
 
+/// The memory in bytes that the state of cells may occupy: the limit of the user, or a share of the free memory. `None`
+/// if that is unknown.
+pub(crate) fn memory_limit(context: &Context) -> Result<Option<u64>, TorchError> {
+    if context.memory_limit.is_some() {
+        return Ok(context.memory_limit);
+    }
+    let free = torch_ext::device::free_memory(context.device)?;
+    Ok(free.map(|free| (free as f64 * FREE_SHARE) as u64))
+}
+
 /// The memory that the state of cells may occupy.
 struct MemoryBudget {
     /// `None` if the free memory is unknown.
@@ -548,12 +571,9 @@ struct MemoryBudget {
 impl MemoryBudget {
     /// Must be called before a cell is opened, because part of a cell's state is allocated only in its first step.
     fn new(context: &Context) -> Result<Self, Reason> {
-        let bytes = match context.memory_limit {
-            Some(limit) => Some(limit),
-            None => torch_ext::device::free_memory(context.device)?
-                .map(|free| (free as f64 * FREE_SHARE) as u64),
-        };
-        Ok(Self { bytes })
+        Ok(Self {
+            bytes: memory_limit(context)?,
+        })
     }
 
     /// Whether another cell, as large as the largest of `cells`, fits beside them. The first cell always fits.

@@ -1,7 +1,7 @@
 //! The context that all cohorts of a command share.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -36,7 +36,26 @@ pub(crate) struct Context<'a> {
     pub(crate) failures: Mutex<BTreeMap<String, String>>,
 }
 
-impl Context<'_> {
+impl<'a> Context<'a> {
+    /// The context of a command without progress, initial weights and limit of memory.
+    pub(crate) fn new(
+        device: Device,
+        bank: &'a EncoderBank,
+        folder: &Path,
+        interrupted: &'a AtomicBool,
+    ) -> Self {
+        Self {
+            device,
+            bank,
+            folder: folder.to_owned(),
+            progress: Progress::new(0),
+            interrupted,
+            init: None,
+            memory_limit: None,
+            failures: Mutex::default(),
+        }
+    }
+
     pub(crate) fn note_failure(&self, cell: &str, reason: &str) {
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         failures.insert(cell.to_owned(), reason.to_owned());

@@ -60,6 +60,12 @@ pub enum SweepError {
         /// The error of the operating system.
         source: io::Error,
     },
+    /// A worker process cannot be started.
+    #[error("cannot start a worker: {source}; --workers 1 runs all cells in this process")]
+    Worker {
+        /// The error of the operating system.
+        source: io::Error,
+    },
     /// The run in the folder cannot be resumed with these settings.
     #[error(
         "{}: {reason}; use the settings that the run was started with, or start another run with --out (--init \

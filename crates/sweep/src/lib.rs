@@ -2,7 +2,7 @@
 //! keeps `results.csv` and the report up to date.
 //!
 //! - [`experiment`] expands an experiment file into cells, each with a complete configuration.
-//! - [`run()`] runs them. Cells with the same data and encoder form a cohort, which is trained from one stream of
+//! - [`run()`] runs them, in several processes at the same time ([`Workers`]). Cells with the same data and encoder form a cohort, which is trained from one stream of
 //!   batches. [`train`] runs a single configuration the same way.
 //! - [`cell_folder`] reads and writes the folder of a cell: its configuration, result, samples and lock.
 //! - [`prepare`] computes feature caches and latents before training.
@@ -55,9 +55,11 @@ mod shards;
 mod sheet;
 mod single;
 mod token_source;
+mod workers;
 
 pub use context::InitialWeights;
 pub use error::SweepError;
 pub use run::{Options, Outcome, run};
-pub use shards::Shard;
+pub use shards::{Shard, ShardError};
 pub use single::{TrainOptions, train};
+pub use workers::Workers;

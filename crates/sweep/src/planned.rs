@@ -36,6 +36,11 @@ impl Planned {
         let ended = result.hash == self.hash && self.previous.as_ref() != Some(&result);
         ended.then_some(result.row)
     }
+
+    /// Whether the folder still has the result that it had when this cell was planned.
+    pub(crate) fn has_previous_result(&self) -> bool {
+        self.previous.is_some() && self.folder.result().ok().flatten() == self.previous
+    }
 }
 
 /// The open data sets, by folder and options.

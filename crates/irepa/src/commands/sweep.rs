@@ -1,12 +1,17 @@
 //! `runner sweep`.
 
-use std::process::ExitCode;
+use std::env;
+use std::num::NonZeroUsize;
+use std::process::{Command, ExitCode};
 
-use sweep::{self, Options};
-use terminal::{errln, outln};
+use sweep::{self, Options, Workers};
+use terminal::{errln, interrupts, outln};
 
 use crate::cli::SweepArgs;
 use crate::failure::Failure;
+
+/// The flag of [`SweepArgs::worker`].
+const WORKER_FLAG: &str = "--worker";
 
 pub fn run(arguments: &SweepArgs) -> Result<ExitCode, Failure> {
     let options = Options {
@@ -21,25 +26,26 @@ pub fn run(arguments: &SweepArgs) -> Result<ExitCode, Failure> {
         memory_limit: arguments
             .memory_limit
             .map(|mib| mib.saturating_mul(1 << 20)),
+        is_worker: arguments.worker,
     };
-    let outcome = sweep::run(
-        &options,
-        super::encoder_files::registry_for(Some(&arguments.experiment)),
-        terminal::interrupts::watch_interrupts()?,
-    )?;
-    if arguments.dry_run {
+    let workers = Workers {
+        count: arguments.workers.map(NonZeroUsize::get),
+        command: &|| {
+            let mut command = Command::new(env::current_exe()?);
+            command.args(env::args_os().skip(1)).arg(WORKER_FLAG);
+            Ok(command)
+        },
+    };
+    let interrupted = match arguments.worker {
+        true => interrupts::watch_interrupts_silently()?,
+        false => interrupts::watch_interrupts()?,
+    };
+    let registry = super::encoder_files::registry_for(Some(&arguments.experiment));
+    let outcome = sweep::run(&options, workers, registry, interrupted)?;
+    if arguments.dry_run || arguments.worker {
         return Ok(ExitCode::SUCCESS);
     }
-    let stale = match outcome.stale {
-        0 => String::new(),
-        count => format!(", {count} stale"),
-    };
-    outln!(
-        "{} done, {} failed, {} skipped{stale}",
-        outcome.done,
-        outcome.failed.len(),
-        outcome.skipped
-    );
+    outln!("{outcome}");
     for (cell, reason) in &outcome.failed {
         outln!("failed: {cell}: {reason}");
     }
@@ -47,7 +53,7 @@ pub fn run(arguments: &SweepArgs) -> Result<ExitCode, Failure> {
     outln!("{}", outcome.folder.join("report.html").display());
     Ok(if outcome.interrupted {
         errln!("interrupted: run the same command again to resume");
-        ExitCode::from(terminal::interrupts::INTERRUPTED_CODE)
+        ExitCode::from(interrupts::INTERRUPTED_CODE)
     } else if let Some(reason) = &outcome.idle {
         errln!("error: {reason}");
         ExitCode::from(1)

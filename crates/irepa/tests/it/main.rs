@@ -17,3 +17,4 @@ mod sweep;
 mod variants;
 mod visualize;
 mod weights;
+mod workers;
