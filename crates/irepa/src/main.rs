@@ -20,6 +20,13 @@ use terminal::{errln, output};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    // Starts the program again, so not for commands that end at once.
+    if !matches!(
+        cli.command,
+        Command::Report(_) | Command::Doctor | Command::Encoders(_)
+    ) {
+        torch_ext::openmp::limit_spinning();
+    }
     let filter = EnvFilter::try_from_env("IREPA_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)

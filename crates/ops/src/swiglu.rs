@@ -6,7 +6,7 @@ use torch_ext::autograd;
 use torch_ext::kernel::{self as cpu, Input, Output, Real, Vectorised, vectorised};
 
 use crate::composed::is_composed;
-use crate::rows::{KernelElement, sigmoid};
+use crate::rows::{KernelElement, map_to_two, sigmoid};
 use crate::scope::run;
 use crate::unary::{self, Unary};
 
@@ -141,21 +141,26 @@ impl<E: KernelElement> Vectorised for SwiGluBackward<'_, E> {
 
     #[inline(always)]
     fn run(self) {
-        let one = E::Sum::from_f64(1.0);
         let rows = self.x.chunks_exact(2 * self.width);
         let rows = rows.zip(self.dy.chunks_exact(self.width));
         for ((x, dy), dx) in rows.zip(self.dx.chunks_exact_mut(2 * self.width)) {
             let (a, b) = x.split_at(self.width);
             let (da, db) = dx.split_at_mut(self.width);
-            let columns = da.iter_mut().zip(db).zip(a).zip(b).zip(dy);
-            for ((((da, db), a), b), dy) in columns {
-                let (a, b, dy): (E::Sum, E::Sum, E::Sum) = (a.widen(), b.widen(), dy.widen());
-                let s = sigmoid(a);
-                *da = E::narrow(dy * b * s * (one + a * (one - s)));
-                *db = E::narrow(dy * a * s);
-            }
+            map_to_two([a, b, dy], [da, db], gradients);
         }
     }
+}
+
+/// The gradients of `a` and `b`.
+#[inline(always)]
+fn gradients<E: KernelElement>([a, b, dy]: [E; 3]) -> [E; 2] {
+    let one = E::Sum::from_f64(1.0);
+    let (a, b, dy): (E::Sum, E::Sum, E::Sum) = (a.widen(), b.widen(), dy.widen());
+    let s = sigmoid(a);
+    [
+        E::narrow(dy * b * s * (one + a * (one - s))),
+        E::narrow(dy * a * s),
+    ]
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@
 //! - [`stream`]: streams and events, for work that overlaps on a device;
 //! - [`readback`]: copies to the host that do not wait for later work;
 //! - [`operators`]: counts of the operators that code calls;
+//! - [`openmp`]: how long libtorch's threads on the CPU wait without sleeping;
 //! - [`optim`]: fused AdamW, EMA, gradient norm and clipping over lists of tensors;
 //! - [`device`]: `libtorch_cuda.so` loaded at run time, so that one binary runs on machines with and
 //!   without CUDA; memory statistics; switches for TF32 and determinism.
@@ -57,6 +58,7 @@ mod ffi;
 mod generator;
 pub mod kernel;
 mod once_map;
+pub mod openmp;
 pub mod operators;
 pub mod optim;
 mod params;

@@ -10,9 +10,6 @@ use terminal::{errln, interrupts, outln};
 use crate::cli::SweepArgs;
 use crate::failure::Failure;
 
-/// The flag of [`SweepArgs::worker`].
-const WORKER_FLAG: &str = "--worker";
-
 pub fn run(arguments: &SweepArgs) -> Result<ExitCode, Failure> {
     let options = Options {
         experiment: arguments.experiment.clone(),
@@ -32,7 +29,7 @@ pub fn run(arguments: &SweepArgs) -> Result<ExitCode, Failure> {
         count: arguments.workers.map(NonZeroUsize::get),
         command: &|| {
             let mut command = Command::new(env::current_exe()?);
-            command.args(env::args_os().skip(1)).arg(WORKER_FLAG);
+            command.args(env::args_os().skip(1)).arg("--worker");
             Ok(command)
         },
     };

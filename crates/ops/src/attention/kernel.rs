@@ -7,7 +7,7 @@
 use torch_ext::kernel::{LANES, Real, Vectorised, sum_lanes, vectorised};
 
 use crate::matrix::{Columns, Operand, Packed, Rows, multiply};
-use crate::rows::KernelElement;
+use crate::rows::{KernelElement, map_to_two};
 
 /// Number of rows of scores that are computed at once; even, since bfloat16 is multiplied in pairs.
 const BLOCK: usize = 32;
@@ -271,16 +271,21 @@ impl<E: KernelElement> Vectorised for SoftmaxBackward<'_, E> {
             .chunks_exact_mut(padded)
             .zip(self.slopes.chunks_exact_mut(padded));
         for ((scores, others), (weights, slopes)) in rows.zip(results) {
-            let columns = scores.iter().zip(others);
-            let columns = columns.zip(self.log_sums.iter().zip(self.deltas));
-            let results = weights.iter_mut().zip(slopes.iter_mut());
-            for (((&score, &other), (&log_sum, &delta)), (out, slope)) in columns.zip(results) {
-                let weight = (scale * score - log_sum).exp();
-                *out = E::narrow(weight);
-                *slope = E::narrow(weight * (other - delta) * scale);
-            }
-            weights[count..].fill(E::default());
-            slopes[count..].fill(E::default());
+            let (weights, weights_filler) = weights.split_at_mut(count);
+            let (slopes, slopes_filler) = slopes.split_at_mut(count);
+            map_to_two(
+                [scores, others, self.log_sums, self.deltas],
+                [weights, slopes],
+                |[score, other, log_sum, delta]| {
+                    let weight = (scale * score - log_sum).exp();
+                    [
+                        E::narrow(weight),
+                        E::narrow(weight * (other - delta) * scale),
+                    ]
+                },
+            );
+            weights_filler.fill(E::default());
+            slopes_filler.fill(E::default());
         }
     }
 }

@@ -49,7 +49,7 @@ impl std::fmt::Debug for Workers<'_> {
 ///
 /// On a CPU it is the number of libtorch's threads, of which each worker gets its share: a small model on one thread
 /// loses nothing at barriers, neither the time in which one thread waits for another nor, beside another busy process,
-/// the time until a thread that was suspended continues (`docs/results/workers.md`). On CUDA it is 1.
+/// the time until a thread that was suspended continues (`docs/results/busy-machine.md`). On CUDA it is 1.
 ///
 /// It depends on nothing that changes between two calls of the same sweep, such as the cells that are done or the free
 /// memory, because the roundings of some of libtorch's operators depend on the number of threads.
