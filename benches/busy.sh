@@ -62,7 +62,7 @@ TOML
 
 median() { sort -g | awk '{ value[NR] = $1 } END { print value[int((NR + 1) / 2)] }'; }
 
-spins=(default 100000 10000 1000 100 0)
+spins=(default 10000 5000 1000 0)
 echo "| busy processes | $(printf 'spin count %s | ' "${spins[@]}")sweep, 1 worker | sweep, $threads workers |"
 echo "| --- | $(printf -- '--- | %.0s' "${spins[@]}")--- | --- |"
 for count in $(seq 0 "$threads"); do
