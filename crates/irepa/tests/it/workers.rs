@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 
 use metrics::figures::Figure;
@@ -199,6 +200,31 @@ fn fresh_cells_are_run_once() {
             .join("before");
         assert_eq!(fs::read_dir(before).unwrap().count(), 1);
     }
+}
+
+#[test]
+fn a_worker_refuses_cells_of_another_configuration() {
+    let place = Playground::new();
+    let mut all = arguments("runs", "2");
+    all.push("--worker");
+    let mut worker = place.command(&all);
+    worker.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut worker = worker.spawn().unwrap();
+    let task = r#"{"cells":[["sit-xs4.none.s0","another hash"]],"fresh":[],"memory_limit":null}"#;
+    let mut input = worker.stdin.take().unwrap();
+    writeln!(input, "{task}").unwrap();
+    let mut answer = String::new();
+    let output = BufReader::new(worker.stdout.take().unwrap());
+    for line in output.lines() {
+        answer = line.unwrap();
+        if answer.starts_with(r#"{"Ended""#) {
+            break;
+        }
+    }
+    drop(input);
+    assert_eq!(end_of(&mut worker), Some(0));
+    assert!(answer.contains("were changed during the sweep"), "{answer}");
+    assert!(!place.path("runs/small/cells/sit-xs4.none.s0").exists());
 }
 
 #[test]

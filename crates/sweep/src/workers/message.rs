@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 /// Cells of one cohort, for a worker to run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Task {
-    /// Ids of the cells.
-    pub(crate) cells: Vec<String>,
+    /// Ids of the cells, with the hash of their configuration and inputs: a worker that is started later reads the same
+    /// files again, which may have changed in the meantime.
+    pub(crate) cells: Vec<(String, String)>,
     /// Ids of the cells whose previous run must be moved to `before/N` first (`--fresh`).
     pub(crate) fresh: Vec<String>,
     /// [`Context::memory_limit`](crate::context::Context::memory_limit) of the worker.

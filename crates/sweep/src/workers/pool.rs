@@ -274,8 +274,11 @@ impl<'a> Pool<'a> {
                 && (cohort.failed_attempts == 0 || planned.has_previous_result())
         });
         let id = |planned: &&Planned| planned.cell.id.clone();
+        let cells = cohort.cells.iter();
         Task {
-            cells: cohort.cells.iter().map(id).collect(),
+            cells: cells
+                .map(|planned| (id(planned), planned.hash.clone()))
+                .collect(),
             fresh: fresh.map(id).collect(),
             memory_limit: self.memory_limit,
         }

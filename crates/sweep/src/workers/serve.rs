@@ -22,17 +22,18 @@ pub(crate) fn serve(context: &mut Context, planned: &[Planned], interrupted: &'s
         .collect();
     for task in tasks(interrupted) {
         let mut cells = Vec::new();
-        for id in &task.cells {
+        for (id, hash) in &task.cells {
             match by_id.get(id.as_str()) {
-                Some(planned) => {
+                Some(planned) if planned.hash == *hash => {
                     let is_fresh = task.fresh.contains(id);
                     planned.is_fresh.store(is_fresh, Ordering::Relaxed);
                     cells.push(*planned);
                 }
-                None => context.note_failure(
-                    id,
-                    "the experiment was changed while its sweep was starting; start it again",
-                ),
+                _ => {
+                    let reason = "the experiment, its data or its encoders were changed during the sweep; start it again";
+                    context.progress.print(&format!("{id}: not run: {reason}"));
+                    context.note_failure(id, reason);
+                }
             }
         }
         context.memory_limit = task.memory_limit;
