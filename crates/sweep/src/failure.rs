@@ -114,6 +114,7 @@ pub(crate) fn hardware(device: Device, config: &training::Config) -> String {
     let threads = tch::get_num_threads();
     let precision = format!("{:?}", config.train.precision).to_lowercase();
     match device {
+        Device::Cpu if threads == 1 => format!("CPU, 1 thread, {precision}"),
         Device::Cpu => format!("CPU, {threads} threads, {precision}"),
         Device::Cuda(index) => format!("CUDA device {index}, {precision}"),
         other => format!("{other:?}, {precision}"),
