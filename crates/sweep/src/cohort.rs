@@ -11,7 +11,7 @@ use training::checkpoint::{self, CheckpointId};
 
 use crate::active_cell::{ActiveCell, Unopened};
 use crate::cell_folder::{CellFolderError, CellLock};
-use crate::cohort_key::CohortKey;
+use crate::cohort_key::{CohortKey, group_by_key};
 use crate::context::Context;
 use crate::failure::{Reached, Reason, fail, report_not_run};
 use crate::latent_source::LatentSource;
@@ -33,20 +33,10 @@ pub(crate) struct Cohort {
 impl Cohort {
     /// Groups cells into cohorts, in their order.
     pub(crate) fn group(cells: Vec<Planned>) -> Vec<Self> {
-        let mut cohorts: Vec<(CohortKey, Self)> = Vec::new();
-        for planned in cells {
-            let key = CohortKey::of(&planned);
-            match cohorts.iter_mut().find(|(known, _)| *known == key) {
-                Some((_, cohort)) => cohort.cells.push(planned),
-                None => cohorts.push((
-                    key,
-                    Self {
-                        cells: vec![planned],
-                    },
-                )),
-            }
-        }
-        cohorts.into_iter().map(|(_, cohort)| cohort).collect()
+        group_by_key(cells, CohortKey::of)
+            .into_iter()
+            .map(|cells| Self { cells })
+            .collect()
     }
 }
 

@@ -54,6 +54,22 @@ enum Latents {
     },
 }
 
+/// Groups items by their key. Groups and items stay in the order in which they appear.
+pub(crate) fn group_by_key<K: PartialEq, T>(
+    items: impl IntoIterator<Item = T>,
+    key: impl Fn(&T) -> K,
+) -> Vec<Vec<T>> {
+    let mut groups: Vec<(K, Vec<T>)> = Vec::new();
+    for item in items {
+        let key = key(&item);
+        match groups.iter_mut().find(|(known, _)| *known == key) {
+            Some((_, group)) => group.push(item),
+            None => groups.push((key, vec![item])),
+        }
+    }
+    groups.into_iter().map(|(_, group)| group).collect()
+}
+
 impl CohortKey {
     pub(crate) fn of(planned: &Planned) -> Self {
         Self {

@@ -85,7 +85,8 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// Runs a sweep in several processes. `interrupted` may be set from a signal handler: every running cell is then saved, and the sweep ends.
+/// Runs a sweep in several processes. `interrupted` may be set from a signal handler: every running cell is then saved,
+/// and the sweep ends.
 ///
 /// # Errors
 /// The experiment, the device, the data or the output folder cannot be used. Cells that fail are not errors, but part of

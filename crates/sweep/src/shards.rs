@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-use crate::cohort_key::CohortSettings;
+use crate::cohort_key::{CohortSettings, group_by_key};
 use crate::experiment::{Cell, Plan};
 
 /// A part of a sweep: `1/3` is the first of three.
@@ -42,14 +42,12 @@ impl FromStr for Shard {
 
 /// Number of cohorts in a plan, whether or not their encoders are installed.
 pub(crate) fn cohorts_of(plan: &Plan) -> usize {
-    let mut cohorts: Vec<CohortSettings> = Vec::new();
-    for cell in &plan.cells {
-        let settings = CohortSettings::of(&cell.config);
-        if !cohorts.contains(&settings) {
-            cohorts.push(settings);
-        }
-    }
-    cohorts.len()
+    group_by_key(&plan.cells, settings).len()
+}
+
+/// What decides the cohort of a cell on every machine.
+fn settings(cell: &&Cell) -> CohortSettings {
+    CohortSettings::of(&cell.config)
 }
 
 /// The cells among `selected` that belong to one shard.
@@ -58,17 +56,12 @@ pub(crate) fn cohorts_of(plan: &Plan) -> usize {
 /// all machines agree on it. The sizes of shards differ by at most one cell. At most one cohort is divided at each
 /// boundary between shards; its encoder then runs on both machines.
 pub(crate) fn cells_of(plan: &Plan, selected: &[String], shard: Shard) -> Vec<String> {
-    let mut cohorts: Vec<(CohortSettings, Vec<&Cell>)> = Vec::new();
-    for cell in plan.cells.iter().filter(|cell| selected.contains(&cell.id)) {
-        let settings = CohortSettings::of(&cell.config);
-        match cohorts.iter_mut().find(|(known, _)| *known == settings) {
-            Some((_, cells)) => cells.push(cell),
-            None => cohorts.push((settings, vec![cell])),
-        }
-    }
+    let cells = plan.cells.iter();
+    let cells = cells.filter(|cell| selected.contains(&cell.id));
+    let cohorts = group_by_key(cells, settings);
     // Cohorts are dealt out in turn, because neighbours in the plan are similar and are often skipped together.
     let mut dealt: BTreeMap<usize, Vec<&Cell>> = BTreeMap::new();
-    for (index, (_, cells)) in cohorts.into_iter().enumerate() {
+    for (index, cells) in cohorts.into_iter().enumerate() {
         dealt.entry(index % shard.count).or_default().extend(cells);
     }
     let cells: Vec<&Cell> = dealt.into_values().flatten().collect();

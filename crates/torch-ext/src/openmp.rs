@@ -5,7 +5,7 @@ use std::env;
 /// Number of rounds that a thread of libgomp looks for work at a barrier before it sleeps.
 ///
 /// libgomp's own default is some milliseconds. Beside another busy process the threads that look for work then take the
-/// processor from those that work. A quiet machine loses some 3 % by the smaller number
+/// processor from those that work. What a quiet machine loses by the smaller number is within the noise
 /// (`docs/results/busy-machine.md`).
 const SPINS: &str = "5000";
 

@@ -103,7 +103,7 @@ enum Report<'a> {
 }
 
 impl<'a> Pool<'a> {
-    /// A pool of `count` workers, each with `threads` threads of libtorch, which share `memory` bytes.
+    /// A pool of `count` (at least one) workers, each with `threads` threads of libtorch, which share `memory` bytes.
     pub(crate) fn new(
         progress: &'a Progress,
         interrupted: &'a AtomicBool,
@@ -112,14 +112,13 @@ impl<'a> Pool<'a> {
         threads: usize,
         memory: Option<u64>,
     ) -> Self {
-        let count = count.max(1);
         Self {
             progress,
             interrupted,
             command,
             count,
             threads,
-            memory_limit: memory.map(|bytes| bytes / count as u64),
+            memory_limit: memory.map(|bytes| bytes / count.max(1) as u64),
             is_stopped: AtomicBool::new(false),
         }
     }
