@@ -1,5 +1,6 @@
 //! The trait of all data sets, and the options to open one.
 
+use std::num::NonZeroU64;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -63,6 +64,8 @@ pub struct OpenOptions {
     pub label_column: Option<String>,
     /// Ignore labels: every label is 0, and the only class is `all`.
     pub unlabelled: bool,
+    /// Use only so many samples, evenly spaced. By default, all are used.
+    pub limit: Option<NonZeroU64>,
 }
 
 /// Name of the only class of a data set without labels.

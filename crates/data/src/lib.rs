@@ -57,6 +57,7 @@ mod open;
 mod orientation;
 mod render;
 mod sample;
+mod subset;
 
 pub use batch::{Batch, read_batch};
 pub use classes::ClassMap;
@@ -67,3 +68,4 @@ pub use loader::{Loader, LoaderConfig};
 pub use open::open;
 pub use render::Background;
 pub use sample::{Image, Sample};
+pub use subset::evenly_spaced;

@@ -10,6 +10,7 @@ use crate::dataset::{Dataset, OpenOptions};
 use crate::entries::{Entry, distinct_name, sorted_entries};
 use crate::error::DataError;
 use crate::folder::FolderDataset;
+use crate::subset::Subset;
 
 /// Opens a data set and detects the format of its folder.
 ///
@@ -25,17 +26,21 @@ pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Arc<dyn Dat
     check_folder(path)?;
     let root = find_split(path, options.split.as_deref())?;
     let name = name_of(path, &root);
-    if root.join(STATE).is_file() {
-        Ok(Arc::new(ArrowDataset::open(&root, name, options)?))
+    let dataset: Arc<dyn Dataset> = if root.join(STATE).is_file() {
+        Arc::new(ArrowDataset::open(&root, name, options)?)
     } else if let Some(found) = save_to_disk_remnant(&root)? {
-        Err(DataError::Layout {
+        return Err(DataError::Layout {
             path: root,
             problem: format!("has {found} but no {STATE}"),
             fix: "copy the complete folder that `save_to_disk` wrote, or write it again",
-        })
+        });
     } else {
-        Ok(Arc::new(FolderDataset::open(&root, name, options)?))
-    }
+        Arc::new(FolderDataset::open(&root, name, options)?)
+    };
+    Ok(match options.limit {
+        Some(limit) => Subset::limit(dataset, limit.get()),
+        None => dataset,
+    })
 }
 
 const STATE: &str = "state.json";

@@ -3,14 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use data::{Background, Dataset, OpenOptions};
+use data::{Background, Dataset, OpenOptions, evenly_spaced};
 use image::ImageReader;
 use metrics::npz::SampleReader;
 use ndarray::Array4;
 use tch::{Device, TchError, Tensor};
 
 use crate::error::EvaluationError;
-use crate::subset::{BATCH, evenly_spaced, limit};
+use crate::subset::{BATCH, limit};
 
 /// The overview that `runner sample` writes next to its images. It is not a sample.
 const OVERVIEW: &str = "grid.png";

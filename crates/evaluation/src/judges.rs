@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use data::{Dataset, seed};
+use data::{Dataset, evenly_spaced, seed};
 use encoders::Inception;
 use metrics::figures::Figures;
 use metrics::quality::SampleMetric;
@@ -20,7 +20,7 @@ use crate::measure::FeaturePass;
 use crate::quality::{Scoring, pass_options, results};
 use crate::statistics::ReferenceStatistics;
 use crate::statistics::of_images;
-use crate::subset::{BATCH, evenly_spaced};
+use crate::subset::BATCH;
 
 /// Samples that are drawn before they are measured; a trainer loads its autoencoder once per chunk. A multiple of
 /// [`BATCH`], so that `runner evaluate` on the same images computes the same bits.

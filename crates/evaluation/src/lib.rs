@@ -40,5 +40,4 @@ pub use quality::{QualityOptions, Scoring, Stage, evaluate};
 pub use quality_report::{FeatureReport, Measured, QualityReport, Results, SetReport};
 pub use spatial::spatial_metrics;
 pub use statistics::{Reference, ReferenceStatistics};
-pub use subset::evenly_spaced;
 pub use tensors::images as image_array;

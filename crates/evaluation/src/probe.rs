@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use data::Dataset;
+use data::{Dataset, evenly_spaced};
 use encoders::Encoder;
 use metrics::linear_probe::{ProbeOptions, linear_probe_until};
 use ndarray::{Array1, Array2, Axis};
@@ -15,7 +15,7 @@ use training::{CheckpointError, Config, TrainError, images_to_device, read_tenso
 use crate::classes::ReferenceClasses;
 use crate::error::EvaluationError;
 use crate::features;
-use crate::subset::{batches, evenly_spaced, limit};
+use crate::subset::{batches, limit};
 use crate::tensors;
 
 /// The images that a probe is trained on and scored on. If both are the same data set, every second image is held out.

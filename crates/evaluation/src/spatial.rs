@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use data::Dataset;
+use data::{Dataset, evenly_spaced};
 use encoders::Encoder;
 use metrics::spatial::{Grid, SpatialMetrics, SpatialOptions, evaluate_images, patch_mask};
 use ndarray::{Array2, ArrayView2, ArrayView3};
@@ -11,7 +11,7 @@ use tch::{Device, TchError};
 use training::{Config, images_to_device};
 
 use crate::error::EvaluationError;
-use crate::subset::{batches, evenly_spaced};
+use crate::subset::batches;
 use crate::{features, tensors};
 
 /// Computes the mean LDS, CDS, SRSS and RMSC of an encoder over `count` evenly spaced images of a data set. Alpha

@@ -20,12 +20,6 @@ pub(crate) fn batches<'a>(
         .map(|chunk| data::read_batch(dataset.as_ref(), chunk, data.resolution, data.background))
 }
 
-/// Returns `count` evenly spaced indices below `total`. Data sets are often sorted by class, so the first indices would
-/// not be representative.
-pub fn evenly_spaced(count: u64, total: u64) -> Vec<u64> {
-    (0..count).map(|index| index * total / count).collect()
-}
-
 /// The number of images to read: at most `wanted`, or all if `wanted` is 0.
 pub(crate) fn limit(dataset: &Arc<dyn Dataset>, wanted: usize) -> u64 {
     match wanted as u64 {

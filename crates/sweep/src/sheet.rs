@@ -5,7 +5,7 @@ use encoders::Encoder;
 
 use crate::context::Context;
 use crate::planned::Planned;
-use evaluation::evenly_spaced;
+use data::evenly_spaced;
 use evaluation::visualize::{Anchor, Row, Sheet, TitledImages, VisualizeError};
 use report::encoder_sheet;
 

@@ -6,4 +6,5 @@ mod folder;
 mod images;
 mod loader;
 mod masks;
+mod subset;
 mod support;

@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use alignment::SpatialNorm;
 use anyhow::anyhow;
 use data::OpenOptions;
+use data::evenly_spaced;
 use encoders::{Registry, split_names};
 use evaluation::encoder_bank::EncoderBank;
-use evaluation::evenly_spaced;
 use evaluation::visualize::{Format, Row, Sheet, TitledImages, VisualizeError, check_size};
 use terminal::{errln, outln};
 

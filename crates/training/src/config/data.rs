@@ -1,5 +1,7 @@
 //! `[data]`: the images and how they are read.
 
+use std::num::NonZeroU64;
+
 use data::{Background, OpenOptions};
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +19,9 @@ pub struct DataConfig {
     /// Subfolder with the images that samples are compared with and spatial metrics are computed on;
     /// empty for the training split.
     pub reference_split: String,
+    /// Use only so many images of a split, evenly spaced; 0 for all.
+    #[serde(skip_serializing_if = "is_default")]
+    pub images: u64,
     /// Image column of a Hugging Face data set; if empty, it is found by its type.
     pub image_column: String,
     /// Label column of a Hugging Face data set; if empty, it is found by its type.
@@ -74,6 +79,7 @@ impl DataConfig {
             split: non_empty(split),
             image_column: non_empty(&self.image_column),
             label_column: non_empty(&self.label_column),
+            limit: NonZeroU64::new(self.images),
             ..OpenOptions::default()
         }
     }
@@ -85,6 +91,7 @@ impl Default for DataConfig {
             path: "experiments/data/emoji64".into(),
             split: "train".to_owned(),
             reference_split: String::new(),
+            images: 0,
             image_column: String::new(),
             label_column: String::new(),
             resolution: 256,

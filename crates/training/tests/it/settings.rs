@@ -26,6 +26,7 @@ const EXPECTED: &[(&str, SettingEffect)] = &[
     ("data.encode_ahead", Nothing),
     ("data.flip", Weights),
     ("data.image_column", Weights),
+    ("data.images", Weights),
     ("data.label_column", Weights),
     ("data.latent_cache", Nothing),
     ("data.max_corrupt_share", Nothing),
