@@ -2,7 +2,7 @@
 
 use metrics::MetricsError;
 use metrics::figures::{Figure, Kind};
-use metrics::statistics::{bootstrap_interval, fit_line, pearson, spearman};
+use metrics::statistics::{bootstrap_interval, bootstrap_interval_of, fit_line, pearson, spearman};
 
 use super::comparison::Group;
 use super::run_folder::RunFolder;
@@ -90,6 +90,56 @@ pub(super) fn relation(points: &[Point]) -> Relation {
         interval,
         n,
     }
+}
+
+/// By how much a metric predicts the Frechet distance better than another metric does.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Advantage {
+    /// `|r|` of the metric minus `|r|` of the other one.
+    pub difference: f64,
+    /// Bounds of the bootstrap interval of the difference. Both correlations are of the same resample.
+    pub interval: (f64, f64),
+    /// Number of encoders with all values.
+    pub n: usize,
+}
+
+/// Compares `metric` with `other` as predictors of the results of `recipe`; `None` with too few encoders, or if a
+/// correlation is undefined.
+pub(super) fn advantage(
+    group: &Group<'_>,
+    recipe: &str,
+    [metric, other]: [Figure; 2],
+    frechet: Figure,
+) -> Option<Advantage> {
+    let others = points(group, recipe, other, frechet);
+    let pairs: Vec<(Point, &Point)> = points(group, recipe, metric, frechet)
+        .into_iter()
+        .filter_map(|point| {
+            let mut others = others.iter();
+            let other = others.find(|other| other.encoder == point.encoder)?;
+            Some((point, other))
+        })
+        .collect();
+    let n = pairs.len();
+    if n < MIN_ENCODERS {
+        return None;
+    }
+    let difference = |drawn: &[usize]| {
+        let column = |value: fn(&(Point, &Point)) -> f64| -> Vec<f64> {
+            drawn.iter().map(|&index| value(&pairs[index])).collect()
+        };
+        let y = column(|(point, _)| point.y);
+        let r = pearson(&column(|(point, _)| point.x), &y)?;
+        let of_other = pearson(&column(|(_, other)| other.x), &y)?;
+        Ok::<_, MetricsError>(r.abs() - of_other.abs())
+    };
+    let all: Vec<usize> = (0..n).collect();
+    let interval = bootstrap_interval_of(n, difference, RESAMPLES, LEVEL, SEED).ok()?;
+    Some(Advantage {
+        difference: difference(&all).ok()?,
+        interval: (interval.low, interval.high),
+        n,
+    })
 }
 
 /// How well the ranking of encoders by a spatial metric, which is known before training, predicted the ranking of the

@@ -1,11 +1,12 @@
 //! States the findings of a run in sentences that are computed from the results.
 
-use metrics::figures::Figure;
+use metrics::figures::{Figure, Kind};
+use metrics::statistics::sign_test;
 
 use crate::results::Status;
 
 use super::comparison::{Group, groups, mean};
-use super::correlation::{Relation, points, relation};
+use super::correlation::{Advantage, MIN_ENCODERS, Relation, advantage, points, relation};
 use super::curve::{denoising_loss, smooth, stays_below};
 use super::distinct::distinct;
 use super::figures::{encoder_metrics, frechet, frechet_features};
@@ -56,13 +57,17 @@ pub(super) fn findings(run: &RunFolder) -> Vec<Finding> {
         );
         add("Lowest denoising loss", best(group, Figure::DenoisingLoss));
         for recipe in group.recipes() {
-            add(recipe, gain_over_baseline(group, recipe, frechet));
+            let gain = gain_over_baseline(group, recipe, frechet);
+            let by_encoder = encoders_above_baseline(group, recipe, frechet);
+            add(recipe, gain.map(|gain| gain + &by_encoder));
         }
         for (index, left) in group.recipes().into_iter().enumerate() {
             for right in group.recipes().into_iter().skip(index + 1) {
+                let compared = compare_recipes(group, left, right, frechet);
+                let by_encoder = encoders_above_recipe(group, left, right, frechet);
                 add(
                     &format!("{left} against {right}"),
-                    compare_recipes(group, left, right, frechet),
+                    compared.map(|compared| compared + &by_encoder),
                 );
             }
         }
@@ -70,6 +75,12 @@ pub(super) fn findings(run: &RunFolder) -> Vec<Finding> {
             &format!("What predicts the {}", frechet.title()),
             strongest_relation(group, frechet),
         );
+        for recipe in group.recipes() {
+            add(
+                &format!("Spatial metrics against linear probing, {recipe}"),
+                spatial_against_probe(group, recipe, frechet),
+            );
+        }
     }
     findings.push(seeds(&groups));
     findings
@@ -222,6 +233,90 @@ fn compare_recipes(group: &Group<'_>, left: &str, right: &str, frechet: Figure) 
         .collect();
     (!tallies.is_empty())
         .then(|| format!("With the same encoder and seed: {}.", tallies.join(", ")))
+}
+
+/// With how many encoders `recipe` is better than the baseline, averaged over seeds.
+fn encoders_above_baseline(group: &Group<'_>, recipe: &str, frechet: Figure) -> String {
+    let baseline = group.baseline_mean(frechet);
+    let means = group
+        .encoders()
+        .into_iter()
+        .filter_map(|encoder| Some((group.mean(frechet, encoder, recipe)?.value, baseline?.value)));
+    sign_test_of(&means.collect::<Vec<_>>(), frechet)
+}
+
+/// With how many encoders recipe `left` is better than `right`, averaged over seeds.
+fn encoders_above_recipe(group: &Group<'_>, left: &str, right: &str, frechet: Figure) -> String {
+    let means = group.encoders().into_iter().filter_map(|encoder| {
+        let mean = |recipe| group.mean(frechet, encoder, recipe);
+        Some((mean(left)?.value, mean(right)?.value))
+    });
+    sign_test_of(&means.collect::<Vec<_>>(), frechet)
+}
+
+/// A sentence on pairs of means, one for each encoder; empty if there are too few.
+fn sign_test_of(means: &[(f64, f64)], frechet: Figure) -> String {
+    if means.len() < MIN_ENCODERS {
+        return String::new();
+    }
+    let lower = means.iter().filter(|(left, right)| left < right).count();
+    let higher = means.iter().filter(|(left, right)| left > right).count();
+    let p = sign_test(lower, higher);
+    let p = match p < 0.0001 {
+        true => "p < 0.0001".to_owned(),
+        false => format!("p = {}", plain(p, 4)),
+    };
+    format!(
+        " By encoder, averaged over seeds, the {} is lower with {lower} of {} (sign test, {p}).",
+        frechet.title(),
+        means.len()
+    )
+}
+
+/// By how much each spatial metric predicts the Frechet distance better than the linear probe.
+fn spatial_against_probe(group: &Group<'_>, recipe: &str, frechet: Figure) -> Option<String> {
+    let compared: Vec<(Figure, Advantage)> = Figure::of_kind(Kind::Spatial)
+        .filter_map(|metric| {
+            let metrics = [metric, Figure::LinearProbe];
+            Some((metric, advantage(group, recipe, metrics, frechet)?))
+        })
+        .collect();
+    let (_, first) = compared.first()?;
+    let parts: Vec<String> = compared
+        .iter()
+        .map(|(metric, advantage)| {
+            let (low, high) = advantage.interval;
+            format!(
+                "{} {} [{}, {}]",
+                metric.name(),
+                signed(advantage.difference, 2),
+                plain(low, 2),
+                plain(high, 2)
+            )
+        })
+        .collect();
+    let decided = |above: fn(&Advantage) -> bool| {
+        let names = compared.iter().filter(|(_, advantage)| above(advantage));
+        names.map(|(metric, _)| metric.name()).collect::<Vec<_>>()
+    };
+    let better = decided(|advantage| advantage.interval.0 > 0.0);
+    let worse = decided(|advantage| advantage.interval.1 < 0.0);
+    let verdict = match (better.as_slice(), worse.as_slice()) {
+        ([], []) => "All intervals include zero: the data do not decide.".to_owned(),
+        (better, []) => format!("Better than the linear probe: {}.", better.join(", ")),
+        ([], worse) => format!("Worse than the linear probe: {}.", worse.join(", ")),
+        (better, worse) => format!(
+            "Better than the linear probe: {}; worse: {}.",
+            better.join(", "),
+            worse.join(", ")
+        ),
+    };
+    Some(format!(
+        "|r| with the {}, minus |r| of the linear probe, over {} encoders, with 95 % bootstrap intervals: {}. {verdict}",
+        frechet.title(),
+        first.n,
+        parts.join(", ")
+    ))
 }
 
 /// The encoder metric with the strongest correlation to the Frechet distance.

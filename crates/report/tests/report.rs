@@ -470,7 +470,45 @@ fn findings_state_the_numbers_of_the_table() {
         "Frechet distance lower in 5 of 5 cells (mean change \u{2212}{:.2}",
         -mean
     )));
+    assert!(text.contains(
+        "By encoder, averaged over seeds, the Frechet distance is lower with 5 of 5 (sign test, p = 0.0625)."
+    ));
     assert!(text.contains("One seed per configuration"));
+}
+
+#[test]
+fn spatial_metrics_are_compared_with_the_linear_probe() {
+    let run = tempfile::tempdir().unwrap();
+    let mut rows = sweep(run.path());
+    for (index, row) in rows.iter_mut().enumerate() {
+        // Unrelated to the distance.
+        row.figures
+            .set(Figure::LinearProbe, (index * 7 % 5) as f64 / 5.0);
+    }
+    write_csv(&run.path().join("results.csv"), &rows).unwrap();
+    let text = text(&page(run.path()));
+    let column = |figure: Figure| -> Vec<f64> {
+        let rows = rows.iter().filter(|row| row.recipe == "irepa");
+        let both = rows.filter(|row| row.get(Figure::Fd).is_some());
+        both.filter_map(|row| row.get(figure)).collect()
+    };
+    let r = |figure: Figure| {
+        metrics::statistics::pearson(&column(figure), &column(Figure::Fd))
+            .unwrap()
+            .abs()
+    };
+    let difference = r(Figure::Lds) - r(Figure::LinearProbe);
+    let sign = if difference < 0.0 { '\u{2212}' } else { '+' };
+    assert!(text.contains("Spatial metrics against linear probing, irepa"));
+    assert!(
+        text.contains(&format!(
+            "minus |r| of the linear probe, over 5 encoders, with 95 % bootstrap intervals: lds {sign}{:.2} [",
+            difference.abs()
+        )),
+        "{difference}"
+    );
+    // One cell of the other recipe failed.
+    assert!(!text.contains("Spatial metrics against linear probing, repa"));
 }
 
 #[test]

@@ -74,7 +74,7 @@ fn metric_plot(
         let look = Look::new(SMALL, MUTED).align(Align::Centre);
         let below = (plot.x + plot.width / 2.0, plot.bottom() + 32.0);
         canvas.text(
-            &format!("{} against {}", metric.name(), frechet_title(run)),
+            &format!("{} against {}", metric.name(), frechet.title()),
             below,
             look,
         )

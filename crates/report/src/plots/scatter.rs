@@ -235,21 +235,19 @@ pub(super) fn panel(
         let row = axes.row(value);
         canvas.dashed((plot.x, row), (plot.right(), row), BASELINE, 1.2)?;
         let text = format!("baseline {}", short(value));
-        let width = text_width(&text, SMALL);
-        // The label is above the line, or below it if the line is near the top.
-        let above = row - 8.0 > plot.y + 6.0;
-        let position = (
-            plot.right() - 4.0,
-            if above { row - 8.0 } else { row + 9.0 },
+        let points = all().map(|point| axes.pixel_at((point.x, point.y)));
+        let label = beside_line(
+            row,
+            text_width(&text, SMALL),
+            plot,
+            &points.collect::<Vec<_>>(),
         );
-        let look = Look::new(SMALL, MUTED).align(Align::Right);
-        canvas.text(&text, position, look)?;
-        obstacles.push(Rect {
-            x: position.0 - width,
-            y: position.1 - 7.0,
-            width,
-            height: 14.0,
-        });
+        canvas.text(
+            &text,
+            (label.x, label.y + label.height / 2.0),
+            Look::new(SMALL, MUTED),
+        )?;
+        obstacles.push(label);
         obstacles.push(Rect {
             x: plot.x,
             y: row - 1.0,
@@ -320,4 +318,39 @@ pub(super) fn panel(
         canvas.text(encoder, centre, look)?;
     }
     Ok(())
+}
+
+/// The place of a label at a horizontal line across the plot: above or below the line, at its right or left end, where it
+/// covers the fewest points.
+fn beside_line(row: f64, width: f64, plot: Rect, points: &[(f64, f64)]) -> Rect {
+    /// Half the size of a point.
+    const POINT: f64 = 5.0;
+    const HEIGHT: f64 = 14.0;
+    let above = (row - 15.0, row - 15.0 >= plot.y - 1.0);
+    let below = (row + 2.0, row + 2.0 + HEIGHT <= plot.bottom() + 1.0);
+    let ends = [plot.right() - 4.0 - width, plot.x + 4.0];
+    let places = ends.into_iter().flat_map(|x| {
+        let inside = [above, below].into_iter().filter(|(_, fits)| *fits);
+        inside.map(move |(y, _)| Rect {
+            x,
+            y,
+            width,
+            height: HEIGHT,
+        })
+    });
+    let covered = |place: &Rect| {
+        let hits = points.iter().filter(|(x, y)| {
+            *x > place.x - POINT
+                && *x < place.right() + POINT
+                && *y > place.y - POINT
+                && *y < place.bottom() + POINT
+        });
+        hits.count()
+    };
+    places.min_by_key(covered).unwrap_or(Rect {
+        x: ends[0],
+        y: above.0,
+        width,
+        height: HEIGHT,
+    })
 }
