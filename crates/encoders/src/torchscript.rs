@@ -25,6 +25,8 @@ pub struct TorchScript {
     module: CModule,
     device: Device,
     precision: Precision,
+    /// Whether the module receives its images with the channels last in memory.
+    is_channels_last: bool,
 }
 
 impl TorchScript {
@@ -51,13 +53,21 @@ impl TorchScript {
         if precision != Precision::from(spec.dtype) {
             cast(&mut module, device, precision, path)?;
         }
-        let encoder = Self {
+        let mut encoder = Self {
             spec,
             module,
             device,
             precision,
+            is_channels_last: device == Device::Cpu,
         };
-        encoder.check()?;
+        match encoder.check() {
+            // A traced `view` of a feature map may only work for one layout.
+            Err(EncoderError::Output { .. }) if encoder.is_channels_last => {
+                encoder.is_channels_last = false;
+                encoder.check()?;
+            }
+            checked => checked?,
+        }
         Ok(encoder)
     }
 
@@ -174,11 +184,14 @@ impl TorchScript {
     }
 
     fn encode_chunk(&self, images: &Tensor) -> Result<Tokens, EncoderError> {
-        let input = self
+        let mut input = self
             .spec
             .preprocessing
             .apply(images, self.spec.input_size)?
             .f_to_kind(self.precision.kind())?;
+        if self.is_channels_last {
+            input = channels_last(&input)?;
+        }
         disable_graph_optimisation();
         let output = self
             .module
@@ -204,6 +217,15 @@ impl TorchScript {
         };
         Ok(tokens)
     }
+}
+
+/// The same images `[B, C, H, W]` with the channels last in memory. On the CPU, convolutions, normalisations and
+/// activations of such images take a quarter to a half less time.
+fn channels_last(images: &Tensor) -> Result<Tensor, TchError> {
+    images
+        .f_permute([0, 2, 3, 1])?
+        .f_contiguous()?
+        .f_permute([0, 3, 1, 2])
 }
 
 /// Casts all weights. `tch` has no fallible form of this call and the device can run out of memory, so a panic

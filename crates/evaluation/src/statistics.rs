@@ -2,16 +2,22 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
+use std::thread;
+use std::time::Duration;
 
 use data::Background;
+use files::{Lock, LockError};
 use metrics::npz::{NpzError, ReferenceFile, Statistics, write_statistics};
 use ndarray::Array2;
 
-use crate::error::EvaluationError;
+use crate::error::{EvaluationError, check_interrupted};
 use crate::features::Extractor;
 use crate::images::is_npz;
 use crate::images::{ImageOptions, ImageSet};
 use crate::measure::{PassOptions, measure};
+
+/// Interval at which the lock of another process is checked.
+const CHECK_EVERY: Duration = Duration::from_millis(100);
 
 /// Name of the array of features in a cache file.
 const FEATURES: &str = "features";
@@ -185,6 +191,11 @@ pub(crate) fn of_images(
     if let Some(found) = read_cache(&cache_file, keep_features, extractor)? {
         return Ok(found);
     }
+    // Another process may be computing them.
+    let _lock = lock_cache(&cache_file, interrupted)?;
+    if let Some(found) = read_cache(&cache_file, keep_features, extractor)? {
+        return Ok(found);
+    }
     let options = PassOptions {
         splits: None,
         features: keep_features,
@@ -208,6 +219,26 @@ pub(crate) fn of_images(
     };
     write_cache(&found);
     Ok(found)
+}
+
+/// Waits until no other process computes the content of a cache file. Returns `None` if its folder cannot be used or the
+/// lock may never be released: then the content is computed by each process.
+fn lock_cache(path: &Path, interrupted: &AtomicBool) -> Result<Option<Lock>, EvaluationError> {
+    if let Some(folder) = path.parent()
+        && std::fs::create_dir_all(folder).is_err()
+    {
+        return Ok(None);
+    }
+    loop {
+        match Lock::take(&path.with_extension("lock")) {
+            Ok(lock) => return Ok(Some(lock)),
+            Err(error @ LockError::Held { .. }) if !error.is_by_file() => {
+                check_interrupted(interrupted)?;
+                thread::sleep(CHECK_EVERY);
+            }
+            Err(_) => return Ok(None),
+        }
+    }
 }
 
 /// The cache file. Its name identifies what it depends on: the network, the images and their size.
@@ -282,5 +313,47 @@ fn write_cache(found: &ReferenceStatistics) {
         });
     if let Err(error) = written {
         tracing::warn!("statistics of the reference are not cached: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+
+    #[test]
+    fn a_cache_file_that_another_process_computes_is_awaited() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("reference/a.npz");
+        let interrupted = AtomicBool::new(false);
+        let held = lock_cache(&path, &interrupted).unwrap().unwrap();
+        thread::scope(|scope| {
+            let waiting =
+                scope.spawn(|| lock_cache(&path, &interrupted).map(|lock| lock.is_some()));
+            thread::sleep(3 * CHECK_EVERY);
+            assert!(!waiting.is_finished());
+            drop(held);
+            assert!(waiting.join().unwrap().unwrap());
+        });
+        let _held = lock_cache(&path, &interrupted).unwrap();
+        interrupted.store(true, Ordering::Relaxed);
+        assert!(matches!(
+            lock_cache(&path, &interrupted),
+            Err(EvaluationError::Interrupted)
+        ));
+    }
+
+    #[test]
+    fn without_a_usable_folder_there_is_no_lock() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let interrupted = AtomicBool::new(false);
+        assert!(
+            lock_cache(&file.join("a.npz"), &interrupted)
+                .unwrap()
+                .is_none()
+        );
     }
 }

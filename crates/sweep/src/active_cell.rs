@@ -13,7 +13,6 @@ use crate::context::{Context, InitialWeights};
 use crate::failure::{Reached, Reason, fail, hardware, now};
 use crate::measures::{describe, judges};
 use crate::planned::{Planned, empty_row};
-use crate::progress::CellProgress;
 use crate::token_source::TokenSource;
 use evaluation::{EvaluationError, Judges};
 use report::image_grid::{GridLayout, write_grid};
@@ -34,7 +33,6 @@ pub(crate) enum Unopened {
 pub(crate) struct ActiveCell<'a> {
     pub(crate) planned: &'a Planned,
     pub(crate) run: Run,
-    pub(crate) progress: CellProgress,
     /// Held until the cell's result or failure is written, or the cell is released.
     _lock: CellLock,
     /// Whether a step failed halfway. The state is then inconsistent and must not be saved.
@@ -58,7 +56,7 @@ impl<'a> ActiveCell<'a> {
             Ok(run) => run,
             Err(reason) => return Err((reason, lock)),
         };
-        let progress = context.progress.cell(
+        context.progress.opened(
             &planned.cell.id,
             run.trainer().steps_done(),
             planned.cell.config.train.steps,
@@ -66,7 +64,6 @@ impl<'a> ActiveCell<'a> {
         Ok(Self {
             planned,
             run,
-            progress,
             _lock: lock,
             is_inconsistent: false,
             started_at: now(),
@@ -87,7 +84,7 @@ impl<'a> ActiveCell<'a> {
         self.seconds += started.elapsed().as_secs_f64();
         self.steps += 1;
         context.progress.step(
-            &self.progress,
+            &self.planned.cell.id,
             self.run.trainer().steps_done(),
             self.planned.cell.config.train.steps,
             // Not the weighted loss: that of MeanFlow is always close to 1.
@@ -105,14 +102,14 @@ impl<'a> ActiveCell<'a> {
         context: &Context,
         loaded: &mut Option<Judges>,
     ) -> Result<(), Reason> {
-        let (planned, progress) = (self.planned, &self.progress);
+        let planned = self.planned;
         let evaluated = self.run.evaluate(|trainer| {
             let judges = match loaded {
                 Some(judges) => judges,
-                None => loaded.insert(judges(context, planned, progress)?),
+                None => loaded.insert(judges(context, planned)?),
             };
             judges.measure(trainer, context.interrupted, |stage| {
-                context.progress.stage(progress, &describe(stage));
+                context.progress.stage(&planned.cell.id, &describe(stage));
             })
         });
         match evaluated {
@@ -139,7 +136,7 @@ impl<'a> ActiveCell<'a> {
         }
         row.fd_encoder = config.evaluate.fd_encoder.clone();
         let measured = judges.measure(self.run.trainer(), context.interrupted, |stage| {
-            context.progress.stage(&self.progress, &describe(stage));
+            context.progress.stage(&cell.id, &describe(stage));
         });
         let quality = match measured {
             // The cell stays unfinished; the next sweep completes it.
@@ -187,7 +184,7 @@ impl<'a> ActiveCell<'a> {
             collapse,
             row,
         })?;
-        context.progress.done(&self.progress, &line);
+        context.progress.done(&cell.id, &line);
         Ok(())
     }
 
@@ -198,7 +195,7 @@ impl<'a> ActiveCell<'a> {
             steps: trainer.steps_done(),
             corrupt_skipped: Some(trainer.cursor().skipped),
         };
-        fail(context, self.planned, Some(&self.progress), reached, reason);
+        fail(context, self.planned, reached, reason);
     }
 
     /// Draws the sample grid of the report, with the classes in turn. Returns false if it was interrupted.
@@ -208,7 +205,7 @@ impl<'a> ActiveCell<'a> {
         if config.sample.grid == 0 {
             return Ok(true);
         }
-        context.progress.stage(&self.progress, "sample grid");
+        context.progress.stage(&self.planned.cell.id, "sample grid");
         let labels: Vec<i64> = (0..config.sample.grid)
             .map(|i| (i % classes) as i64)
             .collect();

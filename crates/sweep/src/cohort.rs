@@ -134,7 +134,7 @@ pub(crate) fn fail_all<'a>(
     let mut held = Vec::new();
     for planned in cells {
         if let Some(lock) = lock_cell(context, planned, &mut held) {
-            fail(context, planned, None, last_saved(planned), reason);
+            fail(context, planned, last_saved(planned), reason);
             drop(lock);
         }
     }
@@ -193,7 +193,7 @@ impl<'a> Group<'a> {
             let mut first: Vec<&Planned> = Vec::new();
             for cell in active {
                 first.push(cell.planned);
-                context.progress.remove_bar(&cell.progress);
+                context.progress.closed(&cell.planned.cell.id);
             }
             first.extend(self.remaining());
             let later = first.split_off(first.len().div_ceil(2));
@@ -247,6 +247,17 @@ impl<'a> Group<'a> {
         {
             context.progress.print(&line);
         }
+        let mut loaded = match context.judges_first {
+            false => None,
+            true => match judges(context, first) {
+                Ok(judges) => Some(judges),
+                Err(EvaluationError::Interrupted) => return Ok(()),
+                Err(error) => {
+                    self.waiting.push_front(first);
+                    return Err(error.into());
+                }
+            },
+        };
         let mut next = Some((first, lock));
         while let Some((planned, lock)) = next.take() {
             match ActiveCell::open(context, planned, lock, &source) {
@@ -262,12 +273,11 @@ impl<'a> Group<'a> {
                     return Err(reason);
                 }
                 Err((Unopened::Failed(reason), _lock)) => {
-                    fail(context, planned, None, last_saved(planned), &reason);
+                    fail(context, planned, last_saved(planned), &reason);
                 }
             }
             next = self.lock_next(context, &budget);
         }
-        let mut loaded = None;
         self.evaluate_due(context, &mut loaded)?;
         // All cells share one stream, which starts at the step of the cell that is furthest behind.
         let behind = self
@@ -362,7 +372,7 @@ impl<'a> Group<'a> {
             if cell.run.trainer().steps_done() == position {
                 failed.push((cell, saved));
             } else {
-                context.progress.remove_bar(&cell.progress);
+                context.progress.closed(&cell.planned.cell.id);
                 self.reopen.push(cell.planned);
             }
         }
@@ -458,7 +468,7 @@ impl<'a> Group<'a> {
             let step = cell.run.trainer().steps_done();
             match saved {
                 Ok(()) => context.progress.done(
-                    &cell.progress,
+                    &cell.planned.cell.id,
                     &format!("interrupted and saved at step {step}"),
                 ),
                 Err(error) => {
@@ -479,14 +489,13 @@ impl<'a> Group<'a> {
         let Some(first) = self.active.first() else {
             return Ok(());
         };
-        let encoder_figures = match measure_encoder(context, first.planned, &first.progress, source)
-        {
+        let encoder_figures = match measure_encoder(context, first.planned, source) {
             Err(EvaluationError::Interrupted) => return Ok(()),
             encoder_figures => encoder_figures?,
         };
         let judges = match loaded {
             Some(judges) => judges,
-            None => match judges(context, first.planned, &first.progress) {
+            None => match judges(context, first.planned) {
                 Err(EvaluationError::Interrupted) => return Ok(()),
                 judges => judges?,
             },

@@ -32,6 +32,9 @@ pub(crate) struct Context<'a> {
     pub(crate) init: Option<&'a InitialWeights>,
     /// Maximum size in bytes of the state of cells that are trained at the same time.
     pub(crate) memory_limit: Option<u64>,
+    /// Whether the judges are loaded before training, so that other processes find the statistics of real images when
+    /// they need them.
+    pub(crate) judges_first: bool,
     /// Why cells failed or were not run, by cell id.
     pub(crate) failures: Mutex<BTreeMap<String, String>>,
 }
@@ -52,6 +55,7 @@ impl<'a> Context<'a> {
             interrupted,
             init: None,
             memory_limit: None,
+            judges_first: false,
             failures: Mutex::default(),
         }
     }

@@ -8,7 +8,6 @@ use tch::Device;
 use crate::cell_folder::CellResult;
 use crate::context::Context;
 use crate::planned::{Planned, empty_row};
-use crate::progress::CellProgress;
 use report::results::Status;
 
 /// Why a cell failed: the text of the `reason` column in `results.csv`.
@@ -60,13 +59,7 @@ pub(crate) struct Reached {
 }
 
 /// Writes the result of a failed cell and prints the reason. An earlier result with status `done` is kept.
-pub(crate) fn fail(
-    context: &Context,
-    planned: &Planned,
-    progress: Option<&CellProgress>,
-    reached: Reached,
-    reason: &Reason,
-) {
+pub(crate) fn fail(context: &Context, planned: &Planned, reached: Reached, reason: &Reason) {
     let mut row = empty_row(&planned.cell, Status::Failed);
     row.steps = Some(reached.steps);
     row.reason = reason.0.clone();
@@ -81,12 +74,7 @@ pub(crate) fn fail(
     });
     context.note_failure(&planned.cell.id, &reason.0);
     let line = format!("failed: {}", reason.0);
-    match progress {
-        Some(progress) => context.progress.done(progress, &line),
-        None => context
-            .progress
-            .print(&format!("{}: {line}", planned.cell.id)),
-    }
+    context.progress.done(&planned.cell.id, &line);
     if let Err(error) = written {
         context
             .progress

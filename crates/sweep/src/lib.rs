@@ -41,6 +41,7 @@ mod context;
 mod error;
 pub mod experiment;
 mod failure;
+mod keeping_encoder;
 mod latent_source;
 mod measures;
 mod overview;

@@ -6,24 +6,19 @@ use metrics::figures::{Figure, Figures};
 
 use crate::context::Context;
 use crate::planned::Planned;
-use crate::progress::CellProgress;
 use crate::sheet;
 use crate::token_source::TokenSource;
 use evaluation::{self, EvaluationError, JudgeStage, Judges, ProbeData};
 
 /// Loads the judges that measure the samples of a cell's cohort.
-pub(crate) fn judges(
-    context: &Context,
-    planned: &Planned,
-    progress: &CellProgress,
-) -> Result<Judges, EvaluationError> {
+pub(crate) fn judges(context: &Context, planned: &Planned) -> Result<Judges, EvaluationError> {
     Judges::load(
         context.bank,
         &planned.cell.config,
         [&planned.training, &planned.reference],
         &reference_folder(context),
         context.interrupted,
-        |stage| context.progress.stage(progress, &describe(stage)),
+        |stage| context.progress.stage(&planned.cell.id, &describe(stage)),
     )
 }
 
@@ -46,7 +41,6 @@ pub(crate) fn describe(stage: JudgeStage) -> String {
 pub(crate) fn measure_encoder(
     context: &Context,
     planned: &Planned,
-    progress: &CellProgress,
     source: &TokenSource,
 ) -> Result<Figures, EvaluationError> {
     let Planned {
@@ -66,7 +60,7 @@ pub(crate) fn measure_encoder(
     if evaluate.spatial_images == 0 && evaluate.probe_images == 0 {
         return Ok(figures);
     }
-    let stage = |text: &str| context.progress.stage(progress, text);
+    let stage = |text: &str| context.progress.stage(&cell.id, text);
     stage("spatial metrics");
     let from_bank;
     let encoder = match source.loaded().next() {

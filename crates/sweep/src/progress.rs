@@ -1,54 +1,89 @@
 //! Progress of training on standard error.
 
+use std::collections::BTreeMap;
 use std::io::{self, IsTerminal};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use serde::{Deserialize, Serialize};
 
 use terminal::errln;
 
-use crate::workers::message::{self, Event};
+use crate::workers::message::{self, Answer};
 
-/// Interval between lines if standard error is not a terminal.
+/// Interval between the lines about steps and stages if standard error is not a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// Interval between the steps and stages that a worker reports.
-const EVENT_EVERY: Duration = Duration::from_millis(100);
+const UPDATE_EVERY: Duration = Duration::from_millis(100);
 
-/// Progress on standard error: bars on a terminal, otherwise a plain line every [`LINE_EVERY`]. The progress of a worker
-/// goes to the program that started it.
+/// News of a command's cells, which are named by their ids.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Update {
+    /// A cell was opened after `done` of `steps` steps.
+    Opened { cell: String, done: u64, steps: u64 },
+    /// A cell trained a step, at `rate` steps per second.
+    Step {
+        cell: String,
+        step: u64,
+        steps: u64,
+        /// `None` also if it is not finite, because JSON has no such numbers.
+        loss: Option<f64>,
+        rate: f64,
+    },
+    /// A cell does something besides training.
+    Stage { cell: String, stage: String },
+    /// A cell ended, with a final line.
+    Done { cell: String, line: String },
+    /// Another process ended a cell.
+    DoneElsewhere { line: String },
+    /// A cell will be opened again.
+    Closed { cell: String },
+    /// A line for the user.
+    Line { line: String },
+}
+
+/// Shows [`Update`]s on standard error, or sends them to the program that started this process as a worker.
 pub(crate) struct Progress {
-    bars: Option<MultiProgress>,
-    total: Option<ProgressBar>,
-    /// Whether this is a worker.
-    is_worker: bool,
-    last_line: Mutex<Instant>,
+    output: Output,
+    last_shown: Mutex<Instant>,
     cells: usize,
 }
 
-/// The progress of one cell.
-pub(crate) struct CellProgress {
-    bar: Option<ProgressBar>,
-    id: String,
+enum Output {
+    /// A bar for each cell, and one for all of them.
+    Bars {
+        bars: MultiProgress,
+        total: ProgressBar,
+        of_cells: Mutex<BTreeMap<String, ProgressBar>>,
+    },
+    /// Plain lines.
+    Lines,
+    /// Messages on standard output.
+    Messages,
 }
 
 impl Progress {
     /// The progress of a command that runs `cells` cells.
     pub(crate) fn new(cells: usize) -> Self {
-        let bars = (std::io::stderr().is_terminal() && cells > 0).then(MultiProgress::new);
-        let total = bars.as_ref().map(|bars| {
-            bars.add(
-                ProgressBar::new(cells as u64)
+        let output = match io::stderr().is_terminal() && cells > 0 {
+            true => {
+                let bars = MultiProgress::new();
+                let total = ProgressBar::new(cells as u64)
                     .with_style(style("{prefix} {pos}/{len} cells  {elapsed_precise}"))
-                    .with_prefix("sweep"),
-            )
-        });
+                    .with_prefix("sweep");
+                Output::Bars {
+                    total: bars.add(total),
+                    bars,
+                    of_cells: Mutex::default(),
+                }
+            }
+            false => Output::Lines,
+        };
         Self {
-            bars,
-            total,
-            is_worker: false,
-            last_line: Mutex::new(Instant::now()),
+            output,
+            last_shown: Mutex::new(Instant::now()),
             cells,
         }
     }
@@ -56,169 +91,94 @@ impl Progress {
     /// The progress of a worker.
     pub(crate) fn of_worker() -> Self {
         Self {
-            bars: None,
-            total: None,
-            is_worker: true,
-            last_line: Mutex::new(Instant::now()),
+            output: Output::Messages,
+            last_shown: Mutex::new(Instant::now()),
             cells: 0,
         }
     }
 
-    /// Sends an event to the program that started this worker.
-    pub(crate) fn send(&self, event: &Event) {
-        // An error means that the program has ended; standard input then ends too, and interrupts this worker.
-        let _closed = message::write(&mut io::stdout(), event);
-    }
-
     /// Starts the progress of a cell that has completed `done` of `steps` steps.
-    pub(crate) fn cell(&self, id: &str, done: u64, steps: u64) -> CellProgress {
-        let cell = id.to_owned();
-        if self.is_worker {
-            self.send(&Event::Opened {
-                cell: cell.clone(),
-                done,
-                steps,
-            });
-            return CellProgress {
-                bar: None,
-                id: cell,
-            };
-        }
-        let bar = self.bars.as_ref().map(|bars| {
-            let bar = ProgressBar::new(steps)
-                .with_style(style(
-                    "{prefix:28!} {bar:24} {pos:>6}/{len} {msg}  {eta} left",
-                ))
-                .with_prefix(id.to_owned());
-            let bar = bars.add(bar);
-            bar.set_position(done);
-            bar.reset_eta();
-            bar
-        });
-        if bar.is_none() && done > 0 {
-            errln!("{id}: resumes after step {done} of {steps}");
-        }
-        CellProgress { bar, id: cell }
+    pub(crate) fn opened(&self, cell: &str, done: u64, steps: u64) {
+        let cell = cell.to_owned();
+        self.show(Update::Opened { cell, done, steps });
     }
 
     /// Shows the current step of a cell, with its loss and its speed `rate` in steps per second.
-    pub(crate) fn step(
-        &self,
-        cell: &CellProgress,
-        step: u64,
-        steps: u64,
-        loss: Option<f64>,
-        rate: f64,
-    ) {
-        if self.is_worker {
-            if self.is_due(EVENT_EVERY) || step == steps {
-                let cell = cell.id.clone();
-                // JSON has no infinite numbers.
-                let loss = loss.filter(|loss| loss.is_finite());
-                self.send(&Event::Step {
-                    cell,
-                    step,
-                    steps,
-                    loss,
-                    rate,
-                });
-            }
-            return;
-        }
-        let loss = loss
-            .map(|loss| format!("loss {loss:.4}"))
-            .unwrap_or_default();
-        match &cell.bar {
-            Some(bar) => {
-                bar.set_position(step);
-                bar.set_message(format!("{loss}  {rate:.2} steps/s"));
-            }
-            None => {
-                if self.is_due(LINE_EVERY) || step == steps {
-                    errln!(
-                        "{}: step {step}/{steps}  {loss}  {rate:.2} steps/s",
-                        cell.id
-                    );
-                }
-            }
-        }
+    pub(crate) fn step(&self, cell: &str, step: u64, steps: u64, loss: Option<f64>, rate: f64) {
+        self.show(Update::Step {
+            cell: cell.to_owned(),
+            step,
+            steps,
+            loss: loss.filter(|loss| loss.is_finite()),
+            rate,
+        });
     }
 
     /// Shows what a cell is doing besides training.
-    pub(crate) fn stage(&self, cell: &CellProgress, stage: &str) {
-        if self.is_worker {
-            if self.is_due(EVENT_EVERY) {
-                let (cell, stage) = (cell.id.clone(), stage.to_owned());
-                self.send(&Event::Stage { cell, stage });
-            }
-            return;
-        }
-        match &cell.bar {
-            Some(bar) => bar.set_message(stage.to_owned()),
-            None => {
-                if self.is_due(LINE_EVERY) {
-                    errln!("{}: {stage}", cell.id);
-                }
-            }
-        }
+    pub(crate) fn stage(&self, cell: &str, stage: &str) {
+        let (cell, stage) = (cell.to_owned(), stage.to_owned());
+        self.show(Update::Stage { cell, stage });
     }
 
     /// Ends the progress of a cell and prints a final line.
-    pub(crate) fn done(&self, cell: &CellProgress, line: &str) {
-        if self.is_worker {
-            let (cell, line) = (cell.id.clone(), line.to_owned());
-            return self.send(&Event::Done { cell, line });
-        }
-        if let Some(bar) = &cell.bar {
-            bar.finish_and_clear();
-        }
-        if let Some(total) = &self.total {
-            total.inc(1);
-        }
-        self.print(&format!("{}: {line}", cell.id));
+    pub(crate) fn done(&self, cell: &str, line: &str) {
+        let (cell, line) = (cell.to_owned(), line.to_owned());
+        self.show(Update::Done { cell, line });
     }
 
     /// Counts a cell that another process has ended, and prints a line.
     pub(crate) fn done_elsewhere(&self, line: &str) {
-        if self.is_worker {
-            let line = line.to_owned();
-            return self.send(&Event::DoneElsewhere { line });
-        }
-        if let Some(total) = &self.total {
-            total.inc(1);
-        }
-        self.print(line);
+        let line = line.to_owned();
+        self.show(Update::DoneElsewhere { line });
     }
 
-    /// Removes the bar of a cell that will be opened again.
-    pub(crate) fn remove_bar(&self, cell: &CellProgress) {
-        if self.is_worker {
-            let cell = cell.id.clone();
-            return self.send(&Event::Removed { cell });
-        }
-        if let Some(bar) = &cell.bar {
-            bar.finish_and_clear();
-        }
+    /// Ends the progress of a cell that will be opened again.
+    pub(crate) fn closed(&self, cell: &str) {
+        let cell = cell.to_owned();
+        self.show(Update::Closed { cell });
     }
 
     /// Prints a line above the bars.
     pub(crate) fn print(&self, line: &str) {
-        if self.is_worker {
-            let line = line.to_owned();
-            return self.send(&Event::Line { line });
+        let line = line.to_owned();
+        self.show(Update::Line { line });
+    }
+
+    /// Shows or sends an update. Steps and stages are left out if others were shown a short time before.
+    pub(crate) fn show(&self, update: Update) {
+        let is_minor = match &update {
+            Update::Step { step, steps, .. } => step < steps,
+            Update::Stage { .. } => true,
+            _ => false,
+        };
+        let interval = match self.output {
+            Output::Bars { .. } => Duration::ZERO,
+            Output::Lines => LINE_EVERY,
+            Output::Messages => UPDATE_EVERY,
+        };
+        if is_minor && !self.is_due(interval) {
+            return;
         }
-        match &self.bars {
-            // An error means that standard error is closed, so there is nowhere to report it.
-            Some(bars) => {
-                let _closed = bars.println(line);
-            }
-            None => errln!("{line}"),
+        match &self.output {
+            Output::Bars {
+                bars,
+                total,
+                of_cells,
+            } => show_bars(update, bars, total, &mut lock(of_cells)),
+            Output::Lines => show_lines(update),
+            Output::Messages => self.send(&Answer::Progress(update)),
         }
+    }
+
+    /// Sends a message to the program that started this worker.
+    pub(crate) fn send(&self, answer: &Answer) {
+        // An error means that the program has ended; standard input then ends too, and interrupts this worker.
+        let _closed = message::write(&mut io::stdout(), answer);
     }
 
     /// Ends the progress of the command.
     pub(crate) fn finish(&self) {
-        if let Some(total) = &self.total {
+        if let Output::Bars { total, .. } = &self.output {
             total.finish_and_clear();
         }
         if self.cells == 0 {
@@ -228,15 +188,99 @@ impl Progress {
 
     /// Whether nothing was shown for the time `interval`.
     fn is_due(&self, interval: Duration) -> bool {
-        let Ok(mut last) = self.last_line.lock() else {
-            return true;
-        };
+        let mut last = lock(&self.last_shown);
         let due = last.elapsed() >= interval;
         if due {
             *last = Instant::now();
         }
         due
     }
+}
+
+fn show_bars(
+    update: Update,
+    bars: &MultiProgress,
+    total: &ProgressBar,
+    of_cells: &mut BTreeMap<String, ProgressBar>,
+) {
+    let print = |line: &str| {
+        // An error means that standard error is closed, so there is nowhere to report it.
+        let _closed = bars.println(line);
+    };
+    let close = |bar: Option<ProgressBar>| {
+        if let Some(bar) = bar {
+            bar.finish_and_clear();
+        }
+    };
+    match update {
+        Update::Opened { cell, done, steps } => {
+            let bar = ProgressBar::new(steps)
+                .with_style(style(
+                    "{prefix:28!} {bar:24} {pos:>6}/{len} {msg}  {eta} left",
+                ))
+                .with_prefix(cell.clone());
+            let bar = bars.add(bar);
+            bar.set_position(done);
+            bar.reset_eta();
+            of_cells.insert(cell, bar);
+        }
+        Update::Step {
+            cell,
+            step,
+            loss,
+            rate,
+            ..
+        } => {
+            if let Some(bar) = of_cells.get(&cell) {
+                bar.set_position(step);
+                bar.set_message(speed(loss, rate));
+            }
+        }
+        Update::Stage { cell, stage } => {
+            if let Some(bar) = of_cells.get(&cell) {
+                bar.set_message(stage);
+            }
+        }
+        Update::Done { cell, line } => {
+            close(of_cells.remove(&cell));
+            total.inc(1);
+            print(&format!("{cell}: {line}"));
+        }
+        Update::DoneElsewhere { line } => {
+            total.inc(1);
+            print(&line);
+        }
+        Update::Closed { cell } => close(of_cells.remove(&cell)),
+        Update::Line { line } => print(&line),
+    }
+}
+
+fn show_lines(update: Update) {
+    match update {
+        Update::Opened { done: 0, .. } | Update::Closed { .. } => {}
+        Update::Opened { cell, done, steps } => {
+            errln!("{cell}: resumes after step {done} of {steps}");
+        }
+        Update::Step {
+            cell,
+            step,
+            steps,
+            loss,
+            rate,
+        } => errln!("{cell}: step {step}/{steps}  {}", speed(loss, rate)),
+        Update::Stage { cell, stage } => errln!("{cell}: {stage}"),
+        Update::Done { cell, line } => errln!("{cell}: {line}"),
+        Update::DoneElsewhere { line } | Update::Line { line } => errln!("{line}"),
+    }
+}
+
+fn speed(loss: Option<f64>, rate: f64) -> String {
+    let loss = loss.map(|loss| format!("loss {loss:.4}"));
+    format!("{}  {rate:.2} steps/s", loss.unwrap_or_default())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn style(template: &str) -> ProgressStyle {

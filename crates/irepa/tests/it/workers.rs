@@ -210,7 +210,7 @@ fn a_worker_refuses_cells_of_another_configuration() {
     let mut worker = place.command(&all);
     worker.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut worker = worker.spawn().unwrap();
-    let task = r#"{"cells":[["sit-xs4.none.s0","another hash"]],"fresh":[],"memory_limit":null}"#;
+    let task = r#"{"cells":[["sit-xs4.none.s0","another hash"]],"fresh":[],"memory_limit":null,"judges_first":false}"#;
     let mut input = worker.stdin.take().unwrap();
     writeln!(input, "{task}").unwrap();
     let mut answer = String::new();

@@ -5,6 +5,8 @@ use std::io::{self, Write};
 
 use serde::{Deserialize, Serialize};
 
+use crate::progress::Update;
+
 /// Cells of one cohort, for a worker to run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Task {
@@ -15,31 +17,15 @@ pub(crate) struct Task {
     pub(crate) fresh: Vec<String>,
     /// [`Context::memory_limit`](crate::context::Context::memory_limit) of the worker.
     pub(crate) memory_limit: Option<u64>,
+    /// [`Context::judges_first`](crate::context::Context::judges_first) of the worker.
+    pub(crate) judges_first: bool,
 }
 
-/// What happens in a worker. The first ones are the calls of [`Progress`](crate::progress::Progress).
+/// What a worker reports.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) enum Event {
-    /// A cell was opened after `done` of `steps` steps.
-    Opened { cell: String, done: u64, steps: u64 },
-    /// A cell trained a step.
-    Step {
-        cell: String,
-        step: u64,
-        steps: u64,
-        loss: Option<f64>,
-        rate: f64,
-    },
-    /// A cell does something else.
-    Stage { cell: String, stage: String },
-    /// A cell ended.
-    Done { cell: String, line: String },
-    /// Another process ended a cell.
-    DoneElsewhere { line: String },
-    /// A cell will be opened again.
-    Removed { cell: String },
-    /// A line for the user.
-    Line { line: String },
+pub(crate) enum Answer {
+    /// News of a cell, for the user.
+    Progress(Update),
     /// The task is completed.
     Ended {
         /// Why cells failed or were not run, by cell id.
@@ -74,26 +60,22 @@ mod tests {
 
     #[test]
     fn a_message_is_one_line_and_is_read_back_equal() {
-        let event = Event::Step {
+        let step = Answer::Progress(Update::Step {
             cell: "a".to_owned(),
             step: 3,
             steps: 7,
-            // JSON has no such number: a loss that is not finite is not shown.
             loss: None,
             rate: 0.1,
-        };
-        let mut line = Vec::new();
-        write(&mut line, &event).unwrap();
-        write(
-            &mut line,
-            &Event::Line {
-                line: "x\ny".to_owned(),
-            },
-        )
-        .unwrap();
-        let text = String::from_utf8(line).unwrap();
-        let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines.len(), 2);
-        assert_eq!(serde_json::from_str::<Event>(lines[0]).unwrap(), event);
+        });
+        let line = Answer::Progress(Update::Line {
+            line: "x\ny".to_owned(),
+        });
+        let mut written = Vec::new();
+        write(&mut written, &step).unwrap();
+        write(&mut written, &line).unwrap();
+        let text = String::from_utf8(written).unwrap();
+        let read = text.lines().map(serde_json::from_str::<Answer>);
+        let read: Result<Vec<_>, _> = read.collect();
+        assert_eq!(read.unwrap(), [step, line]);
     }
 }

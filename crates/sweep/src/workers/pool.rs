@@ -1,6 +1,6 @@
 //! The side of the program that the user started.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{self, BufRead, BufReader};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,13 +11,13 @@ use std::time::Duration;
 
 use tch::Device;
 
-use super::message::{self, Event, HeldCell, Task};
+use super::message::{self, Answer, HeldCell, Task};
 use crate::SweepError;
 use crate::cohort::{self, Held};
 use crate::context::Context;
 use crate::failure::Reason;
 use crate::planned::Planned;
-use crate::progress::{CellProgress, Progress};
+use crate::progress::{Progress, Update};
 
 /// Free memory in bytes that each worker must have: libtorch, an encoder, judges and small cells.
 const MEMORY_OF_A_WORKER: u64 = 2 << 30;
@@ -79,6 +79,8 @@ pub(crate) struct Pool<'a> {
     threads: usize,
     /// Maximum size in bytes of the state of the cells that one worker trains at the same time.
     memory_limit: Option<u64>,
+    /// Whether a worker has received a task.
+    is_started: AtomicBool,
     /// Whether workers must save their cells and end.
     is_stopped: AtomicBool,
 }
@@ -119,6 +121,7 @@ impl<'a> Pool<'a> {
             count,
             threads,
             memory_limit: memory.map(|bytes| bytes / count.max(1) as u64),
+            is_started: AtomicBool::new(false),
             is_stopped: AtomicBool::new(false),
         }
     }
@@ -280,63 +283,41 @@ impl<'a> Pool<'a> {
                 .collect(),
             fresh: fresh.map(id).collect(),
             memory_limit: self.memory_limit,
+            judges_first: !self.is_started.swap(true, Ordering::Relaxed),
         }
     }
 
-    /// Shows the events of a worker until its task has ended. Returns the failures and the cells that other processes
+    /// Shows the progress of a worker until its task has ended. Returns the failures and the cells that other processes
     /// run; `None` if the worker ended before.
     fn answer(&self, worker: &mut Process) -> Option<(BTreeMap<String, String>, Vec<HeldCell>)> {
-        let progress = self.progress;
-        let mut cells: BTreeMap<String, CellProgress> = BTreeMap::new();
+        let mut open: BTreeSet<String> = BTreeSet::new();
         let answer = loop {
             let mut line = Vec::new();
             match worker.output.read_until(b'\n', &mut line) {
                 Ok(0) | Err(_) => break None,
                 Ok(_) => {}
             }
-            let Ok(event) = serde_json::from_slice(&line) else {
+            let update = match serde_json::from_slice(&line) {
+                Ok(Answer::Progress(update)) => update,
+                Ok(Answer::Ended { failures, held }) => break Some((failures, held)),
                 // Libraries may print too.
-                progress.print(String::from_utf8_lossy(&line).trim_end());
-                continue;
+                Err(_) => Update::Line {
+                    line: String::from_utf8_lossy(&line).trim_end().to_owned(),
+                },
             };
-            match event {
-                Event::Opened { cell, done, steps } => {
-                    let shown = progress.cell(&cell, done, steps);
-                    cells.insert(cell, shown);
+            match &update {
+                Update::Opened { cell, .. } => {
+                    open.insert(cell.clone());
                 }
-                Event::Step {
-                    cell,
-                    step,
-                    steps,
-                    loss,
-                    rate,
-                } => {
-                    if let Some(cell) = cells.get(&cell) {
-                        progress.step(cell, step, steps, loss, rate);
-                    }
+                Update::Done { cell, .. } | Update::Closed { cell } => {
+                    open.remove(cell);
                 }
-                Event::Stage { cell, stage } => {
-                    if let Some(cell) = cells.get(&cell) {
-                        progress.stage(cell, &stage);
-                    }
-                }
-                Event::Done { cell, line } => {
-                    if let Some(cell) = cells.remove(&cell) {
-                        progress.done(&cell, &line);
-                    }
-                }
-                Event::Removed { cell } => {
-                    if let Some(cell) = cells.remove(&cell) {
-                        progress.remove_bar(&cell);
-                    }
-                }
-                Event::DoneElsewhere { line } => progress.done_elsewhere(&line),
-                Event::Line { line } => progress.print(&line),
-                Event::Ended { failures, held } => break Some((failures, held)),
+                _ => {}
             }
+            self.progress.show(update);
         };
-        for cell in cells.values() {
-            progress.remove_bar(cell);
+        for cell in &open {
+            self.progress.closed(cell);
         }
         answer
     }

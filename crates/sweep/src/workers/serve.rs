@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 
-use super::message::{Event, HeldCell, Task};
+use super::message::{Answer, HeldCell, Task};
 use crate::cohort;
 use crate::context::Context;
 use crate::failure::Reason;
@@ -37,6 +37,7 @@ pub(crate) fn serve(context: &mut Context, planned: &[Planned], interrupted: &'s
             }
         }
         context.memory_limit = task.memory_limit;
+        context.judges_first = task.judges_first;
         let held = cohort::run(context, cells);
         if context.is_interrupted() {
             // Without `Ended` the program knows that the cells are not completed.
@@ -57,7 +58,7 @@ pub(crate) fn serve(context: &mut Context, planned: &[Planned], interrupted: &'s
                 .get_mut()
                 .unwrap_or_else(PoisonError::into_inner),
         );
-        context.progress.send(&Event::Ended { failures, held });
+        context.progress.send(&Answer::Ended { failures, held });
     }
 }
 
