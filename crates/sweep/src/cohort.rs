@@ -5,25 +5,21 @@ use std::sync::Arc;
 
 use data::Loader;
 use tch::Tensor;
-use torch_ext::TorchError;
 use training::DeviceBatch;
-use training::checkpoint::{self, CheckpointId};
 
 use crate::active_cell::{ActiveCell, Unopened};
-use crate::cell_folder::{CellFolderError, CellLock};
+use crate::cell_folder::CellLock;
+use crate::cell_lock::{Held, fail_all, last_saved, lock_cell};
 use crate::cohort_key::{CohortKey, group_by_key};
 use crate::context::Context;
-use crate::failure::{Reached, Reason, fail, report_not_run};
+use crate::failure::{Reason, fail, report_not_run};
 use crate::latent_source::LatentSource;
 use crate::measures::{judges, measure_encoder};
+use crate::memory::MemoryBudget;
 use crate::planned::Planned;
 use crate::prefetch::{BatchMaker, Prefetcher, PreparedBatch};
 use crate::token_source::TokenSource;
 use evaluation::{EvaluationError, Judges};
-use report::results::Status;
-
-/// Share of free memory that the state of cells may occupy; the rest is for a training step and for evaluation.
-const FREE_SHARE: f64 = 0.8;
 
 /// Cells with the same data, batches, encoder and autoencoder.
 pub(crate) struct Cohort {
@@ -38,15 +34,6 @@ impl Cohort {
             .map(|cells| Self { cells })
             .collect()
     }
-}
-
-/// A cell that is locked by another process.
-pub(crate) struct Held<'a> {
-    pub(crate) planned: &'a Planned,
-    /// The error of the lock, which names its file.
-    pub(crate) reason: Reason,
-    /// Whether waiting may never end: the lock is a file that stays when its owner is killed.
-    pub(crate) is_by_file: bool,
 }
 
 /// Runs cells of one cohort to the end. Failures are written to the cells' folders. Returns the cells that are locked
@@ -79,63 +66,6 @@ pub(crate) fn run<'a>(context: &Context, cells: Vec<&'a Planned>) -> Vec<Held<'a
         }
         if !remaining.is_empty() {
             queue.push(remaining);
-        }
-    }
-    held
-}
-
-/// Locks a cell for this process. `None` if another process holds the lock (the cell is then added to `held`), if
-/// another process has finished the cell in the meantime, or if its folder cannot be written.
-fn lock_cell<'a>(
-    context: &Context,
-    planned: &'a Planned,
-    held: &mut Vec<Held<'a>>,
-) -> Option<CellLock> {
-    let lock = match planned.folder.lock() {
-        Ok(lock) => lock,
-        Err(CellFolderError::Locked(lock)) => {
-            let is_by_file = lock.is_by_file();
-            held.push(Held {
-                planned,
-                reason: Reason::from(CellFolderError::Locked(lock)),
-                is_by_file,
-            });
-            return None;
-        }
-        Err(error) => {
-            report_not_run(context, planned, &Reason::from(error));
-            return None;
-        }
-    };
-    let id = &planned.cell.id;
-    match planned.ended_elsewhere() {
-        None => Some(lock),
-        Some(row) if row.status == Status::Failed => {
-            context.note_failure(id, &row.reason);
-            let line = format!("{id}: failed in another process: {}", row.reason);
-            context.progress.done_elsewhere(&line);
-            None
-        }
-        Some(_) => {
-            context
-                .progress
-                .done_elsewhere(&format!("{id}: done by another process"));
-            None
-        }
-    }
-}
-
-/// Writes a failure for cells that cannot be opened. Returns those that are locked by other processes.
-pub(crate) fn fail_all<'a>(
-    context: &Context,
-    cells: &[&'a Planned],
-    reason: &Reason,
-) -> Vec<Held<'a>> {
-    let mut held = Vec::new();
-    for planned in cells {
-        if let Some(lock) = lock_cell(context, planned, &mut held) {
-            fail(context, planned, last_saved(planned), reason);
-            drop(lock);
         }
     }
     held
@@ -530,57 +460,4 @@ fn open_sources(
     let tokens = TokenSource::open(context.bank, config, first.training.as_ref())?;
     let latents = LatentSource::open(context.bank, config, first.training.as_ref())?;
     Ok((tokens, latents, MemoryBudget::new(context)?))
-}
-
-/// The step of the checkpoint that a cell would resume from; 0 if there is none.
-fn last_saved(planned: &Planned) -> Reached {
-    let config = &planned.cell.config;
-    let hash = config.training_hash(&planned.identity);
-    // Used for the text of a failure only, so a checkpoint that cannot be read is ignored here.
-    let found = checkpoint::list(&planned.folder.path().join("checkpoints"));
-    let steps = found
-        .unwrap_or_default()
-        .iter()
-        .filter_map(|path| CheckpointId::read(path).ok())
-        .filter(|identity| identity.config_hash == hash && identity.step <= config.train.steps)
-        .map(|identity| identity.step)
-        .max();
-    Reached {
-        steps: steps.unwrap_or(0),
-        corrupt_skipped: None,
-    }
-}
-
-/// The memory in bytes that the state of cells may occupy: the limit of the user, or a share of the free memory. `None`
-/// if that is unknown.
-pub(crate) fn memory_limit(context: &Context) -> Result<Option<u64>, TorchError> {
-    if context.memory_limit.is_some() {
-        return Ok(context.memory_limit);
-    }
-    let free = torch_ext::device::free_memory(context.device)?;
-    Ok(free.map(|free| (free as f64 * FREE_SHARE) as u64))
-}
-
-/// The memory that the state of cells may occupy.
-struct MemoryBudget {
-    /// `None` if the free memory is unknown.
-    bytes: Option<u64>,
-}
-
-impl MemoryBudget {
-    /// Must be called before a cell is opened, because part of a cell's state is allocated only in its first step.
-    fn new(context: &Context) -> Result<Self, Reason> {
-        Ok(Self {
-            bytes: memory_limit(context)?,
-        })
-    }
-
-    /// Whether another cell, as large as the largest of `cells`, fits beside them. The first cell always fits.
-    fn fits_another(&self, cells: &[ActiveCell]) -> bool {
-        let sizes = cells.iter().map(|cell| cell.run.trainer().state_bytes());
-        let (occupied, largest) = sizes.fold((0, 0), |(sum, largest), size| {
-            (sum + size, size.max(largest))
-        });
-        cells.is_empty() || self.bytes.is_none_or(|bytes| occupied + largest <= bytes)
-    }
 }

@@ -34,6 +34,7 @@
 
 mod active_cell;
 pub mod cell_folder;
+mod cell_lock;
 mod cohort;
 mod cohort_key;
 pub mod config_file;
@@ -44,6 +45,7 @@ mod failure;
 mod keeping_encoder;
 mod latent_source;
 mod measures;
+mod memory;
 mod overview;
 mod planned;
 mod prefetch;

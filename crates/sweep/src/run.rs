@@ -17,9 +17,11 @@ use terminal::{errln, outln};
 
 use crate::SweepError;
 use crate::cell_folder::CellFolderError;
-use crate::cohort::{self, Cohort, Held};
+use crate::cell_lock::Held;
+use crate::cohort::{self, Cohort};
 use crate::context::Context;
 use crate::experiment::{Cell, DeviceKind, Plan};
+use crate::memory::memory_limit;
 use crate::overview::print_plan;
 use crate::planned::{Datasets, Planned, is_done, plan_cell};
 use crate::progress::Progress;
@@ -219,7 +221,7 @@ pub fn run(
                 workers.command,
                 running(count, groups.len(), free),
                 (threads / count).max(1),
-                cohort::memory_limit(&context).map_err(device_error)?,
+                memory_limit(&context).map_err(device_error)?,
             ))
         }
     };

@@ -13,7 +13,7 @@ use tch::Device;
 
 use super::message::{self, Answer, HeldCell, Task};
 use crate::SweepError;
-use crate::cohort::{self, Held};
+use crate::cell_lock::{Held, fail_all};
 use crate::context::Context;
 use crate::failure::Reason;
 use crate::planned::Planned;
@@ -167,7 +167,7 @@ impl<'a> Pool<'a> {
                         after()
                     }
                     Ok(Report::Lost(cells, reason)) => {
-                        let held = cohort::fail_all(context, &cells, &reason);
+                        let held = fail_all(context, &cells, &reason);
                         all_held.extend((!held.is_empty()).then_some(held));
                         after()
                     }
