@@ -40,7 +40,10 @@ pub fn assemble_command(root: &Path, arguments: &[OsString]) -> Result<Command> 
     Ok(python)
 }
 
-/// Whether the command line starts a sweep over the set `embedded`.
+/// The list of these encoders.
+const LIST: &str = include_str!("../../encoders/embedded.toml");
+
+/// Whether the command line starts a sweep over the set `embedded`, or over an encoder whose weights are inside a package.
 pub fn embedded_are_needed(arguments: &[OsString]) -> bool {
     let Some(command) = arguments.first() else {
         return false;
@@ -60,18 +63,24 @@ pub fn embedded_are_needed(arguments: &[OsString]) -> bool {
             path.extension()
                 .is_some_and(|extension| extension == "toml")
         })
-        .any(|path| fs::read_to_string(path).is_ok_and(|text| names_the_set(&text)))
+        .any(|path| fs::read_to_string(path).is_ok_and(|text| names_an_encoder(&text)))
 }
 
-/// Whether the text of an experiment names the set. Its other errors are reported by the sweep.
-fn names_the_set(experiment: &str) -> bool {
+/// Whether the text of an experiment names the set or an encoder whose weights are inside a package. Its errors are
+/// reported by the sweep.
+fn names_an_encoder(experiment: &str) -> bool {
+    let packaged = LIST.lines().filter_map(|line| {
+        let name = line.strip_prefix("name = \"")?;
+        name.strip_suffix('"')
+    });
+    let names: Vec<&str> = packaged.chain(["embedded"]).collect();
     let code = experiment
         .lines()
         .filter(|line| !line.trim_start().starts_with('#'));
     code.into_iter().any(|line| {
-        ["\"embedded\"", "'embedded'"]
-            .iter()
-            .any(|name| line.contains(name))
+        names.iter().any(|name| {
+            line.contains(&format!("\"{name}\"")) || line.contains(&format!("'{name}'"))
+        })
     })
 }
 
@@ -95,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_sweep_over_the_set_needs_files() {
+    fn only_a_sweep_over_such_encoders_needs_files() {
         let folder = tempfile::tempdir().unwrap();
         let file = |name: &str, text: &str| {
             let path = folder.path().join(name);
@@ -103,6 +112,7 @@ mod tests {
             path.to_str().unwrap().to_owned()
         };
         let with = file("with.toml", "[grid]\nencoder = [\"hog\", \"embedded\"]\n");
+        let one = file("one.toml", "[grid]\nencoder = ['hed-conv4']\n");
         let without = file(
             "without.toml",
             "# not \"embedded\"\nbase = \"../configs/embedded.toml\"\nencoder = [\"hog\"]\n",
@@ -110,6 +120,7 @@ mod tests {
         assert!(embedded_are_needed(&arguments(&[
             "sweep", &with, "--steps", "3"
         ])));
+        assert!(embedded_are_needed(&arguments(&["sweep", &one])));
         assert!(!embedded_are_needed(&arguments(&["sweep", &without])));
         assert!(!embedded_are_needed(&arguments(&[
             "sweep",
