@@ -229,8 +229,10 @@ fn lock_cache(path: &Path, interrupted: &AtomicBool) -> Result<Option<Lock>, Eva
     {
         return Ok(None);
     }
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let lock = path.with_file_name(format!(".{name}.lock"));
     loop {
-        match Lock::take(&path.with_extension("lock")) {
+        match Lock::take(&lock) {
             Ok(lock) => return Ok(Some(lock)),
             Err(error @ LockError::Held { .. }) if !error.is_by_file() => {
                 check_interrupted(interrupted)?;

@@ -1,7 +1,7 @@
 //! Tests of `runner evaluate` with a tiny stand-in for Inception: results, files and bad input.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::common::{Playground, repository};
@@ -255,6 +255,14 @@ fn an_encoder_gives_the_frechet_distance_of_its_mean_tokens() {
         .expect(2, &["sfid cannot be computed", "not on those of good"]);
 }
 
+/// The files of a folder, without the hidden ones: locks, and unfinished files of a killed process.
+fn visible_files(folder: &Path) -> Vec<PathBuf> {
+    let files = fs::read_dir(folder).unwrap();
+    let files = files.map(|file| file.unwrap().path());
+    let is_visible = |path: &PathBuf| !path.file_name().unwrap().to_string_lossy().starts_with('.');
+    files.filter(is_visible).collect()
+}
+
 #[test]
 fn statistics_are_cached_and_damaged_ones_are_recomputed() {
     let bench = Bench::new();
@@ -274,28 +282,23 @@ fn statistics_are_cached_and_damaged_ones_are_recomputed() {
         bench.playground.read("fake.evaluation.json")
     };
     let first = run();
-    let kept: Vec<_> = fs::read_dir(bench.playground.path("kept"))
-        .unwrap()
-        .collect();
-    assert_eq!(kept.len(), 1);
-    let kept = kept[0].as_ref().unwrap().path();
-    let bytes = fs::read(&kept).unwrap();
+    let [kept] = &visible_files(&bench.playground.path("kept"))[..] else {
+        panic!("one file is kept");
+    };
+    let bytes = fs::read(kept).unwrap();
     assert_eq!(run(), first);
-    assert_eq!(fs::read(&kept).unwrap(), bytes);
+    assert_eq!(fs::read(kept).unwrap(), bytes);
 
-    fs::write(&kept, &bytes[..bytes.len() / 2]).unwrap();
+    fs::write(kept, &bytes[..bytes.len() / 2]).unwrap();
     let outcome = bench.evaluate(&arguments).expect(0, &["computed again"]);
     assert!(outcome.stderr.contains("reference"), "{}", outcome.stderr);
     assert_eq!(bench.playground.read("fake.evaluation.json"), first);
-    assert_eq!(fs::read(&kept).unwrap(), bytes);
+    assert_eq!(fs::read(kept).unwrap(), bytes);
 
     // Other images get another cache file.
     fs::remove_file(bench.playground.path("real/000003.png")).unwrap();
     assert_ne!(run(), first);
-    assert_eq!(
-        fs::read_dir(bench.playground.path("kept")).unwrap().count(),
-        2
-    );
+    assert_eq!(visible_files(&bench.playground.path("kept")).len(), 2);
 }
 
 #[test]
@@ -337,12 +340,8 @@ fn a_killed_evaluation_gives_the_same_bytes_when_it_is_run_again() {
         bench.playground.read("whole.json")
     );
     let bytes = |cache: &str| -> Vec<Vec<u8>> {
-        let files = fs::read_dir(bench.playground.path(cache)).unwrap();
-        let npz = files.map(|file| file.unwrap().path()).filter(|path| {
-            // Unfinished files of a killed process are hidden files.
-            !path.file_name().unwrap().to_string_lossy().starts_with('.')
-        });
-        npz.map(|path| fs::read(path).unwrap()).collect()
+        let files = visible_files(&bench.playground.path(cache));
+        files.iter().map(|path| fs::read(path).unwrap()).collect()
     };
     assert_eq!(bytes("cut"), bytes("whole"));
 }

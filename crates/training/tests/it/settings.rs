@@ -129,6 +129,7 @@ const EXPECTED: &[(&str, SettingEffect)] = &[
 /// Configurations of each kind of objective, which together serialise every setting.
 fn configurations() -> Vec<Config> {
     let mut base = Config::default();
+    base.data.images = 1000;
     base.data.token_cache = "tokens".into();
     base.data.latent_cache = "latents".into();
     base.data.encode_ahead = Some(true);
