@@ -1,10 +1,12 @@
 //! An encoder that encodes each image once.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use encoders::{Encoder, EncoderError, EncoderSpec, Tokens};
 use tch::{Kind, TchError, Tensor};
+
+use crate::mutex::lock;
 
 /// An encoder on the CPU that keeps the tokens of the images that it has encoded, and returns them when an image comes
 /// again. The bits are those of the encoder, whose tokens of an image do not depend on the rest of the batch.
@@ -35,8 +37,7 @@ impl KeepingEncoder {
     /// Number of images whose tokens are kept.
     #[cfg(test)]
     pub(crate) fn images(&self) -> usize {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.tokens.len()
+        lock(&self.kept).tokens.len()
     }
 }
 
@@ -53,7 +54,7 @@ impl Encoder for KeepingEncoder {
         }
         let pixels = Vec::<u8>::try_from(images.f_flatten(0, -1)?)?;
         let keys: Vec<&[u8]> = pixels.chunks_exact(pixels.len() / batch as usize).collect();
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = lock(&self.kept);
         // Rows of the images to encode, each image once, and the place of each image among them.
         let mut rows = Vec::new();
         let mut places: HashMap<&[u8], i64> = HashMap::new();

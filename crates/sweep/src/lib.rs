@@ -46,6 +46,7 @@ mod keeping_encoder;
 mod latent_source;
 mod measures;
 mod memory;
+mod mutex;
 mod overview;
 mod planned;
 mod prefetch;

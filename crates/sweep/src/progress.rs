@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use terminal::errln;
 
+use crate::mutex::lock;
 use crate::workers::message::{self, Answer};
 
 /// Interval between the lines about steps and stages if standard error is not a terminal.
@@ -277,10 +278,6 @@ fn show_lines(update: Update) {
 fn speed(loss: Option<f64>, rate: f64) -> String {
     let loss = loss.map(|loss| format!("loss {loss:.4}"));
     format!("{}  {rate:.2} steps/s", loss.unwrap_or_default())
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn style(template: &str) -> ProgressStyle {

@@ -61,23 +61,26 @@ impl TokenSource {
     }
 
     fn new(mut sources: Vec<Source>, config: &Config, images: u64, device: Device) -> Self {
-        let floats: u64 = sources
-            .iter()
-            .map(|source| match source {
-                Source::Encoder(encoder) => {
-                    (encoder.spec().grid.tokens() * encoder.spec().width) as u64
-                }
-                Source::Cache(_) => 0,
-            })
-            .sum();
+        // Numbers in the tokens of an image.
+        let floats_of = |encoder: &dyn Encoder| {
+            let spec = encoder.spec();
+            (spec.grid.tokens() * spec.width) as u64
+        };
+        let floats = sources.iter().map(|source| match source {
+            Source::Encoder(encoder) => floats_of(encoder.as_ref()),
+            Source::Cache(_) => 0,
+        });
+        let floats: u64 = floats.sum();
         let variants = if config.data.flip { 2 } else { 1 };
         let bytes = images.saturating_mul(variants).saturating_mul(4 * floats);
         let limit = config.data.token_memory_mib.saturating_mul(1 << 20);
         if bytes <= limit && device == Device::Cpu {
-            let limit = usize::try_from(limit).unwrap_or(usize::MAX) / sources.len().max(1);
             let keep = |source| match source {
                 Source::Encoder(encoder) => {
-                    Source::Encoder(Box::new(KeepingEncoder::new(encoder, limit)))
+                    // Each encoder's share of the limit is that of its tokens.
+                    let share = limit / floats.max(1) * floats_of(encoder.as_ref());
+                    let share = usize::try_from(share).unwrap_or(usize::MAX);
+                    Source::Encoder(Box::new(KeepingEncoder::new(encoder, share)))
                 }
                 cache @ Source::Cache(_) => cache,
             };

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{self, BufRead, BufReader};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use crate::SweepError;
 use crate::cell_lock::{Held, fail_all};
 use crate::context::Context;
 use crate::failure::Reason;
+use crate::mutex::lock;
 use crate::planned::Planned;
 use crate::progress::{Progress, Update};
 
@@ -375,10 +376,6 @@ impl Process {
         let _rest = io::copy(&mut self.output, &mut io::sink());
         self.child.wait().ok()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
