@@ -6,11 +6,12 @@
 
 use torch_ext::kernel::{LANES, Real, Vectorised, sum_lanes, vectorised};
 
-use crate::matrix::{Columns, Operand, Packed, Rows, multiply};
+use crate::matrix::{Columns, Operand, Packed, Rows, Transposed, multiply};
 use crate::rows::{KernelElement, map_to_two};
 
-/// Number of rows of scores that are computed at once; even, since bfloat16 is multiplied in pairs.
-const BLOCK: usize = 32;
+/// Number of rows of scores that are computed at once; even, since bfloat16 is multiplied in pairs. With 64, almost all
+/// tiles of a product are whole.
+const BLOCK: usize = 64;
 
 /// Queries, keys and values of a head, `[T, d]` each.
 #[derive(Clone, Copy)]
@@ -30,8 +31,9 @@ impl<E: KernelElement> Head<'_, E> {
 #[derive(Default)]
 pub(super) struct Scratch<E: Operand> {
     packed: [Packed<E>; 5],
+    transposed: Transposed<E>,
     sums: [Vec<E::Sum>; 3],
-    rows: [Vec<E>; 3],
+    rows: [Vec<E>; 2],
 }
 
 /// `o = softmax(q k^T / sqrt(d)) v`.
@@ -97,40 +99,33 @@ pub(super) struct Backward<'a, E: Operand> {
 
 impl<E: KernelElement> Backward<'_, E> {
     /// With `p = softmax(q k^T / sqrt(d))`: `dv = p^T do`, `ds = p (do v^T - sum(do o)) / sqrt(d)`,
-    /// `dk = ds^T q`, `dq = ds k`. Scores are transposed, with one row per key, so that all products use
-    /// their operands in the order in which they are computed.
+    /// `dk = ds^T q`, `dq = ds k`. Scores are transposed, with one row per key, so that only the last product needs the
+    /// transpose of what is computed.
     pub(super) fn run(&mut self, scratch: &mut Scratch<E>) {
         let Head { q, k, v } = self.head;
         let (count, width) = (q.count(), q.width());
         let padded = count.next_multiple_of(E::UNIT);
-        let [q_columns, o_columns, q_rows, o_rows, slopes_packed] = &mut scratch.packed;
+        let [q_columns, o_columns, q_rows, o_rows, k_rows] = &mut scratch.packed;
         q_columns.pack_columns(q);
         o_columns.pack_columns(self.d_o);
         q_rows.pack_rows(q);
         o_rows.pack_rows(self.d_o);
         let [scores, others, sums] = &mut scratch.sums;
-        let sums = resized(sums, count + width * count + BLOCK * width);
+        let sums = resized(sums, count + (count + BLOCK) * width);
         let (deltas, sums) = sums.split_at_mut(count);
-        let (dq, sums) = sums.split_at_mut(width * count); // [d, T]
-        dq.fill(E::Sum::default());
+        let (dq, sums) = sums.split_at_mut(count * width);
         for (row, delta) in deltas.iter_mut().enumerate() {
             *delta = vectorised(Product(self.o.row(row), self.d_o.row(row)));
         }
-        let [weights, slopes, k_transposed] = &mut scratch.rows;
-        let k_transposed = resized(k_transposed, width * padded);
-        k_transposed.fill(E::default());
-        for key in 0..count {
-            for (column, &value) in k_transposed.chunks_exact_mut(padded).zip(k.row(key)) {
-                column[key] = value;
-            }
-        }
+        let [weights, slopes] = &mut scratch.rows;
         for first in (0..count).step_by(BLOCK) {
             let rows = BLOCK.min(count - first);
             let scores = resized(scores, rows * count);
             let others = resized(others, rows * count);
             let weights = resized(weights, rows * padded);
             let slopes = resized(slopes, rows * padded);
-            multiply(k.part(first, rows), q_columns, scores, false);
+            let keys = k.part(first, rows);
+            multiply(keys, q_columns, scores, false);
             multiply(v.part(first, rows), o_columns, others, false);
             vectorised(SoftmaxBackward {
                 scores,
@@ -141,28 +136,18 @@ impl<E: KernelElement> Backward<'_, E> {
                 weights,
                 slopes,
             });
-            slopes_packed.pack_rows(Rows::new(slopes, padded, rows, count));
             let weights = Rows::new(weights, padded, rows, padded);
-            let slopes = Rows::new(slopes, padded, rows, padded);
             let sums = &mut sums[..rows * width];
             multiply(weights, o_rows, sums, false);
             narrow_rows(sums, width, &mut self.dv, first);
-            multiply(slopes, q_rows, sums, false);
+            multiply(Rows::new(slopes, padded, rows, padded), q_rows, sums, false);
             narrow_rows(sums, width, &mut self.dk, first);
-            let keys = Rows::new(
-                &k_transposed[first..],
-                padded,
-                width,
-                rows.next_multiple_of(E::UNIT),
-            );
-            multiply(keys, slopes_packed, dq, true);
+            let transposed = &mut scratch.transposed;
+            transposed.pack(Rows::new(slopes, padded, rows, count));
+            k_rows.pack_rows(keys);
+            multiply(transposed.left(), k_rows, dq, first > 0);
         }
-        for query in 0..count {
-            let of_query = dq.chunks_exact(count).map(|column| column[query]);
-            for (out, value) in self.dq.row_mut(query).iter_mut().zip(of_query) {
-                *out = E::narrow(value);
-            }
-        }
+        narrow_rows(dq, width, &mut self.dq, 0);
     }
 }
 

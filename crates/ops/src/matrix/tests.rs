@@ -1,7 +1,7 @@
 use half::bf16;
 use torch_ext::kernel::{Real, Stored};
 
-use super::{Columns, Operand, Packed, Rows, multiply};
+use super::{Columns, Operand, Packed, Rows, Transposed, multiply};
 
 /// Pseudo-random numbers between -1 and 1.
 fn numbers<E: Stored<A>, A: Real>(seed: usize, count: usize) -> Vec<E> {
@@ -50,6 +50,16 @@ where
     let mut by_columns = Packed::<E>::default();
     by_columns.pack_columns(Rows::new(&numbers::<E, E::Sum>(3, 70 * 130), 130, 70, 130));
     by_columns.pack_columns(Rows::new(&transposed, padded, columns, padded));
+    // The left factor, stored by columns.
+    let mut a_columns = vec![E::default(); depth * rows];
+    for (row, values) in a.chunks(stride).enumerate() {
+        for (column, &value) in values[..depth].iter().enumerate() {
+            a_columns[column * rows + row] = value;
+        }
+    }
+    let mut a_transposed = Transposed::<E>::default();
+    a_transposed.pack(Rows::new(&numbers::<E, E::Sum>(3, 70 * 130), 130, 70, 130));
+    a_transposed.pack(Rows::new(&a_columns, rows, depth, rows));
     let a = Rows::new(&a, stride, rows, padded);
     for packed in [packed, by_columns] {
         assert_eq!(packed.columns(), columns);
@@ -62,6 +72,10 @@ where
         for (c, expected) in c.iter().zip(&expected) {
             assert!((c.to_f64() - 2.0 * expected).abs() < 2.0 * limit, "{what}");
         }
+        let mut same = vec![E::Sum::default(); rows * columns];
+        multiply(a_transposed.left(), &packed, &mut same, false);
+        multiply(a_transposed.left(), &packed, &mut same, true);
+        assert!(same == c, "{what}");
         // A row does not depend on the other rows.
         let mut single = vec![E::Sum::default(); columns];
         for row in 0..rows {
@@ -83,6 +97,7 @@ fn products_agree_with_float64() {
         [9, 72, 31],
         [32, 129, 100],
         [5, 3, 16],
+        [66, 67, 64],
     ] {
         for gap in [0, 5] {
             assert_product::<f32>(size, gap, 2e-5);
@@ -104,7 +119,7 @@ fn a_product_over_zero_elements_is_zero() {
 }
 
 #[test]
-#[should_panic(expected = "rows of 3 elements")]
+#[should_panic(expected = "units of a row and of a column")]
 fn mismatched_shapes_panic() {
     let mut packed = Packed::<f32>::default();
     packed.pack_rows(Rows::new(&[0.0; 8], 2, 4, 2));

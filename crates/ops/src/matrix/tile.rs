@@ -5,7 +5,8 @@
 
 use torch_ext::kernel::Real;
 
-use super::{Operand, PANEL, Product};
+use super::left::LeftRows;
+use super::{Operand, PANEL, Product, Rows};
 
 /// Number of rows of a tile.
 const ROWS: usize = 4;
@@ -14,6 +15,11 @@ const LANES: usize = 16;
 
 /// [`Operand::multiply_natively`] for types without a native implementation.
 pub(super) fn no_native_product<E: Operand>(_: &mut Product<'_, E>) -> bool {
+    false
+}
+
+/// [`Operand::transpose_natively`] for types without a native implementation.
+pub(super) fn no_native_transpose<E: Operand>(_: Rows<'_, E>, _: &mut [[E::Unit; PANEL]]) -> bool {
     false
 }
 
@@ -71,13 +77,11 @@ pub(super) fn multiply<E: Operand>(product: &mut Product<'_, E>) {
 
 #[inline(always)]
 fn tiles<E: Operand, const FUSED: bool>(product: &mut Product<'_, E>) {
-    let (count, columns) = (product.a.count(), product.b.columns);
+    let (count, columns) = (product.a.count, product.b.columns);
     for (index, panel) in product.b.panels().enumerate() {
         let mut first = 0;
         while first < count {
-            // An incomplete last tile repeats the last row.
-            let rows: [&[E]; ROWS] =
-                std::array::from_fn(|row| product.a.row((first + row).min(count - 1)));
+            let rows = product.a.rows(first);
             for half in 0..PANEL / LANES {
                 let column = index * PANEL + half * LANES;
                 if column >= columns {
@@ -98,15 +102,15 @@ fn tiles<E: Operand, const FUSED: bool>(product: &mut Product<'_, E>) {
 /// The sums of a tile whose columns start at `lane` of the panel.
 #[inline(always)]
 fn tile<E: Operand, const FUSED: bool>(
-    rows: [&[E]; ROWS],
+    rows: LeftRows<'_, E, ROWS>,
     panel: &[[E::Unit; PANEL]],
     lane: usize,
 ) -> [[E::Sum; LANES]; ROWS] {
     let mut sums = [[E::Sum::default(); LANES]; ROWS];
-    let rows = rows.map(|row| &row[..panel.len() * E::UNIT]);
     for (step, b) in panel.iter().enumerate() {
         for row in 0..ROWS {
-            let a = E::unit(&rows[row][step * E::UNIT..][..E::UNIT]);
+            // SAFETY: `multiply` checked that a row has as many units as the panel has steps.
+            let a = unsafe { rows.unit(row, step) };
             for column in 0..LANES {
                 let sum = sums[row][column];
                 sums[row][column] = E::multiply_add::<FUSED>(sum, a, b[lane + column]);

@@ -3,15 +3,17 @@
 
 use std::arch::x86_64::{
     __m256, __m512, __m512bh, __m512i, _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps,
-    _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps, _mm512_add_ps, _mm512_dpbf16_ps,
-    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_set1_ps,
-    _mm512_setzero_ps, _mm512_storeu_ps,
+    _mm256_permute2f128_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_shuffle_ps, _mm256_storeu_ps,
+    _mm256_unpackhi_ps, _mm256_unpacklo_ps, _mm512_add_ps, _mm512_dpbf16_ps, _mm512_fmadd_ps,
+    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_storeu_ps,
 };
 
 use half::bf16;
 
+use super::left::LeftRows;
 use super::tile::store;
-use super::{Operand, PANEL, Product};
+use super::{Operand, PANEL, Product, Rows};
 
 /// Number of rows of a tile with AVX-512. With two vectors of sums per row, a tile uses half of the 32
 /// registers.
@@ -48,7 +50,7 @@ pub(super) fn bfloat16(product: &mut Product<'_, bf16>) -> bool {
 
 #[target_feature(enable = "avx512f")]
 fn float32_avx512(product: &mut Product<'_, f32>) {
-    let tile = |rows: [&[f32]; ROWS], panel: &[[f32; PANEL]], _| {
+    let tile = |rows: LeftRows<'_, f32, ROWS>, panel: &[[f32; PANEL]], _| {
         let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
         for (step, b) in panel.iter().enumerate() {
             // SAFETY: 2 x 16 numbers.
@@ -58,9 +60,9 @@ fn float32_avx512(product: &mut Product<'_, f32>) {
                     _mm512_loadu_ps(b.as_ptr().add(HALF)),
                 ]
             };
-            for (sums, row) in sums.iter_mut().zip(rows) {
-                // SAFETY: the row has as many numbers as the panel has steps.
-                let a = _mm512_set1_ps(unsafe { *row.get_unchecked(step) });
+            for (row, sums) in sums.iter_mut().enumerate() {
+                // SAFETY: `multiply` checked that a row has as many units as the panel has steps.
+                let a = _mm512_set1_ps(unsafe { rows.unit(row, step) });
                 sums[0] = _mm512_fmadd_ps(a, b[0], sums[0]);
                 sums[1] = _mm512_fmadd_ps(a, b[1], sums[1]);
             }
@@ -72,7 +74,7 @@ fn float32_avx512(product: &mut Product<'_, f32>) {
 
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn bfloat16_avx512(product: &mut Product<'_, bf16>) {
-    let tile = |rows: [&[bf16]; ROWS], panel: &[[u32; PANEL]], _| {
+    let tile = |rows: LeftRows<'_, bf16, ROWS>, panel: &[[u32; PANEL]], _| {
         let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
         for (step, b) in panel.iter().enumerate() {
             // SAFETY: 2 x 16 pairs.
@@ -82,9 +84,9 @@ fn bfloat16_avx512(product: &mut Product<'_, bf16>) {
                     pairs(_mm512_loadu_si512(b.as_ptr().add(HALF).cast())),
                 ]
             };
-            for (sums, row) in sums.iter_mut().zip(rows) {
-                // SAFETY: the row has twice as many numbers as the panel has steps.
-                let unit = bf16::unit(unsafe { row.get_unchecked(2 * step..2 * step + 2) });
+            for (row, sums) in sums.iter_mut().enumerate() {
+                // SAFETY: as above.
+                let unit = unsafe { rows.unit(row, step) };
                 let a = pairs(_mm512_set1_epi32(unit.cast_signed()));
                 sums[0] = _mm512_dpbf16_ps(sums[0], a, b[0]);
                 sums[1] = _mm512_dpbf16_ps(sums[1], a, b[1]);
@@ -97,7 +99,7 @@ fn bfloat16_avx512(product: &mut Product<'_, bf16>) {
 
 #[target_feature(enable = "avx2,fma")]
 fn float32_avx2(product: &mut Product<'_, f32>) {
-    let tile = |rows: [&[f32]; FEW_ROWS], panel: &[[f32; PANEL]], lane: usize| {
+    let tile = |rows: LeftRows<'_, f32, FEW_ROWS>, panel: &[[f32; PANEL]], lane: usize| {
         let mut sums = [[_mm256_setzero_ps(); 2]; FEW_ROWS];
         for (step, b) in panel.iter().enumerate() {
             let b = &b[lane..][..HALF];
@@ -108,9 +110,9 @@ fn float32_avx2(product: &mut Product<'_, f32>) {
                     _mm256_loadu_ps(b.as_ptr().add(HALF / 2)),
                 ]
             };
-            for (sums, row) in sums.iter_mut().zip(rows) {
+            for (row, sums) in sums.iter_mut().enumerate() {
                 // SAFETY: as above.
-                let a = _mm256_set1_ps(unsafe { *row.get_unchecked(step) });
+                let a = _mm256_set1_ps(unsafe { rows.unit(row, step) });
                 sums[0] = _mm256_fmadd_ps(a, b[0], sums[0]);
                 sums[1] = _mm256_fmadd_ps(a, b[1], sums[1]);
             }
@@ -132,10 +134,10 @@ fn pairs(vector: __m512i) -> __m512bh {
 #[inline(always)]
 fn tiles<E: Operand<Sum = f32>, V, const R: usize, const C: usize>(
     product: &mut Product<'_, E>,
-    tile: impl Fn([&[E]; R], &[[E::Unit; PANEL]], usize) -> [[V; 2]; R],
+    tile: impl Fn(LeftRows<'_, E, R>, &[[E::Unit; PANEL]], usize) -> [[V; 2]; R],
     put: impl Fn(&mut [f32; C], &[V; 2], bool),
 ) {
-    let (count, columns, add) = (product.a.count(), product.b.columns, product.add);
+    let (count, columns, add) = (product.a.count, product.b.columns, product.add);
     for (index, panel) in product.b.panels().enumerate() {
         for lane in (0..PANEL).step_by(C) {
             let column = index * PANEL + lane;
@@ -144,20 +146,22 @@ fn tiles<E: Operand<Sum = f32>, V, const R: usize, const C: usize>(
             }
             let width = C.min(columns - column);
             for first in (0..count).step_by(R) {
-                // An incomplete last tile repeats the last row.
-                let rows: [&[E]; R] = std::array::from_fn(|row| {
-                    &product.a.row((first + row).min(count - 1))[..panel.len() * E::UNIT]
-                });
-                let sums = tile(rows, panel, lane);
-                for (row, sums) in sums.iter().enumerate().take(count - first) {
-                    let c = &mut product.c[(first + row) * columns + column..][..width];
-                    match <&mut [f32; C]>::try_from(&mut *c) {
-                        Ok(whole) => put(whole, sums, add),
-                        Err(_) => {
-                            let mut buffer = [0.0; C];
-                            put(&mut buffer, sums, false);
-                            store(c, &buffer, add);
-                        }
+                let sums = tile(product.a.rows(first), panel, lane);
+                let c = &mut product.c[first * columns + column..];
+                let rows = R.min(count - first);
+                if rows == R && width == C {
+                    for (row, sums) in sums.iter().enumerate() {
+                        // SAFETY: `multiply` checked the length of `c`, so that all rows of the tile are in it, with
+                        // `C` columns each.
+                        let c = unsafe { c.as_mut_ptr().add(row * columns).cast::<[f32; C]>() };
+                        // SAFETY: as above, and the rows do not overlap.
+                        put(unsafe { &mut *c }, sums, add);
+                    }
+                } else {
+                    for (row, sums) in sums.iter().enumerate().take(rows) {
+                        let mut buffer = [0.0; C];
+                        put(&mut buffer, sums, false);
+                        store(&mut c[row * columns..][..width], &buffer, add);
                     }
                 }
             }
@@ -193,4 +197,73 @@ fn put_avx2(c: &mut [f32; HALF], sums: &[__m256; 2], add: bool) {
             _mm256_storeu_ps(c, sum);
         }
     }
+}
+
+/// Number of columns, and of units of each, that are transposed at once.
+const SQUARE: usize = 8;
+
+/// Stores a panel, of which all columns are given, if the processor has AVX2; returns whether it has.
+pub(super) fn transpose<E: Operand>(columns: Rows<'_, E>, panel: &mut [[E::Unit; PANEL]]) -> bool {
+    let has = is_x86_feature_detected!("avx2");
+    if has {
+        // SAFETY: the processor has the features that the function was compiled for.
+        unsafe { transpose_avx2(columns, panel) };
+    }
+    has
+}
+
+#[target_feature(enable = "avx2")]
+fn transpose_avx2<E: Operand>(columns: Rows<'_, E>, panel: &mut [[E::Unit; PANEL]]) {
+    const { assert!(size_of::<E::Unit>() == 4 && size_of::<E>() * E::UNIT == 4) };
+    let (squares, rest) = panel.as_chunks_mut::<SQUARE>();
+    for first in (0..PANEL).step_by(SQUARE) {
+        let columns: [&[E]; SQUARE] = std::array::from_fn(|column| columns.row(first + column));
+        for (index, square) in squares.iter_mut().enumerate() {
+            let start = index * SQUARE * E::UNIT;
+            let units = columns.map(|column| {
+                let units = &column[start..start + SQUARE * E::UNIT];
+                // SAFETY: these elements are 32 bytes.
+                unsafe { _mm256_loadu_ps(units.as_ptr().cast()) }
+            });
+            for (step, lanes) in square.iter_mut().zip(transpose_square(units)) {
+                let lanes_of_step = &mut step[first..first + SQUARE];
+                // SAFETY: as above.
+                unsafe { _mm256_storeu_ps(lanes_of_step.as_mut_ptr().cast(), lanes) };
+            }
+        }
+        let done = squares.len() * SQUARE;
+        for (step, lanes) in rest.iter_mut().enumerate() {
+            let start = (done + step) * E::UNIT;
+            for (lane, column) in lanes[first..first + SQUARE].iter_mut().zip(columns) {
+                *lane = E::unit(&column[start..start + E::UNIT]);
+            }
+        }
+    }
+}
+
+/// The transpose of eight rows of eight.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn transpose_square(rows: [__m256; SQUARE]) -> [__m256; SQUARE] {
+    let [a, b, c, d, e, f, g, h] = rows;
+    // Columns 0, 1, 4 and 5 of two rows alternate in the lower halves, 2, 3, 6 and 7 in the upper ones.
+    let pairs = |a, b| [_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b)];
+    // Four rows in each half, column `n` below and `n + 4` above.
+    let fours = |[low, high]: [__m256; 2], [next_low, next_high]: [__m256; 2]| {
+        [
+            _mm256_shuffle_ps::<0b01_00_01_00>(low, next_low),
+            _mm256_shuffle_ps::<0b11_10_11_10>(low, next_low),
+            _mm256_shuffle_ps::<0b01_00_01_00>(high, next_high),
+            _mm256_shuffle_ps::<0b11_10_11_10>(high, next_high),
+        ]
+    };
+    let upper = fours(pairs(a, b), pairs(c, d));
+    let lower = fours(pairs(e, f), pairs(g, h));
+    std::array::from_fn(|column| {
+        let (left, right) = (upper[column % 4], lower[column % 4]);
+        match column < 4 {
+            true => _mm256_permute2f128_ps::<0x20>(left, right),
+            false => _mm256_permute2f128_ps::<0x31>(left, right),
+        }
+    })
 }
