@@ -3,7 +3,7 @@
 use std::cell::OnceCell;
 use std::fmt::Debug;
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::{AlignmentError, SpatialNorm, tokens};
 
@@ -81,7 +81,7 @@ impl<'a> Tokens<'a> {
         if let Some(target) = self.target.get() {
             return Ok(target);
         }
-        let target = self.norm.forward(&widened(self.source)?)?;
+        let target = self.norm.forward(&ops::widened(self.source)?)?;
         Ok(self.target.get_or_init(|| target))
     }
 
@@ -95,7 +95,7 @@ impl<'a> Tokens<'a> {
     /// # Errors
     /// libtorch failed.
     pub fn projected(&self) -> Result<Tensor, AlignmentError> {
-        widened(self.projected)
+        Ok(ops::widened(self.projected)?)
     }
 
     /// The negative mean cosine of targets and projected tokens, by one operation with the normalisation.
@@ -110,12 +110,4 @@ impl<'a> Tokens<'a> {
             expected_grad,
         )?)
     }
-}
-
-/// Casts tokens to float32; float64 tokens stay float64.
-fn widened(tokens: &Tensor) -> Result<Tensor, AlignmentError> {
-    Ok(match tokens.f_kind()? {
-        Kind::Double => tokens.shallow_clone(),
-        _ => tokens.f_to_kind(Kind::Float)?,
-    })
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use tch::{CModule, Device, IValue, Kind, Tensor};
 
+use crate::chunks::chunks;
 use crate::encoder::check_images;
 use crate::reference::relative_difference;
 use crate::registry::INCEPTION_NAMES;
@@ -18,9 +19,6 @@ use crate::{EncoderError, Precision, Reference, Registry};
 /// Largest difference from Python's values that loading accepts, relative to the largest value. It is far
 /// above rounding errors and far below the effect of another resizing or network.
 const TOLERANCE: f64 = 1e-2;
-
-/// Images per forward pass on the CPU, the same as for TorchScript encoders.
-const CPU_CHUNK: i64 = 4;
 
 /// The Inception-v3 network for FID, sFID and the Inception score, in a TorchScript file that
 /// `cargo xtask export inception` writes.
@@ -173,25 +171,16 @@ impl Inception {
     /// # Errors
     /// Images of another shape or dtype.
     pub fn features(&self, images: &Tensor) -> Result<InceptionFeatures, EncoderError> {
-        let (batch, ..) = check_images(images)?;
+        check_images(images)?;
         let _no_grad = tch::no_grad_guard();
         let images = images.f_to_device(self.device)?;
-        if self.device != Device::Cpu {
-            return self.features_of_chunk(&images);
-        }
         let (mut pool, mut spatial, mut logits) = (Vec::new(), Vec::new(), Vec::new());
-        for start in (0..batch).step_by(CPU_CHUNK as usize) {
-            let count = CPU_CHUNK.min(batch - start);
-            let mut chunk = images.f_narrow(0, start, count)?;
-            if count < CPU_CHUNK {
-                let padding = chunk.f_narrow(0, 0, 1)?;
-                let padding = padding.f_expand([CPU_CHUNK - count, -1, -1, -1], false)?;
-                chunk = Tensor::f_cat(&[chunk, padding], 0)?;
-            }
-            let features = self.features_of_chunk(&chunk)?;
-            pool.push(features.pool.f_narrow(0, 0, count)?);
-            spatial.push(features.spatial.f_narrow(0, 0, count)?);
-            logits.push(features.logits.f_narrow(0, 0, count)?);
+        for chunk in chunks(&images) {
+            let chunk = chunk?;
+            let features = self.features_of_chunk(&chunk.images)?;
+            pool.push(chunk.without_padding(&features.pool)?);
+            spatial.push(chunk.without_padding(&features.spatial)?);
+            logits.push(chunk.without_padding(&features.logits)?);
         }
         Ok(InceptionFeatures {
             pool: Tensor::f_cat(&pool, 0)?,

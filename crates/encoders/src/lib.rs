@@ -50,6 +50,7 @@
 
 mod catalogue;
 pub mod check;
+mod chunks;
 pub mod classic;
 mod embedded;
 mod encoder;

@@ -9,6 +9,7 @@ use files::Checksum;
 use serde::de::DeserializeOwned;
 use tch::{CModule, Device, IValue, Kind, TchError, Tensor};
 
+use crate::chunks::chunks;
 use crate::encoder::check_images;
 use crate::repeatable;
 use crate::{Encoder, EncoderError, EncoderSpec, Precision, Reference, Resize, Tokens};
@@ -126,23 +127,20 @@ impl Encoder for TorchScript {
         }
         let _no_grad = tch::no_grad_guard();
         let images = images.f_to_device(self.device)?;
-        let chunks = match self.device {
-            Device::Cpu => (0..batch)
-                .step_by(CPU_CHUNK as usize)
-                .map(|start| self.encode_cpu_chunk(&images, start))
-                .collect::<Result<Vec<_>, _>>()?,
-            _ => vec![self.encode_chunk(&images)?],
-        };
-        let tokens = join(chunks)?;
+        let chunks = chunks(&images).map(|chunk| {
+            let chunk = chunk?;
+            let tokens = self.encode_chunk(&chunk.images)?;
+            let class = tokens.class.as_ref();
+            Ok(Tokens {
+                patch: chunk.without_padding(&tokens.patch)?,
+                class: class.map(|c| chunk.without_padding(c)).transpose()?,
+            })
+        });
+        let tokens = join(chunks.collect::<Result<_, EncoderError>>()?)?;
         self.spec.check(&tokens, batch)?;
         Ok(tokens)
     }
 }
-
-/// Images per forward pass on the CPU. The activations of more images do not fit into the CPU's cache and
-/// take more time per image. The number is always the same, so that an image's tokens are bit-identical
-/// whatever the batch size.
-const CPU_CHUNK: i64 = 4;
 
 /// Concatenates the tokens of consecutive chunks to one batch.
 fn join(mut chunks: Vec<Tokens>) -> Result<Tokens, EncoderError> {
@@ -160,29 +158,6 @@ fn join(mut chunks: Vec<Tokens>) -> Result<Tokens, EncoderError> {
 }
 
 impl TorchScript {
-    /// Encodes up to [`CPU_CHUNK`] images from `start`. A shorter chunk is padded with copies of its first
-    /// image.
-    fn encode_cpu_chunk(&self, images: &Tensor, start: i64) -> Result<Tokens, EncoderError> {
-        let count = CPU_CHUNK.min(images.size4()?.0 - start);
-        let chunk = images.f_narrow(0, start, count)?;
-        if count == CPU_CHUNK {
-            return self.encode_chunk(&chunk);
-        }
-        let padding = chunk
-            .f_narrow(0, 0, 1)?
-            .f_expand([CPU_CHUNK - count, -1, -1, -1], false)?;
-        let tokens = self.encode_chunk(&Tensor::f_cat(&[chunk, padding], 0)?)?;
-        let remove_padding = |tensor: &Tensor| match tensor.size().first() {
-            // A module that changes the batch size is refused by the check of its output's shape.
-            Some(&CPU_CHUNK) => tensor.f_narrow(0, 0, count),
-            _ => Ok(tensor.shallow_clone()),
-        };
-        Ok(Tokens {
-            patch: remove_padding(&tokens.patch)?,
-            class: tokens.class.as_ref().map(remove_padding).transpose()?,
-        })
-    }
-
     fn encode_chunk(&self, images: &Tensor) -> Result<Tokens, EncoderError> {
         let mut input = self
             .spec

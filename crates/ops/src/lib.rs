@@ -57,7 +57,7 @@ mod weight_update;
 
 pub use attention::{attention, self_attention};
 pub use composed::{composed, composed_if};
-pub use cosine::{ZScore, cosine_loss, spatial_zscore, token_cosines, token_statistics};
+pub use cosine::{ZScore, cosine_loss, spatial_zscore, token_cosines, token_statistics, widened};
 pub use gelu::gelu;
 pub use modulation::{Norm, gated_residual, norm_modulate};
 pub use norm_rotate::{Heads, Rotations, norm_rotate};

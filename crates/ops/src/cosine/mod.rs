@@ -110,8 +110,11 @@ fn unit(tokens: &Tensor) -> Result<Tensor, TorchError> {
     Ok(tokens.f_div(&length)?)
 }
 
-/// Converts tokens to float32; float64 tokens stay float64.
-fn widened(tokens: &Tensor) -> Result<Tensor, TorchError> {
+/// Converts tokens to float32, in which losses are computed; float64 tokens stay float64.
+///
+/// # Errors
+/// libtorch failed.
+pub fn widened(tokens: &Tensor) -> Result<Tensor, TorchError> {
     Ok(match tokens.f_kind()? {
         Kind::Double => tokens.shallow_clone(),
         _ => tokens.f_to_kind(Kind::Float)?,
