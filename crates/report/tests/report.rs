@@ -824,3 +824,30 @@ fn a_page_that_cannot_be_written_is_named() {
             .is_empty()
     );
 }
+
+#[test]
+fn several_models_are_compared_by_their_change_from_the_baseline() {
+    let run = tempfile::tempdir().unwrap();
+    let models = [("SiT-XS/8", 1000.0, 990.0), ("SiT-XS/4", 800.0, 720.0)];
+    let mut rows = Vec::new();
+    for (model, baseline, aligned) in models {
+        for (encoder, recipe, distance) in [("none", "none", baseline), ("hog", "irepa", aligned)] {
+            let mut row = row(encoder, recipe);
+            row.cell = format!("{model}.{}", row.cell).replace('/', "");
+            row.model = model.into();
+            row.figures.set(Figure::Fd, distance);
+            rows.push(row);
+        }
+    }
+    write_csv(&run.path().join("results.csv"), &rows).unwrap();
+    let report = build(run.path()).unwrap();
+    let svg = fs::read_to_string(run.path().join("plots/change-by-model.svg")).unwrap();
+    let labels = text(&svg);
+    for expected in ["SiT-XS/8", "SiT-XS/4", "\u{2212}1.0 %", "\u{2212}10.0 %"] {
+        assert!(labels.contains(expected), "{expected}: {labels}");
+    }
+    // The only encoder predicts nothing.
+    let names = report.plots.iter().map(|plot| plot.display().to_string());
+    assert!(!names.into_iter().any(|name| name.contains("overview")));
+    assert!(text(&fs::read_to_string(&report.html).unwrap()).contains("Alignment by model"));
+}

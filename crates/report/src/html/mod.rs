@@ -24,6 +24,7 @@ const SORT: &str = include_str!("sort.js");
 /// Builds the whole page.
 pub(super) fn page(run: &RunFolder, plots: &Plots) -> String {
     let sections = [
+        ("models", "Alignment by model", figures(&plots.models)),
         (
             "overview",
             "What predicts quality",

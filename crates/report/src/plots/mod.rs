@@ -7,6 +7,7 @@ mod axis;
 mod canvas;
 mod convergence;
 mod labels;
+mod models;
 mod multiples;
 mod overview;
 mod panel;
@@ -53,6 +54,8 @@ impl Plot {
 /// The plots of a run by section of the report.
 #[derive(Debug, Default)]
 pub(super) struct Plots {
+    /// The models and variants beside each other, if there are several.
+    pub models: Vec<Plot>,
     /// Small plots for the first screen.
     pub overview: Vec<Plot>,
     pub quality: Vec<Plot>,
@@ -64,11 +67,15 @@ impl Plots {
     /// Draws all plots for which `run` has data.
     pub fn draw(run: &RunFolder) -> Result<Self, DrawError> {
         let recipes = Recipes::of(run);
+        let groups = groups(run);
         let mut plots = Plots::default();
-        for group in groups(run) {
-            plots
-                .overview
-                .extend(overview::plots(run, &group, &recipes)?);
+        plots.models.extend(models::plot(run, &groups, &recipes)?);
+        for group in groups {
+            // A single encoder says nothing about what predicts quality. Its point is in the detailed plots.
+            if plots.models.is_empty() || group.encoders().len() > 1 {
+                let plot = overview::plots(run, &group, &recipes)?;
+                plots.overview.extend(plot);
+            }
             plots.quality.extend(quality::plot(run, &group, &recipes)?);
             for quantity in [convergence::LOSS, convergence::DISTANCE] {
                 let plot = convergence::plot(&quantity, &group, &recipes)?;
@@ -87,8 +94,9 @@ impl Plots {
 
     /// All plots, in the order of the report.
     pub fn all(&self) -> impl Iterator<Item = &Plot> {
-        self.overview
+        self.models
             .iter()
+            .chain(&self.overview)
             .chain(&self.quality)
             .chain(&self.convergence)
             .chain(&self.metrics)
