@@ -409,7 +409,7 @@ pub enum EncodersCommand {
 /// `runner encoders check`.
 #[derive(Debug, Args)]
 pub struct CheckArgs {
-    /// Names of encoders; by default all installed encoders.
+    /// Names of encoders, or a set such as paper27, of which the installed encoders are checked; by default all.
     pub names: Vec<String>,
     /// Where to run: auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]

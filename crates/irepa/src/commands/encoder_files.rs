@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::anyhow;
 use encoders::{Registry, Status};
 use terminal::errln;
 
@@ -45,7 +46,7 @@ pub fn registry_for(file: Option<&Path>) -> Registry {
 }
 
 /// The requested encoders, each once. Of a named set such as paper27, only the installed encoders; the others are
-/// printed.
+/// printed. If no requested encoder is installed, this is an error.
 pub fn installed_encoders(
     requested: &[String],
     resolution: u32,
@@ -71,6 +72,11 @@ pub fn installed_encoders(
                 names.push(name.clone());
             }
         }
+    }
+    if names.is_empty() && !requested.is_empty() {
+        return Err(Failure::usage(anyhow!(
+            "none of these encoders is installed; `runner encoders list` shows how to install them"
+        )));
     }
     let mut seen = std::collections::BTreeSet::new();
     names.retain(|name| seen.insert(name.clone()));

@@ -10,6 +10,7 @@ use evaluation::encoder_bank::EncoderBank;
 use tch::Device;
 use terminal::{errln, outln};
 
+use super::encoder_files::{installed_encoders, registry};
 use super::image_selection::{ImageSelection, spatial};
 use crate::cli::{CheckArgs, InspectArgs};
 use crate::failure::Failure;
@@ -21,7 +22,7 @@ const EMBEDDED: &str = "experiments/data/emoji64";
 const SECONDS: f64 = 1.0;
 
 pub fn list() -> Result<ExitCode, Failure> {
-    let registry = super::encoder_files::registry();
+    let registry = registry();
     let mut rows =
         vec![["name", "file", "params", "width", "licence", "weights"].map(str::to_owned)];
     for name in registry.names() {
@@ -94,13 +95,10 @@ fn print_table<const N: usize>(rows: &[[String; N]]) {
 
 pub fn check(arguments: &CheckArgs) -> Result<ExitCode, Failure> {
     let device = super::arguments::device(&arguments.device)?;
-    let registry = super::encoder_files::registry();
-    for name in &arguments.names {
-        registry.check_name(name).map_err(Failure::usage)?;
-    }
+    let registry = registry();
     let names = match arguments.names.is_empty() {
         true => installed(&registry),
-        false => arguments.names.clone(),
+        false => installed_encoders(&arguments.names, arguments.resolution, &registry)?,
     };
     let batch = arguments
         .batch
@@ -195,7 +193,7 @@ fn row(name: &str, report: &CheckReport, flaws: &[String]) -> [String; 7] {
 
 pub fn inspect(arguments: &InspectArgs) -> Result<ExitCode, Failure> {
     let device = super::arguments::device(&arguments.device)?;
-    let registry = super::encoder_files::registry();
+    let registry = registry();
     registry
         .check_name(&arguments.name)
         .map_err(Failure::usage)?;

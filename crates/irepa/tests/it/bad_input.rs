@@ -600,3 +600,13 @@ fn a_configuration_in_another_format_is_reported_as_such() {
     fs::write(place.path("base.toml"), b"# caf\xe9\n").unwrap();
     refused(&place, &["base.toml", "not text in UTF-8"]);
 }
+
+#[test]
+fn a_set_without_installed_encoders_is_refused() {
+    let place = Playground::new();
+    for command in [&["encoders", "check"][..], &["metrics"]] {
+        place
+            .run(&[command, &["paper27"]].concat())
+            .expect(2, &["not installed: dinov2-vit-b", "encoders list"]);
+    }
+}
