@@ -146,6 +146,11 @@ pub(super) fn mean(values: impl IntoIterator<Item = f64>) -> Option<Mean> {
     })
 }
 
+/// The change of a figure in per cent; `None` unless `from` is positive.
+pub(super) fn change(from: f64, to: f64) -> Option<f64> {
+    (from > 0.0).then(|| (to / from - 1.0) * 100.0)
+}
+
 /// Converts a label to a part of a file name: lower-case letters, digits, `_` and single hyphens.
 fn file_name(label: &str) -> String {
     let plain = label.chars().map(|c| {

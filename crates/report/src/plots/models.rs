@@ -9,7 +9,7 @@ use super::canvas::{
 };
 use super::panel::Panel;
 use super::recipes::Recipes;
-use crate::comparison::{Group, mean};
+use crate::comparison::{Group, change, mean};
 use crate::figures::frechet;
 use crate::number::signed;
 use crate::run_folder::RunFolder;
@@ -124,7 +124,7 @@ fn changes<'a>(group: &Group<'a>, frechet: Figure) -> Vec<Change<'a>> {
                 .filter_map(|(cell, baseline)| {
                     let from = baseline.row.finite(frechet)?;
                     let to = cell.row.finite(frechet)?;
-                    (from > 0.0).then(|| (to / from - 1.0) * 100.0)
+                    change(from, to)
                 })
                 .collect();
             let mean = mean(changes.iter().copied())?.value;

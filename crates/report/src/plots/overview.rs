@@ -11,7 +11,7 @@ use super::panel::Panel;
 use super::recipes::Recipes;
 use super::scatter::{self, Labels};
 use super::{Plot, frechet_title};
-use crate::comparison::Group;
+use crate::comparison::{Group, change};
 use crate::figures::{encoder_metrics, frechet};
 use crate::number::signed;
 use crate::run_folder::RunFolder;
@@ -153,7 +153,7 @@ fn gains<'a>(group: &Group<'a>, frechet: Figure, first: &str, second: &str) -> V
         .filter_map(|encoder| {
             let from = group.mean(frechet, encoder, second)?.value;
             let to = group.mean(frechet, encoder, first)?.value;
-            (from > 0.0).then(|| (encoder, (to / from - 1.0) * 100.0))
+            Some((encoder, change(from, to)?))
         })
         .collect();
     gains.sort_by(|left, right| left.1.total_cmp(&right.1));
