@@ -5,10 +5,10 @@ use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use flate2::read::DeflateDecoder;
-use ndarray_npy::npy::header::{Header, Layout};
 use zip::{CompressionMethod, ZipArchive};
 
 use super::NpzError;
+use super::header::Header;
 
 /// Upper bound of the expansion factor of Deflate.
 const MAX_EXPANSION: u64 = 1100;
@@ -89,12 +89,12 @@ impl Member {
             member: &mut member,
             count: 0,
         };
-        let header = Header::from_reader(&mut counted)
+        let header = Header::read(&mut counted)
             .map_err(|error| NpzError::damaged(path, format!("`{name}`: {error}")))?;
         let read = counted.count;
-        member.dtype = header.type_descriptor.to_string().replace(['\'', '"'], "");
+        member.dtype = header.descr;
         member.shape = header.shape;
-        member.fortran = matches!(header.layout, Layout::Fortran) && member.shape.len() > 1;
+        member.fortran = header.fortran_order && member.shape.len() > 1;
         let bytes = member
             .shape
             .iter()

@@ -143,8 +143,8 @@ fn over_subsets(
     let largest = largest.max().flatten().copied();
     let largest_fake = subsets.iter().map(|(_, rows)| rows.iter().max());
     let largest_fake = largest_fake.max().flatten().copied();
-    for (largest, set) in [(largest, real), (largest_fake, fake)] {
-        if let Some(row) = largest.filter(|&row| row >= set.nrows()) {
+    for (largest, rows) in [(largest, real.nrows()), (largest_fake, fake.nrows())] {
+        if let Some(row) = largest.filter(|&row| row >= rows) {
             return Err(MetricsError::OutOfRange {
                 what: "a row of a subset of KID",
                 found: row as f64,

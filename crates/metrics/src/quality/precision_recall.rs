@@ -115,8 +115,8 @@ fn manifolds_until(
         });
     }
     for (what, set) in [
-        ("the set of real features", real),
-        ("the set of fake features", fake),
+        ("the set of real features", real.view()),
+        ("the set of fake features", fake.view()),
     ] {
         check_finite(set)?;
         if set.nrows() <= k {
@@ -130,7 +130,7 @@ fn manifolds_until(
     }
     // Centring the features improves the precision of the products and does not change the distances.
     let centre = feature_means(real);
-    let (real, fake) = (Set::new(real, &centre), Set::new(fake, &centre));
+    let [real, fake] = [real.view(), fake.view()].map(|features| Set::new(features, &centre));
     let (real_radii, fake_radii) = (real.radii(k, interrupted)?, fake.radii(k, interrupted)?);
     let (fake_in_real, covered) = fake.count_balls(&real, &real_radii, interrupted)?;
     let (real_in_fake, _) = real.count_balls(&fake, &fake_radii, interrupted)?;
