@@ -33,6 +33,7 @@ fn main() {
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
+        .include("cpp/gloo_names")
         .flag("-fopenmp")
         // The shim only passes calls on. Debug information about libtorch's headers would double the time.
         .debug(false)

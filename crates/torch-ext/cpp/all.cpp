@@ -2,6 +2,7 @@
 #include "autocast.cpp"
 #include "autograd.cpp"
 #include "device.cpp"
+#include "distributed.cpp"
 #include "generator.cpp"
 #include "graph.cpp"
 #include "operators.cpp"

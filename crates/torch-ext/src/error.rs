@@ -126,6 +126,20 @@ pub enum TorchError {
     #[error(transparent)]
     Kernel(#[from] crate::cuda::CudaError),
 
+    /// An operation of several processes failed on this one: another process ended or did not answer in time, or
+    /// libtorch failed.
+    #[error("{operation} on rank {rank} of {size}: {reason}")]
+    Distributed {
+        /// What this process was doing.
+        operation: String,
+        /// Rank of this process.
+        rank: usize,
+        /// Number of processes.
+        size: usize,
+        /// What libtorch says.
+        reason: String,
+    },
+
     /// CUDA was requested but is not usable.
     #[error("CUDA is not available: {0}")]
     Cuda(String),

@@ -42,6 +42,24 @@ pub(crate) struct RawOperators {
     _opaque: [u8; 0],
 }
 
+/// A `te_store`; only used behind a pointer.
+#[repr(C)]
+pub(crate) struct RawStore {
+    _opaque: [u8; 0],
+}
+
+/// A `te_group`; only used behind a pointer.
+#[repr(C)]
+pub(crate) struct RawGroup {
+    _opaque: [u8; 0],
+}
+
+/// A `te_reducer`; only used behind a pointer.
+#[repr(C)]
+pub(crate) struct RawReducer {
+    _opaque: [u8; 0],
+}
+
 /// One call of a backward function (`te_backward_call`, which documents the ownership).
 #[repr(C)]
 pub(crate) struct BackwardCall {
@@ -221,6 +239,73 @@ unsafe extern "C" {
     pub(crate) fn te_tf32(products: *mut c_int, convolutions: *mut c_int) -> c_int;
     pub(crate) fn te_deterministic(enabled: *mut c_int) -> c_int;
     pub(crate) fn te_set_deterministic(enabled: c_int) -> c_int;
+
+    pub(crate) fn te_store_connect(
+        host: *const c_char,
+        port: u16,
+        serves: c_int,
+        timeout_ms: u64,
+        prefix: *const c_char,
+        out: *mut *mut RawStore,
+    ) -> c_int;
+    pub(crate) fn te_store_free(store: *mut RawStore);
+    pub(crate) fn te_store_set(
+        store: *mut RawStore,
+        key: *const c_char,
+        value: *const u8,
+        length: usize,
+    ) -> c_int;
+    pub(crate) fn te_store_get(
+        store: *mut RawStore,
+        key: *const c_char,
+        receiver: *mut c_void,
+        receive: unsafe extern "C" fn(*mut c_void, *const u8, usize),
+    ) -> c_int;
+    pub(crate) fn te_store_check(
+        store: *mut RawStore,
+        key: *const c_char,
+        out: *mut c_int,
+    ) -> c_int;
+    pub(crate) fn te_store_add(
+        store: *mut RawStore,
+        key: *const c_char,
+        value: i64,
+        out: *mut i64,
+    ) -> c_int;
+    pub(crate) fn te_group_gloo(
+        store: *mut RawStore,
+        rank: c_int,
+        size: c_int,
+        timeout_ms: u64,
+        interface: *const c_char,
+        host: *const c_char,
+        out: *mut *mut RawGroup,
+    ) -> c_int;
+    pub(crate) fn te_group_free(group: *mut RawGroup);
+    pub(crate) fn te_all_reduce_(group: *mut RawGroup, tensor: *const C_tensor, op: c_int)
+    -> c_int;
+    pub(crate) fn te_broadcast_(
+        group: *mut RawGroup,
+        tensor: *const C_tensor,
+        root: c_int,
+    ) -> c_int;
+    pub(crate) fn te_all_gather(
+        group: *mut RawGroup,
+        tensor: *const C_tensor,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
+    pub(crate) fn te_barrier(group: *mut RawGroup) -> c_int;
+    pub(crate) fn te_reducer_new(
+        group: *mut RawGroup,
+        params: *const *const C_tensor,
+        count: usize,
+        bucket_bytes: i64,
+        find_unused: c_int,
+        dtype: c_int,
+        out: *mut *mut RawReducer,
+    ) -> c_int;
+    pub(crate) fn te_reducer_free(reducer: *mut RawReducer) -> c_int;
+    pub(crate) fn te_reducer_backward(reducer: *mut RawReducer, loss: *const C_tensor) -> c_int;
 }
 
 /// Converts a status of the shim to a result.

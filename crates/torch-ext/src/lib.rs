@@ -18,6 +18,8 @@
 //! - [`operators`]: counts of the operators that code calls;
 //! - [`openmp`]: how long libtorch's threads on the CPU wait without sleeping;
 //! - [`optim`]: fused AdamW, EMA, gradient norm and clipping over lists of tensors;
+//! - [`distributed`]: several processes that train together: a store of keys, collective operations, and gradients
+//!   that are reduced while the backward pass runs;
 //! - [`device`]: `libtorch_cuda.so` loaded at run time, so that one binary runs on machines with and
 //!   without CUDA; memory statistics; switches for TF32 and determinism.
 //!
@@ -53,6 +55,7 @@ pub mod autocast;
 pub mod autograd;
 pub mod cuda;
 pub mod device;
+pub mod distributed;
 mod error;
 mod ffi;
 mod generator;

@@ -1,0 +1,198 @@
+#define USE_DISTRIBUTED
+#define USE_C10D_GLOO
+#include "shim.h"
+
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
+#include <torch/csrc/distributed/c10d/reducer.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <memory>
+
+using torch_ext::guarded;
+using torch_ext::share;
+
+struct te_store {
+  c10::intrusive_ptr<c10d::Store> store;
+};
+
+struct te_group {
+  c10::intrusive_ptr<c10d::ProcessGroup> group;
+};
+
+struct te_reducer {
+  std::unique_ptr<c10d::Reducer> reducer;
+};
+
+namespace {
+
+void finish(const c10::intrusive_ptr<c10d::Work> &work) {
+  TORCH_CHECK(work->wait(), "the operation was aborted");
+}
+
+using Group = c10::intrusive_ptr<c10d::ProcessGroup>;
+
+// Reduces buckets in a narrower dtype. Each rank divides before it narrows, so that the sum cannot overflow.
+class NarrowHook : public c10d::CppCommHookInterface<Group> {
+public:
+  NarrowHook(const Group &group, at::ScalarType dtype)
+      : c10d::CppCommHookInterface<Group>(group), dtype_(dtype) {}
+
+  c10::intrusive_ptr<c10::ivalue::Future> runHook(c10d::GradBucket &bucket) override {
+    at::Tensor whole = bucket.getBufferRef();
+    std::vector<at::Tensor> narrow{(whole / state_->getSize()).to(dtype_)};
+    return state_->allreduce(narrow)->getFuture()->then(
+        [whole](c10::ivalue::Future &reduced) {
+          auto result = reduced.value();
+          TORCH_INTERNAL_ASSERT(result.isTensorList(), "an all-reduce returns tensors");
+          whole.copy_(result.toTensorVector()[0]);
+          return c10::IValue(whole);
+        },
+        c10::TensorType::get());
+  }
+
+private:
+  at::ScalarType dtype_;
+};
+
+} // namespace
+
+extern "C" {
+
+// Connects to the store at an address, or serves it if `serves` is not 0. All keys get `prefix`.
+int te_store_connect(const char *host, uint16_t port, int serves, uint64_t timeout_ms,
+                     const char *prefix, te_store **out) {
+  return guarded([&] {
+    c10d::TCPStoreOptions options;
+    options.port = port;
+    options.isServer = serves != 0;
+    options.waitWorkers = false;
+    options.timeout = std::chrono::milliseconds(timeout_ms);
+    auto tcp = c10::make_intrusive<c10d::TCPStore>(std::string(host), options);
+    *out = new te_store{c10::make_intrusive<c10d::PrefixStore>(prefix, std::move(tcp))};
+  });
+}
+
+void te_store_free(te_store *store) { delete store; }
+
+int te_store_set(te_store *store, const char *key, const uint8_t *value, size_t length) {
+  return guarded([&] { store->store->set(key, std::vector<uint8_t>(value, value + length)); });
+}
+
+// Passes the value to `receive` with `receiver`.
+int te_store_get(te_store *store, const char *key, void *receiver,
+                 void (*receive)(void *, const uint8_t *, size_t)) {
+  return guarded([&] {
+    auto value = store->store->get(key);
+    receive(receiver, value.data(), value.size());
+  });
+}
+
+int te_store_check(te_store *store, const char *key, int *out) {
+  return guarded([&] { *out = store->store->check({key}); });
+}
+
+int te_store_add(te_store *store, const char *key, int64_t value, int64_t *out) {
+  return guarded([&] { *out = store->store->add(key, value); });
+}
+
+// A group on the CPU. It listens on `interface`, or on the interface of `host`, or on that of the machine's name; a
+// null pointer is no choice.
+int te_group_gloo(te_store *store, int rank, int size, uint64_t timeout_ms, const char *interface,
+                  const char *host, te_group **out) {
+  return guarded([&] {
+    using c10d::ProcessGroupGloo;
+    auto options = ProcessGroupGloo::Options::create(std::chrono::milliseconds(timeout_ms));
+    options->devices.push_back(interface ? ProcessGroupGloo::createDeviceForInterface(interface)
+                               : host    ? ProcessGroupGloo::createDeviceForHostname(host)
+                                         : ProcessGroupGloo::createDefaultDevice());
+    auto backend = c10::make_intrusive<ProcessGroupGloo>(store->store, rank, size, options);
+    auto group = c10::make_intrusive<c10d::ProcessGroup>(store->store, rank, size);
+    group->setBackend(c10::DeviceType::CPU, c10d::ProcessGroup::BackendType::GLOO, backend);
+    group->setDefaultBackend(c10d::ProcessGroup::BackendType::GLOO);
+    *out = new te_group{std::move(group)};
+  });
+}
+
+void te_group_free(te_group *group) { delete group; }
+
+// `op` is the number of a `c10d::ReduceOp`: 0 sum, 1 average, 3 minimum, 4 maximum.
+int te_all_reduce_(te_group *group, at::Tensor *tensor, int op) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    std::vector<at::Tensor> tensors{*tensor};
+    c10d::AllreduceOptions options;
+    options.reduceOp = static_cast<c10d::ReduceOp::RedOpType>(op);
+    finish(group->group->allreduce(tensors, options));
+  });
+}
+
+int te_broadcast_(te_group *group, at::Tensor *tensor, int root) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    std::vector<at::Tensor> tensors{*tensor};
+    c10d::BroadcastOptions options;
+    options.rootRank = root;
+    finish(group->group->broadcast(tensors, options));
+  });
+}
+
+// `out` has room for as many pointers as the group has ranks.
+int te_all_gather(te_group *group, at::Tensor *tensor, at::Tensor **out) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    std::vector<at::Tensor> inputs{*tensor};
+    std::vector<std::vector<at::Tensor>> outputs(1);
+    for (int rank = 0; rank < group->group->getSize(); ++rank)
+      outputs[0].push_back(at::empty_like(*tensor));
+    finish(group->group->allgather(outputs, inputs));
+    for (size_t rank = 0; rank < outputs[0].size(); ++rank)
+      out[rank] = new at::Tensor(std::move(outputs[0][rank]));
+  });
+}
+
+int te_barrier(te_group *group) {
+  return guarded([&] { finish(group->group->barrier()); });
+}
+
+// `dtype` is the dtype of the reduction, or -1 for that of the gradients.
+int te_reducer_new(te_group *group, at::Tensor *const *params, size_t count, int64_t bucket_bytes,
+                   int find_unused, int dtype, te_reducer **out) {
+  return guarded([&] {
+    auto shared = share(params, count);
+    auto first = std::min<int64_t>(c10d::kDefaultFirstBucketBytes, bucket_bytes);
+    auto buckets = std::get<0>(c10d::compute_bucket_assignment_by_size(
+        shared, {static_cast<size_t>(first), static_cast<size_t>(bucket_bytes)}));
+    // The backward pass computes the gradients of the last parameters first.
+    std::reverse(buckets.begin(), buckets.end());
+    auto reducer = std::make_unique<c10d::Reducer>(
+        shared, std::move(buckets), group->group, std::vector<bool>(count, false), bucket_bytes,
+        find_unused != 0, /*gradient_as_bucket_view=*/true,
+        std::unordered_map<size_t, std::string>(), first,
+        /*skip_all_reduce_unused_params=*/false, /*use_python_reducer=*/false,
+        std::vector<int64_t>());
+    if (dtype >= 0)
+      reducer->register_comm_hook(
+          std::make_unique<NarrowHook>(group->group, static_cast<at::ScalarType>(dtype)));
+    *out = new te_reducer{std::move(reducer)};
+  });
+}
+
+int te_reducer_free(te_reducer *reducer) {
+  return guarded([&] { delete reducer; });
+}
+
+// Runs the backward pass of `loss`, and returns when the gradients of all processes are averaged.
+int te_reducer_backward(te_reducer *reducer, at::Tensor *loss) {
+  return guarded([&] {
+    reducer->reducer->prepare_for_forward();
+    if (reducer->reducer->should_rebuild_buckets())
+      reducer->reducer->rebuild_buckets();
+    reducer->reducer->prepare_for_backward({*loss});
+    loss->backward();
+  });
+}
+}

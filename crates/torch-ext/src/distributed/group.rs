@@ -1,0 +1,167 @@
+//! Collective operations.
+
+use std::cell::Cell;
+use std::ffi::CString;
+use std::marker::PhantomData;
+use std::net::IpAddr;
+use std::ptr::{self, NonNull};
+use std::time::Duration;
+
+use tch::Tensor;
+
+use super::store::{c_string, milliseconds};
+use super::{Store, World};
+use crate::TorchError;
+use crate::ffi::{self, RawGroup};
+
+/// How values of several processes become one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reduce {
+    /// The sum.
+    Sum,
+    /// The smallest value.
+    Min,
+    /// The largest value.
+    Max,
+}
+
+impl Reduce {
+    /// The number in `c10d::ReduceOp`.
+    fn number(self) -> i32 {
+        match self {
+            Self::Sum => 0,
+            Self::Min => 3,
+            Self::Max => 4,
+        }
+    }
+}
+
+/// Processes that call the same collective operations in the same order.
+///
+/// Each operation waits until all processes have called it, and fails after the group's timeout, or as soon as the
+/// connection to another process ends. After a failure, the group must not be used again. It may be moved to another
+/// thread, but not be shared: the order of operations must be the same in all processes.
+#[derive(Debug)]
+pub struct ProcessGroup {
+    raw: NonNull<RawGroup>,
+    world: World,
+    not_sync: PhantomData<Cell<()>>,
+}
+
+// SAFETY: c10d's groups have no thread of their own that a caller must be on; `&ProcessGroup` stays on one thread.
+unsafe impl Send for ProcessGroup {}
+
+impl ProcessGroup {
+    /// Connects the processes of `world` with Gloo, for tensors on the CPU.
+    ///
+    /// Gloo listens on the network interface that `GLOO_SOCKET_IFNAME` names, else on the loopback interface if the
+    /// store is there, else on that of the machine's name.
+    ///
+    /// # Errors
+    /// The other processes do not connect within `timeout`; the network interface does not exist.
+    pub fn gloo(store: &Store, world: &World, timeout: Duration) -> Result<Self, TorchError> {
+        let interface = std::env::var("GLOO_SOCKET_IFNAME")
+            .ok()
+            .filter(|name| !name.is_empty())
+            .map(|name| c_string(&name))
+            .transpose()?;
+        let host = is_loopback(&world.address)
+            .then(|| c_string(&world.address))
+            .transpose()?;
+        let pointer = |text: &Option<CString>| text.as_ref().map_or(ptr::null(), |t| t.as_ptr());
+        let mut out = ptr::null_mut();
+        // SAFETY: the store is alive and the group takes its own reference; the strings live for the call; `out` is
+        // valid for writes.
+        let status = unsafe {
+            ffi::te_group_gloo(
+                store.raw(),
+                number(world.rank)?,
+                number(world.size)?,
+                milliseconds(timeout),
+                pointer(&interface),
+                pointer(&host),
+                &mut out,
+            )
+        };
+        Ok(Self {
+            raw: world.take(|| "connecting to the other ranks".to_owned(), status, out)?,
+            world: world.clone(),
+            not_sync: PhantomData,
+        })
+    }
+
+    pub(super) fn raw(&self) -> *mut RawGroup {
+        self.raw.as_ptr()
+    }
+
+    /// Returns which process this is.
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// Replaces `tensor` by the sum, minimum or maximum of the processes' tensors, which must have the same shape and
+    /// dtype. No gradient is recorded.
+    ///
+    /// # Errors
+    /// A process ended or did not call it within the timeout; the tensor is not contiguous or not on the group's device.
+    pub fn all_reduce_(&self, tensor: &Tensor, how: Reduce) -> Result<(), TorchError> {
+        // SAFETY: group and tensor live for the call, which waits for the end of the operation.
+        let status = unsafe { ffi::te_all_reduce_(self.raw(), tensor.as_ptr(), how.number()) };
+        self.check("an all-reduce", status)
+    }
+
+    /// Replaces `tensor` by that of rank `root`, which must have the same shape and dtype.
+    ///
+    /// # Errors
+    /// As for [`all_reduce_`](Self::all_reduce_); there is no such rank.
+    pub fn broadcast_(&self, tensor: &Tensor, root: usize) -> Result<(), TorchError> {
+        // SAFETY: as in `all_reduce_`.
+        let status = unsafe { ffi::te_broadcast_(self.raw(), tensor.as_ptr(), number(root)?) };
+        self.check("a broadcast", status)
+    }
+
+    /// Returns the tensors of all processes, in the order of their ranks. They must have the same shape and dtype.
+    ///
+    /// # Errors
+    /// As for [`all_reduce_`](Self::all_reduce_).
+    pub fn all_gather(&self, tensor: &Tensor) -> Result<Vec<Tensor>, TorchError> {
+        let mut out = vec![ptr::null_mut(); self.world.size];
+        // SAFETY: as in `all_reduce_`; `out` has room for a pointer of each rank.
+        let status = unsafe { ffi::te_all_gather(self.raw(), tensor.as_ptr(), out.as_mut_ptr()) };
+        self.check("an all-gather", status)?;
+        let tensors = out.into_iter();
+        // SAFETY: on success, every pointer is a `new at::Tensor` without another owner.
+        Ok(tensors
+            .map(|tensor| unsafe { Tensor::from_ptr(tensor) })
+            .collect())
+    }
+
+    /// Waits for all processes.
+    ///
+    /// # Errors
+    /// A process ended or did not call it within the timeout.
+    pub fn barrier(&self) -> Result<(), TorchError> {
+        // SAFETY: the group lives for the call.
+        let status = unsafe { ffi::te_barrier(self.raw()) };
+        self.check("a barrier", status)
+    }
+
+    fn check(&self, operation: &str, status: i32) -> Result<(), TorchError> {
+        self.world.check(|| operation.to_owned(), status)
+    }
+}
+
+impl Drop for ProcessGroup {
+    fn drop(&mut self) {
+        // SAFETY: `te_group_gloo` made it, and nothing uses it after this. A reducer holds its own reference.
+        unsafe { ffi::te_group_free(self.raw()) };
+    }
+}
+
+fn is_loopback(address: &str) -> bool {
+    address == "localhost" || address.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+fn number(rank: usize) -> Result<i32, TorchError> {
+    i32::try_from(rank).map_err(|_| TorchError::Libtorch(format!("{rank} is not a rank")))
+}
