@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <chrono>
 #include <memory>
+#include <unordered_set>
 
 using torch_ext::guarded;
 using torch_ext::share;
@@ -35,16 +36,16 @@ void finish(const c10::intrusive_ptr<c10d::Work> &work) {
 
 using Group = c10::intrusive_ptr<c10d::ProcessGroup>;
 
-// Reduces buckets in a narrower dtype. Each rank divides before it narrows, so that the sum cannot overflow.
-class NarrowHook : public c10d::CppCommHookInterface<Group> {
+// Reduces buckets in another dtype. Each rank divides before the sum, which therefore cannot overflow.
+class CastHook : public c10d::CppCommHookInterface<Group> {
 public:
-  NarrowHook(const Group &group, at::ScalarType dtype)
+  CastHook(const Group &group, at::ScalarType dtype)
       : c10d::CppCommHookInterface<Group>(group), dtype_(dtype) {}
 
   c10::intrusive_ptr<c10::ivalue::Future> runHook(c10d::GradBucket &bucket) override {
     at::Tensor whole = bucket.getBufferRef();
-    std::vector<at::Tensor> narrow{(whole / state_->getSize()).to(dtype_)};
-    return state_->allreduce(narrow)->getFuture()->then(
+    std::vector<at::Tensor> cast{whole.to(dtype_).div_(state_->getSize())};
+    return state_->allreduce(cast)->getFuture()->then(
         [whole](c10::ivalue::Future &reduced) {
           auto result = reduced.value();
           TORCH_INTERNAL_ASSERT(result.isTensorList(), "an all-reduce returns tensors");
@@ -57,6 +58,44 @@ public:
 private:
   at::ScalarType dtype_;
 };
+
+// The parameters that `loss` depends on.
+std::vector<at::Tensor> reached(const std::vector<at::Tensor> &params, const at::Tensor &loss) {
+  using torch::autograd::Node;
+  std::unordered_set<Node *> seen;
+  std::vector<Node *> open;
+  auto visit = [&](Node *node) {
+    if (node && seen.insert(node).second)
+      open.push_back(node);
+  };
+  visit(torch::autograd::impl::gradient_edge(loss).function.get());
+  while (!open.empty()) {
+    Node *node = open.back();
+    open.pop_back();
+    for (const auto &edge : node->next_edges())
+      visit(edge.function.get());
+  }
+  std::vector<at::Tensor> found;
+  for (const auto &param : params)
+    if (seen.count(torch::autograd::impl::grad_accumulator(param).get()))
+      found.push_back(param);
+  return found;
+}
+
+// A reducer puts parameters in buckets by the order of their gradients in its first backward pass, and from then on
+// sums in another order. This is that pass, so that the first step has the same bits as a later one.
+void settle(c10d::Reducer &reducer, std::vector<at::Tensor> &params) {
+  at::AutoGradMode with_gradients(true);
+  at::Tensor sum = at::zeros({}, params.front().options());
+  for (const auto &param : params)
+    sum = sum + param.sum();
+  reducer.prepare_for_forward();
+  reducer.prepare_for_backward({});
+  sum.backward();
+  reducer.rebuild_buckets();
+  for (auto &param : params)
+    param.mutable_grad().reset();
+}
 
 } // namespace
 
@@ -99,9 +138,9 @@ int te_store_add(te_store *store, const char *key, int64_t value, int64_t *out) 
   return guarded([&] { *out = store->store->add(key, value); });
 }
 
-// A group on the CPU. It listens on `interface`, or on the interface of `host`, or on that of the machine's name; a
+// A group on the CPU, with keys of its own in the store. It listens on `interface`, or on the interface of `host`, or on that of the machine's name; a
 // null pointer is no choice.
-int te_group_gloo(te_store *store, int rank, int size, uint64_t timeout_ms, const char *interface,
+int te_group_gloo(te_store *store, const char *name, int rank, int size, uint64_t timeout_ms, const char *interface,
                   const char *host, te_group **out) {
   return guarded([&] {
     using c10d::ProcessGroupGloo;
@@ -109,8 +148,9 @@ int te_group_gloo(te_store *store, int rank, int size, uint64_t timeout_ms, cons
     options->devices.push_back(interface ? ProcessGroupGloo::createDeviceForInterface(interface)
                                : host    ? ProcessGroupGloo::createDeviceForHostname(host)
                                          : ProcessGroupGloo::createDefaultDevice());
-    auto backend = c10::make_intrusive<ProcessGroupGloo>(store->store, rank, size, options);
-    auto group = c10::make_intrusive<c10d::ProcessGroup>(store->store, rank, size);
+    c10::intrusive_ptr<c10d::Store> own = c10::make_intrusive<c10d::PrefixStore>(name, store->store);
+    auto backend = c10::make_intrusive<ProcessGroupGloo>(own, rank, size, options);
+    auto group = c10::make_intrusive<c10d::ProcessGroup>(own, rank, size);
     group->setBackend(c10::DeviceType::CPU, c10d::ProcessGroup::BackendType::GLOO, backend);
     group->setDefaultBackend(c10d::ProcessGroup::BackendType::GLOO);
     *out = new te_group{std::move(group)};
@@ -158,25 +198,27 @@ int te_barrier(te_group *group) {
   return guarded([&] { finish(group->group->barrier()); });
 }
 
-// `dtype` is the dtype of the reduction, or -1 for that of the gradients.
-int te_reducer_new(te_group *group, at::Tensor *const *params, size_t count, int64_t bucket_bytes,
-                   int find_unused, int dtype, te_reducer **out) {
+// `dtype` is the dtype of the reduction, or -1 for that of the gradients. `loss` tells which parameters have gradients.
+int te_reducer_new(te_group *group, at::Tensor *const *params, size_t count, at::Tensor *loss,
+                   int64_t bucket_bytes, int dtype, te_reducer **out) {
   return guarded([&] {
-    auto shared = share(params, count);
+    auto used = reached(share(params, count), *loss);
+    TORCH_CHECK(!used.empty(), "the loss depends on none of the tensors");
     auto first = std::min<int64_t>(c10d::kDefaultFirstBucketBytes, bucket_bytes);
     auto buckets = std::get<0>(c10d::compute_bucket_assignment_by_size(
-        shared, {static_cast<size_t>(first), static_cast<size_t>(bucket_bytes)}));
+        used, {static_cast<size_t>(first), static_cast<size_t>(bucket_bytes)}));
     // The backward pass computes the gradients of the last parameters first.
     std::reverse(buckets.begin(), buckets.end());
     auto reducer = std::make_unique<c10d::Reducer>(
-        shared, std::move(buckets), group->group, std::vector<bool>(count, false), bucket_bytes,
-        find_unused != 0, /*gradient_as_bucket_view=*/true,
+        used, std::move(buckets), group->group, std::vector<bool>(used.size(), false), bucket_bytes,
+        /*find_unused_parameters=*/false, /*gradient_as_bucket_view=*/true,
         std::unordered_map<size_t, std::string>(), first,
         /*skip_all_reduce_unused_params=*/false, /*use_python_reducer=*/false,
         std::vector<int64_t>());
     if (dtype >= 0)
       reducer->register_comm_hook(
-          std::make_unique<NarrowHook>(group->group, static_cast<at::ScalarType>(dtype)));
+          std::make_unique<CastHook>(group->group, static_cast<at::ScalarType>(dtype)));
+    settle(*reducer, used);
     *out = new te_reducer{std::move(reducer)};
   });
 }
@@ -189,9 +231,7 @@ int te_reducer_free(te_reducer *reducer) {
 int te_reducer_backward(te_reducer *reducer, at::Tensor *loss) {
   return guarded([&] {
     reducer->reducer->prepare_for_forward();
-    if (reducer->reducer->should_rebuild_buckets())
-      reducer->reducer->rebuild_buckets();
-    reducer->reducer->prepare_for_backward({*loss});
+    reducer->reducer->prepare_for_backward({});
     loss->backward();
   });
 }

@@ -274,6 +274,7 @@ unsafe extern "C" {
     ) -> c_int;
     pub(crate) fn te_group_gloo(
         store: *mut RawStore,
+        name: *const c_char,
         rank: c_int,
         size: c_int,
         timeout_ms: u64,
@@ -299,8 +300,8 @@ unsafe extern "C" {
         group: *mut RawGroup,
         params: *const *const C_tensor,
         count: usize,
+        loss: *const C_tensor,
         bucket_bytes: i64,
-        find_unused: c_int,
         dtype: c_int,
         out: *mut *mut RawReducer,
     ) -> c_int;

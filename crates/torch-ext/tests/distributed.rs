@@ -45,7 +45,7 @@ fn run_ranks(name: &str, size: usize) -> Vec<Output> {
 fn on_ranks(name: &str, part: impl Fn(&Store, &ProcessGroup)) {
     if let Some(world) = World::from_env().unwrap() {
         let store = Store::connect(&world, TIMEOUT).unwrap();
-        let group = ProcessGroup::gloo(&store, &world, TIMEOUT).unwrap();
+        let group = ProcessGroup::gloo(&store, &world, "test", TIMEOUT).unwrap();
         part(&store, &group);
         // Rank 0 serves the store, so it leaves last.
         group.barrier().unwrap();
@@ -164,14 +164,23 @@ fn reduced_gradients_are_those_of_the_whole_batch() {
                 let settings = ReducerSettings {
                     // Two weights per bucket.
                     bucket_bytes: 2 * 64 * 64 * 4,
-                    find_unused: false,
                     dtype,
                 };
-                let mut reducer = Reducer::new(&share, group, settings).unwrap();
-                // The second step uses buckets in the order of the first backward pass.
+                let mut reducer: Option<Reducer> = None;
+                let mut first: Option<Vec<Tensor>> = None;
                 for _ in 0..3 {
                     torch_ext::optim::clear_grads(&share).unwrap();
-                    reducer.backward(&loss(&share, &part)).unwrap();
+                    let loss = loss(&share, &part);
+                    let reducer = reducer.get_or_insert_with(|| {
+                        Reducer::new(&share, &loss, group, settings).unwrap()
+                    });
+                    reducer.backward(&loss).unwrap();
+                    let grads: Vec<_> = share.iter().map(|w| w.grad().copy()).collect();
+                    // The first step has the bits of a later one.
+                    assert_eq!(
+                        *first.get_or_insert_with(|| grads.iter().map(Tensor::copy).collect()),
+                        grads
+                    );
                     for (whole, share) in whole.iter().zip(&share) {
                         let largest = |tensor: Tensor| f64::try_from(tensor.abs().max()).unwrap();
                         let scale = largest(whole.grad());
@@ -194,14 +203,14 @@ fn a_weight_that_no_rank_uses_keeps_no_gradient() {
         "a_weight_that_no_rank_uses_keeps_no_gradient",
         |_, group| {
             let weights = weights(3);
-            let settings = ReducerSettings {
-                find_unused: true,
-                ..ReducerSettings::default()
-            };
-            let mut reducer = Reducer::new(&weights, group, settings).unwrap();
+            let settings = ReducerSettings::default();
+            let mut reducer: Option<Reducer> = None;
             for _ in 0..2 {
                 torch_ext::optim::clear_grads(&weights).unwrap();
-                reducer.backward(&loss(&weights[..2], &batch(2))).unwrap();
+                let loss = loss(&weights[..2], &batch(2));
+                let reducer = reducer
+                    .get_or_insert_with(|| Reducer::new(&weights, &loss, group, settings).unwrap());
+                reducer.backward(&loss).unwrap();
                 let defined: Vec<_> = weights
                     .iter()
                     .map(|weight| weight.grad().defined())
@@ -209,7 +218,7 @@ fn a_weight_that_no_rank_uses_keeps_no_gradient() {
                 assert_eq!(defined, [true, true, false]);
             }
             let constant = [Tensor::zeros([2], (Kind::Float, Device::Cpu))];
-            let error = Reducer::new(&constant, group, ReducerSettings::default()).unwrap_err();
+            let error = Reducer::new(&constant, &constant[0], group, settings).unwrap_err();
             assert!(error.to_string().contains("not a leaf"), "{error}");
         },
     );
@@ -219,7 +228,7 @@ fn a_weight_that_no_rank_uses_keeps_no_gradient() {
 fn a_rank_that_ends_is_an_error_on_the_others() {
     if let Some(world) = World::from_env().unwrap() {
         let store = Store::connect(&world, TIMEOUT).unwrap();
-        let group = ProcessGroup::gloo(&store, &world, TIMEOUT).unwrap();
+        let group = ProcessGroup::gloo(&store, &world, "test", TIMEOUT).unwrap();
         group.barrier().unwrap();
         if world.rank == 1 {
             std::process::abort();
@@ -245,7 +254,7 @@ fn a_rank_that_does_not_come_is_an_error_after_the_timeout() {
         let timeout = Duration::from_secs(2);
         let store = Store::connect(&world, TIMEOUT).unwrap();
         if world.rank == 0 {
-            let error = ProcessGroup::gloo(&store, &world, timeout).unwrap_err();
+            let error = ProcessGroup::gloo(&store, &world, "test", timeout).unwrap_err();
             println!("said: {error}");
             store.set("end", b"").unwrap();
         }

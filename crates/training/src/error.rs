@@ -34,6 +34,27 @@ pub enum TrainError {
     #[error(transparent)]
     Config(#[from] InvalidConfig),
 
+    /// The batch cannot be divided among the processes.
+    #[error(
+        "train.batch_size is {batch_size}, which {processes} processes with train.accumulation {accumulation} cannot \
+         share equally: use a multiple of {}, or another number of processes",
+        processes * accumulation
+    )]
+    Processes {
+        /// Size of the global batch.
+        batch_size: usize,
+        /// Parts of a batch that are computed one after another.
+        accumulation: usize,
+        /// Number of processes.
+        processes: usize,
+    },
+
+    /// REPA-E trains three networks, whose gradients and batch statistics are not shared among processes.
+    #[error(
+        "objective.kind repa-e is trained by one process: start one, or choose another objective"
+    )]
+    JointProcesses,
+
     /// The loss or the gradient is NaN or infinite.
     #[error(
         "{what} is {value} at step {step}; the batch holds the samples {}. Inspect these images and \

@@ -57,6 +57,7 @@ pub mod checkpoint;
 mod collapse;
 mod collapse_watch;
 mod config;
+mod data_parallel;
 mod denoising;
 mod error;
 pub mod event_log;
@@ -87,6 +88,7 @@ pub use config::{
     JointTraining, KlLayout, KlSettings, ModelConfig, NO_ENCODER, Objective, OptimizerConfig,
     PerChannel, SampleConfig, Schedule, SettingEffect, TrainConfig, TrainPrecision,
 };
+pub use data_parallel::rows;
 pub use error::{LastGoodCheckpoint, TrainError};
 pub use event_log::EventLog;
 pub use inputs::{EncoderShape, Inputs};

@@ -1,9 +1,10 @@
 //! Forward and backward passes of a step.
 
 use tch::{Device, Kind, Tensor};
-use torch_ext::{Generator, autocast};
+use torch_ext::{Generator, TorchError, autocast};
 
 use crate::aligner::{Aligned, Aligner};
+use crate::data_parallel::DataParallel;
 use crate::forward::{Drawn, ForwardOutput, Hidden};
 use crate::repa_e::{BatchPart, JointFigures};
 use crate::step_graph::StepGraph;
@@ -31,7 +32,7 @@ impl Passes<'_> {
         Ok(tensor.f_narrow(0, index * length, length)?)
     }
 
-    /// Computes the gradients of the whole batch. Returns total, denoising and alignment loss, `[3]`.
+    /// Computes the gradients of the whole batch, or of this process's rows of it. Returns total, denoising and alignment loss, `[3]`.
     pub(crate) fn backward(
         &self,
         task: &FrozenTask,
@@ -39,6 +40,7 @@ impl Passes<'_> {
         tokens: &[Tensor],
         generator: &mut Generator,
         graph: &mut Option<StepGraph>,
+        mut parallel: Option<&mut DataParallel>,
     ) -> Result<Tensor, TrainError> {
         let parts = self.config.train.accumulation as i64;
         let mut figures: Option<Tensor> = None;
@@ -51,36 +53,50 @@ impl Passes<'_> {
                 .encode(&cut(&batch.images)?, moments.as_ref(), generator)?;
             let drawn = task.trained.draw(&x0, &cut(&batch.labels)?, generator)?;
             let tokens = self.aligner.pooled(&tokens)?;
-            let records = self.config.train.cuda_graphs && self.device.is_cuda();
+            // A reduction cannot be recorded together with the passes.
+            let records =
+                self.config.train.cuda_graphs && self.device.is_cuda() && parallel.is_none();
+            let backward = |loss: &Tensor| {
+                let loss = loss.f_div_scalar(parts as f64)?;
+                match parallel.as_deref_mut() {
+                    Some(parallel) => parallel.backward(&loss, part + 1 == parts),
+                    None => Ok(loss.f_backward()?),
+                }
+            };
             let part_figures = match drawn.recordable().filter(|_| records) {
                 Some((pass, inputs)) => {
                     let run = |inputs: &[Tensor; 4], tokens: &[Tensor]| {
-                        self.forward_backward(pass.batch(inputs), tokens, 1, generator)
+                        let backward = |loss: &Tensor| Ok(loss.f_backward()?);
+                        self.forward_backward(pass.batch(inputs), tokens, generator, backward)
                     };
                     self.replay_graph(graph, &inputs, &tokens, run)?
                 }
-                None => self.forward_backward(drawn, &tokens, parts, generator)?,
+                None => self.forward_backward(drawn, &tokens, generator, backward)?,
             };
             figures = Some(match figures {
                 Some(sum) => sum.f_add(&part_figures)?,
                 None => part_figures,
             });
         }
-        match figures {
-            Some(sum) if parts > 1 => Ok(sum.f_div_scalar(parts as f64)?),
-            Some(sum) => Ok(sum),
-            None => Ok(Tensor::f_zeros([3], (Kind::Float, self.device))?),
+        let figures = match figures {
+            Some(sum) if parts > 1 => sum.f_div_scalar(parts as f64)?,
+            Some(sum) => sum,
+            None => Tensor::f_zeros([3], (Kind::Float, self.device))?,
+        };
+        match parallel {
+            Some(parallel) => Ok(parallel.mean(&figures)?),
+            None => Ok(figures),
         }
     }
 
-    /// Runs the forward pass, the losses and the backward pass on one of `parts` parts of a batch. Returns the part's
-    /// figures, like [`backward`](Self::backward).
+    /// Runs the forward pass, the losses and `backward` on a part of a batch. Returns the part's figures, like
+    /// [`backward`](Self::backward).
     fn forward_backward(
         &self,
         drawn: Drawn<'_>,
         tokens: &[Tensor],
-        parts: i64,
         generator: &mut Generator,
+        backward: impl FnOnce(&Tensor) -> Result<(), TorchError>,
     ) -> Result<Tensor, TrainError> {
         let ForwardOutput {
             loss: denoising,
@@ -96,7 +112,7 @@ impl Passes<'_> {
             None => (denoising, error.f_zeros_like()?),
         };
         let figures = Tensor::f_stack(&[total.detach(), error, alignment], 0)?;
-        total.f_div_scalar(parts as f64)?.f_backward()?;
+        backward(&total)?;
         Ok(figures)
     }
 

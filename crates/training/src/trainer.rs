@@ -8,12 +8,14 @@ mod tests;
 
 use data::{Cursor, seed};
 use tch::{Kind, Tensor};
+use torch_ext::distributed::ProcessGroup;
 use torch_ext::readback::Readback;
 use torch_ext::{Generator, Params, TorchError};
 
 use crate::adamw::{AdamW, trained_bytes};
 use crate::aligner::Aligner;
 use crate::average::Average;
+use crate::data_parallel::{DataParallel, rows};
 use crate::passes::Passes;
 use crate::repa_e::Joint;
 use crate::step_graph::StepGraph;
@@ -46,6 +48,8 @@ pub struct Trainer {
     read_back: fn(&Tensor) -> Result<Readback, TorchError>,
     /// `Some` after the first step, with `train.cuda_graphs` on a GPU.
     graph: Option<StepGraph>,
+    /// The processes that share a batch with this one.
+    parallel: Option<DataParallel>,
 }
 
 impl Trainer {
@@ -102,6 +106,7 @@ impl Trainer {
             pending: None,
             read_back: Readback::begin,
             graph: None,
+            parallel: None,
             config: config.clone(),
             task,
             inputs,
@@ -109,6 +114,27 @@ impl Trainer {
             average,
             second_average,
         })
+    }
+
+    /// Shares every batch with the other processes of `group`, all of which must call this on a trainer with the same
+    /// configuration and state. Each then passes its own [`rows`] of the batch to [`step`](Self::step), and tokens for
+    /// them. Losses, gradients and weights are those of one process with the whole batch, up to rounding, and equal to
+    /// the bit in all processes; so is every checkpoint, which any number of processes can resume.
+    ///
+    /// A CUDA graph is not recorded then.
+    ///
+    /// # Errors
+    /// [`TrainError::Processes`]; [`TrainError::JointProcesses`].
+    pub fn distribute(&mut self, group: ProcessGroup) -> Result<(), TrainError> {
+        if matches!(self.task, Task::Joint(_)) {
+            return Err(TrainError::JointProcesses);
+        }
+        let world = group.world();
+        rows(&self.config.train, world)?;
+        self.generator.slice_batches(world.rank, world.size);
+        let leaves = self.weights.params.leaves();
+        self.parallel = Some(DataParallel::new(group, leaves));
+        Ok(())
     }
 
     /// Returns the number of optimiser steps done.
@@ -193,7 +219,9 @@ impl Trainer {
         let generator = &mut self.generator;
         let (figures, autoencoder_figures) = match &self.task {
             Task::Frozen(task) => {
-                let figures = passes.backward(task, batch, tokens, generator, &mut self.graph)?;
+                let parallel = self.parallel.as_mut();
+                let graph = &mut self.graph;
+                let figures = passes.backward(task, batch, tokens, generator, graph, parallel)?;
                 (figures, None)
             }
             Task::Joint(task) => {

@@ -52,14 +52,21 @@ pub struct ProcessGroup {
 unsafe impl Send for ProcessGroup {}
 
 impl ProcessGroup {
-    /// Connects the processes of `world` with Gloo, for tensors on the CPU.
+    /// Connects the processes of `world` with Gloo, for tensors on the CPU. `name` distinguishes groups with the same
+    /// store.
     ///
     /// Gloo listens on the network interface that `GLOO_SOCKET_IFNAME` names, else on the loopback interface if the
     /// store is there, else on that of the machine's name.
     ///
     /// # Errors
     /// The other processes do not connect within `timeout`; the network interface does not exist.
-    pub fn gloo(store: &Store, world: &World, timeout: Duration) -> Result<Self, TorchError> {
+    pub fn gloo(
+        store: &Store,
+        world: &World,
+        name: &str,
+        timeout: Duration,
+    ) -> Result<Self, TorchError> {
+        let name = c_string(name)?;
         let interface = std::env::var("GLOO_SOCKET_IFNAME")
             .ok()
             .filter(|name| !name.is_empty())
@@ -75,6 +82,7 @@ impl ProcessGroup {
         let status = unsafe {
             ffi::te_group_gloo(
                 store.raw(),
+                name.as_ptr(),
                 number(world.rank)?,
                 number(world.size)?,
                 milliseconds(timeout),

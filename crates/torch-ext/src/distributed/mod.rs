@@ -14,7 +14,7 @@
 //! if let Some(world) = World::from_env()? {
 //!     let timeout = Duration::from_secs(60);
 //!     let store = Store::connect(&world, timeout)?;
-//!     let group = ProcessGroup::gloo(&store, &world, timeout)?;
+//!     let group = ProcessGroup::gloo(&store, &world, "training", timeout)?;
 //!     let ranks = Tensor::f_from_slice(&[world.rank as i64])?.f_to_kind(Kind::Float)?;
 //!     group.all_reduce_(&ranks, Reduce::Sum)?;
 //! }

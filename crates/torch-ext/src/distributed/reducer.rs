@@ -13,18 +13,15 @@ use crate::ffi::{self, RawReducer, handles};
 pub struct ReducerSettings {
     /// Size of a bucket, in bytes. Small buckets start earlier, large ones use the network better.
     pub bucket_bytes: usize,
-    /// Needed if the loss does not depend on all weights. It costs a walk through the graph and one more reduction.
-    pub find_unused: bool,
     /// Dtype of the reduction, such as bfloat16, which halves the bytes; `None` for that of the gradients.
     pub dtype: Option<Kind>,
 }
 
 impl Default for ReducerSettings {
-    /// Buckets of 25 MiB, as in PyTorch, in the dtype of the gradients, for a loss that depends on all weights.
+    /// Buckets of 25 MiB, as in PyTorch, in the dtype of the gradients.
     fn default() -> Self {
         Self {
             bucket_bytes: 25 << 20,
-            find_unused: false,
             dtype: None,
         }
     }
@@ -33,8 +30,9 @@ impl Default for ReducerSettings {
 /// Averages the gradients of weights over the processes of a group (c10d's `Reducer`).
 ///
 /// Weights are put in buckets. During the backward pass, the reduction of a bucket starts when its last gradient is
-/// computed, and runs while the gradients of the next buckets are. The backward pass ends when all are reduced. Each
-/// weight must be used by the loss of every process or of none.
+/// computed, and runs while the gradients of the next buckets are. The backward pass ends when all are reduced.
+///
+/// The buckets do not change after the first use, so a step has the same bits in a process that has just started.
 #[derive(Debug)]
 pub struct Reducer {
     raw: NonNull<RawReducer>,
@@ -45,12 +43,15 @@ pub struct Reducer {
 unsafe impl Send for Reducer {}
 
 impl Reducer {
-    /// Creates the reducer of `weights`, which must be leaves that require gradients, the same in all processes.
+    /// Creates the reducer of those `weights` that `loss` depends on. They must be leaves that require gradients, have no
+    /// gradient yet, and be the same in all processes. `loss` must have been computed, as in every later step.
     ///
     /// # Errors
-    /// A tensor is not a leaf that requires a gradient; the dtype is not a floating-point dtype; libtorch failed.
+    /// A tensor is not a leaf that requires a gradient; the loss depends on none; the dtype is not a floating-point
+    /// dtype; a process ended or did not answer in time.
     pub fn new(
         weights: &[Tensor],
+        loss: &Tensor,
         group: &ProcessGroup,
         settings: ReducerSettings,
     ) -> Result<Self, TorchError> {
@@ -70,15 +71,15 @@ impl Reducer {
         }
         let dtype = settings.dtype.map_or(Ok(-1), ffi::dtype)?;
         let mut out = ptr::null_mut();
-        // SAFETY: the list has the passed length and lives for the call, which shares the tensors and the group; `out` is
+        // SAFETY: the list has the passed length and lives for the call, which shares the tensors and the group and reads the loss' graph; `out` is
         // valid for writes.
         let status = unsafe {
             ffi::te_reducer_new(
                 group.raw(),
                 handles(weights).as_ptr(),
                 weights.len(),
+                loss.as_ptr(),
                 bytes,
-                i32::from(settings.find_unused),
                 dtype,
                 &mut out,
             )

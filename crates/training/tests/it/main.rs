@@ -4,6 +4,7 @@ mod autoencoder;
 mod checkpoints;
 mod cuda_graphs;
 mod evaluations;
+mod processes;
 mod refusals;
 mod repa_e;
 mod resume;
