@@ -138,17 +138,18 @@ int te_store_add(te_store *store, const char *key, int64_t value, int64_t *out) 
   return guarded([&] { *out = store->store->add(key, value); });
 }
 
-// A group on the CPU, with keys of its own in the store. It listens on `interface`, or on the interface of `host`, or on that of the machine's name; a
-// null pointer is no choice.
-int te_group_gloo(te_store *store, const char *name, int rank, int size, uint64_t timeout_ms, const char *interface,
-                  const char *host, te_group **out) {
+// A group on the CPU, with keys of its own in the store. It listens on `interface`, or on the interface of `host`, or on
+// that of the machine's name; a null pointer is no choice.
+int te_group_gloo(te_store *store, const char *name, int rank, int size, uint64_t timeout_ms,
+                  const char *interface, const char *host, te_group **out) {
   return guarded([&] {
     using c10d::ProcessGroupGloo;
     auto options = ProcessGroupGloo::Options::create(std::chrono::milliseconds(timeout_ms));
     options->devices.push_back(interface ? ProcessGroupGloo::createDeviceForInterface(interface)
                                : host    ? ProcessGroupGloo::createDeviceForHostname(host)
                                          : ProcessGroupGloo::createDefaultDevice());
-    c10::intrusive_ptr<c10d::Store> own = c10::make_intrusive<c10d::PrefixStore>(name, store->store);
+    c10::intrusive_ptr<c10d::Store> own =
+        c10::make_intrusive<c10d::PrefixStore>(name, store->store);
     auto backend = c10::make_intrusive<ProcessGroupGloo>(own, rank, size, options);
     auto group = c10::make_intrusive<c10d::ProcessGroup>(own, rank, size);
     group->setBackend(c10::DeviceType::CPU, c10d::ProcessGroup::BackendType::GLOO, backend);

@@ -32,7 +32,8 @@ impl Passes<'_> {
         Ok(tensor.f_narrow(0, index * length, length)?)
     }
 
-    /// Computes the gradients of the whole batch, or of this process's rows of it. Returns total, denoising and alignment loss, `[3]`.
+    /// Computes the gradients of the whole batch, averaged over the processes that share it. Returns total, denoising and
+    /// alignment loss, `[3]`.
     pub(crate) fn backward(
         &self,
         task: &FrozenTask,

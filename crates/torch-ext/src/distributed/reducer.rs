@@ -71,8 +71,8 @@ impl Reducer {
         }
         let dtype = settings.dtype.map_or(Ok(-1), ffi::dtype)?;
         let mut out = ptr::null_mut();
-        // SAFETY: the list has the passed length and lives for the call, which shares the tensors and the group and reads the loss' graph; `out` is
-        // valid for writes.
+        // SAFETY: the list has the passed length; list and loss live for the call, which shares the tensors and the
+        // group and reads the loss' graph; `out` is valid for writes.
         let status = unsafe {
             ffi::te_reducer_new(
                 group.raw(),

@@ -41,11 +41,26 @@ fn start(test: &str, rank: usize, size: usize, port: u16, folder: &Path) -> Chil
         .unwrap()
 }
 
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// The world of a process on this machine.
+fn world(rank: usize, size: usize, port: u16) -> World {
+    let variable = |name: &str| match name {
+        "RANK" | "LOCAL_RANK" => Some(rank.to_string()),
+        "WORLD_SIZE" => Some(size.to_string()),
+        "MASTER_ADDR" => Some("127.0.0.1".to_owned()),
+        "MASTER_PORT" => Some(port.to_string()),
+        _ => None,
+    };
+    World::from_variables(variable).unwrap().unwrap()
+}
+
 /// Runs all ranks of a test.
 fn run_ranks(test: &str, size: usize, folder: &Path) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    drop(listener);
+    let port = free_port();
     let ranks: Vec<_> = (0..size)
         .map(|rank| start(test, rank, size, port, folder))
         .collect();
@@ -259,23 +274,13 @@ fn a_resumed_run_has_the_bits_of_an_uninterrupted_one() {
 
 #[test]
 fn batches_that_cannot_be_shared_are_refused() {
-    let world = |rank: &str, size: &str| {
-        let variable = |name: &str| match name {
-            "RANK" => Some(rank.to_owned()),
-            "LOCAL_RANK" => Some("0".to_owned()),
-            "WORLD_SIZE" => Some(size.to_owned()),
-            "MASTER_ADDR" => Some("127.0.0.1".to_owned()),
-            "MASTER_PORT" => Some("29500".to_owned()),
-            _ => None,
-        };
-        World::from_variables(variable).unwrap().unwrap()
-    };
+    let world = |rank, size| world(rank, size, 29500);
     let mut train = config(1).train;
     (train.batch_size, train.accumulation) = (8, 2);
     // Every part is shared: the rows of the parts are 0 to 3 and 4 to 7.
-    assert_eq!(rows(&train, &world("0", "2")).unwrap(), [0, 1, 4, 5]);
-    assert_eq!(rows(&train, &world("1", "2")).unwrap(), [2, 3, 6, 7]);
-    let error = rows(&train, &world("0", "3")).unwrap_err();
+    assert_eq!(rows(&train, &world(0, 2)).unwrap(), [0, 1, 4, 5]);
+    assert_eq!(rows(&train, &world(1, 2)).unwrap(), [2, 3, 6, 7]);
+    let error = rows(&train, &world(0, 3)).unwrap_err();
     assert!(matches!(error, TrainError::Processes { processes: 3, .. }));
     let message = error.to_string();
     assert!(
@@ -286,17 +291,7 @@ fn batches_that_cannot_be_shared_are_refused() {
 
 #[test]
 fn repa_e_is_refused() {
-    let variable = |name: &str| {
-        ["RANK", "LOCAL_RANK"]
-            .contains(&name)
-            .then(|| "0".to_owned())
-    };
-    let variable = |name: &str| variable(name).or((name == "WORLD_SIZE").then(|| "1".to_owned()));
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port().to_string();
-    drop(listener);
-    let variable = |name: &str| variable(name).or((name == "MASTER_PORT").then(|| port.clone()));
-    let world = World::from_variables(variable).unwrap().unwrap();
+    let world = world(0, 1, free_port());
     let store = Store::connect(&world, TIMEOUT).unwrap();
     let group = ProcessGroup::gloo(&store, &world, "alone", TIMEOUT).unwrap();
     let mut trainer = Trainer::new(&repa_e(config(1)), inputs()).unwrap();
