@@ -268,6 +268,26 @@ fn a_panic_in_one_item_reaches_the_caller() {
 }
 
 #[test]
+fn streamed_values_are_where_they_belong() {
+    let mut memory = Output::<f32>::new(&[1000]).unwrap();
+    let memory = memory.as_mut_slice();
+    for (start, end) in [(0, 1000), (4, 990), (16, 800), (1, 3), (3, 3), (3, 400)] {
+        memory.fill(-1.0);
+        let values: Vec<f32> = (start..end).map(|index| index as f32).collect();
+        let middle = values.len() / 2;
+        kernel::stream(memory, |mut memory| {
+            memory.write(start + middle, &values[middle..]);
+            memory.write(start, &values[..middle]);
+        });
+        let mut expected = vec![-1.0; 1000];
+        expected[start..end].copy_from_slice(&values);
+        assert_eq!(memory, expected);
+    }
+    let beyond = AssertUnwindSafe(|| kernel::stream(memory, |mut to| to.write(999, &[0.0; 2])));
+    assert!(catch_unwind(beyond).is_err());
+}
+
+#[test]
 fn prefetching_beyond_the_end_is_allowed() {
     kernel::prefetch(&[1f32, 2.0], 1);
     kernel::prefetch(&[1f32, 2.0], usize::MAX);

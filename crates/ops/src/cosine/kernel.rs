@@ -10,7 +10,7 @@
 
 use std::marker::PhantomData;
 
-use torch_ext::kernel::{LANES, Real, Row, Stored, Vectorised, prefetch, sum_lanes};
+use torch_ext::kernel::{LANES, Real, Row, Stored, Stream, Vectorised, prefetch, sum_lanes};
 
 use super::settings::{NORM_EPS, ZScore};
 
@@ -23,13 +23,21 @@ const ROWS: usize = 8;
 pub(super) struct CosineSum<'a, Z, P, A> {
     pub(super) target: &'a [Z],
     pub(super) projected: &'a [P],
-    /// The destination of the gradient with respect to `projected`, if it is needed.
-    pub(super) gradient: Option<&'a mut [P]>,
+    pub(super) gradient: Gradient<'a, P>,
     pub(super) width: usize,
     pub(super) norm: Option<ZScore>,
     /// Gradient of the loss with respect to each token's cosine.
     pub(super) slope: f64,
     pub(super) accumulate_in: PhantomData<A>,
+}
+
+/// The destination of the gradient with respect to `projected`.
+pub(super) enum Gradient<'a, P> {
+    /// No gradient is needed.
+    None,
+    Cached(&'a mut [P]),
+    /// For a gradient that is too large for the cache.
+    Streamed(Stream<'a, P>),
 }
 
 impl<Z: Stored<A>, P: Stored<A>, A: Real> Vectorised for CosineSum<'_, Z, P, A> {
@@ -62,6 +70,10 @@ impl<Z: Stored<A>, P: Stored<A>, A: Real> Vectorised for CosineSum<'_, Z, P, A> 
             let count = (target.len() / width) as f64;
             to_shift_and_scale(row, shift, scale, count, norm);
         }
+        let mut streamed = match gradient {
+            Gradient::Streamed(_) => vec![P::narrow(A::default()); width],
+            _ => Vec::new(),
+        };
         let mut sum = 0.0;
         for (index, (z, p)) in target
             .chunks_exact(width)
@@ -72,11 +84,19 @@ impl<Z: Stored<A>, P: Stored<A>, A: Real> Vectorised for CosineSum<'_, Z, P, A> 
             let (cosine, target_factor, projected_factor) = products.derivative(slope);
             sum += cosine;
             let factors = [target_factor, projected_factor].map(A::from_f64);
-            let range = index * width..(index + 1) * width;
-            if let Some(gradient) = &mut gradient {
-                let out = gradient[range].iter_mut().zip(&*row).zip(p);
-                for ((out, &y), &p) in out {
-                    *out = combine(factors, y, p);
+            let start = index * width;
+            match &mut gradient {
+                Gradient::None => {}
+                Gradient::Cached(gradient) => {
+                    combine(factors, row, p, &mut gradient[start..][..width]);
+                }
+                Gradient::Streamed(gradient) => {
+                    let ahead = projected.get(start + 2 * width..).unwrap_or_default();
+                    for piece in 0..width / LANES {
+                        prefetch(ahead, piece * LANES);
+                    }
+                    combine(factors, row, p, &mut streamed);
+                    gradient.write(start, &streamed);
                 }
             }
         }
@@ -289,8 +309,15 @@ impl Products {
     }
 }
 
-/// Returns an element of the gradient: the sum of both tokens' elements, each times its factor.
+/// Writes a row of the gradient to `out`: the sum of both tokens' elements, each times its factor.
 #[inline(always)]
-fn combine<P: Stored<A>, A: Real>([target_factor, projected_factor]: [A; 2], y: A, p: P) -> P {
-    P::narrow(target_factor * y + projected_factor * p.widen())
+fn combine<P: Stored<A>, A: Real>(
+    [target_factor, projected_factor]: [A; 2],
+    row: &[A],
+    projected: &[P],
+    out: &mut [P],
+) {
+    for ((out, &y), &p) in out.iter_mut().zip(row).zip(projected) {
+        *out = P::narrow(target_factor * y + projected_factor * p.widen());
+    }
 }

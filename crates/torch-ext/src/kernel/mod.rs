@@ -10,7 +10,7 @@
 //!   libtorch is configured with, instead of two that compete;
 //! - [`vectorised`] compiles a loop for AVX-512, AVX2 and the baseline, and selects one at run time;
 //! - [`Real`] and [`Stored`] allow one loop for float32, float64 and bfloat16;
-//! - [`prefetch`] requests data before it is read.
+//! - [`prefetch`] requests data before it is read, and [`stream`] writes past the cache.
 //!
 //! ```
 //! use tch::{Device, Kind, Tensor};
@@ -41,6 +41,7 @@ mod parallel;
 mod prefetch;
 mod rows;
 mod simd;
+mod stream;
 
 pub use element::Element;
 pub use in_place::{InPlace, InPlaceScope, run_in_place};
@@ -50,3 +51,4 @@ pub use parallel::{for_each, for_each_with};
 pub use prefetch::prefetch;
 pub use rows::{InputRows, Rows, row_stride};
 pub use simd::{Vectorised, vectorised};
+pub use stream::{Stream, stream, streams};
