@@ -55,14 +55,6 @@ impl Batch {
         }
     }
 
-    pub(crate) fn clear(&mut self) {
-        self.images.clear();
-        self.masks = None;
-        self.labels.clear();
-        self.ids.clear();
-        self.flipped.clear();
-    }
-
     pub(crate) fn push(&mut self, id: u64, flipped: bool, sample: Rendered) {
         let plane = self.resolution as usize * self.resolution as usize;
         match (&mut self.masks, sample.mask) {

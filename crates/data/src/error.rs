@@ -316,6 +316,12 @@ pub enum DataError {
         /// What happened.
         problem: String,
     },
+    /// The other processes that read the same stream do not answer.
+    #[error("the processes that read the other rows of the batches do not answer: {source}")]
+    Peers {
+        /// The reason.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
 }
 
 impl DataError {

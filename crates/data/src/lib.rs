@@ -64,7 +64,7 @@ pub use classes::ClassMap;
 pub use cursor::Cursor;
 pub use dataset::{Dataset, OpenOptions};
 pub use error::{DataError, ImageError};
-pub use loader::{Loader, LoaderConfig};
+pub use loader::{Loader, LoaderConfig, Peers};
 pub use open::open;
 pub use render::Background;
 pub use sample::{Image, Sample};

@@ -2,25 +2,24 @@
 
 mod config;
 mod order;
+mod plan;
 mod pool;
-mod prefetch;
+mod samples;
+mod share;
 
-use std::collections::HashSet;
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 pub use self::config::LoaderConfig;
-use self::order::{EpochOrders, StreamPosition};
-use self::pool::Pool;
-use self::prefetch::PrefetchWindow;
+use self::order::EpochOrders;
+use self::plan::{BatchPlan, Corrupt, EmptyEpoch, StreamState, TooManyCorrupt, plan};
+use self::samples::Samples;
+pub use self::share::Peers;
+use self::share::Share;
 use crate::batch::Batch;
 use crate::cursor::Cursor;
 use crate::dataset::Dataset;
 use crate::error::DataError;
-use crate::render;
-
-/// Smallest number of samples that the share of corrupt samples refers to, or one epoch if that is less: one
-/// bad image among the first ten does not mean that a tenth of the data is corrupt.
-const MIN_SAMPLES_FOR_SHARE: u64 = 1000;
 
 /// An endless iterator of batches, epoch after epoch.
 ///
@@ -30,20 +29,23 @@ const MIN_SAMPLES_FOR_SHARE: u64 = 1000;
 ///
 /// A corrupt sample is skipped and replaced by the next one in the order. Its index is logged the first
 /// time. If the share of corrupt samples exceeds [`LoaderConfig::max_corrupt_share`], or an epoch yields no
-/// batch, the stream returns an error. After an error it ends.
+/// batch, the stream returns an error. After an error it ends. A sample that was corrupt once is not read again.
+///
+/// Several processes can read the same stream, each other rows of its batches: see [`shared`](Self::shared).
 ///
 /// Dropping the loader stops its threads and waits for them.
 pub struct Loader {
     dataset: Arc<dyn Dataset>,
     config: LoaderConfig,
-    cursor: Cursor,
-    /// Whether the current epoch has yielded a batch.
-    epoch_has_batch: bool,
+    /// After the last batch.
+    state: StreamState,
     orders: EpochOrders,
-    /// Samples being prefetched; `None` without workers.
-    window: Option<PrefetchWindow>,
-    /// Indices of the corrupt samples that were logged.
-    logged: HashSet<u64>,
+    samples: Samples,
+    /// The batches that follow, as far as they are planned.
+    planned: VecDeque<BatchPlan>,
+    corrupt: Corrupt,
+    /// `None` if this loader reads all rows.
+    share: Option<Share>,
     failed: bool,
 }
 
@@ -80,27 +82,33 @@ impl Loader {
             });
         }
         let orders = EpochOrders::new(&config, len as usize);
-        let window = match config.workers {
-            0 => None,
-            workers => {
-                let dataset = Arc::clone(&dataset);
-                let pool = Pool::start(workers, dataset, config.resolution, config.background)?;
-                Some(PrefetchWindow::new(pool, &config, cursor))
-            }
+        let state = StreamState {
+            cursor,
+            epoch_has_batch: cursor.position > 0,
         };
-        let epoch_has_batch = cursor.position > 0;
-        let logged = HashSet::new();
-        let failed = false;
         Ok(Self {
+            samples: Samples::new(Arc::clone(&dataset), config.clone())?,
             dataset,
             config,
-            cursor,
-            epoch_has_batch,
+            state,
             orders,
-            window,
-            logged,
-            failed,
+            planned: VecDeque::new(),
+            corrupt: Corrupt::new(),
+            share: None,
+            failed: false,
         })
+    }
+
+    /// Reads only `rows` of each batch, which the batches then consist of; `peers` read the others. Together the
+    /// processes read the batches that one loader would: cursors and numbers of corrupt samples are those of the whole
+    /// batches.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Config`] if a batch has no such row.
+    pub fn shared(mut self, rows: Vec<usize>, peers: Box<dyn Peers>) -> Result<Self, DataError> {
+        self.share = Some(Share::new(rows, self.config.batch_size, peers)?);
+        Ok(self)
     }
 
     /// The configuration.
@@ -110,12 +118,12 @@ impl Loader {
 
     /// The position of the stream after the last batch.
     pub fn cursor(&self) -> Cursor {
-        self.cursor
+        self.state.cursor
     }
 
     /// Number of corrupt samples since the start of the run, including the part before a resume.
     pub fn skipped(&self) -> u64 {
-        self.cursor.skipped
+        self.state.cursor.skipped
     }
 
     /// Number of batches per epoch if no sample is corrupt.
@@ -124,83 +132,130 @@ impl Loader {
     }
 
     fn next_batch(&mut self) -> Result<Batch, DataError> {
-        let len = self.dataset.len();
-        let batch_size = self.config.batch_size;
-        let mut batch = Batch::empty(self.config.resolution, batch_size);
-        while batch.len() < batch_size {
-            let attainable = batch.len() as u64 + (len - self.cursor.position);
-            if attainable < batch_size as u64 {
-                self.next_epoch(attainable)?;
-                batch.clear();
-            }
-            let position = StreamPosition::of(self.cursor);
-            let task = self.orders.task(position);
-            let (resolution, background) = (self.config.resolution, self.config.background);
-            let rendered = match &mut self.window {
-                Some(window) => window.take(&mut self.orders, position, batch.len())?,
-                None => render::read(
-                    &*self.dataset,
-                    task.index,
-                    resolution,
-                    background,
-                    task.flip,
-                ),
+        loop {
+            self.plan_ahead()?;
+            let Some(next) = self.planned.pop_front() else {
+                continue;
             };
-            self.cursor.position += 1;
-            self.cursor.seen += 1;
-            match rendered {
-                Ok(sample) => batch.push(task.index, task.flip, sample),
-                Err(error) => self.skip(task.index, error)?,
+            let found = self.decode(&next)?;
+            match next.too_many {
+                Some(last) if found.is_empty() => return Err(self.too_many(last)),
+                None if found.is_empty() => return self.assemble(next),
+                _ => {}
+            }
+            // The corrupt samples are replaced by the next ones in the order.
+            self.planned.clear();
+            for index in found {
+                self.corrupt.entry(index).or_insert(None);
             }
         }
-        self.epoch_has_batch = true;
-        batch.cursor = self.cursor;
-        Ok(batch)
     }
 
-    /// Drops the rest of the epoch, which has at most `valid` usable samples for one batch.
-    fn next_epoch(&mut self, valid: u64) -> Result<(), DataError> {
-        if !self.epoch_has_batch {
-            return Err(DataError::EmptyEpoch {
-                dataset: self.dataset.name().to_owned(),
-                epoch: self.cursor.epoch,
-                valid,
-                batch_size: self.config.batch_size,
-            });
-        }
-        self.epoch_has_batch = false;
-        self.cursor.epoch += 1;
-        self.cursor.position = 0;
-        self.orders.forget_before(self.cursor.epoch);
-        if let Some(window) = &mut self.window {
-            window.forget_before(self.cursor.epoch);
+    /// Plans the next batch and those to prefetch, and requests their samples.
+    ///
+    /// Which sample belongs to a position does not depend on which samples are corrupt; only which of them form a batch
+    /// does. The samples of batches that are planned again are therefore not read again.
+    fn plan_ahead(&mut self) -> Result<(), DataError> {
+        let ahead = match self.config.workers {
+            0 => 0,
+            _ => self.config.prefetch,
+        };
+        while self.planned.len() <= ahead {
+            let start = self.planned.back().map_or(self.state, |plan| plan.after);
+            let plan = match plan(start, &mut self.orders, &self.corrupt, &self.config) {
+                Ok(plan) => plan,
+                Err(EmptyEpoch { epoch, valid }) if self.planned.is_empty() => {
+                    return Err(DataError::EmptyEpoch {
+                        dataset: self.dataset.name().to_owned(),
+                        epoch,
+                        valid,
+                        batch_size: self.config.batch_size,
+                    });
+                }
+                // It is returned when the stream gets there, unless more samples are corrupt until then.
+                Err(_) => break,
+            };
+            for (row, &(position, task)) in plan.rows.iter().enumerate() {
+                if self.reads(row) {
+                    self.samples.request(position, task)?;
+                }
+            }
+            self.planned.push_back(plan);
         }
         Ok(())
     }
 
-    /// Counts a corrupt sample. Returns an error for other failures, and if too many samples are corrupt.
-    fn skip(&mut self, index: u64, error: DataError) -> Result<(), DataError> {
-        if !error.is_corrupt_sample() {
-            return Err(error);
+    /// Waits for the samples of a batch. Returns those that are corrupt.
+    fn decode(&mut self, plan: &BatchPlan) -> Result<Vec<u64>, DataError> {
+        let mut found = Vec::new();
+        for (row, &(position, task)) in plan.rows.iter().enumerate() {
+            if !self.reads(row) {
+                continue;
+            }
+            let Err(error) = self.samples.wait(position, task)? else {
+                continue;
+            };
+            if !error.is_corrupt_sample() {
+                return Err(error);
+            }
+            tracing::warn!(index = task.index, %error, "skipping a corrupt sample");
+            self.corrupt.insert(task.index, Some(error));
+            found.push(task.index);
         }
-        if self.logged.insert(index) {
-            tracing::warn!(index, %error, "skipping a corrupt sample");
+        match &mut self.share {
+            Some(share) => share.union(&found),
+            None => Ok(found),
         }
-        self.cursor.skipped += 1;
-        let samples = MIN_SAMPLES_FOR_SHARE
-            .min(self.dataset.len())
-            .max(self.cursor.seen);
-        let allowed = self.config.max_corrupt_share * samples as f64;
-        if self.cursor.skipped as f64 <= allowed {
-            return Ok(());
+    }
+
+    /// Makes a batch of decoded samples, and moves the stream behind it.
+    fn assemble(&mut self, plan: BatchPlan) -> Result<Batch, DataError> {
+        let mut batch = Batch::empty(self.config.resolution, plan.rows.len());
+        for (row, (position, task)) in plan.rows.into_iter().enumerate() {
+            if !self.reads(row) {
+                continue;
+            }
+            let sample = match self.samples.take(position) {
+                Some(sample) => sample,
+                None => self.samples.read(task)?,
+            };
+            batch.push(task.index, task.flip, sample);
         }
-        Err(DataError::TooManyCorrupt {
+        if plan.after.cursor.epoch > self.state.cursor.epoch {
+            self.orders.forget_before(plan.after.cursor.epoch);
+            self.samples.forget_before(plan.after.cursor.epoch);
+        }
+        self.state = plan.after;
+        batch.cursor = self.state.cursor;
+        Ok(batch)
+    }
+
+    fn reads(&self, row: usize) -> bool {
+        self.share.as_ref().is_none_or(|share| share.has(row))
+    }
+
+    fn too_many(&mut self, TooManyCorrupt { cursor, index }: TooManyCorrupt) -> DataError {
+        let last = self.corrupt.get_mut(&index).and_then(Option::take);
+        DataError::TooManyCorrupt {
             dataset: self.dataset.name().to_owned(),
-            skipped: self.cursor.skipped,
-            seen: self.cursor.seen,
+            skipped: cursor.skipped,
+            seen: cursor.seen,
             max_share: self.config.max_corrupt_share,
-            last: Box::new(error),
-        })
+            // Another process may have read it.
+            last: Box::new(last.unwrap_or_else(|| self.read_corrupt(index))),
+        }
+    }
+
+    /// The error of a sample that is known to be corrupt.
+    fn read_corrupt(&self, index: u64) -> DataError {
+        match self.dataset.read(index) {
+            Err(error) => error,
+            Ok(_) => DataError::Sample {
+                dataset: self.dataset.name().to_owned(),
+                index,
+                reason: "another process could not read it".to_owned(),
+            },
+        }
     }
 }
 

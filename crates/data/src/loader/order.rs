@@ -20,14 +20,6 @@ impl StreamPosition {
             offset: cursor.position,
         }
     }
-
-    /// The next position in the same epoch.
-    pub(super) fn next_in_epoch(self) -> Self {
-        StreamPosition {
-            offset: self.offset + 1,
-            ..self
-        }
-    }
 }
 
 /// The sample to read for a position.

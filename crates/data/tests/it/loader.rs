@@ -1,12 +1,13 @@
 use std::collections::HashSet;
+use std::error::Error;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use data::{
-    Background, Batch, Cursor, DataError, Dataset, Image, Loader, LoaderConfig, OpenOptions,
+    Background, Batch, Cursor, DataError, Dataset, Image, Loader, LoaderConfig, OpenOptions, Peers,
     Sample, open, seed,
 };
 use proptest::prelude::*;
@@ -264,6 +265,121 @@ fn corrupt_samples_are_counted_each_time() {
     assert!((2..=6).contains(&loader.skipped()), "{}", loader.skipped());
 }
 
+/// The loaders of a test, each in a thread, that read one stream.
+struct Threads {
+    /// Indices from each loader, in the round that is being collected.
+    rounds: Arc<(Barrier, Mutex<HashSet<u64>>)>,
+}
+
+impl Peers for Threads {
+    fn union(&mut self, corrupt: &[u64]) -> Result<Vec<u64>, Box<dyn Error + Send + Sync>> {
+        let (barrier, found) = &*self.rounds;
+        found.lock().unwrap().extend(corrupt);
+        barrier.wait();
+        let union = found.lock().unwrap().iter().copied().collect();
+        if barrier.wait().is_leader() {
+            found.lock().unwrap().clear();
+        }
+        barrier.wait();
+        Ok(union)
+    }
+}
+
+/// The batches of `processes` loaders that share a stream, each with its rows; put together again.
+fn shared_batches(
+    dataset: &Arc<Synthetic>,
+    config: &LoaderConfig,
+    processes: usize,
+    n: usize,
+) -> Vec<Result<Batch, String>> {
+    let rounds = Arc::new((Barrier::new(processes), Mutex::default()));
+    let share = config.batch_size / processes;
+    let loaders = (0..processes).map(|process| {
+        let rows = (process * share..(process + 1) * share).collect();
+        let peers = Box::new(Threads {
+            rounds: Arc::clone(&rounds),
+        });
+        let loader = Loader::new(dataset.clone(), config.clone(), Cursor::default()).unwrap();
+        let loader = loader.shared(rows, peers).unwrap();
+        thread::spawn(move || loader.take(n).collect::<Vec<_>>())
+    });
+    let threads: Vec<_> = loaders.collect();
+    let mut streams: Vec<_> = threads
+        .into_iter()
+        .map(|thread| thread.join().unwrap().into_iter())
+        .collect();
+    let mut together = Vec::new();
+    while let Some(first) = streams[0].next() {
+        let mut batch = first.map_err(|error| error.to_string());
+        for stream in &mut streams[1..] {
+            let part = stream.next().unwrap().map_err(|error| error.to_string());
+            match (&mut batch, part) {
+                (Ok(batch), Ok(part)) => {
+                    assert_eq!(batch.cursor, part.cursor);
+                    // A loader knows nothing of the masks of other rows.
+                    batch.masks = None;
+                    batch.images.extend(part.images);
+                    batch.labels.extend(part.labels);
+                    batch.ids.extend(part.ids);
+                    batch.flipped.extend(part.flipped);
+                }
+                (Err(error), Err(other)) => assert_eq!(*error, other),
+                (batch, part) => panic!("{batch:?} and {part:?}"),
+            }
+        }
+        together.push(batch);
+    }
+    together
+}
+
+#[test]
+fn several_loaders_read_the_batches_of_one() {
+    for (corrupt, workers) in [(vec![], 2), (vec![2, 9, 17, 18], 0), (vec![0, 5, 39], 3)] {
+        let dataset = synthetic(43, corrupt);
+        let config = LoaderConfig {
+            flip: true,
+            max_corrupt_share: 0.2,
+            ..config(8, workers)
+        };
+        let mut expected = batches(&dataset, config.clone(), Cursor::default(), 15);
+        expected.iter_mut().for_each(|batch| batch.masks = None);
+        for processes in [2, 4] {
+            let found = shared_batches(&dataset, &config, processes, 15);
+            let found: Vec<Batch> = found.into_iter().map(Result::unwrap).collect();
+            assert_eq!(found, expected);
+        }
+    }
+    // Each process decodes only its rows.
+    let dataset = synthetic(16, []);
+    shared_batches(&dataset, &config(8, 0), 2, 2);
+    assert_eq!(dataset.reads.load(Ordering::SeqCst), 16);
+}
+
+#[test]
+fn loaders_that_share_a_stream_end_with_the_same_error() {
+    let config = LoaderConfig {
+        max_corrupt_share: 0.1,
+        ..config(8, 2)
+    };
+    let dataset = synthetic(100, 0..30);
+    let mut alone = Loader::new(dataset.clone(), config.clone(), Cursor::default()).unwrap();
+    let expected = alone.find_map(Result::err).unwrap().to_string();
+    let found = shared_batches(&dataset, &config, 2, 30);
+    assert_eq!(found.last().unwrap().as_ref().unwrap_err(), &expected);
+}
+
+#[test]
+fn a_row_outside_the_batch_is_refused() {
+    let loader = Loader::new(synthetic(20, []), config(4, 0), Cursor::default()).unwrap();
+    let rounds = Arc::new((Barrier::new(1), Mutex::default()));
+    let error = loader.shared(vec![1, 4], Box::new(Threads { rounds }));
+    let message = error.err().unwrap().to_string();
+    assert!(
+        message.contains("rows") && message.contains('4'),
+        "{message}"
+    );
+}
+
 #[test]
 fn too_many_corrupt_samples_end_the_stream() {
     for workers in [0, 3] {
@@ -387,12 +503,12 @@ fn prefetching_is_bounded() {
     let mut loader = Loader::new(dataset.clone(), config, Cursor::default()).unwrap();
     loader.next().unwrap().unwrap();
     let reads = || dataset.reads.load(Ordering::SeqCst);
-    // The batch that was taken, and a window of three batches that starts at its last sample.
-    while reads() < 39 {
+    // The batch that was taken, and two batches ahead.
+    while reads() < 30 {
         thread::sleep(Duration::from_millis(1));
     }
     thread::sleep(Duration::from_millis(30));
-    assert_eq!(reads(), 39);
+    assert_eq!(reads(), 30);
 }
 
 #[test]
@@ -408,7 +524,8 @@ fn dropping_a_loader_ends_its_threads() {
     };
     let mut loader = Loader::new(dataset.clone(), config, Cursor::default()).unwrap();
     loader.next().unwrap().unwrap();
-    assert_eq!(Arc::strong_count(&dataset), 5);
+    // The test, the loader twice, and three threads.
+    assert_eq!(Arc::strong_count(&dataset), 6);
     drop(loader);
     assert_eq!(Arc::strong_count(&dataset), 1);
     // Ten thousand samples were queued, which would take half a second; most of them were not decoded.
