@@ -14,6 +14,9 @@ use crate::{
 /// Environment variable with additional folders of encoder files, separated as in `PATH`.
 const FOLDERS_VARIABLE: &str = "IREPA_ENCODERS";
 
+/// Folders of encoder files, relative to the folder of the project.
+const PROJECT_FOLDERS: [&str; 2] = ["experiments/encoders", "pretrained"];
+
 /// Names of the files of [`Inception`](crate::Inception), which are in the same folders but are not encoders.
 pub(crate) const INCEPTION_NAMES: [&str; 2] = ["inception", "inception-pytorch-fid"];
 
@@ -88,6 +91,34 @@ impl Registry {
                 .chain(std::env::split_paths(&extra).filter(|path| !path.as_os_str().is_empty()))
                 .collect(),
         }
+    }
+
+    /// The encoders of the project: a registry that searches `experiments/encoders` and `pretrained` in the working
+    /// directory and in the ancestors of `file`, of the working directory and of the program, which `cargo` builds inside
+    /// the project; and the folders in `IREPA_ENCODERS`.
+    pub fn of_project(file: Option<&Path>) -> Self {
+        let absolute = |path: &Path| std::path::absolute(path).ok();
+        let starts = [
+            file.and_then(absolute),
+            absolute(Path::new(".")),
+            std::env::current_exe().ok(),
+        ];
+        let ancestors = starts.iter().flatten().flat_map(|path| path.ancestors());
+        let mut folders: Vec<PathBuf> = PROJECT_FOLDERS.map(PathBuf::from).to_vec();
+        let mut seen: Vec<PathBuf> = folders
+            .iter()
+            .filter_map(|path| path.canonicalize().ok())
+            .collect();
+        for folder in ancestors.flat_map(|path| PROJECT_FOLDERS.map(|folder| path.join(folder))) {
+            let Ok(real) = folder.canonicalize() else {
+                continue;
+            };
+            if !seen.contains(&real) {
+                seen.push(real);
+                folders.push(folder);
+            }
+        }
+        Self::new(&folders)
     }
 
     /// All names: the set `embedded`, installed files, and encoders of the catalogue.

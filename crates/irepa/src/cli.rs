@@ -32,7 +32,7 @@ pub enum Command {
     Sweep(SweepArgs),
     /// Train one configuration.
     #[command(
-        after_help = "Example:\n  runner train configs/embedded.toml --out runs/mine --set train.seed=1"
+        after_help = "Examples:\n  runner train configs/embedded.toml --out runs/mine --set train.seed=1\n  runner train configs/embedded.toml --processes 2\n  torchrun --no-python --nproc-per-node 8 runner train configs/embedded.toml --resume"
     )]
     Train(TrainArgs),
     /// Draw samples from a checkpoint, as PNG files or an ADM .npz.
@@ -122,9 +122,18 @@ pub struct TrainArgs {
     /// Folder of the run; by default `runs/NAME`, where NAME is the name of the file without its extension.
     #[arg(long)]
     pub out: Option<PathBuf>,
-    /// Where to train: auto, cpu, cuda or cuda:N.
+    /// Where to train: auto, cpu, cuda or cuda:N. Of several processes, each takes the device of its number.
     #[arg(long, default_value = "auto")]
     pub device: String,
+    /// Train on several CUDA devices of this machine, one process each, which share every batch: 0-7, 0,2 or all.
+    #[arg(long, value_name = "LIST", conflicts_with_all = ["device", "processes"])]
+    pub devices: Option<String>,
+    /// Number of processes on this machine that share every batch. torchrun, srun and mpirun start processes themselves.
+    #[arg(long, value_name = "N")]
+    pub processes: Option<NonZeroUsize>,
+    /// One of the processes that another one has started; the end of standard input interrupts it.
+    #[arg(long, hide = true)]
+    pub launched: bool,
     /// Change a setting; can be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub settings: Vec<String>,

@@ -1,7 +1,6 @@
 //! The error of a command, with its exit code.
 
 use std::fmt;
-use std::process::ExitCode;
 
 use data::DataError;
 use evaluation::EvaluationError;
@@ -33,6 +32,14 @@ impl Failure {
         }
     }
 
+    /// Replaces the error by another one with the same exit code.
+    pub fn because(self, error: impl fmt::Display) -> Self {
+        Self {
+            error: anyhow::anyhow!("{error}"),
+            ..self
+        }
+    }
+
     /// Whether the error is that a checkpoint is damaged. Other errors do not show that it is.
     pub fn is_damage(&self) -> bool {
         let error = self.error.downcast_ref::<CheckpointError>();
@@ -40,8 +47,8 @@ impl Failure {
     }
 
     /// The exit code: 2 for an error of usage or configuration, 1 for any other error.
-    pub fn exit_code(&self) -> ExitCode {
-        ExitCode::from(if self.usage { 2 } else { 1 })
+    pub fn code(&self) -> u8 {
+        if self.usage { 2 } else { 1 }
     }
 }
 
@@ -60,6 +67,8 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
                         | SweepError::Only { .. }
                         | SweepError::Out { .. }
                         | SweepError::Resume { .. }
+                        | SweepError::Ranks(_)
+                        | SweepError::Shared { .. }
                 )
             );
         Self { error, usage }

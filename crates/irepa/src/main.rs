@@ -44,7 +44,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(failure) => {
             errln!("error: {failure}");
-            failure.exit_code()
+            ExitCode::from(failure.code())
         }
     };
     let write_error = output::finish();

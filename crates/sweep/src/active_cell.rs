@@ -13,6 +13,7 @@ use crate::context::{Context, InitialWeights};
 use crate::failure::{Reached, Reason, fail, hardware, now};
 use crate::measures::{describe, judges};
 use crate::planned::{Planned, empty_row};
+use crate::ranks::Ranks;
 use crate::token_source::TokenSource;
 use evaluation::{EvaluationError, Judges};
 use report::image_grid::{GridLayout, write_grid};
@@ -277,7 +278,17 @@ fn open(context: &Context, planned: &Planned, source: &TokenSource) -> Result<Ru
     if let Some(init) = context.init {
         initialise(context, &mut run, init).map_err(Unopened::Failed)?;
     }
+    if let Some(ranks) = context.ranks {
+        join(ranks, &mut run).map_err(Unopened::NotRun)?;
+    }
     Ok(run)
+}
+
+/// Tells the other ranks that the run is open, and shares its batches with them.
+fn join(ranks: &Ranks, run: &mut Run) -> Result<(), Reason> {
+    ranks.opened()?;
+    run.distribute(ranks.training_group()?)?;
+    Ok(())
 }
 
 /// Loads the initial weights of a new run, and prints which weights did not match.

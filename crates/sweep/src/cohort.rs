@@ -1,9 +1,7 @@
 //! Trains the cells of a cohort, which have the same batches and encoder, from one stream of batches and tokens.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
-use data::Loader;
 use tch::Tensor;
 use training::DeviceBatch;
 
@@ -17,7 +15,7 @@ use crate::latent_source::LatentSource;
 use crate::measures::{judges, measure_encoder};
 use crate::memory::MemoryBudget;
 use crate::planned::Planned;
-use crate::prefetch::{BatchMaker, Prefetcher, PreparedBatch};
+use crate::prefetch::{BatchMaker, Prefetcher, PreparedBatch, open_stream};
 use crate::token_source::TokenSource;
 use evaluation::{EvaluationError, Judges};
 
@@ -163,7 +161,6 @@ impl<'a> Group<'a> {
             }
         };
         self.counts_memory = torch_ext::device::reset_peak_memory(context.device).unwrap_or(false);
-        let config = &first.cell.config;
         let (source, latents, budget) = match open_sources(context, first) {
             Ok(opened) => opened,
             Err(reason) => {
@@ -221,15 +218,15 @@ impl<'a> Group<'a> {
         let source = match self.needs_batch(position) {
             false => source,
             true => {
-                let maker = BatchMaker {
-                    loader: Loader::new(Arc::clone(&first.training), config.loader(), cursor)?,
-                    latents,
-                    tokens: source,
-                    device: context.device,
-                };
-                let ahead = config.data.encode_ahead;
-                let ahead = ahead.unwrap_or_else(|| maker.gains_from_thread());
-                let mut batches = Prefetcher::new(maker, context.device, ahead)?;
+                if let Some(ranks) = context.ranks {
+                    let interrupted = context.is_interrupted();
+                    ranks.go(position, !interrupted)?;
+                    if interrupted {
+                        self.suspend(context);
+                        return Ok(());
+                    }
+                }
+                let mut batches = open_stream(context, first, (source, latents), cursor)?;
                 self.train_on(context, &mut batches, position, &mut loaded)?;
                 batches.finish()?.tokens
             }
@@ -268,8 +265,9 @@ impl<'a> Group<'a> {
         mut position: u64,
         loaded: &mut Option<Judges>,
     ) -> Result<(), Reason> {
+        let start = position;
         while self.needs_batch(position) {
-            if context.is_interrupted() {
+            if self.must_stop(context, position, start)? {
                 self.suspend(context);
                 break;
             }
@@ -287,6 +285,25 @@ impl<'a> Group<'a> {
             position += 1;
         }
         Ok(())
+    }
+
+    /// Whether the training must stop at `position`, after `start`. If several ranks train a cell, they stop at the same
+    /// step. After an evaluation, the others wait for the decision of this one.
+    fn must_stop(&mut self, context: &Context, position: u64, start: u64) -> Result<bool, Reason> {
+        let interrupted = context.is_interrupted();
+        let (Some(ranks), Some(cell)) = (context.ranks, self.active.first_mut()) else {
+            return Ok(interrupted);
+        };
+        let config = &cell.planned.cell.config;
+        if position > start && config.evaluate.is_due(position) {
+            ranks.go(position, !interrupted)?;
+            return Ok(interrupted);
+        }
+        if interrupted {
+            cell.run.ask_to_stop();
+        }
+        let last = cell.run.trainer().stop_after();
+        Ok(last.is_some_and(|last| position >= last))
     }
 
     /// Handles a batch at `position` that cannot be made. Saves all unfinished cells and fails those that need the
@@ -372,7 +389,8 @@ impl<'a> Group<'a> {
     ) -> Result<(), Reason> {
         let mut index = 0;
         while let Some(cell) = self.active.get_mut(index) {
-            if context.is_interrupted() {
+            // The other ranks do not know of the interruption yet.
+            if context.is_interrupted() && context.ranks.is_none() {
                 break;
             }
             match run(cell) {

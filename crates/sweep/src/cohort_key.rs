@@ -111,6 +111,7 @@ impl CohortSettings {
             deterministic,
             fused: _,
             cuda_graphs: _,
+            reduce_dtype: _,
             seed,
             ema_decay: _,
             second_ema_decay: _,

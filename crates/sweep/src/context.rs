@@ -9,6 +9,7 @@ use evaluation::encoder_bank::EncoderBank;
 use tch::{Device, Tensor};
 
 use crate::progress::Progress;
+use crate::ranks::Ranks;
 
 /// Initial weights of a run.
 #[derive(Debug)]
@@ -35,6 +36,8 @@ pub(crate) struct Context<'a> {
     /// Whether the judges are loaded before training, so that other processes find the statistics of real images when
     /// they need them.
     pub(crate) judges_first: bool,
+    /// The processes that train the only cell together with this one.
+    pub(crate) ranks: Option<&'a Ranks>,
     /// Why cells failed or were not run, by cell id.
     pub(crate) failures: Mutex<BTreeMap<String, String>>,
 }
@@ -56,6 +59,7 @@ impl<'a> Context<'a> {
             init: None,
             memory_limit: None,
             judges_first: false,
+            ranks: None,
             failures: Mutex::default(),
         }
     }

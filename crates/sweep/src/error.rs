@@ -9,10 +9,11 @@ use report::ReportError;
 use report::results::ResultsError;
 use thiserror::Error;
 use torch_ext::TorchError;
-use training::CheckpointError;
+use training::{CheckpointError, TrainError};
 
 use crate::cell_folder::CellFolderError;
 use crate::config_file::ConfigError;
+use crate::ranks::RanksError;
 
 /// Why a sweep or a single run could not start, or could not write its results.
 #[derive(Debug, Error)]
@@ -59,6 +60,17 @@ pub enum SweepError {
         path: PathBuf,
         /// The error of the operating system.
         source: io::Error,
+    },
+    /// Several processes cannot train the model together.
+    #[error(transparent)]
+    Ranks(#[from] RanksError),
+    /// The batch cannot be shared, or this model is trained by one process only.
+    #[error("{}: {source}", origin.display())]
+    Shared {
+        /// The configuration file.
+        origin: PathBuf,
+        /// The reason.
+        source: Box<TrainError>,
     },
     /// A worker process cannot be started.
     #[error("cannot start a worker: {source}; --workers 1 runs all cells in this process")]

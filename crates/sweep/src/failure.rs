@@ -50,6 +50,13 @@ impl Reason {
     }
 }
 
+impl Reason {
+    /// Whether an operation of several ranks failed, judged by the message of [`torch_ext::TorchError::Distributed`].
+    pub(crate) fn is_of_ranks(&self) -> bool {
+        self.0.contains(" on rank ")
+    }
+}
+
 /// The progress of a cell when it failed.
 pub(crate) struct Reached {
     /// Completed optimiser steps.
@@ -59,7 +66,14 @@ pub(crate) struct Reached {
 }
 
 /// Writes the result of a failed cell and prints the reason. An earlier result with status `done` is kept.
+///
+/// If another rank has ended, the cell itself has not failed: it is reported as not run, and can be resumed.
 pub(crate) fn fail(context: &Context, planned: &Planned, reached: Reached, reason: &Reason) {
+    if context.ranks.is_some() && reason.is_of_ranks() {
+        context.note_failure(&planned.cell.id, &reason.0);
+        context.progress.closed(&planned.cell.id);
+        return;
+    }
     let mut row = empty_row(&planned.cell, Status::Failed);
     row.steps = Some(reached.steps);
     row.reason = reason.0.clone();

@@ -5,6 +5,7 @@
 //! - [`run()`] runs them, in several processes at the same time ([`Workers`]). Cells with the same data and encoder form a cohort, which is trained from one stream of
 //!   batches. [`train`] runs a single configuration the same way.
 //! - [`cell_folder`] reads and writes the folder of a cell: its configuration, result, samples and lock.
+//! - [`ranks`] trains one configuration with several processes.
 //! - [`prepare`] computes feature caches and latents before training.
 //! - [`config_file`] merges configuration files, their `base` files and the settings of the command line.
 //!
@@ -52,6 +53,7 @@ mod planned;
 mod prefetch;
 pub mod prepare;
 mod progress;
+pub mod ranks;
 mod results_file;
 mod resume;
 mod run;

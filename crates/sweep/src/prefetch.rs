@@ -3,17 +3,20 @@
 use std::any::Any;
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{self, JoinHandle};
 
-use data::Loader;
+use data::{Cursor, Loader};
 use tch::{Device, Tensor};
 use torch_ext::TorchError;
 use torch_ext::stream::{Event, Stream};
 use training::DeviceBatch;
 
+use crate::context::Context;
 use crate::failure::Reason;
 use crate::latent_source::LatentSource;
+use crate::planned::Planned;
 use crate::token_source::TokenSource;
 
 /// A batch, and the patch tokens `[B, T, D]` of each encoder.
@@ -78,6 +81,30 @@ impl BatchSource for BatchMaker {
         let tokens = self.tokens.tokens(&batch)?;
         Ok(Some(PreparedBatch { batch, tokens }))
     }
+}
+
+/// Opens the stream of the batches of a cell's cohort from `cursor` on; among several ranks, of this one's rows.
+pub(crate) fn open_stream(
+    context: &Context,
+    planned: &Planned,
+    (tokens, latents): (TokenSource, LatentSource),
+    cursor: Cursor,
+) -> Result<Prefetcher<BatchMaker>, Reason> {
+    let config = &planned.cell.config;
+    let mut loader = Loader::new(Arc::clone(&planned.training), config.loader(), cursor)?;
+    if let Some(ranks) = context.ranks {
+        let rows = training::rows(&config.train, ranks.world())?;
+        loader = loader.shared(rows, Box::new(ranks.peers()?))?;
+    }
+    let maker = BatchMaker {
+        loader,
+        latents,
+        tokens,
+        device: context.device,
+    };
+    let ahead = config.data.encode_ahead;
+    let ahead = ahead.unwrap_or_else(|| maker.gains_from_thread());
+    Prefetcher::new(maker, context.device, ahead)
 }
 
 /// Makes the next batch and turns a panic into an error, so that it fails only the cells that need the batch.

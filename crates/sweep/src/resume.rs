@@ -112,9 +112,27 @@ fn differences(
         Err(error) => return Err(unreadable(error)),
     };
     let new = config_file::to_file(config).map_err(|error| unreadable(io::Error::other(error)))?;
-    let (Ok(old), Ok(new)) = (old.parse::<Table>(), new.parse::<Table>()) else {
+    let Some(found) = differing(&old, &new, counts, ("was", "is")) else {
         return Ok(Some(vec!["its config.toml is damaged".to_owned()]));
     };
+    Ok((!found.is_empty()).then_some(found))
+}
+
+/// The settings that differ between two configuration files, with both values.
+pub(crate) fn list_differences(first: &str, other: &str) -> String {
+    let found = differing(first, other, |_| true, ("is", "there"));
+    list(&found.unwrap_or_default())
+}
+
+/// The settings accepted by `counts` that differ between two configuration files, each with both values and a verb before
+/// each. `None` if a file is no TOML.
+fn differing(
+    old: &str,
+    new: &str,
+    counts: impl Fn(&str) -> bool,
+    (before, after): (&str, &str),
+) -> Option<Vec<String>> {
+    let (old, new) = (old.parse::<Table>().ok()?, new.parse::<Table>().ok()?);
     let (old, new) = (config_file::leaves(&old), config_file::leaves(&new));
     let keys = old
         .keys()
@@ -124,12 +142,11 @@ fn differences(
             .get(key)
             .map_or("not set".to_owned(), Value::to_string)
     };
-    let found: Vec<String> = keys
+    let found = keys
         .filter(|key| counts(key) && old.get(*key) != new.get(*key))
         .map(|key| {
             let (old, new) = (value(&old, key), value(&new, key));
-            format!("{key} was {old} and is {new}")
-        })
-        .collect();
-    Ok((!found.is_empty()).then_some(found))
+            format!("{key} {before} {old} and {after} {new}")
+        });
+    Some(found.collect())
 }

@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use encoders::Registry;
+use tch::Device;
 
 use crate::cell_folder::CellFolder;
 use crate::cohort::{self, Cohort};
@@ -14,6 +16,7 @@ use crate::experiment::{Cell, PLAIN_VARIANT};
 use crate::failure::report_not_run;
 use crate::planned::{Datasets, empty_row, plan_cell};
 use crate::progress::Progress;
+use crate::ranks::{self, Ranks};
 use crate::{SweepError, resume};
 use evaluation::autoencoder_files::AutoencoderFiles;
 use evaluation::encoder_bank::EncoderBank;
@@ -28,13 +31,18 @@ pub struct TrainOptions {
     pub origin: PathBuf,
     /// The run's folder.
     pub folder: PathBuf,
-    /// `auto`, `cpu`, `cuda` or `cuda:N`.
+    /// `auto`, `cpu`, `cuda` or `cuda:N`. Several ranks have a device each, of the rank's number unless the name has one.
     pub device: String,
+    /// The devices of the ranks of this machine, instead of `device`.
+    pub devices: Option<Vec<Device>>,
     /// Initial weights; `None` for random ones.
     pub init: Option<InitialWeights>,
+    /// The processes that train the model; `None` if this is the only one.
+    pub ranks: Option<Arc<Ranks>>,
 }
 
-/// Trains one configuration in the same way as a sweep trains a cell. Returns `None` if it was interrupted.
+/// Trains one configuration in the same way as a sweep trains a cell. Returns `None` if it was interrupted. Of several
+/// ranks, rank 0 writes the folder; the rows of the others have no figures.
 ///
 /// # Errors
 /// The configuration, the device, the data or the folder cannot be used. A failure of the run itself is not an error,
@@ -44,8 +52,10 @@ pub fn train(
     registry: Registry,
     interrupted: &AtomicBool,
 ) -> Result<Option<ResultRow>, SweepError> {
-    let device =
-        torch_ext::device::resolve(&options.device).map_err(|source| SweepError::Device {
+    let ranks = options.ranks.as_deref();
+    let local_rank = ranks.map_or(0, |ranks| ranks.world().local_rank);
+    let device = ranks::device_of(&options.device, options.devices.as_deref(), local_rank)
+        .map_err(|source| SweepError::Device {
             name: options.device.clone(),
             source,
         })?;
@@ -94,6 +104,25 @@ pub fn train(
         &options.origin,
     )?;
     planned.folder = CellFolder::at(&options.folder);
+    let context = Context {
+        init: options.init.as_ref(),
+        ranks,
+        ..Context::new(device, &bank, &options.folder, interrupted)
+    };
+    if let Some(ranks) = ranks {
+        let shared = training::check_ranks(config, ranks.world());
+        shared.map_err(|source| SweepError::Shared {
+            origin: options.origin.clone(),
+            source: Box::new(source),
+        })?;
+        ranks.compare(&planned)?;
+        if !ranks.is_first() {
+            return Ok(match ranks::follow(&context, &planned, ranks) {
+                Ok(()) => Some(empty_row(&cell, Status::Done)),
+                Err(reason) => Some(failed_row(&cell, reason.0)),
+            });
+        }
+    }
     planned.previous = planned.folder.result()?;
     if let Some(reason) = resume::obstacle(&planned)? {
         let folder = options.folder.clone();
@@ -107,8 +136,7 @@ pub fn train(
     let cohorts = Cohort::group(vec![planned]);
     let context = Context {
         progress: Progress::new(1),
-        init: options.init.as_ref(),
-        ..Context::new(device, &bank, &options.folder, interrupted)
+        ..context
     };
     for cohort in &cohorts {
         for held in cohort::run(&context, cohort.cells.iter().collect()) {
@@ -122,9 +150,13 @@ pub fn train(
     let failure = context.into_failures().remove(&cell.id);
     Ok(match failure {
         None => folder.result()?.map(|result| result.row),
-        Some(reason) => Some(ResultRow {
-            reason,
-            ..empty_row(&cell, Status::Failed)
-        }),
+        Some(reason) => Some(failed_row(&cell, reason)),
     })
+}
+
+fn failed_row(cell: &Cell, reason: String) -> ResultRow {
+    ResultRow {
+        reason,
+        ..empty_row(cell, Status::Failed)
+    }
 }

@@ -1,7 +1,7 @@
 //! Ctrl-C and the other signals that end a command.
 
 use std::io;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::thread;
 
@@ -54,4 +54,17 @@ pub fn watch_interrupts_silently() -> io::Result<&'static AtomicBool> {
         flag::register(signal, Arc::clone(&INTERRUPTED))?;
     }
     Ok(&INTERRUPTED)
+}
+
+/// Interrupts the command at the end of standard input, which the process holds open that started this one.
+///
+/// # Errors
+/// A thread cannot be started.
+pub fn watch_input() -> io::Result<()> {
+    thread::Builder::new().name("input".to_owned()).spawn(|| {
+        // Nothing is sent. An error ends the input too.
+        let _end = io::copy(&mut io::stdin(), &mut io::sink());
+        INTERRUPTED.store(true, Ordering::Relaxed);
+    })?;
+    Ok(())
 }

@@ -86,9 +86,9 @@ pub use collapse_watch::CollapseWatch;
 pub use config::{
     AlignmentConfig, Autoencoder, Config, ConfigPath, DataConfig, EvaluateConfig, InvalidConfig,
     JointTraining, KlLayout, KlSettings, ModelConfig, NO_ENCODER, Objective, OptimizerConfig,
-    PerChannel, SampleConfig, Schedule, SettingEffect, TrainConfig, TrainPrecision,
+    PerChannel, ReduceDtype, SampleConfig, Schedule, SettingEffect, TrainConfig, TrainPrecision,
 };
-pub use data_parallel::rows;
+pub use data_parallel::{check_ranks, rows};
 pub use error::{LastGoodCheckpoint, TrainError};
 pub use event_log::EventLog;
 pub use inputs::{EncoderShape, Inputs};

@@ -33,7 +33,7 @@ impl Passes<'_> {
     }
 
     /// Computes the gradients of the whole batch, averaged over the processes that share it. Returns total, denoising and
-    /// alignment loss, `[3]`.
+    /// alignment loss of this process's rows, `[3]`.
     pub(crate) fn backward(
         &self,
         task: &FrozenTask,
@@ -79,15 +79,11 @@ impl Passes<'_> {
                 None => part_figures,
             });
         }
-        let figures = match figures {
+        Ok(match figures {
             Some(sum) if parts > 1 => sum.f_div_scalar(parts as f64)?,
             Some(sum) => sum,
             None => Tensor::f_zeros([3], (Kind::Float, self.device))?,
-        };
-        match parallel {
-            Some(parallel) => Ok(parallel.mean(&figures)?),
-            None => Ok(figures),
-        }
+        })
     }
 
     /// Runs the forward pass, the losses and `backward` on a part of a batch. Returns the part's figures, like

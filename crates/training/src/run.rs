@@ -12,6 +12,7 @@ use crate::{
 };
 use tch::Tensor;
 use torch_ext::Mismatch;
+use torch_ext::distributed::ProcessGroup;
 
 /// A [`Trainer`] with a folder:
 ///
@@ -96,7 +97,7 @@ impl Run {
         let unevaluated = MetricsLog::read(&path)?
             .pop()
             .filter(|line| line.step == resumed_from && !line.is_evaluated())
-            .filter(|line| wants_evaluation(config, line.step));
+            .filter(|line| config.evaluate.is_due(line.step));
         Ok(Self {
             log,
             unevaluated,
@@ -125,6 +126,19 @@ impl Run {
             0 => Ok(Some(self.trainer.initialise(weights, partial)?)),
             _ => Ok(None),
         }
+    }
+
+    /// Shares every batch with other processes; see [`Trainer::distribute`]. This process has rank 0.
+    ///
+    /// # Errors
+    /// Those of [`Trainer::distribute`].
+    pub fn distribute(&mut self, group: ProcessGroup) -> Result<(), TrainError> {
+        self.trainer.distribute(group)
+    }
+
+    /// Asks all processes that share the batches to stop; see [`Trainer::ask_to_stop`].
+    pub fn ask_to_stop(&mut self) {
+        self.trainer.ask_to_stop();
     }
 
     /// Returns the trainer.
@@ -173,7 +187,7 @@ impl Run {
         let config = self.trainer.config();
         if self.is_finished()
             || step.is_multiple_of(config.train.checkpoint_every)
-            || wants_evaluation(config, step)
+            || config.evaluate.is_due(step)
         {
             self.save()?;
         }
@@ -276,7 +290,7 @@ impl Run {
         };
         let config = self.trainer.config();
         let is_due = is_logged(config, metrics.step);
-        let evaluated = wants_evaluation(config, metrics.step);
+        let evaluated = config.evaluate.is_due(metrics.step);
         if is_due || evaluated {
             let speed = self.speed.take();
             let speed = speed.filter(|_| config.train.log_speed);
@@ -381,9 +395,4 @@ impl Run {
 /// Whether a step has a line in the log even without an evaluation.
 fn is_logged(config: &Config, step: u64) -> bool {
     step.is_multiple_of(config.train.log_every) || step == config.train.steps
-}
-
-fn wants_evaluation(config: &Config, step: u64) -> bool {
-    let every = config.evaluate.every;
-    every > 0 && step > 0 && step.is_multiple_of(every)
 }

@@ -15,7 +15,7 @@ use torch_ext::{Generator, Params, TorchError};
 use crate::adamw::{AdamW, trained_bytes};
 use crate::aligner::Aligner;
 use crate::average::Average;
-use crate::data_parallel::{DataParallel, rows};
+use crate::data_parallel::{DataParallel, check_ranks, share_state};
 use crate::passes::Passes;
 use crate::repa_e::Joint;
 use crate::step_graph::StepGraph;
@@ -50,6 +50,8 @@ pub struct Trainer {
     graph: Option<StepGraph>,
     /// The processes that share a batch with this one.
     parallel: Option<DataParallel>,
+    /// The step after which all of them stop.
+    stop_after: Option<u64>,
 }
 
 impl Trainer {
@@ -107,6 +109,7 @@ impl Trainer {
             read_back: Readback::begin,
             graph: None,
             parallel: None,
+            stop_after: None,
             config: config.clone(),
             task,
             inputs,
@@ -117,24 +120,40 @@ impl Trainer {
     }
 
     /// Shares every batch with the other processes of `group`, all of which must call this on a trainer with the same
-    /// configuration and state. Each then passes its own [`rows`] of the batch to [`step`](Self::step), and tokens for
-    /// them. Losses, gradients and weights are those of one process with the whole batch, up to rounding, and equal to
-    /// the bit in all processes; so is every checkpoint, which any number of processes can resume.
+    /// configuration and inputs. They take over the state of rank 0: weights, optimiser, step and position. Each then
+    /// passes its own [`rows`](crate::rows) of the batch to [`step`](Self::step), and tokens for them. Losses, gradients and weights are
+    /// those of one process with the whole batch, up to rounding, and equal to the bit in all processes; so is every
+    /// checkpoint, which any number of processes can resume.
     ///
     /// A CUDA graph is not recorded then.
     ///
     /// # Errors
-    /// [`TrainError::Processes`]; [`TrainError::JointProcesses`].
+    /// [`TrainError::Processes`]; [`TrainError::JointProcesses`]; another process does not answer.
     pub fn distribute(&mut self, group: ProcessGroup) -> Result<(), TrainError> {
-        if matches!(self.task, Task::Joint(_)) {
-            return Err(TrainError::JointProcesses);
-        }
         let world = group.world();
-        rows(&self.config.train, world)?;
+        check_ranks(&self.config, world)?;
+        let mut state = self.checkpoint()?;
+        share_state(&mut state, &group, self.inputs.device)?;
+        self.resume(&state)?;
         self.generator.slice_batches(world.rank, world.size);
         let leaves = self.weights.params.leaves();
-        self.parallel = Some(DataParallel::new(group, leaves));
+        let dtype = self.config.train.reduce_dtype;
+        self.parallel = Some(DataParallel::new(group, leaves, dtype));
         Ok(())
+    }
+
+    /// Asks all processes that share the batches to stop at the same step, [`stop_after`](Self::stop_after). Without
+    /// others, this does nothing.
+    pub fn ask_to_stop(&mut self) {
+        if let Some(parallel) = &mut self.parallel {
+            parallel.ask_to_stop();
+        }
+    }
+
+    /// Returns the step after which the processes stop that share the batches, once one of them has asked for it. All know
+    /// it before they begin the step after that.
+    pub fn stop_after(&self) -> Option<u64> {
+        self.stop_after
     }
 
     /// Returns the number of optimiser steps done.
@@ -229,12 +248,25 @@ impl Trainer {
                 (figures.denoiser, Some(figures.autoencoder))
             }
         };
+        let (figures, asks_to_stop) = match &self.parallel {
+            Some(parallel) => {
+                let mean = parallel.mean(&figures)?;
+                let count = figures.size1()?;
+                (
+                    mean.f_narrow(0, 0, count)?,
+                    Some(mean.f_narrow(0, count, 1)?),
+                )
+            }
+            None => (figures, None),
+        };
         let norm = self.adamw.step(step, &self.averages)?;
         for average in &self.averages {
             average.follow_statistics()?;
         }
         let mut figures = vec![figures, norm.f_reshape([1])?];
         figures.extend(autoencoder_figures);
+        let is_shared = asks_to_stop.is_some();
+        figures.extend(asks_to_stop);
         let previous = self.finish_step()?;
         self.step = step;
         self.cursor = batch.cursor;
@@ -243,6 +275,7 @@ impl Trainer {
             lr: self.adamw.lr(step),
             samples: batch.ids.clone(),
             corrupt_skipped: batch.cursor.skipped,
+            is_shared,
             copy: (self.read_back)(&Tensor::f_cat(&figures, 0)?)?,
         });
         Ok(previous)
@@ -254,8 +287,15 @@ impl Trainer {
     /// The loss or the gradient is not finite.
     pub fn finish_step(&mut self) -> Result<Option<StepMetrics>, TrainError> {
         let aligned = !self.weights.heads.depths().is_empty();
-        let pending = self.pending.take();
-        pending.map(|pending| pending.read(aligned)).transpose()
+        let Some(pending) = self.pending.take() else {
+            return Ok(None);
+        };
+        let (metrics, asked_to_stop) = pending.read(aligned)?;
+        if asked_to_stop {
+            // The processes read the figures of a step before or after the end of the next one.
+            self.stop_after = self.stop_after.or(Some(metrics.step + 1));
+        }
+        Ok(Some(metrics))
     }
 }
 

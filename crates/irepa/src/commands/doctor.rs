@@ -48,7 +48,7 @@ pub fn run() -> Result<ExitCode, Failure> {
         ),
         Err(error) => outln!("embedded data  missing: {error}"),
     }
-    let registry = super::encoder_files::registry();
+    let registry = encoders::Registry::of_project(None);
     let mut installed = Vec::new();
     let mut missing = 0;
     for name in registry.names() {

@@ -10,7 +10,7 @@ use evaluation::encoder_bank::EncoderBank;
 use tch::Device;
 use terminal::{errln, outln};
 
-use super::encoder_files::{installed_encoders, registry};
+use super::encoder_files::installed_encoders;
 use super::image_selection::{ImageSelection, spatial};
 use crate::cli::{CheckArgs, InspectArgs};
 use crate::failure::Failure;
@@ -22,7 +22,7 @@ const EMBEDDED: &str = "experiments/data/emoji64";
 const SECONDS: f64 = 1.0;
 
 pub fn list() -> Result<ExitCode, Failure> {
-    let registry = registry();
+    let registry = Registry::of_project(None);
     let mut rows =
         vec![["name", "file", "params", "width", "licence", "weights"].map(str::to_owned)];
     for name in registry.names() {
@@ -95,7 +95,7 @@ fn print_table<const N: usize>(rows: &[[String; N]]) {
 
 pub fn check(arguments: &CheckArgs) -> Result<ExitCode, Failure> {
     let device = super::arguments::device(&arguments.device)?;
-    let registry = registry();
+    let registry = Registry::of_project(None);
     let names = match arguments.names.is_empty() {
         true => installed(&registry),
         false => installed_encoders(&arguments.names, arguments.resolution, &registry)?,
@@ -193,7 +193,7 @@ fn row(name: &str, report: &CheckReport, flaws: &[String]) -> [String; 7] {
 
 pub fn inspect(arguments: &InspectArgs) -> Result<ExitCode, Failure> {
     let device = super::arguments::device(&arguments.device)?;
-    let registry = registry();
+    let registry = Registry::of_project(None);
     registry
         .check_name(&arguments.name)
         .map_err(Failure::usage)?;

@@ -42,7 +42,7 @@ pub fn run(arguments: &EvaluateArgs) -> Result<ExitCode, Failure> {
         arguments.background,
     )
     .map_err(|error| Failure::usage(anyhow!("--reference: {error}")))?;
-    let registry = super::encoder_files::registry();
+    let registry = encoders::Registry::of_project(None);
     let name = arguments.encoder.as_str();
     if !Inception::NAMES.contains(&name) {
         registry.check_name(name).map_err(Failure::usage)?;

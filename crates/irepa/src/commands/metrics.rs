@@ -28,7 +28,7 @@ pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
         super::arguments::check_out("--json", path)?;
     }
     let device = super::arguments::device(&arguments.device)?;
-    let registry = super::encoder_files::registry();
+    let registry = encoders::Registry::of_project(None);
     let names = super::encoder_files::installed_encoders(
         &arguments.encoders,
         arguments.resolution,

@@ -21,7 +21,7 @@ const LATENTS: &str = "latents";
 pub fn features(arguments: &PrepareFeaturesArgs) -> Result<ExitCode, Failure> {
     let config = config_file::load(&arguments.config, &arguments.settings)?;
     let device = super::arguments::device(&arguments.device)?;
-    let registry = super::encoder_files::registry_for(Some(&arguments.config));
+    let registry = encoders::Registry::of_project(Some(&arguments.config));
     let encoders = encoders(arguments, &config, &registry)?;
     let named =
         Some(config.data.token_cache.to_path_buf()).filter(|path| !path.as_os_str().is_empty());

@@ -37,7 +37,7 @@ pub fn run(arguments: &SweepArgs) -> Result<ExitCode, Failure> {
         true => interrupts::watch_interrupts_silently()?,
         false => interrupts::watch_interrupts()?,
     };
-    let registry = super::encoder_files::registry_for(Some(&arguments.experiment));
+    let registry = encoders::Registry::of_project(Some(&arguments.experiment));
     let outcome = sweep::run(&options, workers, registry, interrupted)?;
     if arguments.dry_run || arguments.worker {
         return Ok(ExitCode::SUCCESS);

@@ -1,26 +1,96 @@
 //! `runner train`.
 
+use std::env;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
+use std::sync::Arc;
 
 use anyhow::anyhow;
+use encoders::Registry;
 use report::results::Status;
 use sweep::config_file;
-use sweep::{self, InitialWeights, TrainOptions};
+use sweep::ranks::{self, Launch, Ranks};
+use sweep::{InitialWeights, TrainOptions};
+use tch::Device;
+use terminal::interrupts::{self, INTERRUPTED_CODE};
 use terminal::{errln, outln};
+use torch_ext::distributed::World;
 use training::{checkpoint, read_tensors};
 
 use crate::cli::TrainArgs;
 use crate::failure::Failure;
 
 pub fn run(arguments: &TrainArgs) -> Result<ExitCode, Failure> {
+    let devices = arguments.devices.as_deref().map(ranks::devices);
+    let devices = devices.transpose().map_err(Failure::usage)?;
+    let processes = arguments.processes.map(NonZeroUsize::get);
+    let count = devices.as_ref().map(Vec::len).or(processes).unwrap_or(1);
+    match World::from_env().map_err(Failure::usage)? {
+        Some(world) if processes.is_some() && !arguments.launched => Err(Failure::usage(anyhow!(
+            "--processes: {} has started the processes already; leave it out",
+            world.launcher
+        ))),
+        Some(world) if world.size > 1 => {
+            if arguments.launched {
+                interrupts::watch_input()?;
+            }
+            let ranks = Ranks::connect(world).map_err(Failure::usage)?;
+            run_rank(arguments, devices, &Arc::new(ranks))
+        }
+        None if count > 1 => launch(count),
+        _ => train(arguments, devices, None),
+    }
+}
+
+/// Starts processes with the same arguments, which share the threads of this one.
+fn launch(count: usize) -> Result<ExitCode, Failure> {
+    let code = ranks::launch(&Launch {
+        size: count,
+        threads: usize::try_from(tch::get_num_threads()).unwrap_or(1) / count,
+        command: &|| {
+            let mut command = Command::new(env::current_exe()?);
+            command.args(env::args_os().skip(1)).arg("--launched");
+            Ok(command)
+        },
+        interrupted: interrupts::watch_interrupts()?,
+    });
+    code.map(ExitCode::from).map_err(Failure::usage)
+}
+
+/// Trains as one of several ranks. Of the errors of all ranks, the first is printed.
+fn run_rank(
+    arguments: &TrainArgs,
+    devices: Option<Vec<Device>>,
+    ranks: &Arc<Ranks>,
+) -> Result<ExitCode, Failure> {
+    match train(arguments, devices, Some(ranks)) {
+        Ok(code) => {
+            ranks.end();
+            Ok(code)
+        }
+        Err(failure) => match ranks.report(failure.to_string(), failure.code()) {
+            Ok(own) => Err(failure.because(own)),
+            Err(first) => Ok(ExitCode::from(first.code)),
+        },
+    }
+}
+
+fn train(
+    arguments: &TrainArgs,
+    devices: Option<Vec<Device>>,
+    ranks: Option<&Arc<Ranks>>,
+) -> Result<ExitCode, Failure> {
     let config = config_file::load(&arguments.config, &arguments.settings)?;
     let name = arguments.config.file_stem().unwrap_or_default();
     let folder = arguments
         .out
         .clone()
         .unwrap_or_else(|| PathBuf::from("runs").join(name));
-    refuse_to_overwrite(&folder, arguments.resume)?;
+    let is_first = ranks.is_none_or(|ranks| ranks.is_first());
+    if is_first {
+        refuse_to_overwrite(&folder, arguments.resume)?;
+    }
     let init = match &arguments.init {
         Some(path) => Some(InitialWeights {
             path: path.clone(),
@@ -35,21 +105,30 @@ pub fn run(arguments: &TrainArgs) -> Result<ExitCode, Failure> {
         origin: arguments.config.clone(),
         folder,
         device: arguments.device.clone(),
+        devices,
+        ranks: ranks.cloned(),
     };
-    let result = sweep::train(
-        &options,
-        super::encoder_files::registry_for(Some(&arguments.config)),
-        terminal::interrupts::watch_interrupts()?,
-    )?;
-    let Some(result) = result else {
-        errln!("interrupted: run the same command with --resume to continue");
-        return Ok(ExitCode::from(terminal::interrupts::INTERRUPTED_CODE));
+    let interrupted = match is_first && !arguments.launched {
+        true => interrupts::watch_interrupts()?,
+        // Another process says that all are interrupted.
+        false => interrupts::watch_interrupts_silently()?,
     };
-    outln!("{}", options.folder.display());
+    let registry = Registry::of_project(Some(&arguments.config));
+    let Some(result) = sweep::train(&options, registry, interrupted)? else {
+        if is_first {
+            errln!("interrupted: run the same command with --resume to continue");
+        }
+        return Ok(ExitCode::from(INTERRUPTED_CODE));
+    };
     match result.status {
-        Status::Done => Ok(ExitCode::SUCCESS),
-        _ => Err(Failure::from(anyhow!(result.reason))),
+        Status::Done if is_first => outln!("{}", options.folder.display()),
+        Status::Done => {}
+        _ => {
+            outln!("{}", options.folder.display());
+            return Err(Failure::from(anyhow!(result.reason)));
+        }
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Refuses a folder that contains a run, unless `resume`.

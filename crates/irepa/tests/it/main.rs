@@ -12,6 +12,7 @@ mod measures;
 mod pipes;
 mod prepare;
 mod ranking;
+mod ranks;
 mod sample;
 mod sweep;
 mod variants;

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use metrics::figures::Figure;
 use report::results::{ResultRow, Status};
 
-use crate::common::{Playground, end_of, trained, wait_until};
+use crate::common::{Playground, children_of, end_of, kill, trained, wait_until};
 
 fn arguments<'a>(out: &'a str, workers: &'a str) -> Vec<&'a str> {
     let mut arguments = vec!["sweep", "experiment.toml", "--device", "cpu"];
@@ -33,28 +33,6 @@ fn computed(
         (row.cell.clone(), (format!("{row:?}"), files))
     });
     rows.collect()
-}
-
-/// Process ids of the workers of a sweep.
-fn workers_of(sweep: &Child) -> Vec<u32> {
-    let parent = sweep.id().to_string();
-    let processes = fs::read_dir("/proc").unwrap().filter_map(|entry| {
-        let id: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
-        let status = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
-        // `id (name) state parent ...`; the name may contain spaces.
-        let (_, rest) = status.rsplit_once(')')?;
-        (rest.split_whitespace().nth(1) == Some(parent.as_str())).then_some(id)
-    });
-    processes.collect()
-}
-
-fn kill(process: u32) {
-    // The process may have ended by itself.
-    let _ended = Command::new("kill")
-        .args(["-KILL", &process.to_string()])
-        .stderr(Stdio::null())
-        .status()
-        .unwrap();
 }
 
 fn start(place: &Playground, arguments: &[&str]) -> Child {
@@ -113,7 +91,7 @@ fn the_cells_of_a_killed_worker_are_resumed_by_another_one() {
         fs::read_dir(cell.join("checkpoints")).is_ok_and(|entries| entries.count() > 1)
     });
     // It works on the cell: nothing else has the cell's folder in its open files.
-    let owner = workers_of(&sweep).into_iter().find(|id| {
+    let owner = children_of(&sweep).into_iter().find(|id| {
         let files = fs::read_dir(format!("/proc/{id}/fd")).into_iter().flatten();
         files
             .filter_map(|file| fs::read_link(file.ok()?.path()).ok())
@@ -133,7 +111,7 @@ fn cells_whose_workers_are_lost_again_and_again_fail_and_the_next_sweep_runs_the
     let place = Playground::new();
     let mut sweep = start(&place, &arguments("runs", "2"));
     wait_until("the end of the sweep", || {
-        workers_of(&sweep).into_iter().for_each(kill);
+        children_of(&sweep).into_iter().for_each(kill);
         sweep.try_wait().unwrap().is_some()
     });
     assert_eq!(end_of(&mut sweep), Some(1));
@@ -160,7 +138,7 @@ fn workers_save_their_cells_when_the_sweep_is_interrupted_or_killed() {
         let lines = || fs::read_to_string(&log).map_or(0, |text| text.lines().count());
         let before = lines();
         wait_until("more steps", || lines() > before + 5);
-        let workers = workers_of(&sweep);
+        let workers = children_of(&sweep);
         assert!(!workers.is_empty());
         let id = sweep.id().to_string();
         // To the sweep alone: the workers notice that their input ends.

@@ -43,3 +43,10 @@ impl Default for EvaluateConfig {
         }
     }
 }
+
+impl EvaluateConfig {
+    /// Whether samples are evaluated after `step`, during the run.
+    pub fn is_due(&self, step: u64) -> bool {
+        self.every > 0 && step > 0 && step.is_multiple_of(self.every)
+    }
+}

@@ -36,4 +36,4 @@ pub use path::ConfigPath;
 pub use root::Config;
 pub use sample::SampleConfig;
 pub(crate) use sampler::meanflow_sampler;
-pub use train::{TrainConfig, TrainPrecision};
+pub use train::{ReduceDtype, TrainConfig, TrainPrecision};

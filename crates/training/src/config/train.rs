@@ -36,6 +36,10 @@ pub struct TrainConfig {
     /// dropout and accumulation. It needs memory for the activations of each cell. No effect on the CPU.
     #[serde(skip_serializing_if = "is_default")]
     pub cuda_graphs: bool,
+    /// Dtype in which several processes that share a batch average their gradients: float32, or bfloat16, which halves the
+    /// bytes. No effect on a single process.
+    #[serde(skip_serializing_if = "is_default")]
+    pub reduce_dtype: ReduceDtype,
     /// Seed of all random numbers of the training.
     pub seed: u64,
     /// Decay per step of the weights' moving average.
@@ -67,6 +71,7 @@ impl Default for TrainConfig {
             deterministic: false,
             fused: true,
             cuda_graphs: false,
+            reduce_dtype: ReduceDtype::Fp32,
             seed: 0,
             ema_decay: 0.9999,
             second_ema_decay: None,
@@ -98,4 +103,15 @@ impl TrainPrecision {
             Self::Bf16 => Some(Kind::BFloat16),
         }
     }
+}
+
+/// Dtype of the gradients that several processes average.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReduceDtype {
+    /// float32.
+    #[default]
+    Fp32,
+    /// bfloat16. Sums are rounded to 8 bits.
+    Bf16,
 }

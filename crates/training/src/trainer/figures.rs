@@ -14,18 +14,22 @@ pub(super) struct PendingFigures {
     pub(super) lr: f64,
     pub(super) samples: Vec<u64>,
     pub(super) corrupt_skipped: u64,
+    /// Whether the last figure is the share of the processes that have asked to stop.
+    pub(super) is_shared: bool,
     /// Total, denoising and alignment loss and gradient norm, `[4]`; followed by the figures of a
-    /// trained autoencoder. The copy is queued before the next step's work.
+    /// trained autoencoder, and by the share of [`is_shared`](Self::is_shared). The copy is queued before the next step's work.
     pub(super) copy: Readback,
 }
 
 impl PendingFigures {
-    /// Waits for the figures. The alignment loss is absent unless hidden tokens are `aligned`.
+    /// Waits for the figures. The alignment loss is absent unless hidden tokens are `aligned`. Also returns whether a
+    /// process has asked to stop.
     ///
     /// # Errors
     /// The loss or the gradient is not finite.
-    pub(super) fn read(self, aligned: bool) -> Result<StepMetrics, TrainError> {
-        let figures = Vec::<f32>::try_from(self.copy.wait()?.f_to_kind(Kind::Float)?)?;
+    pub(super) fn read(self, aligned: bool) -> Result<(StepMetrics, bool), TrainError> {
+        let mut figures = Vec::<f32>::try_from(self.copy.wait()?.f_to_kind(Kind::Float)?)?;
+        let asked_to_stop = self.is_shared && figures.pop().is_some_and(|share| share > 0.0);
         let (denoiser, autoencoder) = figures.split_at(4.min(figures.len()));
         let [loss, denoising, alignment, norm] = <[f32; 4]>::try_from(denoiser)
             .map_err(|_| TorchError::Libtorch("the figures of a step are incomplete".to_owned()))?
@@ -78,9 +82,10 @@ impl PendingFigures {
             Figure::CorruptSkipped,
             (skipped > 0).then_some(skipped as f64),
         );
-        Ok(StepMetrics {
+        let metrics = StepMetrics {
             step: self.step,
             figures,
-        })
+        };
+        Ok((metrics, asked_to_stop))
     }
 }

@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use alignment::SpatialNorm;
 use diffusion::samplers::SamplerConfig;
 use serde_json::{Value, json};
-use training::{Autoencoder, Config, JointTraining, KlSettings, Objective, SettingEffect};
+use training::{
+    Autoencoder, Config, JointTraining, KlSettings, Objective, ReduceDtype, SettingEffect,
+};
 
 use SettingEffect::{Nothing, Results, Weights};
 
@@ -120,6 +122,7 @@ const EXPECTED: &[(&str, SettingEffect)] = &[
     ("train.log_every", Results),
     ("train.log_speed", Nothing),
     ("train.precision", Weights),
+    ("train.reduce_dtype", Weights),
     ("train.second_ema_decay", Weights),
     ("train.seed", Weights),
     ("train.stop_on_collapse", Nothing),
@@ -146,6 +149,7 @@ fn configurations() -> Vec<Config> {
     base.optimizer.min_lr = 1e-5;
     base.train.fused = false;
     base.train.cuda_graphs = true;
+    base.train.reduce_dtype = ReduceDtype::Bf16;
     base.train.tf32 = true;
     base.train.deterministic = true;
     base.train.stop_on_collapse = true;

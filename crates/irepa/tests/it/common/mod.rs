@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use training::checkpoint;
@@ -216,6 +216,28 @@ pub fn end_of(child: &mut Child) -> Option<i32> {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Process ids of the processes that another one has started.
+pub fn children_of(process: &Child) -> Vec<u32> {
+    let parent = process.id().to_string();
+    let processes = fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        let id: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+        let status = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+        // `id (name) state parent ...`; the name may contain spaces.
+        let (_, rest) = status.rsplit_once(')')?;
+        (rest.split_whitespace().nth(1) == Some(parent.as_str())).then_some(id)
+    });
+    processes.collect()
+}
+
+pub fn kill(process: u32) {
+    // The process may have ended by itself.
+    let _ended = Command::new("kill")
+        .args(["-KILL", &process.to_string()])
+        .stderr(Stdio::null())
+        .status()
+        .unwrap();
 }
 
 /// Exit code and output of the program.
