@@ -6,12 +6,12 @@ use std::process::ExitCode;
 use data::Background;
 use encoders::check::{CheckOptions, CheckReport, check as check_encoder};
 use encoders::{LoadOptions, Registry, Status};
+use evaluation::ImageSelection;
 use evaluation::encoder_bank::EncoderBank;
 use tch::Device;
 use terminal::{errln, outln};
 
 use super::encoder_files::installed_encoders;
-use super::image_selection::{ImageSelection, spatial};
 use crate::cli::{CheckArgs, InspectArgs};
 use crate::failure::Failure;
 
@@ -236,7 +236,7 @@ pub fn inspect(arguments: &InspectArgs) -> Result<ExitCode, Failure> {
             background: Background::default(),
             count: arguments.images,
         };
-        let metrics = spatial(encoder.as_ref(), device, &images)?;
+        let metrics = images.spatial_metrics(encoder.as_ref(), device)?;
         outln!("on {} images of {EMBEDDED}/val:", arguments.images);
         outln!("LDS            {:.4}", metrics.lds);
         outln!("CDS            {:.4}", metrics.cds);

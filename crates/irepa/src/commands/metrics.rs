@@ -8,13 +8,12 @@ use anyhow::{Context, anyhow};
 use data::Dataset;
 use encoders::Encoder;
 use evaluation::encoder_bank::EncoderBank;
-use evaluation::{self, EvaluationError, ProbeAccuracy, ProbeData};
+use evaluation::{self, EvaluationError, ImageSelection, ProbeAccuracy, ProbeData};
 use metrics::figures::{Figure, Kind};
 use report::ranking::Ranking;
 use tch::Device;
 use terminal::{errln, out, outln};
 
-use super::image_selection::ImageSelection;
 use crate::cli::MetricsArgs;
 use crate::failure::Failure;
 
@@ -46,7 +45,8 @@ pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
         background: arguments.background,
         count: arguments.images.unwrap_or(default),
     };
-    let dataset = data.open()?;
+    let refused = |error| Failure::usage(anyhow!("--data {error}"));
+    let dataset = data.open().map_err(refused)?;
     let probe = arguments
         .probe
         .map(|images| {
@@ -56,7 +56,7 @@ pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
             };
             let training = match split.split == data.split {
                 true => Arc::clone(&dataset),
-                false => split.open()?,
+                false => split.open().map_err(refused)?,
             };
             evaluation::ReferenceClasses::new(training.as_ref(), dataset.as_ref())
                 .map_err(|error| Failure::usage(anyhow!("--split {}: {error}", data.split)))?;

@@ -1,9 +1,8 @@
 //! The commands, one module each. A new command also needs its arguments in `cli.rs` and a line in `main.rs`.
-//! They share [`arguments`], [`encoder_files`] and [`image_selection`].
+//! They share [`arguments`] and [`encoder_files`].
 
 mod arguments;
 mod encoder_files;
-mod image_selection;
 
 pub mod doctor;
 pub mod encoders;

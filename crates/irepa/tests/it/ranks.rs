@@ -97,7 +97,9 @@ fn a_corrupt_image_is_skipped_by_all_processes() {
         "run.toml",
         &format!("base = \"base.toml\"\n[alignment]\nencoder = \"none\"\n{data}"),
     );
-    place.run(&train("one", &[])).expect(0, &["corrupt samples skipped"]);
+    place
+        .run(&train("one", &[]))
+        .expect(0, &["corrupt samples skipped"]);
     let two = place.run(&train("two", &["--processes", "2"]));
     two.expect(0, &["corrupt samples skipped"]);
     let read = |run: &str| MetricsLog::read(&place.path(run).join("metrics.jsonl")).unwrap();
