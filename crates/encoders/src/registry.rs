@@ -234,6 +234,35 @@ impl Registry {
         self.status(name).map(|_| ())
     }
 
+    /// Resolves requested names, each once, for images of `resolution` pixels: of a named set such as `paper27`, only the
+    /// installed encoders. Also returns the encoders of the sets that are not installed.
+    ///
+    /// # Errors
+    /// A name is neither a set nor an encoder.
+    pub fn select(
+        &self,
+        requested: &[String],
+        resolution: u32,
+    ) -> Result<(Vec<String>, Vec<String>), EncoderError> {
+        let (mut names, mut missing): (Vec<String>, Vec<String>) = Default::default();
+        for name in requested {
+            let Some(set) = named_set(name) else {
+                self.check_name(name)?;
+                names.push(name.clone());
+                continue;
+            };
+            for name in set {
+                match self.status_for(name, i64::from(resolution)) {
+                    Ok(Status::Missing { .. }) | Err(_) => missing.push(name.to_owned()),
+                    Ok(_) => names.push(name.to_owned()),
+                }
+            }
+        }
+        let mut seen = BTreeSet::new();
+        names.retain(|name| seen.insert(name.clone()));
+        Ok((names, missing))
+    }
+
     /// Returns the identity of an encoder: the checksum of its file for images of `resolution`
     /// pixels, or for a native encoder the version of this crate. `None` if the encoder is not
     /// installed or its sidecar is invalid.

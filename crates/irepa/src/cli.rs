@@ -101,13 +101,16 @@ pub struct SweepArgs {
     /// the same time; by default four fifths of the free memory. Cells that do not fit wait.
     #[arg(long, value_name = "MIB")]
     pub memory_limit: Option<u64>,
+    /// Train on several CUDA devices of this machine at the same time, with a process each: 0-7, 0,2 or all.
+    #[arg(long, value_name = "LIST", conflicts_with_all = ["device", "workers"])]
+    pub devices: Option<String>,
     /// Number of processes that train at the same time, each with its share of the CPU's threads; by default one per
     /// thread on a CPU, and 1 on CUDA. Another number changes the results by roundings only.
     #[arg(long, value_name = "N")]
     pub workers: Option<NonZeroUsize>,
-    /// Run the cells that another process sends to standard input.
-    #[arg(long, hide = true)]
-    pub worker: bool,
+    /// Run the cells that another process sends to standard input, on this device.
+    #[arg(long, hide = true, value_name = "DEVICE")]
+    pub worker: Option<String>,
     /// Run part I of N of the selected cells, for machines that share no folder. Processes that share a folder do not
     /// need this: each takes cells that no other process is running.
     #[arg(long, value_name = "I/N")]

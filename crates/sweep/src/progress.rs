@@ -63,6 +63,8 @@ enum Output {
     Lines,
     /// Messages on standard output.
     Messages,
+    /// Nothing: another process shows the progress.
+    Nothing,
 }
 
 impl Progress {
@@ -95,6 +97,14 @@ impl Progress {
             output: Output::Messages,
             last_shown: Mutex::new(Instant::now()),
             cells: 0,
+        }
+    }
+
+    /// The progress of a process beside the one that shows it.
+    pub(crate) fn silent() -> Self {
+        Self {
+            output: Output::Nothing,
+            ..Self::new(0)
         }
     }
 
@@ -155,7 +165,7 @@ impl Progress {
         let interval = match self.output {
             Output::Bars { .. } => Duration::ZERO,
             Output::Lines => LINE_EVERY,
-            Output::Messages => UPDATE_EVERY,
+            Output::Messages | Output::Nothing => UPDATE_EVERY,
         };
         if is_minor && !self.is_due(interval) {
             return;
@@ -168,6 +178,7 @@ impl Progress {
             } => show_bars(update, bars, total, &mut lock(of_cells)),
             Output::Lines => show_lines(update),
             Output::Messages => self.send(&Answer::Progress(update)),
+            Output::Nothing => {}
         }
     }
 
@@ -182,7 +193,7 @@ impl Progress {
         if let Output::Bars { total, .. } = &self.output {
             total.finish_and_clear();
         }
-        if self.cells == 0 {
+        if self.cells == 0 && !matches!(self.output, Output::Nothing) {
             errln!("nothing to run; rebuilding the report");
         }
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -25,9 +26,10 @@ use crate::memory::memory_limit;
 use crate::overview::print_plan;
 use crate::planned::{Datasets, Planned, is_done, plan_cell};
 use crate::progress::Progress;
+use crate::ranks::{self, Ranks};
 use crate::results_file::{create_run_folder, lock_results, write_results};
 use crate::shards::{self, Shard};
-use crate::workers::{Pool, Workers, default_count, running, serve};
+use crate::workers::{Pool, Workers, default_count, running, serve, split_for};
 
 /// Options of [`run`], as `runner sweep` takes them.
 #[derive(Debug, Clone)]
@@ -53,6 +55,9 @@ pub struct Options {
     pub memory_limit: Option<u64>,
     /// Whether this process is a worker of another one, for which it runs the cells that it is told to run.
     pub is_worker: bool,
+    /// The processes that run the sweep together on a shared folder; `None` if this is the only one. Each takes cells that
+    /// no other one is running.
+    pub ranks: Option<Arc<Ranks>>,
 }
 
 /// How a sweep ended.
@@ -99,11 +104,14 @@ pub fn run(
     registry: Registry,
     interrupted: &'static AtomicBool,
 ) -> Result<Outcome, SweepError> {
-    let device =
-        torch_ext::device::resolve(&options.device).map_err(|source| SweepError::Device {
-            name: options.device.clone(),
-            source,
-        })?;
+    let ranks = options.ranks.as_deref();
+    let local_rank = ranks.map_or(0, |ranks| ranks.world().local_rank);
+    let devices = (!workers.devices.is_empty()).then_some(workers.devices);
+    let device_error = |source| SweepError::Device {
+        name: options.device.clone(),
+        source,
+    };
+    let device = ranks::device_of(&options.device, devices, local_rank).map_err(device_error)?;
     let kind = match device {
         Device::Cpu => DeviceKind::Cpu,
         _ => DeviceKind::Cuda,
@@ -178,14 +186,24 @@ pub fn run(
         });
     }
 
-    create_run_folder(&folder, &plan, &options.device, &hashes)?;
+    let is_first = ranks.is_none_or(Ranks::is_first);
+    if is_first {
+        create_run_folder(&folder, &plan, &options.device, &hashes)?;
+    }
+    if let Some(ranks) = ranks {
+        // A result that exists before all have planned is not counted as one of this sweep.
+        ranks.meet()?;
+    }
     let mut ran = 0;
     for cohort in &mut cohorts {
         cohort.cells.retain(&todo);
         ran += cohort.cells.len();
     }
     let context = Context {
-        progress: Progress::new(ran),
+        progress: match is_first {
+            true => Progress::new(ran),
+            false => Progress::silent(),
+        },
         memory_limit: options.memory_limit,
         ..Context::new(device, &bank, &folder, interrupted)
     };
@@ -204,21 +222,29 @@ pub fn run(
         .filter(|cells: &Vec<&Planned>| !cells.is_empty())
         .collect();
     let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
-    let count = workers
-        .count
-        .unwrap_or_else(|| default_count(device, threads, shards::cohorts_of(&plan)));
+    let count = match (workers.count, devices) {
+        (Some(count), _) => count,
+        (None, Some(devices)) => devices.len(),
+        (None, None) if ranks.is_some() => 1,
+        (None, None) => default_count(device, threads, shards::cohorts_of(&plan)),
+    };
+    groups = split_for(groups, count * ranks.map_or(1, |ranks| ranks.world().size));
     let pool = match count {
         0 | 1 => None,
         _ => {
-            let device_error = |source| SweepError::Device {
-                name: options.device.clone(),
-                source,
+            let names = match devices {
+                Some(devices) => devices.iter().map(|&device| name_of(device)).collect(),
+                None => vec![name_of(device)],
             };
-            let free = torch_ext::device::free_memory(device).map_err(device_error)?;
+            // Every device has memory of its own.
+            let free = match devices {
+                Some(_) => None,
+                None => torch_ext::device::free_memory(device).map_err(device_error)?,
+            };
             Some(Pool::new(
-                &context.progress,
-                interrupted,
+                (&context.progress, interrupted),
                 workers.command,
+                names,
                 running(count, groups.len(), free),
                 (threads / count).max(1),
                 memory_limit(&context).map_err(device_error)?,
@@ -269,6 +295,14 @@ pub fn run(
         interrupted: interrupted.load(Ordering::Relaxed),
         folder,
     })
+}
+
+/// The name of a device, as `--device` takes it.
+fn name_of(device: Device) -> String {
+    match device {
+        Device::Cuda(index) => format!("cuda:{index}"),
+        _ => "cpu".to_owned(),
+    }
 }
 
 /// Runs cohorts in this process, one after the other, and calls `after` when one has ended. Returns the cells that are

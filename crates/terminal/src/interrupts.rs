@@ -56,6 +56,17 @@ pub fn watch_interrupts_silently() -> io::Result<&'static AtomicBool> {
     Ok(&INTERRUPTED)
 }
 
+/// As [`watch_interrupts`] if this process `says` that it was interrupted, else as [`watch_interrupts_silently`].
+///
+/// # Errors
+/// A handler or its thread cannot be installed.
+pub fn watch(says: bool) -> io::Result<&'static AtomicBool> {
+    match says {
+        true => watch_interrupts(),
+        false => watch_interrupts_silently(),
+    }
+}
+
 /// Interrupts the command at the end of standard input, which the process holds open that started this one.
 ///
 /// # Errors

@@ -11,7 +11,7 @@ use evaluation::encoder_bank::EncoderBank;
 use tch::Device;
 use terminal::{errln, outln};
 
-use super::encoder_files::installed_encoders;
+use super::arguments::installed_encoders;
 use crate::cli::{CheckArgs, InspectArgs};
 use crate::failure::Failure;
 

@@ -28,11 +28,8 @@ pub fn run(arguments: &MetricsArgs) -> Result<ExitCode, Failure> {
     }
     let device = super::arguments::device(&arguments.device)?;
     let registry = encoders::Registry::of_project(None);
-    let names = super::encoder_files::installed_encoders(
-        &arguments.encoders,
-        arguments.resolution,
-        &registry,
-    )?;
+    let names =
+        super::arguments::installed_encoders(&arguments.encoders, arguments.resolution, &registry)?;
     let bank = EncoderBank::new(registry, device);
     let default = match arguments.rank {
         Some(_) => RANK_IMAGES,

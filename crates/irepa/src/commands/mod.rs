@@ -1,8 +1,7 @@
 //! The commands, one module each. A new command also needs its arguments in `cli.rs` and a line in `main.rs`.
-//! They share [`arguments`] and [`encoder_files`].
+//! They share [`arguments`].
 
 mod arguments;
-mod encoder_files;
 
 pub mod doctor;
 pub mod encoders;

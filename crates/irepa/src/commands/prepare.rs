@@ -109,8 +109,7 @@ fn encoders(
         true => config.alignment.encoders(),
         false => arguments.encoders.clone(),
     };
-    let names =
-        super::encoder_files::installed_encoders(&requested, config.data.resolution, registry)?;
+    let names = super::arguments::installed_encoders(&requested, config.data.resolution, registry)?;
     if names.is_empty() {
         return Err(Failure::usage(anyhow!(
             "{}: `alignment.encoder` names no installed encoder; name some with --encoder \

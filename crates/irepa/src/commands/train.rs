@@ -31,15 +31,13 @@ pub fn run(arguments: &TrainArgs) -> Result<ExitCode, Failure> {
             "--processes: {} has started the processes already; leave it out",
             world.launcher
         ))),
-        Some(world) if world.size > 1 => {
+        None if count > 1 => launch(count),
+        world => {
             if arguments.launched {
                 interrupts::watch_input()?;
             }
-            let ranks = Ranks::connect(world).map_err(Failure::usage)?;
-            run_rank(arguments, devices, &Arc::new(ranks))
+            super::arguments::as_rank(world, |ranks| train(arguments, devices, ranks))
         }
-        None if count > 1 => launch(count),
-        _ => train(arguments, devices, None),
     }
 }
 
@@ -56,24 +54,6 @@ fn launch(count: usize) -> Result<ExitCode, Failure> {
         interrupted: interrupts::watch_interrupts()?,
     });
     code.map(ExitCode::from).map_err(Failure::usage)
-}
-
-/// Trains as one of several ranks. Of the errors of all ranks, the first is printed.
-fn run_rank(
-    arguments: &TrainArgs,
-    devices: Option<Vec<Device>>,
-    ranks: &Arc<Ranks>,
-) -> Result<ExitCode, Failure> {
-    match train(arguments, devices, Some(ranks)) {
-        Ok(code) => {
-            ranks.end();
-            Ok(code)
-        }
-        Err(failure) => match ranks.report(failure.to_string(), failure.code()) {
-            Ok(own) => Err(failure.because(own)),
-            Err(first) => Ok(ExitCode::from(first.code)),
-        },
-    }
 }
 
 fn train(
@@ -108,11 +88,8 @@ fn train(
         devices,
         ranks: ranks.cloned(),
     };
-    let interrupted = match is_first && !arguments.launched {
-        true => interrupts::watch_interrupts()?,
-        // Another process says that all are interrupted.
-        false => interrupts::watch_interrupts_silently()?,
-    };
+    // If another process has started this one, it says that all are interrupted.
+    let interrupted = interrupts::watch(is_first && !arguments.launched)?;
     let registry = Registry::of_project(Some(&arguments.config));
     let Some(result) = sweep::train(&options, registry, interrupted)? else {
         if is_first {

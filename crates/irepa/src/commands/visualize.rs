@@ -20,7 +20,7 @@ pub fn run(arguments: &VisualizeArgs) -> Result<ExitCode, Failure> {
     super::arguments::check_out("--out", out)?;
     let norm = norm(arguments.alpha)?;
     let device = super::arguments::device(&arguments.device)?;
-    let registry = encoders::Registry::of_project(None);
+    let registry = Registry::of_project(None);
     let names = names(&registry, &arguments.encoders)?;
     let images = images(arguments)?;
     check_size(

@@ -9,7 +9,7 @@ use metrics::figures::Figure;
 use training::MetricsLog;
 
 use crate::common::{
-    Outcome, Playground, children_of, end_of, interrupt, kill, trained, wait_until,
+    Outcome, Playground, children_of, end_of, free_port, interrupt, kill, trained, wait_until,
 };
 
 /// A configuration that aligns with an encoder and is evaluated on the way.
@@ -212,11 +212,6 @@ fn rank(place: &Playground, rank: usize, port: u16, more: &[&str]) -> Command {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     command
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
 }
 
 /// Runs two ranks, the second one with other settings.

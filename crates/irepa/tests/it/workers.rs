@@ -8,7 +8,9 @@ use std::process::{Child, Command, Stdio};
 use metrics::figures::Figure;
 use report::results::{ResultRow, Status};
 
-use crate::common::{Playground, children_of, end_of, kill, trained, wait_until};
+use crate::common::{
+    Outcome, Playground, children_of, end_of, free_port, kill, trained, wait_until,
+};
 
 fn arguments<'a>(out: &'a str, workers: &'a str) -> Vec<&'a str> {
     let mut arguments = vec!["sweep", "experiment.toml", "--device", "cpu"];
@@ -107,6 +109,74 @@ fn the_cells_of_a_killed_worker_are_resumed_by_another_one() {
 }
 
 #[test]
+fn twelve_cells_by_one_two_and_four_workers_are_equal_to_the_bit() {
+    let place = Playground::new();
+    place.edit("experiment.toml", "seed = [0]", "seed = [0, 1, 2, 3]");
+    let start = |count: &str| {
+        let mut command = place.command(&arguments(count, count));
+        // One thread for each worker.
+        command.env("OMP_NUM_THREADS", count);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let four = start("4");
+    let cells = place.path("4/small/cells");
+    let done = || {
+        let folders = fs::read_dir(&cells).into_iter().flatten().flatten();
+        folders
+            .filter(|cell| cell.path().join("result.json").exists())
+            .count()
+    };
+    wait_until("some results", || done() >= 4);
+    kill(children_of(&four)[0]);
+    let output = four.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    let expected = computed(&place, "4");
+    assert_eq!(expected.len(), 12);
+    for cell in expected.keys() {
+        assert_eq!(
+            text.matches(&format!("{cell}: done, ")).count(),
+            1,
+            "{text}"
+        );
+    }
+    for count in ["1", "2"] {
+        assert!(start(count).wait_with_output().unwrap().status.success());
+        assert_eq!(computed(&place, count), expected, "{count} workers");
+    }
+}
+
+#[test]
+fn ranks_share_the_cells_of_a_sweep() {
+    let place = Playground::new();
+    let port = free_port().to_string();
+    let ranks = ["0", "1"].map(|rank| {
+        let mut command = place.command(&["sweep", "experiment.toml", "--device", "cpu"]);
+        command.env("RANK", rank).env("LOCAL_RANK", rank);
+        command.env("WORLD_SIZE", "2").env("OMP_NUM_THREADS", "1");
+        command
+            .env("MASTER_ADDR", "127.0.0.1")
+            .env("MASTER_PORT", &port);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    });
+    let [first, second] = ranks.map(|rank| Outcome::of(rank.wait_with_output().unwrap()));
+    let first = first.expect(0, &["3 done, 0 failed", "results.csv"]);
+    // The cells of the other rank are counted, and it prints nothing itself.
+    assert!(
+        first.stderr.contains("by another process"),
+        "{}",
+        first.stderr
+    );
+    assert_eq!(second.expect(0, &[]).stdout, "");
+    let mut alone = place.command(&arguments("one", "1"));
+    let alone = alone.env("OMP_NUM_THREADS", "1").output().unwrap();
+    assert!(alone.status.success());
+    assert_eq!(computed(&place, "runs"), computed(&place, "one"));
+}
+
+#[test]
 fn cells_whose_workers_are_lost_again_and_again_fail_and_the_next_sweep_runs_them() {
     let place = Playground::new();
     let mut sweep = start(&place, &arguments("runs", "2"));
@@ -184,7 +254,7 @@ fn fresh_cells_are_run_once() {
 fn a_worker_refuses_cells_of_another_configuration() {
     let place = Playground::new();
     let mut all = arguments("runs", "2");
-    all.push("--worker");
+    all.extend(["--worker", "cpu"]);
     let mut worker = place.command(&all);
     worker.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut worker = worker.spawn().unwrap();

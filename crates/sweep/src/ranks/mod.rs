@@ -190,6 +190,16 @@ impl Ranks {
         Ok(())
     }
 
+    /// Waits until all ranks have called this.
+    pub(crate) fn meet(&self) -> Result<(), RanksError> {
+        self.store.set(&present(self.world.rank), &[])?;
+        for rank in 0..self.world.size {
+            let found = self.wait(&present(rank), Some(START_TIMEOUT))?;
+            found.ok_or(RanksError::Absent { rank })?;
+        }
+        Ok(())
+    }
+
     fn intent(&self, rank: usize) -> Result<Intent, RanksError> {
         let key = intent_of(rank);
         let text = self.wait(&key, Some(START_TIMEOUT))?;
@@ -328,6 +338,10 @@ fn claim(store: &Store, failure: &RankFailure) -> Result<Option<RankFailure>, To
 
 fn intent_of(rank: usize) -> String {
     format!("intent/{rank}")
+}
+
+fn present(rank: usize) -> String {
+    format!("present/{rank}")
 }
 
 fn go_after(step: u64) -> String {

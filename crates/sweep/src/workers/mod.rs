@@ -14,5 +14,5 @@ mod pool;
 mod serve;
 
 pub use pool::Workers;
-pub(crate) use pool::{Pool, default_count, running};
+pub(crate) use pool::{Pool, default_count, running, split_for};
 pub(crate) use serve::serve;

@@ -34,8 +34,10 @@ const ATTEMPTS: usize = 2;
 pub struct Workers<'a> {
     /// Number of processes that train at the same time; `None` for one per thread on a CPU and 1 on CUDA.
     pub count: Option<usize>,
-    /// The command that starts a worker: this program with the arguments of this sweep and `--worker`.
-    pub command: &'a (dyn Fn() -> io::Result<Command> + Sync),
+    /// Devices that train at the same time, with a worker each; empty for the device of the sweep.
+    pub devices: &'a [Device],
+    /// The command that starts a worker: this program with the arguments of this sweep and `--worker DEVICE`.
+    pub command: &'a (dyn Fn(&str) -> io::Result<Command> + Sync),
 }
 
 impl std::fmt::Debug for Workers<'_> {
@@ -70,12 +72,30 @@ pub(crate) fn running(count: usize, cohorts: usize, free: Option<u64>) -> usize 
     count.min(cohorts).min(by_memory).max(1)
 }
 
+/// Splits the largest groups of cells until there are `count`, or every cell is alone: cells of a cohort share one encoder
+/// pass, but a worker without cells shares nothing.
+pub(crate) fn split_for<T>(mut groups: Vec<Vec<T>>, count: usize) -> Vec<Vec<T>> {
+    while groups.len() < count {
+        let largest =
+            (0..groups.len()).max_by_key(|&index| (groups[index].len(), usize::MAX - index));
+        let Some(index) = largest.filter(|&index| groups[index].len() > 1) else {
+            break;
+        };
+        let half = groups[index].len().div_ceil(2);
+        let second = groups[index].split_off(half);
+        groups.insert(index + 1, second);
+    }
+    groups
+}
+
 /// Workers that take the cohorts of a sweep from a queue.
 pub(crate) struct Pool<'a> {
     progress: &'a Progress,
     interrupted: &'a AtomicBool,
-    command: &'a (dyn Fn() -> io::Result<Command> + Sync),
+    command: &'a (dyn Fn(&str) -> io::Result<Command> + Sync),
     count: usize,
+    /// Names of the workers' devices, in turn.
+    devices: Vec<String>,
     /// Number of libtorch's threads of each worker.
     threads: usize,
     /// Maximum size in bytes of the state of the cells that one worker trains at the same time.
@@ -106,22 +126,25 @@ enum Report<'a> {
 }
 
 impl<'a> Pool<'a> {
-    /// A pool of `count` (at least one) workers, each with `threads` threads of libtorch, which share `memory` bytes.
+    /// A pool of `count` (at least one) workers on `devices` (at least one), each with `threads` threads of libtorch. The
+    /// workers of a device share `memory` bytes.
     pub(crate) fn new(
-        progress: &'a Progress,
-        interrupted: &'a AtomicBool,
-        command: &'a (dyn Fn() -> io::Result<Command> + Sync),
+        (progress, interrupted): (&'a Progress, &'a AtomicBool),
+        command: &'a (dyn Fn(&str) -> io::Result<Command> + Sync),
+        devices: Vec<String>,
         count: usize,
         threads: usize,
         memory: Option<u64>,
     ) -> Self {
+        let per_device = count.div_ceil(devices.len().max(1)).max(1);
         Self {
             progress,
             interrupted,
             command,
             count,
+            devices,
             threads,
-            memory_limit: memory.map(|bytes| bytes / count.max(1) as u64),
+            memory_limit: memory.map(|bytes| bytes / per_device as u64),
             is_started: AtomicBool::new(false),
             is_stopped: AtomicBool::new(false),
         }
@@ -149,10 +172,11 @@ impl<'a> Pool<'a> {
         let mut outcome = Ok(());
         thread::scope(|scope| {
             let (sender, reports) = mpsc::channel();
-            for input in &inputs {
+            let devices = self.devices.iter().cycle();
+            for (input, device) in inputs.iter().zip(devices) {
                 let (queue, sender) = (&queue, sender.clone());
                 scope.spawn(move || {
-                    if let Err(error) = self.attend(input, queue, &sender) {
+                    if let Err(error) = self.attend((device, input), queue, &sender) {
                         let _main_thread_waits = sender.send(Report::Error(error));
                     }
                 });
@@ -198,7 +222,7 @@ impl<'a> Pool<'a> {
     /// Starts a worker and gives it cohorts until none is left. A worker that ends early is replaced.
     fn attend<'c>(
         &self,
-        input: &Mutex<Option<ChildStdin>>,
+        (device, input): (&str, &Mutex<Option<ChildStdin>>),
         queue: &Queue<'c>,
         reports: &Sender<Report<'c>>,
     ) -> Result<(), SweepError> {
@@ -209,7 +233,7 @@ impl<'a> Pool<'a> {
             };
             let worker = match &mut process {
                 Some(worker) => worker,
-                None => process.insert(self.start(input)?),
+                None => process.insert(self.start(device, input)?),
             };
             let task = self.task(&cohort);
             let written = match lock(input).as_mut() {
@@ -248,10 +272,14 @@ impl<'a> Pool<'a> {
         Ok(())
     }
 
-    fn start(&self, input: &Mutex<Option<ChildStdin>>) -> Result<Process, SweepError> {
+    fn start(
+        &self,
+        device: &str,
+        input: &Mutex<Option<ChildStdin>>,
+    ) -> Result<Process, SweepError> {
         let worker = |source| SweepError::Worker { source };
         let threads = self.threads.to_string();
-        let mut child = (self.command)()
+        let mut child = (self.command)(device)
             .map_err(worker)?
             .env("OMP_NUM_THREADS", &threads)
             .env("RAYON_NUM_THREADS", &threads)
@@ -388,6 +416,16 @@ mod tests {
         assert_eq!(default_count(Device::Cpu, 8, 3), 3);
         assert_eq!(default_count(Device::Cpu, 8, 0), 1);
         assert_eq!(default_count(Device::Cuda(0), 8, 20), 1);
+    }
+
+    #[test]
+    fn cohorts_are_split_only_for_workers_that_would_be_idle() {
+        let groups = vec![vec![0, 1, 2, 3, 4], vec![5], vec![6, 7]];
+        assert_eq!(split_for(groups.clone(), 3), groups);
+        let four = [vec![0, 1, 2], vec![3, 4], vec![5], vec![6, 7]];
+        assert_eq!(split_for(groups.clone(), 4), four);
+        assert_eq!(split_for(groups, 20).len(), 8);
+        assert_eq!(split_for(Vec::<Vec<u8>>::new(), 2), Vec::<Vec<u8>>::new());
     }
 
     #[test]
