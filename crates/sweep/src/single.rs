@@ -110,7 +110,7 @@ pub fn train(
         ..Context::new(device, &bank, &options.folder, interrupted)
     };
     if let Some(ranks) = ranks {
-        let shared = training::check_ranks(config, ranks.world());
+        let shared = training::rows(&config.train, ranks.world());
         shared.map_err(|source| SweepError::Shared {
             origin: options.origin.clone(),
             source: Box::new(source),

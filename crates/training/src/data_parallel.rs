@@ -3,57 +3,97 @@
 use data::Cursor;
 use tch::{Device, Kind, Tensor};
 use torch_ext::TorchError;
-use torch_ext::distributed::{ProcessGroup, Reduce, Reducer, ReducerSettings, World};
+use torch_ext::distributed::{ProcessGroup, Reducer, ReducerSettings, SharedGroup, World};
 
-use crate::{Checkpoint, Config, Objective, ReduceDtype, TrainConfig, TrainError};
+use crate::{Checkpoint, ReduceDtype, TrainConfig, TrainError};
 
-/// The rows of a batch that each process takes, and the gradients that all of them average.
+/// A network whose gradients are averaged by themselves: its backward pass has a loss of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Network {
+    /// Denoiser and heads.
+    Denoiser,
+    /// REPA-E's autoencoder.
+    Autoencoder,
+    /// REPA-E's discriminator.
+    Discriminator,
+}
+
+/// The processes that share a batch, and the gradients that all of them average.
 #[derive(Debug)]
 pub(crate) struct DataParallel {
+    reductions: Vec<Reduction>,
+    group: SharedGroup,
+    asks_to_stop: bool,
+}
+
+/// The reduction of the gradients of one network.
+#[derive(Debug)]
+struct Reduction {
+    network: Network,
     /// Made in the first step, from its loss.
     reducer: Option<Reducer>,
     /// The tensors that receive gradients.
     leaves: Vec<Tensor>,
-    group: ProcessGroup,
-    /// Dtype of the reduction.
+    /// Dtype of the reduction, if it is not that of the gradients.
     dtype: Option<Kind>,
-    asks_to_stop: bool,
 }
 
 impl DataParallel {
-    /// Gradients of `leaves` are reduced in `dtype`.
-    pub(crate) fn new(group: ProcessGroup, leaves: Vec<Tensor>, dtype: ReduceDtype) -> Self {
+    /// Gradients of the leaves of each network are reduced in `dtype`.
+    pub(crate) fn new(
+        group: ProcessGroup,
+        networks: Vec<(Network, Vec<Tensor>)>,
+        dtype: ReduceDtype,
+    ) -> Self {
         let dtype = match dtype {
             // The gradients of copies in bfloat16 are widened for the sum.
             ReduceDtype::Fp32 => Kind::Float,
             ReduceDtype::Bf16 => Kind::BFloat16,
         };
-        Self {
+        let reductions = networks.into_iter().map(|(network, leaves)| Reduction {
+            network,
             reducer: None,
             dtype: leaves
                 .iter()
                 .any(|leaf| leaf.kind() != dtype)
                 .then_some(dtype),
             leaves,
-            group,
+        });
+        Self {
+            reductions: reductions.collect(),
+            group: SharedGroup::new(group),
             asks_to_stop: false,
         }
     }
 
+    /// The group.
+    pub(crate) fn group(&self) -> &SharedGroup {
+        &self.group
+    }
+
     /// Adds the gradients of `loss`, of this process's rows of a part of the batch. After the `last` part, the gradients
     /// are averaged over the processes.
-    pub(crate) fn backward(&mut self, loss: &Tensor, last: bool) -> Result<(), TorchError> {
-        let reducer = match self.reducer.take() {
+    pub(crate) fn backward(
+        &mut self,
+        network: Network,
+        loss: &Tensor,
+        last: bool,
+    ) -> Result<(), TorchError> {
+        let mut reductions = self.reductions.iter_mut();
+        let Some(reduction) = reductions.find(|reduction| reduction.network == network) else {
+            return Ok(loss.f_backward()?);
+        };
+        let reducer = match reduction.reducer.take() {
             Some(reducer) => reducer,
             None => {
                 let settings = ReducerSettings {
-                    dtype: self.dtype,
+                    dtype: reduction.dtype,
                     ..ReducerSettings::default()
                 };
-                Reducer::new(&self.leaves, loss, &self.group, settings)?
+                Reducer::new(&reduction.leaves, loss, &self.group.lock(), settings)?
             }
         };
-        let reducer = self.reducer.insert(reducer);
+        let reducer = reduction.reducer.insert(reducer);
         match last {
             true => reducer.backward(loss),
             false => Ok(loss.f_backward()?),
@@ -70,9 +110,7 @@ impl DataParallel {
         let asks = [f32::from(u8::from(self.asks_to_stop))];
         let asks = Tensor::f_from_slice(&asks)?.f_to_device(figures.device())?;
         let sum = Tensor::f_cat(&[figures, &asks], 0)?;
-        let mean = sum.f_div_scalar(self.group.world().size as f64)?;
-        self.group.all_reduce_(&mean, Reduce::Sum)?;
-        Ok(mean)
+        tch::no_grad(|| self.group.mean(&sum))
     }
 }
 
@@ -118,17 +156,6 @@ pub(crate) fn share_state(
         *tensor = shared.f_to_device(tensor.device())?;
     }
     Ok(())
-}
-
-/// Checks that the processes of `world` can train the model of a configuration together.
-///
-/// # Errors
-/// [`TrainError::Processes`]; [`TrainError::JointProcesses`].
-pub fn check_ranks(config: &Config, world: &World) -> Result<(), TrainError> {
-    if matches!(config.objective, Objective::RepaE(_)) {
-        return Err(TrainError::JointProcesses);
-    }
-    rows(&config.train, world).map(drop)
 }
 
 /// Returns the rows of the global batch that the process `world.rank` takes: an equal share of each of

@@ -49,12 +49,6 @@ pub enum TrainError {
         processes: usize,
     },
 
-    /// REPA-E trains three networks, whose gradients and batch statistics are not shared among processes.
-    #[error(
-        "objective.kind repa-e is trained by one process: start one, or choose another objective"
-    )]
-    JointProcesses,
-
     /// The loss or the gradient is NaN or infinite.
     #[error(
         "{what} is {value} at step {step}; the batch holds the samples {}. Inspect these images and \

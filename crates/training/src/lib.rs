@@ -88,7 +88,7 @@ pub use config::{
     JointTraining, KlLayout, KlSettings, ModelConfig, NO_ENCODER, Objective, OptimizerConfig,
     PerChannel, ReduceDtype, SampleConfig, Schedule, SettingEffect, TrainConfig, TrainPrecision,
 };
-pub use data_parallel::{check_ranks, rows};
+pub use data_parallel::rows;
 pub use error::{LastGoodCheckpoint, TrainError};
 pub use event_log::EventLog;
 pub use inputs::{EncoderShape, Inputs};

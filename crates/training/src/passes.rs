@@ -4,7 +4,7 @@ use tch::{Device, Kind, Tensor};
 use torch_ext::{Generator, TorchError, autocast};
 
 use crate::aligner::{Aligned, Aligner};
-use crate::data_parallel::DataParallel;
+use crate::data_parallel::{DataParallel, Network};
 use crate::forward::{Drawn, ForwardOutput, Hidden};
 use crate::repa_e::{BatchPart, JointFigures};
 use crate::step_graph::StepGraph;
@@ -60,7 +60,9 @@ impl Passes<'_> {
             let backward = |loss: &Tensor| {
                 let loss = loss.f_div_scalar(parts as f64)?;
                 match parallel.as_deref_mut() {
-                    Some(parallel) => parallel.backward(&loss, part + 1 == parts),
+                    Some(parallel) => {
+                        parallel.backward(Network::Denoiser, &loss, part + 1 == parts)
+                    }
                     None => Ok(loss.f_backward()?),
                 }
             };
@@ -142,6 +144,7 @@ impl Passes<'_> {
         tokens: &[Tensor],
         step: u64,
         generator: &mut Generator,
+        parallel: Option<&mut DataParallel>,
     ) -> Result<JointFigures, TrainError> {
         let heads = &self.weights.heads;
         let (device, precision) = (self.device, self.precision());
@@ -170,6 +173,6 @@ impl Passes<'_> {
             })
             .collect::<Result<Vec<_>, TrainError>>()?;
         task.joint
-            .step(&task.trained, &batch_parts, step, generator)
+            .step(&task.trained, &batch_parts, step, generator, parallel)
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use data::seed;
 use diffusion::autoencoder::KlAutoencoder;
+use diffusion::nn::with_shared_statistics;
 use diffusion::objective::velocity::Velocity;
 use diffusion::repa_e::{
     AutoencoderLoss, AutoencoderPass, Discriminator, LatentNorm, Lpips, RepaE, RepaEConfig,
@@ -17,6 +18,7 @@ use crate::adamw::{AdamW, trained_bytes};
 use crate::aligner::Aligned;
 use crate::autoencoder::{decode, scaling, trainable};
 use crate::checkpoint::VAE;
+use crate::data_parallel::{DataParallel, Network};
 use crate::weights::Weights;
 use crate::{Config, JointTraining, KlSettings, TrainError, read_tensors};
 
@@ -156,14 +158,41 @@ impl Joint {
         tch::no_grad(|| decode(network, &norm.scaling()?, x, x.device()))
     }
 
-    /// Runs step `step`, counted from 1, on a batch in `parts`: updates autoencoder and discriminator,
-    /// and computes the gradients of the denoiser.
+    /// Returns the tensors of autoencoder and discriminator that receive gradients.
+    pub(crate) fn leaves(&self) -> [(Network, Vec<Tensor>); 2] {
+        [
+            (Network::Autoencoder, self.autoencoder.params.leaves()),
+            (Network::Discriminator, self.discriminator.params.leaves()),
+        ]
+    }
+
+    /// Runs step `step`, counted from 1, on a batch in `parts`: updates autoencoder and discriminator, and computes the
+    /// gradients of the denoiser. Gradients, and the statistics of batch normalisations, are those of the batches of all
+    /// processes of `parallel`; figures are those of this process.
     pub(crate) fn step<A>(
         &self,
         network: &JointNetwork,
         parts: &[BatchPart<A>],
         step: u64,
         generator: &mut Generator,
+        parallel: Option<&mut DataParallel>,
+    ) -> Result<JointFigures, TrainError>
+    where
+        A: Fn(&[Tensor]) -> Result<Aligned, TrainError>,
+    {
+        let group = parallel.as_ref().map(|parallel| parallel.group().clone());
+        with_shared_statistics(group.as_ref(), || {
+            self.run_step(network, parts, step, generator, parallel)
+        })
+    }
+
+    fn run_step<A>(
+        &self,
+        network: &JointNetwork,
+        parts: &[BatchPart<A>],
+        step: u64,
+        generator: &mut Generator,
+        mut parallel: Option<&mut DataParallel>,
     ) -> Result<JointFigures, TrainError>
     where
         A: Fn(&[Tensor]) -> Result<Aligned, TrainError>,
@@ -180,17 +209,23 @@ impl Joint {
             hidden_depths: &self.hidden_depths,
         };
         let share = 1.0 / parts.len().max(1) as f64;
-        let backward = |loss: &Tensor| loss.f_mul_scalar(share)?.f_backward();
+        let mut backward = |network: Network, loss: &Tensor, part: usize| {
+            let loss = loss.f_mul_scalar(share)?;
+            match parallel.as_deref_mut() {
+                Some(parallel) => parallel.backward(network, &loss, part + 1 == parts.len()),
+                None => Ok(loss.f_backward()?),
+            }
+        };
         let steps_before = step.saturating_sub(1);
 
         let mut passes: Vec<AutoencoderPass> = Vec::with_capacity(parts.len());
         let mut autoencoder_figures = MeanFigures::new(share);
-        for part in parts {
+        for (index, part) in parts.iter().enumerate() {
             let (images, labels) = (&part.images, &part.labels);
             let draws = repa_e.draw(images, generator)?;
             let align = |hidden: &[Tensor]| Ok::<_, TrainError>((part.align)(hidden)?.mean);
             let mut pass = repa_e.autoencoder_pass(images, labels, &draws, steps_before, align)?;
-            backward(&pass.total)?;
+            backward(Network::Autoencoder, &pass.total, index)?;
             // Frees the autograd graph, which is large and no longer needed.
             pass.total = pass.total.f_detach()?;
             let terms = &pass.generator;
@@ -207,9 +242,9 @@ impl Joint {
         let autoencoder_norm = self.autoencoder.adamw.step(step, &[])?;
 
         let mut discriminator_figures = MeanFigures::new(share);
-        for pass in &passes {
+        for (index, pass) in passes.iter().enumerate() {
             let losses = repa_e.discriminator_pass(pass, steps_before)?;
-            backward(&losses.total)?;
+            backward(Network::Discriminator, &losses.total, index)?;
             discriminator_figures.add(&[
                 &losses.total,
                 &losses.logits_real,
@@ -219,7 +254,7 @@ impl Joint {
         let discriminator_norm = self.discriminator.adamw.step(step, &[])?;
 
         let mut denoiser_figures = MeanFigures::new(share);
-        for (pass, part) in passes.iter().zip(parts) {
+        for (index, (pass, part)) in passes.iter().zip(parts).enumerate() {
             let mean = RefCell::new(None);
             let align = |hidden: &[Tensor]| {
                 let aligned = (part.align)(hidden)?;
@@ -228,7 +263,7 @@ impl Joint {
             };
             let mode = Mode::Train(&mut *generator);
             let losses = repa_e.denoiser_pass(pass, &part.labels, mode, align)?;
-            backward(&losses.total)?;
+            backward(Network::Denoiser, &losses.total, index)?;
             let alignment = mean.into_inner().unwrap_or(losses.alignment);
             let denoising = losses.denoising.f_mean(Kind::Float)?;
             denoiser_figures.add(&[&losses.total.f_detach()?, &denoising, &alignment])?;

@@ -15,7 +15,7 @@ use torch_ext::{Generator, Params, TorchError};
 use crate::adamw::{AdamW, trained_bytes};
 use crate::aligner::Aligner;
 use crate::average::Average;
-use crate::data_parallel::{DataParallel, check_ranks, share_state};
+use crate::data_parallel::{DataParallel, Network, rows, share_state};
 use crate::passes::Passes;
 use crate::repa_e::Joint;
 use crate::step_graph::StepGraph;
@@ -128,17 +128,18 @@ impl Trainer {
     /// A CUDA graph is not recorded then.
     ///
     /// # Errors
-    /// [`TrainError::Processes`]; [`TrainError::JointProcesses`]; another process does not answer.
+    /// [`TrainError::Processes`]; another process does not answer.
     pub fn distribute(&mut self, group: ProcessGroup) -> Result<(), TrainError> {
         let world = group.world();
-        check_ranks(&self.config, world)?;
+        rows(&self.config.train, world)?;
         let mut state = self.checkpoint()?;
         share_state(&mut state, &group, self.inputs.device)?;
         self.resume(&state)?;
         self.generator.slice_batches(world.rank, world.size);
-        let leaves = self.weights.params.leaves();
+        let mut networks = vec![(Network::Denoiser, self.weights.params.leaves())];
+        networks.extend(self.task.joint().into_iter().flat_map(Joint::leaves));
         let dtype = self.config.train.reduce_dtype;
-        self.parallel = Some(DataParallel::new(group, leaves, dtype));
+        self.parallel = Some(DataParallel::new(group, networks, dtype));
         Ok(())
     }
 
@@ -244,7 +245,8 @@ impl Trainer {
                 (figures, None)
             }
             Task::Joint(task) => {
-                let figures = passes.joint_step(task, batch, tokens, step, generator)?;
+                let parallel = self.parallel.as_mut();
+                let figures = passes.joint_step(task, batch, tokens, step, generator, parallel)?;
                 (figures.denoiser, Some(figures.autoencoder))
             }
         };

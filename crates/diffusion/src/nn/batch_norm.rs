@@ -1,8 +1,10 @@
 //! Batch normalisation with running statistics, like `torch.nn.BatchNorm2d`.
 
 use tch::{Device, Kind, Tensor};
-use torch_ext::Scope;
+use torch_ext::distributed::SharedGroup;
+use torch_ext::{Scope, TorchError, optim};
 
+use super::shared_group;
 use crate::{DiffusionError, check};
 
 /// Which mean and variance a batch normalisation uses.
@@ -80,6 +82,9 @@ impl BatchNorm2d {
                 "at least 2, for the statistics of a batch",
             )?;
             let _count = self.num_batches_tracked.shallow_clone().f_add_scalar_(1)?;
+            if let Some(group) = shared_group() {
+                return self.forward_shared(x, &group);
+            }
         }
         Ok(x.f_batch_norm(
             self.affine.as_ref().map(|(scale, _)| scale),
@@ -91,5 +96,29 @@ impl BatchNorm2d {
             self.eps,
             true,
         )?)
+    }
+
+    /// Normalises with the statistics of the batches of all processes of `group`, and updates the running statistics.
+    fn forward_shared(&self, x: &Tensor, group: &SharedGroup) -> Result<Tensor, DiffusionError> {
+        let mean_of = |x: &Tensor| -> Result<Tensor, TorchError> {
+            group.mean(&x.f_mean_dim([0i64, 2, 3].as_slice(), true, None)?)
+        };
+        let mean = mean_of(x)?;
+        let centred = x.f_sub(&mean)?;
+        let variance = mean_of(&centred.f_square()?)?;
+        let count = (x.numel() as i64 / self.channels) as f64 * group.size() as f64;
+        let running = [&self.running_mean, &self.running_var].map(Tensor::shallow_clone);
+        let batch = [
+            mean.f_detach()?,
+            variance.f_detach()?.f_mul_scalar(count / (count - 1.0))?,
+        ];
+        let batch = [batch[0].f_flatten(0, -1)?, batch[1].f_flatten(0, -1)?];
+        optim::ema_(&running, &batch, 1.0 - self.momentum)?;
+        let y = centred.f_mul(&variance.f_add_scalar(self.eps)?.f_rsqrt()?)?;
+        let Some((scale, shift)) = &self.affine else {
+            return Ok(y);
+        };
+        let per_channel = |weight: &Tensor| weight.f_view([1, self.channels, 1, 1]);
+        Ok(y.f_mul(&per_channel(scale)?)?.f_add(&per_channel(shift)?)?)
     }
 }

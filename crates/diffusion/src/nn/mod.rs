@@ -24,6 +24,7 @@ mod norm;
 mod patches;
 mod rotary;
 mod rotary_attention;
+mod shared_statistics;
 
 pub use attention::Attention;
 pub(crate) use attention::{heads_first, join_heads};
@@ -42,3 +43,5 @@ pub use norm::{AffineLayerNorm, LayerNorm, Norm, RmsNorm};
 pub use patches::{BottleneckPatchEmbedder, PatchEmbedder, unpatchify};
 pub use rotary::Rotary;
 pub use rotary_attention::RotaryAttention;
+pub use shared_statistics::with_shared_statistics;
+pub(crate) use shared_statistics::{shared_group, shared_mean};

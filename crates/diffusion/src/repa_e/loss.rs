@@ -7,7 +7,7 @@ use torch_ext::{Scope, optim};
 use super::discriminator::{Discriminator, hinge_loss, lecam_loss};
 use super::lpips::Lpips;
 use crate::autoencoder::Posterior;
-use crate::nn::Statistics;
+use crate::nn::{Statistics, shared_mean};
 use crate::{DiffusionError, check};
 
 /// The distance between a reconstruction and its image.
@@ -267,7 +267,8 @@ impl AutoencoderLoss {
                 .forward(&images.f_detach()?, Statistics::Batch)
         };
         let (real, fake) = (logits(&images)?, logits(&reconstructions)?);
-        let (real_mean, fake_mean) = (real.f_mean(None)?, fake.f_mean(None)?);
+        let real_mean = shared_mean(real.f_mean(None)?)?;
+        let fake_mean = shared_mean(fake.f_mean(None)?)?;
         let hinge = hinge_loss(&real, &fake)?;
         let total = hinge.f_mul_scalar(self.config.factor(step))?;
         let lecam = match &self.lecam {

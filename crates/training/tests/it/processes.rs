@@ -78,16 +78,20 @@ fn run_ranks(test: &str, size: usize, folder: &Path) {
 }
 
 /// The configurations that several processes can train.
-fn configs() -> [(&'static str, Config); 4] {
+fn configs() -> [(&'static str, Config); 6] {
     let mut plain = config(20);
     plain.train.accumulation = 1;
     let mut parts = config(5);
     parts.train.accumulation = 2;
+    let mut halves = config(4);
+    halves.train.accumulation = 2;
     [
         ("sit", plain.clone()),
         ("sit-accumulation", parts),
         ("jit", jit(plain.clone())),
-        ("meanflow", meanflow(plain)),
+        ("meanflow", meanflow(plain.clone())),
+        ("repa-e", repa_e(plain)),
+        ("repa-e-accumulation", repa_e(halves)),
     ]
 }
 
@@ -259,15 +263,18 @@ fn a_resumed_run_has_the_bits_of_an_uninterrupted_one() {
         return;
     };
     let store = Store::connect(&world, TIMEOUT).unwrap();
-    let group = |name| ProcessGroup::gloo(&store, &world, name, TIMEOUT).unwrap();
-    let config = &configs()[0].1;
-    let (whole, _) = train(config, Some(group("whole")), None, 4);
-    let (first, _) = train(config, Some(group("first")), None, 2);
-    let saved = folder().join(world.rank.to_string());
-    first.checkpoint().unwrap().save(&saved).unwrap();
-    let (resumed, _) = train(config, Some(group("resumed")), Some(&saved), 2);
-    assert!(bits(&resumed) == bits(&whole));
-    assert!(bits(&resumed) != bits(&first));
+    let group = |name: &str| ProcessGroup::gloo(&store, &world, name, TIMEOUT).unwrap();
+    let [(sit, plain), .., (repa_e, joint), _] = &configs();
+    for (name, config) in [(sit, plain), (repa_e, joint)] {
+        let of = |part: &str| group(&format!("{name}-{part}"));
+        let (whole, _) = train(config, Some(of("whole")), None, 4);
+        let (first, _) = train(config, Some(of("first")), None, 2);
+        let saved = folder().join(format!("{name}-{}", world.rank));
+        first.checkpoint().unwrap().save(&saved).unwrap();
+        let (resumed, _) = train(config, Some(of("resumed")), Some(&saved), 2);
+        assert!(bits(&resumed) == bits(&whole), "{name}");
+        assert!(bits(&resumed) != bits(&first), "{name}");
+    }
     // Rank 0 serves the store, so it leaves last.
     group("end").barrier().unwrap();
 }
@@ -287,14 +294,4 @@ fn batches_that_cannot_be_shared_are_refused() {
         message.contains("train.batch_size is 8") && message.contains("a multiple of 6"),
         "{message}"
     );
-}
-
-#[test]
-fn repa_e_is_refused() {
-    let world = world(0, 1, free_port());
-    let store = Store::connect(&world, TIMEOUT).unwrap();
-    let group = ProcessGroup::gloo(&store, &world, "alone", TIMEOUT).unwrap();
-    let mut trainer = Trainer::new(&repa_e(config(1)), inputs()).unwrap();
-    let error = trainer.distribute(group).unwrap_err();
-    assert!(error.to_string().contains("repa-e"), "{error}");
 }

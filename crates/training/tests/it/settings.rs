@@ -216,6 +216,7 @@ fn changed(config: &Config, key: &str) -> Config {
     let names = [
         "black",
         "bf16",
+        "fp32",
         "cosine",
         "constant",
         "linear",
