@@ -2,6 +2,7 @@
 #define USE_C10D_GLOO
 #include "shim.h"
 
+#include <c10/util/Logging.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
@@ -10,6 +11,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdlib>
 #include <memory>
 #include <unordered_set>
 
@@ -100,6 +102,16 @@ void settle(c10d::Reducer &reducer, std::vector<at::Tensor> &params) {
 } // namespace
 
 extern "C" {
+
+// libtorch reads TORCH_CPP_LOG_LEVEL only when Python starts it. Without the variable, only fatal messages remain: c10d
+// writes each failure to standard error, with C++ frames, before it throws it.
+void te_init_logging() {
+  const char *level = std::getenv("TORCH_CPP_LOG_LEVEL");
+  if (level && *level)
+    c10::initLogging();
+  else
+    FLAGS_caffe2_log_level = c10::GLOG_FATAL;
+}
 
 // Connects to the store at an address, or serves it if `serves` is not 0. All keys get `prefix`.
 int te_store_connect(const char *host, uint16_t port, int serves, uint64_t timeout_ms,

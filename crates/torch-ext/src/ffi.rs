@@ -240,6 +240,7 @@ unsafe extern "C" {
     pub(crate) fn te_deterministic(enabled: *mut c_int) -> c_int;
     pub(crate) fn te_set_deterministic(enabled: c_int) -> c_int;
 
+    pub(crate) fn te_init_logging();
     pub(crate) fn te_store_connect(
         host: *const c_char,
         port: u16,

@@ -270,6 +270,39 @@ fn a_rank_that_does_not_come_is_an_error_after_the_timeout() {
 }
 
 #[test]
+fn libtorch_repeats_no_error_on_standard_error() {
+    const NAME: &str = "libtorch_repeats_no_error_on_standard_error";
+    if let Some(world) = World::from_env().unwrap() {
+        let error = Store::connect(&world, Duration::from_millis(500)).unwrap_err();
+        println!("said: {error}");
+        return;
+    }
+    // Nothing listens at the port of the listener that has been dropped.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    drop(listener);
+    let refused = |level: &str| {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args([NAME, "--exact", "--nocapture"])
+            .envs([("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")])
+            .envs([("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", &port)])
+            .env("TORCH_CPP_LOG_LEVEL", level)
+            .output()
+            .unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let out = text(&output.stdout);
+        assert!(
+            output.status.success() && out.contains("said: connecting to 127.0.0.1:"),
+            "{out}"
+        );
+        assert!(!out.contains("frame #"), "{out}");
+        text(&output.stderr)
+    };
+    assert_eq!(refused(""), "");
+    assert!(refused("WARNING").contains("[c10d]"));
+}
+
+#[test]
 fn ports_in_use_and_addresses_without_a_store_are_errors() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port().to_string();

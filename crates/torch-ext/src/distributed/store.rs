@@ -3,6 +3,7 @@
 use std::ffi::{CString, c_void};
 use std::ptr::{self, NonNull};
 use std::slice;
+use std::sync::Once;
 use std::time::Duration;
 
 use super::World;
@@ -27,9 +28,16 @@ impl Store {
     /// Connects to the store of `world`; rank 0 first starts it. Operations that wait for another process fail after
     /// `timeout`.
     ///
+    /// From the first call on, libtorch writes no messages to standard error, because c10d would repeat each error there
+    /// with the C++ frames of its origin. `TORCH_CPP_LOG_LEVEL` (`INFO`, `WARNING`, `ERROR`, `FATAL`) sets another level.
+    ///
     /// # Errors
     /// The port is in use; the address does not answer within `timeout`.
     pub fn connect(world: &World, timeout: Duration) -> Result<Self, TorchError> {
+        static LOGGING: Once = Once::new();
+        // SAFETY: sets the level of messages, a number that other threads may read meanwhile: they write a message more or
+        // less. The environment is not changed by this program.
+        LOGGING.call_once(|| unsafe { ffi::te_init_logging() });
         let (host, prefix) = (c_string(&world.address)?, c_string(&world.prefix)?);
         let serves = world.rank == 0 && !world.agent_serves;
         let mut out = ptr::null_mut();
