@@ -1,10 +1,11 @@
-#define USE_DISTRIBUTED
 #define USE_C10D_GLOO
+#include "distributed.h"
 #include "shim.h"
 
+#include <c10/core/Event.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/Logging.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
-#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 #include <torch/csrc/distributed/c10d/reducer.hpp>
@@ -13,27 +14,38 @@
 #include <chrono>
 #include <cstdlib>
 #include <memory>
+#include <thread>
 #include <unordered_set>
 
 using torch_ext::guarded;
 using torch_ext::share;
 
-struct te_store {
-  c10::intrusive_ptr<c10d::Store> store;
-};
-
-struct te_group {
-  c10::intrusive_ptr<c10d::ProcessGroup> group;
-};
-
 struct te_reducer {
   std::unique_ptr<c10d::Reducer> reducer;
+  te_group group;
 };
 
 namespace {
 
 void finish(const c10::intrusive_ptr<c10d::Work> &work) {
   TORCH_CHECK(work->wait(), "the operation was aborted");
+}
+
+// Waits for the work of the current stream, which waits for every operation of the group. Returns whether it ended within
+// the group's timeout.
+bool wait_for_queued(const te_group &group) {
+  if (group.device < 0)
+    return true;
+  const c10::impl::VirtualGuardImpl guard(c10::DeviceType::CUDA);
+  c10::Event end(c10::DeviceType::CUDA);
+  end.record(guard.getStream(torch_ext::device_of(group.device)));
+  const auto deadline = std::chrono::steady_clock::now() + group.timeout;
+  while (!end.query()) {
+    if (std::chrono::steady_clock::now() > deadline)
+      return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  return true;
 }
 
 using Group = c10::intrusive_ptr<c10d::ProcessGroup>;
@@ -166,11 +178,15 @@ int te_group_gloo(te_store *store, const char *name, int rank, int size, uint64_
     auto group = c10::make_intrusive<c10d::ProcessGroup>(own, rank, size);
     group->setBackend(c10::DeviceType::CPU, c10d::ProcessGroup::BackendType::GLOO, backend);
     group->setDefaultBackend(c10d::ProcessGroup::BackendType::GLOO);
-    *out = new te_group{std::move(group)};
+    *out = new te_group{std::move(group), -1, std::chrono::milliseconds(timeout_ms)};
   });
 }
 
-void te_group_free(te_group *group) { delete group; }
+// The end of the last reference to a group with NCCL aborts what is queued. Thus this waits first.
+int te_group_free(te_group *group) {
+  const std::unique_ptr<te_group> owned(group);
+  return guarded([&] { wait_for_queued(*owned); });
+}
 
 // `op` is the number of a `c10d::ReduceOp`: 0 sum, 1 average, 3 minimum, 4 maximum.
 int te_all_reduce_(te_group *group, at::Tensor *tensor, int op) {
@@ -208,7 +224,11 @@ int te_all_gather(te_group *group, at::Tensor *tensor, at::Tensor **out) {
 }
 
 int te_barrier(te_group *group) {
-  return guarded([&] { finish(group->group->barrier()); });
+  return guarded([&] {
+    TORCH_CHECK(wait_for_queued(*group), "the work that is queued on the device did not end within ",
+                group->timeout.count(), " ms");
+    finish(group->group->barrier());
+  });
 }
 
 // `dtype` is the dtype of the reduction, or -1 for that of the gradients. `loss` tells which parameters have gradients.
@@ -232,12 +252,15 @@ int te_reducer_new(te_group *group, at::Tensor *const *params, size_t count, at:
       reducer->register_comm_hook(
           std::make_unique<CastHook>(group->group, static_cast<at::ScalarType>(dtype)));
     settle(*reducer, used);
-    *out = new te_reducer{std::move(reducer)};
+    *out = new te_reducer{std::move(reducer), *group};
   });
 }
 
 int te_reducer_free(te_reducer *reducer) {
-  return guarded([&] { delete reducer; });
+  return guarded([&] {
+    const std::unique_ptr<te_reducer> owned(reducer);
+    wait_for_queued(owned->group);
+  });
 }
 
 // Runs the backward pass of `loss`, and returns when the gradients of all processes are averaged.

@@ -126,6 +126,10 @@ pub enum TorchError {
     #[error(transparent)]
     Kernel(#[from] crate::cuda::CudaError),
 
+    /// Processes cannot be connected with NCCL on this machine.
+    #[error(transparent)]
+    Nccl(#[from] crate::distributed::NcclError),
+
     /// An operation of several processes failed on this one: another process ended or did not answer in time, or
     /// libtorch failed.
     #[error("{operation} on rank {rank} of {size}: {reason}")]

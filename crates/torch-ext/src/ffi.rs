@@ -283,7 +283,7 @@ unsafe extern "C" {
         host: *const c_char,
         out: *mut *mut RawGroup,
     ) -> c_int;
-    pub(crate) fn te_group_free(group: *mut RawGroup);
+    pub(crate) fn te_group_free(group: *mut RawGroup) -> c_int;
     pub(crate) fn te_all_reduce_(group: *mut RawGroup, tensor: *const C_tensor, op: c_int)
     -> c_int;
     pub(crate) fn te_broadcast_(

@@ -138,22 +138,26 @@ impl Venv {
 
     /// Installs the packages of `mode` and those of the file `requirements`.
     pub fn install(&self, mode: Mode, requirements: Option<&Path>) -> Result<()> {
-        let mut pip = self.command();
-        pip.args(["-m", "pip", "install", "--no-input"]);
-        pip.arg("--disable-pip-version-check");
+        let mut pip = self.pip_install();
         pip.args(mode.pip_arguments());
         if let Some(file) = requirements {
             pip.arg("--requirement").arg(file);
         }
-        let (succeeded, messages) = run_and_capture_stderr(&mut pip)?;
-        if !succeeded {
-            // The messages have been written to standard error already.
-            bail!(
-                "pip could not install torch {TORCH_VERSION}. {}",
-                hint(&messages)
-            );
-        }
-        Ok(())
+        run_pip(&mut pip, &format!("torch {TORCH_VERSION}"))
+    }
+
+    /// Installs `packages` without their dependencies.
+    pub fn add(&self, packages: &[&str]) -> Result<()> {
+        let mut pip = self.pip_install();
+        pip.arg("--no-deps").args(packages);
+        run_pip(&mut pip, &packages.join(", "))
+    }
+
+    fn pip_install(&self) -> Command {
+        let mut pip = self.command();
+        pip.args(["-m", "pip", "install", "--no-input"]);
+        pip.arg("--disable-pip-version-check");
+        pip
     }
 
     /// Checks the installed libtorch and returns the wheel's `torch` folder, relative to the environment. Loads the CPU
@@ -245,6 +249,15 @@ fn without_python_variables(mut command: Command) -> Command {
         command.env_remove(name);
     }
     command
+}
+
+fn run_pip(pip: &mut Command, what: &str) -> Result<()> {
+    let (succeeded, messages) = run_and_capture_stderr(pip)?;
+    if !succeeded {
+        // The messages have been written to standard error already.
+        bail!("pip could not install {what}. {}", hint(&messages));
+    }
+    Ok(())
 }
 
 /// Runs `command` with all output on standard error. Returns whether it succeeded, and what it wrote to standard error

@@ -140,14 +140,26 @@ fn driver_version(text: &str) -> Option<String> {
         .map(str::to_owned)
 }
 
+/// The value of `CXX`, if it is set.
+fn named_compiler() -> Option<String> {
+    env::var("CXX").ok().filter(|cxx| !cxx.trim().is_empty())
+}
+
+/// The C++ compiler of the build: the words of `CXX` if it is set, otherwise `c++`.
+pub fn compiler() -> Command {
+    let named = named_compiler();
+    let mut words = named.as_deref().unwrap_or("c++").split_whitespace();
+    let mut command = Command::new(words.next().unwrap_or("c++"));
+    command.args(words);
+    command
+}
+
 /// Checks that the compiler of the build accepts a small C++17 program.
 pub fn check_compiler(platform: Platform) -> Result<()> {
-    let named = env::var("CXX").ok().filter(|cxx| !cxx.trim().is_empty());
+    let named = named_compiler();
     let command = named.as_deref().unwrap_or("c++");
     let hint = platform.install_hint(Tool::Compiler);
-    let mut words = command.split_whitespace();
-    let child = Command::new(words.next().unwrap_or("c++"))
-        .args(words)
+    let child = compiler()
         .args(["-std=c++17", "-fsyntax-only", "-x", "c++", "-"])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())

@@ -1,6 +1,7 @@
 //! `cargo xtask COMMAND`: set-up and project chores.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
@@ -47,6 +48,11 @@ enum Chore {
         after_help = "Examples:\n  cargo xtask export dinov2-vit-b clip-vit-L --out pretrained\n  cargo xtask export --embedded hed-conv4"
     )]
     Export(ForwardedArgs),
+    /// Set up CUDA if needed, then build the NCCL plugin, with which several processes work on CUDA devices.
+    ///
+    /// It is written beside libtorch, and must be built again when libtorch is installed again. Needs no GPU.
+    #[command(after_help = "Example: cargo xtask nccl")]
+    Nccl(NcclArgs),
 }
 
 #[derive(Args)]
@@ -73,6 +79,13 @@ struct TestArgs {
     cuda: bool,
     #[command(flatten)]
     forwarded: ForwardedArgs,
+}
+
+#[derive(Args)]
+struct NcclArgs {
+    /// Write the plugin to this file instead. IREPA_NCCL_PLUGIN must name it at run time.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -156,6 +169,11 @@ fn run(chore: &Chore) -> Result<ExitCode> {
             let mut python = Command::new(root.join(".venv/bin/python"));
             python.env("PYTHONPATH", root.join(EXPORTER));
             run_to_completion(python.args(["-m", "export"]).args(&forwarded.args))
+        }
+        Chore::Nccl(args) => {
+            let path = xtask::nccl(&root, &environment, args.out.as_deref())?;
+            say(format_args!("built {}", path.display()));
+            Ok(ExitCode::SUCCESS)
         }
     }
 }

@@ -297,6 +297,65 @@ fn test_with_python_runs_the_set_up_of_python_first() {
     );
 }
 
+/// A stand-in for the compiler that creates the file after `-o`.
+const COMPILER: &str = r#"#!/bin/sh
+out=
+while [ $# -gt 0 ]; do
+    if [ "$1" = -o ]; then out=$2; fi
+    shift
+done
+if [ -n "$out" ]; then echo plugin > "$out"; else cat > /dev/null; fi
+"#;
+
+#[test]
+fn nccl_adds_headers_to_the_full_installation_and_names_those_that_are_still_missing() {
+    let project = Project::new();
+    project.tool("c++", COMPILER);
+    let stderr = fail(&mut xtask(&project, &["nccl"]));
+    for part in ["nv/target", "nccl.h (Python package nvidia-nccl-cu13)"] {
+        assert!(stderr.contains(part), "{part} is not in: {stderr}");
+    }
+    let installations = project.installations();
+    assert_eq!(installations.len(), 2, "{installations:?}");
+    assert!(!installations[0].contains("--no-deps"));
+    assert!(
+        installations[1].contains("--no-deps nvidia-cuda-crt==13.0.* nvidia-cuda-cccl==13.0.*")
+    );
+
+    for header in [
+        "cu13/include/cuda_runtime_api.h",
+        "cu13/include/cublasLt.h",
+        "cu13/include/cusparse.h",
+        "cu13/include/cusolverDn.h",
+        "cu13/include/crt/host_defines.h",
+        "cu13/include/cccl/nv/target",
+        "nccl/include/nccl.h",
+    ] {
+        let path = project
+            .path(".venv/lib/python3.11/site-packages/nvidia")
+            .join(header);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "").unwrap();
+    }
+    succeed(&mut xtask(&project, &["nccl"]));
+    assert_eq!(project.installations().len(), 2);
+    let plugin = project.path(".libtorch/lib/libtorch_ext_nccl.so");
+    assert_eq!(fs::read_to_string(plugin).unwrap(), "plugin\n");
+
+    project.tool("c++", "#!/bin/sh\ncase \"$*\" in *\" -o \"*) echo 'error: no such type' >&2; exit 1 ;; esac\ncat > /dev/null\n");
+    let out = project.path("other.so");
+    let stderr = fail(&mut xtask(
+        &project,
+        &["nccl", "--out", out.to_str().unwrap()],
+    ));
+    assert!(
+        stderr.contains("nccl_plugin.cpp does not compile"),
+        "{stderr}"
+    );
+    assert!(stderr.contains("no such type"), "{stderr}");
+    assert!(!out.exists());
+}
+
 #[test]
 fn a_closed_output_pipe_does_not_cause_a_panic() {
     let project = Project::new();

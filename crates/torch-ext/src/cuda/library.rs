@@ -29,7 +29,7 @@ impl Loaded {
             // thread. The handle is never dropped, so no finaliser runs while code is in use.
             match unsafe { Library::new(&candidate) } {
                 Ok(library) => return Ok(Self { name, library }),
-                Err(error) => reasons.push(reason(&error)),
+                Err(error) => reasons.push(linker_message(&error)),
             }
         }
         Err(CudaError::Library {
@@ -50,14 +50,14 @@ impl Loaded {
             .map(|symbol| *symbol)
             .map_err(|error| CudaError::Library {
                 library: self.name,
-                reason: reason(&error),
+                reason: linker_message(&error),
                 remedy: "use CUDA 12 or newer",
             })
     }
 }
 
 /// The dynamic linker's message.
-fn reason(error: &libloading::Error) -> String {
+pub(crate) fn linker_message(error: &libloading::Error) -> String {
     error
         .source()
         .map_or_else(|| error.to_string(), ToString::to_string)

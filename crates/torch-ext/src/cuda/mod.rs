@@ -33,5 +33,6 @@ pub use graph::{Graph, set_grads};
 pub use kernel::{Argument, Kernel};
 pub use kernels::{Kernels, resolutions, usable};
 pub use layout::{Layout, readable};
+pub(crate) use library::linker_message;
 pub use nvrtc::{compile, compiler_version};
 pub use program::{Architecture, BLOCK, Program, Source};

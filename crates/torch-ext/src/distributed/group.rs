@@ -7,10 +7,10 @@ use std::net::IpAddr;
 use std::ptr::{self, NonNull};
 use std::time::Duration;
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use super::store::{c_string, milliseconds};
-use super::{Store, World};
+use super::{Store, World, nccl};
 use crate::TorchError;
 use crate::ffi::{self, RawGroup};
 
@@ -39,7 +39,8 @@ impl Reduce {
 /// Processes that call the same collective operations in the same order.
 ///
 /// Each operation waits until all processes have called it, and fails after the group's timeout, or as soon as the
-/// connection to another process ends. After a failure, the group must not be used again. It may be moved to another
+/// connection to another process ends; operations on CUDA tensors differ ([`nccl`](Self::nccl)). After a failure, the group
+/// must not be used again. It may be moved to another
 /// thread, but not be shared: the order of operations must be the same in all processes.
 #[derive(Debug)]
 pub struct ProcessGroup {
@@ -98,6 +99,57 @@ impl ProcessGroup {
         })
     }
 
+    /// Connects the processes of `world` with NCCL for tensors on `device`, a CUDA device that no other process of the
+    /// group uses, and with Gloo for tensors on the CPU (see [`gloo`](Self::gloo)). `name` distinguishes groups with the
+    /// same store.
+    ///
+    /// NCCL's part of libtorch is loaded at run time by a plugin, `libtorch_ext_nccl.so` beside libtorch, which
+    /// `cargo xtask nccl` builds. `IREPA_NCCL_PLUGIN` names another file.
+    ///
+    /// Operations on CUDA tensors are queued like other work on the device. They return before they are done, and work
+    /// that is queued later on the current stream waits for them. Dropping the group ends NCCL when what is queued on the
+    /// current stream is done; call [`barrier`](Self::barrier) before, so that the other processes are done too.
+    ///
+    /// If an operation on the device does not end within `timeout`, or NCCL loses the connection to another rank, then c10d
+    /// ends this process (`SIGABRT`) with a message on standard error that names the rank and the operation: the device
+    /// waits without end, so no later call could return. With the variable `TORCH_NCCL_BLOCKING_WAIT=1`, each operation
+    /// waits on the CPU instead, and returns the error, but the device is then idle after each operation.
+    ///
+    /// # Errors
+    /// [`TorchError::Nccl`] if CUDA, NCCL, the device or the plugin is missing; the other processes do not connect within
+    /// `timeout`.
+    pub fn nccl(
+        store: &Store,
+        world: &World,
+        name: &str,
+        device: Device,
+        timeout: Duration,
+    ) -> Result<Self, TorchError> {
+        // What is missing on this machine is found before the others are waited for.
+        let index = nccl::device_index(device)?;
+        let attach = nccl::plugin()?;
+        let group = Self::gloo(store, world, name, timeout)?;
+        let name = c_string(&format!("{name}/nccl"))?;
+        // SAFETY: group and store are alive, and no other thread uses the group; the strings live for the call. The
+        // function checks that its types are those of this version of libtorch. It may set variables of c10d in the
+        // environment, as NCCL itself does when it starts.
+        let status = unsafe {
+            attach(
+                group.raw(),
+                store.raw(),
+                name.as_ptr(),
+                number(world.rank)?,
+                number(world.size)?,
+                milliseconds(timeout),
+                index,
+                ffi::te_torch_version(),
+                ffi::te_set_error,
+            )
+        };
+        group.check("connecting to the other ranks with NCCL", status)?;
+        Ok(group)
+    }
+
     pub(super) fn raw(&self) -> *mut RawGroup {
         self.raw.as_ptr()
     }
@@ -113,7 +165,8 @@ impl ProcessGroup {
     /// # Errors
     /// A process ended or did not call it within the timeout; the tensor is not contiguous or not on the group's device.
     pub fn all_reduce_(&self, tensor: &Tensor, how: Reduce) -> Result<(), TorchError> {
-        // SAFETY: group and tensor live for the call, which waits for the end of the operation.
+        // SAFETY: group and tensor live for the call, which waits for the end of the operation. On a CUDA device, the
+        // current stream waits, and c10d holds the tensor until then.
         let status = unsafe { ffi::te_all_reduce_(self.raw(), tensor.as_ptr(), how.number()) };
         self.check("an all-reduce", status)
     }
@@ -144,10 +197,10 @@ impl ProcessGroup {
             .collect())
     }
 
-    /// Waits for all processes.
+    /// Waits for all processes, and for the work that is queued on the current streams of their devices.
     ///
     /// # Errors
-    /// A process ended or did not call it within the timeout.
+    /// A process ended or did not call it within the timeout, or its device was not done.
     pub fn barrier(&self) -> Result<(), TorchError> {
         // SAFETY: the group lives for the call.
         let status = unsafe { ffi::te_barrier(self.raw()) };
@@ -162,7 +215,10 @@ impl ProcessGroup {
 impl Drop for ProcessGroup {
     fn drop(&mut self) {
         // SAFETY: `te_group_gloo` made it, and nothing uses it after this. A reducer holds its own reference.
-        unsafe { ffi::te_group_free(self.raw()) };
+        let status = unsafe { ffi::te_group_free(self.raw()) };
+        if let Err(error) = ffi::check(status) {
+            tracing::debug!("the group did not end cleanly: {error}");
+        }
     }
 }
 

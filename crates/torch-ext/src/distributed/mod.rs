@@ -2,7 +2,8 @@
 //!
 //! [`World`] reads from the environment which process this is, as torchrun, SLURM and Open MPI say it. The processes
 //! meet in a [`Store`] of keys, which rank 0 serves, and form a [`ProcessGroup`], whose collective operations every
-//! process calls in the same order; a [`SharedGroup`] takes part in graphs. A [`Reducer`] averages gradients while the backward pass runs.
+//! process calls in the same order: with Gloo on the CPU, and with NCCL on CUDA devices. A [`SharedGroup`] takes part in
+//! graphs. A [`Reducer`] averages gradients while the backward pass runs.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -23,12 +24,14 @@
 //! ```
 
 mod group;
+mod nccl;
 mod reducer;
 mod shared;
 mod store;
 mod world;
 
 pub use group::{ProcessGroup, Reduce};
+pub use nccl::NcclError;
 pub use reducer::{Reducer, ReducerSettings};
 pub use shared::SharedGroup;
 pub use store::Store;
