@@ -263,7 +263,8 @@ int te_reducer_free(te_reducer *reducer) {
   });
 }
 
-// Runs the backward pass of `loss`, and returns when the gradients of all processes are averaged.
+// Runs the backward pass of `loss`, and returns when the gradients of all processes are averaged, or on a CUDA device when
+// that is queued.
 int te_reducer_backward(te_reducer *reducer, at::Tensor *loss) {
   return guarded([&] {
     reducer->reducer->prepare_for_forward();

@@ -20,7 +20,7 @@ static_assert(NCCL_VERSION_CODE == NCCL_VERSION(2, 28, 9),
 
 namespace {
 
-void (*set_error_of_shim)(const char *) = nullptr;
+thread_local void (*set_error_of_shim)(const char *) = nullptr;
 
 // Before c10d ends a process in which an operation takes too long, it writes a report and waits a minute for the reports
 // of the others, unless these variables say otherwise.

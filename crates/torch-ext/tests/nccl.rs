@@ -1,12 +1,15 @@
-//! Process groups with NCCL: what is missing on a machine without CUDA, the build of the plugin, and reductions on CUDA
-//! devices.
+//! Process groups with NCCL: without CUDA, on a stand-in for CUDA (`stub/cuda.cpp`), and on CUDA devices.
 //!
 //! Each test starts this program again with its own name as the filter, because libraries are loaded once per process. In
 //! those processes, the environment has a rank.
 
+#![cfg(target_os = "linux")]
+
 use std::net::TcpListener;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use tch::{Cuda, Device, Kind, Tensor};
@@ -91,61 +94,176 @@ fn nccl_without_a_cuda_device_is_refused_with_the_reason() {
     check(&outputs);
 }
 
-/// Builds the plugin in a folder of its own. The folder is removed when the value is dropped.
-struct Plugin {
-    folder: PathBuf,
+/// Folder of the files that these tests build.
+const FOLDER: &str = env!("CARGO_TARGET_TMPDIR");
+
+/// Builds the plugin once, and returns its path.
+fn plugin() -> &'static Path {
+    static PLUGIN: OnceLock<PathBuf> = OnceLock::new();
+    PLUGIN.get_or_init(|| {
+        let path = Path::new(FOLDER).join("libtorch_ext_nccl.so");
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["xtask", "nccl", "--out"]).arg(&path);
+        succeed(cargo.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")));
+        path
+    })
 }
 
-impl Plugin {
-    fn build() -> Self {
-        let folder = std::env::temp_dir().join(format!("torch-ext-nccl-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let plugin = Self { folder };
-        let output = Command::new(env!("CARGO"))
-            .args(["xtask", "nccl", "--out"])
-            .arg(plugin.path())
-            .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."))
-            .env_remove("CARGO_MANIFEST_DIR")
-            .output()
-            .unwrap();
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        plugin
-    }
-
-    fn path(&self) -> PathBuf {
-        self.folder.join("plugin.so")
-    }
-}
-
-impl Drop for Plugin {
-    fn drop(&mut self) {
-        let _ignored = std::fs::remove_dir_all(&self.folder);
-    }
+fn succeed(command: &mut Command) {
+    let output = command.output().unwrap();
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{err}");
 }
 
 mod needs_python {
-    use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
-
     use super::*;
+
+    /// Builds the stand-in for CUDA once, and returns its path.
+    fn stub() -> &'static Path {
+        static STUB: OnceLock<PathBuf> = OnceLock::new();
+        STUB.get_or_init(|| {
+            // The headers were installed for the plugin.
+            plugin();
+            let packages = device::library_dir().unwrap().join("../../nvidia");
+            // The name of the driver's library, which libtorch then finds loaded.
+            let path = Path::new(FOLDER).join("libcuda.so.1");
+            let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
+            let mut compiler = Command::new(compiler);
+            compiler
+                .args(["-std=c++17", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1"])
+                .arg("-I")
+                .arg(packages.join("cu13/include"))
+                .arg("-I")
+                .arg(packages.join("cu13/include/cccl"))
+                .arg("-I")
+                .arg(packages.join("nccl/include"))
+                .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stub/cuda.cpp"))
+                .arg("-o");
+            succeed(compiler.arg(&path));
+            path
+        })
+    }
+
+    /// Runs the test `name` in two processes with the stand-in for CUDA, which `variable` sets.
+    fn run_on_stub(name: &str, variable: (&str, &str), wait: &str) -> Vec<Output> {
+        let path = |path: &'static Path| path.to_str().unwrap();
+        let variables = [
+            ("IREPA_NCCL_PLUGIN", path(plugin())),
+            ("LD_PRELOAD", path(stub())),
+            ("TORCH_NCCL_BLOCKING_WAIT", wait),
+            variable,
+        ];
+        run_ranks(name, 2, &variables)
+    }
+
+    fn connect(world: &World, timeout: Duration) -> Result<ProcessGroup, TorchError> {
+        let store = Store::connect(world, TIMEOUT).unwrap();
+        let device = Device::Cuda(world.local_rank);
+        ProcessGroup::nccl(&store, world, "test", device, timeout)
+    }
 
     #[test]
     #[ignore = "needs the full set-up, with the CUDA libraries: `cargo xtask test --python`"]
-    fn the_plugin_compiles_and_all_its_symbols_are_found() {
-        let plugin = Plugin::build();
-        // Without a device this is an error, but the library stays loaded.
-        let loaded = device::load_cuda();
-        // SAFETY: the initialisers of the plugin only fill constants.
-        let library = unsafe { Library::open(Some(plugin.path()), RTLD_NOW | RTLD_LOCAL) };
-        let library = library.unwrap_or_else(|error| panic!("{error:?}, CUDA: {loaded:?}"));
-        // SAFETY: the function is not called.
-        let function = unsafe { library.get::<unsafe extern "C" fn()>(b"te_nccl_attach_1\0") };
-        assert!(function.is_ok(), "{function:?}");
-        // c10d's headers register types, which must not outlive their code.
-        std::mem::forget(library);
+    fn operations_on_a_device_use_nccl_and_others_gloo() {
+        const NAME: &str = "needs_python::operations_on_a_device_use_nccl_and_others_gloo";
+        let Some(world) = World::from_env().unwrap() else {
+            return check(&run_on_stub(NAME, ("STUB", ""), "0"));
+        };
+        let group = connect(&world, TIMEOUT).unwrap();
+        let (own, size) = ([world.rank as i64 + 1, 7], world.size);
+        let on_cpu = Tensor::from_slice(&own);
+        let on_device = on_cpu.to_device(Device::Cuda(world.local_rank));
+        let values = |tensor: &Tensor| Vec::<i64>::try_from(tensor).unwrap();
+        // With the stand-in, all ranks seem to have this rank's tensor, and kernels do nothing: NCCL leaves it unchanged.
+        group.all_reduce_(&on_device, Reduce::Sum).unwrap();
+        group.broadcast_(&on_device, size - 1).unwrap();
+        assert_eq!(values(&on_device), own);
+        let all = group.all_gather(&on_device).unwrap();
+        assert!(all.len() == size && all.iter().all(|other| values(other) == own));
+        group.all_reduce_(&on_cpu, Reduce::Sum).unwrap();
+        assert_eq!(values(&on_cpu), [3, 14]);
+        for dtype in [None, Some(Kind::BFloat16)] {
+            let weight = || Tensor::zeros([64, 64], (Kind::Float, on_device.device()));
+            let weights = [(); 3].map(|()| weight().set_requires_grad(true));
+            let loss = || {
+                let squares = weights.iter().map(|w| w.square().sum(Kind::Float));
+                squares.reduce(|sum, square| sum + square).unwrap()
+            };
+            let settings = ReducerSettings {
+                bucket_bytes: 2 * 64 * 64 * 4,
+                dtype,
+            };
+            let mut reducer = Reducer::new(&weights, &loss(), &group, settings).unwrap();
+            for _ in 0..2 {
+                torch_ext::optim::clear_grads(&weights).unwrap();
+                reducer.backward(&loss()).unwrap();
+                assert!(weights.iter().all(|w| w.grad().device() == w.device()));
+            }
+        }
+        group.barrier().unwrap();
+        println!("part done");
+    }
+
+    #[test]
+    #[ignore = "needs the full set-up, with the CUDA libraries: `cargo xtask test --python`"]
+    fn an_operation_on_a_device_that_does_not_end_ends_the_process_or_is_an_error() {
+        const NAME: &str = "needs_python::an_operation_on_a_device_that_does_not_end_ends_the_process_or_is_an_error";
+        if let Some(world) = World::from_env().unwrap() {
+            let group = connect(&world, Duration::from_secs(3)).unwrap();
+            let tensor = Tensor::ones([2], (Kind::Float, Device::Cuda(world.local_rank)));
+            let outcome = group.all_reduce_(&tensor, Reduce::Sum);
+            println!("said: {outcome:?}");
+            // A copy to the host waits for the operation. Not for longer than this in a test that fails.
+            let watch = std::thread::spawn(|| {
+                std::thread::sleep(Duration::from_secs(30));
+                std::process::exit(1);
+            });
+            if outcome.is_ok() {
+                let _values = Vec::<f32>::try_from(tensor.to_device(Device::Cpu));
+                watch.join().unwrap();
+            }
+            return;
+        }
+        for (variable, reason) in [
+            ("STUB_HANG", "OpType=ALLREDUCE, NumelIn=2"),
+            ("STUB_LOST", "remote process exiting"),
+        ] {
+            for wait in ["0", "1"] {
+                let outputs = run_on_stub(NAME, (variable, "1"), wait);
+                for (rank, output) in outputs.iter().enumerate() {
+                    let out = String::from_utf8_lossy(&output.stdout);
+                    let err = String::from_utf8_lossy(&output.stderr);
+                    if wait == "1" {
+                        let said = format!("operation: \"an all-reduce\", rank: {rank}");
+                        assert!(output.status.success(), "{out}{err}");
+                        assert!(out.contains(&said) && out.contains(reason), "{out}{err}");
+                    } else {
+                        // 6 is SIGABRT.
+                        assert_eq!(output.status.signal(), Some(6), "{out}{err}");
+                        let rank = format!("Rank {rank}]");
+                        assert!(err.contains(&rank) && err.contains(reason), "{out}{err}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[ignore = "needs the full set-up, with the CUDA libraries: `cargo xtask test --python`"]
+    fn a_rank_that_nccl_does_not_reach_is_an_error_after_the_timeout() {
+        const NAME: &str =
+            "needs_python::a_rank_that_nccl_does_not_reach_is_an_error_after_the_timeout";
+        let Some(world) = World::from_env().unwrap() else {
+            return check(&run_on_stub(NAME, ("STUB_ABSENT", "1"), "0"));
+        };
+        let error = connect(&world, Duration::from_secs(2)).unwrap_err();
+        let error = error.to_string();
+        let expected = format!(
+            "with NCCL on rank {} of 2: NCCL did not connect",
+            world.rank
+        );
+        assert!(error.contains(&expected), "{error}");
+        println!("part done");
     }
 }
 
@@ -232,9 +350,7 @@ mod needs_cuda {
             return;
         }
         device::load_cuda().unwrap();
-        let plugin = Plugin::build();
-        let path = plugin.path();
-        let path = path.to_str().unwrap();
+        let path = plugin().to_str().unwrap();
         let devices = usize::try_from(Cuda::device_count()).unwrap();
         for size in [1, 2].into_iter().filter(|size| *size <= devices) {
             for wait in ["0", "1"] {

@@ -27,7 +27,8 @@ impl Default for ReducerSettings {
     }
 }
 
-/// Averages the gradients of weights over the processes of a group (c10d's `Reducer`).
+/// Averages the gradients of weights over the processes of a group (c10d's `Reducer`). Weights on a CUDA device need a group
+/// with that device.
 ///
 /// Weights are put in buckets. During the backward pass, the reduction of a bucket starts when its last gradient is
 /// computed, and runs while the gradients of the next buckets are. The backward pass ends when all are reduced.
@@ -93,7 +94,8 @@ impl Reducer {
     /// Computes the gradients of `loss`, a scalar, averaged over the processes. Weights that the loss does not depend on
     /// keep no gradient.
     ///
-    /// The gradients are views of the reducer's buckets. Clear them before the next call.
+    /// The gradients are views of the reducer's buckets. Clear them before the next call. On CUDA devices, this returns when
+    /// the work is queued, as other operations of [`ProcessGroup::nccl`] do.
     ///
     /// # Errors
     /// A process ended or did not answer in time; the backward pass failed. Then the reducer must not be used again.
