@@ -9,6 +9,9 @@
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 #include <torch/headeronly/version.h>
 
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
 #include <future>
 #include <thread>
 
@@ -29,6 +32,21 @@ void end_in_time() {
     return;
   c10::utils::set_env("TORCH_NCCL_DUMP_ON_TIMEOUT", "0");
   c10::utils::set_env("TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC", "0", /*overwrite=*/false);
+}
+
+// c10d ends the process by an exception that leaves one of its threads. This prints its message without the C++ frames.
+[[noreturn]] void end_process() {
+  std::string message = "an exception left a thread";
+  try {
+    if (auto exception = std::current_exception())
+      std::rethrow_exception(exception);
+  } catch (const std::exception &error) {
+    message = error.what();
+    message = message.substr(0, message.find("\nException raised from "));
+  } catch (...) {
+  }
+  std::fprintf(stderr, "error: %s\n", message.c_str());
+  std::abort();
 }
 
 // NCCL waits without end for a rank that does not connect. After the timeout, its thread is left behind.
@@ -60,6 +78,7 @@ te_nccl_attach_1(te_group *group, te_store *store, const char *name, int rank, i
                 TORCH_VERSION, ", not ", torch_version, ": run `cargo xtask nccl` again");
     using c10d::ProcessGroupNCCL;
     end_in_time();
+    std::set_terminate(end_process);
     const std::chrono::milliseconds timeout(timeout_ms);
     const auto target = torch_ext::device_of(device);
     auto own = c10::make_intrusive<c10d::PrefixStore>(name, store->store);

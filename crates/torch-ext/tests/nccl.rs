@@ -242,6 +242,7 @@ mod needs_python {
                         assert_eq!(output.status.signal(), Some(6), "{out}{err}");
                         let rank = format!("Rank {rank}]");
                         assert!(err.contains(&rank) && err.contains(reason), "{out}{err}");
+                        assert!(!err.contains("frame #"), "{err}");
                     }
                 }
             }

@@ -123,6 +123,13 @@ fn missing_headers(folders: &[PathBuf]) -> Vec<(&'static str, &'static str)> {
 fn compile(root: &Path, include: &Path, folders: &[PathBuf], path: &Path) -> Result<()> {
     let source = root.join(SOURCE);
     let partial = path.with_extension(format!("{}.tmp", std::process::id()));
+    let unwritable = || {
+        format!(
+            "cannot write {}: name another file with --out, and set IREPA_NCCL_PLUGIN to it",
+            path.display()
+        )
+    };
+    fs::write(&partial, "").with_context(unwritable)?;
     let mut command = compiler();
     command
         .args(["-std=c++17", "-O2", "-w", "-shared", "-fPIC"])
@@ -149,10 +156,5 @@ fn compile(root: &Path, include: &Path, folders: &[PathBuf], path: &Path) -> Res
             last_lines(&String::from_utf8_lossy(&output.stderr), LINES_OF_COMPILER)
         );
     }
-    fs::rename(&partial, path).with_context(|| {
-        format!(
-            "cannot write {}: name another file with --out, and set IREPA_NCCL_PLUGIN to it",
-            path.display()
-        )
-    })
+    fs::rename(&partial, path).with_context(unwritable)
 }

@@ -342,7 +342,17 @@ fn nccl_adds_headers_to_the_full_installation_and_names_those_that_are_still_mis
     let plugin = project.path(".libtorch/lib/libtorch_ext_nccl.so");
     assert_eq!(fs::read_to_string(plugin).unwrap(), "plugin\n");
 
-    project.tool("c++", "#!/bin/sh\ncase \"$*\" in *\" -o \"*) echo 'error: no such type' >&2; exit 1 ;; esac\ncat > /dev/null\n");
+    let unwritable = project.path("absent/other.so");
+    let stderr = fail(&mut xtask(
+        &project,
+        &["nccl", "--out", unwritable.to_str().unwrap()],
+    ));
+    assert!(stderr.contains("name another file with --out"), "{stderr}");
+
+    project.tool(
+        "c++",
+        "#!/bin/sh\ncase \"$*\" in *' -o '*) echo 'error: no such type' >&2; exit 1 ;; esac\ncat > /dev/null\n",
+    );
     let out = project.path("other.so");
     let stderr = fail(&mut xtask(
         &project,

@@ -40,8 +40,8 @@ impl Reduce {
 ///
 /// Each operation waits until all processes have called it, and fails after the group's timeout, or as soon as the
 /// connection to another process ends; operations on CUDA tensors differ ([`nccl`](Self::nccl)). After a failure, the group
-/// must not be used again. It may be moved to another
-/// thread, but not be shared: the order of operations must be the same in all processes.
+/// must not be used again. It may be moved to another thread, but not be shared: the order of operations must be the same
+/// in all processes.
 #[derive(Debug)]
 pub struct ProcessGroup {
     raw: NonNull<RawGroup>,
@@ -111,8 +111,8 @@ impl ProcessGroup {
     /// current stream is done; call [`barrier`](Self::barrier) before, so that the other processes are done too.
     ///
     /// If an operation on the device does not end within `timeout`, or NCCL loses the connection to another rank, then c10d
-    /// ends this process (`SIGABRT`) with a message on standard error that names the rank and the operation: the device
-    /// waits without end, so no later call could return. With the variable `TORCH_NCCL_BLOCKING_WAIT=1`, each operation
+    /// ends this process (`SIGABRT`) with a message on standard error that names this rank and the operation: the
+    /// device waits without end, so no later call could return. With the variable `TORCH_NCCL_BLOCKING_WAIT=1`, each operation
     /// waits on the CPU instead, and returns the error, but the device is then idle after each operation.
     ///
     /// # Errors
