@@ -279,15 +279,15 @@ fn open(context: &Context, planned: &Planned, source: &TokenSource) -> Result<Ru
         initialise(context, &mut run, init).map_err(Unopened::Failed)?;
     }
     if let Some(ranks) = context.ranks {
-        join(ranks, &mut run).map_err(Unopened::NotRun)?;
+        join(context, ranks, &mut run).map_err(Unopened::NotRun)?;
     }
     Ok(run)
 }
 
 /// Tells the other ranks that the run is open, and shares its batches with them.
-fn join(ranks: &Ranks, run: &mut Run) -> Result<(), Reason> {
+fn join(context: &Context, ranks: &Ranks, run: &mut Run) -> Result<(), Reason> {
     ranks.opened()?;
-    run.distribute(ranks.training_group()?)?;
+    run.distribute(ranks.training_group(context.device)?)?;
     Ok(())
 }
 

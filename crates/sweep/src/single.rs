@@ -115,6 +115,7 @@ pub fn train(
             origin: options.origin.clone(),
             source: Box::new(source),
         })?;
+        ranks.check_device(device)?;
         ranks.compare(&planned)?;
         if !ranks.is_first() {
             return Ok(match ranks::follow(&context, &planned, ranks) {

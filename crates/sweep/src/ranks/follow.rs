@@ -23,7 +23,7 @@ pub(crate) fn follow(context: &Context, planned: &Planned, ranks: &Ranks) -> Res
     };
     let mut trainer = Trainer::new(config, inputs)?;
     ranks.wait_until_open()?;
-    trainer.distribute(ranks.training_group()?)?;
+    trainer.distribute(ranks.training_group(context.device)?)?;
     let start = trainer.steps_done();
     if start >= config.train.steps || !ranks.wait_to_go(start)? {
         return Ok(());

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use files::Checksum;
 use serde::{Deserialize, Serialize};
+use tch::Device;
 use terminal::interrupts::INTERRUPTED_CODE;
 use thiserror::Error;
 use torch_ext::TorchError;
@@ -208,9 +209,21 @@ impl Ranks {
             .map_err(|error| TorchError::Libtorch(format!("`{key}` in the store: {error}")))?)
     }
 
-    /// Connects the ranks for the reduction of gradients.
-    pub(crate) fn training_group(&self) -> Result<ProcessGroup, TorchError> {
-        ProcessGroup::gloo(&self.store, &self.world, TRAINING, STEP_TIMEOUT)
+    /// Checks that the ranks can reduce gradients on `device`.
+    pub(crate) fn check_device(&self, device: Device) -> Result<(), RanksError> {
+        match device {
+            Device::Cuda(_) => Ok(ProcessGroup::check_nccl(device)?),
+            _ => Ok(()),
+        }
+    }
+
+    /// Connects the ranks for the reduction of gradients on `device`.
+    pub(crate) fn training_group(&self, device: Device) -> Result<ProcessGroup, TorchError> {
+        let (store, world) = (&self.store, &self.world);
+        match device {
+            Device::Cuda(_) => ProcessGroup::nccl(store, world, TRAINING, device, STEP_TIMEOUT),
+            _ => ProcessGroup::gloo(store, world, TRAINING, STEP_TIMEOUT),
+        }
     }
 
     /// Connects the ranks as readers of one data stream.

@@ -99,6 +99,16 @@ impl ProcessGroup {
         })
     }
 
+    /// Checks that this machine has what [`nccl`](Self::nccl) needs for `device`, without the other processes.
+    ///
+    /// # Errors
+    /// [`TorchError::Nccl`] if CUDA, NCCL, the device or the plugin is missing.
+    pub fn check_nccl(device: Device) -> Result<(), TorchError> {
+        nccl::device_index(device)?;
+        nccl::plugin()?;
+        Ok(())
+    }
+
     /// Connects the processes of `world` with NCCL for tensors on `device`, a CUDA device that no other process of the
     /// group uses, and with Gloo for tensors on the CPU (see [`gloo`](Self::gloo)). `name` distinguishes groups with the
     /// same store.
