@@ -13,7 +13,7 @@ pub(crate) const MAX_RESOLUTION: u32 = 8192;
 /// `B` images of `R` x `R` pixels with their labels, in the order of the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
-    /// Colours 0..255, `[B, 3, R, R]`, row-major.
+    /// Colours 0..255, `[B, 3, R, R]`, row-major; empty if the loader reads no images.
     pub images: Vec<u8>,
     /// Opacity after the same crop and flip, 0 (background) to 255 (foreground), `[B, R, R]`.
     /// `None` if no image of the batch has an alpha channel. If only some have one, the masks of the

@@ -4,15 +4,17 @@ mod config;
 mod order;
 mod plan;
 mod pool;
+mod reader;
 mod samples;
 mod share;
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 pub use self::config::LoaderConfig;
 use self::order::EpochOrders;
 use self::plan::{BatchPlan, Corrupt, EmptyEpoch, StreamState, TooManyCorrupt, plan};
+use self::reader::SampleReader;
 use self::samples::Samples;
 pub use self::share::Peers;
 use self::share::Share;
@@ -87,7 +89,10 @@ impl Loader {
             epoch_has_batch: cursor.position > 0,
         };
         Ok(Self {
-            samples: Samples::new(Arc::clone(&dataset), config.clone())?,
+            samples: Samples::new(
+                SampleReader::new(Arc::clone(&dataset), config.clone()),
+                config.workers,
+            )?,
             dataset,
             config,
             state,
@@ -129,6 +134,20 @@ impl Loader {
     /// Number of batches per epoch if no sample is corrupt.
     pub fn batches_per_epoch(&self) -> u64 {
         self.dataset.len() / self.config.batch_size as u64
+    }
+
+    /// Reads no images: those of the batches are empty. For training on caches, which hold all that is computed from images.
+    /// The samples of `absent`, which the caches lack, count as corrupt.
+    ///
+    /// # Errors
+    ///
+    /// None at present.
+    pub fn without_images(mut self, absent: HashSet<u64>) -> Result<Self, DataError> {
+        let dataset = Arc::clone(&self.dataset);
+        let reader = SampleReader::of_labels(dataset, self.config.clone(), absent);
+        // Nothing to decode, so no threads.
+        self.samples = Samples::new(reader, 0)?;
+        Ok(self)
     }
 
     fn next_batch(&mut self) -> Result<Batch, DataError> {

@@ -63,6 +63,14 @@ impl LatentSource {
         matches!(self, Self::Autoencoder(_))
     }
 
+    /// The cache, if latents come from one.
+    pub(crate) fn cache(&self) -> Option<&FeatureCache> {
+        match self {
+            Self::Cache { cache, .. } => Some(cache),
+            _ => None,
+        }
+    }
+
     /// A line that names the cache; `None` if the latents do not come from a cache.
     pub(crate) fn description(&self) -> Option<String> {
         match self {

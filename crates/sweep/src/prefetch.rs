@@ -8,6 +8,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{self, JoinHandle};
 
 use data::{Cursor, Loader};
+use encoders::feature_cache::FeatureCache;
 use tch::{Device, Tensor};
 use torch_ext::TorchError;
 use torch_ext::stream::{Event, Stream};
@@ -95,6 +96,11 @@ pub(crate) fn open_stream(
     if let Some(ranks) = context.ranks {
         let rows = training::rows(&config.train, ranks.world())?;
         loader = loader.shared(rows, Box::new(ranks.peers()?))?;
+    }
+    // With latents and tokens in caches, images are not decoded.
+    if let (Some(caches), Some(cache)) = (tokens.caches(), latents.cache()) {
+        let caches = caches.into_iter().chain([cache]);
+        loader = loader.without_images(caches.flat_map(FeatureCache::absent).collect())?;
     }
     let maker = BatchMaker {
         loader,

@@ -119,6 +119,15 @@ impl TokenSource {
         self.loaded().next().is_some()
     }
 
+    /// The caches, if all tokens come from caches.
+    pub(crate) fn caches(&self) -> Option<Vec<&FeatureCache>> {
+        let caches = self.sources.iter().map(|source| match source {
+            Source::Encoder(_) => None,
+            Source::Cache(cache) => Some(cache.as_ref()),
+        });
+        caches.collect()
+    }
+
     /// A line that names the encoders whose tokens come from a cache; `None` if there are none.
     pub(crate) fn description(&self) -> Option<String> {
         let cached: Vec<String> = self

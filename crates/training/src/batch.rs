@@ -9,7 +9,7 @@ use crate::TrainError;
 /// A batch of the data stream, on the training device.
 #[derive(Debug)]
 pub struct DeviceBatch {
-    /// Images, u8 `[B, 3, R, R]`.
+    /// Images, u8 `[B, 3, R, R]`; `[B, 3, 0, 0]` if everything that is computed from them is cached.
     pub images: Tensor,
     /// Mean and standard deviation of the posterior over the images' latents, `[B, 2 C, h, w]`. If it
     /// is `None`, a trainer with a frozen autoencoder computes them.
@@ -41,12 +41,15 @@ impl DeviceBatch {
     }
 }
 
-/// Copies the images of a batch to `device`, as a u8 tensor `[B, 3, R, R]`.
+/// Copies the images of a batch to `device`, as a u8 tensor `[B, 3, R, R]`, or `[B, 3, 0, 0]` if it has none.
 ///
 /// # Errors
 /// The number of bytes does not fit the batch's shape; the device is out of memory.
 pub fn images_to_device(batch: &Batch, device: Device) -> Result<Tensor, TrainError> {
-    let side = i64::from(batch.resolution);
+    let side = match batch.images.is_empty() {
+        true => 0,
+        false => i64::from(batch.resolution),
+    };
     let shape = [batch.len() as i64, 3, side, side];
     let (found, expected) = (batch.images.len(), shape.iter().product::<i64>() as usize);
     if found != expected {

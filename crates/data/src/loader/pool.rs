@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use super::order::{StreamPosition, Task};
-use crate::dataset::Dataset;
+use super::reader::SampleReader;
 use crate::error::DataError;
-use crate::render::{self, Background, Rendered};
+use crate::render::Rendered;
 
 /// The result of a task, with its position in the stream.
 type TaskResult = (StreamPosition, Result<Rendered, DataError>);
@@ -22,12 +22,7 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    pub(super) fn start(
-        workers: usize,
-        dataset: Arc<dyn Dataset>,
-        resolution: u32,
-        background: Background,
-    ) -> Result<Self, DataError> {
+    pub(super) fn start(workers: usize, reader: Arc<SampleReader>) -> Result<Self, DataError> {
         let (tasks, queue) = mpsc::channel::<(StreamPosition, Task)>();
         let (result_sender, results) = mpsc::channel();
         let queue = Arc::new(Mutex::new(queue));
@@ -39,7 +34,7 @@ impl Pool {
             threads: Vec::new(),
         };
         for worker in 0..workers {
-            let (dataset, queue) = (Arc::clone(&dataset), Arc::clone(&queue));
+            let (reader, queue) = (Arc::clone(&reader), Arc::clone(&queue));
             let result_sender = result_sender.clone();
             let stop = Arc::clone(&pool.stop);
             let work = move || {
@@ -47,9 +42,7 @@ impl Pool {
                     // One worker waits for a task while it holds the lock; the others wait for the lock.
                     let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
                     let Ok((position, task)) = next else { return };
-                    let rendered =
-                        render::read(&*dataset, task.index, resolution, background, task.flip);
-                    if result_sender.send((position, rendered)).is_err() {
+                    if result_sender.send((position, reader.read(task))).is_err() {
                         return;
                     }
                 }

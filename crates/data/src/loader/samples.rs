@@ -3,41 +3,31 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::config::LoaderConfig;
 use super::order::{StreamPosition, Task};
 use super::pool::Pool;
-use crate::dataset::Dataset;
+use super::reader::SampleReader;
 use crate::error::DataError;
-use crate::render::{self, Rendered};
+use crate::render::Rendered;
 
 /// The samples that were requested and not yet taken. With a pool of threads they are decoded when they are requested,
 /// without one when they are taken.
 pub(super) struct Samples {
-    dataset: Arc<dyn Dataset>,
-    config: LoaderConfig,
+    reader: Arc<SampleReader>,
     pool: Option<Pool>,
     pending: HashSet<StreamPosition>,
     ready: HashMap<StreamPosition, Result<Rendered, DataError>>,
 }
 
 impl Samples {
-    /// Starts the pool that `config` asks for.
-    pub(super) fn new(dataset: Arc<dyn Dataset>, config: LoaderConfig) -> Result<Self, DataError> {
-        let pool = match config.workers {
+    /// Starts a pool of `workers` threads.
+    pub(super) fn new(reader: SampleReader, workers: usize) -> Result<Self, DataError> {
+        let reader = Arc::new(reader);
+        let pool = match workers {
             0 => None,
-            workers => {
-                let dataset = Arc::clone(&dataset);
-                Some(Pool::start(
-                    workers,
-                    dataset,
-                    config.resolution,
-                    config.background,
-                )?)
-            }
+            workers => Some(Pool::start(workers, Arc::clone(&reader))?),
         };
         Ok(Self {
-            dataset,
-            config,
+            reader,
             pool,
             pending: HashSet::new(),
             ready: HashMap::new(),
@@ -99,14 +89,7 @@ impl Samples {
 
     /// Reads a sample in this thread.
     pub(super) fn read(&self, task: Task) -> Result<Rendered, DataError> {
-        let (resolution, background) = (self.config.resolution, self.config.background);
-        render::read(
-            &*self.dataset,
-            task.index,
-            resolution,
-            background,
-            task.flip,
-        )
+        self.reader.read(task)
     }
 
     /// Takes a sample that [`wait`](Self::wait) kept.

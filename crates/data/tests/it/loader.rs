@@ -369,6 +369,30 @@ fn loaders_that_share_a_stream_end_with_the_same_error() {
 }
 
 #[test]
+fn a_stream_without_images_has_the_same_samples() {
+    let dataset = synthetic(43, [2, 9, 17]);
+    let config = LoaderConfig {
+        flip: true,
+        max_corrupt_share: 0.2,
+        ..config(8, 2)
+    };
+    let expected = batches(&dataset, config.clone(), Cursor::default(), 15);
+    let reads = dataset.reads.swap(0, Ordering::SeqCst);
+    assert!(reads >= 120);
+    let loader = Loader::new(dataset.clone(), config, Cursor::default()).unwrap();
+    let loader = loader.without_images(HashSet::from([2, 9, 17])).unwrap();
+    for (batch, expected) in loader.zip(expected) {
+        let batch = batch.unwrap();
+        assert!(batch.images.is_empty() && batch.masks.is_none());
+        assert_eq!((&batch.ids, batch.cursor), (&expected.ids, expected.cursor));
+        assert_eq!(
+            (&batch.labels, &batch.flipped),
+            (&expected.labels, &expected.flipped)
+        );
+    }
+}
+
+#[test]
 fn a_row_outside_the_batch_is_refused() {
     let loader = Loader::new(synthetic(20, []), config(4, 0), Cursor::default()).unwrap();
     let rounds = Arc::new((Barrier::new(1), Mutex::default()));
@@ -524,8 +548,8 @@ fn dropping_a_loader_ends_its_threads() {
     };
     let mut loader = Loader::new(dataset.clone(), config, Cursor::default()).unwrap();
     loader.next().unwrap().unwrap();
-    // The test, the loader twice, and three threads.
-    assert_eq!(Arc::strong_count(&dataset), 6);
+    // The test, the loader, and the reader of its threads.
+    assert_eq!(Arc::strong_count(&dataset), 3);
     drop(loader);
     assert_eq!(Arc::strong_count(&dataset), 1);
     // Ten thousand samples were queued, which would take half a second; most of them were not decoded.

@@ -85,6 +85,17 @@ impl FeatureCache {
         &self.contents.key
     }
 
+    /// Returns the samples that could not be read when the cache was written.
+    pub fn absent(&self) -> impl Iterator<Item = u64> {
+        let first = |shard: usize| shard as u64 * self.contents.layout.shard_samples;
+        let shards = self.shards.iter().enumerate();
+        shards.flat_map(move |(index, shard)| {
+            let rows = (first(index)..).zip(&shard.present);
+            rows.filter(|(_, present)| **present == 0)
+                .map(|(sample, _)| sample)
+        })
+    }
+
     /// Returns the tokens of the samples `ids`, float32 on `device`: the encoder's tokens rounded to
     /// the stored dtype. `mirrored` selects the mirrored image for each sample; a missing entry
     /// means false.

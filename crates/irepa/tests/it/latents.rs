@@ -126,6 +126,51 @@ fn a_float32_cache_trains_to_the_same_bits_as_the_autoencoder() {
 }
 
 #[test]
+fn images_are_not_decoded_if_caches_have_all_that_is_computed_from_them() {
+    let place = playground();
+    let folder = place.path("images");
+    let mut files = Vec::new();
+    for index in 0..40u8 {
+        let path = folder.join(format!("{}/{index:02}.png", index % 2));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let colour = image::Rgb([index * 6, 255 - index * 6, index]);
+        image::RgbImage::from_pixel(16, 16, colour)
+            .save(&path)
+            .unwrap();
+        files.push(path);
+    }
+    let fill = |path: &PathBuf| {
+        let length = fs::metadata(path).unwrap().len() as usize;
+        fs::write(path, vec![0; length]).unwrap();
+    };
+    // Two are corrupt from the start, and skipped with and without a cache.
+    files[..2].iter().for_each(fill);
+    let data = format!(
+        "[data]\npath = \"{}\"\nsplit = \"\"\nmax_corrupt_share = 0.2",
+        folder.display()
+    );
+    place.write(
+        "run.toml",
+        &format!(
+            "base = \"base.toml\"\n[alignment]\nencoder = \"none\"\n[evaluate]\nfd_encoder = \"\"\nspatial_images = 0\n{data}\n"
+        ),
+    );
+    let train = |out: &str, more: &[&str]| {
+        let arguments = ["train", "run.toml", "--device", "cpu", "--out", out];
+        let outcome = place.run(&[&arguments, more].concat());
+        outcome.expect(0, &["corrupt samples skipped"]);
+        trained(&place.path(out))
+    };
+    let decoded = train("decoded", &[]);
+    place
+        .run(&["prepare", "latents", "run.toml", "--device", "cpu"])
+        .expect(0, &["latents"]);
+    // None of them can be decoded any more.
+    files.iter().for_each(fill);
+    assert_eq!(train("cached", &CACHED), decoded);
+}
+
+#[test]
 fn a_run_resumes_with_or_without_the_cache() {
     let place = playground();
     prepare(&place, &[]).expect(0, &[]);
