@@ -75,6 +75,7 @@ pub fn launch(launch: &Launch<'_>) -> Result<u8, LaunchError> {
             ("RANK", rank.to_owned()),
             ("LOCAL_RANK", rank.to_owned()),
             ("WORLD_SIZE", size.clone()),
+            ("LOCAL_WORLD_SIZE", size.clone()),
             ("MASTER_ADDR", HOST.to_owned()),
             ("MASTER_PORT", port.clone()),
         ]

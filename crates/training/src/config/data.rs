@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::omit::is_default;
 use super::path::ConfigPath;
 
+/// Largest default of [`DataConfig::workers`].
+const MAX_WORKERS: usize = 16;
+
 /// `[data]`: the images.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -32,8 +35,10 @@ pub struct DataConfig {
     pub background: Background,
     /// Mirror each image with probability 1/2.
     pub flip: bool,
-    /// Number of threads that decode ahead. The order of the images does not depend on it.
-    pub workers: usize,
+    /// Number of threads that decode ahead. The order of the images does not depend on it. By default, as many as this
+    /// process has cores, at most 16; several ranks on a machine share its cores.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workers: Option<usize>,
     /// Number of batches decoded ahead.
     pub prefetch: usize,
     /// Memory in MiB for the encoder's tokens of the whole data set. If they fit, each image is
@@ -73,6 +78,18 @@ impl DataConfig {
         }
     }
 
+    /// Returns the number of threads that decode ahead.
+    pub fn decoding_threads(&self) -> usize {
+        let default = || {
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            // torchrun's number of ranks on this machine. SLURM binds each task to its cores.
+            let ranks = std::env::var("LOCAL_WORLD_SIZE").ok();
+            let ranks = ranks.and_then(|ranks| ranks.parse().ok()).unwrap_or(1);
+            (cores / ranks.max(1)).clamp(1, MAX_WORKERS)
+        };
+        self.workers.unwrap_or_else(default)
+    }
+
     fn options(&self, split: &str) -> OpenOptions {
         let non_empty = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         OpenOptions {
@@ -97,7 +114,7 @@ impl Default for DataConfig {
             resolution: 256,
             background: Background::White,
             flip: true,
-            workers: 2,
+            workers: None,
             prefetch: 4,
             token_memory_mib: 1024,
             token_cache: ConfigPath::default(),

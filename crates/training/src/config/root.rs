@@ -70,7 +70,7 @@ impl Config {
             batch_size: self.train.batch_size,
             resolution: self.data.resolution,
             seed: self.train.seed,
-            workers: self.data.workers,
+            workers: self.data.decoding_threads(),
             prefetch: self.data.prefetch,
             flip: self.data.flip,
             background: self.data.background,

@@ -133,6 +133,7 @@ const EXPECTED: &[(&str, SettingEffect)] = &[
 fn configurations() -> Vec<Config> {
     let mut base = Config::default();
     base.data.images = 1000;
+    base.data.workers = Some(3);
     base.data.token_cache = "tokens".into();
     base.data.latent_cache = "latents".into();
     base.data.encode_ahead = Some(true);
