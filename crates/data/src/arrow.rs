@@ -10,7 +10,6 @@
 mod cells;
 mod columns;
 mod features;
-mod files;
 mod locate;
 mod malformed;
 mod stream;
@@ -20,9 +19,9 @@ use std::path::Path;
 use self::cells::{ReadError, RowGroup};
 use self::columns::Columns;
 use self::features::{Features, State};
-use self::files::Files;
 use crate::dataset::{Dataset, ONLY_CLASS, OpenOptions};
 use crate::error::DataError;
+use crate::file_pool::FilePool;
 use crate::fingerprint::Fingerprint;
 use crate::formats;
 use crate::sample::{CompleteSamples, Image, Sample};
@@ -33,7 +32,7 @@ pub struct ArrowDataset {
     name: String,
     class_names: Vec<String>,
     labelled: bool,
-    files: Files,
+    files: FilePool,
     groups: Vec<Group>,
     len: u64,
     fingerprint: String,
@@ -75,13 +74,13 @@ impl ArrowDataset {
         fingerprint.text(&columns.image);
         fingerprint.text(columns.label.as_deref().unwrap_or_default());
 
-        let mut files = Files::new();
+        let paths = state.data_files.iter().map(|name| root.join(name));
+        let files = FilePool::new(paths.collect());
         let mut groups = Vec::new();
         let mut len = 0;
         for (index, name) in state.data_files.iter().enumerate() {
-            let path = root.join(name);
-            let file = files.add(path.clone())?;
-            let (size, row_groups) = stream::index(&path, &file, &columns)?;
+            let file = files.get(index)?;
+            let (size, row_groups) = stream::index(files.path(index), &file, &columns)?;
             fingerprint.text(name);
             fingerprint.number(size);
             for rows in row_groups {

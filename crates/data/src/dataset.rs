@@ -56,7 +56,8 @@ pub trait Dataset: Send + Sync {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OpenOptions {
-    /// The split, which is the name of a subfolder, such as `train` or `val`.
+    /// The split, such as `train` or `val`: the name of a subfolder, or a part of the names of files with many samples
+    /// ([`open`](crate::open)).
     pub split: Option<String>,
     /// Arrow only: the column of encoded images. By default the only column of type `Image`, or `image`.
     pub image_column: Option<String>,

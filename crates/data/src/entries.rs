@@ -38,6 +38,11 @@ const LEFT_BY_TOOLS: [&str; 10] = [
     "desktop.ini",
 ];
 
+/// Whether a file or folder is hidden or one of [`LEFT_BY_TOOLS`].
+pub(crate) fn is_left_by_tools(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(b".") || LEFT_BY_TOOLS.iter().any(|&left| name == left)
+}
+
 /// Lists a folder, sorted by name, without hidden entries and those of [`LEFT_BY_TOOLS`].
 pub(crate) fn sorted_entries(folder: &Path) -> Result<Vec<Entry>, DataError> {
     let listing = fs::read_dir(folder).map_err(DataError::io(folder, "list the folder"))?;
@@ -45,8 +50,7 @@ pub(crate) fn sorted_entries(folder: &Path) -> Result<Vec<Entry>, DataError> {
     for entry in listing {
         let entry = entry.map_err(DataError::io(folder, "list the folder"))?;
         let name = entry.file_name();
-        let hidden = name.as_encoded_bytes().starts_with(b".");
-        if hidden || LEFT_BY_TOOLS.iter().any(|&left| name == left) {
+        if is_left_by_tools(&name) {
             continue;
         }
         let path = entry.path();

@@ -100,10 +100,10 @@ pub enum DataError {
         /// Bytes in the file.
         found: u64,
     },
-    /// A file is not an Arrow IPC stream as `save_to_disk` writes it.
+    /// A file with samples is damaged or has an unexpected form.
     #[error("{}: {problem}; {fix}", path.display())]
     Malformed {
-        /// The Arrow file.
+        /// The file.
         path: PathBuf,
         /// What was found.
         problem: String,

@@ -97,8 +97,8 @@ impl FolderDataset {
                 return Err(layout(
                     root,
                     format!("has no image{found}"),
-                    "expected state.json (Hugging Face `save_to_disk`), or .png, .jpg, .jpeg and .webp \
-                     files in class folders",
+                    "expected state.json (Hugging Face `save_to_disk`), .tar files (WebDataset), or .png, .jpg, .jpeg \
+                     and .webp files in class folders",
                 ));
             }
             None if !empty.is_empty() => {
@@ -225,11 +225,9 @@ impl Listing {
             self.broken.push(format!("`{}` {problem}", entry.name));
             return;
         }
-        let extension = entry.path.extension().map(distinct_name);
-        let extension = extension.unwrap_or_default().to_ascii_lowercase();
-        match EXTENSIONS.contains(&extension.as_str()) {
+        match is_image_name(&entry.path) {
             true => images.push(entry),
-            false => *self.skipped.entry(extension).or_default() += 1,
+            false => *self.skipped.entry(extension_of(&entry.path)).or_default() += 1,
         }
     }
 
@@ -245,6 +243,17 @@ impl Listing {
             });
         abbreviated(&counts.collect::<Vec<_>>())
     }
+}
+
+/// Whether a file has the extension of an image.
+pub(crate) fn is_image_name(path: &Path) -> bool {
+    EXTENSIONS.contains(&extension_of(path).as_str())
+}
+
+/// The extension of a file in lower case.
+fn extension_of(path: &Path) -> String {
+    let extension = path.extension().map(distinct_name);
+    extension.unwrap_or_default().to_ascii_lowercase()
 }
 
 /// The first [`MAX_NAMES`] names, and the number of further ones.

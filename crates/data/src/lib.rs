@@ -1,7 +1,8 @@
 //! Image data sets, deterministic shuffling and a prefetching loader, without libtorch.
 //!
 //! [`open`] opens a folder as a [`Dataset`]: labelled images with random access, from a Hugging Face
-//! `save_to_disk` folder ([`arrow`]) or from class folders of image files ([`folder`]). A [`Loader`]
+//! `save_to_disk` folder ([`arrow`]), from tar files ([`webdataset`]) or from class folders of image files
+//! ([`folder`]). A [`Loader`]
 //! shuffles the data set anew each epoch, crops each image as ADM does ([`center_crop`]), and yields
 //! [`Batch`]es of bytes without end. Each batch carries a [`Cursor`]; a loader that starts from it
 //! resumes exactly after that batch. [`read_batch`] reads given samples in order, for evaluation.
@@ -42,6 +43,7 @@ pub mod folder;
 pub mod mask;
 pub mod pillow;
 pub mod seed;
+pub mod webdataset;
 
 mod batch;
 mod classes;
@@ -49,12 +51,15 @@ mod cursor;
 mod dataset;
 mod entries;
 mod error;
+mod file_pool;
 mod fingerprint;
 mod formats;
 mod jpeg;
+mod layout;
 mod loader;
 mod open;
 mod orientation;
+mod positioned;
 mod render;
 mod sample;
 mod subset;

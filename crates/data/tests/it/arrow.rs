@@ -11,29 +11,13 @@ use arrow_array::{
 use arrow_ipc::reader::StreamReader;
 use arrow_ipc::writer::{FileWriter, StreamWriter};
 use arrow_schema::{DataType, Field};
-use data::{Background, DataError, Dataset, OpenOptions, open, read_batch};
+use data::{Background, DataError, OpenOptions, open, read_batch};
 use serde_json::json;
 
-use crate::support::{copy_of_emoji_val, emoji, png};
-
-fn options() -> OpenOptions {
-    OpenOptions::default()
-}
+use crate::support::{copy_of_emoji_val, dot, emoji, options, refused, values};
 
 fn refusal(root: &Path, options: &OpenOptions) -> DataError {
     open(root, options).err().unwrap()
-}
-
-/// A PNG of one pixel, whose value identifies the image.
-fn dot(value: u8) -> Vec<u8> {
-    png(1, 1, [value; 3])
-}
-
-/// The values of images that were made by [`dot`].
-fn values(dataset: &dyn Dataset) -> Vec<u8> {
-    (0..dataset.len())
-        .map(|index| dataset.read(index).unwrap().image.rgb()[0])
-        .collect()
 }
 
 /// An image column in the form that `datasets` writes.
@@ -290,17 +274,6 @@ fn case(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/data/cases")
         .join(name)
-}
-
-/// Checks that opening a folder is refused, with an error that names the folder and contains these words.
-fn refused(root: &Path, options: &OpenOptions, words: &[&str]) {
-    let error = refusal(root, options);
-    assert!(error.is_refusal(), "{error}");
-    let text = error.to_string();
-    for word in words {
-        assert!(text.contains(word), "{word:?} is not in {text:?}");
-    }
-    assert!(text.contains(&root.display().to_string()), "{text}");
 }
 
 #[test]

@@ -9,16 +9,12 @@ use std::sync::{Arc, Mutex};
 use data::{Background, DataError, Image, OpenOptions, open, read_batch};
 use image::{ImageFormat, Rgb, RgbImage, Rgba, RgbaImage};
 
-use crate::support::{encode, png};
+use crate::support::{encode, options, png};
 
 fn write(root: &Path, file: &str, bytes: impl AsRef<[u8]>) {
     let path = root.join(file);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(path, bytes).unwrap();
-}
-
-fn options() -> OpenOptions {
-    OpenOptions::default()
 }
 
 /// The text of the error of opening a folder.

@@ -8,3 +8,4 @@ mod loader;
 mod masks;
 mod subset;
 mod support;
+mod webdataset;

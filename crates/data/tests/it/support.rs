@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use data::{Dataset, OpenOptions, open};
 use image::{DynamicImage, ImageFormat};
 use safetensors::SafeTensors;
 
@@ -53,4 +54,45 @@ pub fn png(width: u32, height: u32, colour: [u8; 3]) -> Vec<u8> {
         image::RgbImage::from_pixel(width, height, image::Rgb(colour)),
         ImageFormat::Png,
     )
+}
+
+pub fn options() -> OpenOptions {
+    OpenOptions::default()
+}
+
+pub fn split(name: &str) -> OpenOptions {
+    OpenOptions {
+        split: Some(name.to_owned()),
+        ..options()
+    }
+}
+
+pub fn unlabelled() -> OpenOptions {
+    OpenOptions {
+        unlabelled: true,
+        ..options()
+    }
+}
+
+/// A PNG of one pixel, whose value identifies the image.
+pub fn dot(value: u8) -> Vec<u8> {
+    png(1, 1, [value; 3])
+}
+
+/// The values of images that were made by [`dot`].
+pub fn values(dataset: &dyn Dataset) -> Vec<u8> {
+    (0..dataset.len())
+        .map(|index| dataset.read(index).unwrap().image.rgb()[0])
+        .collect()
+}
+
+/// Checks that opening a folder is refused, with an error that names the folder and contains these words.
+pub fn refused(root: &Path, options: &OpenOptions, words: &[&str]) {
+    let error = open(root, options).err().unwrap();
+    assert!(error.is_refusal(), "{error}");
+    let text = error.to_string();
+    for word in words {
+        assert!(text.contains(word), "{word:?} is not in {text:?}");
+    }
+    assert!(text.contains(&root.display().to_string()), "{text}");
 }

@@ -1,16 +1,16 @@
-//! The Arrow files of a data set, with a limited number open at a time.
+//! The files of a data set that each hold many samples, with a limited number open at a time.
 
 use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::error::DataError;
 
 /// The files, identified by their index. Those used most recently stay open; the others are reopened on demand,
 /// because a data set can have more files than a process may open.
 #[derive(Debug)]
-pub(super) struct Files {
+pub(crate) struct FilePool {
     entries: Vec<Entry>,
     pool: Mutex<Pool>,
 }
@@ -18,11 +18,12 @@ pub(super) struct Files {
 #[derive(Debug)]
 struct Entry {
     path: PathBuf,
-    identity: Identity,
+    /// Recorded when the file is first opened.
+    identity: OnceLock<Identity>,
 }
 
 /// Size and modification time of a file, which must be unchanged when the file is reopened.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Identity {
     size: u64,
     modified: (i64, i64),
@@ -46,47 +47,42 @@ struct Pool {
     clock: u64,
 }
 
-impl Files {
-    pub(super) fn new() -> Self {
-        Self::with_capacity(capacity())
+impl FilePool {
+    /// No file is opened yet.
+    pub(crate) fn new(paths: Vec<PathBuf>) -> Self {
+        Self::with_capacity(paths, capacity())
     }
 
-    fn with_capacity(capacity: usize) -> Self {
+    fn with_capacity(paths: Vec<PathBuf>, capacity: usize) -> Self {
+        let pool = Pool {
+            open: vec![None; paths.len()],
+            count: 0,
+            capacity: capacity.max(1),
+            clock: 0,
+        };
+        let entries = paths.into_iter().map(|path| Entry {
+            path,
+            identity: OnceLock::new(),
+        });
         Self {
-            entries: Vec::new(),
-            pool: Mutex::new(Pool {
-                open: Vec::new(),
-                count: 0,
-                capacity: capacity.max(1),
-                clock: 0,
-            }),
+            entries: entries.collect(),
+            pool: Mutex::new(pool),
         }
     }
 
-    /// Opens a file and appends it.
-    pub(super) fn add(&mut self, path: PathBuf) -> Result<Arc<File>, DataError> {
-        let (file, identity) = open(&path)?;
-        let index = self.entries.len();
-        self.entries.push(Entry { path, identity });
-        let pool = self.pool.get_mut().unwrap_or_else(PoisonError::into_inner);
-        pool.open.push(None);
-        pool.insert(index, &file);
-        Ok(file)
-    }
-
-    pub(super) fn path(&self, index: usize) -> &Path {
+    pub(crate) fn path(&self, index: usize) -> &Path {
         &self.entries[index].path
     }
 
-    /// Returns a file, and reopens it if necessary.
-    pub(super) fn get(&self, index: usize) -> Result<Arc<File>, DataError> {
+    /// Returns a file, and opens it if necessary. Several threads may call this at once.
+    pub(crate) fn get(&self, index: usize) -> Result<Arc<File>, DataError> {
         if let Some(file) = self.lock().get(index) {
             return Ok(file);
         }
         // The lock is not held here, so that other threads can read while a slow file server responds.
         let entry = &self.entries[index];
         let (file, identity) = open(&entry.path)?;
-        if identity != entry.identity {
+        if identity != *entry.identity.get_or_init(|| identity) {
             return Err(DataError::Malformed {
                 path: entry.path.clone(),
                 problem: "the file has changed since the data set was opened".to_owned(),
@@ -130,7 +126,7 @@ impl Pool {
 }
 
 fn open(path: &Path) -> Result<(Arc<File>, Identity), DataError> {
-    let file = File::open(path).map_err(DataError::io(path, "open the Arrow file"))?;
+    let file = File::open(path).map_err(DataError::io(path, "open the file"))?;
     let metadata = file
         .metadata()
         .map_err(DataError::io(path, "read the size"))?;
@@ -152,12 +148,12 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::FileExt;
 
-    fn files(folder: &Path, count: usize, capacity: usize) -> Files {
-        let mut files = Files::with_capacity(capacity);
+    fn files(folder: &Path, count: usize, capacity: usize) -> FilePool {
+        let paths = (0..count).map(|index| folder.join(index.to_string()));
+        let files = FilePool::with_capacity(paths.collect(), capacity);
         for index in 0..count {
-            let path = folder.join(index.to_string());
-            fs::write(&path, [index as u8]).unwrap();
-            files.add(path).unwrap();
+            fs::write(files.path(index), [index as u8]).unwrap();
+            files.get(index).unwrap();
         }
         files
     }
