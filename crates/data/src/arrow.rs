@@ -9,7 +9,7 @@
 
 mod cells;
 mod columns;
-mod features;
+mod info;
 mod locate;
 mod malformed;
 mod stream;
@@ -18,7 +18,7 @@ use std::path::Path;
 
 use self::cells::{ReadError, RowGroup};
 use self::columns::Columns;
-use self::features::{Features, State};
+use self::info::{State, read_features};
 use crate::dataset::{Dataset, ONLY_CLASS, OpenOptions};
 use crate::error::DataError;
 use crate::file_pool::FilePool;
@@ -59,7 +59,7 @@ impl ArrowDataset {
     /// [`DataError::Malformed`] for the Arrow files, [`DataError::Io`] if a file cannot be read.
     pub fn open(root: &Path, name: String, options: &OpenOptions) -> Result<Self, DataError> {
         let state = State::read(root)?;
-        let features = Features::read(root)?;
+        let features = read_features(root)?;
         let columns = Columns {
             image: features.image_column(options.image_column.as_deref())?,
             label: match options.unlabelled {

@@ -59,9 +59,9 @@ pub struct OpenOptions {
     /// The split, such as `train` or `val`: the name of a subfolder, or a part of the names of files with many samples
     /// ([`open`](crate::open)).
     pub split: Option<String>,
-    /// Arrow only: the column of encoded images. By default the only column of type `Image`, or `image`.
+    /// Arrow and Parquet only: the column of encoded images. By default the only column of type `Image`, or `image`.
     pub image_column: Option<String>,
-    /// Arrow only: the column of labels. By default `label`, or the only column of type `ClassLabel`.
+    /// Arrow and Parquet only: the column of labels. By default `label`, or the only column of type `ClassLabel`.
     pub label_column: Option<String>,
     /// Ignore labels: every label is 0, and the only class is `all`.
     pub unlabelled: bool,

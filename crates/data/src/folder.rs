@@ -97,7 +97,7 @@ impl FolderDataset {
                 return Err(layout(
                     root,
                     format!("has no image{found}"),
-                    "expected state.json (Hugging Face `save_to_disk`), .tar files (WebDataset), or .png, .jpg, .jpeg \
+                    "expected state.json (Hugging Face `save_to_disk`), .parquet files, .tar files (WebDataset), or .png, .jpg, .jpeg \
                      and .webp files in class folders",
                 ));
             }

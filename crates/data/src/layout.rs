@@ -24,7 +24,7 @@ pub(crate) enum Format {
     /// A folder of `save_to_disk`.
     Arrow,
     /// Parquet files, sorted by name.
-    Parquet,
+    Parquet(Vec<PathBuf>),
     /// Tar files of WebDataset, sorted by name.
     Tar(Vec<PathBuf>),
     /// Image files, in class folders or not.

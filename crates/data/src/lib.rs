@@ -1,7 +1,7 @@
 //! Image data sets, deterministic shuffling and a prefetching loader, without libtorch.
 //!
 //! [`open`] opens a folder as a [`Dataset`]: labelled images with random access, from a Hugging Face
-//! `save_to_disk` folder ([`arrow`]), from tar files ([`webdataset`]) or from class folders of image files
+//! `save_to_disk` folder ([`arrow`]), from Parquet files ([`parquet`]), from tar files ([`webdataset`]) or from class folders of image files
 //! ([`folder`]). A [`Loader`]
 //! shuffles the data set anew each epoch, crops each image as ADM does ([`center_crop`]), and yields
 //! [`Batch`]es of bytes without end. Each batch carries a [`Cursor`]; a loader that starts from it
@@ -41,6 +41,7 @@ pub mod arrow;
 pub mod center_crop;
 pub mod folder;
 pub mod mask;
+pub mod parquet;
 pub mod pillow;
 pub mod seed;
 pub mod webdataset;
@@ -51,6 +52,7 @@ mod cursor;
 mod dataset;
 mod entries;
 mod error;
+mod features;
 mod file_pool;
 mod fingerprint;
 mod formats;

@@ -11,6 +11,7 @@ use crate::entries::distinct_name;
 use crate::error::DataError;
 use crate::folder::FolderDataset;
 use crate::layout::{Format, Layout};
+use crate::parquet::ParquetDataset;
 use crate::subset::Subset;
 use crate::webdataset::WebDataset;
 
@@ -19,11 +20,13 @@ use crate::webdataset::WebDataset;
 /// | the folder has | format |
 /// | --- | --- |
 /// | `state.json` | Arrow files of Hugging Face `save_to_disk` ([`arrow`](crate::arrow)) |
+/// | `*.parquet` | Parquet files, as on the Hugging Face Hub ([`parquet`](crate::parquet)) |
 /// | `*.tar` | WebDataset ([`webdataset`](crate::webdataset)) |
 /// | anything else | PNG, JPEG and WebP files in class folders, or in one flat folder ([`folder`](crate::folder)) |
 ///
-/// A split is a subfolder, or the tar files whose names contain its name
-/// (`imagenet1k-train-0000.tar`). Tar files may also be in the subfolder `data`.
+/// A split is a subfolder, or the Parquet files whose names begin with its name (`train-00000-of-00260.parquet`), or the
+/// tar files whose names contain it (`imagenet1k-train-0000.tar`). Parquet and tar files may also be in the subfolder
+/// `data`.
 ///
 /// # Errors
 ///
@@ -41,13 +44,7 @@ pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Arc<dyn Dat
     let dataset: Arc<dyn Dataset> = match format {
         Format::Arrow => Arc::new(ArrowDataset::open(&root, name, options)?),
         Format::Tar(files) => Arc::new(WebDataset::open(&root, files, name, options)?),
-        Format::Parquet => {
-            return Err(DataError::Layout {
-                path: root,
-                problem: "has Parquet files, which are not supported".to_owned(),
-                fix: "convert them: in Python, `datasets.load_dataset(path).save_to_disk(folder)`",
-            });
-        }
+        Format::Parquet(files) => Arc::new(ParquetDataset::open(&root, files, name, options)?),
         Format::Images => Arc::new(FolderDataset::open(&root, name, options)?),
     };
     Ok(match options.limit {
@@ -60,8 +57,9 @@ fn check_folder(path: &Path) -> Result<(), DataError> {
     let missing = |found| DataError::NotFound {
         path: path.to_path_buf(),
         found,
-        expected: "a folder written by Hugging Face `save_to_disk` (state.json, data-*.arrow), a folder of tar files \
-                   in the form of WebDataset, or a folder of class folders with PNG, JPEG or WebP files",
+        expected: "a folder written by Hugging Face `save_to_disk` (state.json, data-*.arrow), Parquet files as on \
+                   the Hugging Face Hub (data/train-*.parquet), tar files of WebDataset (*.tar), or a folder of class \
+                   folders with PNG, JPEG or WebP files",
     };
     match fs::metadata(path) {
         Ok(meta) if meta.is_dir() => Ok(()),

@@ -5,11 +5,7 @@ use std::path::Path;
 use arrow_schema::{DataType, Schema};
 
 use crate::error::DataError;
-
-/// The option that names the image column, for error messages.
-pub(super) const IMAGE_COLUMN: &str = "image_column";
-/// The option that names the label column, for error messages.
-pub(super) const LABEL_COLUMN: &str = "label_column";
+use crate::features::{IMAGE_COLUMN, LABEL_COLUMN};
 
 const BINARY: &str = "struct {bytes: binary, path: string} or binary with encoded images (in \
                       Python: `cast_column(name, datasets.Image())`, then `save_to_disk`)";

@@ -117,7 +117,7 @@ impl Contents {
             self.tars.is_empty(),
         ) {
             (true, ..) => Format::Arrow,
-            (false, false, _) => Format::Parquet,
+            (false, false, _) => Format::Parquet(files),
             (false, true, false) => Format::Tar(files),
             (false, true, true) => Format::Images,
         };

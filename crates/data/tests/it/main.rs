@@ -6,6 +6,7 @@ mod folder;
 mod images;
 mod loader;
 mod masks;
+mod parquet;
 mod subset;
 mod support;
 mod webdataset;
