@@ -20,8 +20,57 @@ pub(crate) struct Entry {
     pub size: u64,
     /// Device and inode number, which a folder shares with the symbolic links to it.
     pub identity: (u64, u64),
+    /// Whether it is a symbolic link, which is followed.
+    pub is_link: bool,
     /// For a broken symbolic link, what is wrong with it.
     pub broken: Option<String>,
+}
+
+impl Entry {
+    /// A file that is not a link and has this size.
+    pub(crate) fn of_file(path: PathBuf, size: u64) -> Self {
+        Self {
+            name: path.file_name().map(distinct_name).unwrap_or_default(),
+            is_dir: false,
+            size,
+            identity: (0, 0),
+            is_link: false,
+            broken: None,
+            path,
+        }
+    }
+
+    /// Looks up a file or folder. Follows symbolic links, because image folders often consist of them.
+    pub(crate) fn look_up(path: PathBuf, is_link: bool) -> Result<Self, DataError> {
+        let entry = Self {
+            is_link,
+            ..Self::of_file(path, 0)
+        };
+        let error = match fs::metadata(&entry.path) {
+            Ok(meta) => {
+                return Ok(Self {
+                    is_dir: meta.is_dir(),
+                    size: meta.len(),
+                    identity: (meta.dev(), meta.ino()),
+                    ..entry
+                });
+            }
+            Err(error) => error,
+        };
+        let Ok(target) = fs::read_link(&entry.path) else {
+            return Err(DataError::io(&entry.path, "read the size")(error));
+        };
+        let is_loop = error.raw_os_error() == Some(Errno::LOOP.raw_os_error());
+        let problem = match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => "does not exist",
+            _ if is_loop => "is part of a loop of links",
+            _ => return Err(DataError::io(&entry.path, "read the size")(error)),
+        };
+        Ok(Self {
+            broken: Some(format!("-> `{}`, which {problem}", target.display())),
+            ..entry
+        })
+    }
 }
 
 /// Files and folders that operating systems and tools create, in addition to hidden ones.
@@ -53,38 +102,10 @@ pub(crate) fn sorted_entries(folder: &Path) -> Result<Vec<Entry>, DataError> {
         if is_left_by_tools(&name) {
             continue;
         }
-        let path = entry.path();
-        let name = distinct_name(&name);
-        // Follows symbolic links, because image folders often consist of them.
-        match fs::metadata(&path) {
-            Ok(meta) => entries.push(Entry {
-                name,
-                path,
-                is_dir: meta.is_dir(),
-                size: meta.len(),
-                identity: (meta.dev(), meta.ino()),
-                broken: None,
-            }),
-            Err(error) => {
-                let Ok(target) = fs::read_link(&path) else {
-                    return Err(DataError::io(&path, "read the size")(error));
-                };
-                let is_loop = error.raw_os_error() == Some(Errno::LOOP.raw_os_error());
-                let problem = match error.kind() {
-                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => "does not exist",
-                    _ if is_loop => "is part of a loop of links",
-                    _ => return Err(DataError::io(&path, "read the size")(error)),
-                };
-                entries.push(Entry {
-                    broken: Some(format!("-> `{}`, which {problem}", target.display())),
-                    name,
-                    path,
-                    is_dir: false,
-                    size: 0,
-                    identity: (0, 0),
-                });
-            }
-        }
+        let kind = entry
+            .file_type()
+            .map_err(DataError::io(folder, "list the folder"))?;
+        entries.push(Entry::look_up(entry.path(), kind.is_symlink())?);
     }
     entries.sort_by(|a, b| a.path.file_name().cmp(&b.path.file_name()));
     Ok(entries)

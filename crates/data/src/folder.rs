@@ -1,26 +1,28 @@
 //! Image folders with one subfolder per class, as `torchvision.datasets.ImageFolder` reads them.
+//!
+//! The listing of a folder with 10,000 files or more is kept in an index, the hidden file `.irepa-index` in the folder. If
+//! the folder is not writable, or has the images itself, the index is in `$XDG_CACHE_HOME/irepa` or `~/.cache/irepa`. The
+//! next time, only subfolders that changed are listed; the data set and its fingerprint are the same as without the index.
+//!
+//! One change is not seen: an image that is written again in place with another size changes no folder. The image itself is
+//! read as it is, but the fingerprint stays. The sizes of 1,000 images are compared with the index, so that rewriting all
+//! images is noticed. After rewriting a few, delete the index or `touch` the folders concerned.
 
-use std::cmp::Reverse;
-use std::collections::BTreeMap;
+mod index;
+mod listing;
+
 use std::fs;
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use self::index::Rules;
+pub(crate) use self::listing::is_image_name;
+use self::listing::{Listing, abbreviated, counts};
 use crate::dataset::{Dataset, ONLY_CLASS, OpenOptions};
-use crate::entries::{Entry, distinct_name, sorted_entries};
 use crate::error::DataError;
 use crate::fingerprint::Fingerprint;
 use crate::formats;
 use crate::sample::{CompleteSamples, Image, Sample};
-
-/// Extensions of image files, in any case. The format is detected from the bytes of the file.
-const EXTENSIONS: [&str; 10] = [
-    "png", "apng", "jpg", "jpeg", "jpe", "jfif", "jif", "pjpeg", "pjp", "webp",
-];
-
-/// Largest number of names in one message.
-const MAX_NAMES: usize = 20;
 
 /// A folder of class folders, or a flat folder of images without labels.
 ///
@@ -48,35 +50,32 @@ impl FolderDataset {
     /// folders, a symbolic link is broken or leads to a parent folder, or none of the checked files is an image of
     /// a supported format; [`DataError::Io`] if a folder cannot be listed.
     pub fn open(root: &Path, name: String, options: &OpenOptions) -> Result<Self, DataError> {
+        Self::open_with(root, name, options, &Rules::default())
+    }
+
+    fn open_with(
+        root: &Path,
+        name: String,
+        options: &OpenOptions,
+        rules: &Rules,
+    ) -> Result<Self, DataError> {
         let layout = |path: &Path, problem: String, fix| DataError::Layout {
             path: path.to_path_buf(),
             problem,
             fix,
         };
-        let identity = fs::metadata(root).map_err(DataError::io(root, "list the folder"))?;
-        let mut listing = Listing {
-            skipped: BTreeMap::new(),
-            broken: Vec::new(),
-            ancestors: vec![(identity.dev(), identity.ino())],
-        };
-        let (folders, loose): (Vec<_>, Vec<_>) = sorted_entries(root)?
-            .into_iter()
-            .partition(|entry| entry.is_dir);
-        let mut loose_images = Vec::new();
-        for entry in loose {
-            listing.add_file(entry, &mut loose_images);
-        }
-        let loose = loose_images;
-        let mut classes = Vec::new();
-        for folder in folders {
-            let mut images = Vec::new();
-            listing.collect(&folder, &mut images)?;
-            classes.push((folder, images));
-        }
-        if !listing.broken.is_empty() {
+        let Listing {
+            classes,
+            loose,
+            skipped,
+            broken,
+            index,
+            ..
+        } = Listing::of(root, rules)?;
+        if !broken.is_empty() {
             return Err(layout(
                 root,
-                format!("has broken links: {}", abbreviated(&listing.broken)),
+                format!("has broken links: {}", abbreviated(&broken)),
                 "remove the links, or restore their targets",
             ));
         }
@@ -87,11 +86,11 @@ impl FolderDataset {
             .collect();
         match loose.first() {
             None if empty.len() == classes.len() => {
-                let found = match listing.skipped.is_empty() {
+                let found = match skipped.is_empty() {
                     true => String::new(),
                     false => format!(
                         " of a supported format; files by extension: {}",
-                        listing.counts()
+                        counts(&skipped)
                     ),
                 };
                 return Err(layout(
@@ -125,12 +124,12 @@ impl FolderDataset {
             }
             _ => {}
         }
-        if !listing.skipped.is_empty() {
-            let count: u64 = listing.skipped.values().sum();
+        if !skipped.is_empty() {
+            let count: u64 = skipped.values().sum();
             tracing::warn!(
                 "{}: skipped {count} files that are not PNG, JPEG or WebP: {}",
                 root.display(),
-                listing.counts()
+                counts(&skipped)
             );
         }
 
@@ -165,6 +164,7 @@ impl FolderDataset {
                 "replace such files with PNG, JPEG or WebP images",
             ));
         }
+        index.save(rules);
         Ok(Self {
             name,
             class_names,
@@ -184,84 +184,6 @@ impl FolderDataset {
             len: self.len(),
         })?;
         Ok((path, *label))
-    }
-}
-
-/// The state of listing an image folder.
-struct Listing {
-    /// Number of files that are not images, by extension.
-    skipped: BTreeMap<String, u64>,
-    /// Broken symbolic links.
-    broken: Vec<String>,
-    /// Device and inode number of the folder being listed and of its ancestors, to detect loops.
-    ancestors: Vec<(u64, u64)>,
-}
-
-impl Listing {
-    /// Adds the images below a folder. Their names become paths relative to the data set.
-    fn collect(&mut self, folder: &Entry, images: &mut Vec<Entry>) -> Result<(), DataError> {
-        if self.ancestors.contains(&folder.identity) {
-            return Err(DataError::Layout {
-                path: folder.path.clone(),
-                problem: "this link leads to one of its parent folders".to_owned(),
-                fix: "remove the link",
-            });
-        }
-        self.ancestors.push(folder.identity);
-        for mut entry in sorted_entries(&folder.path)? {
-            entry.name = format!("{}/{}", folder.name, entry.name);
-            match entry.is_dir {
-                true => self.collect(&entry, images)?,
-                false => self.add_file(entry, images),
-            }
-        }
-        self.ancestors.pop();
-        Ok(())
-    }
-
-    /// Adds a file to the images, or records why it is not one.
-    fn add_file(&mut self, entry: Entry, images: &mut Vec<Entry>) {
-        if let Some(problem) = &entry.broken {
-            self.broken.push(format!("`{}` {problem}", entry.name));
-            return;
-        }
-        match is_image_name(&entry.path) {
-            true => images.push(entry),
-            false => *self.skipped.entry(extension_of(&entry.path)).or_default() += 1,
-        }
-    }
-
-    /// The numbers of skipped files, in descending order: `.bmp` 5, `.tif` 2.
-    fn counts(&self) -> String {
-        let mut counts: Vec<_> = self.skipped.iter().collect();
-        counts.sort_by_key(|&(_, count)| Reverse(count));
-        let counts = counts
-            .iter()
-            .map(|(extension, count)| match extension.as_str() {
-                "" => format!("no extension {count}"),
-                extension => format!("`.{extension}` {count}"),
-            });
-        abbreviated(&counts.collect::<Vec<_>>())
-    }
-}
-
-/// Whether a file has the extension of an image.
-pub(crate) fn is_image_name(path: &Path) -> bool {
-    EXTENSIONS.contains(&extension_of(path).as_str())
-}
-
-/// The extension of a file in lower case.
-fn extension_of(path: &Path) -> String {
-    let extension = path.extension().map(distinct_name);
-    extension.unwrap_or_default().to_ascii_lowercase()
-}
-
-/// The first [`MAX_NAMES`] names, and the number of further ones.
-fn abbreviated(names: &[String]) -> String {
-    let shown = names.get(..MAX_NAMES).unwrap_or(names).join(", ");
-    match names.len().saturating_sub(MAX_NAMES) {
-        0 => shown,
-        more => format!("{shown} and {more} more"),
     }
 }
 

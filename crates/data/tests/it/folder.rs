@@ -440,3 +440,22 @@ fn a_folder_of_git_lfs_pointers_is_refused() {
         "{error}"
     );
 }
+
+#[test]
+fn a_large_folder_opens_by_its_index_with_the_same_fingerprint() {
+    let root = tempfile::tempdir().unwrap();
+    let image = png(1, 1, [1, 2, 3]);
+    for index in 0..10_000 {
+        write(root.path(), &format!("{}/{index}.png", index % 3), &image);
+    }
+    let listed = open(root.path(), &options()).unwrap();
+    // Folders that changed less than two seconds ago are not remembered.
+    assert!(!root.path().join(".irepa-index").exists());
+    std::thread::sleep(std::time::Duration::from_millis(2100));
+    for _ in 0..2 {
+        let dataset = open(root.path(), &options()).unwrap();
+        assert_eq!(dataset.fingerprint(), listed.fingerprint());
+        assert_eq!(dataset.path(9_999), listed.path(9_999));
+        assert!(root.path().join(".irepa-index").exists());
+    }
+}
