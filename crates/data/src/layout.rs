@@ -91,11 +91,19 @@ fn only(path: &Path, contents: Contents) -> Result<Layout, DataError> {
         problem: problem.to_owned(),
         available,
     };
-    let mut saved = Vec::new();
+    let (mut saved, mut shards, mut has_images) = (Vec::new(), Vec::new(), false);
     for folder in &contents.folders {
-        if folder.join(STATE).is_file() || Kind::of(folder)? == Kind::Shards {
-            saved.push(folder);
+        match Kind::of(folder)? {
+            _ if folder.join(STATE).is_file() => saved.push(folder),
+            Kind::Images => has_images = true,
+            Kind::Shards => shards.push(folder),
+            Kind::Other => {}
         }
+    }
+    // Beside class folders, a folder of tar files is not a split.
+    if !has_images {
+        saved.extend(shards);
+        saved.sort();
     }
     match saved.as_slice() {
         [] => {}

@@ -106,7 +106,7 @@ impl Contents {
             (None, _) => {
                 return Err(DataError::Split {
                     path: root,
-                    problem: "has files of several splits, and `split` is not set".to_owned(),
+                    problem: "has files of several splits, and none of them is chosen".to_owned(),
                     available: splits.into_keys().flatten().collect(),
                 });
             }

@@ -369,6 +369,12 @@ fn folders_with_data_of_several_formats_are_refused() {
     // Other files and folders without images do not disturb.
     let root = beside("readme", "docs/README.md");
     assert_eq!(open(root, &options()).unwrap().len(), 2);
+    let root = parent.path().join("archives");
+    write_dots(&root.join("set/x.tar"), 0..2);
+    assert_eq!(open(&root, &options()).unwrap().len(), 2);
+    fs::create_dir_all(root.join("cat")).unwrap();
+    fs::write(root.join("cat/a.png"), dot(1)).unwrap();
+    refused(&root, &options(), &["the class folder `set` has no image"]);
     // `datasets` keeps the labels of an image folder in such a file.
     let root = parent.path().join("images");
     fs::create_dir_all(root.join("cat")).unwrap();
