@@ -20,17 +20,18 @@ pub struct AutoencoderFiles {
 }
 
 impl AutoencoderFiles {
-    /// Returns which file of the autoencoder of `config` is missing and how to get it; `None` if all are installed.
+    /// Returns which file of the autoencoder of `config` is missing, with its key, and how to get it; `None` if all are
+    /// installed.
     pub fn missing(config: &Config) -> Option<String> {
         if let Some(path) = weights(config).filter(|path| !path.is_file()) {
             return Some(TrainError::NoAutoencoder(path.to_owned()).to_string());
         }
         let (key, path) = files_of_losses(config).find(|(_, path)| !path.is_file())?;
         Some(match key {
-            "objective.lpips" => DiffusionError::NoLpips {
-                path: path.to_owned(),
+            "objective.lpips" => {
+                let path = path.to_owned();
+                format!("`{key}`: {}", DiffusionError::NoLpips { path })
             }
-            .to_string(),
             key => format!("`{key}` is {}, and there is no such file", path.display()),
         })
     }
@@ -84,7 +85,8 @@ impl AutoencoderFiles {
         }))
     }
 
-    fn sha256(&self, path: &Path) -> Result<String, CheckpointError> {
+    /// The SHA-256 of a file.
+    pub(crate) fn sha256(&self, path: &Path) -> Result<String, CheckpointError> {
         if let Some(known) = self.checksums.borrow().get(path) {
             return Ok(known.clone());
         }

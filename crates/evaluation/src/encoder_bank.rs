@@ -36,7 +36,9 @@ impl EncoderBank {
     /// Returns which file of an encoder or of the autoencoder of `config` is missing and how to get it; `None` if all
     /// are installed.
     pub fn missing(&self, config: &Config) -> Option<String> {
-        AutoencoderFiles::missing(config).or_else(|| self.missing_encoder(config))
+        AutoencoderFiles::missing(config)
+            .or_else(|| missing_reference(config))
+            .or_else(|| self.missing_encoder(config))
     }
 
     fn missing_encoder(&self, config: &Config) -> Option<String> {
@@ -57,11 +59,11 @@ impl EncoderBank {
     }
 
     /// Identifies the networks that measure samples: the encoder `evaluate.fd_encoder`, and Inception if it is
-    /// requested and installed.
+    /// requested and installed, with the file that it compares with.
     ///
     /// # Errors
-    /// A sidecar exists but cannot be read.
-    pub fn judges_identity(&self, config: &Config) -> Result<String, EncoderError> {
+    /// A sidecar or the file exists but cannot be read.
+    pub fn judges_identity(&self, config: &Config) -> Result<String, IdentityError> {
         let evaluate = &config.evaluate;
         let encoder = std::slice::from_ref(&evaluate.fd_encoder);
         let mut identity = self.identity(encoder, config.data.resolution)?;
@@ -69,6 +71,11 @@ impl EncoderBank {
             && let Some(inception) = Inception::identity(&self.registry)?
         {
             identity.push_str(&format!(" inception:{inception}"));
+            let reference = &config.evaluate.reference;
+            if !reference.is_empty() {
+                let sum = self.autoencoders.sha256(reference)?;
+                identity.push_str(&format!(" reference:{sum}"));
+            }
         }
         Ok(identity)
     }
@@ -215,4 +222,17 @@ pub fn cache_of(config: &Config, encoder: &str) -> Option<PathBuf> {
     let root = &config.data.token_cache;
     let named = !root.as_os_str().is_empty();
     named.then(|| feature_cache::folder_of(root, encoder, config.data.resolution))
+}
+
+/// Why the file of `evaluate.reference` cannot be used; `None` if there is one, or if none is named.
+fn missing_reference(config: &Config) -> Option<String> {
+    let path = &config.evaluate.reference;
+    let is_missing = !path.is_empty() && !path.is_file();
+    is_missing.then(|| {
+        format!(
+            "`evaluate.reference` is {}, but there is no such file; an .npz of statistics or images is needed, such as \
+             ADM's VIRTUAL_imagenet256_labeled.npz",
+            path.display()
+        )
+    })
 }

@@ -17,9 +17,8 @@ use crate::error::{EvaluationError, check_interrupted};
 use crate::features::Extractor;
 use crate::images::ImageSet;
 use crate::measure::FeaturePass;
-use crate::quality::{Scoring, pass_options, results};
-use crate::statistics::ReferenceStatistics;
-use crate::statistics::of_images;
+use crate::quality::{Scoring, obstacle, pass_options, results};
+use crate::statistics::{Reference, ReferenceStatistics, of_images};
 use crate::subset::BATCH;
 
 /// Samples that are drawn before they are measured; a trainer loads its autoencoder once per chunk. A multiple of
@@ -72,7 +71,8 @@ struct Judge {
 
 impl Judges {
     /// Loads the networks of `config`, which compare samples with images of `reference`, and computes or reads the
-    /// statistics of these images, which are cached in the folder `cache`. Loads nothing if `sample.count` is 0.
+    /// statistics of these images, which are cached in the folder `cache`. Inception compares with `evaluate.reference`
+    /// instead, if it is set. Loads nothing if `sample.count` is 0.
     ///
     /// # Errors
     /// A network's file does not match its sidecar, an image cannot be read, `reference` has a class that
@@ -105,23 +105,39 @@ impl Judges {
             networks.push((Inception::NAMES[0], metrics));
         }
         let data = &config.data;
-        for (name, metrics) in networks {
+        for (name, mut metrics) in networks {
             check_interrupted(interrupted)?;
             let extractor = Extractor::load(bank, name, data.resolution, interrupted)?;
-            let images = ImageSet::spaced(
-                Arc::clone(reference),
-                evaluate.reference_images,
-                data.resolution,
-                data.background,
-            );
             let features = pass_options(&metrics, &Scoring::default()).features;
-            let statistics = of_images(
-                &images,
-                (features, cache),
-                &extractor,
-                interrupted,
-                |done, total| progress(JudgeStage::Reference(done, total)),
-            )?;
+            let mut progress = |done, total| progress(JudgeStage::Reference(done, total));
+            let published = extractor.inception().is_some() && !evaluate.reference.is_empty();
+            let statistics = match published {
+                true => {
+                    let reference = Reference::of_file(&evaluate.reference)?;
+                    let cache = (features, cache);
+                    reference.statistics(cache, &extractor, interrupted, &mut progress)?
+                }
+                false => {
+                    let images = ImageSet::spaced(
+                        Arc::clone(reference),
+                        evaluate.reference_images,
+                        data.resolution,
+                        data.background,
+                    );
+                    let cache = (features, cache);
+                    of_images(&images, cache, &extractor, interrupted, &mut progress)?
+                }
+            };
+            if published {
+                let path = &evaluate.reference;
+                metrics.retain(|&metric| {
+                    let obstacle = obstacle(metric, &statistics, path);
+                    if let Some(reason) = &obstacle {
+                        tracing::warn!("{metric} is left empty: `evaluate.reference`: {reason}");
+                    }
+                    obstacle.is_none()
+                });
+            }
             judges.judges.push(Judge {
                 extractor,
                 metrics,

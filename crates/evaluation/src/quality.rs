@@ -279,15 +279,13 @@ fn distance(
     Ok(distance.ok_or(EvaluationError::Interrupted)??)
 }
 
-/// Removes the metrics that the reference does not support, with a warning; it is an error if one was requested.
-fn remove_unsupported(
-    metrics: &mut BTreeSet<SampleMetric>,
-    options: &QualityOptions,
+/// Why a reference does not support a metric; `None` if it does.
+pub(crate) fn obstacle(
+    metric: SampleMetric,
     reference: &ReferenceStatistics,
     path: &Path,
-    warnings: &mut Vec<String>,
-) -> Result<(), EvaluationError> {
-    let reason = |metric: SampleMetric| match metric {
+) -> Option<String> {
+    match metric {
         SampleMetric::Sfid if reference.spatial.is_none() => Some(format!(
             "{} has no statistics of spatial features (mu_s, sigma_s)",
             path.display()
@@ -300,9 +298,19 @@ fn remove_unsupported(
             ))
         }
         _ => None,
-    };
+    }
+}
+
+/// Removes the metrics that the reference does not support, with a warning; it is an error if one was requested.
+fn remove_unsupported(
+    metrics: &mut BTreeSet<SampleMetric>,
+    options: &QualityOptions,
+    reference: &ReferenceStatistics,
+    path: &Path,
+    warnings: &mut Vec<String>,
+) -> Result<(), EvaluationError> {
     for metric in metrics.clone() {
-        let Some(reason) = reason(metric) else {
+        let Some(reason) = obstacle(metric, reference, path) else {
             continue;
         };
         if options.metrics.contains(&metric) {

@@ -91,6 +91,17 @@ impl Reference {
         })
     }
 
+    /// Opens an `.npz` of statistics or images.
+    ///
+    /// # Errors
+    /// The file has neither.
+    pub fn of_file(path: &Path) -> Result<Self, EvaluationError> {
+        Ok(Self {
+            path: path.to_owned(),
+            content: Self::file(path)?,
+        })
+    }
+
     fn file(path: &Path) -> Result<Content, EvaluationError> {
         let file = ReferenceFile::open(path)?;
         let (pooled, spatial) = (file.pooled()?, file.spatial()?);

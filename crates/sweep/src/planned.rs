@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use data::{DataError, Dataset};
-use evaluation::encoder_bank::{EncoderBank, IdentityError};
+use evaluation::encoder_bank::EncoderBank;
 use evaluation::{ReferenceClasses, uses_reference_classes};
 use report::results::{ResultRow, Status};
 
@@ -102,9 +102,7 @@ pub(crate) fn plan_cell(
         bank.tokens_identity(&cell.config)?,
         bank.autoencoders().identity(&cell.config, bank.device())?
     );
-    let judges = bank
-        .judges_identity(&cell.config)
-        .map_err(IdentityError::from)?;
+    let judges = bank.judges_identity(&cell.config)?;
     let hash = cell
         .config
         .hash(&format!("{identity} {} {judges}", reference.fingerprint()));

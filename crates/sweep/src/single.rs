@@ -18,7 +18,6 @@ use crate::planned::{Datasets, empty_row, plan_cell};
 use crate::progress::Progress;
 use crate::ranks::{self, Ranks};
 use crate::{SweepError, resume};
-use evaluation::autoencoder_files::AutoencoderFiles;
 use evaluation::encoder_bank::EncoderBank;
 use report::results::{ResultRow, Status};
 
@@ -77,10 +76,10 @@ pub fn train(
     let bank = EncoderBank::new(registry, device);
     if let Some(message) = bank.missing(config) {
         let origin = options.origin.display();
-        let origin = match AutoencoderFiles::missing(config) {
-            // The message names the key itself.
-            Some(_) => origin.to_string(),
-            None => format!("{origin}: `alignment.encoder`"),
+        // Messages about files name their key themselves.
+        let origin = match message.starts_with('`') {
+            true => origin.to_string(),
+            false => format!("{origin}: `alignment.encoder`"),
         };
         return Err(SweepError::Config(ConfigError::Name { origin, message }));
     }

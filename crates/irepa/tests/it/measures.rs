@@ -128,6 +128,40 @@ fn a_sweep_and_evaluate_measure_the_same_values_for_the_same_samples() {
 }
 
 #[test]
+fn published_statistics_take_the_place_of_reference_images() {
+    let place = Playground::new();
+    add_inception(&place);
+    one_class(&place);
+    let settings = ["--only", "*.none.*", "--set", INCEPTION];
+    place.sweep(&settings).expect(0, &["1 done, 0 failed"]);
+    let of_images = of_inception(&rows(&place).remove(0));
+    // The cached statistics have the layout of published ones; they hold no images.
+    let cached = fs::read_dir(place.path("runs/small/reference")).unwrap();
+    let cached = cached.map(|entry| entry.unwrap().path());
+    let name = |path: &std::path::PathBuf| path.file_name().unwrap().to_string_lossy().into_owned();
+    let cached = cached
+        .into_iter()
+        .find(|path| name(path).starts_with("inception-"));
+    fs::copy(cached.unwrap(), place.path("published.npz")).unwrap();
+
+    let published = "evaluate.reference=published.npz";
+    let with_reference = [&settings[..], &["--set", published]].concat();
+    place
+        .sweep(&with_reference)
+        .expect(0, &["1 done", "kid is left empty", "only statistics"]);
+    let found = of_inception(&rows(&place).remove(0));
+    let [fid, sfid, score, ..] = of_images;
+    assert_eq!(found, [fid, sfid, score, None, None, None]);
+    // Other contents are another result, and a missing file is named.
+    place.sweep(&with_reference).expect(0, &["nothing to run"]);
+    fs::remove_file(place.path("published.npz")).unwrap();
+    let missing = ["train", "base.toml", "--device", "cpu", "--set", published];
+    place
+        .run(&missing)
+        .expect(2, &["base.toml: `evaluate.reference` is", "published.npz"]);
+}
+
+#[test]
 fn a_network_that_is_installed_later_is_used_without_training_again() {
     let place = Playground::new();
     let all = ["--only", "*.none.*", "--set", INCEPTION];

@@ -28,7 +28,7 @@ const RESULTS: [&str; 5] = [
 ];
 
 /// Settings that affect neither weights nor results.
-const NOTHING: [&str; 16] = [
+const NOTHING: [&str; 17] = [
     "data.encode_ahead",
     "data.latent_cache",
     "data.max_corrupt_share",
@@ -37,6 +37,7 @@ const NOTHING: [&str; 16] = [
     "data.token_cache",
     "data.token_memory_mib",
     "data.workers",
+    "evaluate.reference",
     "model.autoencoder.weights",
     "objective.discriminator_weights",
     "objective.lpips",

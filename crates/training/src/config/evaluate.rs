@@ -4,6 +4,7 @@ use metrics::quality::SampleMetric;
 use serde::{Deserialize, Serialize};
 
 use super::omit::is_default;
+use super::path::ConfigPath;
 
 /// `[evaluate]`: measurements at the end of a run, and during it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -15,6 +16,10 @@ pub struct EvaluateConfig {
     /// and omitted otherwise.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub inception: Vec<SampleMetric>,
+    /// An `.npz` with published statistics of real images, such as ADM's `VIRTUAL_imagenet256_labeled.npz`, with which
+    /// `inception` compares samples, as in the papers. Empty for the images of `data.reference_split`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub reference: ConfigPath,
     /// Number of steps between evaluations during the run, which are logged to `metrics.jsonl`; 0 for
     /// none. They use the same metrics and the same samples as the final evaluation.
     #[serde(skip_serializing_if = "is_default")]
@@ -36,6 +41,7 @@ impl Default for EvaluateConfig {
         Self {
             fd_encoder: String::new(),
             inception: Vec::new(),
+            reference: ConfigPath::default(),
             every: 0,
             reference_images: 0,
             spatial_images: 64,

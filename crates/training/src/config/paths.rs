@@ -54,6 +54,8 @@ mod tests {
             kind = 'repa-e'
             lpips = 'd'
             discriminator_weights = 'e'
+            [evaluate]
+            reference = 'f'
         ";
         let config: Config = toml::from_str(text).unwrap();
         let found: Vec<(String, String)> = config
@@ -64,6 +66,7 @@ mod tests {
         let expected = [
             ("data.path", "a"),
             ("data.token_cache", "b"),
+            ("evaluate.reference", "f"),
             ("model.autoencoder.weights", "c"),
             ("objective.discriminator_weights", "e"),
             ("objective.lpips", "d"),

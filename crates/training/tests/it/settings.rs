@@ -44,6 +44,7 @@ const EXPECTED: &[(&str, SettingEffect)] = &[
     ("evaluate.fd_encoder", Results),
     ("evaluate.inception", Results),
     ("evaluate.probe_images", Results),
+    ("evaluate.reference", Nothing),
     ("evaluate.reference_images", Results),
     ("evaluate.spatial_images", Results),
     ("model.alignment_depth", Weights),
@@ -158,6 +159,7 @@ fn configurations() -> Vec<Config> {
     base.sample.sampler = SamplerConfig::default();
     base.evaluate.inception = serde_json::from_value(json!(["fid"])).unwrap();
     base.evaluate.every = 100;
+    base.evaluate.reference = "statistics.npz".into();
     base.evaluate.probe_images = 10;
     // `schedule` and `min_lr` are only serialised if they differ from the default.
     let cosine: Config =
