@@ -229,6 +229,32 @@ fn shards_that_are_cut_short_are_refused_wherever_the_cut_is() {
     );
 }
 
+/// Nothing that a file contains may cause a panic.
+#[test]
+fn every_damaged_byte_is_harmless_or_an_error() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("x.tar");
+    write_dots(&path, 0..2);
+    let complete = fs::read(&path).unwrap();
+    for position in 0..complete.len() {
+        for flipped in [0x01, 0x80, 0xff] {
+            let mut damaged = complete.clone();
+            damaged[position] ^= flipped;
+            fs::write(&path, damaged).unwrap();
+            match open(root.path(), &options()) {
+                Ok(dataset) => {
+                    for index in 0..dataset.len() {
+                        if let Err(error) = dataset.read(index) {
+                            assert!(error.is_corrupt_sample(), "{position}: {error}");
+                        }
+                    }
+                }
+                Err(error) => assert!(error.is_refusal(), "{position}: {error}"),
+            }
+        }
+    }
+}
+
 #[test]
 fn samples_without_image_or_label_are_refused() {
     let root = tempfile::tempdir().unwrap();
