@@ -15,11 +15,11 @@ const MAX_WORKERS: usize = 16;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
-    /// A Hugging Face `save_to_disk` folder, or a folder of class folders.
+    /// A folder of Parquet files, of WebDataset's tar files, of class folders, or that `save_to_disk` wrote.
     pub path: ConfigPath,
-    /// Subfolder with the training split; empty for none.
+    /// The training split, a subfolder or the beginning of the files' names; empty for none.
     pub split: String,
-    /// Subfolder with the images that samples are compared with and spatial metrics are computed on;
+    /// The split with the images that samples are compared with and spatial metrics are computed on;
     /// empty for the training split.
     pub reference_split: String,
     /// Use only so many images of a split, evenly spaced; 0 for all.
