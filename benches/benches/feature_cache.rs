@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use data::{Background, OpenOptions};
-use encoders::feature_cache::{CacheKey, CacheLayout, CacheWriter, FeatureCache};
+use encoders::feature_cache::{CacheKey, CacheLayout, CacheWriter, Claim, FeatureCache};
 use encoders::{Encoder, LoadOptions, Precision, Registry};
 use tch::{Device, Kind, Tensor};
 
@@ -54,13 +54,15 @@ fn cache(
         ..CacheKey::of_encoder(encoder.spec(), "bench".to_owned(), Precision::Fp32)
     };
     let layout = CacheLayout::of_encoder(encoder.spec(), stored, false, "cpu", 256 << 20);
-    let mut writer = CacheWriter::open(folder, key.clone(), layout)?;
+    let writer = CacheWriter::open(folder, key.clone(), layout)?;
     for samples in writer.missing().unwrap() {
         let mut rows = writer.rows(&samples);
         let (start, count) = (samples.start as i64, (samples.end - samples.start) as i64);
         let tokens = encoder.encode(&images.f_narrow(0, start, count)?)?;
         rows.put(samples.start, false, &tokens)?;
-        writer.write(rows)?;
+        if let Claim::Own(shard) = writer.claim(&samples)? {
+            writer.write(rows, shard)?;
+        }
     }
     Ok(FeatureCache::open(folder, &key, false)?)
 }

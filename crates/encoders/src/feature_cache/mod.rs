@@ -42,7 +42,7 @@ use crate::{EncoderSpec, Grid, Precision, Preprocessing};
 pub use error::CacheError;
 pub use features::Features;
 pub use reader::FeatureCache;
-pub use writer::{CacheWriter, Rows};
+pub use writer::{CacheWriter, Claim, ClaimedShard, Rows};
 
 /// Source of the features of a cache. Two caches with the same key contain the same features up to
 /// rounding.
@@ -338,14 +338,21 @@ impl Contents {
     pub fn missing(&self, folder: &Path) -> Result<Vec<Range<u64>>, CacheError> {
         let mut missing = Vec::new();
         for samples in self.shards() {
-            let path = shard::path(folder, self, &samples);
-            match shard::Offsets::read(&path, self, &samples) {
-                Ok(_) => {}
-                Err(error) if error.is_damage() => missing.push(samples),
-                Err(error) => return Err(error),
+            if !self.is_written(folder, &samples)? {
+                missing.push(samples);
             }
         }
         Ok(missing)
+    }
+
+    /// Whether the shard of `samples` is in `folder` and not damaged.
+    fn is_written(&self, folder: &Path, samples: &Range<u64>) -> Result<bool, CacheError> {
+        let path = shard::path(folder, self, samples);
+        match shard::Offsets::read(&path, self, samples) {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_damage() => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Returns the number of shards of the whole cache and the number that are written in `folder`.

@@ -4,19 +4,22 @@ use std::fs;
 use std::io::{self, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use files::{LeftoverScope, Lock};
+use files::{LeftoverScope, Lock, LockError};
 use tch::{Device, Tensor};
 
 use super::features::tokens_of;
-use super::shard::ShardBuffers;
+use super::shard::{self, ShardBuffers};
 use super::{CONTENTS_FILE, CacheError, CacheKey, CacheLayout, Contents, Features};
 use crate::Tokens;
 
-/// Writes a cache shard by shard. Only one process can write a cache at a time.
+/// Writes a cache shard by shard. Several processes may write a cache at the same time, on several machines too: each
+/// claims the shards that it writes.
 ///
 /// ```
-/// use encoders::feature_cache::{CacheKey, CacheLayout, CacheWriter, FeatureCache};
+/// use encoders::feature_cache::{CacheKey, CacheLayout, CacheWriter, Claim, FeatureCache};
 /// use encoders::{LoadOptions, Precision, Registry};
 /// use tch::{Device, Kind, Tensor};
 ///
@@ -34,13 +37,15 @@ use crate::Tokens;
 ///
 /// # let folder = tempfile::tempdir()?;
 /// # let folder = folder.path();
-/// let mut writer = CacheWriter::open(folder, key.clone(), layout)?;
+/// let writer = CacheWriter::open(folder, key.clone(), layout)?;
 /// for samples in writer.missing()? {
+///     // Another process may be writing this shard.
+///     let Claim::Own(shard) = writer.claim(&samples)? else { continue };
 ///     let mut rows = writer.rows(&samples);
 ///     let (start, count) = (samples.start as i64, (samples.end - samples.start) as i64);
 ///     let tokens = encoder.encode(&images.narrow(0, start, count))?;
 ///     rows.put(samples.start, false, &tokens)?;
-///     writer.write(rows)?;
+///     writer.write(rows, shard)?;
 /// }
 /// let mut cache = FeatureCache::open(folder, &key, false)?;
 /// let tokens = cache.tokens(&[2, 0], &[false, false], Device::Cpu)?;
@@ -51,6 +56,23 @@ use crate::Tokens;
 pub struct CacheWriter {
     folder: PathBuf,
     contents: Contents,
+}
+
+/// A claim of a shard; see [`CacheWriter::claim`].
+#[derive(Debug)]
+pub enum Claim {
+    /// The shard is to be written by this process.
+    Own(ClaimedShard),
+    /// Another process is writing it. The error of its lock names the process.
+    Held(LockError),
+    /// It is written.
+    Written,
+}
+
+/// The right to write a shard, until it is dropped.
+#[derive(Debug)]
+pub struct ClaimedShard {
+    path: PathBuf,
     _lock: Lock,
 }
 
@@ -58,12 +80,12 @@ impl CacheWriter {
     /// Starts a cache in `folder`, or resumes the existing one.
     ///
     /// # Errors
-    /// The folder contains a cache with another key or layout, another process is writing it, or it
-    /// cannot be written.
+    /// The folder contains a cache with another key or layout, another process is just starting it, or it cannot be
+    /// written.
     pub fn open(folder: &Path, key: CacheKey, layout: CacheLayout) -> Result<Self, CacheError> {
         fs::create_dir_all(folder).map_err(|source| CacheError::io("create", folder, source))?;
-        let lock = Lock::take(&folder.join(".lock"))?;
-        files::remove_leftovers(folder, LeftoverScope::EndedOrUnknown)
+        let _lock = wait_for(&folder.join(".lock"))?;
+        files::remove_leftovers(folder, LeftoverScope::Ended)
             .map_err(|source| CacheError::io("clean up", folder, source))?;
         let mut contents = Contents::new(key, layout);
         match Contents::read(folder)? {
@@ -91,8 +113,30 @@ impl CacheWriter {
         Ok(Self {
             folder: folder.to_owned(),
             contents,
-            _lock: lock,
         })
+    }
+
+    /// Claims the shard of `samples`, a range that [`missing`](Self::missing) returned.
+    ///
+    /// # Errors
+    /// The folder cannot be written, or the shard exists but cannot be read.
+    pub fn claim(&self, samples: &Range<u64>) -> Result<Claim, CacheError> {
+        let shard = shard::path(&self.folder, &self.contents, samples);
+        let name = shard.file_name().unwrap_or_default().to_string_lossy();
+        let path = self.folder.join(format!(".{name}.lock"));
+        let lock = match Lock::take(&path) {
+            Ok(lock) => lock,
+            Err(error @ LockError::Held { .. }) => return Ok(Claim::Held(error)),
+            Err(error) => return Err(error.into()),
+        };
+        let claimed = ClaimedShard { path, _lock: lock };
+        match self.contents.is_written(&self.folder, samples)? {
+            true => {
+                claimed.release();
+                Ok(Claim::Written)
+            }
+            false => Ok(Claim::Own(claimed)),
+        }
     }
 
     /// Description of the cache.
@@ -122,12 +166,12 @@ impl CacheWriter {
         }
     }
 
-    /// Writes a shard atomically: its file appears complete or not at all.
+    /// Writes a claimed shard atomically: its file appears complete or not at all.
     ///
     /// # Errors
     /// [`CacheError::DiskFull`], or another error of the file system. Shards that were written before
     /// are kept.
-    pub fn write(&mut self, rows: Rows) -> Result<(), CacheError> {
+    pub fn write(&self, rows: Rows, claimed: ClaimedShard) -> Result<(), CacheError> {
         let written = rows
             .buffers
             .write(&self.folder, &self.contents, &rows.samples);
@@ -140,7 +184,36 @@ impl CacheWriter {
                     total,
                 })
             }
+            Ok(()) => {
+                claimed.release();
+                Ok(())
+            }
             written => written,
+        }
+    }
+}
+
+impl ClaimedShard {
+    /// Removes the file of the lock. Who waits for the removed file finds the shard written.
+    fn release(self) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::debug!("{} stays: {error}", self.path.display());
+        }
+    }
+}
+
+/// Takes the lock that a process holds while it starts a cache.
+fn wait_for(path: &Path) -> Result<Lock, LockError> {
+    const LONGEST: Duration = Duration::from_secs(30);
+    let start = Instant::now();
+    loop {
+        match Lock::take(path) {
+            Err(error @ LockError::Held { .. })
+                if !error.is_abandoned() && start.elapsed() < LONGEST =>
+            {
+                thread::sleep(Duration::from_millis(20));
+            }
+            outcome => return outcome,
         }
     }
 }

@@ -2,9 +2,12 @@
 //! interruption.
 
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use encoders::feature_cache::{CacheError, CacheKey, CacheLayout, CacheWriter, FeatureCache};
+use encoders::feature_cache::{
+    CacheError, CacheKey, CacheLayout, CacheWriter, Claim, ClaimedShard, FeatureCache,
+};
 use encoders::{Encoder, LoadOptions, Precision, Registry, Tokens};
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
@@ -60,7 +63,7 @@ fn narrow(tokens: &Tokens, start: u64, count: u64) -> Tokens {
 /// Writes the missing shards, but at most `max_shards`.
 fn fill(folder: &Path, encoder: &dyn Encoder, stored: Precision, max_shards: usize) {
     let tokens = tokens(encoder);
-    let mut writer = CacheWriter::open(folder, key(encoder), layout(encoder, stored)).unwrap();
+    let writer = CacheWriter::open(folder, key(encoder), layout(encoder, stored)).unwrap();
     for samples in writer.missing().unwrap().into_iter().take(max_shards) {
         let mut rows = writer.rows(&samples);
         let count = samples.end - samples.start;
@@ -68,7 +71,7 @@ fn fill(folder: &Path, encoder: &dyn Encoder, stored: Precision, max_shards: usi
             let tokens = narrow(tokens, samples.start, count);
             rows.put(samples.start, mirrored, &tokens).unwrap();
         }
-        writer.write(rows).unwrap();
+        writer.write(rows, claimed(&writer, &samples)).unwrap();
     }
 }
 
@@ -262,11 +265,11 @@ fn missing_mirrored_tokens_are_refused() {
     let encoder = encoder();
     let encoder = encoder.as_ref();
     let layout = CacheLayout::of_encoder(encoder.spec(), Precision::Fp32, false, "cpu", 1 << 20);
-    let mut writer = CacheWriter::open(folder.path(), key(encoder), layout).unwrap();
+    let writer = CacheWriter::open(folder.path(), key(encoder), layout).unwrap();
     for samples in writer.missing().unwrap() {
         let mut rows = writer.rows(&samples);
         rows.put(0, false, &tokens(encoder)[0]).unwrap();
-        writer.write(rows).unwrap();
+        writer.write(rows, claimed(&writer, &samples)).unwrap();
     }
     let error = open_error(folder.path(), &key(encoder));
     assert!(
@@ -383,15 +386,15 @@ fn an_absent_sample_has_no_tokens() {
     let encoder = encoder.as_ref();
     let [plain, mirrored] = tokens(encoder);
     let layout = layout(encoder, Precision::Fp32);
-    let mut writer = CacheWriter::open(folder.path(), key(encoder), layout).unwrap();
+    let writer = CacheWriter::open(folder.path(), key(encoder), layout).unwrap();
     for samples in writer.missing().unwrap() {
         let mut rows = writer.rows(&samples);
-        for sample in samples.filter(|&sample| sample != 4) {
+        for sample in samples.clone().filter(|&sample| sample != 4) {
             rows.put(sample, false, &narrow(&plain, sample, 1)).unwrap();
             rows.put(sample, true, &narrow(&mirrored, sample, 1))
                 .unwrap();
         }
-        writer.write(rows).unwrap();
+        writer.write(rows, claimed(&writer, &samples)).unwrap();
     }
     let mut cache = FeatureCache::open(folder.path(), &key(encoder), true).unwrap();
     assert!(cache.tokens(&[3, 5], &[], Device::Cpu).is_ok());
@@ -408,21 +411,40 @@ fn an_absent_sample_has_no_tokens() {
 }
 
 #[test]
-fn two_processes_cannot_write_one_cache() {
+fn several_writers_of_a_cache_write_different_shards() {
     let folder = tempfile::tempdir().unwrap();
     let encoder = encoder();
     let encoder = encoder.as_ref();
     let open = || {
-        CacheWriter::open(
-            folder.path(),
-            key(encoder),
-            layout(encoder, Precision::Fp32),
-        )
+        let (key, layout) = (key(encoder), layout(encoder, Precision::Fp32));
+        CacheWriter::open(folder.path(), key, layout).unwrap()
     };
-    let first = open().unwrap();
-    assert!(matches!(open(), Err(CacheError::Locked(_))));
-    drop(first);
-    assert!(open().is_ok());
+    let (first, second) = (open(), open());
+    let shards = first.missing().unwrap();
+    assert_eq!(second.missing().unwrap(), shards);
+    let shard = claimed(&first, &shards[0]);
+    assert!(matches!(second.claim(&shards[0]), Ok(Claim::Held(_))));
+    let other = claimed(&second, &shards[1]);
+    drop(other);
+    // A claim that was given up is free again.
+    claimed(&first, &shards[1]);
+    first.write(first.rows(&shards[0]), shard).unwrap();
+    assert!(matches!(second.claim(&shards[0]), Ok(Claim::Written)));
+    assert_eq!(second.missing().unwrap(), shards[1..]);
+    let locks = std::fs::read_dir(folder.path()).unwrap();
+    let locks = locks.filter(|entry| {
+        let name = entry.as_ref().unwrap().file_name();
+        name.to_string_lossy().contains("00000.safetensors.lock")
+    });
+    assert_eq!(locks.count(), 0);
+}
+
+/// The claim of a shard that no one else has claimed.
+fn claimed(writer: &CacheWriter, samples: &Range<u64>) -> ClaimedShard {
+    match writer.claim(samples).unwrap() {
+        Claim::Own(shard) => shard,
+        other => panic!("{other:?}"),
+    }
 }
 
 /// The key of moments of latents `[2, 3, 4]`, and moments `[N, 4, 3, 4]` with distinct values.
@@ -443,7 +465,7 @@ fn moments_are_bit_identical_after_reading() {
     let folder = tempfile::tempdir().unwrap();
     let (key, layout, moments) = moments();
     assert_eq!(layout.shard_samples, 3);
-    let mut writer = CacheWriter::open(folder.path(), key.clone(), layout).unwrap();
+    let writer = CacheWriter::open(folder.path(), key.clone(), layout).unwrap();
     for samples in writer.missing().unwrap() {
         let mut rows = writer.rows(&samples);
         let (start, count) = (samples.start, samples.end - samples.start);
@@ -454,7 +476,7 @@ fn moments_are_bit_identical_after_reading() {
             let error = error.to_string();
             assert!(error.contains("autoencoder f2d2, sample"), "{error}");
         }
-        writer.write(rows).unwrap();
+        writer.write(rows, claimed(&writer, &samples)).unwrap();
     }
     let mut cache = FeatureCache::open(folder.path(), &key, false).unwrap();
     let found = cache.moments(&[6, 0, 4], &[], Device::Cpu).unwrap();

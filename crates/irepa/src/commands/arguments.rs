@@ -5,16 +5,17 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use encoders::Registry;
-use sweep::ranks::Ranks;
+use sweep::ranks::{self, Ranks};
 use tch::Device;
 use terminal::errln;
 use torch_ext::distributed::World;
 
 use crate::failure::Failure;
 
-/// Resolves the value of `--device`.
+/// Resolves the value of `--device`. Of several ranks, each has the device of its number unless the name has one.
 pub fn device(name: &str) -> Result<Device, Failure> {
-    torch_ext::device::resolve(name)
+    let world = World::from_env().map_err(Failure::usage)?;
+    ranks::device_of(name, None, world.map_or(0, |world| world.local_rank))
         .map_err(|error| Failure::usage(anyhow::anyhow!("--device {name}: {error}")))
 }
 

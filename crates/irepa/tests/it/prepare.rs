@@ -1,5 +1,6 @@
 //! Feature caches: training with and without them gives the same results; errors of caches.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -144,6 +145,49 @@ fn a_truncated_shard_is_named_and_recomputed() {
     place.sweep(&CACHED).expect(0, &["3 done"]);
 }
 
+/// Names and bytes of the shards of a cache.
+fn shards(place: &Playground, encoder: &str) -> Vec<(OsString, Vec<u8>)> {
+    let folder = place.path("features").join(encoder);
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let paths = entries.map(|entry| entry.path());
+    let is_shard = |path: &PathBuf| path.extension().is_some_and(|end| end == "safetensors");
+    let mut shards: Vec<_> = paths
+        .filter(is_shard)
+        .map(|path| {
+            (
+                path.file_name().unwrap().to_owned(),
+                fs::read(&path).unwrap(),
+            )
+        })
+        .collect();
+    shards.sort();
+    shards
+}
+
+#[test]
+fn four_processes_write_the_bytes_of_one() {
+    let (one, four) = (Playground::new(), Playground::new());
+    for place in [&one, &four] {
+        place.edit("base.toml", "split = \"val\"", "split = \"train\"");
+    }
+    prepare(&one, &["--shard-mib", "1"]).expect(0, &[]);
+    let start = |_| {
+        let arguments =
+            "prepare features base.toml --device cpu --encoder good,hog-vit-g4_d128 --shard-mib 1";
+        let mut command = four.command(&arguments.split(' ').collect::<Vec<_>>());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.env("OMP_NUM_THREADS", "1").spawn().unwrap()
+    };
+    let processes: Vec<_> = (0..4).map(start).collect();
+    for process in processes {
+        Outcome::of(process.wait_with_output().unwrap()).expect(0, &["features"]);
+    }
+    for encoder in ENCODERS {
+        assert!(shards(&four, encoder) == shards(&one, encoder), "{encoder}");
+    }
+    assert!(shards(&one, "hog-vit-g4_d128").len() > 5);
+}
+
 #[test]
 fn a_killed_preparation_resumes_to_the_same_bytes() {
     let whole = Playground::new();
@@ -153,25 +197,6 @@ fn a_killed_preparation_resumes_to_the_same_bytes() {
         place.edit("base.toml", "split = \"val\"", "split = \"train\"");
     }
     prepare(&whole, &["--shard-mib", "1"]).expect(0, &[]);
-    let shards = |place: &Playground, encoder: &str| {
-        let folder = place.path("features").join(encoder);
-        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-        let mut shards: Vec<_> = entries
-            .map(|entry| entry.path())
-            .filter(|path| {
-                path.extension()
-                    .is_some_and(|extension| extension == "safetensors")
-            })
-            .map(|path| {
-                (
-                    path.file_name().unwrap().to_owned(),
-                    fs::read(path).unwrap(),
-                )
-            })
-            .collect();
-        shards.sort();
-        shards
-    };
     let arguments = [
         "prepare",
         "features",

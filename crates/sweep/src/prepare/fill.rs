@@ -4,11 +4,14 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, SendError, SyncSender};
 use std::thread;
+use std::time::Duration;
 
 use data::{Batch, DataError, Dataset};
-use encoders::feature_cache::{CacheError, CacheKey, CacheLayout, CacheWriter, Contents, Rows};
+use encoders::feature_cache::{
+    CacheError, CacheKey, CacheLayout, CacheWriter, Claim, ClaimedShard, Contents, Rows,
+};
 use indicatif::HumanBytes;
 use tch::{Device, Tensor};
 use training::{Config, TrainError, images_to_device};
@@ -79,7 +82,7 @@ impl Job {
         })
     }
 
-    /// Fills the cache. Returns false if it was interrupted.
+    /// Fills the cache, together with other processes that do the same. Returns false if it was interrupted.
     ///
     /// `load` loads the network and returns a function that encodes images; it is not called if the cache is complete.
     /// That function is called with the rows to write to, the id of the first sample, whether the images are mirrored,
@@ -97,7 +100,7 @@ impl Job {
     {
         let Contents { key, layout, .. } = self.contents.clone();
         let noun = key.features.noun();
-        let mut writer = CacheWriter::open(&self.folder, key, layout)?;
+        let writer = CacheWriter::open(&self.folder, key, layout)?;
         let missing = writer.missing()?;
         if missing.is_empty() {
             return Ok(true);
@@ -110,39 +113,54 @@ impl Job {
             // Moved into this closure, so that it is dropped when the closure ends. Otherwise the thread would block
             // forever.
             let receive = receive;
-            let to_read: Vec<Range<u64>> = missing.iter().flat_map(chunks).collect();
+            let reader = ShardReader {
+                writer: &writer,
+                dataset: dataset.as_ref(),
+                config,
+                interrupted,
+            };
             scope.spawn(move || {
-                for samples in to_read {
-                    // The receiver is dropped after an error or an interruption.
-                    if send.send(read(dataset.as_ref(), config, samples)).is_err() {
-                        return;
-                    }
+                let report = send.clone();
+                if let Err(error) = reader.read_all(missing, &send) {
+                    let _ended = report.send(Part::Failed(error));
                 }
             });
-            for samples in &missing {
-                let mut rows = writer.rows(samples);
-                for chunk in chunks(samples) {
-                    if interrupted.load(Ordering::Relaxed) {
-                        return Ok(false);
-                    }
-                    // The thread ends only after it has sent all chunks.
-                    let Ok(reads) = receive.recv() else {
-                        return Ok(false);
-                    };
-                    for read in reads {
-                        let Some((first, batch)) = skipped.check(read)? else {
+            let mut current: Option<(Rows, ClaimedShard)> = None;
+            // Ends when the thread has read all shards.
+            for part in receive {
+                if interrupted.load(Ordering::Relaxed) {
+                    return Ok(false);
+                }
+                match part {
+                    Part::Begin(samples, shard) => current = Some((writer.rows(&samples), shard)),
+                    Part::Images(count, reads) => {
+                        let Some((rows, _)) = &mut current else {
                             continue;
                         };
-                        let images = images_to_device(&batch, device)?;
-                        encode(&mut rows, first, false, &images)?;
-                        if config.data.flip {
-                            let mirrored = images.f_flip([-1]).map_err(TrainError::from)?;
-                            encode(&mut rows, first, true, &mirrored)?;
+                        for read in reads {
+                            let Some((first, batch)) = skipped.check(read)? else {
+                                continue;
+                            };
+                            let images = images_to_device(&batch, device)?;
+                            encode(rows, first, false, &images)?;
+                            if config.data.flip {
+                                let mirrored = images.f_flip([-1]).map_err(TrainError::from)?;
+                                encode(rows, first, true, &mirrored)?;
+                            }
+                        }
+                        progress.add(count);
+                    }
+                    Part::End => {
+                        if let Some((rows, shard)) = current.take() {
+                            writer.write(rows, shard)?;
                         }
                     }
-                    progress.add(chunk.end - chunk.start);
+                    Part::WrittenElsewhere(count) => progress.add(count),
+                    Part::Failed(error) => return Err(error.into()),
                 }
-                writer.write(rows)?;
+            }
+            if interrupted.load(Ordering::Relaxed) {
+                return Ok(false);
             }
             progress.finish(&match skipped.count {
                 0 => String::new(),
@@ -150,6 +168,84 @@ impl Job {
             });
             Ok(true)
         })
+    }
+}
+
+/// Interval at which shards are looked at that other processes write.
+const CHECK_EVERY: Duration = Duration::from_millis(500);
+
+/// What the thread that reads images sends.
+enum Part {
+    /// A shard of these samples was claimed; its images follow.
+    Begin(Range<u64>, ClaimedShard),
+    /// The next images of the shard, and how many samples they are.
+    Images(u64, Vec<ReadImages>),
+    /// The shard is complete.
+    End,
+    /// Another process has written a shard of so many samples.
+    WrittenElsewhere(u64),
+    Failed(CacheError),
+}
+
+/// Claims shards and reads their images.
+struct ShardReader<'a> {
+    writer: &'a CacheWriter,
+    dataset: &'a dyn Dataset,
+    config: &'a Config,
+    interrupted: &'a AtomicBool,
+}
+
+impl ShardReader<'_> {
+    /// Reads the images of `shards` that no other process writes, and waits until the others are written. A shard that
+    /// another process gives up is claimed then. Ends early if the receiver has ended.
+    fn read_all(
+        &self,
+        mut shards: Vec<Range<u64>>,
+        parts: &SyncSender<Part>,
+    ) -> Result<(), CacheError> {
+        let mut has_waited = false;
+        while !shards.is_empty() && !self.interrupted.load(Ordering::Relaxed) {
+            let before = shards.len();
+            let mut held = Vec::new();
+            for samples in shards {
+                let count = samples.end - samples.start;
+                let sent = match self.writer.claim(&samples)? {
+                    Claim::Own(shard) => self.read_shard(samples, shard, parts),
+                    Claim::Written => parts.send(Part::WrittenElsewhere(count)),
+                    Claim::Held(error) => {
+                        if !has_waited {
+                            tracing::info!("a shard that another process writes: {error}");
+                        }
+                        held.push(samples);
+                        Ok(())
+                    }
+                };
+                if sent.is_err() {
+                    return Ok(());
+                }
+            }
+            if held.len() == before {
+                has_waited = true;
+                thread::sleep(CHECK_EVERY);
+            }
+            shards = held;
+        }
+        Ok(())
+    }
+
+    fn read_shard(
+        &self,
+        samples: Range<u64>,
+        shard: ClaimedShard,
+        parts: &SyncSender<Part>,
+    ) -> Result<(), SendError<Part>> {
+        parts.send(Part::Begin(samples.clone(), shard))?;
+        for chunk in chunks(&samples) {
+            let count = chunk.end - chunk.start;
+            let images = read(self.dataset, self.config, chunk);
+            parts.send(Part::Images(count, images))?;
+        }
+        parts.send(Part::End)
     }
 }
 
