@@ -13,8 +13,8 @@ pub struct Cursor {
     pub epoch: u64,
     /// Number of samples already read in this epoch, including corrupt ones.
     pub position: u64,
-    /// Number of samples read for batches since the start, including corrupt ones.
+    /// Number of samples read since the start, including corrupt ones.
     pub seen: u64,
-    /// Number of corrupt samples among them. A sample counts again in each epoch.
+    /// Number of corrupt samples since the start. A sample counts again in each epoch.
     pub skipped: u64,
 }

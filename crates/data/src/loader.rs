@@ -194,7 +194,7 @@ impl Loader {
                 // It is returned when the stream gets there, unless more samples are corrupt until then.
                 Err(_) => break,
             };
-            for (row, &(position, task)) in plan.rows.iter().enumerate() {
+            for (row, position, task) in plan.samples() {
                 if self.reads(row) {
                     self.samples.request(position, task)?;
                 }
@@ -207,7 +207,7 @@ impl Loader {
     /// Waits for the samples of a batch. Returns those that are corrupt.
     fn decode(&mut self, plan: &BatchPlan) -> Result<Vec<u64>, DataError> {
         let mut found = Vec::new();
-        for (row, &(position, task)) in plan.rows.iter().enumerate() {
+        for (row, position, task) in plan.samples() {
             if !self.reads(row) {
                 continue;
             }

@@ -26,9 +26,21 @@ pub(super) struct StreamState {
 #[derive(Debug)]
 pub(super) struct BatchPlan {
     pub(super) rows: Vec<(StreamPosition, Task)>,
+    /// The samples of an incomplete batch at the end of the epoch before, which is dropped, with their rows. Only because
+    /// they are not corrupt, the batch was found to be incomplete where it was.
+    pub(super) dropped: Vec<(usize, StreamPosition, Task)>,
     pub(super) after: StreamState,
     /// The first corrupt sample that is one too many, if any.
     pub(super) too_many: Option<TooManyCorrupt>,
+}
+
+impl BatchPlan {
+    /// All samples whose content decides whether the plan holds, with their rows.
+    pub(super) fn samples(&self) -> impl Iterator<Item = (usize, StreamPosition, Task)> {
+        let rows = self.rows.iter().enumerate();
+        let rows = rows.map(|(row, &(position, task))| (row, position, task));
+        self.dropped.iter().copied().chain(rows)
+    }
 }
 
 /// More samples are corrupt than the configuration allows.
@@ -49,8 +61,8 @@ pub(super) struct EmptyEpoch {
 
 /// Plans the batch that follows `start`, on the assumption that no samples are corrupt besides `corrupt`.
 ///
-/// An incomplete last batch of an epoch is dropped, and its samples are not counted: which of them are corrupt may not be
-/// known. If none of the planned samples is corrupt, the plan therefore does not depend on which others are known to be.
+/// An incomplete last batch of an epoch is dropped. If none of the planned samples, dropped ones included, is corrupt, the
+/// plan does not depend on which others are known to be.
 pub(super) fn plan(
     start: StreamState,
     orders: &mut EpochOrders,
@@ -63,6 +75,7 @@ pub(super) fn plan(
         mut epoch_has_batch,
     } = start;
     let mut rows = Vec::with_capacity(batch_size);
+    let mut dropped = Vec::new();
     let mut too_many = None;
     while rows.len() < batch_size {
         let valid = rows.len() as u64 + (len - cursor.position);
@@ -72,13 +85,10 @@ pub(super) fn plan(
                 return Err(EmptyEpoch { epoch, valid });
             }
             epoch_has_batch = false;
-            cursor = Cursor {
-                epoch: cursor.epoch + 1,
-                position: 0,
-                ..start.cursor
-            };
-            rows.clear();
-            too_many = None;
+            cursor.epoch += 1;
+            cursor.position = 0;
+            let numbered = rows.drain(..).enumerate();
+            dropped.extend(numbered.map(|(row, (position, task))| (row, position, task)));
         }
         let position = StreamPosition::of(cursor);
         let task = orders.task(position);
@@ -98,6 +108,7 @@ pub(super) fn plan(
     let epoch_has_batch = true;
     Ok(BatchPlan {
         rows,
+        dropped,
         after: StreamState {
             cursor,
             epoch_has_batch,
