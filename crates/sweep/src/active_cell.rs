@@ -284,9 +284,8 @@ fn open(context: &Context, planned: &Planned, source: &TokenSource) -> Result<Ru
     Ok(run)
 }
 
-/// Tells the other ranks that the run is open, and shares its batches with them.
+/// Shares the batches of a run that is open with the other ranks.
 fn join(context: &Context, ranks: &Ranks, run: &mut Run) -> Result<(), Reason> {
-    ranks.opened()?;
     run.distribute(ranks.training_group(context.device)?)?;
     Ok(())
 }

@@ -294,16 +294,17 @@ impl<'a> Group<'a> {
         let (Some(ranks), Some(cell)) = (context.ranks, self.active.first_mut()) else {
             return Ok(interrupted);
         };
-        let config = &cell.planned.cell.config;
-        if position > start && config.evaluate.is_due(position) {
-            ranks.go(position, !interrupted)?;
-            return Ok(interrupted);
+        let last = cell.run.trainer().stop_after();
+        let stops = last.is_some_and(|last| position >= last);
+        if position > start && cell.planned.cell.config.evaluate.is_due(position) {
+            let stops = stops || interrupted;
+            ranks.go(position, !stops)?;
+            return Ok(stops);
         }
         if interrupted {
             cell.run.ask_to_stop();
         }
-        let last = cell.run.trainer().stop_after();
-        Ok(last.is_some_and(|last| position >= last))
+        Ok(stops)
     }
 
     /// Handles a batch at `position` that cannot be made. Saves all unfinished cells and fails those that need the

@@ -192,7 +192,7 @@ pub fn run(
     }
     if let Some(ranks) = ranks {
         // A result that exists before all have planned is not counted as one of this sweep.
-        ranks.meet()?;
+        ranks.meet_to_sweep()?;
     }
     let mut ran = 0;
     for cohort in &mut cohorts {

@@ -26,7 +26,8 @@ pub fn run(arguments: &TrainArgs) -> Result<ExitCode, Failure> {
     let devices = devices.transpose().map_err(Failure::usage)?;
     let processes = arguments.processes.map(NonZeroUsize::get);
     let count = devices.as_ref().map(Vec::len).or(processes).unwrap_or(1);
-    match World::from_env().map_err(Failure::usage)? {
+    let world = World::from_env().map_err(Failure::usage)?;
+    match world.filter(|world| world.size > 1) {
         Some(world) if processes.is_some() && !arguments.launched => Err(Failure::usage(anyhow!(
             "--processes: {} has started the processes already; leave it out",
             world.launcher

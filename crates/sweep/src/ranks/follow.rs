@@ -22,7 +22,6 @@ pub(crate) fn follow(context: &Context, planned: &Planned, ranks: &Ranks) -> Res
         identity: planned.identity.clone(),
     };
     let mut trainer = Trainer::new(config, inputs)?;
-    ranks.wait_until_open()?;
     trainer.distribute(ranks.training_group(context.device)?)?;
     let start = trainer.steps_done();
     if start >= config.train.steps || !ranks.wait_to_go(start)? {
@@ -31,11 +30,15 @@ pub(crate) fn follow(context: &Context, planned: &Planned, ranks: &Ranks) -> Res
     let mut batches = open_stream(context, planned, (tokens, latents), trainer.cursor())?;
     loop {
         let step = trainer.steps_done();
-        let is_told = step > start && config.evaluate.is_due(step);
-        if step >= config.train.steps
-            || trainer.stop_after().is_some_and(|last| step >= last)
-            || (is_told && !ranks.wait_to_go(step)?)
-        {
+        if step >= config.train.steps {
+            break;
+        }
+        // After an evaluation, rank 0 alone decides.
+        let stops = match step > start && config.evaluate.is_due(step) {
+            true => !ranks.wait_to_go(step)?,
+            false => trainer.stop_after().is_some_and(|last| step >= last),
+        };
+        if stops {
             break;
         }
         if context.is_interrupted() {

@@ -1,9 +1,9 @@
 //! Several processes that train one model.
 //!
-//! They meet in a store, compare what they are about to do ([`Ranks::compare`]), and then share each batch. Rank 0 runs
-//! the cell as a single process does: it writes the folder, evaluates and measures. The others [`follow`]. Their steps are
+//! They meet in a store, compare what they are about to do (`Ranks::compare`), and then share each batch. Rank 0 runs
+//! the cell as a single process does: it writes the folder, evaluates and measures. The others `follow`. Their steps are
 //! tied together by the reduction of the gradients alone. Only where rank 0 may take long, before the first step and after
-//! an evaluation, do the others wait for its word ([`Ranks::go`]).
+//! an evaluation, do the others wait for its word (`Ranks::go`).
 //!
 //! A rank that fails says so in the store ([`Ranks::report`]), so that the reason is printed once: the others fail too,
 //! because they cannot reach it.
@@ -116,8 +116,6 @@ pub struct Ranks {
     host: String,
 }
 
-/// Key that rank 0 sets when the run is open.
-const OPEN: &str = "open";
 /// Name of the group that reduces gradients.
 const TRAINING: &str = "training";
 /// Name of the group that reads the data.
@@ -191,14 +189,21 @@ impl Ranks {
         Ok(())
     }
 
-    /// Waits until all ranks have called this.
-    pub(crate) fn meet(&self) -> Result<(), RanksError> {
-        self.store.set(&present(self.world.rank), &[])?;
+    /// Waits until all ranks have come to the `place`, at most for `timeout`. A group is only connected after this: a rank
+    /// that fails before is noticed here, but not by a group that waits for it.
+    pub(crate) fn meet(&self, place: &str, timeout: Option<Duration>) -> Result<(), RanksError> {
+        let key = |rank: usize| format!("{place}/{rank}");
+        self.store.set(&key(self.world.rank), &[])?;
         for rank in 0..self.world.size {
-            let found = self.wait(&present(rank), Some(START_TIMEOUT))?;
+            let found = self.wait(&key(rank), timeout)?;
             found.ok_or(RanksError::Absent { rank })?;
         }
         Ok(())
+    }
+
+    /// Waits until all ranks of a sweep have planned its cells.
+    pub(crate) fn meet_to_sweep(&self) -> Result<(), RanksError> {
+        self.meet("planned", Some(START_TIMEOUT))
     }
 
     fn intent(&self, rank: usize) -> Result<Intent, RanksError> {
@@ -217,29 +222,21 @@ impl Ranks {
         }
     }
 
-    /// Connects the ranks for the reduction of gradients on `device`.
-    pub(crate) fn training_group(&self, device: Device) -> Result<ProcessGroup, TorchError> {
+    /// Connects the ranks for the reduction of gradients on `device`, when all are ready: rank 0 when the run is open, the
+    /// others when they have loaded what they need.
+    pub(crate) fn training_group(&self, device: Device) -> Result<ProcessGroup, RanksError> {
+        self.meet("ready", None)?;
         let (store, world) = (&self.store, &self.world);
-        match device {
-            Device::Cuda(_) => ProcessGroup::nccl(store, world, TRAINING, device, STEP_TIMEOUT),
-            _ => ProcessGroup::gloo(store, world, TRAINING, STEP_TIMEOUT),
-        }
+        Ok(match device {
+            Device::Cuda(_) => ProcessGroup::nccl(store, world, TRAINING, device, STEP_TIMEOUT)?,
+            _ => ProcessGroup::gloo(store, world, TRAINING, STEP_TIMEOUT)?,
+        })
     }
 
     /// Connects the ranks as readers of one data stream.
     pub(crate) fn peers(&self) -> Result<GroupPeers, TorchError> {
         let group = ProcessGroup::gloo(&self.store, &self.world, DATA, STEP_TIMEOUT)?;
         Ok(GroupPeers(group))
-    }
-
-    /// Tells the others, as rank 0, that the run is open.
-    pub(crate) fn opened(&self) -> Result<(), TorchError> {
-        self.store.set(OPEN, &[])
-    }
-
-    /// Waits until rank 0 has opened the run.
-    pub(crate) fn wait_until_open(&self) -> Result<(), RanksError> {
-        self.wait(OPEN, None).map(drop)
     }
 
     /// Tells the others, as rank 0, whether they continue after `step`.
@@ -298,8 +295,9 @@ impl Ranks {
     /// # Errors
     /// The failure of another rank.
     pub fn report(&self, reason: String, code: u8) -> Result<RankFailure, RankFailure> {
-        // The end of another rank may be the reason. That rank then has the first word.
-        let is_consequence = Reason(reason.clone()).is_of_ranks();
+        // The end of another rank may be the reason. That rank then has the first word. If all ranks fail alike, as at a
+        // loss that is not finite, rank 0 says more.
+        let is_consequence = !self.is_first() || Reason(reason.clone()).is_of_ranks();
         let own = RankFailure {
             rank: self.world.rank,
             host: self.host.clone(),
@@ -351,10 +349,6 @@ fn claim(store: &Store, failure: &RankFailure) -> Result<Option<RankFailure>, To
 
 fn intent_of(rank: usize) -> String {
     format!("intent/{rank}")
-}
-
-fn present(rank: usize) -> String {
-    format!("present/{rank}")
 }
 
 fn go_after(step: u64) -> String {
