@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
 use terminal::errln;
@@ -50,6 +51,9 @@ pub(crate) struct Progress {
     output: Output,
     last_shown: Mutex<Instant>,
     cells: usize,
+    /// Number of cells that have ended.
+    ended: AtomicUsize,
+    started: Instant,
 }
 
 enum Output {
@@ -74,7 +78,9 @@ impl Progress {
             true => {
                 let bars = MultiProgress::new();
                 let total = ProgressBar::new(cells as u64)
-                    .with_style(style("{prefix} {pos}/{len} cells  {elapsed_precise}"))
+                    .with_style(style(
+                        "{prefix} {pos}/{len} cells  {elapsed_precise}  {eta} left",
+                    ))
                     .with_prefix("sweep");
                 Output::Bars {
                     total: bars.add(total),
@@ -88,6 +94,8 @@ impl Progress {
             output,
             last_shown: Mutex::new(Instant::now()),
             cells,
+            ended: AtomicUsize::new(0),
+            started: Instant::now(),
         }
     }
 
@@ -95,8 +103,7 @@ impl Progress {
     pub(crate) fn of_worker() -> Self {
         Self {
             output: Output::Messages,
-            last_shown: Mutex::new(Instant::now()),
-            cells: 0,
+            ..Self::new(0)
         }
     }
 
@@ -170,15 +177,38 @@ impl Progress {
         if is_minor && !self.is_due(interval) {
             return;
         }
+        let ends = matches!(update, Update::Done { .. } | Update::DoneElsewhere { .. });
+        let ended = match ends {
+            true => self.ended.fetch_add(1, Ordering::Relaxed) + 1,
+            false => 0,
+        };
         match &self.output {
             Output::Bars {
                 bars,
                 total,
                 of_cells,
             } => show_bars(update, bars, total, &mut lock(of_cells)),
-            Output::Lines => show_lines(update),
+            Output::Lines => {
+                show_lines(update);
+                if ends && self.cells > 1 {
+                    errln!("{ended}/{} cells{}", self.cells, self.time_left(ended));
+                }
+            }
             Output::Messages => self.send(&Answer::Progress(update)),
             Output::Nothing => {}
+        }
+    }
+
+    /// An estimate of the time left, from the time that `ended` cells took.
+    fn time_left(&self, ended: usize) -> String {
+        let open = self.cells.saturating_sub(ended);
+        match open {
+            0 => String::new(),
+            _ => left(
+                self.started
+                    .elapsed()
+                    .mul_f64(open as f64 / ended.max(1) as f64),
+            ),
         }
     }
 
@@ -279,11 +309,23 @@ fn show_lines(update: Update) {
             steps,
             loss,
             rate,
-        } => errln!("{cell}: step {step}/{steps}  {}", speed(loss, rate)),
+        } => {
+            let open = steps.saturating_sub(step) as f64 / rate;
+            let left = match Duration::try_from_secs_f64(open) {
+                Ok(open) if step < steps => left(open),
+                _ => String::new(),
+            };
+            errln!("{cell}: step {step}/{steps}  {}{left}", speed(loss, rate));
+        }
         Update::Stage { cell, stage } => errln!("{cell}: {stage}"),
         Update::Done { cell, line } => errln!("{cell}: {line}"),
         Update::DoneElsewhere { line } | Update::Line { line } => errln!("{line}"),
     }
+}
+
+/// The text of a time left.
+fn left(time: Duration) -> String {
+    format!(", {} left", HumanDuration(time))
 }
 
 fn speed(loss: Option<f64>, rate: f64) -> String {
@@ -293,4 +335,20 @@ fn speed(loss: Option<f64>, rate: f64) -> String {
 
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_left_follows_from_the_cells_that_have_ended() {
+        let hours_ago = |hours: u64| Progress {
+            started: Instant::now() - Duration::from_secs(3600 * hours),
+            ..Progress::new(10)
+        };
+        assert_eq!(hours_ago(4).time_left(4), ", 6 hours left");
+        assert_eq!(hours_ago(4).time_left(8), ", 60 minutes left");
+        assert_eq!(hours_ago(4).time_left(10), "");
+    }
 }
